@@ -1,0 +1,236 @@
+#!/bin/sh
+# Phase 1 of 3: puts DragonFlyBSD on the blank disk da0. Runs on the live CD, called by rc.d/pfi as /mnt/phase1.sh with the
+# phase disc on /mnt; needs no network.
+#
+# In this order: the phase disc's files are copied away, because /mnt becomes the new disk's mount point; the disk gets one
+# slice with a UFS /boot (the boot blocks read it), swap, and a HAMMER2 root; the system comes from a second, untouched copy
+# of the installer's CD, because the running one has memory file systems over /etc, /var and /root; then the settings, the
+# keys and the accounts; last rc.d/pfi, so that the next boots look for the discs of phases 2 and 3, however often.
+#
+# A second run starts over with an empty disk, so nothing of a failed one is in its way.
+set -eu
+umask 022
+PATH=/sbin:/bin:/usr/sbin:/usr/bin
+export PATH
+phase=1
+
+# shared:phase
+# Every phase names its steps, ends in a bare line that says how it went, and powers off either way: the boot would go on to
+# a login prompt, and nobody is there to log in. PFI_POWEROFF=no is for a phase run by hand or over ssh.
+current=start
+complete=no
+
+step() { # NUMBER TEXT
+    current=$2
+    printf 'STEP %s: %s\n' "$1" "$2"
+}
+
+die() { # WHAT-HAPPENED
+    printf '%s\n' "$*" >&2
+    exit 1
+}
+
+finish() {
+    trap - EXIT HUP INT TERM
+    sync
+    if [ "$complete" = yes ]; then
+        printf '\nDONE WITH PHASE %s.\n' "$phase"
+    else
+        printf '\nPHASE %s FAILED: %s\n' "$phase" "$current"
+    fi
+    if [ "${PFI_POWEROFF:-yes}" != no ]; then
+        poweroff || true
+        sleep 86400 # poweroff returns at once; a script that ended now would let the boot go on meanwhile
+    fi
+    [ "$complete" = yes ] || exit 1
+    exit 0
+}
+trap finish EXIT
+trap 'exit 1' HUP INT TERM
+# end shared:phase
+
+# shared:conf
+conf() { # KEY [DEFAULT]: its value in vm.conf
+    value=$(sed -n "s/^$1=//p" "$data/vm.conf")
+    value=${value:-${2-}}
+    [ -n "$value" ] || die "vm.conf has no $1"
+    printf '%s\n' "$value"
+}
+# end shared:conf
+
+# shared:ensure_line
+ensure_line() { # FILE LINE: appends the line unless it is there; the file's last line may lack its newline
+    if [ -f "$1" ] && grep -qxF -e "$2" "$1"; then
+        return 0
+    fi
+    if [ -s "$1" ] && [ -n "$(tail -c 1 "$1")" ]; then
+        printf '\n' >>"$1"
+    fi
+    printf '%s\n' "$2" >>"$1"
+}
+# end shared:ensure_line
+
+# shared:keys
+# The key that may log in is added to those that are there; the host key is the one that the other side already knows.
+install_keys() { # ROOT, empty for the running system
+    mkdir -p "$1/root/.ssh"
+    while IFS= read -r key || [ -n "$key" ]; do
+        [ -z "$key" ] || ensure_line "$1/root/.ssh/authorized_keys" "$key"
+    done <"$data/authorized_keys"
+    chmod go-w "$1/root"
+    chmod 0700 "$1/root/.ssh"
+    chmod 0600 "$1/root/.ssh/authorized_keys"
+    install -m 0600 "$data/hostkey" "$1/etc/ssh/ssh_host_ed25519_key"
+    install -m 0644 "$data/hostkey.pub" "$1/etc/ssh/ssh_host_ed25519_key.pub"
+    derived=$(ssh-keygen -y -f "$1/etc/ssh/ssh_host_ed25519_key" | awk '{ print $2 }')
+    given=$(awk '{ print $2 }' "$1/etc/ssh/ssh_host_ed25519_key.pub")
+    if [ -z "$derived" ] || [ "$derived" != "$given" ]; then
+        die 'hostkey and hostkey.pub do not belong together'
+    fi
+}
+# end shared:keys
+
+# shared:has_password
+has_password() { # MASTER.PASSWD: root's field holds a hash; the shortest kind has 13 characters, "*" means none
+    awk -F: '$1 == "root" && length($2) > 12 { found = 1 } END { exit !found }' "$1"
+}
+# end shared:has_password
+
+await() { # DEVICE: a node of the disk may appear a moment after the label that describes it
+    waited=0
+    until [ -e "/dev/$1" ]; do
+        [ "$waited" -lt 30 ] || die "/dev/$1 did not appear within 30 s"
+        sleep 1
+        waited=$((waited + 1))
+    done
+}
+
+step 1 'look at the machine'
+if mount | grep -q '^[^ ]*da0s'; then
+    die 'da0 is in use: this script erases it, and only runs on the live CD'
+fi
+await da0
+ifconfig vtnet0 >/dev/null || die 'no network interface vtnet0: the VM needs a virtio network card'
+
+step 2 'keep the files of the phase disc in memory'
+data=/root/pfi
+mkdir -p "$data"
+chmod 0700 "$data"
+for file in vm.conf authorized_keys hostkey hostkey.pub; do
+    [ -s "/mnt/$file" ] || die "the phase disc has no $file"
+    cp "/mnt/$file" "$data/$file"
+done
+hostname=$(conf VM_HOSTNAME)
+address=$(conf VM_ADDRESS)
+netmask=$(conf VM_NETMASK)
+gateway=$(conf VM_GATEWAY)
+dns=$(conf VM_DNS)
+password=$(conf VM_ROOT_PASSWORD)
+
+step 3 'partition the disk'
+fdisk -IB /dev/da0
+await da0s1
+disklabel -r -w -B /dev/da0s1 auto
+disklabel da0s1 >/tmp/label
+printf '%s\n' 'a: 1G 0 4.2BSD' 'b: 2G * swap' 'd: * * HAMMER2' >>/tmp/label
+disklabel -R -r da0s1 /tmp/label
+await da0s1a
+await da0s1b
+await da0s1d
+
+step 4 'make the file systems'
+newfs /dev/da0s1a
+newfs_hammer2 -L ROOT /dev/da0s1d
+mount -t hammer2 /dev/da0s1d /mnt
+mkdir /mnt/boot /mnt/mnt
+mount -t ufs /dev/da0s1a /mnt/boot
+
+step 5 'find the second copy of the installer CD'
+# cd2 by the order in which the drives are attached; the others in case they are numbered differently. A drive that is in
+# use (the running CD, the phase disc) refuses to be mounted again.
+iso=
+for cd in cd2 acd2 cd3 acd3 cd1 acd1 cd0 acd0; do
+    [ -e "/dev/$cd" ] || continue
+    mount_cd9660 "/dev/$cd" /mnt/mnt || continue
+    if [ -x /mnt/mnt/sbin/init ] && [ -d /mnt/mnt/boot ] && [ -f /mnt/mnt/etc/rc.conf ]; then
+        iso=$cd
+        break
+    fi
+    umount /mnt/mnt
+done
+[ -n "$iso" ] || die 'no drive holds a copy of the installer CD that is not in use'
+
+step 6 "copy the system from $iso"
+# cpdup does not cross into another file system on either side, hence /boot by itself. -i0 and -s0: it asks nothing.
+cpdup -i0 -s0 /mnt/mnt/boot /mnt/boot
+cpdup -i0 -s0 /mnt/mnt /mnt
+umount /mnt/mnt
+for file in boot/loader boot/kernel sbin/init etc/rc etc/rc.d/pfi etc/ssh/sshd_config etc/master.passwd; do
+    [ -e "/mnt/$file" ] || die "/$file is missing on the new disk"
+done
+
+step 7 'remove what belongs to the CD only'
+rm -f /mnt/README* /mnt/autorun* /mnt/index.html /mnt/dflybsd.ico /mnt/boot.catalog
+rm -rf /mnt/rr_moved /mnt/etc.hdd
+printf 'Welcome to DragonFly!\n\n' >/mnt/etc/issue # the CD's tells people to log in as installer
+
+step 8 'set up booting from the disk'
+# The CD's loader.conf looks for the root file system on a CD. autoboot_delay: 0 would mean the default of 10 s.
+cat >/mnt/boot/loader.conf <<'CONF'
+vfs.root.mountfrom=hammer2:da0s1d
+console=comconsole
+autoboot_delay=1
+CONF
+# Tests look at processes through /proc; swap lets their tmpfs mounts be larger than the memory.
+cat >/mnt/etc/fstab <<'CONF'
+da0s1a	/boot	ufs	rw	1	1
+da0s1b	none	swap	sw	0	0
+da0s1d	/	hammer2	rw	1	1
+proc	/proc	procfs	rw	0	0
+CONF
+
+step 9 'set up the network and the services'
+# A fixed address: the user-mode network of QEMU always hands out this one, and a lease costs time at every boot.
+cat >/mnt/etc/rc.conf <<CONF
+hostname="$hostname"
+ifconfig_vtnet0="inet $address netmask $netmask"
+defaultrouter="$gateway"
+sshd_enable="YES"
+dntpd_enable="YES"
+CONF
+rm -f /mnt/etc/resolv.conf
+printf 'nameserver %s\n' "$dns" >/mnt/etc/resolv.conf
+# A panic reboots after a while instead of waiting for somebody at the debugger's prompt.
+ensure_line /mnt/etc/sysctl.conf debug.debugger_on_panic=0
+
+step 10 'let the key in, and nothing else'
+install_keys /mnt
+shipped=$(awk 'tolower($1) == "passwordauthentication" { print tolower($2); exit }' /mnt/etc/ssh/sshd_config)
+[ "$shipped" = no ] || die "sshd would take passwords: its configuration says PasswordAuthentication ${shipped:-nothing}"
+# On the CD root's password is empty, and so is that of "installer", a second root.
+if grep -q '^installer:' /mnt/etc/master.passwd; then
+    pw -V /mnt/etc userdel installer
+fi
+printf '%s\n' "$password" | pw -V /mnt/etc usermod root -h 0
+bad=$(awk -F: '!/^#/ && NF > 6 && ($2 == "" || $1 == "installer") { print $1 }' /mnt/etc/master.passwd)
+[ -z "$bad" ] || die "accounts that need no password are left:" "$bad"
+has_password /mnt/etc/master.passwd || die "root's password was not set"
+
+step 11 'have the next boots look for phases 2 and 3'
+# rc.d/pfi looks for a disc only if there is no /etc/pfi.conf, and always leaves one. The line goes before the first command,
+# below the comments that rcorder reads.
+awk '!found && !/^[[:space:]]*(#|$)/ { print "rm -f /etc/pfi.conf"; found = 1 } { print }' /mnt/etc/rc.d/pfi >/tmp/pfi
+cat /tmp/pfi >/mnt/etc/rc.d/pfi # keeps owner and mode
+rm -f /mnt/etc/pfi.conf
+grep -qx 'rm -f /etc/pfi.conf' /mnt/etc/rc.d/pfi || die '/etc/rc.d/pfi could not be changed'
+sh -n /mnt/etc/rc.d/pfi || die '/etc/rc.d/pfi is no script any more'
+[ -x /mnt/etc/rc.d/pfi ] || die '/etc/rc.d/pfi is not executable'
+
+step 12 'write everything to the disk'
+sync
+umount /mnt/boot
+umount /mnt
+if mount | grep -q '^[^ ]*da0s'; then
+    die 'the new disk is still mounted'
+fi
+complete=yes
