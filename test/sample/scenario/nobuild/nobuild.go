@@ -1,0 +1,8 @@
+//go:build scenario
+
+// Package nobuild does not compile.
+package nobuild
+
+func number() int {
+	return "not a number"
+}
