@@ -1,0 +1,1697 @@
+///usr/bin/env jbang "$0" "$@" ; exit $?
+//DESCRIPTION Install DragonFlyBSD into a VM with zero interaction, in three phases
+//JAVA 17+
+//DEPS info.picocli:picocli:4.7.7
+//DEPS org.zeroturnaround:zt-exec:1.13.0
+//DEPS com.grack:nanojson:1.10
+//DEPS com.github.stephenc.java-iso-tools:iso9660-writer:2.1.0
+//DEPS org.slf4j:slf4j-nop:2.0.17 // zt-exec logs; without a binding slf4j warns on stderr
+
+import static java.nio.charset.StandardCharsets.ISO_8859_1;
+import static java.nio.charset.StandardCharsets.UTF_8;
+
+import com.github.stephenc.javaisotools.iso9660.ConfigException;
+import com.github.stephenc.javaisotools.iso9660.ISO9660File;
+import com.github.stephenc.javaisotools.iso9660.ISO9660RootDirectory;
+import com.github.stephenc.javaisotools.iso9660.impl.CreateISO;
+import com.github.stephenc.javaisotools.iso9660.impl.ISO9660Config;
+import com.github.stephenc.javaisotools.iso9660.impl.ISOImageFileHandler;
+import com.github.stephenc.javaisotools.rockridge.impl.RockRidgeConfig;
+import com.github.stephenc.javaisotools.sabre.HandlerException;
+import com.github.stephenc.javaisotools.sabre.impl.ByteArrayDataReference;
+import com.grack.nanojson.JsonObject;
+import com.grack.nanojson.JsonParser;
+import com.grack.nanojson.JsonParserException;
+import com.grack.nanojson.JsonWriter;
+import com.sun.management.OperatingSystemMXBean;
+import java.io.BufferedReader;
+import java.io.ByteArrayInputStream;
+import java.io.IOException;
+import java.io.InputStream;
+import java.io.InputStreamReader;
+import java.io.OutputStream;
+import java.io.PrintStream;
+import java.lang.management.ManagementFactory;
+import java.net.InetAddress;
+import java.net.InetSocketAddress;
+import java.net.ServerSocket;
+import java.net.Socket;
+import java.net.UnixDomainSocketAddress;
+import java.nio.ByteBuffer;
+import java.nio.channels.Channels;
+import java.nio.channels.FileChannel;
+import java.nio.channels.SocketChannel;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.StandardCopyOption;
+import java.nio.file.StandardOpenOption;
+import java.nio.file.attribute.PosixFilePermissions;
+import java.security.DigestInputStream;
+import java.security.MessageDigest;
+import java.security.NoSuchAlgorithmException;
+import java.security.SecureRandom;
+import java.time.Duration;
+import java.time.Instant;
+import java.util.ArrayDeque;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.Comparator;
+import java.util.Deque;
+import java.util.HashMap;
+import java.util.HexFormat;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Objects;
+import java.util.OptionalLong;
+import java.util.SortedMap;
+import java.util.TreeMap;
+import java.util.TreeSet;
+import java.util.concurrent.BlockingQueue;
+import java.util.concurrent.Callable;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.Executor;
+import java.util.concurrent.LinkedBlockingQueue;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.TimeoutException;
+import java.util.function.BooleanSupplier;
+import java.util.function.Consumer;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
+import java.util.stream.Collectors;
+import java.util.stream.Stream;
+import org.zeroturnaround.exec.ProcessExecutor;
+import org.zeroturnaround.exec.ProcessResult;
+import org.zeroturnaround.exec.stream.LogOutputStream;
+import picocli.CommandLine;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Model.CommandSpec;
+import picocli.CommandLine.Model.OptionSpec;
+import picocli.CommandLine.Option;
+import picocli.CommandLine.ParameterException;
+import picocli.CommandLine.Parameters;
+import picocli.CommandLine.ScopeType;
+import picocli.CommandLine.Spec;
+import picocli.CommandLine.UnmatchedArgumentException;
+
+/**
+ * Installs DragonFlyBSD into a VM, unattended.
+ *
+ * <ol>
+ * <li>Finds the installer ISO and the three phase scripts, makes the VM's keys, and sees which phase is the first whose inputs
+ *     changed since it was done.
+ * <li>For each phase from there on: writes a CD with the script (the guest's rc.d/pfi runs it at boot), boots the installer
+ *     (phase 1) or the disk, watches the serial console, and freezes the disk once the script has said DONE and the guest has
+ *     powered off.
+ * <li>Flattens the last disk, boots it once through a throw-away overlay, asks it over ssh for its tools' versions, and moves
+ *     it into place as the clean disk.
+ * </ol>
+ *
+ * Reads {@code dfly-<version>.iso}, {@code <name>.pid} and {@code ssh_config} in VM_DIR. Writes {@code <name>.install/},
+ * {@code <name>.ssh/} and {@code <name>-clean.qcow2}; removes {@code <name>.qcow2} and {@code <name>.snapshots/} of an older
+ * installation. What is not finished is called {@code .part}: a kill -9 leaves nothing that the next run trips on.
+ */
+@Command(name = "vm-auto-install", mixinStandardHelpOptions = true, version = "1", sortOptions = false,
+        description = {"Install DragonFlyBSD into a VM with zero interaction, in three phases", "",
+            "It starts at the first phase whose script, settings or inputs changed since that phase was done.", ""},
+        footer = {"", "Examples:", "  vm-auto-install                 install, or go on with a broken installation",
+            "  vm-auto-install --from 3 --yes  phase 3 again, and replace the VM", "",
+            "Exit codes: 0 done, or nothing to do; 1 a phase failed; 2 usage, or replacing the VM was not confirmed; 69 ISO, QEMU or",
+            "phase scripts are missing, the VM runs or is locked, the guest panicked, QEMU died; 124 a time limit."})
+final class VmAutoInstall implements Callable<Integer> {
+    static final List<String> SCRIPTS = List.of("phase1-install.sh", "phase2-update.sh", "phase3-provision.sh");
+    static final List<String> TOOLS = List.of("go", "bash", "git", "rsync", "curl", "wget", "doas", "gmake");
+    private static final int LAST = SCRIPTS.size();
+    private static final String QEMU = "qemu-system-x86_64";
+    private static final String PANIC = "the kernel panicked";
+    private static final String NO_ROOT = "the kernel cannot mount its root file system";
+
+    @Spec
+    CommandSpec spec;
+
+    @Option(names = "--from", paramLabel = "N", description = "Start at phase N; those before it are taken as they are.")
+    int from;
+
+    @Option(names = "--to", paramLabel = "N", description = "End after phase N; only phase 3, the default, changes the VM.")
+    int to = LAST;
+
+    @Option(names = "--force", description = "All phases again.")
+    boolean force;
+
+    @Option(names = "--yes", description = "Replace an installed VM, its disk and its snapshots, without asking.")
+    boolean yes;
+
+    @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = ScopeType.INHERIT,
+            paramLabel = "DIR", description = "Where everything about the VMs lies (VM_DIR; default: ${DEFAULT-VALUE}).")
+    void setVmDir(String value) {
+        vmDir = userPath(value);
+    }
+
+    Path vmDir;
+
+    @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = ScopeType.INHERIT, paramLabel = "NAME",
+            description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
+    String name;
+
+    @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2", scope = ScopeType.INHERIT,
+            paramLabel = "VERSION", description = "The release (DFLY_VERSION; default: ${DEFAULT-VALUE}).")
+    String version;
+
+    @Option(names = "--image", descriptionKey = "VM_IMAGE", scope = ScopeType.INHERIT, paramLabel = "ISO",
+            description = "A local installer ISO instead of VM_DIR/dfly-VERSION.iso (VM_IMAGE).")
+    String image;
+
+    @Option(names = "--phases", descriptionKey = "VM_PHASES", scope = ScopeType.INHERIT, paramLabel = "DIR",
+            description = "The phase scripts (VM_PHASES; default: the nearest phases/ upwards that holds all three).")
+    String phasesDir;
+
+    @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "20G", scope = ScopeType.INHERIT, paramLabel = "SIZE",
+            description = "Of the VM's sparse disk (VM_DISK_SIZE; default: ${DEFAULT-VALUE}).")
+    String diskSize;
+
+    @Option(names = "--memory", descriptionKey = "VM_MEMORY", scope = ScopeType.INHERIT, paramLabel = "SIZE",
+            description = "Of the VM (VM_MEMORY; default: a quarter of this machine's within 2G-8G).")
+    String memory;
+
+    @Option(names = "--cpus", descriptionKey = "VM_CPUS", scope = ScopeType.INHERIT, paramLabel = "N",
+            description = "Of the VM (VM_CPUS; default: half of this machine's within 2-4).")
+    Integer cpus;
+
+    @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", scope = ScopeType.INHERIT, paramLabel = "NAME",
+            description = "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}, which believes a probe).")
+    String accel;
+
+    @Option(names = "--cpu", descriptionKey = "VM_CPU", scope = ScopeType.INHERIT, paramLabel = "MODEL",
+            description = "QEMU's CPU model (VM_CPU; default: kvm Broadwell-v4,+hypervisor,pmu=off; hvf host; tcg qemu64).")
+    String cpu;
+
+    @Option(names = "--qemu-args", descriptionKey = "VM_QEMU_ARGS", defaultValue = "", scope = ScopeType.INHERIT, paramLabel = "ARGS",
+            description = "Appended to QEMU's arguments, split like a shell does (VM_QEMU_ARGS).")
+    String qemuArgs;
+
+    @Option(names = "--dports-clone", descriptionKey = "VM_DPORTS_CLONE", defaultValue = "no", fallbackValue = "yes", arity = "0..1",
+            scope = ScopeType.INHERIT, paramLabel = "yes|no", description = "Clone DPorts into /usr/dports (VM_DPORTS_CLONE; default: no).")
+    String dportsClone;
+
+    @Option(names = "--time-limit", descriptionKey = "VM_TIME_LIMIT", scope = ScopeType.INHERIT, paramLabel = "MINUTES",
+            description = "For each phase; its console may be silent a sixth of that (VM_TIME_LIMIT; default: 60, emulated 240).")
+    Integer timeLimit;
+
+    @Option(names = "-v", scope = ScopeType.INHERIT, description = "Echo every external command.")
+    boolean verbose;
+
+    public static void main(String... args) {
+        System.exit(commandLine().execute(args));
+    }
+
+    static CommandLine commandLine() {
+        return commandLine(new VmAutoInstall(), Settings.read(System.getenv(), Path.of("")));
+    }
+
+    @Override
+    public Integer call() throws Exception {
+        if (from < 0 || to < 1 || to > LAST || from > to) {
+            throw new VmException(2, "--from and --to take phases 1 to " + LAST + ", in this order");
+        }
+        checkSettings();
+        List<Path> scripts = findScripts();
+        Path iso = installer();
+        return locked("vm-auto-install", () -> {
+            JsonObject ledger = readLedger();
+            List<Phase> phases = phases(scripts, iso, ledger);
+            boolean clean = Files.exists(file("-clean.qcow2"));
+            String staleClean = clean ? staleClean(phases, ledger.getObject("installed").getObject("inputs")) : "";
+            if (clean && staleClean.isEmpty() && !force && from == 0 && to == LAST) {
+                say(name + " is installed, and nothing it was made from has changed (again: vm-auto-install --force)");
+                return file("-clean.qcow2");
+            }
+            Start start = start(phases, ledger.getObject("phases"));
+            say(staleClean
+                    + (start.phase > to ? "phases 1 to " + to + " are done" : "starting at phase " + start.phase + ", " + start.why));
+            if (to == LAST) {
+                confirmReplacing();
+            }
+            Machine machine = machine();
+            for (Phase phase : phases.subList(Math.min(start.phase - 1, to), to)) {
+                Path cd = installDir().resolve("phase" + phase.number + ".iso");
+                try {
+                    writeIso(cd, phase.disc);
+                    run(phase, iso, cd, machine, ledger);
+                } finally {
+                    Files.deleteIfExists(cd); // the root password is on it
+                }
+            }
+            return to < LAST ? phaseDisk(to) : putInPlace(phases, iso, machine, ledger);
+        });
+    }
+
+    @Command(name = "make-iso", sortOptions = false, description = {"Write the CD of a phase, as the guest's rc.d/pfi looks for it", "",
+        "It holds pfi.conf, the script as phaseN.sh, and the files of DATA_DIR: by default this VM's keys, root password and vm.conf.", ""},
+            footer = {"", "Example: vm-auto-install make-iso phases/phase1-install.sh /tmp/p1.iso", "",
+                "Only its owner may read the CD. Exit codes: 0 done; 2 the script or a file's name does not fit."})
+    int makeIso(@Parameters(paramLabel = "SCRIPT", description = "An executable sh script.") Path script,
+            @Parameters(paramLabel = "OUT", description = "The ISO to write.") Path out,
+            @Parameters(paramLabel = "DATA_DIR", arity = "0..1", description = "A directory of plain files.") Path data) throws Exception {
+        checkSettings();
+        if (data == null) {
+            return locked("vm-auto-install make-iso", () -> writeIso(out.toAbsolutePath(), discOf(script, ownData())));
+        }
+        SortedMap<String, byte[]> files = new TreeMap<>();
+        try (Stream<Path> listed = Files.list(data)) {
+            for (Path file : listed.toList()) {
+                files.put(discName(file), Files.readAllBytes(file));
+            }
+        } catch (IOException unreadable) {
+            throw new VmException(2, data + " must be a directory of plain files (" + unreadable + ")");
+        }
+        spec.commandLine().getOut().println(writeIso(out.toAbsolutePath(), discOf(script, files)));
+        return 0;
+    }
+
+    @Command(name = "run-phase", sortOptions = false, description = {"Run one phase from a CD that make-iso wrote", "",
+        "Phase 1 boots the installer with a blank disk, a later one the disk of the phase before. The new disk is kept: "
+            + "vm-auto-install --from N+1 goes on from it.", ""},
+            footer = {"", "Example: vm-auto-install run-phase 1 /tmp/p1.iso", "", "Exit codes: those of vm-auto-install."})
+    int runPhase(@Parameters(paramLabel = "N", description = "1, 2 or 3.") int number,
+            @Parameters(paramLabel = "ISO", description = "The phase's CD.") Path disc,
+            @Option(names = "--dry-run", description = "Print what would be run, shell-quoted, and do nothing.") boolean dryRun)
+            throws Exception {
+        if (number < 1 || number > LAST) {
+            throw new VmException(2, "there is no phase " + number + ", only 1 to " + LAST);
+        }
+        checkSettings();
+        Path iso = number == 1 ? installer() : null;
+        Path cd = disc.toAbsolutePath();
+        checkIso(cd, "the phase's CD is missing: ");
+        if (number > 1 && !Files.exists(phaseDisk(number - 1))) {
+            throw new VmException(69, "phase " + (number - 1) + " has left no disk, run it first: " + phaseDisk(number - 1));
+        }
+        if (dryRun) {
+            spec.commandLine().getOut().println(shellQuoted(createDisk(part(number), number, diskSize)));
+            spec.commandLine().getOut().println(shellQuoted(phaseCommand(machine(), number, iso, cd)));
+            return 0;
+        }
+        Phase phase = new Phase(number, null, new TreeMap<>(Map.of("the CD of run-phase", cd.toString())));
+        return locked("vm-auto-install run-phase " + number, () -> run(phase, iso, cd, machine(), readLedger()));
+    }
+
+    @Command(name = "provision", description = {"Do phase 3's work again, over ssh, in the running VM", "",
+        "After a change to phase3-provision.sh: vm-ctl restore, vm-ctl start, vm-auto-install provision, vm-ctl snapshot clean.", ""},
+            footer = {"", "Exit codes: 0 done; 1 the script failed; 3 the VM is not running; 69 no ssh, or no script; 124 the time limit."})
+    int provision() throws Exception {
+        checkSettings();
+        Path script = findScripts().get(LAST - 1);
+        if (livePid(file(".pid")).isEmpty()) {
+            throw new VmException(3, "VM " + name + " is not running; start it: vm-ctl start");
+        }
+        return locked("vm-auto-install provision", () -> {
+            Watcher watcher = new Watcher(LAST);
+            int code = feed(limit("tcg"), vmDir, List.of("ssh", "-F", vmDir.resolve("ssh_config").toString(), name, "sh -s"),
+                    guestScript(discOf(script, ownData())), line -> {
+                        watcher.feed((line + "\n").getBytes(UTF_8));
+                        say(line);
+                    });
+            if (code == 255) {
+                throw new VmException(69, "ssh to " + name + " failed; its console says:\n" + quoted(tail(file(".console.log"))));
+            } else if (code != 0 || !watcher.done) {
+                throw new VmException(1, "phase " + LAST + " failed at " + watcher.where() + " (exit code " + code + "), see above");
+            }
+            say("provisioned; to keep it as the clean state: vm-ctl snapshot clean");
+            return file("-clean.qcow2");
+        });
+    }
+
+    @Command(name = "clean-phases", description = "Remove the phase CDs and whatever is unfinished, with --disks the phases' disks too",
+            footer = {"", "The VM needs neither; without the disks a changed phase 3 begins at phase 1. Exit codes: 0 done; 69 locked."})
+    int cleanPhases(@Option(names = "--disks", description = "The phases' disks too.") boolean disks) throws Exception {
+        checkSettings();
+        return locked("vm-auto-install clean-phases", () -> {
+            if (disks) {
+                JsonObject ledger = readLedger();
+                ledger.remove("phases");
+                saveLedger(ledger);
+                removeFromInstallDir("phase\\d\\.qcow2");
+            }
+            return installDir();
+        });
+    }
+
+    // What is to be done.
+
+    /** A phase and what its result depends on; {@code disc} is null where the CD was made elsewhere. */
+    record Phase(int number, SortedMap<String, byte[]> disc, SortedMap<String, String> inputs) {}
+
+    record Start(int phase, String why) {}
+
+    record Machine(String accel, String cpu, String memory, int cpus, List<String> more) {}
+
+    /** Runs a command that changes this VM, alone, on a directory without an earlier run's rubbish, and prints the path it returns. */
+    private int locked(String command, Callable<Path> work) throws Exception {
+        privateDirectory(vmDir);
+        FileChannel lock = lock(file(".lock"), command);
+        try (lock) {
+            privateDirectory(installDir());
+            OptionalLong orphan = livePid(pidFile());
+            if (orphan.isPresent()) {
+                say("ending the QEMU of a run that was killed (pid " + orphan.getAsLong() + ")");
+                ProcessHandle.of(orphan.getAsLong()).ifPresent(ProcessHandle::destroyForcibly);
+                ProcessHandle.of(orphan.getAsLong()).ifPresent(process -> process.onExit().orTimeout(10, TimeUnit.SECONDS).join());
+            }
+            removeFromInstallDir(".*\\.(part|iso)");
+            spec.commandLine().getOut().println(work.call());
+            return 0;
+        } catch (IOException failed) {
+            if (("" + failed.getMessage()).contains("No space left on device")) {
+                throw new VmException(1, "the disk that holds " + vmDir + " is full: free some space, or choose another --vm-dir");
+            }
+            throw failed;
+        }
+    }
+
+    private List<Phase> phases(List<Path> scripts, Path iso, JsonObject ledger) throws IOException {
+        SortedMap<String, byte[]> data = ownData();
+        List<Phase> phases = new ArrayList<>();
+        for (int n = 1; n <= LAST; n++) {
+            Phase phase = new Phase(n, discOf(scripts.get(n - 1), data), new TreeMap<>());
+            phase.inputs.put("its script", sha256(phase.disc.get("phase" + n + ".sh")));
+            if (n == 1) {
+                phase.inputs.putAll(Map.of("the installer ISO", sumOf(iso, ledger), "VM_DISK_SIZE", diskSize));
+            }
+            if (n != 2) { // phase 2 uses nothing of the VM's own
+                data.forEach((file, content) -> phase.inputs.put(file, sha256(content)));
+            }
+            phases.add(phase);
+        }
+        phases.get(0).inputs.put("vm.conf", sha256(vmConf(name, "", "").getBytes(UTF_8))); // the rest of it is for phase 3
+        return phases;
+    }
+
+    /** Which inputs are not what they were; empty if none. */
+    static String changed(Map<String, ?> now, Map<String, ?> before) {
+        TreeSet<String> names = new TreeSet<>(now.keySet());
+        names.addAll(before.keySet());
+        names.removeIf(key -> Objects.equals(now.get(key), before.get(key)));
+        return String.join(", ", names);
+    }
+
+    /** Why the clean disk is not what these phases make; empty if it is. */
+    static String staleClean(List<Phase> phases, JsonObject madeFrom) {
+        if (madeFrom.isEmpty()) {
+            return "the clean disk is not from vm-auto-install; ";
+        }
+        return phases.stream().map(phase -> changed(phase.inputs, madeFrom.getObject("" + phase.number))).filter(names -> !names.isEmpty())
+                .findFirst().map(names -> "since the VM was installed, this has changed: " + names + "; ").orElse("");
+    }
+
+    private Start start(List<Phase> phases, JsonObject done) {
+        if (force) {
+            return new Start(1, "--force");
+        } else if (from > 1 && !Files.exists(phaseDisk(from - 1))) {
+            throw new VmException(69, "--from " + from + " needs the disk of the phase before, which is missing: " + phaseDisk(from - 1));
+        } else if (from > 0) {
+            return new Start(from, "--from");
+        }
+        for (Phase phase : phases) {
+            JsonObject before = done.getObject("" + phase.number).getObject("inputs");
+            if (before.isEmpty() || !Files.exists(phaseDisk(phase.number))) {
+                return new Start(phase.number, "it was not done yet");
+            } else if (!changed(phase.inputs, before).isEmpty()) {
+                return new Start(phase.number, changed(phase.inputs, before) + " changed");
+            }
+        }
+        return new Start(LAST + 1, "");
+    }
+
+    /** Asks before anything is replaced that a person may still want. */
+    private void confirmReplacing() throws IOException {
+        OptionalLong pid = livePid(file(".pid"));
+        if (pid.isPresent()) {
+            throw new VmException(69, "VM " + name + " is running (pid " + pid.getAsLong() + "): stop it first: vm-ctl stop");
+        }
+        List<String> lost = new ArrayList<>();
+        if (Files.exists(file("-clean.qcow2"))) {
+            lost.add("its clean disk");
+        }
+        // vm-setup makes a blank disk for an installation by hand
+        if (Files.exists(file(".qcow2")) && json(run(Duration.ofMinutes(1), List.of("qemu-img", "info", "-U", "--output=json",
+                file(".qcow2").toString())).outputUTF8()).getLong("actual-size") > 1 << 20) {
+            lost.add("its disk");
+        }
+        if (Files.isDirectory(file(".snapshots"))) {
+            try (Stream<Path> snapshots = Files.list(file(".snapshots"))) {
+                snapshots.sorted().forEach(snapshot -> lost.add("snapshot " + snapshot.getFileName()));
+            }
+        }
+        String what = "this replaces VM " + name + ": " + String.join(", ", lost);
+        if (lost.isEmpty() || yes) {
+            return;
+        } else if (!onTerminal(0) || !onTerminal(2)) {
+            throw new VmException(2, what + "; confirm it with --yes");
+        }
+        print(what + ". Go on? [y/N] ");
+        String answer = new BufferedReader(new InputStreamReader(System.in, UTF_8)).readLine();
+        if (answer == null || !answer.strip().toLowerCase().startsWith("y")) {
+            throw new VmException(2, "nothing was changed");
+        }
+    }
+
+    // The phases.
+
+    /** Runs a phase. Its disk, and what the ledger says of it, change only after success; disks built on the old one go first. */
+    private Path run(Phase phase, Path iso, Path cd, Machine machine, JsonObject ledger) throws Exception {
+        int n = phase.number;
+        Path log = installDir().resolve("phase" + n + ".log");
+        long started = System.nanoTime();
+        qemuImg(createDisk(part(n), n, diskSize));
+        say("phase " + n + " (its console: tail -f " + shellQuoted(List.of(log.toString())) + ")");
+        try (Guest guest = new Guest(phaseCommand(machine, n, iso, cd), log, new Watcher(n), limit(machine.accel))) {
+            Failure failure = guest.follow(n == 1 ? new Dialogue() : null, () -> false);
+            if (failure != null) {
+                throw guest.report("phase " + n, failure, goOn(n));
+            }
+        }
+        Files.setPosixFilePermissions(part(n), PosixFilePermissions.fromString("r--------"));
+        JsonObject done = ledger.getObject("phases");
+        ledger.put("phases", done);
+        for (int later = n; later <= LAST; later++) {
+            done.remove("" + later);
+        }
+        saveLedger(ledger);
+        for (int later = n + 1; later <= LAST; later++) {
+            Files.deleteIfExists(phaseDisk(later));
+        }
+        Files.move(part(n), phaseDisk(n), StandardCopyOption.ATOMIC_MOVE);
+        done.put("" + n, object("inputs", new JsonObject(phase.inputs), "finished", Instant.now().toString(),
+                "seconds", Duration.ofNanos(System.nanoTime() - started).toMillis() / 1000.0));
+        saveLedger(ledger);
+        say("phase " + n + " done in " + text(Duration.ofNanos(System.nanoTime() - started)));
+        return phaseDisk(n);
+    }
+
+    /** The last disk is flattened, booted once, and asked what is in it; only then it becomes the clean disk. */
+    private Path putInPlace(List<Phase> phases, Path iso, Machine machine, JsonObject ledger) throws Exception {
+        Path flat = installDir().resolve("clean.qcow2.part");
+        say("flattening the disk");
+        qemuImg(List.of("qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", phaseDisk(LAST).toString(), flat.toString()));
+        Files.setPosixFilePermissions(flat, PosixFilePermissions.fromString("r--------"));
+        JsonObject versions = new JsonObject(verify(flat, machine));
+        JsonObject inputs = new JsonObject();
+        JsonObject seconds = new JsonObject();
+        for (Phase phase : phases) {
+            JsonObject done = ledger.getObject("phases").getObject("" + phase.number);
+            inputs.put("" + phase.number, done.getObject("inputs"));
+            seconds.put("" + phase.number, done.getDouble("seconds"));
+        }
+        // Should we be killed before the last line, readLedger tells by the disk's identity whether it got into place.
+        ledger.put("placing", object("version", version, "iso", iso.toString(), "isoSha256", sumOf(iso, ledger),
+                "inputs", inputs, "seconds", seconds, "versions", versions, "accelerator", machine.accel,
+                "finished", Instant.now().toString(), "disk", identity(flat),
+                "qemu", run(Duration.ofSeconds(20), List.of(QEMU, "--version")).outputUTF8().lines().findFirst().orElse("")));
+        saveLedger(ledger);
+        Files.deleteIfExists(file(".qcow2"));
+        deleteTree(file(".snapshots"));
+        Files.move(flat, file("-clean.qcow2"), StandardCopyOption.ATOMIC_MOVE);
+        saveLedger(readLedger());
+        say(name + " is installed: " + versions.getString("uname") + ", " + versions.getString("go") + "; start it: vm-ctl start");
+        return file("-clean.qcow2");
+    }
+
+    /** Boots a disk through a throw-away overlay and has it answer over ssh, with the pinned host key; returns its tools' versions. */
+    private Map<String, String> verify(Path disk, Machine machine) throws Exception {
+        say("booting it once, to see that it answers");
+        Path overlay = installDir().resolve("verify.qcow2.part");
+        qemuImg(List.of("qemu-img", "create", "-q", "-f", "qcow2", "-b", disk.getFileName().toString(), "-F", "qcow2", overlay.toString()));
+        int port;
+        try (ServerSocket free = new ServerSocket(0, 1, InetAddress.getLoopbackAddress())) {
+            port = free.getLocalPort();
+        }
+        try (Guest guest = new Guest(qemuCommand(machine, name + "-verify", overlay, List.of(), false, qmp(), port),
+                installDir().resolve("verify.log"), new Watcher(0), limit(machine.accel))) {
+            CompletableFuture<Void> answers = CompletableFuture.runAsync(() -> awaitSsh(port, guest.process), DAEMON);
+            Failure failure = guest.follow(null, () -> answers.isDone() && guest.process.isAlive());
+            if (failure == null) {
+                List<String> said = new ArrayList<>();
+                int code = feed(limit(machine.accel).dividedBy(4), file(".ssh"), verifyCommand(name, port), VERSIONS, said::add);
+                Map<String, String> versions = said.stream().filter(line -> line.matches("\\w+=.+")).map(line -> line.split("=", 2))
+                        .collect(Collectors.toMap(pair -> pair[0], pair -> pair[1], (first, second) -> second));
+                if (code == 0 && versions.keySet().containsAll(TOOLS)) {
+                    return versions;
+                }
+                failure = code == 255 ? new Failure(69, "ssh with this VM's key and pinned host key: " + String.join(" ", said))
+                        : new Failure(1, "a tool is missing or broken; what they say of themselves:\n" + quoted(said));
+            }
+            throw guest.report("the check of the installed disk", failure, goOn(LAST + 1));
+        } finally {
+            Files.deleteIfExists(overlay);
+        }
+    }
+
+    static final String VERSIONS = """
+            echo "uname=$(uname -srm)"
+            echo "go=$(go version)"
+            echo "bash=$(bash -c 'echo $BASH_VERSION')"
+            for tool in git rsync curl wget gmake; do
+              echo "$tool=$($tool --version | sed -n 1p)"
+            done
+            doas true && echo "doas=$(command -v doas)"
+            """;
+
+    /** Run in the key directory: relative names need none of ssh's quoting. */
+    static List<String> verifyCommand(String name, int port) {
+        List<String> command = new ArrayList<>(List.of("ssh", "-F", "/dev/null"));
+        List.of("BatchMode=yes", "StrictHostKeyChecking=yes", "UserKnownHostsFile=known_hosts", "GlobalKnownHostsFile=/dev/null",
+                "HostKeyAlias=" + name, "IdentitiesOnly=yes", "IdentityFile=id_ed25519", "ConnectTimeout=60").forEach(option -> {
+                    command.addAll(List.of("-o", option));
+                });
+        command.addAll(List.of("-p", "" + port, "root@127.0.0.1", "sh -s"));
+        return command;
+    }
+
+    /** Until sshd sends its banner or QEMU ends. QEMU's network takes the connection long before the guest's sshd listens. */
+    private static void awaitSsh(int port, Process qemu) {
+        for (String banner = ""; qemu.isAlive() && !banner.equals("SSH-2.0-"); pause(50)) {
+            try (Socket socket = new Socket()) {
+                socket.connect(new InetSocketAddress(InetAddress.getLoopbackAddress(), port), 1000);
+                socket.setSoTimeout(1000);
+                banner = new String(socket.getInputStream().readNBytes(8), ISO_8859_1);
+            } catch (IOException notYet) {
+                // no banner within a second
+            }
+        }
+    }
+
+    /** A script for the guest's sh that unpacks a disc's files into a private directory and runs phase 3 from there. */
+    static String guestScript(SortedMap<String, byte[]> disc) {
+        StringBuilder script = new StringBuilder("umask 077\nd=/root/.pfi.$$\nmkdir $d || exit 1\n");
+        disc.forEach((file, content) -> script.append("cat >$d/" + file + " <<'END OF FILE'\n" + new String(content, UTF_8).stripTrailing()
+                + "\nEND OF FILE\n"));
+        return script + "PFI_MEDIA=$d PFI_POWEROFF=no sh $d/phase" + LAST + ".sh </dev/null 2>&1\ncode=$?\nrm -rf $d\nexit $code\n";
+    }
+
+    // The phase's CD.
+
+    /** What the CD of a phase holds: pfi.conf, the script as phaseN.sh, or under its own name if that is short, and the data files. */
+    static SortedMap<String, byte[]> discOf(Path script, SortedMap<String, byte[]> data) throws IOException {
+        if (!Files.isRegularFile(script)) {
+            throw new VmException(2, "there is no script " + script);
+        }
+        String text = Files.readString(script, ISO_8859_1);
+        if (!Files.isExecutable(script)) {
+            throw new VmException(2, script + " is not executable, and pfi silently skips such a script: chmod +x it");
+        } else if (text.indexOf('\r') >= 0) {
+            throw new VmException(2, script + " has CR line ends, which the guest's sh does not take: convert it to LF");
+        } else if (!text.matches("(?s)#! */bin/(sh|csh)\\b.*")) {
+            throw new VmException(2, script + " does not begin with #!/bin/sh: the guest's base system has no other shell but csh");
+        }
+        Matcher phase = Pattern.compile("(phase\\d)[^.]*\\.sh").matcher(script.getFileName().toString());
+        String discName = phase.matches() ? phase.group(1) + ".sh" : discName(script);
+        SortedMap<String, byte[]> disc = new TreeMap<>(data);
+        disc.put(discName, text.getBytes(ISO_8859_1));
+        disc.put("pfi.conf", ("pfi_script=" + discName + "\n").getBytes(UTF_8));
+        return disc;
+    }
+
+    /** A file name that ISO 9660 level 2 holds and that reads the same where the guest, without Rock Ridge, lower-cases it. */
+    static String discName(Path file) {
+        String name = file.getFileName().toString();
+        if (name.length() > 30 || !name.matches("[a-z0-9_]+(\\.[a-z0-9_]+)?")) {
+            throw new VmException(2, "the name " + name + " does not fit a phase's CD: at most 30 of a-z, 0-9 and _, and one dot");
+        }
+        return name;
+    }
+
+    /** The guest's kernel takes Rock Ridge only if its ER field says RRIP_1991A: mkisofs compatibility sees to that. */
+    static Path writeIso(Path iso, SortedMap<String, byte[]> files) throws IOException {
+        Path part = iso.resolveSibling(iso.getFileName() + ".part");
+        Files.deleteIfExists(part);
+        Files.createFile(part, PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
+        PrintStream stdout = System.out;
+        System.setOut(new PrintStream(OutputStream.nullOutputStream(), false, UTF_8)); // the library talks
+        try {
+            ISO9660RootDirectory root = new ISO9660RootDirectory();
+            for (Map.Entry<String, byte[]> file : files.entrySet()) {
+                root.addFile(new ISO9660File(new ByteArrayDataReference(file.getValue()), file.getKey(), System.currentTimeMillis()));
+            }
+            ISO9660Config config = new ISO9660Config();
+            config.setInterchangeLevel(2);
+            config.setVolumeID("PFI");
+            RockRidgeConfig rockRidge = new RockRidgeConfig();
+            rockRidge.setMkisofsCompatibility(true);
+            rockRidge.addModeForPattern(".*\\.sh", 0555);
+            rockRidge.addModeForPattern("(?!.*\\.sh$).*", 0444);
+            new CreateISO(new ISOImageFileHandler(part.toFile()), root).process(config, rockRidge, null, null);
+        } catch (HandlerException | ConfigException failed) {
+            throw new IOException("cannot write " + iso + ": " + failed.getMessage(), failed);
+        } finally {
+            System.setOut(stdout);
+        }
+        return Files.move(part, iso, StandardCopyOption.ATOMIC_MOVE);
+    }
+
+    /** The files that a phase's script works from; keys and root password are made once. */
+    private SortedMap<String, byte[]> ownData() throws IOException {
+        Path keys = privateDirectory(file(".ssh"));
+        for (Path key : List.of(keys.resolve("id_ed25519"), keys.resolve("host_key"))) {
+            Path half = keys.resolve("half"), halfPublic = keys.resolve("half.pub"), publicKey = keys.resolve(key.getFileName() + ".pub");
+            if (!Files.exists(key) || !Files.exists(publicKey)) {
+                Files.deleteIfExists(half);
+                Files.deleteIfExists(key);
+                ProcessResult made = run(Duration.ofMinutes(1),
+                        List.of("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", half.toString()));
+                if (made.getExitValue() != 0) {
+                    throw new VmException(69, "ssh-keygen made no key: " + made.outputUTF8().strip());
+                }
+                Files.move(halfPublic, publicKey, StandardCopyOption.REPLACE_EXISTING);
+                Files.move(half, key);
+            }
+        }
+        Path password = keys.resolve("root_password");
+        if (!Files.exists(password)) {
+            byte[] random = new byte[16];
+            new SecureRandom().nextBytes(random);
+            writeFile(password, HexFormat.of().formatHex(random) + "\n", "rw-------");
+        }
+        String[] hostKey = Files.readString(keys.resolve("host_key.pub")).split("\\s");
+        writeFile(keys.resolve("known_hosts"), name + " " + hostKey[0] + " " + hostKey[1] + "\n", "rw-------");
+        return new TreeMap<>(Map.of("authorized_keys", Files.readAllBytes(keys.resolve("id_ed25519.pub")),
+                "hostkey", Files.readAllBytes(keys.resolve("host_key")), "hostkey.pub", Files.readAllBytes(keys.resolve("host_key.pub")),
+                "vm.conf", vmConf(name, Files.readString(password).strip(), dportsClone).getBytes(UTF_8)));
+    }
+
+    /** The addresses are those of QEMU's user network, given by hand: DragonFly's dhclient races with the boot. */
+    static String vmConf(String name, String password, String dportsClone) {
+        return String.join("\n", "VM_HOSTNAME=" + name.replace('_', '-'), "VM_ADDRESS=10.0.2.15", "VM_NETMASK=255.255.255.0",
+                "VM_GATEWAY=10.0.2.2", "VM_DNS=10.0.2.3", "VM_ROOT_PASSWORD=" + password, "VM_DPORTS_CLONE=" + dportsClone, "");
+    }
+
+    // QEMU.
+
+    private List<String> phaseCommand(Machine machine, int phase, Path iso, Path cd) throws IOException {
+        // The installer's root is cd0; pfi looks at cd0 and cd1; phase 1 copies from cd2, the same ISO without memory disks over it.
+        List<Path> cds = phase == 1 ? List.of(iso, cd, iso) : List.of(cd);
+        return qemuCommand(machine, name + "-phase" + phase, part(phase), cds, phase == 1, qmp(), 0);
+    }
+
+    static List<String> createDisk(Path disk, int phase, String size) {
+        List<String> command = new ArrayList<>(List.of("qemu-img", "create", "-q", "-f", "qcow2"));
+        List<String> based = List.of("-b", "phase" + (phase - 1) + ".qcow2", "-F", "qcow2", disk.toString());
+        command.addAll(phase == 1 ? List.of(disk.toString(), size) : based);
+        return command;
+    }
+
+    /** The serial console is QEMU's stdin and stdout. */
+    static List<String> qemuCommand(Machine machine, String title, Path disk, List<Path> cds, boolean fromCd, Path qmp, int sshPort) {
+        List<String> command = new ArrayList<>(List.of(QEMU, "-name", title, "-machine", "pc", "-accel", machine.accel, "-cpu", machine.cpu,
+                "-m", machine.memory, "-smp", "" + machine.cpus, "-nodefaults", "-vga", "std", "-display", "none", "-no-reboot",
+                "-chardev", "stdio,id=serial0,signal=off", "-serial", "chardev:serial0",
+                "-chardev", "socket,id=qmp0,server=on,wait=off,path=" + qmp.toString().replace(",", ",,"),
+                "-mon", "chardev=qmp0,mode=control",
+                "-netdev", "user,id=net0" + (sshPort > 0 ? ",hostfwd=tcp:127.0.0.1:" + sshPort + "-:22" : ""),
+                "-device", "virtio-net-pci,netdev=net0", "-device", "virtio-scsi-pci,id=scsi0",
+                "-blockdev", JsonWriter.string(object("driver", "qcow2", "node-name", "disk0", "discard", "unmap",
+                        "detect-zeroes", "unmap", "cache", object("no-flush", true),
+                        "file", object("driver", "file", "filename", disk.toString(), "discard", "unmap"))),
+                "-device", "scsi-hd,drive=disk0,bus=scsi0.0,bootindex=" + (fromCd ? 1 : 0)));
+        for (int i = 0; i < cds.size(); i++) {
+            command.addAll(List.of("-blockdev", JsonWriter.string(object("driver", "raw", "node-name", "cd" + i, "read-only", true,
+                    "file", object("driver", "file", "filename", cds.get(i).toString()))),
+                    "-device", "ide-cd,drive=cd" + i + ",bus=ide." + i / 2 + ",unit=" + i % 2 + (fromCd && i == 0 ? ",bootindex=0" : "")));
+        }
+        command.addAll(machine.more);
+        return command;
+    }
+
+    private Machine machine() throws IOException {
+        Accelerator found = accelerator(accel, QEMU, Files.isDirectory(vmDir) ? vmDir : Path.of(System.getProperty("java.io.tmpdir")));
+        say("accelerator: " + found.name() + " (" + found.reason() + ")");
+        String model = Map.of("kvm", "Broadwell-v4,+hypervisor,pmu=off", "hvf", "host", "tcg", "qemu64").get(found.name());
+        long host = ManagementFactory.getPlatformMXBean(OperatingSystemMXBean.class).getTotalMemorySize() >> 20;
+        return new Machine(found.name(), cpu != null ? cpu : model,
+                memory != null ? memory : Math.max(2048, Math.min(8192, host / 4)) + "M",
+                cpus != null ? cpus : Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2)), split(qemuArgs));
+    }
+
+    private static final Executor DAEMON = work -> {
+        Thread thread = new Thread(work);
+        thread.setDaemon(true);
+        thread.start();
+    };
+
+    /** Why a run failed, and the exit code for it. */
+    record Failure(int code, String cause) {}
+
+    /** A QEMU that lives in this process's shadow, its console and its monitor read by threads into one queue. */
+    final class Guest implements AutoCloseable {
+        final Process process;
+        private final BlockingQueue<Object> events = new LinkedBlockingQueue<>(); // console: byte[], monitor: JsonObject, end: exit code
+        private final Path log;
+        private final Path errors;
+        private final Watcher watcher;
+        private final Duration limit;
+        private final long started = System.nanoTime();
+        private final Thread hook;
+        private volatile SocketChannel monitor;
+
+        Guest(List<String> qemu, Path log, Watcher watcher, Duration limit) throws IOException {
+            this.log = log;
+            this.watcher = watcher;
+            this.limit = limit;
+            errors = log.resolveSibling("qemu.errors");
+            Files.deleteIfExists(qmp());
+            List<String> command = Stream.concat(tether().stream(), qemu.stream()).toList();
+            if (verbose) {
+                say("+ " + shellQuoted(command));
+            }
+            try {
+                process = new ProcessBuilder(command).redirectError(errors.toFile()).start();
+            } catch (IOException missing) {
+                throw new VmException(69, QEMU + " cannot be run (is it installed? 'vm-setup check' tells): " + missing.getMessage());
+            }
+            hook = new Thread(process::destroyForcibly);
+            Runtime.getRuntime().addShutdownHook(hook);
+            writeFile(pidFile(), JsonWriter.string(object("pid", process.pid(), "bootId", bootId(),
+                    "startTicks", startTicks(process.pid()))), "rw-------");
+            CompletableFuture<Void> console = CompletableFuture.runAsync(this::readConsole, DAEMON);
+            CompletableFuture.runAsync(this::readMonitor, DAEMON).thenCombine(console, // the exit code comes after all they said
+                    (monitor, said) -> events.add(process.onExit().join().exitValue()));
+        }
+
+        private void readConsole() {
+            byte[] buffer = new byte[8192];
+            try (InputStream in = process.getInputStream()) {
+                for (int n = in.read(buffer); n >= 0; n = in.read(buffer)) {
+                    events.add(Arrays.copyOf(buffer, n));
+                }
+            } catch (IOException ended) {
+                // with QEMU
+            }
+        }
+
+        private void readMonitor() {
+            for (; process.isAlive(); pause(20)) {
+                try (SocketChannel channel = SocketChannel.open(UnixDomainSocketAddress.of(qmp()))) {
+                    monitor = channel;
+                    send("qmp_capabilities", new JsonObject());
+                    BufferedReader in = new BufferedReader(Channels.newReader(channel, UTF_8));
+                    for (String line = in.readLine(); line != null; line = in.readLine()) {
+                        events.add(json(line));
+                    }
+                } catch (IOException notYet) {
+                    // its socket appears a moment after QEMU has started
+                }
+            }
+        }
+
+        private void send(String command, JsonObject arguments) throws IOException {
+            monitor.write(ByteBuffer.wrap((JsonWriter.string(object("execute", command, "arguments", arguments)) + "\n").getBytes(UTF_8)));
+        }
+
+        /** Watches until QEMU ends or it is {@code enough}; null if that went well. */
+        Failure follow(Dialogue dialogue, BooleanSupplier enough) throws IOException, InterruptedException {
+            String reason = null;
+            Failure failure = null;
+            long heard = started;
+            long failed = 0;
+            try (OutputStream file = Files.newOutputStream(log); Status status = new Status(watcher)) {
+                while (true) {
+                    Object event = events.poll(200, TimeUnit.MILLISECONDS);
+                    long now = System.nanoTime();
+                    if (event instanceof byte[] bytes) {
+                        heard = now;
+                        file.write(bytes);
+                        watcher.feed(bytes);
+                    } else if (event instanceof JsonObject said) {
+                        JsonObject data = said.getObject("data");
+                        reason = "SHUTDOWN".equals(said.get("event")) ? data.getString("reason") : reason;
+                        if ("BLOCK_IO_ERROR".equals(said.get("event")) && "stop".equals(data.get("action"))) {
+                            failure = new Failure(1, "this machine cannot write the VM's disk: " + data.getString("reason"));
+                        }
+                    } else if (event instanceof Integer code) {
+                        return failure != null ? failure : verdict(watcher, reason, code, String.join(" ", tail(errors)));
+                    }
+                    String keys = dialogue == null ? "" : dialogue.answer(watcher.prompts, now - started);
+                    if (keys == null) {
+                        dialogue = null;
+                        heard = Long.MAX_VALUE;
+                        status.line("the boot loader does not answer on the serial line: going on blind, its menu boots by itself");
+                    } else if (!keys.isEmpty()) {
+                        process.getOutputStream().write(keys.getBytes(ISO_8859_1));
+                        process.getOutputStream().flush();
+                    }
+                    failure = failure == null ? watcher.failure : failure;
+                    if (failure == null && now - heard > limit.toNanos() / 6 && heard != Long.MAX_VALUE) {
+                        failure = new Failure(124, "its console has been silent for " + text(limit.dividedBy(6)));
+                    } else if (failure == null && now - started > limit.toNanos()) {
+                        failure = new Failure(124, "it did not end within " + text(limit));
+                    }
+                    failed = failed == 0 && failure != null ? now : failed;
+                    if (failed != 0 && now - failed > 2e9) { // what comes right after tells more
+                        return failure;
+                    } else if (failed == 0 && enough.getAsBoolean()) {
+                        return null;
+                    }
+                    status.show(Duration.ofNanos(now - started));
+                }
+            }
+        }
+
+        /** Takes a picture of the screen, ends QEMU, and says what a person needs to know. */
+        VmException report(String what, Failure failure, String goOn) throws IOException, InterruptedException {
+            Path picture = log.resolveSibling(log.getFileName().toString().replace(".log", ".png"));
+            Files.deleteIfExists(picture);
+            if (monitor != null && process.isAlive()) {
+                events.clear();
+                send("screendump", object("filename", picture.toString(), "format", "png")); // PNG since QEMU 7.1, else none
+                Object answer = Map.of();
+                while (answer != null && !(answer instanceof Integer) && !(answer instanceof JsonObject said && !said.has("event"))) {
+                    answer = events.poll(5, TimeUnit.SECONDS);
+                }
+            }
+            close();
+            return new VmException(failure.code, what + " failed at " + watcher.where() + " after "
+                    + text(Duration.ofNanos(System.nanoTime() - started)) + ": " + failure.cause
+                    + "\nthe last console lines:\n" + quoted(watcher.lastLines()) + "whole log: " + log
+                    + (Files.exists(picture) ? "\nscreenshot: " + picture : "") + "\nto go on from there: " + goOn);
+        }
+
+        @Override
+        public void close() throws IOException {
+            process.destroyForcibly().onExit().join();
+            try {
+                Runtime.getRuntime().removeShutdownHook(hook);
+            } catch (IllegalStateException shuttingDown) {
+                // the hook is at work
+            }
+            for (Path left : List.of(qmp(), errors, pidFile())) {
+                Files.deleteIfExists(left);
+            }
+        }
+    }
+
+    /** What QEMU's end means. A phase is done if its script said so and the guest then powered itself off: null. */
+    static Failure verdict(Watcher watcher, String reason, int exitCode, String errors) {
+        if (watcher.failure != null) {
+            return watcher.failure;
+        } else if ("guest-reset".equals(reason)) {
+            return new Failure(1, watcher.hinted("the guest rebooted instead of powering off"));
+        } else if (exitCode != 0 || reason == null && watcher.stage != Stage.OFF) {
+            return new Failure(69, "QEMU ended by itself with " + (exitCode > 128 ? "signal " + (exitCode - 128) : "exit code " + exitCode)
+                    + (errors.isBlank() ? "" : ": " + errors));
+        } else if (reason != null && !reason.equals("guest-shutdown")) {
+            return new Failure(69, "QEMU was ended from outside (" + reason + ")");
+        }
+        return watcher.done ? null : new Failure(1, watcher.hinted("the guest powered off, but its script never said DONE"));
+    }
+
+    /** Where a guest is on its way, in the order in which it gets there, and the console texts that tell. */
+    enum Stage {
+        POWER_ON("power-on"),
+        LOADER("the boot loader", "Console: serial port", "Escape to loader prompt", "Type '?' for a list of commands", "Booting in "),
+        KERNEL("the kernel's start", "The DragonFly Project.", "real memory  ="),
+        ROOT("the root mount", "Mounting root from "),
+        RC("rc", "start_init: trying", "Starting file system checks", "FILESYSTEM CLEAN; SKIPPING CHECKS"),
+        NETWORK("rc (network)", "vtnet0: flags="),
+        PFI("pfi", "Starting pfi", "Looking for pfi.conf"),
+        SCRIPT("the phase script"),
+        SHUTDOWN("the shutdown", "Shutdown NOW!", "System shutdown time has arrived", "syncing disks..."),
+        OFF("power-off", "Powering system off");
+
+        final String text;
+        final List<String> signs;
+
+        Stage(String text, String... signs) {
+            this.text = text;
+            this.signs = List.of(signs);
+        }
+    }
+
+    /** Reads the serial console byte by byte: the same bytes say the same, in whatever chunks they come. Phase 0 has no script. */
+    static final class Watcher {
+        /** What a line says that means failure. */
+        private static final Map<Pattern, String> FAILURES = patterns(
+                "^panic: |^SECONDARY PANIC|Debugger\\(\"panic\"\\)|^Fatal trap ", PANIC,
+                "init: not found in path", "the root file system holds no init: the wrong CD is cd0, or nothing is installed",
+                "Root mount failed: |Manual root filesystem specification", NO_ROOT,
+                "Automatic file system check failed|UNEXPECTED INCONSISTENCY", "fsck cannot repair a file system, and wants a person",
+                "ERROR: ABORTING BOOT", "rc gave up the boot for single-user mode",
+                "failed; startup aborted", "rc cannot mount what fstab lists",
+                "^The operating system has halted\\.|^Please press any key to reboot\\.", "the guest halted without powering off",
+                "power-off failed|AcpiEnterSleepState failed", "ACPI cannot power the guest off",
+                "^giving up on \\d+ buffers", "the guest could not write all its data to the disk",
+                "^Rebooting\\.\\.\\.", "the guest rebooted instead of powering off");
+        /** The same, as long as the kernel does not speak. */
+        private static final Map<Pattern, String> EARLY_FAILURES = patterns(
+                "No /loader|Bad label|Bad partition|Bad format|fs probe failed", "the boot blocks find no loader",
+                "Unable to load |can't load 'kernel'|no bootable kernel", "the loader cannot load the kernel",
+                "Can't work out which disk", "the loader does not know its boot disk");
+        /** What stands at the end of the output, waiting for somebody to type. */
+        private static final Map<Pattern, String> QUESTIONS = patterns(
+                "^db> $", PANIC + " and sits in its debugger",
+                "^mountroot> $", NO_ROOT,
+                "/loader: $", "the boot blocks find no loader, or a key interrupted them",
+                "^Enter full pathname of shell or RETURN for /bin/sh:$", "the guest went to single-user mode");
+        /** No failures by themselves, but they explain one. */
+        private static final Map<Pattern, String> HINTS = patterns(
+                "No active remote repositories", "pkg has lost its repository file",
+                "lua script failed", "pkg's upgrade of itself failed in a lua script",
+                "^cpuid = ", PANIC);
+        private static final Pattern MARK = Pattern.compile("STEP (\\d+): *(.*)|DONE WITH PHASE (\\d+)\\.|PHASE (\\d+) FAILED: *(.*)");
+
+        final int phase;
+        Stage stage = Stage.POWER_ON;
+        String step = "";
+        Failure failure;
+        boolean done;
+        long bytes;
+        int prompts; // of the boot loader: its countdown is one, each OK another
+        private final StringBuilder line = new StringBuilder(); // a char is a byte
+        private final Deque<String> last = new ArrayDeque<>();
+        private final TreeSet<String> hints = new TreeSet<>();
+        private String ended = ""; // a line that CR ended: LF keeps it, anything else overwrites it
+        private int escape; // in an escape sequence: the byte that tells its kind
+        private String failedAt;
+        private String pfi = "the guest booted without looking for the phase's CD (a stale /etc/pfi.conf, or no rc.d/pfi)";
+
+        Watcher(int phase) {
+            this.phase = phase;
+        }
+
+        private static Map<Pattern, String> patterns(String... pairs) {
+            Map<Pattern, String> patterns = new LinkedHashMap<>();
+            for (int i = 0; i < pairs.length; i += 2) {
+                patterns.put(Pattern.compile(pairs[i]), pairs[i + 1]);
+            }
+            return patterns;
+        }
+
+        void feed(byte[] chunk) {
+            for (byte next : chunk) {
+                bytes++;
+                accept(next & 0xff);
+            }
+        }
+
+        private void accept(int b) {
+            if (b == '\n' || b == '\r') { // they end an escape sequence too, so a broken one swallows no more than a line
+                escape = 0;
+                String text = take();
+                ended = text.isEmpty() ? ended : text;
+                if (b == '\n') {
+                    keep(ended);
+                    ended = "";
+                }
+            } else if (b == 27) {
+                escape = 27;
+            } else if (escape == 27) {
+                escape = b == '[' || b == ']' ? b : b >= 0x20 && b < 0x30 ? 27 : 0;
+            } else if (escape != 0) {
+                escape = escape == '[' && b >= 0x40 && b < 0x7f || b == 7 ? 0 : escape;
+            } else if (b == 8 || b == 127) {
+                line.setLength(Math.max(0, line.length() - 1)); // the loader's spinner
+            } else if (b >= 32 || b == '\t') {
+                ended = "";
+                line.append((char) b);
+                if (b == ' ' || b == ':') {
+                    prompt(line.toString());
+                }
+                if (line.length() == 4096) {
+                    keep(take());
+                }
+            }
+        }
+
+        private String take() {
+            String text = printable(new String(line.toString().getBytes(ISO_8859_1), UTF_8)).stripTrailing();
+            line.setLength(0);
+            read(text);
+            return text;
+        }
+
+        private void keep(String text) {
+            if (!text.isEmpty()) {
+                last.addLast(text.length() > 200 ? text.substring(0, 200) + "..." : text);
+            }
+            if (last.size() > 15) {
+                last.removeFirst();
+            }
+        }
+
+        private void prompt(String text) {
+            if (text.equals("OK ") || text.endsWith("Booting in ") && prompts == 0) {
+                prompts++;
+            } else if (phase > 0 && !done && text.matches("([\\w.-]+ )?login: ")) {
+                fail(hinted(stage == Stage.SCRIPT ? "the phase script ended without a word" : pfi));
+            }
+            match(QUESTIONS, text, this::fail);
+        }
+
+        private void read(String text) {
+            for (Stage next : Stage.values()) {
+                stage = next.compareTo(stage) > 0 && next.signs.stream().anyMatch(text::contains) ? next : stage;
+            }
+            if (text.contains("Looking for pfi.conf")) {
+                pfi = "pfi did not find the phase's CD";
+            }
+            if (stage == Stage.PFI && text.contains(" found!")) {
+                pfi = "pfi found the phase's CD but did not run the script, or that printed nothing";
+            }
+            Matcher mark = MARK.matcher(text);
+            if (phase > 0 && mark.matches()) {
+                mark(mark);
+            }
+            match(HINTS, text, hints::add);
+            match(FAILURES, text, cause -> fail(cause + ": " + text));
+            if (stage.compareTo(Stage.KERNEL) < 0) {
+                match(EARLY_FAILURES, text, cause -> fail(cause + ": " + text));
+            }
+        }
+
+        private static void match(Map<Pattern, String> patterns, String text, Consumer<String> then) {
+            patterns.forEach((pattern, meaning) -> {
+                if (pattern.matcher(text).find()) {
+                    then.accept(meaning);
+                }
+            });
+        }
+
+        private void mark(Matcher mark) {
+            stage = stage.compareTo(Stage.SCRIPT) < 0 ? Stage.SCRIPT : stage;
+            String other = mark.group(3) != null ? mark.group(3) : mark.group(4);
+            if (other == null) {
+                step = "step " + mark.group(1) + " (" + mark.group(2) + ")";
+            } else if (!other.equals("" + phase)) {
+                fail("the CD holds the script of phase " + other);
+            } else if (mark.group(3) != null) {
+                done = true;
+            } else { // what it printed before says why
+                fail(hinted("its script gave up: " + mark.group(5) + (last.isEmpty() ? "" : ": " + last.getLast())));
+            }
+        }
+
+        private void fail(String cause) {
+            if (failure == null) {
+                failedAt = where();
+                failure = new Failure(cause.startsWith(PANIC) ? 69 : 1, cause);
+            }
+        }
+
+        String hinted(String cause) {
+            return hints.isEmpty() ? cause : cause + " (" + String.join("; ", hints) + ")";
+        }
+
+        String where() {
+            return failedAt != null ? failedAt : stage == Stage.SCRIPT && !step.isEmpty() ? step : stage.text;
+        }
+
+        /** The last lines, and what stands there without a line end. */
+        List<String> lastLines() {
+            return Stream.concat(last.stream(), Stream.of(printable(line.toString())).filter(text -> !text.isBlank())).toList();
+        }
+    }
+
+    /** Tells the installer's boot loader that the serial line is the kernel's console. A key that comes too early is lost there. */
+    static final class Dialogue {
+        private static final List<String> ANSWERS = List.of("9", "set console=comconsole\r", "boot\r");
+        private int answered;
+        private long since;
+
+        /** What to type now, after so many prompts; null if the loader does not speak. */
+        String answer(int prompts, long nanos) {
+            if (answered < ANSWERS.size() && prompts > answered) {
+                since = nanos;
+                return ANSWERS.get(answered++);
+            }
+            // Under emulation the menu takes seconds, its answers less; the countdown of ten has long passed then.
+            return answered < ANSWERS.size() && nanos - since > 120e9 ? null : "";
+        }
+    }
+
+    /** One live line on a terminal; elsewhere a line for each step. */
+    private final class Status implements AutoCloseable {
+        private final boolean live = onTerminal(2);
+        private final int width = Integer.parseInt("0" + System.getenv().getOrDefault("COLUMNS", "80").replaceAll("\\D", "")) - 1;
+        private final Watcher watcher;
+        private String shown = "";
+
+        Status(Watcher watcher) {
+            this.watcher = watcher;
+        }
+
+        void show(Duration elapsed) {
+            String where = (watcher.phase > 0 ? "phase " + watcher.phase + ", " : "") + watcher.where();
+            if (live) {
+                List<String> lines = watcher.lastLines();
+                String text = "[" + text(elapsed) + "] " + where + ", " + watcher.bytes / 1024 + " kB | "
+                        + (lines.isEmpty() ? "" : lines.get(lines.size() - 1));
+                print("\r" + text.substring(0, Math.min(Math.max(0, width), text.length())) + "\033[K");
+            } else if (!where.equals(shown)) {
+                say("[" + text(elapsed) + "] " + where);
+                shown = where;
+            }
+        }
+
+        void line(String text) {
+            close();
+            say(text);
+        }
+
+        @Override
+        public void close() {
+            print(live ? "\r\033[K" : "");
+        }
+    }
+
+    // Files and small things.
+
+    private Path file(String suffix) {
+        return vmDir.resolve(name + suffix);
+    }
+
+    private Path installDir() {
+        return file(".install");
+    }
+
+    private Path phaseDisk(int phase) {
+        return installDir().resolve("phase" + phase + ".qcow2");
+    }
+
+    private Path part(int phase) {
+        return installDir().resolve("phase" + phase + ".qcow2.part");
+    }
+
+    private Path pidFile() {
+        return installDir().resolve("qemu.pid");
+    }
+
+    private Path qmp() throws IOException {
+        return socket(vmDir, name + ".install.qmp");
+    }
+
+    /** What picocli cannot check by a type: the name is part of file names, QEMU arguments and ssh's configuration. */
+    private void checkSettings() {
+        check("VM_NAME", name, "[A-Za-z0-9_][A-Za-z0-9._-]*", "a VM name: letters, digits, '.', '_', '-'");
+        check("DFLY_VERSION", version, "[A-Za-z0-9_][A-Za-z0-9._-]*", "a version such as 6.4.2");
+        check("VM_DISK_SIZE", diskSize, "[1-9]\\d*[MGTmgt]", "a size such as 20G");
+        check("VM_MEMORY", memory, "[1-9]\\d*[MGmg]", "a size such as 512M or 8G");
+        check("VM_CPUS", cpus, "[1-9]\\d*", "a number of processors");
+        check("VM_ACCEL", accel, "auto|kvm|hvf|tcg", "one of auto, kvm, hvf, tcg");
+        check("VM_DPORTS_CLONE", dportsClone, "yes|no", "yes or no");
+        check("VM_TIME_LIMIT", timeLimit, "[1-9]\\d*", "a number of minutes");
+        split(qemuArgs);
+    }
+
+    private static void check(String variable, Object value, String pattern, String what) {
+        if (value != null && !value.toString().matches(pattern)) {
+            throw new VmException(2, variable + ": '" + value + "' is not " + what);
+        }
+    }
+
+    /** The nearest phases/ upwards that holds all three scripts, or the directory that was named. */
+    private List<Path> findScripts() {
+        for (Path above = userPath(""); above != null; above = above.getParent()) {
+            Path phases = phasesDir == null ? above.resolve("phases") : userPath(phasesDir);
+            if (SCRIPTS.stream().allMatch(script -> Files.isRegularFile(phases.resolve(script)))) {
+                say("phases: " + phases);
+                return SCRIPTS.stream().map(phases::resolve).toList();
+            } else if (phasesDir != null) {
+                throw new VmException(69, phases + " does not hold " + String.join(", ", SCRIPTS));
+            }
+        }
+        throw new VmException(69, "no phases/ with " + String.join(", ", SCRIPTS) + " here or above: copy it from where "
+                + "vm-auto-install comes from, or name it with --phases or VM_PHASES");
+    }
+
+    private Path installer() throws IOException {
+        // vm-setup unpacks a .bz2 that VM_IMAGE names
+        Path iso = image == null || image.endsWith(".bz2") ? vmDir.resolve("dfly-" + version + ".iso") : userPath(image);
+        checkIso(iso, "the installer ISO is missing; fetch it with vm-setup: ");
+        return iso;
+    }
+
+    private static void checkIso(Path iso, String missing) throws IOException {
+        if (!Files.isRegularFile(iso)) {
+            throw new VmException(69, missing + iso);
+        }
+        try (FileChannel channel = FileChannel.open(iso)) {
+            ByteBuffer mark = ByteBuffer.allocate(5);
+            channel.read(mark, 0x8001);
+            if (!new String(mark.array(), ISO_8859_1).equals("CD001")) {
+                throw new VmException(69, iso + " is not an ISO 9660 image");
+            }
+        }
+    }
+
+    private void removeFromInstallDir(String pattern) throws IOException {
+        try (Stream<Path> files = Files.list(installDir())) {
+            for (Path file : files.filter(file -> file.getFileName().toString().matches(pattern)).toList()) {
+                Files.delete(file);
+                say("removed " + file);
+            }
+        }
+    }
+
+    /** What is known of the phases and the installed disk; one that was being put in place counts if it got there. */
+    private JsonObject readLedger() throws IOException {
+        Path file = installDir().resolve("install.json");
+        JsonObject ledger = Files.exists(file) ? json(Files.readString(file)) : new JsonObject();
+        if (ledger.remove("placing") instanceof JsonObject placed && Files.exists(file("-clean.qcow2"))
+                && placed.getObject("disk").equals(identity(file("-clean.qcow2")))) {
+            ledger.put("installed", placed);
+        }
+        return ledger;
+    }
+
+    private void saveLedger(JsonObject ledger) throws IOException {
+        writeFile(installDir().resolve("install.json"), JsonWriter.indent("  ").string().value(ledger).done() + "\n", "rw-------");
+    }
+
+    private static JsonObject object(Object... pairs) {
+        JsonObject object = new JsonObject();
+        for (int i = 0; i < pairs.length; i += 2) {
+            object.put((String) pairs[i], pairs[i + 1]);
+        }
+        return object;
+    }
+
+    /** Enough of a file to know it again. */
+    private static JsonObject identity(Path file) throws IOException {
+        return object("size", "" + Files.size(file), "modified", Files.getLastModifiedTime(file).toString());
+    }
+
+    /** The ISO's SHA-256, remembered in the ledger as long as the file is the same. */
+    private static String sumOf(Path iso, JsonObject ledger) throws IOException {
+        JsonObject known = ledger.getObject("iso");
+        if (!iso.toString().equals(known.get("path")) || !identity(iso).equals(known.get("file"))) {
+            MessageDigest digest = sha256();
+            try (InputStream in = new DigestInputStream(Files.newInputStream(iso), digest)) {
+                in.transferTo(OutputStream.nullOutputStream());
+            }
+            known = object("path", iso.toString(), "file", identity(iso), "sha256", HexFormat.of().formatHex(digest.digest()));
+            ledger.put("iso", known);
+        }
+        return known.getString("sha256");
+    }
+
+    private static MessageDigest sha256() {
+        try {
+            return MessageDigest.getInstance("SHA-256");
+        } catch (NoSuchAlgorithmException impossible) {
+            throw new AssertionError(impossible); // every Java has it
+        }
+    }
+
+    private static String sha256(byte[] content) {
+        return HexFormat.of().formatHex(sha256().digest(content));
+    }
+
+    private static void deleteTree(Path directory) throws IOException {
+        if (Files.exists(directory)) {
+            try (Stream<Path> files = Files.walk(directory)) {
+                for (Path file : files.sorted(Comparator.reverseOrder()).toList()) {
+                    Files.delete(file);
+                }
+            }
+        }
+    }
+
+    private void qemuImg(List<String> command) throws IOException {
+        ProcessResult result = run(Duration.ofHours(1), command);
+        if (result.getExitValue() != 0) {
+            throw new VmException(1, "qemu-img failed: " + result.outputUTF8().strip());
+        }
+    }
+
+    /** Runs a program with an input, and hands on its output line by line. */
+    private int feed(Duration limit, Path directory, List<String> command, String input, Consumer<String> lines) throws IOException {
+        if (verbose) {
+            say("+ " + shellQuoted(command));
+        }
+        try {
+            return new ProcessExecutor(command).directory(directory.toFile()).redirectInput(new ByteArrayInputStream(input.getBytes(UTF_8)))
+                    .redirectOutput(new LogOutputStream() {
+                        @Override
+                        protected void processLine(String line) {
+                            lines.accept(line);
+                        }
+                    }).timeout(limit.toMillis(), TimeUnit.MILLISECONDS).destroyOnExit().execute().getExitValue();
+        } catch (TimeoutException late) {
+            throw new VmException(124, command.get(0) + " did not end within " + text(limit));
+        } catch (InterruptedException interrupted) {
+            throw new VmException(130, "interrupted");
+        }
+    }
+
+    /** On Linux the kernel ends QEMU when this process dies, even of kill -9; elsewhere the next run finds it by its pid file. */
+    private List<String> tether() throws IOException {
+        try {
+            run(Duration.ofSeconds(10), List.of("setpriv", "--pdeathsig", "KILL", "true"));
+            return List.of("setpriv", "--pdeathsig", "KILL");
+        } catch (VmException missing) {
+            return List.of();
+        }
+    }
+
+    private Duration limit(String accelerator) {
+        return Duration.ofMinutes(timeLimit != null ? timeLimit : accelerator.equals("tcg") ? 240 : 60);
+    }
+
+    private String goOn(int phase) {
+        List<String> words = new ArrayList<>(List.of("vm-auto-install", "--vm-dir", vmDir.toString(), "--vm-name", name));
+        if (phase <= LAST && (from > 0 || force)) {
+            words.addAll(List.of("--from", "" + phase));
+        }
+        return shellQuoted(words);
+    }
+
+    private static List<String> tail(Path file) throws IOException {
+        List<String> lines = Files.exists(file) ? printable(Files.readString(file, ISO_8859_1)).lines().toList() : List.of();
+        return lines.subList(Math.max(0, lines.size() - 10), lines.size());
+    }
+
+    private static String quoted(List<String> lines) {
+        return lines.stream().map(line -> "  | " + line + "\n").collect(Collectors.joining());
+    }
+
+    private static String printable(String text) {
+        return text.replaceAll("[\\p{Cntrl}&&[^\n\t]]", "");
+    }
+
+    private static String text(Duration duration) {
+        return duration.toMinutes() > 0 ? duration.toMinutes() + "m" + duration.toSecondsPart() + "s" : duration.toSeconds() + " s";
+    }
+
+    private static boolean onTerminal(int descriptor) {
+        try {
+            return new ProcessBuilder("test", "-t", "" + descriptor).inheritIO().start().waitFor() == 0;
+        } catch (IOException | InterruptedException unknown) {
+            return false;
+        }
+    }
+
+    private static void pause(long millis) {
+        try {
+            Thread.sleep(millis);
+        } catch (InterruptedException interrupted) {
+            Thread.currentThread().interrupt();
+        }
+    }
+
+    private void say(String text) {
+        spec.commandLine().getErr().println(text);
+    }
+
+    private void print(String text) {
+        spec.commandLine().getErr().print(text);
+        spec.commandLine().getErr().flush();
+    }
+
+    // shared:cli
+    /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */
+    static final class VmException extends RuntimeException {
+        private static final long serialVersionUID = 1;
+        final int exitCode;
+
+        VmException(int exitCode, String message) {
+            super(message);
+            this.exitCode = exitCode;
+        }
+    }
+
+    /** A command line with the settings as its defaults; what goes wrong becomes one line on stderr and an exit code. */
+    static CommandLine commandLine(Object command, Settings settings) {
+        return new CommandLine(command).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
+                .setDefaultValueProvider(arg -> settings.get(arg.descriptionKey()))
+                .setExecutionExceptionHandler((failure, line, parsed) -> {
+                    if (!(failure instanceof VmException expected)) {
+                        throw failure;
+                    }
+                    line.getErr().println(line.getCommandSpec().root().name() + ": " + expected.getMessage());
+                    return expected.exitCode;
+                }).setParameterExceptionHandler((failure, args) -> {
+                    CommandLine line = failure.getCommandLine();
+                    List<String> near = failure instanceof UnmatchedArgumentException unmatched ? unmatched.getSuggestions() : List.of();
+                    line.getErr().println(line.getCommandSpec().root().name() + ": " + settings.blame(failure, args)
+                            + (near.isEmpty() ? "" : " (did you mean " + String.join(" or ", near) + "?)")
+                            + "; see: " + line.getCommandSpec().qualifiedName() + " --help");
+                    return line.getCommandSpec().exitCodeOnInvalidInput();
+                });
+    }
+    // end shared:cli
+
+    // shared:settings
+    /** What holds where no option is given: the environment, else the KEY=VALUE lines of vm.env. Empty means unset. */
+    record Settings(Map<String, String> environment, Map<String, String> file) {
+        static Settings read(Map<String, String> environment, Path directory) {
+            Map<String, String> file = new HashMap<>();
+            Pattern setting = Pattern.compile("\\s*(\\w+)\\s*=\\s*(['\"]?)(.*?)\\2\\s*");
+            try (Stream<String> lines = Files.lines(directory.resolve("vm.env"))) {
+                lines.map(setting::matcher).filter(Matcher::matches).forEach(match -> file.put(match.group(1), match.group(3)));
+            } catch (IOException none) {
+                // without a vm.env the environment alone counts
+            }
+            return new Settings(environment, file);
+        }
+
+        /** The value of a setting, or null. */
+        String get(String name) {
+            String value = environment.getOrDefault(name, "").isEmpty() ? file.get(name) : environment.get(name);
+            return value == null || value.isEmpty() ? null : value;
+        }
+
+        /** What a refused command line is told: a bad value that no argument gave is named by its variable. */
+        String blame(ParameterException failure, String... args) {
+            if (!(failure.getArgSpec() instanceof OptionSpec option) || get(option.descriptionKey()) == null
+                    || Arrays.stream(args).anyMatch(arg -> arg.startsWith(option.longestName()))) {
+                return failure.getMessage();
+            }
+            boolean fromFile = environment.getOrDefault(option.descriptionKey(), "").isEmpty();
+            return option.descriptionKey() + (fromFile ? " in vm.env: " : " in the environment: ") + failure.getMessage();
+        }
+    }
+    // end shared:settings
+
+    // shared:paths
+    /** A path as a person writes it in a setting: "~/" is the home directory, a relative one starts here. */
+    static Path userPath(String value) {
+        return Path.of(value.equals("~") || value.startsWith("~/") ? System.getProperty("user.home") + value.substring(1) : value)
+                .toAbsolutePath().normalize();
+    }
+    // end shared:paths
+
+    // shared:process
+    /** The process that a pid file speaks of, if it still is that process: same host boot, same start time, a QEMU. */
+    static OptionalLong livePid(Path pidFile) {
+        try {
+            JsonObject said = json(Files.readString(pidFile));
+            long pid = said.getLong("pid");
+            long started = startTicks(pid);
+            boolean same = started > 0 && started == said.getLong("startTicks") && bootId().equals(said.getString("bootId"));
+            return same ? OptionalLong.of(pid) : OptionalLong.empty();
+        } catch (IOException | ClassCastException none) {
+            return OptionalLong.empty();
+        }
+    }
+
+    /** When a process started: clock ticks since boot (field 22 of /proc/PID/stat), milliseconds without /proc; -1 if it is gone. */
+    static long startTicks(long pid) {
+        try {
+            String stat = Files.readString(Path.of("/proc/" + pid + "/stat"));
+            String[] fields = stat.substring(stat.lastIndexOf(')') + 2).split(" ");
+            return fields[0].equals("Z") ? -1 : Long.parseLong(fields[19]);
+        } catch (IOException noProc) {
+            return ProcessHandle.of(pid).flatMap(process -> process.info().startInstant()).map(Instant::toEpochMilli).orElse(-1L);
+        }
+    }
+
+    /** Changes with every boot of the host: a pid from before it means nothing. */
+    static String bootId() {
+        try {
+            return Files.readString(Path.of("/proc/sys/kernel/random/boot_id")).strip();
+        } catch (IOException notLinux) {
+            return "";
+        }
+    }
+    // end shared:process
+
+    // shared:lock
+    /** Takes a VM's lock, held until the channel is closed or this process ends; its text names the holder. 69 if another holds it. */
+    static FileChannel lock(Path file, String command) throws IOException {
+        FileChannel channel = FileChannel.open(file, StandardOpenOption.CREATE, StandardOpenOption.READ, StandardOpenOption.WRITE);
+        if (channel.tryLock() == null) {
+            String holder;
+            try (channel; InputStream in = Channels.newInputStream(channel)) {
+                JsonObject said = json(new String(in.readAllBytes(), UTF_8));
+                holder = said.getString("command") + " (pid " + said.getLong("pid") + ", since " + said.getString("since") + ")";
+            } catch (IOException beingWritten) {
+                holder = "another command";
+            }
+            throw new VmException(69, holder + " is at work on this VM: wait for it, or stop it, and try again");
+        }
+        channel.truncate(0).write(ByteBuffer.wrap(JsonWriter.string().object().value("pid", ProcessHandle.current().pid())
+                .value("command", command).value("since", Instant.now().toString()).end().done().getBytes(UTF_8)));
+        return channel;
+    }
+    // end shared:lock
+
+    // shared:files
+    /** Writes a file that others read: beside itself, then moved into place, so that nobody ever sees half of it. */
+    static void writeFile(Path file, String text, String mode) throws IOException {
+        Path beside = Files.createTempFile(file.getParent(), "." + file.getFileName(), ".new");
+        try {
+            Files.setPosixFilePermissions(Files.writeString(beside, text), PosixFilePermissions.fromString(mode));
+            Files.move(beside, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
+        } finally {
+            Files.deleteIfExists(beside);
+        }
+    }
+
+    /** VM_DIR, made if missing, for its owner alone: keys and sockets lie in it. */
+    static Path privateDirectory(Path directory) {
+        try {
+            Files.createDirectories(directory);
+            return Files.setPosixFilePermissions(directory, PosixFilePermissions.fromString("rwx------"));
+        } catch (IOException refused) {
+            throw new VmException(69, "cannot write to " + directory + " (" + refused.getClass().getSimpleName()
+                    + "): choose another directory with --vm-dir or VM_DIR");
+        }
+    }
+    // end shared:files
+
+    // shared:run
+    /** A command as a person could paste it into a shell. */
+    static String shellQuoted(List<String> command) {
+        return command.stream().map(word -> word.matches("[A-Za-z0-9_@%+=:,./-]+") ? word : "'" + word.replace("'", "'\\''") + "'")
+                .collect(Collectors.joining(" "));
+    }
+
+    /** Runs a program to its end, without input, and returns what it printed; 69 if it is not installed, 124 past the limit. */
+    ProcessResult run(Duration limit, List<String> command) throws IOException {
+        if (verbose) {
+            System.err.println("+ " + shellQuoted(command));
+        }
+        try {
+            return new ProcessExecutor(command).redirectInput(InputStream.nullInputStream()).readOutput(true)
+                    .timeout(limit.toMillis(), TimeUnit.MILLISECONDS).destroyOnExit().execute();
+        } catch (TimeoutException late) {
+            throw new VmException(124, command.get(0) + " did not end within " + limit.toSeconds() + " s: " + shellQuoted(command));
+        } catch (InterruptedException interrupted) {
+            throw new VmException(130, "interrupted");
+        } catch (IOException missing) {
+            throw new VmException(69, command.get(0) + " cannot be run (is it installed? 'vm-setup check' tells): " + missing.getMessage());
+        }
+    }
+    // end shared:run
+
+    // shared:accel
+    /** An accelerator, and why it was chosen. */
+    record Accelerator(String name, String reason) {}
+
+    /** The accelerator to use: what was asked for, else what a probe said on this host boot with this QEMU (kept in accel.json). */
+    Accelerator accelerator(String wanted, String qemu, Path vmDir) throws IOException {
+        if (!wanted.equals("auto")) {
+            return new Accelerator(wanted, "as set by VM_ACCEL");
+        }
+        String key = run(Duration.ofSeconds(20), List.of(qemu, "--version")).outputUTF8().lines().findFirst().orElse("") + " " + bootId()
+                + (Files.isWritable(Path.of("/dev/kvm")) ? " kvm" : ""); // permission given since: probe again
+        Path memory = vmDir.resolve("accel.json");
+        try {
+            JsonObject said = json(Files.readString(memory));
+            if (key.equals(said.getString("key"))) {
+                return new Accelerator(said.getString("name"), said.getString("reason"));
+            }
+        } catch (IOException unknown) {
+            // probed below, and remembered
+        }
+        Accelerator found = probe(qemu);
+        writeFile(memory, JsonWriter.string().object().value("key", key).value("name", found.name())
+                .value("reason", found.reason()).end().done(), "rw-------");
+        return found;
+    }
+    // end shared:accel
+
+    // shared:probe
+    /** Believes a running guest, not the device node: a /dev/kvm that opens may still crawl (seen: 17 times slower than TCG). */
+    Accelerator probe(String qemu) throws IOException {
+        String virtual = System.getProperty("os.name").startsWith("Mac") ? "hvf" : "kvm";
+        Path node = Path.of("/dev/kvm");
+        if (virtual.equals("kvm") && !Files.exists(node)) {
+            return new Accelerator("tcg", "no /dev/kvm: virtualization is off in the firmware, or the kvm module is not loaded");
+        } else if (virtual.equals("kvm") && !(Files.isReadable(node) && Files.isWritable(node))) {
+            return new Accelerator("tcg", "no permission for /dev/kvm: join its group (sudo usermod -aG kvm $USER) and log in again");
+        }
+        long emulated = bootSectorMillis(qemu, "tcg");
+        for (int attempt = 1; attempt <= 2; attempt++) { // a busy machine may slow one down, hardly two
+            long millis = bootSectorMillis(qemu, virtual);
+            if (millis >= 0 && millis <= 3 * Math.max(emulated, 100)) {
+                return new Accelerator(virtual, "a probe ran in " + millis + " ms (" + emulated + " ms emulated)");
+            }
+        }
+        return new Accelerator("tcg", virtual + " is there but a probe guest failed or crawled in it (emulated: " + emulated + " ms)");
+    }
+    // end shared:probe
+
+    // shared:bootsector
+    /** Milliseconds until a 512-byte guest has written 0x10 to the debug port, which ends QEMU with status 33; -1 if it does not. */
+    private long bootSectorMillis(String qemu, String accelerator) throws IOException {
+        byte[] code = {(byte) 0xb0, 0x10, (byte) 0xe6, (byte) 0xf4, (byte) 0xeb, (byte) 0xfe}; // mov al,0x10; out 0xf4,al; jmp $
+        byte[] sector = Arrays.copyOf(code, 512);
+        sector[510] = 0x55;
+        sector[511] = (byte) 0xaa;
+        Path image = Files.write(Files.createTempFile("vm-probe", ".img"), sector);
+        try {
+            long start = System.nanoTime();
+            int status = run(Duration.ofSeconds(10), List.of(qemu, "-machine", "pc", "-accel", accelerator, "-m", "16", "-nodefaults",
+                    "-display", "none", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04",
+                    "-drive", "format=raw,file=" + image.toString().replace(",", ",,"))).getExitValue();
+            return status == 33 ? Duration.ofNanos(System.nanoTime() - start).toMillis() : -1;
+        } catch (VmException tooLong) {
+            return -1;
+        } finally {
+            Files.delete(image);
+        }
+    }
+    // end shared:bootsector
+
+    // shared:json
+    /** The JSON object in a text; an IOException if there is none. */
+    static JsonObject json(String text) throws IOException {
+        try {
+            return JsonParser.object().from(text);
+        } catch (JsonParserException garbled) {
+            throw new IOException("not JSON: " + text, garbled);
+        }
+    }
+    // end shared:json
+
+    // shared:socket
+    /** Where a socket of VM_DIR lies: there, or, as a socket's path holds 107 bytes at most, in a short private directory. */
+    static Path socket(Path vmDir, String fileName) throws IOException {
+        Path socket = vmDir.resolve(fileName);
+        if (socket.toString().getBytes(UTF_8).length <= 85) { // ssh appends 17 characters while it makes a ControlPath
+            return socket;
+        }
+        String runtime = System.getenv().getOrDefault("XDG_RUNTIME_DIR", "");
+        Path directory = Path.of(runtime.isEmpty() ? System.getProperty("java.io.tmpdir") : runtime)
+                .resolve("vm-" + System.getProperty("user.name") + "-" + Integer.toHexString(vmDir.toString().hashCode()));
+        privateDirectory(directory); // fails if it is somebody else's
+        return directory.resolve(fileName);
+    }
+    // end shared:socket
+
+    // shared:split
+    /** The words of a setting, split like a shell does it: quotes and backslashes count, nothing else is expanded. */
+    static List<String> split(String text) {
+        String piece = "'[^']*'|\"(?:\\\\.|[^\"\\\\])*\"|\\\\.|[^\\s'\"\\\\]";
+        if (!text.matches("(?s)(?:" + piece + "|\\s)*")) {
+            throw new VmException(2, "a quote is not closed: " + text);
+        }
+        return Pattern.compile("(?s)(?:" + piece + ")+").matcher(text).results().map(word -> Pattern.compile("(?s)" + piece)
+                .matcher(word.group()).replaceAll(part -> Matcher.quoteReplacement(switch (part.group().charAt(0)) {
+                    case '\'' -> part.group().substring(1, part.group().length() - 1);
+                    case '"' -> part.group().substring(1, part.group().length() - 1).replaceAll("\\\\([\"\\\\$`])", "$1");
+                    case '\\' -> part.group().substring(1);
+                    default -> part.group();
+                }))).collect(Collectors.toList());
+    }
+    // end shared:split
+}
