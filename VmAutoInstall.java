@@ -33,9 +33,7 @@ import java.io.OutputStream;
 import java.io.PrintStream;
 import java.lang.management.ManagementFactory;
 import java.net.InetAddress;
-import java.net.InetSocketAddress;
 import java.net.ServerSocket;
-import java.net.Socket;
 import java.net.UnixDomainSocketAddress;
 import java.nio.ByteBuffer;
 import java.nio.channels.Channels;
@@ -46,7 +44,7 @@ import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
 import java.nio.file.attribute.PosixFilePermissions;
-import java.security.DigestInputStream;
+import java.security.DigestOutputStream;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.security.SecureRandom;
@@ -69,8 +67,6 @@ import java.util.TreeMap;
 import java.util.TreeSet;
 import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.Callable;
-import java.util.concurrent.CompletableFuture;
-import java.util.concurrent.Executor;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
@@ -111,7 +107,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * {@code <name>.ssh/} and {@code <name>-clean.qcow2}; removes {@code <name>.qcow2} and {@code <name>.snapshots/} of an older
  * installation. What is not finished is called {@code .part}: a kill -9 leaves nothing that the next run trips on.
  */
-@Command(name = "vm-auto-install", mixinStandardHelpOptions = true, version = "1", sortOptions = false,
+@Command(name = "vm-auto-install", mixinStandardHelpOptions = true, version = "1", sortOptions = false, scope = ScopeType.INHERIT,
         description = {"Install DragonFlyBSD into a VM with zero interaction, in three phases", "",
             "It starts at the first phase whose script, settings or inputs changed since that phase was done.", ""},
         footer = {"", "Examples:", "  vm-auto-install                 install, or go on with a broken installation",
@@ -218,16 +214,18 @@ final class VmAutoInstall implements Callable<Integer> {
         Path iso = installer();
         return locked("vm-auto-install", () -> {
             JsonObject ledger = readLedger();
-            List<Phase> phases = phases(scripts, iso, ledger);
-            boolean clean = Files.exists(file("-clean.qcow2"));
-            String staleClean = clean ? staleClean(phases, ledger.getObject("installed").getObject("inputs")) : "";
-            if (clean && staleClean.isEmpty() && !force && from == 0 && to == LAST) {
-                say(name + " is installed, and nothing it was made from has changed (again: vm-auto-install --force)");
-                return file("-clean.qcow2");
+            List<Phase> phases = phases(scripts, iso);
+            Path clean = file("-clean.qcow2");
+            String changed = firstChange(phases, part(part(ledger, "installed"), "phases")).why;
+            if (Files.exists(clean) && changed.isEmpty() && !force && from == 0 && to == LAST) {
+                say(name + " is installed, and nothing it was made from has changed; install it again: vm-auto-install --force");
+                return clean;
             }
-            Start start = start(phases, ledger.getObject("phases"));
-            say(staleClean
-                    + (start.phase > to ? "phases 1 to " + to + " are done" : "starting at phase " + start.phase + ", " + start.why));
+            Start start = force ? new Start(1, "--force") : from > 0 ? new Start(from, "--from") : firstChange(phases, usable(ledger));
+            if (start.phase > 1 && !Files.exists(phaseDisk(start.phase - 1))) {
+                throw new VmException(69, "the disk of phase " + (start.phase - 1) + " is missing: " + phaseDisk(start.phase - 1));
+            }
+            say(start.phase > to ? "phases 1 to " + to + " are done" : "beginning at phase " + start.phase + ": " + start.why);
             if (to == LAST) {
                 confirmReplacing();
             }
@@ -235,17 +233,16 @@ final class VmAutoInstall implements Callable<Integer> {
             for (Phase phase : phases.subList(Math.min(start.phase - 1, to), to)) {
                 Path cd = installDir().resolve("phase" + phase.number + ".iso");
                 try {
-                    writeIso(cd, phase.disc);
-                    run(phase, iso, cd, machine, ledger);
+                    run(phase, iso, writeIso(cd, phase.disc), machine, ledger);
                 } finally {
                     Files.deleteIfExists(cd); // the root password is on it
                 }
             }
-            return to < LAST ? phaseDisk(to) : putInPlace(phases, iso, machine, ledger);
+            return to < LAST ? phaseDisk(to) : putInPlace(iso, machine, ledger);
         });
     }
 
-    @Command(name = "make-iso", sortOptions = false, description = {"Write the CD of a phase, as the guest's rc.d/pfi looks for it", "",
+    @Command(name = "make-iso", description = {"Write the CD of a phase, as the guest's rc.d/pfi looks for it", "",
         "It holds pfi.conf, the script as phaseN.sh, and the files of DATA_DIR: by default this VM's keys, root password and vm.conf.", ""},
             footer = {"", "Example: vm-auto-install make-iso phases/phase1-install.sh /tmp/p1.iso", "",
                 "Only its owner may read the CD. Exit codes: 0 done; 2 the script or a file's name does not fit."})
@@ -253,22 +250,11 @@ final class VmAutoInstall implements Callable<Integer> {
             @Parameters(paramLabel = "OUT", description = "The ISO to write.") Path out,
             @Parameters(paramLabel = "DATA_DIR", arity = "0..1", description = "A directory of plain files.") Path data) throws Exception {
         checkSettings();
-        if (data == null) {
-            return locked("vm-auto-install make-iso", () -> writeIso(out.toAbsolutePath(), discOf(script, ownData())));
-        }
-        SortedMap<String, byte[]> files = new TreeMap<>();
-        try (Stream<Path> listed = Files.list(data)) {
-            for (Path file : listed.toList()) {
-                files.put(discName(file), Files.readAllBytes(file));
-            }
-        } catch (IOException unreadable) {
-            throw new VmException(2, data + " must be a directory of plain files (" + unreadable + ")");
-        }
-        spec.commandLine().getOut().println(writeIso(out.toAbsolutePath(), discOf(script, files)));
-        return 0;
+        return locked("vm-auto-install make-iso",
+                () -> writeIso(out.toAbsolutePath(), discOf(script, data == null ? ownData() : filesOf(data))));
     }
 
-    @Command(name = "run-phase", sortOptions = false, description = {"Run one phase from a CD that make-iso wrote", "",
+    @Command(name = "run-phase", description = {"Run one phase from a CD that make-iso wrote", "",
         "Phase 1 boots the installer with a blank disk, a later one the disk of the phase before. The new disk is kept: "
             + "vm-auto-install --from N+1 goes on from it.", ""},
             footer = {"", "Example: vm-auto-install run-phase 1 /tmp/p1.iso", "", "Exit codes: those of vm-auto-install."})
@@ -288,10 +274,11 @@ final class VmAutoInstall implements Callable<Integer> {
         }
         if (dryRun) {
             spec.commandLine().getOut().println(shellQuoted(createDisk(part(number), number, diskSize)));
-            spec.commandLine().getOut().println(shellQuoted(phaseCommand(machine(), number, iso, cd)));
+            spec.commandLine().getOut().println(shellQuoted(qemuCommand(machine(), name + "-phase" + number, part(number),
+                    number == 1 ? List.of(iso, cd, iso) : List.of(cd), vmDir.resolve("qmp"), 0)));
             return 0;
         }
-        Phase phase = new Phase(number, null, new TreeMap<>(Map.of("the CD of run-phase", cd.toString())));
+        Phase phase = new Phase(number, null, object("the CD of run-phase", cd.toString()));
         return locked("vm-auto-install run-phase " + number, () -> run(phase, iso, cd, machine(), readLedger()));
     }
 
@@ -339,7 +326,7 @@ final class VmAutoInstall implements Callable<Integer> {
     // What is to be done.
 
     /** A phase and what its result depends on; {@code disc} is null where the CD was made elsewhere. */
-    record Phase(int number, SortedMap<String, byte[]> disc, SortedMap<String, String> inputs) {}
+    record Phase(int number, SortedMap<String, byte[]> disc, JsonObject inputs) {}
 
     record Start(int phase, String why) {}
 
@@ -351,12 +338,6 @@ final class VmAutoInstall implements Callable<Integer> {
         FileChannel lock = lock(file(".lock"), command);
         try (lock) {
             privateDirectory(installDir());
-            OptionalLong orphan = livePid(pidFile());
-            if (orphan.isPresent()) {
-                say("ending the QEMU of a run that was killed (pid " + orphan.getAsLong() + ")");
-                ProcessHandle.of(orphan.getAsLong()).ifPresent(ProcessHandle::destroyForcibly);
-                ProcessHandle.of(orphan.getAsLong()).ifPresent(process -> process.onExit().orTimeout(10, TimeUnit.SECONDS).join());
-            }
             removeFromInstallDir(".*\\.(part|iso)");
             spec.commandLine().getOut().println(work.call());
             return 0;
@@ -368,58 +349,44 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
-    private List<Phase> phases(List<Path> scripts, Path iso, JsonObject ledger) throws IOException {
+    private List<Phase> phases(List<Path> scripts, Path iso) throws IOException {
         SortedMap<String, byte[]> data = ownData();
         List<Phase> phases = new ArrayList<>();
         for (int n = 1; n <= LAST; n++) {
-            Phase phase = new Phase(n, discOf(scripts.get(n - 1), data), new TreeMap<>());
-            phase.inputs.put("its script", sha256(phase.disc.get("phase" + n + ".sh")));
+            SortedMap<String, byte[]> disc = discOf(scripts.get(n - 1), data);
+            JsonObject inputs = object("its script", sha256(disc.get("phase" + n + ".sh")));
             if (n == 1) {
-                phase.inputs.putAll(Map.of("the installer ISO", sumOf(iso, ledger), "VM_DISK_SIZE", diskSize));
+                inputs.put("the installer ISO", identity(iso));
+                inputs.put("VM_DISK_SIZE", diskSize);
+            } else if (n == LAST) {
+                for (Map.Entry<String, byte[]> file : data.entrySet()) {
+                    inputs.put(file.getKey(), sha256(file.getValue()));
+                }
             }
-            if (n != 2) { // phase 2 uses nothing of the VM's own
-                data.forEach((file, content) -> phase.inputs.put(file, sha256(content)));
-            }
-            phases.add(phase);
+            phases.add(new Phase(n, disc, inputs));
         }
-        phases.get(0).inputs.put("vm.conf", sha256(vmConf(name, "", "").getBytes(UTF_8))); // the rest of it is for phase 3
         return phases;
     }
 
-    /** Which inputs are not what they were; empty if none. */
-    static String changed(Map<String, ?> now, Map<String, ?> before) {
-        TreeSet<String> names = new TreeSet<>(now.keySet());
-        names.addAll(before.keySet());
-        names.removeIf(key -> Objects.equals(now.get(key), before.get(key)));
-        return String.join(", ", names);
-    }
-
-    /** Why the clean disk is not what these phases make; empty if it is. */
-    static String staleClean(List<Phase> phases, JsonObject madeFrom) {
-        if (madeFrom.isEmpty()) {
-            return "the clean disk is not from vm-auto-install; ";
-        }
-        return phases.stream().map(phase -> changed(phase.inputs, madeFrom.getObject("" + phase.number))).filter(names -> !names.isEmpty())
-                .findFirst().map(names -> "since the VM was installed, this has changed: " + names + "; ").orElse("");
-    }
-
-    private Start start(List<Phase> phases, JsonObject done) {
-        if (force) {
-            return new Start(1, "--force");
-        } else if (from > 1 && !Files.exists(phaseDisk(from - 1))) {
-            throw new VmException(69, "--from " + from + " needs the disk of the phase before, which is missing: " + phaseDisk(from - 1));
-        } else if (from > 0) {
-            return new Start(from, "--from");
-        }
+    /** The first phase that was not done from these inputs, and why; one past the last, and no reason, if all were. */
+    static Start firstChange(List<Phase> phases, JsonObject done) {
         for (Phase phase : phases) {
-            JsonObject before = done.getObject("" + phase.number).getObject("inputs");
-            if (before.isEmpty() || !Files.exists(phaseDisk(phase.number))) {
-                return new Start(phase.number, "it was not done yet");
-            } else if (!changed(phase.inputs, before).isEmpty()) {
-                return new Start(phase.number, changed(phase.inputs, before) + " changed");
+            JsonObject before = part(part(done, "" + phase.number), "inputs");
+            TreeSet<String> names = new TreeSet<>(phase.inputs.keySet());
+            names.addAll(before.keySet());
+            names.removeIf(key -> Objects.equals(phase.inputs.get(key), before.get(key)));
+            if (!names.isEmpty()) {
+                return new Start(phase.number, before.isEmpty() ? "it was not done yet" : "changed since: " + String.join(", ", names));
             }
         }
-        return new Start(LAST + 1, "");
+        return new Start(phases.size() + 1, "");
+    }
+
+    /** What the ledger says of the phases whose disks are still there. */
+    private JsonObject usable(JsonObject ledger) {
+        JsonObject done = new JsonObject(part(ledger, "phases"));
+        done.keySet().removeIf(phase -> !Files.exists(phaseDisk(Integer.parseInt(phase))));
+        return done;
     }
 
     /** Asks before anything is replaced that a person may still want. */
@@ -460,18 +427,17 @@ final class VmAutoInstall implements Callable<Integer> {
     /** Runs a phase. Its disk, and what the ledger says of it, change only after success; disks built on the old one go first. */
     private Path run(Phase phase, Path iso, Path cd, Machine machine, JsonObject ledger) throws Exception {
         int n = phase.number;
-        Path log = installDir().resolve("phase" + n + ".log");
         long started = System.nanoTime();
         qemuImg(createDisk(part(n), n, diskSize));
-        say("phase " + n + " (its console: tail -f " + shellQuoted(List.of(log.toString())) + ")");
-        try (Guest guest = new Guest(phaseCommand(machine, n, iso, cd), log, new Watcher(n), limit(machine.accel))) {
-            Failure failure = guest.follow(n == 1 ? new Dialogue() : null, () -> false);
+        // The installer's root is cd0; pfi looks at cd0 and cd1; phase 1 copies from cd2, the same ISO without memory disks over it.
+        try (Guest guest = new Guest("phase" + n, new Watcher(n), machine, part(n), n == 1 ? List.of(iso, cd, iso) : List.of(cd), 0)) {
+            Failure failure = guest.follow(() -> false);
             if (failure != null) {
-                throw guest.report("phase " + n, failure, goOn(n));
+                throw guest.report("phase " + n, failure, "vm-auto-install" + (from > 0 || force ? " --from " + n : ""));
             }
         }
         Files.setPosixFilePermissions(part(n), PosixFilePermissions.fromString("r--------"));
-        JsonObject done = ledger.getObject("phases");
+        JsonObject done = part(ledger, "phases");
         ledger.put("phases", done);
         for (int later = n; later <= LAST; later++) {
             done.remove("" + later);
@@ -481,7 +447,7 @@ final class VmAutoInstall implements Callable<Integer> {
             Files.deleteIfExists(phaseDisk(later));
         }
         Files.move(part(n), phaseDisk(n), StandardCopyOption.ATOMIC_MOVE);
-        done.put("" + n, object("inputs", new JsonObject(phase.inputs), "finished", Instant.now().toString(),
+        done.put("" + n, object("inputs", phase.inputs, "finished", Instant.now().toString(),
                 "seconds", Duration.ofNanos(System.nanoTime() - started).toMillis() / 1000.0));
         saveLedger(ledger);
         say("phase " + n + " done in " + text(Duration.ofNanos(System.nanoTime() - started)));
@@ -489,35 +455,29 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     /** The last disk is flattened, booted once, and asked what is in it; only then it becomes the clean disk. */
-    private Path putInPlace(List<Phase> phases, Path iso, Machine machine, JsonObject ledger) throws Exception {
+    private Path putInPlace(Path iso, Machine machine, JsonObject ledger) throws Exception {
+        Path clean = file("-clean.qcow2");
         Path flat = installDir().resolve("clean.qcow2.part");
         say("flattening the disk");
         qemuImg(List.of("qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", phaseDisk(LAST).toString(), flat.toString()));
         Files.setPosixFilePermissions(flat, PosixFilePermissions.fromString("r--------"));
-        JsonObject versions = new JsonObject(verify(flat, machine));
-        JsonObject inputs = new JsonObject();
-        JsonObject seconds = new JsonObject();
-        for (Phase phase : phases) {
-            JsonObject done = ledger.getObject("phases").getObject("" + phase.number);
-            inputs.put("" + phase.number, done.getObject("inputs"));
-            seconds.put("" + phase.number, done.getDouble("seconds"));
-        }
+        JsonObject versions = verify(flat, machine);
         // Should we be killed before the last line, readLedger tells by the disk's identity whether it got into place.
-        ledger.put("placing", object("version", version, "iso", iso.toString(), "isoSha256", sumOf(iso, ledger),
-                "inputs", inputs, "seconds", seconds, "versions", versions, "accelerator", machine.accel,
+        ledger.put("placing", object("version", version, "iso", iso.toString(), "isoSha256", sha256(Files.newInputStream(iso)),
+                "versions", versions, "phases", part(ledger, "phases"), "accelerator", machine.accel,
                 "finished", Instant.now().toString(), "disk", identity(flat),
-                "qemu", run(Duration.ofSeconds(20), List.of(QEMU, "--version")).outputUTF8().lines().findFirst().orElse("")));
+                "qemu", run(Duration.ofSeconds(20), List.of(QEMU, "--version")).outputUTF8().split("\n")[0]));
         saveLedger(ledger);
         Files.deleteIfExists(file(".qcow2"));
         deleteTree(file(".snapshots"));
-        Files.move(flat, file("-clean.qcow2"), StandardCopyOption.ATOMIC_MOVE);
+        Files.move(flat, clean, StandardCopyOption.ATOMIC_MOVE);
         saveLedger(readLedger());
         say(name + " is installed: " + versions.getString("uname") + ", " + versions.getString("go") + "; start it: vm-ctl start");
-        return file("-clean.qcow2");
+        return clean;
     }
 
-    /** Boots a disk through a throw-away overlay and has it answer over ssh, with the pinned host key; returns its tools' versions. */
-    private Map<String, String> verify(Path disk, Machine machine) throws Exception {
+    /** Boots a disk through a throw-away overlay and asks it over ssh, with the pinned host key, for its tools' versions. */
+    private JsonObject verify(Path disk, Machine machine) throws Exception {
         say("booting it once, to see that it answers");
         Path overlay = installDir().resolve("verify.qcow2.part");
         qemuImg(List.of("qemu-img", "create", "-q", "-f", "qcow2", "-b", disk.getFileName().toString(), "-F", "qcow2", overlay.toString()));
@@ -525,22 +485,22 @@ final class VmAutoInstall implements Callable<Integer> {
         try (ServerSocket free = new ServerSocket(0, 1, InetAddress.getLoopbackAddress())) {
             port = free.getLocalPort();
         }
-        try (Guest guest = new Guest(qemuCommand(machine, name + "-verify", overlay, List.of(), false, qmp(), port),
-                installDir().resolve("verify.log"), new Watcher(0), limit(machine.accel))) {
-            CompletableFuture<Void> answers = CompletableFuture.runAsync(() -> awaitSsh(port, guest.process), DAEMON);
-            Failure failure = guest.follow(null, () -> answers.isDone() && guest.process.isAlive());
+        Watcher watcher = new Watcher(0);
+        try (Guest guest = new Guest("verify", watcher, machine, overlay, List.of(), port)) {
+            Failure failure = guest.follow(() -> watcher.done);
             if (failure == null) {
                 List<String> said = new ArrayList<>();
                 int code = feed(limit(machine.accel).dividedBy(4), file(".ssh"), verifyCommand(name, port), VERSIONS, said::add);
-                Map<String, String> versions = said.stream().filter(line -> line.matches("\\w+=.+")).map(line -> line.split("=", 2))
-                        .collect(Collectors.toMap(pair -> pair[0], pair -> pair[1], (first, second) -> second));
+                JsonObject versions = new JsonObject();
+                said.stream().map(line -> line.split("=", 2)).filter(pair -> pair.length == 2 && !pair[1].isBlank())
+                        .forEach(pair -> versions.put(pair[0], pair[1]));
                 if (code == 0 && versions.keySet().containsAll(TOOLS)) {
                     return versions;
                 }
                 failure = code == 255 ? new Failure(69, "ssh with this VM's key and pinned host key: " + String.join(" ", said))
                         : new Failure(1, "a tool is missing or broken; what they say of themselves:\n" + quoted(said));
             }
-            throw guest.report("the check of the installed disk", failure, goOn(LAST + 1));
+            throw guest.report("the check of the installed disk", failure, "vm-auto-install");
         } finally {
             Files.deleteIfExists(overlay);
         }
@@ -565,19 +525,6 @@ final class VmAutoInstall implements Callable<Integer> {
                 });
         command.addAll(List.of("-p", "" + port, "root@127.0.0.1", "sh -s"));
         return command;
-    }
-
-    /** Until sshd sends its banner or QEMU ends. QEMU's network takes the connection long before the guest's sshd listens. */
-    private static void awaitSsh(int port, Process qemu) {
-        for (String banner = ""; qemu.isAlive() && !banner.equals("SSH-2.0-"); pause(50)) {
-            try (Socket socket = new Socket()) {
-                socket.connect(new InetSocketAddress(InetAddress.getLoopbackAddress(), port), 1000);
-                socket.setSoTimeout(1000);
-                banner = new String(socket.getInputStream().readNBytes(8), ISO_8859_1);
-            } catch (IOException notYet) {
-                // no banner within a second
-            }
-        }
     }
 
     /** A script for the guest's sh that unpacks a disc's files into a private directory and runs phase 3 from there. */
@@ -609,6 +556,18 @@ final class VmAutoInstall implements Callable<Integer> {
         disc.put(discName, text.getBytes(ISO_8859_1));
         disc.put("pfi.conf", ("pfi_script=" + discName + "\n").getBytes(UTF_8));
         return disc;
+    }
+
+    private static SortedMap<String, byte[]> filesOf(Path directory) {
+        SortedMap<String, byte[]> files = new TreeMap<>();
+        try (Stream<Path> listed = Files.list(directory)) {
+            for (Path file : listed.toList()) {
+                files.put(discName(file), Files.readAllBytes(file));
+            }
+            return files;
+        } catch (IOException unreadable) {
+            throw new VmException(2, directory + " must be a directory of plain files (" + unreadable + ")");
+        }
     }
 
     /** A file name that ISO 9660 level 2 holds and that reads the same where the guest, without Rock Ridge, lower-cases it. */
@@ -686,12 +645,6 @@ final class VmAutoInstall implements Callable<Integer> {
 
     // QEMU.
 
-    private List<String> phaseCommand(Machine machine, int phase, Path iso, Path cd) throws IOException {
-        // The installer's root is cd0; pfi looks at cd0 and cd1; phase 1 copies from cd2, the same ISO without memory disks over it.
-        List<Path> cds = phase == 1 ? List.of(iso, cd, iso) : List.of(cd);
-        return qemuCommand(machine, name + "-phase" + phase, part(phase), cds, phase == 1, qmp(), 0);
-    }
-
     static List<String> createDisk(Path disk, int phase, String size) {
         List<String> command = new ArrayList<>(List.of("qemu-img", "create", "-q", "-f", "qcow2"));
         List<String> based = List.of("-b", "phase" + (phase - 1) + ".qcow2", "-F", "qcow2", disk.toString());
@@ -699,8 +652,9 @@ final class VmAutoInstall implements Callable<Integer> {
         return command;
     }
 
-    /** The serial console is QEMU's stdin and stdout. */
-    static List<String> qemuCommand(Machine machine, String title, Path disk, List<Path> cds, boolean fromCd, Path qmp, int sshPort) {
+    /** The serial console is QEMU's stdin and stdout. With more than one CD it boots from the first. */
+    static List<String> qemuCommand(Machine machine, String title, Path disk, List<Path> cds, Path qmp, int sshPort) {
+        boolean fromCd = cds.size() > 1;
         List<String> command = new ArrayList<>(List.of(QEMU, "-name", title, "-machine", "pc", "-accel", machine.accel, "-cpu", machine.cpu,
                 "-m", machine.memory, "-smp", "" + machine.cpus, "-nodefaults", "-vga", "std", "-display", "none", "-no-reboot",
                 "-chardev", "stdio,id=serial0,signal=off", "-serial", "chardev:serial0",
@@ -731,19 +685,14 @@ final class VmAutoInstall implements Callable<Integer> {
                 cpus != null ? cpus : Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2)), split(qemuArgs));
     }
 
-    private static final Executor DAEMON = work -> {
-        Thread thread = new Thread(work);
-        thread.setDaemon(true);
-        thread.start();
-    };
-
     /** Why a run failed, and the exit code for it. */
     record Failure(int code, String cause) {}
 
     /** A QEMU that lives in this process's shadow, its console and its monitor read by threads into one queue. */
     final class Guest implements AutoCloseable {
-        final Process process;
+        private final Process process;
         private final BlockingQueue<Object> events = new LinkedBlockingQueue<>(); // console: byte[], monitor: JsonObject, end: exit code
+        private final Path socket = Files.createTempDirectory("vm-install").resolve("qmp"); // VM_DIR's path may be too long for one
         private final Path log;
         private final Path errors;
         private final Watcher watcher;
@@ -751,53 +700,71 @@ final class VmAutoInstall implements Callable<Integer> {
         private final long started = System.nanoTime();
         private final Thread hook;
         private volatile SocketChannel monitor;
+        private final boolean live = onTerminal(2);
+        private String shown = "";
 
-        Guest(List<String> qemu, Path log, Watcher watcher, Duration limit) throws IOException {
-            this.log = log;
+        Guest(String run, Watcher watcher, Machine machine, Path disk, List<Path> cds, int sshPort) throws IOException {
             this.watcher = watcher;
-            this.limit = limit;
-            errors = log.resolveSibling("qemu.errors");
-            Files.deleteIfExists(qmp());
-            List<String> command = Stream.concat(tether().stream(), qemu.stream()).toList();
+            log = installDir().resolve(run + ".log");
+            errors = installDir().resolve(run + ".qemu.part");
+            limit = limit(machine.accel);
+            // On Linux the kernel ends QEMU when this process dies, even of kill -9.
+            boolean linux = System.getProperty("os.name").equals("Linux");
+            List<String> command = new ArrayList<>(linux ? List.of("setpriv", "--pdeathsig", "KILL") : List.of());
+            command.addAll(qemuCommand(machine, name + "-" + run, disk, cds, socket, sshPort));
             if (verbose) {
                 say("+ " + shellQuoted(command));
             }
+            say(run + "; its console: tail -f " + shellQuoted(List.of(log.toString())));
             try {
                 process = new ProcessBuilder(command).redirectError(errors.toFile()).start();
             } catch (IOException missing) {
-                throw new VmException(69, QEMU + " cannot be run (is it installed? 'vm-setup check' tells): " + missing.getMessage());
+                throw new VmException(69, "QEMU cannot be run ('vm-setup check' tells what is missing): " + missing.getMessage());
             }
             hook = new Thread(process::destroyForcibly);
             Runtime.getRuntime().addShutdownHook(hook);
-            writeFile(pidFile(), JsonWriter.string(object("pid", process.pid(), "bootId", bootId(),
-                    "startTicks", startTicks(process.pid()))), "rw-------");
-            CompletableFuture<Void> console = CompletableFuture.runAsync(this::readConsole, DAEMON);
-            CompletableFuture.runAsync(this::readMonitor, DAEMON).thenCombine(console, // the exit code comes after all they said
-                    (monitor, said) -> events.add(process.onExit().join().exitValue()));
+            Thread reader = reader(this::readMonitor);
+            reader(() -> {
+                readConsole();
+                reader.join(5000);
+                events.add(process.waitFor()); // after all that both said
+            });
         }
 
-        private void readConsole() {
-            byte[] buffer = new byte[8192];
-            try (InputStream in = process.getInputStream()) {
-                for (int n = in.read(buffer); n >= 0; n = in.read(buffer)) {
-                    events.add(Arrays.copyOf(buffer, n));
+        private interface Work {
+            void run() throws IOException, InterruptedException;
+        }
+
+        private static Thread reader(Work work) {
+            Thread thread = new Thread(() -> {
+                try {
+                    work.run();
+                } catch (IOException | InterruptedException ended) {
+                    // with QEMU
                 }
-            } catch (IOException ended) {
-                // with QEMU
+            });
+            thread.setDaemon(true);
+            thread.start();
+            return thread;
+        }
+
+        private void readConsole() throws IOException {
+            byte[] buffer = new byte[8192];
+            for (int n = process.getInputStream().read(buffer); n >= 0; n = process.getInputStream().read(buffer)) {
+                events.add(Arrays.copyOf(buffer, n));
             }
         }
 
-        private void readMonitor() {
-            for (; process.isAlive(); pause(20)) {
-                try (SocketChannel channel = SocketChannel.open(UnixDomainSocketAddress.of(qmp()))) {
-                    monitor = channel;
-                    send("qmp_capabilities", new JsonObject());
-                    BufferedReader in = new BufferedReader(Channels.newReader(channel, UTF_8));
-                    for (String line = in.readLine(); line != null; line = in.readLine()) {
-                        events.add(json(line));
-                    }
-                } catch (IOException notYet) {
-                    // its socket appears a moment after QEMU has started
+        private void readMonitor() throws IOException, InterruptedException {
+            while (!Files.exists(socket) && process.isAlive()) {
+                Thread.sleep(20);
+            }
+            try (SocketChannel channel = SocketChannel.open(UnixDomainSocketAddress.of(socket))) {
+                monitor = channel;
+                send("qmp_capabilities", new JsonObject());
+                BufferedReader in = new BufferedReader(Channels.newReader(channel, UTF_8));
+                for (String line = in.readLine(); line != null; line = in.readLine()) {
+                    events.add(json(line));
                 }
             }
         }
@@ -807,12 +774,13 @@ final class VmAutoInstall implements Callable<Integer> {
         }
 
         /** Watches until QEMU ends or it is {@code enough}; null if that went well. */
-        Failure follow(Dialogue dialogue, BooleanSupplier enough) throws IOException, InterruptedException {
+        Failure follow(BooleanSupplier enough) throws IOException, InterruptedException {
+            Dialogue dialogue = watcher.phase == 1 ? new Dialogue() : null;
             String reason = null;
             Failure failure = null;
             long heard = started;
             long failed = 0;
-            try (OutputStream file = Files.newOutputStream(log); Status status = new Status(watcher)) {
+            try (OutputStream file = Files.newOutputStream(log)) {
                 while (true) {
                     Object event = events.poll(200, TimeUnit.MILLISECONDS);
                     long now = System.nanoTime();
@@ -821,7 +789,7 @@ final class VmAutoInstall implements Callable<Integer> {
                         file.write(bytes);
                         watcher.feed(bytes);
                     } else if (event instanceof JsonObject said) {
-                        JsonObject data = said.getObject("data");
+                        JsonObject data = part(said, "data");
                         reason = "SHUTDOWN".equals(said.get("event")) ? data.getString("reason") : reason;
                         if ("BLOCK_IO_ERROR".equals(said.get("event")) && "stop".equals(data.get("action"))) {
                             failure = new Failure(1, "this machine cannot write the VM's disk: " + data.getString("reason"));
@@ -832,14 +800,14 @@ final class VmAutoInstall implements Callable<Integer> {
                     String keys = dialogue == null ? "" : dialogue.answer(watcher.prompts, now - started);
                     if (keys == null) {
                         dialogue = null;
-                        heard = Long.MAX_VALUE;
-                        status.line("the boot loader does not answer on the serial line: going on blind, its menu boots by itself");
+                        say("the boot loader does not answer on the serial line: going on blind, its menu boots by itself");
                     } else if (!keys.isEmpty()) {
                         process.getOutputStream().write(keys.getBytes(ISO_8859_1));
                         process.getOutputStream().flush();
                     }
+                    boolean blind = watcher.phase == 1 && dialogue == null; // then nothing is heard, and only the time counts
                     failure = failure == null ? watcher.failure : failure;
-                    if (failure == null && now - heard > limit.toNanos() / 6 && heard != Long.MAX_VALUE) {
+                    if (failure == null && !blind && now - heard > limit.toNanos() / 6) {
                         failure = new Failure(124, "its console has been silent for " + text(limit.dividedBy(6)));
                     } else if (failure == null && now - started > limit.toNanos()) {
                         failure = new Failure(124, "it did not end within " + text(limit));
@@ -850,8 +818,24 @@ final class VmAutoInstall implements Callable<Integer> {
                     } else if (failed == 0 && enough.getAsBoolean()) {
                         return null;
                     }
-                    status.show(Duration.ofNanos(now - started));
+                    show();
                 }
+            } finally {
+                print(live ? "\r\033[K" : "");
+            }
+        }
+
+        /** One live line on a terminal; elsewhere a line for each step. */
+        private void show() {
+            String where = watcher.phase > 0 ? "phase " + watcher.phase + ", " + watcher.where() : watcher.where();
+            String elapsed = "[" + text(Duration.ofNanos(System.nanoTime() - started)) + "] ";
+            if (live) {
+                String line = watcher.lastLines().stream().reduce("", (before, last) -> last);
+                String text = elapsed + where + ", " + watcher.bytes / 1024 + " kB | " + line;
+                print("\r" + text.substring(0, Math.min(79, text.length())) + "\033[K");
+            } else if (!where.equals(shown)) {
+                say(elapsed + where);
+                shown = where;
             }
         }
 
@@ -862,8 +846,8 @@ final class VmAutoInstall implements Callable<Integer> {
             if (monitor != null && process.isAlive()) {
                 events.clear();
                 send("screendump", object("filename", picture.toString(), "format", "png")); // PNG since QEMU 7.1, else none
-                Object answer = Map.of();
-                while (answer != null && !(answer instanceof Integer) && !(answer instanceof JsonObject said && !said.has("event"))) {
+                Object answer = events.poll(5, TimeUnit.SECONDS);
+                while (answer instanceof byte[] || answer instanceof JsonObject said && said.has("event")) {
                     answer = events.poll(5, TimeUnit.SECONDS);
                 }
             }
@@ -882,9 +866,8 @@ final class VmAutoInstall implements Callable<Integer> {
             } catch (IllegalStateException shuttingDown) {
                 // the hook is at work
             }
-            for (Path left : List.of(qmp(), errors, pidFile())) {
-                Files.deleteIfExists(left);
-            }
+            deleteTree(socket.getParent());
+            Files.deleteIfExists(errors);
         }
     }
 
@@ -905,23 +888,23 @@ final class VmAutoInstall implements Callable<Integer> {
 
     /** Where a guest is on its way, in the order in which it gets there, and the console texts that tell. */
     enum Stage {
-        POWER_ON("power-on"),
-        LOADER("the boot loader", "Console: serial port", "Escape to loader prompt", "Type '?' for a list of commands", "Booting in "),
-        KERNEL("the kernel's start", "The DragonFly Project.", "real memory  ="),
+        POWER_ON("power-on", "(?!)"),
+        LOADER("the boot loader", "Console: serial port|Escape to loader prompt|Type '\\?' for a list of commands|Booting in "),
+        KERNEL("the kernel's start", "The DragonFly Project\\.|real memory  ="),
         ROOT("the root mount", "Mounting root from "),
-        RC("rc", "start_init: trying", "Starting file system checks", "FILESYSTEM CLEAN; SKIPPING CHECKS"),
+        RC("rc", "start_init: trying|Starting file system checks|FILESYSTEM CLEAN; SKIPPING CHECKS"),
         NETWORK("rc (network)", "vtnet0: flags="),
-        PFI("pfi", "Starting pfi", "Looking for pfi.conf"),
-        SCRIPT("the phase script"),
-        SHUTDOWN("the shutdown", "Shutdown NOW!", "System shutdown time has arrived", "syncing disks..."),
+        PFI("pfi", "Starting pfi|Looking for pfi\\.conf"),
+        SCRIPT("the phase script", "(?!)"),
+        SHUTDOWN("the shutdown", "Shutdown NOW!|System shutdown time has arrived|syncing disks\\.\\.\\."),
         OFF("power-off", "Powering system off");
 
         final String text;
-        final List<String> signs;
+        final Pattern sign;
 
-        Stage(String text, String... signs) {
+        Stage(String text, String sign) {
             this.text = text;
-            this.signs = List.of(signs);
+            this.sign = Pattern.compile(sign);
         }
     }
 
@@ -968,7 +951,6 @@ final class VmAutoInstall implements Callable<Integer> {
         private final Deque<String> last = new ArrayDeque<>();
         private final TreeSet<String> hints = new TreeSet<>();
         private String ended = ""; // a line that CR ended: LF keeps it, anything else overwrites it
-        private int escape; // in an escape sequence: the byte that tells its kind
         private String failedAt;
         private String pfi = "the guest booted without looking for the phase's CD (a stale /etc/pfi.conf, or no rc.d/pfi)";
 
@@ -992,39 +974,23 @@ final class VmAutoInstall implements Callable<Integer> {
         }
 
         private void accept(int b) {
-            if (b == '\n' || b == '\r') { // they end an escape sequence too, so a broken one swallows no more than a line
-                escape = 0;
-                String text = take();
+            if (b == '\n' || b == '\r' || line.length() == 4096) {
+                String text = printable(new String(line.toString().getBytes(ISO_8859_1), UTF_8)).stripTrailing();
+                line.setLength(0);
+                read(text);
                 ended = text.isEmpty() ? ended : text;
-                if (b == '\n') {
+                if (b != '\r') {
                     keep(ended);
                     ended = "";
                 }
-            } else if (b == 27) {
-                escape = 27;
-            } else if (escape == 27) {
-                escape = b == '[' || b == ']' ? b : b >= 0x20 && b < 0x30 ? 27 : 0;
-            } else if (escape != 0) {
-                escape = escape == '[' && b >= 0x40 && b < 0x7f || b == 7 ? 0 : escape;
-            } else if (b == 8 || b == 127) {
-                line.setLength(Math.max(0, line.length() - 1)); // the loader's spinner
-            } else if (b >= 32 || b == '\t') {
+            }
+            if (b != '\n' && b != '\r') {
                 ended = "";
                 line.append((char) b);
-                if (b == ' ' || b == ':') {
-                    prompt(line.toString());
-                }
-                if (line.length() == 4096) {
-                    keep(take());
-                }
             }
-        }
-
-        private String take() {
-            String text = printable(new String(line.toString().getBytes(ISO_8859_1), UTF_8)).stripTrailing();
-            line.setLength(0);
-            read(text);
-            return text;
+            if ((b == ' ' || b == ':') && line.length() < 200) {
+                prompt(printable(line.toString()));
+            }
         }
 
         private void keep(String text) {
@@ -1039,15 +1005,18 @@ final class VmAutoInstall implements Callable<Integer> {
         private void prompt(String text) {
             if (text.equals("OK ") || text.endsWith("Booting in ") && prompts == 0) {
                 prompts++;
-            } else if (phase > 0 && !done && text.matches("([\\w.-]+ )?login: ")) {
-                fail(hinted(stage == Stage.SCRIPT ? "the phase script ended without a word" : pfi));
+            } else if (!done && text.matches("([\\w.-]+ )?login: ")) {
+                done = phase == 0;
+                if (phase > 0) {
+                    fail(hinted(stage == Stage.SCRIPT ? "the phase script ended without a word" : pfi));
+                }
             }
             match(QUESTIONS, text, this::fail);
         }
 
         private void read(String text) {
             for (Stage next : Stage.values()) {
-                stage = next.compareTo(stage) > 0 && next.signs.stream().anyMatch(text::contains) ? next : stage;
+                stage = next.compareTo(stage) > 0 && next.sign.matcher(text).find() ? next : stage;
             }
             if (text.contains("Looking for pfi.conf")) {
                 pfi = "pfi did not find the phase's CD";
@@ -1126,41 +1095,6 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
-    /** One live line on a terminal; elsewhere a line for each step. */
-    private final class Status implements AutoCloseable {
-        private final boolean live = onTerminal(2);
-        private final int width = Integer.parseInt("0" + System.getenv().getOrDefault("COLUMNS", "80").replaceAll("\\D", "")) - 1;
-        private final Watcher watcher;
-        private String shown = "";
-
-        Status(Watcher watcher) {
-            this.watcher = watcher;
-        }
-
-        void show(Duration elapsed) {
-            String where = (watcher.phase > 0 ? "phase " + watcher.phase + ", " : "") + watcher.where();
-            if (live) {
-                List<String> lines = watcher.lastLines();
-                String text = "[" + text(elapsed) + "] " + where + ", " + watcher.bytes / 1024 + " kB | "
-                        + (lines.isEmpty() ? "" : lines.get(lines.size() - 1));
-                print("\r" + text.substring(0, Math.min(Math.max(0, width), text.length())) + "\033[K");
-            } else if (!where.equals(shown)) {
-                say("[" + text(elapsed) + "] " + where);
-                shown = where;
-            }
-        }
-
-        void line(String text) {
-            close();
-            say(text);
-        }
-
-        @Override
-        public void close() {
-            print(live ? "\r\033[K" : "");
-        }
-    }
-
     // Files and small things.
 
     private Path file(String suffix) {
@@ -1177,14 +1111,6 @@ final class VmAutoInstall implements Callable<Integer> {
 
     private Path part(int phase) {
         return installDir().resolve("phase" + phase + ".qcow2.part");
-    }
-
-    private Path pidFile() {
-        return installDir().resolve("qemu.pid");
-    }
-
-    private Path qmp() throws IOException {
-        return socket(vmDir, name + ".install.qmp");
     }
 
     /** What picocli cannot check by a type: the name is part of file names, QEMU arguments and ssh's configuration. */
@@ -1255,7 +1181,7 @@ final class VmAutoInstall implements Callable<Integer> {
         Path file = installDir().resolve("install.json");
         JsonObject ledger = Files.exists(file) ? json(Files.readString(file)) : new JsonObject();
         if (ledger.remove("placing") instanceof JsonObject placed && Files.exists(file("-clean.qcow2"))
-                && placed.getObject("disk").equals(identity(file("-clean.qcow2")))) {
+                && part(placed, "disk").equals(identity(file("-clean.qcow2")))) {
             ledger.put("installed", placed);
         }
         return ledger;
@@ -1273,35 +1199,27 @@ final class VmAutoInstall implements Callable<Integer> {
         return object;
     }
 
+    private static JsonObject part(JsonObject of, String key) {
+        return of.getObject(key, new JsonObject());
+    }
+
     /** Enough of a file to know it again. */
     private static JsonObject identity(Path file) throws IOException {
         return object("size", "" + Files.size(file), "modified", Files.getLastModifiedTime(file).toString());
     }
 
-    /** The ISO's SHA-256, remembered in the ledger as long as the file is the same. */
-    private static String sumOf(Path iso, JsonObject ledger) throws IOException {
-        JsonObject known = ledger.getObject("iso");
-        if (!iso.toString().equals(known.get("path")) || !identity(iso).equals(known.get("file"))) {
-            MessageDigest digest = sha256();
-            try (InputStream in = new DigestInputStream(Files.newInputStream(iso), digest)) {
-                in.transferTo(OutputStream.nullOutputStream());
-            }
-            known = object("path", iso.toString(), "file", identity(iso), "sha256", HexFormat.of().formatHex(digest.digest()));
-            ledger.put("iso", known);
-        }
-        return known.getString("sha256");
+    private static String sha256(byte[] content) throws IOException {
+        return sha256(new ByteArrayInputStream(content));
     }
 
-    private static MessageDigest sha256() {
-        try {
-            return MessageDigest.getInstance("SHA-256");
+    private static String sha256(InputStream content) throws IOException {
+        try (content) {
+            MessageDigest digest = MessageDigest.getInstance("SHA-256");
+            content.transferTo(new DigestOutputStream(OutputStream.nullOutputStream(), digest));
+            return HexFormat.of().formatHex(digest.digest());
         } catch (NoSuchAlgorithmException impossible) {
             throw new AssertionError(impossible); // every Java has it
         }
-    }
-
-    private static String sha256(byte[] content) {
-        return HexFormat.of().formatHex(sha256().digest(content));
     }
 
     private static void deleteTree(Path directory) throws IOException {
@@ -1341,26 +1259,8 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
-    /** On Linux the kernel ends QEMU when this process dies, even of kill -9; elsewhere the next run finds it by its pid file. */
-    private List<String> tether() throws IOException {
-        try {
-            run(Duration.ofSeconds(10), List.of("setpriv", "--pdeathsig", "KILL", "true"));
-            return List.of("setpriv", "--pdeathsig", "KILL");
-        } catch (VmException missing) {
-            return List.of();
-        }
-    }
-
     private Duration limit(String accelerator) {
         return Duration.ofMinutes(timeLimit != null ? timeLimit : accelerator.equals("tcg") ? 240 : 60);
-    }
-
-    private String goOn(int phase) {
-        List<String> words = new ArrayList<>(List.of("vm-auto-install", "--vm-dir", vmDir.toString(), "--vm-name", name));
-        if (phase <= LAST && (from > 0 || force)) {
-            words.addAll(List.of("--from", "" + phase));
-        }
-        return shellQuoted(words);
     }
 
     private static List<String> tail(Path file) throws IOException {
@@ -1372,8 +1272,10 @@ final class VmAutoInstall implements Callable<Integer> {
         return lines.stream().map(line -> "  | " + line + "\n").collect(Collectors.joining());
     }
 
+    /** Without escape sequences, what a backspace took back, and control characters. */
     private static String printable(String text) {
-        return text.replaceAll("[\\p{Cntrl}&&[^\n\t]]", "");
+        return text.replaceAll("\033(\\[[0-?]*[ -/]*[@-~]|\\][^\007\033]*\007?|[ -/]*[0-~])|[^\b]\b", "")
+                .replaceAll("[\\p{Cntrl}&&[^\n\t]]", "");
     }
 
     private static String text(Duration duration) {
@@ -1385,14 +1287,6 @@ final class VmAutoInstall implements Callable<Integer> {
             return new ProcessBuilder("test", "-t", "" + descriptor).inheritIO().start().waitFor() == 0;
         } catch (IOException | InterruptedException unknown) {
             return false;
-        }
-    }
-
-    private static void pause(long millis) {
-        try {
-            Thread.sleep(millis);
-        } catch (InterruptedException interrupted) {
-            Thread.currentThread().interrupt();
         }
     }
 
@@ -1662,21 +1556,6 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
     // end shared:json
-
-    // shared:socket
-    /** Where a socket of VM_DIR lies: there, or, as a socket's path holds 107 bytes at most, in a short private directory. */
-    static Path socket(Path vmDir, String fileName) throws IOException {
-        Path socket = vmDir.resolve(fileName);
-        if (socket.toString().getBytes(UTF_8).length <= 85) { // ssh appends 17 characters while it makes a ControlPath
-            return socket;
-        }
-        String runtime = System.getenv().getOrDefault("XDG_RUNTIME_DIR", "");
-        Path directory = Path.of(runtime.isEmpty() ? System.getProperty("java.io.tmpdir") : runtime)
-                .resolve("vm-" + System.getProperty("user.name") + "-" + Integer.toHexString(vmDir.toString().hashCode()));
-        privateDirectory(directory); // fails if it is somebody else's
-        return directory.resolve(fileName);
-    }
-    // end shared:socket
 
     // shared:split
     /** The words of a setting, split like a shell does it: quotes and backslashes count, nothing else is expanded. */

@@ -1,0 +1,644 @@
+///usr/bin/env jbang "$0" "$@" ; exit $?
+//JAVA 17+
+//SOURCES ../VmAutoInstall.java
+//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
+
+import static java.nio.charset.StandardCharsets.ISO_8859_1;
+import static java.nio.charset.StandardCharsets.UTF_8;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertNull;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import com.grack.nanojson.JsonObject;
+import com.grack.nanojson.JsonParser;
+import java.io.ByteArrayOutputStream;
+import java.io.IOException;
+import java.io.PrintStream;
+import java.io.PrintWriter;
+import java.io.StringWriter;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.attribute.PosixFilePermissions;
+import java.time.Duration;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Map;
+import java.util.SortedMap;
+import java.util.TreeMap;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.TimeUnit;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.ValueSource;
+import org.junit.platform.console.ConsoleLauncher;
+import picocli.CommandLine;
+
+/** What VmAutoInstall does without a guest, and with guests of 512 bytes in a real QEMU. */
+class VmAutoInstallTest {
+    private static final String LOADER = "Console: video\r\nConsole: serial port\r\nBIOS drive C: is disk0\r\n|\b/\b-\b\\\b\r\n"
+            + "\033[H\033[J\033[1;33m    1. Boot DragonFly [kernel]\033[m\r\n    9. Escape to loader prompt (also ESC)\r\n\r\n"
+            + "\rBooting in 10 seconds... ";
+    private static final String PROMPTS = "\r\nType '?' for a list of commands, 'help' for more detailed help.\r\nOK set console=comconsole\r\nOK boot\r\n";
+    private static final String KERNEL = "Copyright (c) 2003-2025 The DragonFly Project.\r\nreal memory  = 2147483648 (2048 MB)\r\n"
+            + "da0: <QEMU QEMU HARDDISK 2.5+>\r\nMounting root from cd9660:/dev/cd0\r\nStarting file system checks:\r\n"
+            + "Starting pfi...\r\nLooking for pfi.conf on /dev/cd0... not found\r\nLooking for pfi.conf on /dev/cd1... /dev/cd1 ok... found!\r\n";
+    private static final String SCRIPT = "STEP 1: look at the machine\r\n+ echo 'DONE WITH PHASE 1.'\r\nSTEP 2: gr\u00fc\u00dfe\r\n";
+    private static final String END = "\r\nDONE WITH PHASE 1.\r\nShutdown NOW!\r\nSystem shutdown time has arrived\r\n"
+            + "syncing disks... 3 1\r\ndone\r\nUptime: 1m3s\r\nacpi0: Powering system off\r\n";
+
+    @TempDir
+    Path tmp;
+
+    private final StringWriter out = new StringWriter();
+    private final StringWriter err = new StringWriter();
+
+    public static void main(String... args) {
+        System.exit(ConsoleLauncher.run(new PrintWriter(System.out), new PrintWriter(System.err),
+                "execute", "--select-class", "VmAutoInstallTest", "--disable-banner", "--details", "summary").getExitCode());
+    }
+
+    // The console.
+
+    private static VmAutoInstall.Watcher watch(int phase, byte[] bytes, int chunk) {
+        VmAutoInstall.Watcher watcher = new VmAutoInstall.Watcher(phase);
+        for (int i = 0; i < bytes.length; i += chunk) {
+            watcher.feed(Arrays.copyOfRange(bytes, i, Math.min(bytes.length, i + chunk)));
+        }
+        return watcher;
+    }
+
+    private static VmAutoInstall.Watcher watch(int phase, String text) {
+        return watch(phase, text.getBytes(UTF_8), Integer.MAX_VALUE / 2);
+    }
+
+    private static List<Object> state(VmAutoInstall.Watcher watcher) {
+        return Arrays.asList(watcher.stage, watcher.where(), watcher.failure, watcher.done, watcher.prompts, watcher.bytes, watcher.lastLines());
+    }
+
+    @Test
+    void aWholePhaseIsFollowed() {
+        assertEquals(1, watch(1, LOADER).prompts);
+        assertEquals(VmAutoInstall.Stage.LOADER, watch(1, LOADER).stage);
+        assertEquals(3, watch(1, LOADER + PROMPTS).prompts);
+        assertEquals(VmAutoInstall.Stage.PFI, watch(1, LOADER + PROMPTS + KERNEL).stage);
+        VmAutoInstall.Watcher script = watch(1, LOADER + PROMPTS + KERNEL + SCRIPT);
+        assertEquals("step 2 (gr\u00fc\u00dfe)", script.where());
+        assertFalse(script.done, "an echoed command is not the mark");
+        VmAutoInstall.Watcher end = watch(1, LOADER + PROMPTS + KERNEL + SCRIPT + END);
+        assertTrue(end.done);
+        assertNull(end.failure);
+        assertEquals(VmAutoInstall.Stage.OFF, end.stage);
+        assertEquals("acpi0: Powering system off", end.lastLines().get(end.lastLines().size() - 1));
+    }
+
+    @Test
+    void chunksDoNotMatter() {
+        ByteArrayOutputStream all = new ByteArrayOutputStream();
+        all.writeBytes((LOADER + PROMPTS + KERNEL + SCRIPT).getBytes(UTF_8));
+        all.writeBytes(new byte[] {0, 0, (byte) 0xff, (byte) 0xc3, 'x', '\r', '\n', 27, '[', '3', '1', ';', '\r', '\n', 27});
+        all.writeBytes("c[1/9] Fetching go: 10%\r[1/9] Fetching go: 99%\rdone\r\nFatal trap 12: page fault\r\npanic: oh\r\ndb> ".getBytes(UTF_8));
+        List<Object> whole = state(watch(1, all.toByteArray(), all.size()));
+        assertEquals(new VmAutoInstall.Failure(69, "the kernel panicked: Fatal trap 12: page fault"), whole.get(2));
+        for (int chunk = 1; chunk < all.size(); chunk++) {
+            assertEquals(whole, state(watch(1, all.toByteArray(), chunk)), "in chunks of " + chunk);
+        }
+    }
+
+    @Test
+    void lastLinesAreFitToPrint() {
+        VmAutoInstall.Watcher watcher = watch(2, "\033]0;title\007\033[31mred\033[0m \000\007plain\r\n10%\r20%\rfinished\r\n\r\n\r\nprompt? ");
+        assertEquals(List.of("red plain", "finished", "prompt? "), watcher.lastLines());
+        byte[] bad = {(byte) 0xc3, 'a', (byte) 0x9b, '3', '1', 'm', '\n'};
+        assertFalse(watch(2, bad, 1).lastLines().get(0).matches(".*\\p{Cntrl}.*"));
+        VmAutoInstall.Watcher huge = watch(2, "x".repeat(3_000_000) + "\r\nSTEP 4: after it\r\n" + "y\n".repeat(100));
+        assertEquals("step 4 (after it)", huge.where());
+        assertEquals(15, huge.lastLines().size());
+        assertTrue(watch(2, "z".repeat(100_000)).lastLines().stream().allMatch(line -> line.length() < 5000));
+    }
+
+    @ParameterizedTest
+    @CsvSource(delimiter = '|', textBlock = """
+            panic: vm_fault: fault on nofault entry\\r\\n                 | 69 | the kernel panicked
+            SECONDARY PANIC ON CPU 1 THREAD 0xfff\\r\\n                   | 69 | the kernel panicked
+            Fatal trap 12: page fault while in kernel mode\\r\\n          | 69 | the kernel panicked
+            Stopped at Debugger("panic")\\r\\n                            | 69 | the kernel panicked
+            db>\\s                                                        | 69 | debugger
+            Root mount failed: 6\\r\\n                                    | 1  | root file system
+            Manual root filesystem specification:\\r\\n                   | 1  | root file system
+            mountroot>\\s                                                 | 1  | root file system
+            init: not found in path /sbin/init:/sbin/oinit\\r\\n          | 1  | no init
+            Automatic file system check failed; help!\\r\\n               | 1  | fsck
+            /dev/da0s1a: UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY\\r\\n | 1  | fsck
+            ERROR: ABORTING BOOT (sending SIGTERM to parent)!\\r\\n       | 1  | single-user
+            Mounting /etc/fstab filesystems failed; startup aborted\\r\\n | 1  | fstab
+            Mounting root filesystem rw failed; startup aborted\\r\\n     | 1  | fstab
+            Enter full pathname of shell or RETURN for /bin/sh:           | 1  | single-user
+            The operating system has halted.\\r\\n                        | 1  | halted
+            Please press any key to reboot.\\r\\n                         | 1  | halted
+            acpi0: power-off failed - timeout\\r\\n                       | 1  | ACPI
+            acpi0: AcpiEnterSleepState failed - AE_BAD\\r\\n              | 1  | ACPI
+            giving up on 3 buffers\\r\\n                                  | 1  | write
+            Rebooting...\\r\\n                                            | 1  | rebooted
+            DragonFly boot\\n0:ad(0,a)/loader:\\s                         | 1  | loader
+            No /loader\\r\\n                                              | 1  | loader
+            Bad label\\r\\n                                               | 1  | loader
+            Bad partition\\r\\n                                           | 1  | loader
+            Bad format\\r\\n                                              | 1  | loader
+            fs probe failed\\r\\n                                         | 1  | loader
+            Unable to load /kernel!\\r\\n                                 | 1  | cannot load the kernel
+            can't load 'kernel'\\r\\n                                     | 1  | cannot load the kernel
+            no bootable kernel\\r\\n                                      | 1  | cannot load the kernel
+            Can't work out which disk we are booting from.\\r\\n          | 1  | boot disk
+            login:\\s                                                     | 1  | without looking for the phase's CD
+            PHASE 2 FAILED: update the packages\\r\\n                     | 1  | gave up: update the packages
+            DONE WITH PHASE 3.\\r\\n                                      | 1  | the script of phase 3
+            """)
+    void everyKnownFailureIsSeen(String console, int code, String cause) {
+        String text = console.replace("\\r", "\r").replace("\\n", "\n").replace("\\s", " ");
+        VmAutoInstall.Watcher watcher = watch(2, text);
+        assertEquals(code, watcher.failure.code(), watcher.failure.cause());
+        assertTrue(watcher.failure.cause().contains(cause), watcher.failure.cause());
+        assertTrue(text.contains("/loader: ") || watch(2, "# " + text.stripTrailing()).failure == null, "no line yet");
+    }
+
+    @Test
+    void aLoginPromptSaysWhatWentWrong() {
+        assertTrue(watch(2, "Starting pfi...\r\nLooking for pfi.conf on /dev/cd0... not found\r\n\r\nlogin: ").failure.cause().contains("did not find"));
+        assertTrue(watch(1, KERNEL + "\r\nlogin: ").failure.cause().contains("did not run the script"));
+        assertTrue(watch(1, KERNEL + SCRIPT + "\r\nlogin: ").failure.cause().contains("without a word"));
+        assertNull(watch(1, KERNEL + SCRIPT + "DONE WITH PHASE 1.\r\nlogin: ").failure, "the shutdown may come a little later");
+        assertNull(watch(1, KERNEL + "STEP 2: forbid root to login: with a password\r\n").failure);
+        VmAutoInstall.Watcher without = watch(0, KERNEL + "Welcome to DragonFly!\r\n\r\ndfly-vm login: ");
+        assertTrue(without.done && without.failure == null, "a boot without a script is meant to end there");
+    }
+
+    @Test
+    void hintsExplainAFailure() {
+        VmAutoInstall.Watcher watcher = watch(2, "STEP 3: upgrade\npkg: lua script failed\nNo active remote repositories configured.\nmirror gone\n\n"
+                + "PHASE 2 FAILED: upgrade\n");
+        assertEquals("its script gave up: upgrade: mirror gone (pkg has lost its repository file; pkg's upgrade of itself failed in a lua script)",
+                watcher.failure.cause());
+        assertEquals("step 3 (upgrade)", watcher.where());
+        assertNull(watch(2, "pkg: lua script failed\nNo active remote repositories configured.\nSTEP 4: go on\n").failure, "phase 2 mends both");
+    }
+
+    @Test
+    void theLoaderIsAnsweredAndNotTypedAt() {
+        VmAutoInstall.Dialogue dialogue = new VmAutoInstall.Dialogue();
+        VmAutoInstall.Watcher watcher = new VmAutoInstall.Watcher(1);
+        assertEquals("", dialogue.answer(watcher.prompts, 0));
+        watcher.feed(LOADER.getBytes(UTF_8));
+        assertEquals("9", dialogue.answer(watcher.prompts, 1));
+        watcher.feed("\rBooting in 9 seconds... 9\r\nType '?' for a list of commands\r\n".getBytes(UTF_8));
+        assertEquals("", dialogue.answer(watcher.prompts, 2));
+        watcher.feed("OK ".getBytes(UTF_8));
+        assertEquals("set console=comconsole\r", dialogue.answer(watcher.prompts, 3));
+        watcher.feed("set console=comconsole\r\n".getBytes(UTF_8));
+        assertEquals("", dialogue.answer(watcher.prompts, 4));
+        watcher.feed("OK ".getBytes(UTF_8));
+        assertEquals("boot\r", dialogue.answer(watcher.prompts, 5));
+        assertEquals("", dialogue.answer(watcher.prompts, Duration.ofHours(1).toNanos()), "it has said all it had to say");
+        assertNull(new VmAutoInstall.Dialogue().answer(0, Duration.ofMinutes(5).toNanos()), "a loader that never speaks");
+    }
+
+    @Test
+    void aPhaseSucceedsByItsMarkFollowedByPowerOffOnly() {
+        VmAutoInstall.Watcher good = watch(1, KERNEL + SCRIPT + END);
+        assertNull(VmAutoInstall.verdict(good, "guest-shutdown", 0, ""));
+        assertNull(VmAutoInstall.verdict(good, null, 0, ""), "the event may be lost, the console has seen the power-off");
+        assertEquals(1, VmAutoInstall.verdict(good, "guest-reset", 0, "").code());
+        assertEquals(69, VmAutoInstall.verdict(good, "host-signal", 0, "").code());
+        assertTrue(VmAutoInstall.verdict(good, null, 137, "").cause().contains("signal 9"));
+        assertTrue(VmAutoInstall.verdict(good, null, 1, "could not open").cause().contains("could not open"));
+        VmAutoInstall.Watcher unfinished = watch(1, KERNEL + SCRIPT + END.replace("DONE", "DUNE"));
+        assertTrue(VmAutoInstall.verdict(unfinished, "guest-shutdown", 0, "").cause().contains("never said DONE"));
+        assertEquals(69, VmAutoInstall.verdict(watch(1, KERNEL + SCRIPT + "DONE WITH PHASE 1.\n"), null, 0, "").code(), "no power-off was seen");
+    }
+
+    // The CD.
+
+    private Path script(String name, String text) throws IOException {
+        Path script = Files.writeString(tmp.resolve(name), text);
+        return Files.setPosixFilePermissions(script, PosixFilePermissions.fromString("rwxr-xr-x"));
+    }
+
+    /** Name to mode and content, as Rock Ridge has them. */
+    private static Map<String, String> list(byte[] iso) {
+        ByteBuffer image = ByteBuffer.wrap(iso).order(ByteOrder.LITTLE_ENDIAN);
+        int at = image.getInt(0x8000 + 156 + 2) * 2048;
+        int end = at + image.getInt(0x8000 + 156 + 10);
+        Map<String, String> files = new TreeMap<>();
+        for (; at < end && image.get(at) != 0; at += image.get(at) & 0xff) {
+            String name = "";
+            int mode = 0;
+            int nameLength = image.get(at + 32) & 0xff;
+            for (int field = at + 33 + nameLength + (nameLength + 1) % 2; field + 4 < at + (image.get(at) & 0xff); field += image.get(field + 2) & 0xff) {
+                String kind = new String(iso, field, 2, ISO_8859_1);
+                mode = kind.equals("PX") ? image.getInt(field + 4) : mode;
+                name = kind.equals("NM") ? name + new String(iso, field + 5, (image.get(field + 2) & 0xff) - 5, ISO_8859_1) : name;
+                if (image.get(field + 2) == 0) {
+                    break;
+                }
+            }
+            if (!name.isEmpty()) {
+                String recorded = new String(iso, at + 33, nameLength, ISO_8859_1);
+                files.put(name, Integer.toOctalString(mode) + " " + recorded + " "
+                        + new String(iso, image.getInt(at + 2) * 2048, image.getInt(at + 10), ISO_8859_1));
+            }
+        }
+        return files;
+    }
+
+    @Test
+    void theKernelOfTheGuestTakesTheCdsRockRidge() throws IOException {
+        SortedMap<String, byte[]> data = new TreeMap<>(Map.of("authorized_keys", "k\n".getBytes(UTF_8), "vm.conf", "A=b\n".getBytes(UTF_8)));
+        ByteArrayOutputStream talk = new ByteArrayOutputStream();
+        PrintStream stdout = System.out;
+        System.setOut(new PrintStream(talk, true, UTF_8));
+        Path iso;
+        try {
+            iso = VmAutoInstall.writeIso(tmp.resolve("a b,'\u00e9.iso"), VmAutoInstall.discOf(script("phase1-install.sh", "#!/bin/sh\ntrue\n"), data));
+        } finally {
+            System.setOut(stdout);
+        }
+        assertEquals("", talk.toString(UTF_8), "stdout is for the answer");
+        byte[] bytes = Files.readAllBytes(iso);
+        String text = new String(bytes, ISO_8859_1);
+        int er = text.indexOf("ER", text.indexOf("RRIP_1991A") - 8);
+        assertEquals("RRIP_1991A", text.substring(er + 8, er + 8 + (bytes[er + 4] & 0xff)), "the ER field's identifier");
+        assertEquals(1, bytes[er + 7], "its extension version");
+        assertFalse(text.contains("IEEE"));
+        assertEquals(Map.of("pfi.conf", "100444 PFI.CONF;1 pfi_script=phase1.sh\n", "phase1.sh", "100555 PHASE1.SH;1 #!/bin/sh\ntrue\n",
+                "authorized_keys", "100444 AUTHORIZED_KEYS.;1 k\n", "vm.conf", "100444 VM.CONF;1 A=b\n"), list(bytes));
+        assertEquals("rw-------", PosixFilePermissions.toString(Files.getPosixFilePermissions(iso)));
+        try (Stream<Path> left = Files.list(tmp)) {
+            assertEquals(2, left.count(), "the script and the ISO");
+        }
+    }
+
+    @Test
+    void whatCannotWorkInTheGuestIsRefused() throws IOException {
+        assertRefused("CR line ends", () -> VmAutoInstall.discOf(script("phase1-x.sh", "#!/bin/sh\r\ntrue\r\n"), new TreeMap<>()));
+        assertRefused("no other shell", () -> VmAutoInstall.discOf(script("phase1-x.sh", "#!/bin/bash\n"), new TreeMap<>()));
+        Path script = script("phase2-x.sh", "#!/bin/sh\n");
+        Files.setPosixFilePermissions(script, PosixFilePermissions.fromString("rw-r--r--"));
+        assertRefused("chmod +x", () -> VmAutoInstall.discOf(script, new TreeMap<>()));
+        for (String name : List.of("Upper.sh", "two.dots.sh", "sp ace.sh", "minus-minus.sh", "\u00e9.sh", "a".repeat(31))) {
+            assertRefused("does not fit", () -> VmAutoInstall.discName(Path.of(name)));
+        }
+        assertEquals("authorized_keys", VmAutoInstall.discName(Path.of("/x y/authorized_keys")));
+        assertTrue(VmAutoInstall.discOf(script("mine.sh", "#!/bin/sh\n"), new TreeMap<>()).containsKey("mine.sh"));
+    }
+
+    private static void assertRefused(String message, org.junit.jupiter.api.function.Executable work) {
+        VmAutoInstall.VmException refused = assertThrows(VmAutoInstall.VmException.class, work);
+        assertEquals(2, refused.exitCode);
+        assertTrue(refused.getMessage().contains(message), refused.getMessage());
+    }
+
+    // Command line and settings.
+
+    private int run(Map<String, String> environment, Map<String, String> file, String... args) {
+        Map<String, String> settings = new TreeMap<>(Map.of("VM_DIR", vmDir().toString(), "VM_PHASES", tmp.resolve("phases").toString(), "VM_ACCEL", "tcg"));
+        settings.putAll(environment);
+        CommandLine line = VmAutoInstall.commandLine(new VmAutoInstall(), new VmAutoInstall.Settings(settings, file));
+        out.getBuffer().setLength(0);
+        err.getBuffer().setLength(0);
+        return line.setOut(new PrintWriter(out, true)).setErr(new PrintWriter(err, true)).execute(args);
+    }
+
+    private int run(String... args) {
+        return run(Map.of(), Map.of(), args);
+    }
+
+    /** With all that a path can hold. */
+    private Path vmDir() {
+        return tmp.resolve("vm d,ir's \"\u00e9");
+    }
+
+    private Path install(String file) {
+        return vmDir().resolve("dfly-vm.install").resolve(file);
+    }
+
+    private void phaseScripts() throws IOException {
+        Files.createDirectories(tmp.resolve("phases"));
+        for (String script : VmAutoInstall.SCRIPTS) {
+            script("phases/" + script, "#!/bin/sh\n# " + script + "\n");
+        }
+    }
+
+    private void installer() throws IOException {
+        Files.createDirectories(vmDir());
+        VmAutoInstall.writeIso(vmDir().resolve("dfly-6.4.2.iso"), new TreeMap<>(Map.of("a", "a".getBytes(UTF_8))));
+    }
+
+    @ParameterizedTest
+    @CsvSource(delimiter = '|', textBlock = """
+            VM_NAME         | ../evil
+            VM_NAME         | -x
+            DFLY_VERSION    | 6/4
+            VM_DISK_SIZE    | 20
+            VM_MEMORY       | lots
+            VM_CPUS         | 0
+            VM_CPUS         | many
+            VM_ACCEL        | xen
+            VM_DPORTS_CLONE | maybe
+            VM_TIME_LIMIT   | -5
+            VM_QEMU_ARGS    | -fw_cfg 'open
+            """)
+    void aBadValueIsNamedByItsVariable(String variable, String value) {
+        assertEquals(2, run(Map.of(variable, value), Map.of()));
+        assertTrue(err.toString().startsWith("vm-auto-install: ") && (err.toString().contains(variable) || err.toString().contains("'open")), err.toString());
+        assertEquals(1, err.toString().lines().count(), err.toString());
+        assertEquals(2, run(Map.of("VM_ACCEL", ""), Map.of(variable, value)), "from vm.env");
+        assertFalse(Files.exists(vmDir()), "nothing is made");
+    }
+
+    @Test
+    void theCommandLineIsStrict() {
+        assertEquals(2, run("--forse"));
+        assertTrue(err.toString().contains("--force"), err.toString());
+        assertEquals(2, run("--from", "3", "--to", "2"));
+        assertEquals(2, run("--to", "4"));
+        assertEquals(2, run("run-phase", "4", "x.iso"));
+        assertEquals(2, run("make-iso", "/nowhere/x.sh", tmp.resolve("o.iso").toString()));
+        assertEquals(0, run("--help"));
+        assertTrue(out.toString().contains("Exit codes"));
+        for (String command : List.of("make-iso", "run-phase", "provision", "clean-phases")) {
+            assertEquals(0, run(command, "--help"));
+            assertTrue(out.toString().contains("Exit codes") && out.toString().contains("VM_NAME"), out.toString());
+        }
+    }
+
+    @Test
+    void whatIsMissingIsSaid() throws IOException {
+        assertEquals(69, run());
+        assertTrue(err.toString().contains("phases") && err.toString().contains("phase2-update.sh"), err.toString());
+        phaseScripts();
+        assertEquals(69, run());
+        assertTrue(err.toString().contains("vm-setup"), err.toString());
+        Files.createDirectories(vmDir());
+        Files.writeString(vmDir().resolve("dfly-6.4.2.iso"), "<html>not found</html>");
+        assertEquals(69, run());
+        assertTrue(err.toString().contains("not an ISO"), err.toString());
+        assertEquals(3, run("provision"));
+        assertTrue(err.toString().contains("vm-ctl start"), err.toString());
+        installer();
+        assertEquals(69, run("run-phase", "2", vmDir().resolve("dfly-6.4.2.iso").toString()));
+        assertTrue(err.toString().contains("phase 1"), err.toString());
+        assertEquals(69, run("--from", "3"));
+    }
+
+    @Test
+    void aDryRunPrintsAndDoesNothing() throws IOException {
+        phaseScripts();
+        installer();
+        assertEquals(0, run("make-iso", tmp.resolve("phases/phase1-install.sh").toString(), tmp.resolve("p1.iso").toString()));
+        assertEquals(0, run(Map.of("VM_QEMU_ARGS", "-fw_cfg 'name=a b'"), Map.of(), "run-phase", "1", tmp.resolve("p1.iso").toString(), "--dry-run"));
+        List<String> lines = out.toString().lines().toList();
+        assertTrue(lines.get(0).startsWith("qemu-img create ") && lines.get(0).endsWith(" 20G"), lines.get(0));
+        assertTrue(lines.get(1).startsWith("qemu-system-x86_64 ") && lines.get(1).endsWith("-fw_cfg 'name=a b'"), lines.get(1));
+        assertFalse(Files.exists(install("phase1.qcow2.part")));
+        assertFalse(Files.exists(install("phase1.log")));
+    }
+
+    @Test
+    void theMachineIsTheOneTheScriptsExpect() {
+        VmAutoInstall.Machine machine = new VmAutoInstall.Machine("tcg", "qemu64", "2G", 2, List.of("-more"));
+        Path odd = Path.of("/a,b 'c\"/d:e");
+        List<String> phase1 = VmAutoInstall.qemuCommand(machine, "x", odd.resolve("disk"), List.of(odd.resolve("i"), odd.resolve("p"), odd.resolve("i")), Path.of("/q,q"), 0);
+        assertEquals("-more", phase1.get(phase1.size() - 1));
+        assertTrue(phase1.containsAll(List.of("-no-reboot", "scsi-hd,drive=disk0,bus=scsi0.0,bootindex=1", "ide-cd,drive=cd0,bus=ide.0,unit=0,bootindex=0",
+                "ide-cd,drive=cd1,bus=ide.0,unit=1", "ide-cd,drive=cd2,bus=ide.1,unit=0", "virtio-net-pci,netdev=net0", "user,id=net0")), phase1.toString());
+        assertTrue(phase1.contains("socket,id=qmp0,server=on,wait=off,path=/q,,q"), phase1.toString());
+        assertTrue(phase1.stream().anyMatch(word -> word.startsWith("{") && word.contains("\"/a,b 'c\\\"/d:e/disk\"") && word.contains("\"detect-zeroes\":\"unmap\"")
+                && word.contains("\"no-flush\":true")), phase1.toString());
+        List<String> phase2 = VmAutoInstall.qemuCommand(machine, "x", odd, List.of(odd), Path.of("/q"), 0);
+        assertTrue(phase2.containsAll(List.of("scsi-hd,drive=disk0,bus=scsi0.0,bootindex=0", "ide-cd,drive=cd0,bus=ide.0,unit=0")), phase2.toString());
+        assertTrue(VmAutoInstall.qemuCommand(machine, "x", odd, List.of(), Path.of("/q"), 2345).contains("user,id=net0,hostfwd=tcp:127.0.0.1:2345-:22"));
+        assertEquals(List.of("qemu-img", "create", "-q", "-f", "qcow2", "-b", "phase2.qcow2", "-F", "qcow2", "/v/p"), VmAutoInstall.createDisk(Path.of("/v/p"), 3, "9G"));
+    }
+
+    @Test
+    void keysAreMadeOnceAndForTheirOwnerAlone() throws IOException {
+        phaseScripts();
+        Path iso = tmp.resolve("p.iso");
+        assertEquals(0, run("make-iso", tmp.resolve("phases/phase3-provision.sh").toString(), iso.toString()));
+        assertEquals(iso + "\n", out.toString());
+        Map<String, String> first = list(Files.readAllBytes(iso));
+        assertEquals(List.of("authorized_keys", "hostkey", "hostkey.pub", "pfi.conf", "phase3.sh", "vm.conf"), List.copyOf(first.keySet()));
+        String password = Files.readString(vmDir().resolve("dfly-vm.ssh/root_password")).strip();
+        assertTrue(password.matches("[0-9a-f]{32}"));
+        assertTrue(first.get("vm.conf").contains("\nVM_ROOT_PASSWORD=" + password + "\n") && first.get("vm.conf").contains("VM_HOSTNAME=dfly-vm\n"), first.get("vm.conf"));
+        assertTrue(Files.readString(vmDir().resolve("dfly-vm.ssh/known_hosts")).startsWith("dfly-vm ssh-ed25519 AAAA"));
+        for (String secret : List.of("id_ed25519", "host_key", "root_password")) {
+            assertEquals("rw-------", PosixFilePermissions.toString(Files.getPosixFilePermissions(vmDir().resolve("dfly-vm.ssh").resolve(secret))));
+        }
+        Files.delete(vmDir().resolve("dfly-vm.ssh/host_key")); // what a kill may leave: half a pair
+        assertEquals(0, run("make-iso", tmp.resolve("phases/phase3-provision.sh").toString(), iso.toString()));
+        Map<String, String> second = list(Files.readAllBytes(iso));
+        assertEquals(first.get("authorized_keys"), second.get("authorized_keys"));
+        assertFalse(first.get("hostkey.pub").equals(second.get("hostkey.pub")));
+        Files.createDirectories(tmp.resolve("data/directory"));
+        assertEquals(2, run("make-iso", tmp.resolve("phases/phase3-provision.sh").toString(), iso.toString(), tmp.resolve("data").toString()));
+        assertEquals(second, list(Files.readAllBytes(iso)), "a refused one changes nothing");
+    }
+
+    // Which phase is next.
+
+    private static VmAutoInstall.Phase phase(int number, String script) {
+        JsonObject inputs = new JsonObject();
+        inputs.put("its script", script);
+        return new VmAutoInstall.Phase(number, null, inputs);
+    }
+
+    @Test
+    void theFirstChangedPhaseIsNext() throws Exception {
+        List<VmAutoInstall.Phase> phases = List.of(phase(1, "a"), phase(2, "b"), phase(3, "c"));
+        String two = "'1': {'inputs': {'its script': 'a'}}, '2': {'inputs': {'its script': 'b'}}";
+        assertEquals(new VmAutoInstall.Start(1, "it was not done yet"), VmAutoInstall.firstChange(phases, new JsonObject()));
+        assertEquals(new VmAutoInstall.Start(3, "it was not done yet"), VmAutoInstall.firstChange(phases, ledger("{" + two + "}")));
+        assertEquals(new VmAutoInstall.Start(4, ""), VmAutoInstall.firstChange(phases, ledger("{" + two + ", '3': {'inputs': {'its script': 'c'}}}")));
+        assertEquals(new VmAutoInstall.Start(3, "changed since: its script"), VmAutoInstall.firstChange(phases, ledger("{" + two + ", '3': {'inputs': {'its script': 'x'}}}")));
+        assertEquals(new VmAutoInstall.Start(1, "changed since: VM_DISK_SIZE, its script"), VmAutoInstall.firstChange(phases,
+                ledger("{'1': {'inputs': {'its script': 'x', 'VM_DISK_SIZE': '9G'}}}")));
+    }
+
+    private static JsonObject ledger(String json) throws Exception {
+        return JsonParser.object().from(json.startsWith("{'") ? json.replace('\'', '"') : json);
+    }
+
+    // Guests of one sector: they print a text on the serial line and then power off, reset or hang.
+
+    private static final byte[] PRINT = {0x31, (byte) 0xc0, (byte) 0x8e, (byte) 0xd8, (byte) 0xbe, 0x40, 0x7c, (byte) 0xfc, // ds:si = text
+        (byte) 0xac, (byte) 0x84, (byte) 0xc0, 0x74, 0x12, (byte) 0x88, (byte) 0xc4, (byte) 0xba, (byte) 0xfd, 0x03, (byte) 0xec, (byte) 0xa8, 0x20,
+        0x74, (byte) 0xfb, (byte) 0xba, (byte) 0xf8, 0x03, (byte) 0x88, (byte) 0xe0, (byte) 0xee, (byte) 0xeb, (byte) 0xe9}; // lodsb, wait, out
+    private static final byte[] POWER_OFF = {(byte) 0xba, 0x04, 0x06, (byte) 0xb8, 0x00, 0x20, (byte) 0xef, (byte) 0xf4, (byte) 0xeb, (byte) 0xfd};
+    private static final byte[] RESET = {(byte) 0xb0, (byte) 0xfe, (byte) 0xe6, 0x64, (byte) 0xf4, (byte) 0xeb, (byte) 0xfd};
+    private static final byte[] HANG = {(byte) 0xf4, (byte) 0xeb, (byte) 0xfd};
+
+    /** Puts a guest where phase 1 would have left its disk, and a CD that nobody reads. */
+    private String[] secondPhaseOf(String text, byte[] end) throws Exception {
+        ByteBuffer sector = ByteBuffer.allocate(1 << 20);
+        sector.put(PRINT).put(end).position(0x40);
+        sector.put(text.getBytes(ISO_8859_1)).putShort(510, (short) 0x55aa);
+        Files.write(tmp.resolve("sector"), sector.array());
+        Files.createDirectories(install(""));
+        Files.deleteIfExists(install("phase1.qcow2"));
+        assertEquals(0, new ProcessBuilder("qemu-img", "convert", "-f", "raw", "-O", "qcow2", tmp.resolve("sector").toString(), install("phase1.qcow2").toString())
+                .inheritIO().start().waitFor());
+        installer();
+        return new String[] {"run-phase", "2", vmDir().resolve("dfly-6.4.2.iso").toString()};
+    }
+
+    @Test
+    void aPhaseLeavesAFrozenDisk() throws Exception {
+        String[] command = secondPhaseOf("STEP 1: one\r\nDONE WITH PHASE 2.\r\n", POWER_OFF);
+        Files.writeString(install("phase3.qcow2"), "built on the old one");
+        Files.writeString(install("install.json"), "{\"phases\": {\"1\": {\"inputs\": {\"a\": \"b\"}}, \"3\": {}}, \"installed\": {\"version\": \"1\"}}");
+        byte[] before = Files.readAllBytes(install("phase1.qcow2"));
+        assertEquals(0, run(command), err.toString());
+        assertEquals(install("phase2.qcow2") + "\n", out.toString());
+        assertTrue(err.toString().contains("phase 2, step 1 (one)"), err.toString());
+        assertEquals("r--------", PosixFilePermissions.toString(Files.getPosixFilePermissions(install("phase2.qcow2"))));
+        assertTrue(Arrays.equals(before, Files.readAllBytes(install("phase1.qcow2"))), "what it is built on is untouched");
+        assertFalse(Files.exists(install("phase3.qcow2")), "what was built on the old phase 2 is gone");
+        assertEquals("STEP 1: one\r\nDONE WITH PHASE 2.\r\n", Files.readString(install("phase2.log")));
+        JsonObject ledger = ledger(Files.readString(install("install.json")));
+        assertEquals("b", ledger.getObject("phases").getObject("1").getObject("inputs").getString("a"));
+        assertTrue(ledger.getObject("phases").getObject("2").getDouble("seconds") > 0);
+        assertFalse(ledger.getObject("phases").has("3"));
+        assertEquals("1", ledger.getObject("installed").getString("version"), "the installed VM is as it was");
+        try (Stream<Path> files = Files.list(install(""))) {
+            assertEquals(List.of("install.json", "phase1.qcow2", "phase2.log", "phase2.qcow2"), files.map(file -> file.getFileName().toString()).sorted().toList());
+        }
+    }
+
+    @Test
+    void aFailedPhaseSaysWhyAndLeavesEverythingAsItWas() throws Exception {
+        String[] command = secondPhaseOf("STEP 7: fetch\r\nno route to host\r\nPHASE 2 FAILED: fetch\r\n", HANG);
+        Files.writeString(install("phase2.qcow2"), "an older one");
+        long start = System.nanoTime();
+        assertEquals(1, run(command));
+        assertTrue(System.nanoTime() - start < 10e9, "soon after the cause is visible");
+        assertTrue(err.toString().contains("vm-auto-install: phase 2 failed at step 7 (fetch) after "), err.toString());
+        assertTrue(err.toString().contains("its script gave up: fetch: no route to host"), err.toString());
+        assertTrue(err.toString().contains("  | no route to host\n"), err.toString());
+        assertTrue(err.toString().contains("whole log: " + install("phase2.log")), err.toString());
+        assertTrue(err.toString().contains("to go on from there: vm-auto-install\n"), err.toString());
+        assertEquals("\u0089PNG", new String(Files.readAllBytes(install("phase2.png")), ISO_8859_1).substring(0, 4));
+        assertEquals("an older one", Files.readString(install("phase2.qcow2")));
+        assertTrue(ProcessHandle.current().descendants().noneMatch(VmAutoInstallTest::isQemu), "QEMU is gone");
+    }
+
+    private static boolean isQemu(ProcessHandle process) {
+        return process.info().command().orElse("").contains("qemu-system");
+    }
+
+    @Test
+    void theOtherEndsOfAPhase() throws Exception {
+        assertEquals(1, run(secondPhaseOf("DONE WITH PHASE 2.\r\n", RESET)));
+        assertTrue(err.toString().contains("rebooted instead of powering off"), err.toString());
+        assertEquals(1, run(secondPhaseOf("STEP 1: x\r\n", POWER_OFF)));
+        assertTrue(err.toString().contains("never said DONE"), err.toString());
+        assertEquals(69, run(secondPhaseOf("\r\npanic: from the test\r\n", HANG)));
+        assertTrue(err.toString().contains("the kernel panicked: panic: from the test"), err.toString());
+        assertEquals(69, run(Map.of("VM_QEMU_ARGS", "-no-such-option"), Map.of(), secondPhaseOf("", HANG)));
+        assertTrue(err.toString().contains("no-such-option"), err.toString());
+        String[] command = secondPhaseOf("STEP 1: wait\r\n", HANG);
+        CompletableFuture<Integer> code = CompletableFuture.supplyAsync(() -> run(command));
+        ProcessHandle qemu = awaitQemu(ProcessHandle.current());
+        qemu.destroyForcibly();
+        assertEquals(69, code.get(30, TimeUnit.SECONDS));
+        assertTrue(err.toString().contains("QEMU ended by itself with signal 9"), err.toString());
+        assertFalse(Files.exists(install("phase2.qcow2")));
+    }
+
+    private static ProcessHandle awaitQemu(ProcessHandle parent) throws InterruptedException {
+        for (int i = 0; i < 300; i++) { // 30 s for a busy machine
+            ProcessHandle qemu = parent.descendants().filter(VmAutoInstallTest::isQemu).findFirst().orElse(null);
+            if (qemu != null) {
+                return qemu;
+            }
+            Thread.sleep(100);
+        }
+        throw new AssertionError("no QEMU");
+    }
+
+    @Test
+    void killedWithoutMercyItTakesQemuAlong() throws Exception {
+        String[] command = secondPhaseOf("STEP 1: wait\r\n", HANG);
+        ProcessBuilder tool = new ProcessBuilder("java", "-cp", System.getProperty("java.class.path"), "VmAutoInstall");
+        tool.command().addAll(List.of(command));
+        tool.environment().putAll(Map.of("VM_DIR", vmDir().toString(), "VM_ACCEL", "tcg"));
+        Process process = tool.redirectErrorStream(true).redirectOutput(tmp.resolve("tool.out").toFile()).start();
+        ProcessHandle qemu = awaitQemu(process.toHandle());
+        process.destroyForcibly().waitFor();
+        qemu.onExit().get(10, TimeUnit.SECONDS);
+        assertTrue(Files.exists(install("phase2.qcow2.part")));
+        assertEquals(0, run(secondPhaseOf("DONE WITH PHASE 2.\r\n", POWER_OFF)), err.toString()); // without any cleaning up
+        assertFalse(Files.exists(install("phase2.qcow2.part")));
+    }
+
+    // What a person still wants.
+
+    @Test
+    void anInstalledVmIsNotReplacedUnasked() throws Exception {
+        phaseScripts();
+        installer();
+        Path clean = Files.writeString(vmDir().resolve("dfly-vm-clean.qcow2"), "precious");
+        Files.createDirectories(vmDir().resolve("dfly-vm.snapshots/before"));
+        assertEquals(2, run());
+        assertTrue(err.toString().contains("its clean disk, snapshot before; confirm it with --yes"), err.toString());
+        String pid = "{\"pid\": %d, \"bootId\": \"%s\", \"startTicks\": %d}".formatted(ProcessHandle.current().pid(), VmAutoInstall.bootId(),
+                VmAutoInstall.startTicks(ProcessHandle.current().pid()));
+        Files.writeString(vmDir().resolve("dfly-vm.pid"), pid);
+        assertEquals(69, run("--force", "--yes"));
+        assertTrue(err.toString().contains("vm-ctl stop"), err.toString());
+        assertEquals("precious", Files.readString(clean));
+    }
+
+    @ParameterizedTest
+    @ValueSource(booleans = {false, true})
+    void phaseDisksGoOnlyOnRequest(boolean disks) throws Exception {
+        Files.createDirectories(install(""));
+        for (String file : List.of("phase1.qcow2", "phase2.qcow2.part", "phase3.iso", "phase1.log")) {
+            Files.writeString(install(file), "");
+        }
+        Files.writeString(install("install.json"), "{\"phases\": {\"1\": {}}, \"installed\": {\"version\": \"1\"}}");
+        assertEquals(0, disks ? run("clean-phases", "--disks") : run("clean-phases"));
+        try (Stream<Path> files = Files.list(install(""))) {
+            assertEquals(disks ? List.of("install.json", "phase1.log") : List.of("install.json", "phase1.log", "phase1.qcow2"),
+                    files.map(file -> file.getFileName().toString()).sorted().toList());
+        }
+        JsonObject ledger = ledger(Files.readString(install("install.json")));
+        assertEquals(disks, !ledger.has("phases"));
+        assertEquals("1", ledger.getObject("installed").getString("version"));
+    }
+
+    @Test
+    void provisioningByHandCarriesEveryFile() {
+        SortedMap<String, byte[]> disc = new TreeMap<>(Map.of("vm.conf", "A='$b'\n".getBytes(UTF_8), "phase3.sh",
+                "test \"$PFI_POWEROFF\" = no && cat $PFI_MEDIA/vm.conf && stat -c %a $PFI_MEDIA && echo DONE WITH PHASE 3.\n".getBytes(UTF_8)));
+        String script = VmAutoInstall.guestScript(disc).replace("/root/", tmp + "/");
+        assertEquals("A='$b'\n700\nDONE WITH PHASE 3.\n", sh(script));
+    }
+
+    private static String sh(String script) {
+        try {
+            Process sh = new ProcessBuilder("sh", "-s").redirectErrorStream(true).start();
+            sh.getOutputStream().write(script.getBytes(UTF_8));
+            sh.getOutputStream().close();
+            return new String(sh.getInputStream().readAllBytes(), UTF_8);
+        } catch (IOException failed) {
+            throw new AssertionError(failed);
+        }
+    }
+}
