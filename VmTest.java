@@ -428,7 +428,7 @@ final class VmTest implements Callable<Integer> {
      */
     static final String SUPERVISOR = """
             d=$(mktemp -d /tmp/vm-test.XXXXXX) || exit 69
-            exec 3>&2 4<&0 </dev/null
+            exec 3>&2 4<&0 </dev/null 2>/dev/null
             trap '' HUP INT QUIT TERM PIPE
             say() { echo "$mark$*" >&3; }
             nap() { sleep 0.2; }
@@ -437,7 +437,7 @@ final class VmTest implements Callable<Integer> {
             mine() { # its processes: pid and command; $1 is the pid it hangs from
                 table | awk -v top="$1" -v watcher="$(cat "$d/watcher")" -v before="$d/before" '
                     BEGIN { while ((getline line < before) > 0) { split(line, f, " "); old[f[1]] = 1 } }
-                    $1 + 0 > 0 { parent[$1] = $2; zombie[$1] = $3 ~ /^Z/; sub(/^ *[0-9]+ +[0-9]+ +[^ ]+ +/, ""); name[$1] = $0 }
+                    $1 + 0 > 0 { p = $1; parent[p] = $2; zombie[p] = $3 ~ /^Z/; sub(/^ *[0-9]+ +[0-9]+ +[^ ]+ +/, ""); name[p] = $0 }
                     END {
                         for (p in parent) if (parent[p] == 1 && name[p] ~ /^[^ ]*(sshd|getty|cron)/) old[p] = 1
                         for (p in parent) {
@@ -458,13 +458,11 @@ final class VmTest implements Callable<Integer> {
                 gone 40 tests
                 kill -TERM $(pids '$2 !~ /(^|\\/)(go|doas|sh)$/')
                 gone 15 pids
-                for round in 1 2 3 4 5 6 7 8 9 10; do # who forks meanwhile is found in the next round
-                    kill -KILL $(pids)
-                    nap
-                done
+                n=0
+                while nap; [ $n -lt 20 ] && [ -n "$(pids)" ]; do kill -KILL $(pids); n=$((n + 1)); done
                 mine $$ | head -n 100 | while read -r l; do say "survivor $l"; done
             }
-            cd "$dir" 2>/dev/null || { say nodir; rm -r "$d"; exit 69; }
+            cd "$dir" || { say nodir; rm -r "$d"; exit 69; }
             [ -z "$leaks" ] || { mount | sort >"$d/mounts"; files >"$d/files"; }
             table >"$d/before"
             (
@@ -478,14 +476,14 @@ final class VmTest implements Callable<Integer> {
                     n=$((n + 1))
                 done
                 stop
-            ) >/dev/null 2>&1 &
+            ) >/dev/null &
             watcher=$!
             echo $watcher >"$d/watcher"
             (
                 trap - HUP INT QUIT TERM PIPE
                 eval "$environment"
                 exec sh -c "$command"
-            ) 3>&- 4<&-
+            ) 2>&3 3>&- 4<&-
             code=$?
             [ ! -e "$d/stopping" ] || wait $watcher
             orphans() { mine none; }
@@ -497,7 +495,7 @@ final class VmTest implements Callable<Integer> {
                     files | comm -13 "$d/files" - | sed 's/^/file /'
                 } | head -n 200 | while read -r l; do say "leak $l"; done
             fi
-            kill -KILL $watcher $(cat "$d/reader") 2>/dev/null
+            kill -KILL $watcher $(cat "$d/reader")
             rm -r "$d"
             say "exit $code"
             """;
@@ -689,7 +687,7 @@ final class VmTest implements Callable<Integer> {
         String said() {
             boolean build = suite.name().equals("build") || go != null && go.count("fail") + go.count("unfinished") == 0 && !go.broken().isEmpty();
             return verdict + (verdict != Verdict.FAILED ? "" : build ? " (build failed)" : go != null && go.failed() ? " (tests failed)"
-                    : guestCode == 0 ? " (something was left behind)" : "") + (guestCode == null ? "" : ", guest exit code " + guestCode);
+                    : guestCode == 0 ? " (something was left behind)" : "") + (guestCode == null || verdict == Verdict.PASSED ? "" : ", guest exit code " + guestCode);
         }
     }
 
@@ -787,7 +785,7 @@ final class VmTest implements Callable<Integer> {
         Map<String, String> failures = go == null ? Map.of() : go.failures();
         failures.forEach((title, text) -> {
             lines.add("   " + title);
-            shortened(text, 40, 20).forEach(line -> lines.add("       " + line));
+            shortened(text, 80, 20).forEach(line -> lines.add("       " + line));
         });
         if (go != null) {
             go.skipped().stream().limit(20).forEach(line -> lines.add("   SKIP " + line));
@@ -924,7 +922,7 @@ final class VmTest implements Callable<Integer> {
             if (action.equals("output")) {
                 show(pkg, output);
                 broken(output);
-                (name == null ? pkg.output : pkg.tests.computeIfAbsent(name, Test::new).output).add(output);
+                (pkg.tests.containsKey(name) ? pkg.tests.get(name).output : pkg.output).add(output);
                 Matcher late = MID_LINE.matcher(output);
                 if (late.matches()) {
                     pkg.with("").stream().filter(test -> test.name.equals(late.group(2))).forEach(
@@ -933,7 +931,7 @@ final class VmTest implements Callable<Integer> {
             } else if (action.equals("run") && name != null) {
                 pkg.tests.put(name, new Test(name)); // with -count it runs again
             } else if (RESULTS.contains(action) && name != null) {
-                pkg.tests.computeIfAbsent(name, Test::new).end(action, seconds);
+                Stream.ofNullable(pkg.tests.get(name)).forEach(test -> test.end(action, seconds)); // none: a test printed what looks like a result
             } else if (RESULTS.contains(action)) {
                 pkg.broken |= event.has("FailedBuild");
                 pkg.end(action, seconds);
@@ -1000,7 +998,7 @@ final class VmTest implements Callable<Integer> {
         }
 
         boolean failed() {
-            return packages.values().stream().anyMatch(pkg -> !List.of("pass", "skip").contains(pkg.outcome) || !pkg.with("fail").isEmpty());
+            return !packages.values().stream().allMatch(pkg -> List.of("pass", "skip").contains(pkg.outcome));
         }
 
         long count(String outcome) {
@@ -1014,7 +1012,7 @@ final class VmTest implements Callable<Integer> {
         String counts() {
             return count("pass") + " passed" + Stream.of("fail: failed", "unfinished: did not finish", "skip: skipped").map(it -> it.split(":"))
                     .filter(it -> count(it[0]) > 0).map(it -> ", " + count(it[0]) + it[1]).collect(Collectors.joining())
-                    + " in " + packages.values().stream().filter(pkg -> !pkg.tests.isEmpty()).count() + " packages"
+                    + ", packages: " + packages.values().stream().filter(pkg -> !pkg.tests.isEmpty()).count()
                     + (broken().isEmpty() ? "" : ", " + broken().size() + " not built");
         }
 
@@ -1028,7 +1026,7 @@ final class VmTest implements Callable<Integer> {
                 Set<String> holders = pkg.with("fail").stream().map(test -> parent(test.name)).collect(Collectors.toSet());
                 pkg.with("fail").stream().filter(test -> !holders.contains(test.name) || !test.said().isBlank()).forEach(
                         test -> answer.put(String.format(Locale.ROOT, "FAIL %s %s (%.2fs)", pkg.name, test.name, test.seconds), test.said()));
-                pkg.with("unfinished").forEach(test -> answer.put("DID NOT FINISH " + pkg.name + " " + test.name, test.said()));
+                pkg.with("unfinished").forEach(test -> answer.put("DID NOT FINISH " + pkg.name + " " + test.name, test.said() + "\n" + pkg.output.text()));
                 if (pkg.failedByItself()) {
                     answer.put((pkg.outcome.equals("fail") ? "FAIL " : "DID NOT FINISH ") + pkg.name, pkg.output.text());
                 }
