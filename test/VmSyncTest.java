@@ -1,0 +1,792 @@
+///usr/bin/env jbang "$0" "$@" ; exit $?
+//JAVA 17+
+//SOURCES ../VmSync.java
+//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
+
+import static java.nio.charset.StandardCharsets.ISO_8859_1;
+import static java.nio.charset.StandardCharsets.UTF_8;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertNull;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.io.ByteArrayInputStream;
+import java.io.ByteArrayOutputStream;
+import java.io.IOException;
+import java.io.PrintWriter;
+import java.io.RandomAccessFile;
+import java.io.StringWriter;
+import java.net.InetAddress;
+import java.net.ServerSocket;
+import java.net.Socket;
+import java.nio.file.FileVisitResult;
+import java.nio.file.Files;
+import java.nio.file.LinkOption;
+import java.nio.file.Path;
+import java.nio.file.SimpleFileVisitor;
+import java.nio.file.attribute.BasicFileAttributes;
+import java.nio.file.attribute.FileTime;
+import java.nio.file.attribute.PosixFilePermissions;
+import java.time.Instant;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.TreeMap;
+import java.util.TreeSet;
+import java.util.concurrent.TimeUnit;
+import java.util.stream.Collectors;
+import java.util.stream.Stream;
+import org.apache.commons.compress.archivers.tar.TarArchiveEntry;
+import org.apache.commons.compress.archivers.tar.TarArchiveOutputStream;
+import org.apache.commons.compress.archivers.tar.TarConstants;
+import org.junit.jupiter.api.AfterAll;
+import org.junit.jupiter.api.AfterEach;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Nested;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.ValueSource;
+import org.junit.platform.console.ConsoleLauncher;
+
+/**
+ * VmSync without a VM. Both engines run against a real sshd on this machine (package openssh-server), whose sessions find a home of
+ * their own and a stat that speaks BSD only.
+ */
+final class VmSyncTest {
+
+    @TempDir
+    Path temp;
+
+    public static void main(String... args) {
+        ConsoleLauncher.main(new String[] {"execute", "--select-class", "VmSyncTest", "--disable-banner", "--details", "summary"});
+    }
+
+    /** What a call left: exit code, stdout, stderr. */
+    record Result(int code, String out, String err) {
+        Result exits(int expected) {
+            assertEquals(expected, code, () -> "stdout: " + out + "\nstderr: " + err);
+            return this;
+        }
+
+        Result says(String part) {
+            assertTrue(err.contains(part), () -> "stderr lacks '" + part + "': " + err);
+            return this;
+        }
+    }
+
+    static Result call(Map<String, String> environment, Map<String, String> file, String... args) {
+        StringWriter out = new StringWriter();
+        StringWriter err = new StringWriter();
+        int code = VmSync.commandLine(new VmSync(), new VmSync.Settings(environment, file))
+                .setOut(new PrintWriter(out)).setErr(new PrintWriter(err)).execute(args);
+        return new Result(code, out.toString(), err.toString());
+    }
+
+    // The command line
+
+    @Test
+    void aVmThatDoesNotRunIsTold() {
+        call(Map.of("VM_DIR", temp.toString(), "VM_PROJECT", temp.toString()), Map.of()).exits(3)
+                .says("VM dfly-vm is not running; start it: vm-ctl start");
+        call(Map.of("VM_DIR", temp.toString(), "VM_NAME", "other"), Map.of(), "pull", "a", "b").exits(3).says("VM other is not running");
+    }
+
+    @Test
+    void aPidFileOfAnotherProcessIsNoVm() throws IOException {
+        Files.writeString(temp.resolve("dfly-vm.pid"), "{\"pid\":" + ProcessHandle.current().pid() + ",\"bootId\":\"x\",\"startTicks\":1}");
+        call(Map.of("VM_DIR", temp.toString(), "VM_PROJECT", temp.toString()), Map.of()).exits(3);
+    }
+
+    @Test
+    void aVmWithoutSshConfigCannotBeReached() throws IOException {
+        Files.writeString(temp.resolve("dfly-vm.pid"), thisProcess());
+        call(Map.of("VM_DIR", temp.toString(), "VM_PROJECT", temp.toString()), Map.of()).exits(69).says("ssh_config is missing");
+    }
+
+    @ParameterizedTest
+    @ValueSource(strings = {"/", "//", "/root", "/root/", "/etc/x", "/usr/src", "/home", "/bin", "relative", "/root/../etc", "/root/./x", "/root/x/..",
+        "/root/.ssh", "/root/a\nb", "/var/db", "/dev/null"})
+    void whatASyncMustNotEmptyIsRefused(String directory) {
+        call(Map.of("VM_REMOTE_DIR", directory), Map.of()).exits(2).says("VM_REMOTE_DIR in the environment: ");
+        call(Map.of(), Map.of("VM_REMOTE_DIR", directory)).exits(2).says("VM_REMOTE_DIR in vm.env: ");
+        Result option = call(Map.of(), Map.of(), "--remote-dir", directory).exits(2);
+        assertFalse(option.err().contains("VM_REMOTE_DIR in"), option.err());
+    }
+
+    @ParameterizedTest
+    @CsvSource({"/root/x/,/root/x", "/root//it's é,/root/it's é", "/work,/work", "/root/..x,/root/..x", "/usr/home/me,/usr/home/me"})
+    void otherDirectoriesAreTakenAsTheyAre(String given, String expected) {
+        assertEquals(expected, new VmSync.RemoteDirectory().convert(given));
+    }
+
+    @Test
+    void usageErrorsAreOneLineAndExit2() {
+        call(Map.of(), Map.of(), "--wacth").exits(2).says("--watch");
+        call(Map.of(), Map.of(), "pul", "a", "b").exits(2).says("pull");
+        call(Map.of(), Map.of(), "pull", "a").exits(2).says("LOCAL");
+        call(Map.of(), Map.of(), "--engine", "ftp").exits(2).says("--engine");
+        call(Map.of("VM_NAME", "../x"), Map.of()).exits(2).says("VM_NAME in the environment");
+        call(Map.of("VM_PROJECT", temp.resolve("none").toString()), Map.of()).exits(2).says("VM_PROJECT: " + temp.resolve("none") + " is not");
+        call(Map.of("VM_PROJECT", temp.toString()), Map.of(), "--watch", "--dry-run").exits(2).says("exclude each other");
+        call(Map.of("VM_PROJECT", temp.toString()), Map.of(), "--exclude-from", temp.resolve("none").toString()).exits(2).says("--exclude-from");
+    }
+
+    @Test
+    void theCheckoutOfTheseScriptsIsWarnedAbout() throws IOException {
+        Files.createFile(temp.resolve("VmSync.java"));
+        Files.createFile(temp.resolve("jbang-catalog.json"));
+        call(Map.of("VM_PROJECT", temp.toString(), "VM_DIR", temp.toString()), Map.of()).exits(3).says("warning: " + temp + " is the checkout");
+    }
+
+    @Test
+    void helpNamesEverySettingAndExitCode() {
+        Result help = call(Map.of(), Map.of(), "--help").exits(0);
+        for (String part : List.of("VM_DIR", "VM_NAME", "VM_PROJECT", "VM_REMOTE_DIR", "Exit codes", "--watch", "pull")) {
+            assertTrue(help.out().contains(part), part + " is not in: " + help.out());
+        }
+        assertTrue(call(Map.of("VM_NAME", "mine"), Map.of(), "--help").out().contains("mine"), "the effective default is shown");
+    }
+
+    // Pieces
+
+    @Test
+    void rsyncGetsItsWordsWhole() {
+        assertEquals(List.of("rsync", "-rlpts", "-0", "--exclude-from=-", "--timeout=300", "--out-format=%i|%l|%n", "-e",
+                "ssh -F '/vm''s dir/ssh_config'", "--rsync-path=/usr/local/bin/rsync", "--delete", "/my, project/", "vm:/root/it's/"),
+                VmSync.rsyncCommand(Path.of("/my, project"), Path.of("/vm's dir/ssh_config"), "vm:/root/it's/", "/usr/local/bin/rsync",
+                        List.of("--delete")));
+    }
+
+    @Test
+    void rsyncsLinesAreUnderstood() {
+        List<String> said = new ArrayList<>();
+        List<VmSync.Change> changes = VmSync.parse(bytes("cd+++++++++|60|./\n<f+++++++++|3|a|b\n<f.st......|12|new\\#012line\n<f+++++++++|1|\\#303\\#251\n"
+                + "cL+++++++++|7|l\n.d..t......|40|dir/\n*deleting  |0|old/\ncannot delete non-empty directory: x\n.f...p.....|9|m\n"), said);
+        assertEquals(List.of("mkdir .", "send 'a|b'", "send $'new\\012line'", "send 'é'", "link l", "attrs dir", "delete old", "attrs m"),
+                changes.stream().map(VmSync.Change::toString).toList());
+        assertEquals(List.of("cannot delete non-empty directory: x"), said);
+        assertEquals("4 sent, 1 deleted, 16 bytes, 1.50 s (rsync)",
+                new VmSync.Outcome(changes, said, true, VmSync.Engine.RSYNC).summary(1.5));
+    }
+
+    @Test
+    void aListingIsReadWhateverTheNames() {
+        Map<String, VmSync.Item> tree = VmSync.listing(".\0./a\nb\0./l\0./d\0./|\0\0"
+                + "40755 512 1700000000.000000000 |\n100644 5 1700000000.123456789 |\n120777 5 1.000000001 x\n|\ny|\n40700 9 -5.000000000 |\n10600 0 7.000000000 |\n");
+        assertEquals(Map.of(".", new VmSync.Item('d', 0755, 0, 1_700_000_000_000_000_000L, ""),
+                "a\nb", new VmSync.Item('f', 0644, 5, 1_700_000_000_123_456_789L, ""), "l", new VmSync.Item('l', 0777, 0, 1_000_000_001L, "x\n|\ny"),
+                "d", new VmSync.Item('d', 0700, 0, -5_000_000_000L, ""), "|", new VmSync.Item('s', 0600, 0, 7_000_000_000L, "")), tree);
+    }
+
+    @Test
+    void aListingThatDoesNotFitTogetherIsNone() {
+        assertNull(VmSync.listing(".\0./a\0\0" + "40755 512 1700000000.000000000 |\n"));
+        assertNull(VmSync.listing(".\0\0" + "40755 512 1700000000.000000000 |\n40755 512 1700000000.000000000 |\n"));
+        assertNull(VmSync.listing(".\0"));
+        assertEquals(Map.of(), VmSync.listing(""));
+    }
+
+    @Test
+    void sshsConfigurationIsRead() {
+        assertEquals(Map.of("host", "vm", "hostname", "127.0.0.1", "identityfile", "/a b/100% key", "port", "2222"),
+                VmSync.sshConfig("Host vm\n  HostName 127.0.0.1\n\tIdentityFile \"/a b/100%% key\"\n  Port 2222\n"));
+    }
+
+    @Test
+    void namesAreTheirBytes() throws IOException {
+        String name = bytesOf("ü") + "/a%\nb" + (char) 0xff;
+        Path path = VmSync.path(temp, name);
+        Files.createDirectories(path);
+        assertEquals(name, VmSync.nameOf(temp, path));
+        assertEquals(".", VmSync.nameOf(temp, temp));
+        assertEquals(List.of(".", "a", "b"), Stream.of("a", "a/b", "b/c").map(VmSync::parent).toList());
+        assertEquals("'it'\\''s é'", VmSync.quoted(bytesOf("it's é")));
+        assertEquals("$'\\134n \\012 \\047'", VmSync.quoted("\\n \n '"));
+    }
+
+    /** rsync itself says which files the same rules leave. */
+    @ParameterizedTest
+    @ValueSource(strings = {"/vm/", "vm", "vm/", "*.db", "/a/b", "a/b", "b/", "**/c", "a/**", "/a/**/c", "a**c", "?", "[ab]", "[!ab]", "[^a-c]x", "[]x]", "\\*",
+        "star\\*", "back\\slash", "/a/***", "+ *.db|*.db|- /a", "+ /a/|/*|+ b", "*/b", "/*/b", "a*", "/a*/", "+ a/***|+ a/|*", "é", "with space", "new\nline",
+        "- - x", "b/c", "**.db", "/**b"})
+    void patternsMeanWhatTheyMeanToRsync(String patterns) throws Exception {
+        for (String file : List.of("vm/disk", "a/b/c", "a/b/a/b", "a/x.db", "x.db", "b", "c/vm", "ax", "dx", "]x", "*", "star*", "back\\slash", "é", "with space",
+                "new\nline", "- x", "a/ac", "deep/a/b/c", "abc/c")) {
+            Path path = temp.resolve(file);
+            Files.createDirectories(path.getParent());
+            Files.writeString(path, file);
+        }
+        VmSync.Rules rules = VmSync.Rules.of(Arrays.stream(patterns.split("\\|")).map(VmSyncTest::bytesOf).toList());
+        Path list = Files.createTempFile("rules", "");
+        Files.write(list, bytes(rules.list().stream().map(rule -> rule.text() + "\0").collect(Collectors.joining())));
+        Process rsync = new ProcessBuilder("rsync", "-rn", "-0", "--exclude-from=" + list, "--out-format=%i|%l|%n", temp + "/", temp + ".none/").start();
+        Set<String> expected = VmSync.parse(rsync.getInputStream().readAllBytes(), new ArrayList<>()).stream().map(VmSync.Change::name)
+                .collect(Collectors.toCollection(TreeSet::new));
+        assertEquals(0, rsync.waitFor());
+        Files.delete(list);
+        assertEquals(expected, VmSync.scan(temp, rules, new ArrayList<>()).keySet());
+    }
+
+    @Test
+    void aLiteralPatternMatchesItsNameAlone() {
+        for (String name : List.of("a", "a*b", "a[b]", "a\\b", "a\\*b", "what?", "[", "+ a", "- a")) {
+            VmSync.Rules rules = VmSync.Rules.of(List.of("/" + VmSync.Rules.literal(name)));
+            assertTrue(rules.hides(name, false), name);
+            assertFalse(rules.hides(name + "b", false), name);
+            assertFalse(rules.hides("x/" + name, false), name);
+        }
+    }
+
+    // What a hostile guest may send
+
+    private VmSync.Pull unpack(Path local, TarArchiveEntry... entries) throws IOException {
+        ByteArrayOutputStream bytes = new ByteArrayOutputStream();
+        try (TarArchiveOutputStream tar = new TarArchiveOutputStream(bytes, "UTF-8")) {
+            tar.setLongFileMode(TarArchiveOutputStream.LONGFILE_POSIX);
+            for (TarArchiveEntry entry : entries) {
+                entry.setSize(entry.isFile() && entry.getLinkFlag() == TarConstants.LF_NORMAL ? 5 : 0);
+                tar.putArchiveEntry(entry);
+                tar.write(new byte[] {'e', 'v', 'i', 'l', '\n'}, 0, (int) entry.getSize());
+                tar.closeArchiveEntry();
+            }
+        }
+        VmSync.Pull pull = new VmSync.Pull(local, "asked");
+        pull.unpack(new ByteArrayInputStream(bytes.toByteArray()));
+        return pull;
+    }
+
+    private static TarArchiveEntry file(String name) {
+        return new TarArchiveEntry(name, TarConstants.LF_NORMAL, true);
+    }
+
+    private static TarArchiveEntry link(String name, String target) {
+        TarArchiveEntry entry = new TarArchiveEntry(name, TarConstants.LF_SYMLINK, true);
+        entry.setLinkName(target);
+        return entry;
+    }
+
+    private static TarArchiveEntry directory(String name) {
+        return new TarArchiveEntry(name + "/", TarConstants.LF_DIR, true);
+    }
+
+    @Test
+    void nothingIsWrittenOutsideLocal() throws IOException {
+        Path local = Files.createDirectories(temp.resolve("deep/local"));
+        Path precious = Files.writeString(temp.resolve("deep/precious"), "mine");
+        Files.createSymbolicLink(local.resolve("mine"), temp.resolve("deep"));
+        Map<String, String> before = tree(temp);
+        VmSync.Pull pull = unpack(local, directory("."), file(temp + "/deep/absolute"), file("../precious"), file("a/../../precious"), link("out", "../precious"),
+                link("out2", temp.toString()), link("here", "."), link("bend", "here/../.."), link("d/up", "../.."), file("mine/precious"),
+                link("ok", "d"), file("ok/through"), file(".git/hooks/pre-commit"), file("sub/.GIT/config"), link("d/root", "../ok/fine"),
+                new TarArchiveEntry("pipe", TarConstants.LF_FIFO, true), new TarArchiveEntry("node", TarConstants.LF_CHR, true), hard("hard", "mine/precious"));
+        assertEquals("mine", Files.readString(precious));
+        Map<String, String> added = tree(temp);
+        added.keySet().removeAll(before.keySet());
+        assertEquals(Set.of("deep/local/here", "deep/local/ok", "deep/local/d", "deep/local/d/root"), added.keySet());
+        assertEquals(14, pull.leftOut.size(), pull.leftOut.toString());
+    }
+
+    private static TarArchiveEntry hard(String name, String target) {
+        TarArchiveEntry entry = new TarArchiveEntry(name, TarConstants.LF_LINK, true);
+        entry.setLinkName(target);
+        return entry;
+    }
+
+    @Test
+    void aLinkThatStandsWhereAFileGoesIsReplacedAndNotFollowed() throws IOException {
+        Path local = Files.createDirectories(temp.resolve("local"));
+        Path precious = Files.writeString(temp.resolve("precious"), "mine");
+        Files.createSymbolicLink(local.resolve("result"), precious);
+        unpack(local, directory("."), file("result"));
+        assertEquals("mine", Files.readString(precious));
+        assertEquals("evil\n", Files.readString(local.resolve("result")));
+        assertFalse(Files.isSymbolicLink(local.resolve("result")));
+    }
+
+    @Test
+    void aFileIsNamedAsItWasAskedFor() throws IOException {
+        Path local = Files.createDirectories(temp.resolve("local"));
+        unpack(local, file("../other"), file("second"));
+        assertEquals(Set.of(".", "asked"), tree(local).keySet());
+        unpack(temp.resolve("new/name"), file("other"));
+        assertEquals("evil\n", Files.readString(temp.resolve("new/name")));
+        assertEquals(0, unpack(local, link("asked", "/etc/passwd")).files);
+    }
+
+    @Test
+    void modesAndTimesArriveWithoutSetIdBits() throws IOException {
+        TarArchiveEntry entry = file("tool");
+        entry.setMode(06755);
+        entry.setLastModifiedTime(FileTime.fromMillis(981_173_106_000L));
+        unpack(temp, directory("."), entry);
+        assertEquals(0100755, Files.getAttribute(temp.resolve("tool"), "unix:mode"));
+        assertEquals(981_173_106_000L, Files.getLastModifiedTime(temp.resolve("tool")).toMillis());
+    }
+
+    // Both engines, over a real sshd
+
+    @Nested
+    final class OverSsh {
+        private static Path base;
+        private static Process sshd;
+        private static int port;
+        private Path project;
+        private Path guest;
+
+        @BeforeAll
+        static void start() throws Exception {
+            base = Files.createTempDirectory("vm's sync, é");
+            Path keys = Files.createDirectories(base.resolve("vm/dfly-vm.ssh"));
+            Path bin = Files.createDirectories(base.resolve("bin"));
+            Files.createDirectories(base.resolve("home"));
+            for (String key : List.of("id_ed25519", "host_key")) {
+                assertEquals(0, new ProcessBuilder("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", keys.resolve(key).toString()).start().waitFor());
+            }
+            Files.writeString(keys.resolve("known_hosts"), "dfly-vm " + Files.readString(keys.resolve("host_key.pub")));
+            Files.writeString(bin.resolve("stat"), "#!/bin/sh\n[ \"$1\" = -f ] && [ \"$2\" = '%p %z %Fm %Y|' ] || exit 1\nshift 2\n"
+                    + "exec find \"$@\" -maxdepth 0 \\( -type d -printf '4%04m %s %T@ |\\n' -o -type l -printf '12%04m %s %T@ %l|\\n' "
+                    + "-o -type f -printf '10%04m %s %T@ |\\n' -o -printf '1%04m %s %T@ |\\n' \\)\n");
+            Files.setPosixFilePermissions(bin.resolve("stat"), PosixFilePermissions.fromString("rwxr-xr-x"));
+            try (ServerSocket free = new ServerSocket(0, 1, InetAddress.getLoopbackAddress())) {
+                port = free.getLocalPort();
+            }
+            Path config = Files.writeString(base.resolve("sshd_config"), "Port " + port + "\nListenAddress 127.0.0.1\nPasswordAuthentication no\n"
+                    + "StrictModes no\nPermitRootLogin yes\nPidFile none\nHostKey \"" + keys.resolve("host_key") + "\"\nAuthorizedKeysFile \""
+                    + keys.resolve("id_ed25519.pub") + "\"\nSetEnv \"HOME=" + base.resolve("home") + "\" \"PATH=" + bin + ":/usr/bin:/bin\"\n");
+            Files.writeString(keys.resolve("config"), "Host dfly-vm\n  HostName 127.0.0.1\n  Port " + port + "\n  User " + System.getProperty("user.name")
+                    + "\n  IdentityFile \"" + keys.resolve("id_ed25519") + "\"\n  IdentitiesOnly yes\n  UserKnownHostsFile \"" + keys.resolve("known_hosts")
+                    + "\"\n  HostKeyAlias dfly-vm\n  StrictHostKeyChecking yes\n  BatchMode yes\n");
+            Files.writeString(base.resolve("vm/ssh_config"), "Include \"" + keys.resolve("config") + "\"\n");
+            Files.writeString(base.resolve("vm/dfly-vm.pid"), thisProcess());
+            if (System.getProperty("user.name").equals("root")) {
+                Files.createDirectories(Path.of("/run/sshd"));
+            }
+            String program = Stream.of((System.getenv("PATH") + ":/usr/sbin:/usr/local/sbin").split(":")).map(directory -> directory + "/sshd")
+                    .filter(file -> Files.isExecutable(Path.of(file))).findFirst().orElseThrow(() -> new IllegalStateException("no sshd: install openssh-server"));
+            sshd = new ProcessBuilder(program, "-D", "-e", "-f", config.toString()).redirectErrorStream(true).redirectOutput(base.resolve("log").toFile()).start();
+            for (int tenth = 0; ; tenth++) {
+                try (Socket socket = new Socket(InetAddress.getLoopbackAddress(), port)) {
+                    break;
+                } catch (IOException notYet) {
+                    assertTrue(tenth < 100 && sshd.isAlive(), () -> "sshd does not start: " + read(base.resolve("log")));
+                    Thread.sleep(100);
+                }
+            }
+        }
+
+        @AfterAll
+        static void stop() throws Exception {
+            sshd.descendants().forEach(ProcessHandle::destroy);
+            sshd.destroy();
+            sshd.waitFor();
+            delete(base);
+        }
+
+        @BeforeEach
+        void newProject() throws IOException {
+            project = Files.createDirectories(base.resolve("my, \"project\" é"));
+            guest = base.resolve("guest/it's a \"tree\" é");
+            Files.createDirectories(guest.getParent());
+        }
+
+        @AfterEach
+        void noProject() throws IOException {
+            delete(project);
+            delete(guest.getParent());
+        }
+
+        private Map<String, String> settings() {
+            return new HashMap<>(Map.of("VM_DIR", base.resolve("vm").toString(), "VM_PROJECT", project.toString(), "VM_REMOTE_DIR", guest.toString()));
+        }
+
+        private Result sync(String... args) {
+            return call(settings(), Map.of(), args);
+        }
+
+        private Path write(String name, String content) throws IOException {
+            Path file = VmSync.path(project, bytesOf(name));
+            Files.createDirectories(file.getParent());
+            return Files.writeString(file, content);
+        }
+
+        private void fill() throws IOException {
+            for (String name : List.of("a b", "it's", "say \"hi\"", "new\nline", "é日本", "-dash", "back\\slash", "$HOME", "*", "#x", "\\#012", "|",
+                    "d/" + "long".repeat(30) + "/" + "x".repeat(120), "dir/inner/file", "dir/other")) {
+                write(name, name);
+            }
+            Files.write(VmSync.path(project, "not-utf8-" + (char) 0xff), new byte[] {1});
+            Files.createDirectories(project.resolve("empty/too"));
+            Files.setPosixFilePermissions(write("script.sh", "#!/bin/sh\n"), PosixFilePermissions.fromString("rwxr-x---"));
+            Files.setPosixFilePermissions(project.resolve("dir"), PosixFilePermissions.fromString("rwx------"));
+            Files.createSymbolicLink(project.resolve("link"), Path.of("../nowhere\nat all"));
+            Files.createSymbolicLink(project.resolve("dirlink"), Path.of("dir"));
+            Files.createSymbolicLink(project.resolve("absolute"), Path.of("/etc/" + "x".repeat(150)));
+            Files.setLastModifiedTime(write("old", ""), FileTime.from(Instant.parse("2001-02-03T04:05:06.123456Z")));
+            Files.setLastModifiedTime(project.resolve("dir"), FileTime.from(Instant.parse("2002-02-03T04:05:06Z")));
+        }
+
+        private void change() throws IOException {
+            delete(project.resolve("a b"));
+            write("a b/now", "a file became a directory");
+            delete(project.resolve("dir"));
+            write("dir", "a directory became a file");
+            delete(project.resolve("empty"));
+            Files.createSymbolicLink(project.resolve("empty"), Path.of("a b"));
+            delete(project.resolve("dirlink"));
+            write("dirlink/x", "a link became a directory");
+            delete(project.resolve("link"));
+            Files.createSymbolicLink(project.resolve("link"), Path.of("elsewhere"));
+            delete(project.resolve("it's"));
+            Files.setPosixFilePermissions(project.resolve("script.sh"), PosixFilePermissions.fromString("r-xr--r--"));
+            write("new\nline", "NEW\nLINE and longer");
+            write("added/deeply/here", "");
+        }
+
+        @ParameterizedTest
+        @ValueSource(strings = {"rsync", "tar"})
+        void theGuestHoldsWhatTheProjectHolds(String engine) throws Exception {
+            fill();
+            Thread.sleep(50); // what is written in this very moment is sent twice
+            Result first = sync("--engine", engine).exits(0);
+            assertTrue(first.out().matches("(?s)synced dfly-vm:.*: 21 sent, 0 deleted, \\d+ bytes, .* s \\(" + engine + "\\)\n"), first.out());
+            assertEquals(tree(project), tree(guest));
+            assertTrue(sync("--engine", engine).exits(0).out().contains(": 0 sent, 0 deleted, 0 bytes"));
+            change();
+            sync("--engine", engine).exits(0);
+            assertEquals(tree(project), tree(guest));
+            // The other engine finds nothing left to do.
+            assertEquals("", sync("--dry-run", "--engine", engine.equals("tar") ? "rsync" : "tar").exits(0).out());
+            assertEquals(1, VmSync.scan(base.resolve("home/.vm-sync"), VmSync.Rules.of(List.of()), new ArrayList<>()).keySet().stream()
+                    .filter(name -> name.endsWith("/made")).count(), "the mark stands outside the tree");
+        }
+
+        @Test
+        void aDryRunListsExactlyWhatWouldHappenByEitherEngine() throws IOException {
+            fill();
+            Map<String, List<String>> said = new TreeMap<>();
+            for (String engine : List.of("rsync", "tar")) {
+                said.put("new " + engine, sync("--dry-run", "--engine", engine).exits(0).out().lines().sorted().toList());
+                assertFalse(Files.exists(guest), "a dry run does nothing");
+            }
+            assertEquals(said.get("new rsync"), said.get("new tar"));
+            sync().exits(0);
+            change();
+            Map<String, String> before = tree(guest);
+            for (String engine : List.of("rsync", "tar")) {
+                said.put(engine, sync("--dry-run", "--engine", engine).exits(0).out().lines().sorted().toList());
+            }
+            assertEquals(before, tree(guest));
+            assertEquals(said.get("rsync"), said.get("tar"));
+            assertTrue(said.get("tar").containsAll(List.of("delete 'it'\\''s'", "send dir", "send $'new\\012line'", "link link", "attrs script.sh", "mkdir added")),
+                    said.get("tar").toString());
+            Map<String, String> wanted = tree(project);
+            Set<String> differing = Stream.concat(before.keySet().stream(), wanted.keySet().stream())
+                    .filter(name -> !String.valueOf(before.get(name)).equals(wanted.get(name))).map(VmSync::quoted).collect(Collectors.toSet());
+            assertEquals(differing, said.get("tar").stream().map(line -> line.replaceFirst("\\w+ ", "")).collect(Collectors.toSet()));
+        }
+
+        @ParameterizedTest
+        @ValueSource(strings = {"rsync", "tar"})
+        void whatIsExcludedStaysOutAndSurvives(String engine) throws IOException {
+            write("x.db", "");
+            write("vm/disk", "");
+            write("sub/vm/kept", "");
+            write("logs/a.log", "");
+            write("logs/keep.log", "");
+            write(project.getFileName().toString(), "the built binary");
+            Path list = Files.writeString(base.resolve("list"), "# comment\n\n; too\n+ keep.log\n*.log\n");
+            List<String> args = List.of("--engine", engine, "--exclude-from", list.toString(), "--exclude", "/cache/");
+            sync(args.toArray(String[]::new)).exits(0);
+            assertEquals(Set.of(".", "sub", "sub/vm", "sub/vm/kept", "logs", "logs/keep.log"), tree(guest).keySet());
+            for (String there : List.of("y.db", "vm/z", "cache/c", "gone/deep.db", guest.getFileName().toString(), "stray")) {
+                Files.createDirectories(guest.resolve(there).getParent());
+                Files.writeString(guest.resolve(there), "");
+            }
+            sync(args.toArray(String[]::new)).exits(0);
+            assertEquals(Set.of(".", "sub", "sub/vm", "sub/vm/kept", "logs", "logs/keep.log", bytesOf(guest.getFileName().toString()), "y.db", "vm", "vm/z",
+                    "cache", "cache/c", "gone", "gone/deep.db"), tree(guest).keySet());
+            write("gone", "a file where the guest has a directory of excluded files");
+            write("after", "");
+            sync(args.toArray(String[]::new)).exits(1).says("gone");
+            assertTrue(Files.exists(guest.resolve("gone/deep.db")) && Files.exists(guest.resolve("after")));
+            // Source in a directory named like the project is no binary.
+            Files.delete(project.resolve("gone"));
+            delete(project.resolve(project.getFileName()));
+            write(project.getFileName() + "/main.go", "package main");
+            sync(args.toArray(String[]::new)).exits(0);
+            assertTrue(Files.exists(guest.resolve(project.getFileName()).resolve("main.go")));
+        }
+
+        @ParameterizedTest
+        @ValueSource(strings = {"rsync", "tar"})
+        void aVmDirectoryInTheProjectIsNotSent(String engine) throws IOException {
+            Path inside = project.resolve("my [vm]*");
+            write("my [vm]*/dfly-vm.iso", "");
+            write("my v/x", "");
+            for (String file : List.of("ssh_config", "dfly-vm.pid", "dfly-vm.ssh/config")) {
+                write("my [vm]*/" + file, Files.readString(base.resolve("vm").resolve(file)));
+            }
+            Map<String, String> settings = settings();
+            settings.put("VM_DIR", inside.toString());
+            call(settings, Map.of(), "--engine", engine).exits(0);
+            assertEquals(Set.of(".", "my v", "my v/x"), tree(guest).keySet());
+        }
+
+        @ParameterizedTest
+        @ValueSource(strings = {"rsync", "tar"})
+        void onlyItsOwnDirectoryIsEmptied(String engine) throws IOException {
+            write("file", "");
+            Files.createDirectories(guest);
+            Files.writeString(guest.resolve("precious"), "mine");
+            sync("--engine", engine).exits(2).says("--force");
+            sync("--engine", engine, "--dry-run").exits(2);
+            assertEquals(Set.of(".", "precious"), tree(guest).keySet());
+            assertEquals(List.of("delete precious", "send file"), sync("--engine", engine, "--force", "--dry-run").exits(0).out().lines()
+                    .filter(line -> !line.equals("attrs .")).sorted().toList());
+            assertEquals(Set.of(".", "precious"), tree(guest).keySet());
+            sync("--engine", engine, "--force").exits(0);
+            assertEquals(Set.of(".", "file"), tree(guest).keySet());
+            sync("--engine", engine).exits(0);
+            // Made anew by somebody: not a sync's any more.
+            Files.move(guest, base.resolve("guest/before"));
+            Files.createDirectories(guest);
+            Files.writeString(guest.resolve("precious"), "mine");
+            sync("--engine", engine).exits(2);
+            delete(guest);
+            Files.createDirectories(guest);
+            sync("--engine", engine).exits(0);
+            delete(guest);
+            Files.writeString(guest, "a file");
+            sync("--engine", engine).exits(2).says("not a directory");
+        }
+
+        @ParameterizedTest
+        @ValueSource(strings = {"rsync", "tar"})
+        void withoutDeletionTheGuestKeepsItsOwn(String engine) throws IOException {
+            write("dir/file", "");
+            sync("--engine", engine).exits(0);
+            write("new", "");
+            delete(project.resolve("dir"));
+            write("dir", "");
+            Files.writeString(guest.resolve("own"), "");
+            sync("--engine", engine, "--no-delete").exits(1).says("dir");
+            assertEquals(Set.of(".", "dir", "dir/file", "own", "new"), tree(guest).keySet());
+        }
+
+        @ParameterizedTest
+        @ValueSource(strings = {"rsync", "tar"})
+        void aChangeInTheSameSecondIsSeen(String engine) throws IOException {
+            Path file = write("file", "one");
+            FileTime time = FileTime.from(Instant.now().minusSeconds(1).plusMillis(1).truncatedTo(java.time.temporal.ChronoUnit.SECONDS).plusMillis(800));
+            Files.setLastModifiedTime(file, time);
+            sync("--engine", engine).exits(0);
+            Files.writeString(file, "two");
+            Files.setLastModifiedTime(file, FileTime.fromMillis(time.toMillis() + 100));
+            sync("--engine", engine).exits(0);
+            assertEquals("two", Files.readString(guest.resolve("file")));
+            assertEquals(tree(project), tree(guest));
+            assertTrue(sync("--engine", engine).exits(0).out().contains(": 0 sent"));
+        }
+
+        @ParameterizedTest
+        @ValueSource(strings = {"rsync", "tar"})
+        void aFileThatChangesMeanwhileIsWholeOrOldAndArrivesNextTime(String engine) throws Exception {
+            write("still", "x");
+            Path file = write("moving", "0".repeat(3_000_000));
+            sync("--engine", engine).exits(0);
+            Thread writer = new Thread(() -> {
+                try (RandomAccessFile moving = new RandomAccessFile(file.toFile(), "rw")) {
+                    for (long end = System.nanoTime() + 2_500_000_000L, i = 0; System.nanoTime() < end; i++) {
+                        moving.setLength(1000 + (i % 2) * 3_000_000);
+                    }
+                } catch (IOException failed) {
+                    throw new IllegalStateException(failed);
+                }
+            });
+            writer.start();
+            sync("--engine", engine);
+            writer.join();
+            assertTrue(Files.exists(guest.resolve("still")));
+            sync("--engine", engine).exits(0);
+            assertEquals(tree(project), tree(guest));
+        }
+
+        @ParameterizedTest
+        @ValueSource(strings = {"rsync", "tar"})
+        void aSyncThatWasKilledLeavesNoHalfAndTheNextOneMendsIt(String engine) throws Exception {
+            byte[] old = new byte[1000];
+            Files.write(project.resolve("big"), old);
+            sync("--engine", engine).exits(0);
+            byte[] content = new byte[60_000_000];
+            new java.util.Random(1).nextBytes(content);
+            Files.write(project.resolve("big"), content);
+            write("other/file", "x");
+            ProcessBuilder builder = new ProcessBuilder(ProcessHandle.current().info().command().orElse("java"), "-cp", System.getProperty("java.class.path"), "VmSync",
+                    "--engine", engine).redirectErrorStream(true).redirectOutput(base.resolve("killed").toFile());
+            builder.environment().putAll(settings());
+            Process killed = builder.start();
+            long size = 0;
+            for (int i = 0; i < 2000 && size < 5_000_000; i++) { // until something of it has arrived somewhere
+                Thread.sleep(5);
+                try (Stream<Path> files = Files.walk(guest)) {
+                    size = files.filter(Files::isRegularFile).mapToLong(file -> file.toFile().length()).sum();
+                } catch (java.io.UncheckedIOException moved) {
+                    // next time
+                }
+            }
+            killed.descendants().forEach(ProcessHandle::destroyForcibly);
+            killed.destroyForcibly().waitFor();
+            assertTrue(size >= 5_000_000, () -> "nothing was under way: " + read(base.resolve("killed")));
+            byte[] there = Files.readAllBytes(guest.resolve("big"));
+            assertTrue(Arrays.equals(old, there) || Arrays.equals(content, there), "a half-written file of " + there.length + " bytes");
+            sync("--engine", engine).exits(0);
+            assertEquals(tree(project), tree(guest));
+        }
+
+        @ParameterizedTest
+        @ValueSource(strings = {"rsync", "tar"})
+        void aWatchSyncsEachBurstOnceAndAVmThatCameBack(String engine) throws Exception {
+            write("dir/file", "1");
+            write("x.db", "");
+            ProcessBuilder builder = new ProcessBuilder(ProcessHandle.current().info().command().orElse("java"), "-cp", System.getProperty("java.class.path"), "VmSync",
+                    "--watch", "--engine", engine).redirectOutput(base.resolve("out").toFile()).redirectError(base.resolve("err").toFile());
+            builder.environment().putAll(settings());
+            Process watch = builder.start();
+            try {
+                awaitLines("out", 1);
+                for (int i = 0; i < 30; i++) {
+                    write("dir/new/burst" + i, "");
+                }
+                awaitLines("out", 2);
+                Map<String, String> wanted = tree(project);
+                wanted.remove("x.db");
+                assertEquals(wanted, tree(guest));
+                write("dir/new/burst1", "again"); // in a directory that is new itself
+                awaitLines("out", 3);
+                assertEquals("again", Files.readString(guest.resolve("dir/new/burst1")));
+                write("x.db", "changed"); // excluded
+                Files.delete(project.resolve("dir/file"));
+                awaitLines("out", 4);
+                // The VM goes away, something changes, it comes back with another tree.
+                String pid = Files.readString(base.resolve("vm/dfly-vm.pid"));
+                Files.delete(base.resolve("vm/dfly-vm.pid"));
+                write("while-away", "");
+                awaitLines("err", 1);
+                delete(guest);
+                Files.writeString(base.resolve("vm/dfly-vm.pid"), pid);
+                awaitLines("out", 5);
+                assertEquals(tree(project).keySet().stream().filter(name -> !name.equals("x.db")).collect(Collectors.toSet()), tree(guest).keySet());
+                Thread.sleep(300);
+                assertEquals(List.of(5L, 1L), List.of(lines("out"), lines("err")), () -> read(base.resolve("out")) + read(base.resolve("err")));
+                assertTrue(read(base.resolve("err")).contains("is not running"));
+            } finally {
+                watch.destroy();
+                assertEquals(143, watch.waitFor());
+            }
+        }
+
+        private long lines(String file) {
+            return read(base.resolve(file)).lines().count();
+        }
+
+        private void awaitLines(String file, int count) throws InterruptedException {
+            for (int tenth = 0; lines(file) < count; tenth++) {
+                assertTrue(tenth < 300, () -> read(base.resolve("out")) + read(base.resolve("err")));
+                Thread.sleep(100);
+            }
+        }
+
+        @Test
+        void filesComeBack() throws IOException {
+            Files.createDirectories(guest.resolve("out/sub"));
+            Files.writeString(guest.resolve("out/sub/a \n é"), "result");
+            Files.createSymbolicLink(guest.resolve("out/inside"), Path.of("sub/a \n é"));
+            Path local = base.resolve("pulled/here");
+            Result pulled = sync("pull", "out", local.toString()).exits(0);
+            assertTrue(pulled.out().matches("(?s)pulled .*/out: 2 files, 6 bytes, .* s\n"), pulled.out());
+            assertEquals("result", Files.readString(local.resolve("inside")));
+            Files.createSymbolicLink(guest.resolve("out/escape"), Path.of("/etc/passwd"));
+            Files.writeString(guest.resolve("out/sub/a \n é"), "newer");
+            sync("pull", guest + "/out/", local.toString()).exits(1).says("left out: ./escape: a link that leads out of the directory");
+            assertEquals("newer", Files.readString(local.resolve("sub/a \n é")));
+            assertFalse(Files.exists(local.resolve("escape"), LinkOption.NOFOLLOW_LINKS));
+            sync("pull", "out/sub/a \n é", base.resolve("pulled").toString()).exits(0);
+            assertEquals("newer", Files.readString(base.resolve("pulled/a \n é")));
+            sync("pull", "out/none", local.toString()).exits(1).says("there is no file or directory");
+            delete(base.resolve("pulled"));
+        }
+
+        @ParameterizedTest
+        @ValueSource(strings = {"rsync", "tar"})
+        void anotherHostKeyOrNoGuestIs69(String engine) throws IOException {
+            Path known = base.resolve("vm/dfly-vm.ssh/known_hosts");
+            String right = Files.readString(known);
+            Files.writeString(base.resolve("vm/dfly-vm.console.log"), "booting\n\u001b[31mpanic: page fault\u001b[0m\u0007\ndb> ");
+            try {
+                Files.writeString(known, "dfly-vm " + Files.readString(base.resolve("vm/dfly-vm.ssh/id_ed25519.pub")));
+                sync("--engine", engine).exits(69).says("  console: panic: page fault\n  console: db> ");
+                assertFalse(Files.exists(guest));
+            } finally {
+                Files.writeString(known, right);
+                Files.delete(base.resolve("vm/dfly-vm.console.log"));
+            }
+        }
+    }
+
+    // Helpers
+
+    private static String thisProcess() {
+        return "{\"pid\":" + ProcessHandle.current().pid() + ",\"bootId\":\"" + VmSync.bootId() + "\",\"startTicks\":"
+                + VmSync.startTicks(ProcessHandle.current().pid()) + "}";
+    }
+
+    /** All there is by name: kind, mode, size, time (of files to the microsecond, as HAMMER2 has it), target. */
+    private static Map<String, String> tree(Path root) throws IOException {
+        Map<String, String> tree = new TreeMap<>();
+        VmSync.scan(root, VmSync.Rules.of(List.of()), new ArrayList<>()).forEach((name, item) -> tree.put(name,
+                item.type() + " " + Integer.toOctalString(item.mode()) + " " + item.size() + " " + item.time() / (item.type() == 'f' ? 1000 : 1_000_000_000)
+                        + " " + item.target()));
+        return tree;
+    }
+
+    private static void delete(Path root) throws IOException {
+        if (!Files.exists(root, LinkOption.NOFOLLOW_LINKS)) {
+            return;
+        }
+        Files.walkFileTree(root, new SimpleFileVisitor<>() {
+            @Override
+            public FileVisitResult visitFile(Path file, BasicFileAttributes attributes) throws IOException {
+                Files.delete(file);
+                return FileVisitResult.CONTINUE;
+            }
+
+            @Override
+            public FileVisitResult postVisitDirectory(Path directory, IOException failure) throws IOException {
+                Files.delete(directory);
+                return FileVisitResult.CONTINUE;
+            }
+        });
+    }
+
+    private static String read(Path file) {
+        try {
+            return Files.exists(file) ? Files.readString(file) : "";
+        } catch (IOException unreadable) {
+            return unreadable.toString();
+        }
+    }
+
+    private static String bytesOf(String text) {
+        return new String(text.getBytes(UTF_8), ISO_8859_1);
+    }
+
+    private static byte[] bytes(String text) {
+        return text.getBytes(ISO_8859_1);
+    }
+}
