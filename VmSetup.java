@@ -5,6 +5,7 @@
 //DEPS org.zeroturnaround:zt-exec:1.13.0
 //DEPS com.grack:nanojson:1.10
 //DEPS org.apache.commons:commons-compress:1.28.0
+//DEPS commons-codec:commons-codec:1.19.0
 //DEPS me.tongfei:progressbar:0.10.2
 //DEPS org.slf4j:slf4j-nop:2.0.17 // zt-exec logs; without a binding slf4j warns on stderr
 
@@ -16,13 +17,16 @@ import com.grack.nanojson.JsonParser;
 import com.grack.nanojson.JsonParserException;
 import com.grack.nanojson.JsonWriter;
 import com.sun.management.OperatingSystemMXBean;
+import java.io.BufferedInputStream;
 import java.io.Console;
 import java.io.EOFException;
 import java.io.FilterInputStream;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
+import java.io.UncheckedIOException;
 import java.lang.management.ManagementFactory;
+import java.lang.module.ModuleDescriptor;
 import java.net.Authenticator;
 import java.net.HttpURLConnection;
 import java.net.InetAddress;
@@ -33,6 +37,7 @@ import java.net.ProxySelector;
 import java.net.ServerSocket;
 import java.net.SocketTimeoutException;
 import java.net.URI;
+import java.net.UnknownHostException;
 import java.nio.ByteBuffer;
 import java.nio.channels.Channels;
 import java.nio.channels.FileChannel;
@@ -43,33 +48,34 @@ import java.nio.file.StandardOpenOption;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.security.DigestInputStream;
 import java.security.MessageDigest;
-import java.security.NoSuchAlgorithmException;
 import java.time.Duration;
 import java.time.Instant;
-import java.time.temporal.ChronoUnit;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Comparator;
 import java.util.HashMap;
-import java.util.HexFormat;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
+import java.util.Optional;
 import java.util.OptionalLong;
-import java.util.TreeSet;
 import java.util.concurrent.Callable;
+import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
-import java.util.function.LongConsumer;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
+import java.util.stream.IntStream;
 import java.util.stream.Stream;
+import javax.tools.ToolProvider;
 import me.tongfei.progressbar.ConsoleProgressBarConsumer;
 import me.tongfei.progressbar.DelegatingProgressBarConsumer;
 import me.tongfei.progressbar.ProgressBar;
 import me.tongfei.progressbar.ProgressBarBuilder;
 import me.tongfei.progressbar.ProgressBarStyle;
-import me.tongfei.progressbar.ProgressState;
+import org.apache.commons.codec.binary.Hex;
+import org.apache.commons.codec.digest.DigestUtils;
 import org.apache.commons.compress.compressors.bzip2.BZip2CompressorInputStream;
 import org.zeroturnaround.exec.ProcessExecutor;
 import org.zeroturnaround.exec.ProcessResult;
@@ -103,20 +109,23 @@ import picocli.CommandLine.UnmatchedArgumentException;
  */
 @Command(name = "vm-setup", mixinStandardHelpOptions = true, version = "1",
         description = {"Check this machine and download the DragonFlyBSD installer",
-            "Without a command: fetch, that is, download, verify and unpack the installer into VM_DIR. Interrupted, it goes on where it was."},
+            "Without a command: fetch: download, verify and unpack the installer into VM_DIR. Killed, it goes on where it was."},
         footer = {"", "Examples:", "  vm-setup check", "  vm-setup", "  VM_MIRROR=https://avalon.dragonflybsd.org/iso-images/ vm-setup",
-            "Exit codes: 0 done or already there; 1 a wrong sum, or the disk is full; 2 usage; 69 no mirror has it, or another fetch runs."})
+            "Exit codes: 0 done or already there; 1 a wrong sum, or a full disk; 2 usage; 69 no mirror has it, or another fetch runs."})
 final class VmSetup implements Callable<Integer> {
     private static final String QEMU = "qemu-system-x86_64";
     private static final long MB = 1_000_000;
     private static final long GB = 1L << 30;
+    private static final String PORTAL = " (a network that wants a login?)";
     /** Connections in a row that bring nothing new before a mirror is given up. */
     private static final int ATTEMPTS = 5;
 
     /** Sums of a release's .iso.bz2 and .iso; null where none is known. */
-    record Sums(String archiveMd5, String archiveSha256, String isoMd5) {}
+    record Sums(String archiveMd5, String archiveSha256, String isoMd5) {
+        static final Sums NONE = new Sums(null, null, null);
+    }
 
-    /** From other places than the mirrors: golang/build, dragonfly-packer, cross-platform-actions, and a download compared with them. */
+    /** From other places than the mirrors: golang/build, dragonfly-packer, cross-platform-actions, a download that agreed. */
     static final Map<String, Sums> PINNED = Map.of(
             "6.4.2", new Sums("906095312c4a4ac0577fb91d5eb87033", "373150a21eeb7ce0f20c7faf1b8129145bf3bf0463a45d0dc18aad274f7ed661",
                     "fdab09ac37cf427b8c01de5d54bfd1d7"),
@@ -131,7 +140,8 @@ final class VmSetup implements Callable<Integer> {
     }
 
     @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2", scope = ScopeType.INHERIT,
-            converter = Name.class, paramLabel = "VERSION", description = "The release to install (DFLY_VERSION; default: ${DEFAULT-VALUE}).")
+            converter = Name.class, paramLabel = "VERSION",
+            description = "The release to install (DFLY_VERSION; default: ${DEFAULT-VALUE}).")
     String version;
 
     @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = ScopeType.INHERIT,
@@ -141,7 +151,7 @@ final class VmSetup implements Callable<Integer> {
     @Option(names = "--mirror", descriptionKey = "VM_MIRROR", split = "[,\\s]+", scope = ScopeType.INHERIT, converter = Web.class,
             defaultValue = "https://mirror-master.dragonflybsd.org/iso-images/,https://avalon.dragonflybsd.org/iso-images/,"
                     + "https://pub.allbsd.org/DragonFly/iso-images/,https://mirror.sjtu.edu.cn/dragonflybsd/iso-images/",
-            paramLabel = "URL", description = "Where md5.txt and the images lie; tried in this order (VM_MIRROR; default: ${DEFAULT-VALUE}).")
+            paramLabel = "URL", description = "Where md5.txt and the images lie, in this order (VM_MIRROR; default: ${DEFAULT-VALUE}).")
     List<URI> mirrors;
 
     @Option(names = "--image", descriptionKey = "VM_IMAGE", scope = ScopeType.INHERIT, paramLabel = "FILE",
@@ -150,12 +160,13 @@ final class VmSetup implements Callable<Integer> {
         image = userPath(value);
     }
 
-    @Option(names = "--trust-mirror", scope = ScopeType.INHERIT, description = "Do not check the sums pinned in this script, only the "
-            + "mirror's own md5.txt (for VM_IMAGE: none): for an image that calls itself a release and is another file, as a test's stand-in.")
+    @Option(names = "--trust-mirror", scope = ScopeType.INHERIT,
+            description = "Skip the sums known to this script and believe the mirror's md5.txt, or VM_IMAGE: for an image that is not "
+                    + "the release whose name it bears, such as a stand-in for tests.")
     boolean trustMirror;
 
     @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "20G", scope = ScopeType.INHERIT,
-            converter = Size.class, paramLabel = "SIZE", description = "Of the VM's disk; sparse (VM_DISK_SIZE; default: ${DEFAULT-VALUE}).")
+            converter = Size.class, paramLabel = "SIZE", description = "Of the VM's sparse disk (VM_DISK_SIZE; default: ${DEFAULT-VALUE}).")
     long diskSize;
 
     @Option(names = "-v", scope = ScopeType.INHERIT, description = "Echo every external command.")
@@ -186,7 +197,7 @@ final class VmSetup implements Callable<Integer> {
     }
 
     @Command(name = "fetch", mixinStandardHelpOptions = true,
-            description = "Download, verify and unpack the installer (what vm-setup does without a command). Prints the ISO's path.",
+            description = "Download, verify and unpack the installer: what vm-setup does without a command. Prints the ISO's path.",
             footer = {"", "Example: vm-setup fetch --dfly-version 6.4.0",
                 "Exit codes: 0 done or already there; 1 a wrong sum, or the disk is full; 69 no mirror has it, or another fetch runs."})
     int fetch() throws IOException {
@@ -245,7 +256,7 @@ final class VmSetup implements Callable<Integer> {
 
     @Command(name = "check", mixinStandardHelpOptions = true,
             description = "Tell what this machine lacks for the VM as configured, a line each, with the command that mends it.",
-            footer = {"", "Example: VM_MEMORY=4G vm-setup check", "Exit codes: 0 nothing is missing (notes may be there); 69 something is."})
+            footer = {"", "Example: VM_MEMORY=4G vm-setup check", "Exit codes: 0 nothing is missing (notes or not); 69 something is."})
     int check(@Option(names = "--json", description = "Print {ok, checks: [{name, state, detail, fix}]}.") boolean json,
             @Option(names = "--memory", descriptionKey = "VM_MEMORY", converter = Size.class, paramLabel = "SIZE",
                     description = "Of the VM (VM_MEMORY; default: a quarter of this machine's within 2G-8G).") Long memory,
@@ -255,13 +266,14 @@ final class VmSetup implements Callable<Integer> {
                     description = "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}).") String accel) throws IOException {
         long total = ManagementFactory.getPlatformMXBean(OperatingSystemMXBean.class).getTotalMemorySize();
         long wanted = memory != null ? memory : Math.max(2 * GB, Math.min(8 * GB, total / 4));
-        List<Check> checks = List.of(checkJava(), checkQemu(), checkProgram("qemu-img", "qemu", Duration.ofSeconds(20), "--version"),
-                checkAccelerator(accel), checkMemory(wanted, total), checkSpace(wanted), checkPort(sshPort), checkInstaller(),
-                checkProgram("ssh", "ssh", Duration.ofSeconds(20), "-V"), checkRsync());
+        Check rsync = checkProgram("rsync", "rsync", "--version");
+        List<Check> checks = List.of(checkJava(), checkQemu(), checkProgram("qemu", "qemu-img", "--version"), checkAccelerator(accel),
+                checkMemory(wanted, total), checkSpace(wanted), checkPort(sshPort), checkInstaller(), checkProgram("ssh", "ssh", "-V"),
+                rsync.state == State.OK ? rsync : note("rsync", "not there: vm-sync copies by its own engine then", rsync.fix));
         boolean ok = checks.stream().noneMatch(check -> check.state == State.FAIL);
         if (json) {
             JsonArray all = new JsonArray();
-            checks.forEach(check -> all.add(JsonObject.builder().value("name", check.name).value("state", check.state.name().toLowerCase())
+            checks.forEach(check -> all.add(JsonObject.builder().value("name", check.name).value("state", check.state.toString())
                     .value("detail", check.detail).value("fix", check.fix).done()));
             spec.commandLine().getOut().println(JsonWriter.string().object().value("ok", ok).value("checks", all).end().done());
         } else {
@@ -270,8 +282,8 @@ final class VmSetup implements Callable<Integer> {
         return ok ? 0 : 69;
     }
 
-    /** What is wrong with a mirror: it refuses, its file is not the one it should be, or its file changed since the download began. */
-    private static final class MirrorException extends IOException {
+    /** What is wrong with a mirror: it refuses, its file is not the one it should be, or its file changed during the download. */
+    static final class MirrorException extends IOException {
         private static final long serialVersionUID = 1;
 
         enum Kind { REFUSED, WRONG_SUM, CHANGED }
@@ -284,6 +296,10 @@ final class VmSetup implements Callable<Integer> {
         }
     }
 
+    private static MirrorException refused(String message) {
+        return new MirrorException(MirrorException.Kind.REFUSED, message);
+    }
+
     private Path iso() {
         return vmDir.resolve("dfly-" + version + ".iso");
     }
@@ -292,39 +308,38 @@ final class VmSetup implements Callable<Integer> {
         return "dfly-x86_64-" + (version.contains("_") ? version : version + "_REL") + ".iso.bz2"; // 6.4.0_RC1 has no _REL
     }
 
-    /** The sums to hold beside those of md5.txt; all null if none are known or wanted. */
+    /** The sums to hold beside those of md5.txt: none if none are known, or the mirror is trusted. */
     private Sums pinned() {
-        return trustMirror ? new Sums(null, null, null) : PINNED.getOrDefault(version, new Sums(null, null, null));
+        return trustMirror ? Sums.NONE : PINNED.getOrDefault(version, Sums.NONE);
     }
 
     /** Whether the ISO is there and is, by size and time, the file that was verified. Says so. */
     private boolean verified(Path iso) throws IOException {
-        JsonObject said = memory(iso);
+        JsonObject said = saidBeside(iso);
         if (!Files.exists(iso) || said.getLong("size") != Files.size(iso) || !modified(iso).equals(said.getString("modified"))
                 || image != null && !origin(image).equals(said.getString("from"))) {
             return false;
         } else if (said.getBoolean("pinsSkipped") && !trustMirror) {
-            throw new VmException(1, iso + " was taken on trust (--trust-mirror), against the sums known for DragonFly " + version
-                    + ": remove it to download the released one, or give --trust-mirror again");
+            throw new VmException(1, iso + " was taken on trust (--trust-mirror) and is not the DragonFly " + version
+                    + " that is known here: remove it to download that, or give --trust-mirror again");
         }
         say(iso + " is already there, verified " + said.getString("verified") + " (" + said.getString("how") + ")");
         return true;
     }
 
-    /** Whether an ISO that nobody verified is the released one; if it cannot be known, it is the person's to remove. */
+    /** Whether an ISO that nobody verified, or somebody touched, has the known sum; if not, it is the person's to remove. */
     private boolean recognised(Path iso) throws IOException {
         if (!Files.exists(iso) || image != null) {
             return false;
         }
-        String known = memory(iso).getString("md5", pinned().isoMd5);
-        say(iso + " is there, not verified yet: reading it");
+        String known = saidBeside(iso).getString("md5", pinned().isoMd5);
         String md5 = md5(iso);
         if (!md5.equals(known)) {
-            throw new VmException(1, iso + " has the MD5 " + md5 + (known == null ? ", and none is known to compare it with" : ", not " + known)
+            throw new VmException(1, iso + " has the MD5 " + md5 + (known == null ? ", and none is known to compare" : ", not " + known)
                     + ": remove it and run vm-setup again, or name it as VM_IMAGE");
         }
         remember(iso, iso, new Sums(null, null, md5), origin(iso), "by its MD5");
-        return true;
+        return verified(iso);
     }
 
     private void takeImage(Path iso) throws IOException {
@@ -332,75 +347,77 @@ final class VmSetup implements Callable<Integer> {
             throw new VmException(69, "VM_IMAGE: " + image + " cannot be read");
         }
         Path part = beside(iso, ".part");
-        Sums found;
-        boolean packed;
-        try (InputStream in = Files.newInputStream(image); ProgressBar bar = progress()) {
-            packed = new String(in.readNBytes(3), UTF_8).equals("BZh");
-            bar.maxHint(Files.size(image));
-            found = unpack(counted(Files.newInputStream(image), bar::stepTo), packed ? unpacker() : null, part);
-            compare(image.toString(), found, packed ? pinned() : new Sums(null, null, pinned().isoMd5));
-        } catch (MirrorException wrong) {
-            Files.delete(part);
-            throw new VmException(1, wrong.getMessage());
-        }
-        try (FileChannel channel = FileChannel.open(part)) {
-            ByteBuffer magic = ByteBuffer.allocate(5);
-            channel.read(magic, 0x8001);
-            if (!new String(magic.array(), UTF_8).equals("CD001")) {
-                Files.delete(part);
-                throw new VmException(1, image + " holds no ISO 9660 image");
+        boolean packed = image.toString().endsWith(".bz2");
+        Sums pins = packed ? pinned() : new Sums(null, null, pinned().isoMd5);
+        try (InputStream in = ProgressBar.wrap(Files.newInputStream(image), progress(Files.size(image)))) {
+            Sums found = unpack(in, packed, packed ? unpacker() : List.of(), part);
+            compare(image.toString(), found, pins);
+            if (!isIso(part)) {
+                throw new IOException("no ISO 9660 image");
             }
+            remember(iso, part, found, origin(image), pins.equals(Sums.NONE) ? "VM_IMAGE, no sum is known" : "by the sums known here");
+        } catch (IOException wrong) {
+            Files.deleteIfExists(part);
+            throw new VmException(1, "VM_IMAGE: " + image + " is of no use: " + wrong.getMessage());
         }
-        remember(iso, part, found, origin(image), how("not checked: no sum is known", packed));
         place(part, iso);
+    }
+
+    private static boolean isIso(Path file) throws IOException {
+        ByteBuffer magic = ByteBuffer.allocate(5);
+        try (FileChannel channel = FileChannel.open(file)) {
+            channel.read(magic, 0x8001);
+        }
+        return new String(magic.array(), UTF_8).equals("CD001");
     }
 
     private void takeFromMirrors(Path iso) throws IOException {
         if (trustMirror && PINNED.containsKey(version)) {
             say("WARNING: --trust-mirror: the sums known for DragonFly " + version + " are NOT checked, only the mirror's own md5.txt");
         } else if (!PINNED.containsKey(version)) {
-            say("no sums are pinned for DragonFly " + version + ": it is checked against the mirror's md5.txt only");
+            say("no sums are known here for DragonFly " + version + ": it is checked against the mirror's md5.txt only");
         }
         List<String> problems = new ArrayList<>();
         boolean wrong = false;
         for (URI mirror : mirrors) {
+            if (!problems.isEmpty()) {
+                say(problems.get(problems.size() - 1) + "; trying the next mirror");
+            }
             try {
                 takeFrom(mirror, iso);
                 return;
             } catch (MirrorException problem) {
                 wrong |= problem.kind == MirrorException.Kind.WRONG_SUM;
                 problems.add(problem.getMessage());
-                say(problem.getMessage() + (problems.size() < mirrors.size() ? "; trying the next mirror" : ""));
             }
         }
-        boolean kept = Files.exists(beside(iso, ".bz2.part"));
-        throw new VmException(wrong ? 1 : 69, "no mirror gave " + archiveName() + ": " + String.join("; ", problems) + (kept
-                ? "; run it again to go on where this ended" : "; another mirror: VM_MIRROR, a local file: VM_IMAGE"));
+        throw new VmException(wrong ? 1 : 69, String.join("; ", problems) + ". " + (Files.exists(beside(iso, ".bz2.part"))
+                ? "What came is kept: run it again to go on" : "Another mirror: VM_MIRROR; a local file: VM_IMAGE"));
     }
 
     private void takeFrom(URI mirror, Path iso) throws IOException {
         Listing listing = listing(mirror, 3);
         String md5 = listing.sums.get(archiveName());
         if (md5 == null) {
-            throw refused(listing.base + " has no DragonFly " + version + ", but " + versions(listing) + " (choose with DFLY_VERSION)");
+            throw refused(listing.base + " has no DragonFly " + version + ", but " + releases(listing) + " (choose with DFLY_VERSION)");
         }
         compare(listing.base + "md5.txt: " + archiveName(), new Sums(md5, null, null), pinned());
+        String isoMd5 = listing.sums.get(archiveName().replace(".bz2", ""));
         Path part = beside(iso, ".part");
         for (int start = 1;; start++) {
             Transfer transfer = new Transfer(listing.base.resolve(archiveName()), beside(iso, ".bz2.part"), md5);
             boolean resumed = transfer.kept > 0;
             transfer.start();
-            try (ProgressBar bar = progress()) {
-                Sums found = unpack(transfer, part, bar);
-                String listed = listing.sums.get(archiveName().replace(".bz2", ""));
-                compare(transfer.uri.toString(), found, new Sums(md5, null, trustMirror ? listed : null));
+            try {
+                Sums found = unpack(transfer, part);
+                compare(transfer.uri.toString(), found, new Sums(md5, null, isoMd5));
                 compare(transfer.uri.toString(), found, pinned());
-                remember(iso, part, found, transfer.uri.toString(), how("md5.txt of " + listing.base.getHost(), true));
+                remember(iso, part, found, transfer.uri.toString(),
+                        (pinned().equals(Sums.NONE) ? "" : "by the sums known here and ") + "by md5.txt of " + listing.base.getHost());
                 place(part, iso);
                 transfer.forget();
                 return;
             } catch (MirrorException problem) {
-                Files.deleteIfExists(part);
                 if (problem.kind == MirrorException.Kind.REFUSED) {
                     throw problem; // what came so far is good for the next mirror, or the next run
                 }
@@ -408,52 +425,49 @@ final class VmSetup implements Callable<Integer> {
                 if (start == 3 || problem.kind == MirrorException.Kind.WRONG_SUM && !resumed) {
                     throw problem;
                 }
-                say(problem.getMessage() + "; once more from its start");
-            } catch (VmException full) {
-                Files.deleteIfExists(part); // room for the rest of the download
-                throw full;
+                say(problem.getMessage() + "; once more from the start");
             } finally {
-                transfer.end();
+                Files.deleteIfExists(part); // it has its name, or is of no use; on a full disk the download needs the room
             }
         }
     }
 
     /** Fails for the first sum that is known and not met. */
-    private static void compare(String what, Sums found, Sums wanted) throws MirrorException {
+    static void compare(String what, Sums found, Sums wanted) throws MirrorException {
         String[][] pairs = {{"MD5", found.archiveMd5, wanted.archiveMd5}, {"SHA-256", found.archiveSha256, wanted.archiveSha256},
-            {"MD5 (unpacked)", found.isoMd5, wanted.isoMd5}};
+            {"MD5, unpacked,", found.isoMd5, wanted.isoMd5}};
         for (String[] pair : pairs) {
             if (pair[1] != null && pair[2] != null && !pair[1].equals(pair[2])) {
                 throw new MirrorException(MirrorException.Kind.WRONG_SUM, what + " has the " + pair[0] + " " + pair[1] + ", not " + pair[2]
-                        + ": not the released file, or damaged");
+                        + ": damaged, or another file than it should be");
             }
         }
     }
 
-    private String how(String otherwise, boolean packed) {
-        Sums pins = pinned();
-        return pins.isoMd5 != null || packed && pins.archiveMd5 != null ? "by the sums known for DragonFly " + version : otherwise;
-    }
-
-    /** Remembers a verified file that is about to get, or has, the ISO's name. */
+    /** Remembers what was verified, before the file gets the ISO's name (or has it). */
     private void remember(Path iso, Path file, Sums sums, String from, String how) throws IOException {
         try (FileChannel channel = FileChannel.open(file, StandardOpenOption.WRITE)) {
             channel.force(true); // or a power failure could leave a verified name on an empty file
         }
+        boolean pinsSkipped = trustMirror && PINNED.containsKey(version);
         writeFile(beside(iso, ".json"), JsonWriter.string().object().value("size", Files.size(file)).value("modified", modified(file))
                 .value("md5", sums.isoMd5).value("archiveMd5", sums.archiveMd5).value("from", from).value("how", how)
-                .value("pinsSkipped", trustMirror && PINNED.containsKey(version))
-                .value("verified", Instant.now().truncatedTo(ChronoUnit.SECONDS).toString()).end().done(), "rw-------");
+                .value("pinsSkipped", pinsSkipped).value("verified", Instant.now().toString()).end().done(), "rw-------");
     }
 
     private void place(Path part, Path iso) throws IOException {
         Files.move(part, iso, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
-        say(iso + " is complete and verified (" + memory(iso).getString("how") + ")");
+        say(iso + " is complete (verified: " + saidBeside(iso).getString("how") + ")");
     }
 
-    private static JsonObject memory(Path iso) {
+    private static Path beside(Path file, String suffix) {
+        return file.resolveSibling(file.getFileName() + suffix);
+    }
+
+    /** What FILE.json says of FILE; empty if there is none. */
+    private static JsonObject saidBeside(Path file) {
         try {
-            return json(Files.readString(beside(iso, ".json")));
+            return json(Files.readString(beside(file, ".json")));
         } catch (IOException none) {
             return new JsonObject();
         }
@@ -467,30 +481,28 @@ final class VmSetup implements Callable<Integer> {
         return Files.exists(file) ? file + ", " + Files.size(file) + " bytes of " + modified(file) : file.toString();
     }
 
-    private static Path beside(Path file, String suffix) {
-        return file.resolveSibling(file.getFileName() + suffix);
+    private static String md5(Path file) throws IOException {
+        try (InputStream in = Files.newInputStream(file)) {
+            return DigestUtils.md5Hex(in);
+        }
     }
 
-    /** The directory of a mirror that holds md5.txt, and what stands in that. */
+    /** The directory of a mirror that holds md5.txt, the sums in it, and its text. */
     private record Listing(URI base, Map<String, String> sums, String text) {}
 
-    private Listing listing(URI mirror, int attempts) throws IOException {
+    private Listing listing(URI mirror, int attempts) throws MirrorException {
         URI base = URI.create(mirror.toString().replaceFirst("/*$", "/"));
         try {
-            String text;
-            try {
-                text = text(base.resolve("md5.txt"), attempts);
-            } catch (MirrorException notHere) { // a mirror's own address was given, without the directory
-                base = base.resolve("iso-images/");
-                text = text(base.resolve("md5.txt"), attempts);
+            String text = text(base.resolve("md5.txt"), attempts);
+            if (sums(text).isEmpty()) {
+                throw refused(base + "md5.txt holds no sums" + (text.contains("<html") ? ", but a web page" + PORTAL : ""));
             }
-            Map<String, String> sums = sums(text);
-            if (sums.isEmpty()) {
-                throw refused(base + "md5.txt holds no sums" + (text.contains("<html") ? ", but a web page (a network that wants a login?)" : ""));
-            }
-            return new Listing(base, sums, text);
+            return new Listing(base, sums(text), text);
         } catch (MirrorException refused) {
-            throw refused;
+            if (base.getPath().endsWith("/iso-images/")) {
+                throw refused;
+            }
+            return listing(base.resolve("iso-images/"), attempts); // a mirror's own address was given, without the directory
         } catch (IOException unreachable) {
             throw refused(mirror + " cannot be reached (" + cause(unreachable) + ")");
         }
@@ -498,74 +510,51 @@ final class VmSetup implements Callable<Integer> {
 
     /** Lines as "MD5 (name) = sum", or "sum  name". */
     static Map<String, String> sums(String text) {
-        Matcher lines = Pattern.compile("(?m)^MD5 \\(([^)]+)\\) = ([0-9a-f]{32})\\s*$|^([0-9a-f]{32}) [ *](\\S+)\\s*$").matcher(text);
         Map<String, String> sums = new HashMap<>();
-        while (lines.find()) {
-            sums.put(lines.group(1) != null ? lines.group(1) : lines.group(4), lines.group(1) != null ? lines.group(2) : lines.group(3));
+        for (String line : text.split("\\s*\n")) {
+            Matcher bsd = Pattern.compile("MD5 \\((.+)\\) = ([0-9a-f]{32})").matcher(line);
+            Matcher gnu = Pattern.compile("([0-9a-f]{32}) [ *](.+)").matcher(line);
+            if (bsd.matches()) {
+                sums.put(bsd.group(1), bsd.group(2));
+            } else if (gnu.matches()) {
+                sums.put(gnu.group(2), gnu.group(1));
+            }
         }
         return sums;
     }
 
-    /** The releases that a mirror's index page names, or else its md5.txt, newest first. */
-    private String versions(Listing listing) {
-        String text = listing.text;
+    /** The releases that a mirror's index page and md5.txt name, newest first. */
+    private String releases(Listing listing) {
+        String index = "";
         try {
-            text = text(listing.base, 1);
+            index = text(listing.base, 1);
         } catch (IOException noIndex) {
             // md5.txt will do
         }
-        TreeSet<String> found = new TreeSet<>(Comparator.comparing(VmSetup::sortable).reversed());
-        Matcher names = Pattern.compile("dfly-x86_64-([0-9][0-9.]*)_REL\\.iso\\.bz2").matcher(text);
-        while (names.find()) {
-            found.add(names.group(1));
-        }
-        return found.isEmpty() ? "no release at all" : String.join(", ", found);
-    }
-
-    private static String sortable(String version) {
-        return Arrays.stream(version.split("\\.")).map(part -> "0".repeat(Math.max(0, 6 - part.length())) + part).collect(Collectors.joining("."));
-    }
-
-    private static MirrorException refused(String message) {
-        return new MirrorException(MirrorException.Kind.REFUSED, message);
+        String found = Pattern.compile("dfly-x86_64-([0-9][0-9.]*)_REL\\.iso\\.bz2").matcher(index + listing.text).results()
+                .map(match -> ModuleDescriptor.Version.parse(match.group(1))).distinct().sorted(Comparator.reverseOrder())
+                .map(Object::toString).collect(Collectors.joining(", "));
+        return found.isEmpty() ? "no release at all" : found;
     }
 
     private static String cause(IOException failure) {
-        String text = failure.getMessage() == null ? "" : failure.getMessage();
-        return failure instanceof java.net.UnknownHostException ? "unknown host " + text : text.isEmpty() ? failure.getClass().getSimpleName() : text;
+        return (failure instanceof UnknownHostException ? "unknown host " : "")
+                + (failure.getMessage() == null ? failure.getClass().getSimpleName() : failure.getMessage());
     }
 
-    /** A small text file; transient failures are tried again, a mirror that does not answer at all is not. */
+    /** A small text file; what may pass is tried again, silence is not. */
     private String text(URI uri, int attempts) throws IOException {
         for (int attempt = 1;; attempt++) {
-            HttpURLConnection connection = null;
-            try {
-                connection = open(uri, Map.of());
-                refuseUnlessGood(connection);
-                try (InputStream body = connection.getInputStream()) {
-                    return new String(body.readNBytes(4 << 20), UTF_8);
-                }
+            try (InputStream body = open(uri, Map.of()).getInputStream()) {
+                return new String(body.readNBytes(4 << 20), UTF_8);
             } catch (MirrorException | SocketTimeoutException last) {
                 throw last;
-            } catch (IOException transientFailure) {
+            } catch (IOException mayPass) {
                 if (attempt >= attempts) {
-                    throw transientFailure;
+                    throw mayPass;
                 }
                 pause(attempt);
-            } finally {
-                if (connection != null) {
-                    connection.disconnect();
-                }
             }
-        }
-    }
-
-    private static void refuseUnlessGood(HttpURLConnection connection) throws IOException {
-        int status = connection.getResponseCode();
-        if (status == 408 || status == 429 || status >= 500) {
-            throw new IOException(connection.getURL() + " answered " + status);
-        } else if (status != 200 && status != 206) {
-            throw refused(connection.getURL() + " answered " + status + (status == 404 ? ", not found" : ""));
         }
     }
 
@@ -578,7 +567,7 @@ final class VmSetup implements Callable<Integer> {
         }
     }
 
-    /** Connects, through a proxy if one is set, and follows redirections (HttpURLConnection follows none from http to https). */
+    /** An answer with 200, 206 or 416; redirections are followed (HttpURLConnection follows none from http to https). */
     private HttpURLConnection open(URI uri, Map<String, String> headers) throws IOException {
         for (int hop = 0; hop < 5; hop++) {
             HttpURLConnection connection = (HttpURLConnection) uri.toURL().openConnection(proxy(uri));
@@ -586,83 +575,72 @@ final class VmSetup implements Callable<Integer> {
             connection.setConnectTimeout((int) Math.min(15_000, silence.toMillis()));
             connection.setReadTimeout((int) silence.toMillis());
             headers.forEach(connection::setRequestProperty);
-            String target = connection.getHeaderField("Location");
-            if (connection.getResponseCode() / 100 != 3 || target == null) {
+            int status = connection.getResponseCode();
+            if (status == 200 || status == 206 || status == 416) {
                 return connection;
+            } else if (status == 408 || status == 429 || status >= 500) {
+                throw new IOException(uri + " answered " + status);
+            } else if (status / 100 != 3 || connection.getHeaderField("Location") == null) {
+                throw refused(uri + " answered " + status + (status == 404 ? ", not found" : ""));
             }
-            connection.disconnect();
-            uri = uri.resolve(target);
+            uri = uri.resolve(connection.getHeaderField("Location"));
         }
         throw refused(uri + " is redirected in circles");
     }
 
     /** Java's own proxy properties, else http_proxy, https_proxy, all_proxy and no_proxy as curl knows them. */
     Proxy proxy(URI uri) {
-        Proxy set = ProxySelector.getDefault().select(uri).get(0);
-        String address = Stream.of(uri.getScheme() + "_proxy", uri.getScheme().toUpperCase() + "_PROXY", "all_proxy", "ALL_PROXY")
-                .map(key -> environment.getOrDefault(key, "")).filter(value -> !value.isEmpty()).findFirst().orElse("");
-        String except = environment.getOrDefault("no_proxy", environment.getOrDefault("NO_PROXY", ""));
-        boolean direct = Arrays.stream(except.split("[,\\s]+")).map(entry -> entry.replaceFirst("^\\*?\\.", "").replaceFirst(":" + uri.getPort() + "$", ""))
+        Proxy byProperty = ProxySelector.getDefault().select(uri).get(0);
+        String address = setting(uri.getScheme() + "_proxy", setting("all_proxy", ""));
+        boolean direct = Arrays.stream(setting("no_proxy", "").split("[,\\s]+")).map(entry -> entry.replaceFirst("^\\*?\\.", ""))
                 .anyMatch(entry -> entry.equals("*") || !entry.isEmpty() && ("." + uri.getHost()).endsWith("." + entry));
-        if (set.type() != Proxy.Type.DIRECT || address.isEmpty() || direct) {
-            return set;
+        if (byProperty.type() != Proxy.Type.DIRECT || address.isEmpty() || direct) {
+            return byProperty;
         }
         URI proxy = URI.create(address.contains("://") ? address : "http://" + address);
-        if (proxy.getHost() == null) {
-            throw new VmException(69, "the proxy " + address + " in the environment is no URL: http://HOST:PORT is expected");
+        if (proxy.getHost() == null || proxy.getPort() < 0) {
+            throw new VmException(69, "the environment's proxy " + address + " is not of the form http://HOST:PORT");
         }
         if (proxy.getUserInfo() != null) {
-            String[] login = proxy.getUserInfo().split(":", 2);
+            String[] login = (proxy.getUserInfo() + ":").split(":", -1);
             Authenticator.setDefault(new Authenticator() {
                 @Override
                 protected PasswordAuthentication getPasswordAuthentication() {
-                    return getRequestorType() != RequestorType.PROXY ? null
-                            : new PasswordAuthentication(login[0], (login.length > 1 ? login[1] : "").toCharArray());
+                    return getRequestorType() == RequestorType.PROXY ? new PasswordAuthentication(login[0], login[1].toCharArray()) : null;
                 }
             });
         }
         return new Proxy(proxy.getScheme().startsWith("socks") ? Proxy.Type.SOCKS : Proxy.Type.HTTP,
-                new InetSocketAddress(proxy.getHost(), proxy.getPort() > 0 ? proxy.getPort() : proxy.getScheme().startsWith("socks") ? 1080 : 80));
+                new InetSocketAddress(proxy.getHost(), proxy.getPort()));
     }
 
-    /**
-     * The archive's way into its part file, in a thread of its own, over as many connections as it takes; {@link #read} follows it as
-     * it grows, so that unpacking needs no restart when a connection ends.
-     */
+    private String setting(String variable, String otherwise) {
+        return environment.getOrDefault(variable, environment.getOrDefault(variable.toUpperCase(), otherwise));
+    }
+
+    /** The archive's way into its part file, in a thread of its own, over as many connections as it takes, while others read it. */
     private final class Transfer extends Thread {
         final URI uri;
-        private final Path part;
-        private final String md5;
+        final Path part;
+        final String md5;
+        long kept;
         private String validator;
-        private long kept;
         private long total = -1;
         private boolean complete;
         private Throwable failure;
-        private volatile boolean ended;
-        private volatile HttpURLConnection connection;
 
+        /** Goes on with a part that is of the same file: by its sum, and if it came from this address by ETag or date too. */
         Transfer(URI uri, Path part, String md5) throws IOException {
-            super("download");
             setDaemon(true);
             this.uri = uri;
             this.part = part;
             this.md5 = md5;
-            JsonObject said = said();
-            if (!Files.exists(part) || !md5.equals(said.getString("md5"))) {
-                forget();
-                return;
-            }
-            kept = Files.size(part);
-            total = said.getLong("total");
-            validator = uri.toString().equals(said.getString("url")) ? said.getString("validator") : null;
-            complete = kept == total;
-        }
-
-        private JsonObject said() {
-            try {
-                return json(Files.readString(beside(part, ".json")));
-            } catch (IOException none) {
-                return new JsonObject();
+            JsonObject said = saidBeside(part);
+            if (Files.exists(part) && md5.equals(said.getString("md5"))) {
+                kept = Files.size(part);
+                total = said.getLong("total");
+                validator = uri.toString().equals(said.getString("url")) ? said.getString("validator") : null;
+                complete = kept == total;
             }
         }
 
@@ -674,10 +652,10 @@ final class VmSetup implements Callable<Integer> {
         @Override
         public void run() {
             try {
-                for (int fruitless = 0; !complete() && !ended;) {
+                for (int fruitless = 0; !complete;) {
                     long before = kept;
                     try {
-                        request();
+                        connect();
                     } catch (MirrorException refused) {
                         throw refused;
                     } catch (IOException dropped) {
@@ -696,7 +674,7 @@ final class VmSetup implements Callable<Integer> {
             }
         }
 
-        private void request() throws IOException {
+        private void connect() throws IOException {
             Map<String, String> headers = new HashMap<>();
             if (kept > 0) {
                 headers.put("Range", "bytes=" + kept + "-");
@@ -705,120 +683,79 @@ final class VmSetup implements Callable<Integer> {
                 }
             }
             HttpURLConnection answer = open(uri, headers);
-            connection = answer;
-            try {
-                boolean partial = answer.getResponseCode() == 206;
-                if (answer.getResponseCode() != 416) {
-                    refuseUnlessGood(answer);
-                }
-                Matcher range = Pattern.compile("bytes (\\d+)-\\d+/(\\d+)").matcher(String.valueOf(answer.getHeaderField("Content-Range")));
-                long size = partial && range.matches() ? Long.parseLong(range.group(2)) : answer.getContentLengthLong();
-                // An ETag that begins with W/ may not be used here.
-                String tag = answer.getHeaderField("ETag");
-                String tagged = tag != null && tag.startsWith("\"") ? tag : answer.getHeaderField("Last-Modified");
-                boolean other = validator != null && !validator.equals(tagged) || total >= 0 && size >= 0 && size != total;
-                if (kept > 0 && (other || answer.getResponseCode() == 416 || partial && (!range.matches() || Long.parseLong(range.group(1)) != kept))) {
-                    throw new MirrorException(MirrorException.Kind.CHANGED, uri + " is not the file any more whose first " + kept + " bytes are here");
-                }
-                try (InputStream body = answer.getInputStream()) {
-                    if (kept == 0) {
-                        begin(body, size, tagged, String.valueOf(answer.getContentType()));
-                    } else if (!partial) {
-                        body.skipNBytes(kept); // a server without ranges
-                    }
-                    append(body);
-                }
-                if (total >= 0 && kept < total) {
-                    throw new EOFException("the connection ended after " + kept + " of " + total + " bytes");
-                }
-                finish();
-            } finally {
-                answer.disconnect();
+            int status = answer.getResponseCode();
+            Matcher range = Pattern.compile("bytes (\\d+)-\\d+/(\\d+)").matcher(String.valueOf(answer.getHeaderField("Content-Range")));
+            boolean partial = status == 206 && range.matches() && Long.parseLong(range.group(1)) == kept;
+            long size = partial ? Long.parseLong(range.group(2)) : answer.getContentLengthLong();
+            String tag = answer.getHeaderField("ETag"); // one that begins with W/ says nothing about bytes
+            String found = tag != null && tag.startsWith("\"") ? tag : answer.getHeaderField("Last-Modified");
+            if (kept > 0 && (status == 416 || status == 206 && !partial || validator != null && !validator.equals(found)
+                    || total >= 0 && size >= 0 && size != total)) {
+                throw new MirrorException(MirrorException.Kind.CHANGED, uri + " changed since its first " + kept + " bytes came");
             }
+            try (InputStream body = answer.getInputStream()) {
+                if (kept == 0) {
+                    begin(size, found);
+                } else if (!partial) {
+                    body.skipNBytes(kept); // a server without ranges
+                }
+                append(body);
+            }
+            if (kept < total) {
+                throw new EOFException("the connection ended after " + kept + " of " + total + " bytes");
+            }
+            progress(0, true);
         }
 
-        /** The first bytes tell a web page, as a captive portal sends it, from an archive. */
-        private void begin(InputStream body, long size, String tagged, String type) throws IOException {
-            byte[] first = body.readNBytes(3);
-            if (first.length == 3 && !new String(first, UTF_8).equals("BZh")) {
-                throw refused(uri + " is not a bzip2 file" + (type.contains("html") ? ", but a web page (a network that wants a login?)" : ""));
-            }
-            Files.deleteIfExists(part);
+        private void begin(long size, String found) throws IOException {
+            forget();
             total = size;
-            validator = tagged;
+            validator = found;
             writeFile(beside(part, ".json"), JsonWriter.string().object().value("url", uri.toString()).value("md5", md5)
                     .value("validator", validator).value("total", total).end().done(), "rw-------");
-            try (OutputStream out = Files.newOutputStream(part, StandardOpenOption.CREATE_NEW)) {
-                store(out, first, first.length);
-            }
-            advance(first.length);
         }
 
         private void append(InputStream body) throws IOException {
             byte[] buffer = new byte[1 << 16];
-            try (OutputStream out = Files.newOutputStream(part, StandardOpenOption.APPEND)) {
-                for (int read = body.read(buffer); read >= 0 && !ended; read = body.read(buffer)) {
+            try (OutputStream out = Files.newOutputStream(part, StandardOpenOption.CREATE, StandardOpenOption.APPEND)) {
+                for (int read = body.read(buffer); read >= 0; read = body.read(buffer)) {
+                    if (kept == 0 && buffer[0] != 'B') { // bzip2 begins with "BZh"
+                        throw refused(uri + " is not a bzip2 file" + (buffer[0] == '<' ? ", but a web page" + PORTAL : ""));
+                    }
                     store(out, buffer, read);
-                    advance(read);
+                    progress(read, false);
                 }
             }
         }
 
-        private synchronized void advance(int bytes) {
+        private synchronized void progress(int bytes, boolean end) {
             kept += bytes;
+            complete = end;
             notifyAll();
         }
 
-        private synchronized void finish() {
-            total = kept;
-            complete = true;
-            notifyAll();
-        }
-
-        private synchronized boolean complete() {
-            return complete;
-        }
-
-        synchronized long total() {
-            return total;
-        }
-
-        /** The number of bytes in the file once it has more than this, or is complete. */
+        /** How much there is, once it is more than this, or all. */
         synchronized long beyond(long position) throws IOException {
-            while (kept <= position && !complete && failure == null) {
-                try {
+            try {
+                while (kept <= position && !complete && failure == null) {
                     wait();
-                } catch (InterruptedException interrupted) {
-                    throw new VmException(130, "interrupted");
                 }
+            } catch (InterruptedException interrupted) {
+                throw new VmException(130, "interrupted");
             }
-            if (failure instanceof MirrorException refused) {
-                throw refused;
-            } else if (failure instanceof RuntimeException expected) {
+            if (failure instanceof RuntimeException expected) {
                 throw expected;
             } else if (failure != null) {
-                throw new IOException(failure);
+                throw (IOException) failure;
             }
             return kept;
         }
 
         /** The archive from its first byte to its last; a read waits for what has not come yet. */
         InputStream follow() throws IOException {
-            FileChannel[] channel = new FileChannel[1];
-            return new InputStream() {
+            beyond(0);
+            return new FilterInputStream(Files.newInputStream(part)) {
                 private long position;
-
-                @Override
-                public int read(byte[] buffer, int offset, int length) throws IOException {
-                    long end = beyond(position);
-                    if (channel[0] == null && end > 0) {
-                        channel[0] = FileChannel.open(part);
-                    }
-                    int read = end == position ? -1
-                            : channel[0].read(ByteBuffer.wrap(buffer, offset, (int) Math.min(length, end - position)), position);
-                    position += Math.max(0, read);
-                    return read;
-                }
 
                 @Override
                 public int read() throws IOException {
@@ -827,116 +764,86 @@ final class VmSetup implements Callable<Integer> {
                 }
 
                 @Override
-                public void close() throws IOException {
-                    if (channel[0] != null) {
-                        channel[0].close();
-                    }
+                public int read(byte[] buffer, int offset, int length) throws IOException {
+                    long there = beyond(position) - position;
+                    int read = there == 0 ? -1 : super.read(buffer, offset, (int) Math.min(length, there));
+                    position += read;
+                    return read;
                 }
             };
-        }
-
-        void end() {
-            ended = true;
-            HttpURLConnection open = connection;
-            if (open != null) {
-                open.disconnect();
-            }
-            try {
-                join(silence.toMillis());
-            } catch (InterruptedException interrupted) {
-                throw new VmException(130, "interrupted");
-            }
         }
     }
 
     /** Unpacks what a transfer brings, as it comes. If that fails, the archive's sum tells whose fault it is. */
-    private Sums unpack(Transfer transfer, Path to, ProgressBar bar) throws IOException {
+    private Sums unpack(Transfer transfer, Path to) throws IOException {
         List<String> tool = unpacker();
-        try {
-            return unpack(counted(transfer.follow(), position -> {
-                bar.maxHint(transfer.total());
-                bar.stepTo(position);
-            }), tool, to);
+        try (InputStream archive = ProgressBar.wrap(transfer.follow(), progress(transfer.total))) {
+            return unpack(archive, true, tool, to);
         } catch (MirrorException refused) {
             throw refused;
         } catch (IOException damaged) {
-            while (!transfer.complete()) {
-                transfer.beyond(transfer.kept);
+            String md5;
+            try (InputStream archive = transfer.follow()) {
+                md5 = DigestUtils.md5Hex(archive);
             }
-            compare(transfer.uri.toString(), new Sums(md5(transfer.part), null, null), new Sums(transfer.md5, null, null));
+            compare(transfer.uri.toString(), new Sums(md5, null, null), new Sums(transfer.md5, null, null));
             if (tool.isEmpty()) {
                 throw new VmException(1, transfer.part + " cannot be unpacked, though its sum is right: " + damaged.getMessage());
             }
-            say(tool.get(0) + " failed (" + damaged.getMessage() + "); unpacking without it");
-            return unpack(Files.newInputStream(transfer.part), List.of(), to);
+            say(damaged.getMessage() + "; unpacking without it");
+            return unpack(transfer.follow(), true, List.of(), to);
         }
     }
 
-    /** Hashes what goes in and what comes out. The tool: null for what is not packed, empty for Java's own unpacking. */
-    private Sums unpack(InputStream archive, List<String> tool, Path to) throws IOException {
-        MessageDigest md5 = digest("MD5");
-        MessageDigest sha256 = digest("SHA-256");
-        MessageDigest isoMd5 = digest("MD5");
-        InputStream hashed = new DigestInputStream(new DigestInputStream(archive, md5), sha256);
+    /** Unpacks, with a tool or without, or only copies; hashes what goes in and what comes out. */
+    private Sums unpack(InputStream archive, boolean packed, List<String> tool, Path to) throws IOException {
+        MessageDigest md5 = DigestUtils.getMd5Digest();
+        MessageDigest sha256 = DigestUtils.getSha256Digest();
+        MessageDigest isoMd5 = DigestUtils.getMd5Digest();
+        DigestInputStream hashed = new DigestInputStream(new DigestInputStream(archive, md5), sha256);
+        hashed.on(pinned().archiveSha256 != null);
+        Process process = tool.isEmpty() ? null : new ProcessBuilder(tool).redirectError(ProcessBuilder.Redirect.DISCARD).start();
+        CompletableFuture<?> feeding = process == null ? null : CompletableFuture.runAsync(() -> feed(hashed, process.getOutputStream()));
         Files.deleteIfExists(to);
-        try (archive; InputStream plain = tool == null ? hashed
-                : tool.isEmpty() ? new BZip2CompressorInputStream(hashed, true) : piped(hashed, tool);
+        try (InputStream plain = process != null ? process.getInputStream()
+                : packed ? new BZip2CompressorInputStream(new BufferedInputStream(hashed, 1 << 16), true) : hashed;
                 OutputStream out = Files.newOutputStream(to, StandardOpenOption.CREATE_NEW)) {
             byte[] buffer = new byte[1 << 17];
             for (int read = plain.read(buffer); read >= 0; read = plain.read(buffer)) {
                 isoMd5.update(buffer, 0, read);
                 store(out, buffer, read);
             }
-            hashed.transferTo(OutputStream.nullOutputStream()); // what may follow the archive counts in its sum
-        }
-        return new Sums(hex(md5), hex(sha256), hex(isoMd5));
-    }
-
-    /** A program that uses all processors, if there is one: "-" options that both know. */
-    private List<String> unpacker() {
-        return Stream.of("lbzip2", "pbzip2").filter(this::onPath).findFirst().map(tool -> List.of(tool, "-d", "-c")).orElse(List.of());
-    }
-
-    /** What a filter program makes of a stream. (Not by zt-exec: it feeds a program's input byte by byte.) */
-    private InputStream piped(InputStream source, List<String> command) throws IOException {
-        if (verbose) {
-            System.err.println("+ " + shellQuoted(command));
-        }
-        Process process = new ProcessBuilder(command).redirectError(ProcessBuilder.Redirect.DISCARD).start();
-        Thread feeder = new Thread(() -> {
-            try (OutputStream input = process.getOutputStream()) {
-                source.transferTo(input);
-            } catch (IOException | RuntimeException ended) {
-                process.destroy(); // either it has ended, or the source failed: the reader is told below, and asks the source
-            }
-        }, "unpack");
-        feeder.setDaemon(true);
-        feeder.start();
-        return new FilterInputStream(process.getInputStream()) {
-            @Override
-            public int read(byte[] buffer, int offset, int length) throws IOException {
-                int read = super.read(buffer, offset, length);
-                try {
-                    if (read < 0 && (process.waitFor() != 0 | joined(feeder))) {
-                        throw new IOException("it ended with " + process.exitValue());
-                    }
-                } catch (InterruptedException interrupted) {
-                    throw new VmException(130, "interrupted");
+            if (process != null) {
+                feeding.handle((fed, failed) -> fed).join();
+                if (process.waitFor() != 0) {
+                    throw new IOException(tool.get(0) + " ended with " + process.exitValue());
                 }
-                return read;
             }
-
-            @Override
-            public void close() throws IOException {
+            hashed.transferTo(OutputStream.nullOutputStream()); // what may follow the archive counts in its sum
+        } catch (InterruptedException interrupted) {
+            throw new VmException(130, "interrupted");
+        } finally {
+            if (process != null) {
                 process.destroy();
-                super.close();
             }
-        };
+        }
+        return new Sums(Hex.encodeHexString(md5.digest()), pinned().archiveSha256 == null ? null : Hex.encodeHexString(sha256.digest()),
+                Hex.encodeHexString(isoMd5.digest()));
     }
 
-    private static boolean joined(Thread thread) throws InterruptedException {
-        thread.join();
-        return false;
+    /** A program's input; if that ends early the program tells why. (Not by zt-exec: it feeds byte by byte.) */
+    private static void feed(InputStream source, OutputStream input) {
+        try (input) {
+            source.transferTo(input);
+        } catch (IOException ended) {
+            throw new UncheckedIOException(ended);
+        }
+    }
+
+    /** A program that unpacks on all processors, if there is one; else Java does it. */
+    private List<String> unpacker() {
+        return Stream.of("lbzip2", "pbzip2").map(this::onPath).flatMap(Optional::stream).findFirst()
+                .map(tool -> List.of(tool.toString(), "-d", "-c")).orElse(List.of());
     }
 
     /** Writes, and tells a full disk from what a network does. */
@@ -944,83 +851,35 @@ final class VmSetup implements Callable<Integer> {
         try {
             out.write(bytes, 0, length);
         } catch (IOException full) {
-            long free = vmDir.toFile().getUsableSpace() / MB;
-            throw new VmException(1, "cannot write to " + vmDir + " (" + cause(full) + "; " + free
-                    + " MB are free, about 1100 MB are needed): make room and run it again, what was downloaded is kept");
+            throw new VmException(1, "cannot write to " + vmDir + " (" + full.getMessage() + "; " + vmDir.toFile().getUsableSpace() / MB
+                    + " MB are free, about 1100 MB are needed): make room and run it again; what was downloaded is kept");
         }
-    }
-
-    private static InputStream counted(InputStream source, LongConsumer position) {
-        return new FilterInputStream(source) {
-            private long count;
-
-            @Override
-            public int read() throws IOException {
-                byte[] one = new byte[1];
-                return read(one, 0, 1) < 0 ? -1 : one[0] & 0xff;
-            }
-
-            @Override
-            public int read(byte[] buffer, int offset, int length) throws IOException {
-                int read = super.read(buffer, offset, length);
-                count += Math.max(0, read);
-                position.accept(count);
-                return read;
-            }
-        };
     }
 
     /** On a terminal a bar with rate and time left; elsewhere a line every 10 seconds. It counts the archive's bytes as unpacked. */
-    private ProgressBar progress() {
-        boolean terminal = onTerminal(2);
-        ProgressBarBuilder bar = new ProgressBarBuilder().setTaskName("DragonFly " + version).setInitialMax(-1).setUnit(" MB", MB).showSpeed()
-                .setStyle(ProgressBarStyle.ASCII).setUpdateIntervalMillis(terminal ? 500 : 10_000);
-        return terminal ? bar.setConsumer(new ConsoleProgressBarConsumer(System.err)).build()
-                : bar.setRenderer((state, width) -> progressLine(state)).setConsumer(new DelegatingProgressBarConsumer(line -> {
-                    if (!line.isEmpty()) {
-                        say(line);
-                    }
-                })).build();
+    private ProgressBarBuilder progress(long total) {
+        ProgressBarBuilder bar = new ProgressBarBuilder().setTaskName("DragonFly " + version).setInitialMax(total).setUnit(" MB", MB)
+                .setStyle(ProgressBarStyle.ASCII).showSpeed();
+        return onTerminal(2) ? bar.setUpdateIntervalMillis(500).setConsumer(new ConsoleProgressBarConsumer(System.err))
+                : bar.setUpdateIntervalMillis(10_000).setConsumer(new DelegatingProgressBarConsumer(l -> l.lines().forEach(this::say)))
+                        .setRenderer((state, width) -> progressLine(state.getCurrent(), state.getMax(), state.getElapsedAfterStart()));
     }
 
-    private static String progressLine(ProgressState state) {
-        double seconds = state.getElapsedAfterStart().toMillis() / 1000.0;
-        if (seconds < 9 || state.getCurrent() == 0) {
-            return "";
-        }
-        double rate = state.getCurrent() / seconds;
-        return String.format("%d of %s MB, %.1f MB/s%s", state.getCurrent() / MB, state.isIndefinite() ? "?" : "" + state.getMax() / MB, rate / MB,
-                state.isIndefinite() ? "" : String.format(", %.0f s left", (state.getMax() - state.getCurrent()) / rate));
+    /** Nothing in the first seconds, as a short download needs no line, and nothing at the end, which is told otherwise. */
+    static String progressLine(long current, long total, Duration elapsed) {
+        double rate = current / (elapsed.toMillis() / 1000.0);
+        boolean quiet = elapsed.toSeconds() < 9 || current == 0 || current == total;
+        return quiet ? "" : String.format(Locale.ROOT, "%d of %s MB, %.1f MB/s%s", current / MB, total < 0 ? "?" : "" + total / MB, rate / MB,
+                total < 0 ? "" : String.format(Locale.ROOT, ", %.0f s left", (total - current) / rate));
     }
 
-    /** Whether a file descriptor is a terminal. System.console() asks about standard input and output at once. */
+    /** Whether a file descriptor is a terminal. (System.console() asks about standard input and output at once.) */
     private static boolean onTerminal(int descriptor) {
         try {
-            String target = Files.readSymbolicLink(Path.of("/proc/self/fd/" + descriptor)).toString();
-            return target.startsWith("/dev/pts/") || target.startsWith("/dev/tty");
+            return Files.readSymbolicLink(Path.of("/proc/self/fd/" + descriptor)).toString().matches("/dev/(pts/|tty).*");
         } catch (IOException noProc) {
             return System.console() != null;
         }
-    }
-
-    private static String md5(Path file) throws IOException {
-        MessageDigest md5 = digest("MD5");
-        try (InputStream in = new DigestInputStream(Files.newInputStream(file), md5)) {
-            in.transferTo(OutputStream.nullOutputStream());
-        }
-        return hex(md5);
-    }
-
-    private static MessageDigest digest(String algorithm) {
-        try {
-            return MessageDigest.getInstance(algorithm);
-        } catch (NoSuchAlgorithmException everyJavaHasIt) {
-            throw new IllegalStateException(everyJavaHasIt);
-        }
-    }
-
-    private static String hex(MessageDigest digest) {
-        return HexFormat.of().formatHex(digest.digest());
     }
 
     static List<String> blankDisk(Path file, long size) {
@@ -1033,14 +892,11 @@ final class VmSetup implements Callable<Integer> {
             return "";
         }
         ProcessResult info = run(Duration.ofMinutes(1), List.of("qemu-img", "info", "--output=json", disk.toString()));
-        if (info.getExitValue() != 0) {
-            return "something that qemu-img cannot read";
-        }
-        JsonObject said = json(info.outputUTF8());
+        JsonObject said = info.getExitValue() == 0 ? json(info.outputUTF8()) : new JsonObject();
         if (said.has("backing-filename")) {
             return "an overlay on " + said.getString("backing-filename");
         } else if (!said.getString("format", "").equals("qcow2")) {
-            return "no qcow2 image, but " + said.getString("format");
+            return "something that is no qcow2 image";
         }
         ProcessResult check = run(Duration.ofMinutes(5), List.of("qemu-img", "check", "--output=json", disk.toString()));
         if (check.getExitValue() != 0 || json(check.outputUTF8()).getLong("allocated-clusters") > 0) {
@@ -1050,117 +906,117 @@ final class VmSetup implements Callable<Integer> {
     }
 
     private boolean confirmed(String question) {
-        Console console = System.console();
-        String answer = console == null || !onTerminal(0) ? null : console.readLine("%s [y/N] ", question);
-        if (answer == null || !answer.strip().toLowerCase().startsWith("y")) {
+        Console console = onTerminal(0) ? System.console() : null;
+        String answer = console == null ? null : console.readLine("%s [y/N] ", question);
+        if (answer == null || !answer.strip().toLowerCase(Locale.ROOT).startsWith("y")) {
             throw new VmException(2, answer == null ? question + " Then say so with --yes" : "left as it is");
         }
         return true;
     }
 
-    enum State { OK, NOTE, FAIL }
+    enum State {
+        OK, NOTE, FAIL;
 
-    /** One finding of the doctor; fix: the command that mends it, or "". */
+        @Override
+        public String toString() {
+            return name().toLowerCase(Locale.ROOT);
+        }
+    }
+
+    /** One finding of the doctor; fix: what mends it, or "". */
     record Check(String name, State state, String detail, String fix) {
         String line() {
-            return String.format("%-5s %-12s %s%s", state == State.OK ? "ok" : state == State.NOTE ? "note" : "FAIL", name, detail,
-                    fix.isEmpty() ? "" : " -> " + fix);
+            return String.format("%-5s %-12s %s%s", state == State.FAIL ? "FAIL" : state, name, detail, fix.isEmpty() ? "" : " -> " + fix);
         }
+    }
+
+    private static Check ok(String name, String detail) {
+        return new Check(name, State.OK, detail, "");
+    }
+
+    private static Check note(String name, String detail, String fix) {
+        return new Check(name, State.NOTE, detail, fix);
+    }
+
+    private static Check fail(String name, String detail, String fix) {
+        return new Check(name, State.FAIL, detail, fix);
     }
 
     private Check checkJava() {
         String running = "Java " + System.getProperty("java.version");
-        return javax.tools.ToolProvider.getSystemJavaCompiler() != null ? new Check("java", State.OK, running, "")
-                : new Check("java", State.NOTE, running + " without a compiler: JBang compiles the scripts with a JDK", install("java"));
+        return ToolProvider.getSystemJavaCompiler() != null ? ok("java", running)
+                : note("java", running + " without a compiler: JBang compiles the scripts with a JDK", install("java"));
     }
 
     private Check checkQemu() throws IOException {
-        Check found = checkProgram(QEMU, "qemu", Duration.ofSeconds(20), "--version");
+        Check found = checkProgram("qemu", QEMU, "--version");
         Matcher number = Pattern.compile("version (\\d+)\\.(\\d+)").matcher(found.detail);
         return number.find() && Integer.parseInt(number.group(1)) * 100 + Integer.parseInt(number.group(2)) < 702
-                ? new Check(QEMU, State.NOTE, found.detail + ": older than 7.2, the oldest that this was tried with", install("qemu")) : found;
+                ? note("qemu", found.detail + ": older than 7.2, the oldest that this was tried with", "") : found;
     }
 
     /** A program on PATH, and the first line it prints about itself. */
-    private Check checkProgram(String program, String packages, Duration limit, String... arguments) throws IOException {
-        if (!onPath(program)) {
-            return new Check(program, State.FAIL, "not on PATH", install(packages));
+    private Check checkProgram(String name, String program, String argument) throws IOException {
+        if (onPath(program).isEmpty()) {
+            return fail(name, program + " is not on PATH", install(name));
         }
-        List<String> command = new ArrayList<>(List.of(program));
-        command.addAll(List.of(arguments));
-        try {
-            ProcessResult said = run(limit, command);
-            return said.getExitValue() == 0 ? new Check(program, State.OK, said.outputUTF8().lines().findFirst().orElse(""), "")
-                    : new Check(program, State.FAIL, "it does not run: " + said.outputUTF8().strip().lines().findFirst().orElse(""), install(packages));
-        } catch (VmException broken) {
-            return new Check(program, State.FAIL, broken.getMessage(), install(packages));
-        }
-    }
-
-    private Check checkRsync() throws IOException {
-        Check found = checkProgram("rsync", "rsync", Duration.ofSeconds(20), "--version");
-        return found.state == State.OK ? found : new Check("rsync", State.NOTE, "not there: vm-sync copies by its own engine then", found.fix);
+        ProcessResult said = run(Duration.ofSeconds(20), List.of(program, argument));
+        String first = said.outputUTF8().lines().findFirst().orElse("");
+        return said.getExitValue() == 0 ? ok(name, first) : fail(name, program + " does not run: " + first, install(name));
     }
 
     private Check checkAccelerator(String wanted) throws IOException {
-        if (!onPath(QEMU)) {
-            return new Check("accelerator", State.FAIL, "unknown without QEMU", install("qemu"));
+        if (onPath(QEMU).isEmpty()) {
+            return note("accelerator", "unknown without QEMU", "");
         } else if (!wanted.equals("auto")) {
             long millis = bootSectorMillis(QEMU, wanted);
-            return millis >= 0 ? new Check("accelerator", State.OK, wanted + ", as set: a probe ran in " + millis + " ms", "")
-                    : new Check("accelerator", State.FAIL, wanted + ", as set, runs no guest here", "unset VM_ACCEL (then what works is used)");
+            return millis >= 0 ? ok("accelerator", wanted + ", as set: a probe ran in " + millis + " ms")
+                    : fail("accelerator", wanted + ", as set, runs no guest here", "unset VM_ACCEL: then what works is used");
         }
-        if (Files.isWritable(vmDir)) {
-            Files.deleteIfExists(vmDir.resolve("accel.json")); // a doctor looks afresh
-        }
+        Files.deleteIfExists(vmDir.resolve("accel.json")); // a doctor looks afresh
         Accelerator found = Files.isWritable(vmDir) ? accelerator(wanted, QEMU, vmDir) : probe(QEMU);
-        return found.name.equals("tcg") ? new Check("accelerator", State.NOTE, "tcg, which is slow: " + found.reason, mendKvm())
-                : new Check("accelerator", State.OK, found.name + ": " + found.reason, "");
+        return found.name.equals("tcg") ? note("accelerator", "tcg, which is slow: " + found.reason, mendKvm())
+                : ok("accelerator", found.name + ": " + found.reason);
     }
 
     private static String mendKvm() throws IOException {
         Path node = Path.of("/dev/kvm");
-        String cpu = Files.exists(Path.of("/proc/cpuinfo")) ? Files.readString(Path.of("/proc/cpuinfo")) : "";
-        if (!Files.exists(node)) {
-            boolean intel = Pattern.compile("\\bvmx\\b").matcher(cpu).find();
-            return intel || Pattern.compile("\\bsvm\\b").matcher(cpu).find() ? "sudo modprobe " + (intel ? "kvm_intel" : "kvm_amd")
-                    : "switch virtualization on in the firmware (inside a VM: nested virtualization on its host)";
-        } else if (Files.isWritable(node)) {
-            return "none needed, it works; on a virtual machine: better nested virtualization on its host";
+        if (Files.isWritable(node)) {
+            return ""; // it is there and cannot run a guest: nothing on this machine mends that
+        } else if (Files.exists(node)) {
+            String group = Files.getAttribute(node, "posix:group").toString();
+            return "sudo usermod -aG " + group + " " + System.getProperty("user.name") + ", then log out and in again";
         }
-        String group = Files.getAttribute(node, "posix:group").toString();
-        String user = System.getProperty("user.name");
-        boolean member = Files.readAllLines(Path.of("/etc/group")).stream().map(line -> line.split(":", -1))
-                .anyMatch(entry -> entry[0].equals(group) && entry.length > 3 && List.of(entry[3].split(",")).contains(user));
-        return member ? "log out and in again (" + user + " is in the group " + group + " since this session began)"
-                : "sudo usermod -aG " + group + " " + user + ", then log out and in again";
+        Path cpu = Path.of("/proc/cpuinfo");
+        Matcher flag = Pattern.compile("\\b(vmx|svm)\\b").matcher(Files.exists(cpu) ? Files.readString(cpu) : "");
+        return flag.find() ? "sudo modprobe " + (flag.group().equals("vmx") ? "kvm_intel" : "kvm_amd")
+                : "switch virtualization on in the firmware (in a virtual machine: nested virtualization, on its host)";
     }
 
     private Check checkMemory(long wanted, long total) throws IOException {
-        long available = total;
-        if (Files.exists(Path.of("/proc/meminfo"))) {
-            Matcher line = Pattern.compile("MemAvailable:\\s+(\\d+) kB").matcher(Files.readString(Path.of("/proc/meminfo")));
-            available = line.find() ? Long.parseLong(line.group(1)) << 10 : total;
-        }
-        String detail = String.format("the VM gets %.1f GB; %.1f of %.1f GB are available", gb(wanted), gb(available), gb(total));
-        State state = wanted > total ? State.FAIL : wanted > available ? State.NOTE : State.OK;
-        return new Check("memory", state, detail, state == State.OK ? "" : "set VM_MEMORY lower, or close programs");
+        Path meminfo = Path.of("/proc/meminfo");
+        Matcher line = Pattern.compile("MemAvailable:\\s+(\\d+) kB").matcher(Files.exists(meminfo) ? Files.readString(meminfo) : "");
+        long available = line.find() ? Long.parseLong(line.group(1)) << 10 : total;
+        String detail = String.format(Locale.ROOT, "the VM gets %.1f GB; %.1f of %.1f GB are free", gb(wanted), gb(available), gb(total));
+        return wanted > total ? fail("memory", detail, "set VM_MEMORY lower")
+                : wanted > available ? note("memory", detail, "set VM_MEMORY lower, or close programs") : ok("memory", detail);
     }
 
-    /** The estimates are generous: an installed system with Go is about 3 GB, which lies there in phases and once flattened. */
+    /** Estimated generously: an installed system with Go is about 3 GB, there once in phases and once flattened; a RAM snapshot. */
     private Check checkSpace(long memory) throws IOException {
         Path there = vmDir;
         while (!Files.exists(there)) {
             there = there.getParent();
         }
+        if (!Files.isWritable(there)) {
+            return fail("space", "cannot write to " + there, "choose another directory with VM_DIR");
+        }
         long needed = (Files.exists(iso()) ? 0 : 1100 * MB) + (Files.exists(vmDir.resolve(name + "-clean.qcow2")) ? 0 : 6 * GB) + memory;
         long free = there.toFile().getUsableSpace();
-        String detail = String.format("%.1f GB free in %s; needed: %.1f GB, and up to %.1f GB as the VM's disk fills", gb(free), vmDir, gb(needed), gb(diskSize));
-        if (!Files.isWritable(there)) {
-            return new Check("vm-dir", State.FAIL, "cannot write to " + there, "choose another directory with VM_DIR");
-        }
-        return free < needed ? new Check("disk", State.FAIL, detail, "make room, or choose another place with VM_DIR")
-                : new Check("disk", free < needed + diskSize ? State.NOTE : State.OK, detail, "");
+        String detail = String.format(Locale.ROOT, "%.1f GB are free in %s; %.1f GB are needed, up to %.1f GB more as the VM's disk fills",
+                gb(free), vmDir, gb(needed), gb(diskSize));
+        return free < needed ? fail("space", detail, "make room, or choose another place with VM_DIR")
+                : free < needed + diskSize ? note("space", detail, "") : ok("space", detail);
     }
 
     private static double gb(long bytes) {
@@ -1169,24 +1025,14 @@ final class VmSetup implements Callable<Integer> {
 
     private Check checkPort(Integer set) {
         int port = set != null ? set : 2222;
-        if (free(port)) {
-            return new Check("port", State.OK, port + " is free", "");
-        }
-        Holder holder = holder(Path.of("/proc"), port);
-        OptionalLong vm = livePid(vmDir.resolve(name + ".pid"));
-        if (vm.isPresent() && vm.equals(holder.pid)) {
-            return new Check("port", State.OK, port + " is used by the VM " + name + " itself", "");
-        }
-        String taken = port + " is taken by " + holder.text;
-        return set != null ? new Check("port", State.FAIL, taken, "end that, or set VM_SSH_PORT to another port")
-                : new Check("port", State.OK, taken + "; the next free one will be used", "");
-    }
-
-    private static boolean free(int port) {
         try (ServerSocket socket = new ServerSocket(port, 1, InetAddress.getLoopbackAddress())) {
-            return socket.isBound();
+            return ok("port", socket.getLocalPort() + " is free");
         } catch (IOException taken) {
-            return false;
+            Holder holder = holder(Path.of("/proc"), port);
+            OptionalLong vm = livePid(vmDir.resolve(name + ".pid"));
+            return vm.isPresent() && vm.equals(holder.pid) ? ok("port", port + " is used by the VM " + name + " itself")
+                    : set == null ? ok("port", port + " is taken by " + holder.text + "; the next free one will be used")
+                    : fail("port", port + " is taken by " + holder.text, "end that, or set VM_SSH_PORT to another port, or not at all");
         }
     }
 
@@ -1195,85 +1041,82 @@ final class VmSetup implements Callable<Integer> {
 
     /** Linux: the kernel's table gives a socket's inode and user, a process's descriptors name the inode. */
     static Holder holder(Path proc, int port) {
-        String user = "";
+        String text = "a process that cannot be seen";
         for (String table : List.of("net/tcp", "net/tcp6")) {
             try (Stream<String> lines = Files.lines(proc.resolve(table))) {
                 for (String[] row : lines.map(line -> line.strip().split("\\s+")).toList()) {
-                    if (row.length > 9 && row[3].equals("0A") && row[1].endsWith(String.format(":%04X", port))) {
-                        Path process = owner(proc, "socket:[" + row[9] + "]");
-                        if (process != null) {
-                            String pid = process.getFileName().toString();
-                            return new Holder(OptionalLong.of(Long.parseLong(pid)), Files.readString(process.resolve("comm")).strip() + " (pid " + pid + ")");
+                    if (row.length > 9 && row[3].equals("0A") && row[1].endsWith(String.format(":%04X", port))) { // 0A: it listens
+                        Optional<Path> process = owner(proc, "socket:[" + row[9] + "]");
+                        if (process.isPresent()) {
+                            long pid = Long.parseLong(process.get().getFileName().toString());
+                            String program = Files.readString(process.get().resolve("comm")).strip();
+                            return new Holder(OptionalLong.of(pid), program + " (pid " + pid + ")");
                         }
-                        user = " of the user with the number " + row[7];
+                        text = "a process of the user with the number " + row[7];
                     }
                 }
             } catch (IOException notLinuxOrGone) {
-                // the other table, or nobody known
+                // then it stays unknown
             }
         }
-        return new Holder(OptionalLong.empty(), "a process" + (user.isEmpty() ? " that cannot be seen" : user));
+        return new Holder(OptionalLong.empty(), text);
     }
 
-    private static Path owner(Path proc, String socket) throws IOException {
+    private static Optional<Path> owner(Path proc, String socket) throws IOException {
         try (Stream<Path> processes = Files.list(proc)) {
-            for (Path process : processes.filter(path -> path.getFileName().toString().matches("\\d+")).toList()) {
+            return processes.filter(process -> process.getFileName().toString().matches("\\d+")).filter(process -> {
                 try (Stream<Path> descriptors = Files.list(process.resolve("fd"))) {
                     for (Path descriptor : descriptors.toList()) {
                         if (Files.readSymbolicLink(descriptor).toString().equals(socket)) {
-                            return process;
+                            return true;
                         }
                     }
                 } catch (IOException anotherUsersOrGone) {
                     // not to be seen
                 }
-            }
+                return false;
+            }).findFirst();
         }
-        return null;
     }
 
     private Check checkInstaller() throws IOException {
         if (Files.exists(iso())) {
-            return new Check("installer", State.OK, iso() + " is there", "");
+            return ok("installer", iso() + " is there");
         } else if (image != null) {
-            return Files.isReadable(image) ? new Check("installer", State.OK, image + " (VM_IMAGE)", "")
-                    : new Check("installer", State.FAIL, image + " (VM_IMAGE) cannot be read", "set VM_IMAGE to a .iso or .iso.bz2");
+            return Files.isReadable(image) ? ok("installer", image + " (VM_IMAGE)")
+                    : fail("installer", image + " (VM_IMAGE) cannot be read", "set VM_IMAGE to a .iso or .iso.bz2 file");
         }
         List<String> problems = new ArrayList<>();
         for (URI mirror : mirrors) {
             try {
                 Listing listing = listing(mirror, 1);
                 if (listing.sums.containsKey(archiveName())) {
-                    return new Check("installer", State.OK, listing.base + " has DragonFly " + version, "");
+                    return ok("installer", listing.base + " has DragonFly " + version);
                 }
-                problems.add(listing.base + " has no DragonFly " + version);
+                problems.add(listing.base + " has no DragonFly " + version + ", but " + releases(listing));
             } catch (MirrorException refused) {
                 problems.add(refused.getMessage());
             }
         }
-        return new Check("installer", State.FAIL, String.join("; ", problems), "look at the network and https_proxy, set VM_MIRROR, or VM_IMAGE to a local file");
+        return fail("installer", String.join("; ", problems), "see to the network or https_proxy; or set VM_MIRROR, or VM_IMAGE");
     }
 
-    private boolean onPath(String program) {
+    private Optional<Path> onPath(String program) {
         return Arrays.stream(environment.getOrDefault("PATH", "").split(":")).filter(directory -> !directory.isEmpty())
-                .anyMatch(directory -> Files.isExecutable(Path.of(directory, program)));
+                .map(directory -> Path.of(directory, program)).filter(Files::isExecutable).findFirst();
     }
 
     /** The command that installs something, with the package manager that is here. */
     private String install(String what) {
-        Map<String, String> packages = switch (what) {
-            case "qemu" -> Map.of("apt-get", "qemu-system-x86 qemu-utils", "dnf", "qemu-system-x86-core qemu-img", "pacman", "qemu-base", "brew", "qemu");
-            case "ssh" -> Map.of("apt-get", "openssh-client", "dnf", "openssh-clients", "pacman", "openssh", "brew", "openssh");
-            case "java" -> Map.of("apt-get", "default-jdk-headless", "dnf", "java-devel", "pacman", "jdk-openjdk", "brew", "openjdk");
-            default -> Map.of("apt-get", what, "dnf", what, "pacman", what, "brew", what);
-        };
-        String manager = Stream.of("apt-get", "dnf", "pacman", "brew").filter(this::onPath).findFirst().orElse("");
-        return switch (manager) {
-            case "" -> "install " + what + " with your package manager";
-            case "brew" -> "brew install " + packages.get(manager);
-            case "pacman" -> "sudo pacman -S " + packages.get(manager);
-            default -> "sudo " + manager + " install " + packages.get(manager);
-        };
+        Map<String, List<String>> packages = Map.of(
+                "qemu", List.of("qemu-system-x86 qemu-utils", "qemu-system-x86-core qemu-img", "qemu-base", "qemu"),
+                "ssh", List.of("openssh-client", "openssh-clients", "openssh", "openssh"),
+                "rsync", List.of("rsync", "rsync", "rsync", "rsync"),
+                "java", List.of("default-jdk-headless", "java-devel", "jdk-openjdk", "openjdk"));
+        List<String> managers = List.of("apt-get", "dnf", "pacman", "brew");
+        List<String> commands = List.of("sudo apt-get install ", "sudo dnf install ", "sudo pacman -S ", "brew install ");
+        return IntStream.range(0, 4).filter(i -> onPath(managers.get(i)).isPresent())
+                .mapToObj(i -> commands.get(i) + packages.get(what).get(i)).findFirst().orElse("install " + what);
     }
 
     private void say(String text) {
@@ -1285,7 +1128,7 @@ final class VmSetup implements Callable<Integer> {
         @Override
         public String convert(String value) {
             if (!value.matches("[A-Za-z0-9_][A-Za-z0-9._-]*")) {
-                throw new TypeConversionException("'" + value + "' may hold letters, digits, '.', '_' and '-' only, and not begin with '.' or '-'");
+                throw new TypeConversionException("'" + value + "': letters, digits, '_', '.' and '-' are allowed, no '.' or '-' in front");
             }
             return value;
         }
@@ -1295,11 +1138,11 @@ final class VmSetup implements Callable<Integer> {
     static final class Size implements ITypeConverter<Long> {
         @Override
         public Long convert(String value) {
-            Matcher size = Pattern.compile("(\\d{1,9}(?:\\.\\d{1,3})?)([MGT])i?B?", Pattern.CASE_INSENSITIVE).matcher(value);
+            Matcher size = Pattern.compile("([1-9]\\d{0,6})([MGT])(i?B)?", Pattern.CASE_INSENSITIVE).matcher(value);
             if (!size.matches()) {
                 throw new TypeConversionException("'" + value + "' is no size: a number and M, G or T is expected, as in 20G");
             }
-            return (long) (Double.parseDouble(size.group(1)) * (1L << 20 + 10 * "MGT".indexOf(size.group(2).toUpperCase()))) & -512;
+            return Long.parseLong(size.group(1)) << 20 + 10 * "MGT".indexOf(size.group(2).toUpperCase(Locale.ROOT));
         }
     }
 
