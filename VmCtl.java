@@ -9,6 +9,15 @@
 
 import static java.nio.charset.StandardCharsets.UTF_8;
 
+import com.github.stephenc.javaisotools.iso9660.ConfigException;
+import com.github.stephenc.javaisotools.iso9660.ISO9660File;
+import com.github.stephenc.javaisotools.iso9660.ISO9660RootDirectory;
+import com.github.stephenc.javaisotools.iso9660.impl.CreateISO;
+import com.github.stephenc.javaisotools.iso9660.impl.ISO9660Config;
+import com.github.stephenc.javaisotools.iso9660.impl.ISOImageFileHandler;
+import com.github.stephenc.javaisotools.rockridge.impl.RockRidgeConfig;
+import com.github.stephenc.javaisotools.sabre.HandlerException;
+import com.github.stephenc.javaisotools.sabre.impl.ByteArrayDataReference;
 import com.grack.nanojson.JsonObject;
 import com.grack.nanojson.JsonParser;
 import com.grack.nanojson.JsonParserException;
@@ -20,50 +29,50 @@ import java.io.IOException;
 import java.io.InputStream;
 import java.io.InputStreamReader;
 import java.io.OutputStream;
+import java.io.PrintStream;
 import java.io.RandomAccessFile;
-import java.io.Writer;
 import java.lang.management.ManagementFactory;
+import java.math.BigInteger;
 import java.net.InetAddress;
 import java.net.InetSocketAddress;
 import java.net.ServerSocket;
 import java.net.Socket;
-import java.net.SocketException;
 import java.net.StandardProtocolFamily;
 import java.net.UnixDomainSocketAddress;
 import java.nio.ByteBuffer;
 import java.nio.channels.Channels;
-import java.nio.channels.ClosedChannelException;
 import java.nio.channels.FileChannel;
 import java.nio.channels.ServerSocketChannel;
 import java.nio.channels.SocketChannel;
 import java.nio.file.Files;
+import java.nio.file.LinkOption;
 import java.nio.file.NoSuchFileException;
-import java.nio.file.NotDirectoryException;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
+import java.nio.file.attribute.FileTime;
 import java.nio.file.attribute.PosixFilePermissions;
+import java.security.SecureRandom;
 import java.time.Duration;
 import java.time.Instant;
 import java.time.ZoneOffset;
 import java.time.format.DateTimeFormatter;
-import java.time.temporal.ChronoUnit;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Comparator;
 import java.util.HashMap;
 import java.util.HashSet;
-import java.util.Iterator;
-import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
 import java.util.OptionalLong;
 import java.util.Set;
-import java.util.UUID;
+import java.util.SortedMap;
+import java.util.TreeMap;
 import java.util.concurrent.Callable;
 import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.Executor;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
 import java.util.regex.Matcher;
@@ -76,7 +85,6 @@ import org.zeroturnaround.exec.ProcessExecutor;
 import org.zeroturnaround.exec.ProcessResult;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
-import picocli.CommandLine.ITypeConverter;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Model.OptionSpec;
@@ -85,53 +93,49 @@ import picocli.CommandLine.ParameterException;
 import picocli.CommandLine.Parameters;
 import picocli.CommandLine.ScopeType;
 import picocli.CommandLine.Spec;
-import picocli.CommandLine.TypeConversionException;
 import picocli.CommandLine.UnmatchedArgumentException;
 
 /**
- * Runs the VM whose disks VmAutoInstall made: start, stop, status, snapshots, console, ssh.
+ * Runs the VM whose disk VmAutoInstall made: start, stop, status, snapshots, console, ssh.
  *
  * <p>A start, in order: takes the VM's lock; mends what an interrupted command left; makes the working disk, an overlay on the
- * clean disk, if there is none; picks a port; starts QEMU, with the RAM of the snapshot below if nothing was written since; waits
- * until ssh answers a command. The first start after an installation then freezes disk and RAM as snapshot "clean".
+ * clean disk, if there is none; starts QEMU on a free port, with the RAM of the snapshot below if nothing was written since;
+ * waits until ssh answers. The first start after an installation then freezes disk and RAM as snapshot "clean".
  *
- * <p>A snapshot freezes the working disk where it is: the file gets a second name under the snapshots, the snapshot's record is
- * written, and a new overlay takes the first name. No disk is ever copied or changed once frozen, and after a kill at any point
- * the next command finds either the old state or the new one. A live snapshot has QEMU migrate the running guest into a file, and
- * goes on as a restore does: a new QEMU on a fresh overlay, with that file.
+ * <p>A snapshot gives the working disk a second name, writes the snapshot's record, and puts a new overlay in the working disk's
+ * place: no disk is copied, or changed once frozen, and after a kill at any point the next command finds the old state or the new
+ * one. The RAM of a running guest is what QEMU's migration writes; the guest goes on in a new QEMU, as after a restore.
  *
  * <p>Reads in VM_DIR: {@code <name>-clean.qcow2}, {@code <name>.ssh/}. Writes: {@code <name>.qcow2}, {@code <name>.snapshots/},
- * {@code <name>.ssh/config}, {@code ssh_config}, {@code <name>.pid}, the sockets {@code .qmp .console .control .ram}, the logs
- * {@code .console.log .qemu.log}, {@code <name>.lock}, {@code accel.json}; {@code <name>-clean.qcow2} after an installation by hand.
+ * {@code <name>.pid}, {@code <name>.ssh/config}, {@code ssh_config}, {@code accel.json}, sockets and logs as {@link Vm} names them;
+ * after an installation by hand also {@code <name>-clean.qcow2} and the keys.
  */
-@Command(name = "vm-ctl", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "vm-ctl 1.0", usageHelpWidth = 120,
+@Command(name = "vm-ctl", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1", usageHelpWidth = 120,
         description = "Start, stop, snapshot and restore the DragonFlyBSD test VM", exitCodeListHeading = "%nExit codes:%n",
         exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage, or refused for want of --yes", "3:the VM is not running",
             "69:something needed is not available (QEMU, a disk, the lock, ssh)", "124:a time limit", "130, 143:interrupted"})
 final class VmCtl {
-
     static final String QEMU = "qemu-system-x86_64";
     static final String CLEAN = "clean";
-    /** Beyond any healthy QEMU: for what it or ssh does at once unless the machine is very busy. */
-    private static final Duration SOON = Duration.ofSeconds(30);
+    /** For what QEMU or ssh does at once, on a very busy machine. */
+    private static final Duration SOON = Duration.ofSeconds(60);
 
     @Spec
     CommandSpec spec;
 
-    @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = ScopeType.INHERIT,
-            paramLabel = "DIR", description = "Where everything about the VMs lies (VM_DIR; default: ${DEFAULT-VALUE}).")
-    void setVmDir(String value) throws IOException {
-        vmDir = realPath(userPath(value));
-    }
-
-    private Path vmDir;
+    @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = ScopeType.INHERIT, paramLabel = "DIR",
+            description = "Where everything about the VMs lies (VM_DIR; default: ${DEFAULT-VALUE}).")
+    String dirOption;
 
     @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = ScopeType.INHERIT, paramLabel = "NAME",
-            converter = VmName.class, description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
-    private String vmName;
+            description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
+    String nameOption;
 
     @Option(names = "-v", scope = ScopeType.INHERIT, description = "Echo every external command.")
-    private boolean verbose;
+    boolean verbose;
+
+    /** The VM at hand. */
+    private Vm vm;
 
     public static void main(String... args) {
         System.exit(commandLine().execute(args));
@@ -141,21 +145,21 @@ final class VmCtl {
         return commandLine(new VmCtl(), Settings.read(System.getenv(), Path.of("")));
     }
 
-    /** The machine to build: options of every command that starts one. */
+    /** Options of every command that starts a VM. */
     static final class Machine {
-        @Option(names = "--memory", descriptionKey = "VM_MEMORY", defaultValue = "auto", paramLabel = "SIZE", converter = Memory.class,
-                description = "Memory, as 2G or 512M (VM_MEMORY; default: ${DEFAULT-VALUE}, a quarter of the host's within 2G-8G).")
+        @Option(names = "--memory", descriptionKey = "VM_MEMORY", defaultValue = "auto", paramLabel = "SIZE",
+                description = "As 2G or 512M (VM_MEMORY; default: ${DEFAULT-VALUE}, a quarter of the host's within 2G-8G).")
         String memory;
 
-        @Option(names = "--cpus", descriptionKey = "VM_CPUS", defaultValue = "auto", paramLabel = "N", converter = Cpus.class,
+        @Option(names = "--cpus", descriptionKey = "VM_CPUS", defaultValue = "auto", paramLabel = "N",
                 description = "Processors (VM_CPUS; default: ${DEFAULT-VALUE}, half the host's within 2-4).")
         String cpus;
 
-        @Option(names = "--cpu", descriptionKey = "VM_CPU", defaultValue = "auto", paramLabel = "MODEL",
-                description = "QEMU's CPU model (VM_CPU; default: ${DEFAULT-VALUE}: kvm Broadwell-v4,+hypervisor,pmu=off, hvf host, tcg qemu64).")
+        @Option(names = "--cpu", descriptionKey = "VM_CPU", defaultValue = "auto", paramLabel = "MODEL", description = "QEMU's CPU model "
+            + "(VM_CPU; default: ${DEFAULT-VALUE}: kvm Broadwell-v4,+hypervisor,pmu=off, hvf host, tcg qemu64).")
         String cpu;
 
-        @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", paramLabel = "NAME", converter = Accel.class,
+        @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", paramLabel = "NAME",
                 description = "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}: what runs a probe guest well).")
         String accel;
 
@@ -164,60 +168,69 @@ final class VmCtl {
         String qemuArgs;
 
         @Option(names = "--disk-cache", descriptionKey = "VM_DISK_CACHE", defaultValue = "writeback", paramLabel = "MODE",
-                converter = Cache.class, description = "writeback, none or unsafe (VM_DISK_CACHE; default: ${DEFAULT-VALUE}).")
+                description = "writeback, none or unsafe (VM_DISK_CACHE; default: ${DEFAULT-VALUE}).")
         String cache;
 
-        @Option(names = "--ssh-port", descriptionKey = "VM_SSH_PORT", defaultValue = "auto", paramLabel = "PORT", converter = Port.class,
-                description = "Port of this host that leads to the guest's sshd (VM_SSH_PORT; default: ${DEFAULT-VALUE}, 2222 or the next free one).")
+        @Option(names = "--ssh-port", descriptionKey = "VM_SSH_PORT", defaultValue = "auto", paramLabel = "PORT",
+                description = "The host's port to the guest's sshd (VM_SSH_PORT; default: ${DEFAULT-VALUE}, 2222 or the next free one).")
         String sshPort;
 
-        @Option(names = "--forward", paramLabel = "HOST:GUEST", converter = Forward.class,
+        @Option(names = "--forward", paramLabel = "HOST:GUEST",
                 description = "Forward one more port of 127.0.0.1 to the guest, as 8080:80; may be repeated.")
-        List<String> forwards = List.of();
+        List<String> forwards;
 
-        @Option(names = "--timeout", defaultValue = "15m", paramLabel = "TIME", converter = Limit.class,
+        @Option(names = "--timeout", defaultValue = "15m", paramLabel = "TIME",
                 description = "Give up on the guest after this long, as 90s, 5m or 1h (default: ${DEFAULT-VALUE}).")
-        Duration limit;
+        String timeout;
     }
 
     @Command(name = "start", footer = {"", "Example: vm-ctl start --forward 8080:80"},
-            description = "Start the VM and wait until ssh answers. What runs already is no error. The first start after an installation "
-                + "freezes disk and RAM as snapshot clean; a start from an untouched snapshot is a restore of its RAM.")
+            description = "Start the VM and wait until ssh answers. The first start after an installation freezes disk and RAM as snapshot "
+                + "clean; a start from an untouched snapshot is a restore of its RAM.")
     int start(@Mixin Machine machine,
             @Option(names = "--no-wait", description = "Return as soon as QEMU runs.") boolean noWait,
             @Option(names = "--dry-run", description = "Print the commands, shell-quoted, and do nothing.") boolean dryRun) throws IOException {
-        Vm vm = vm();
-        if (!Files.exists(vm.disk()) && vm.snapshot(CLEAN).isEmpty() && !Files.exists(vm.clean())) {
-            throw new VmException(69, "there is no disk for " + vmName + " in " + vmDir + ": run vm-auto-install first, or vm-ctl install");
+        openVm();
+        if (!Files.exists(vm.disk()) && !Files.exists(vm.clean())) {
+            throw new VmException(69, "there is no disk for " + vm.name() + " in " + vm.dir() + ": run vm-auto-install, or vm-ctl install");
         }
+        Boot boot = boot(machine, !noWait, List.of());
         if (dryRun) {
-            return printCommands(vm, boot(machine, true));
+            Optional<Snapshot> below = vm.below();
+            if (!Files.exists(vm.disk())) {
+                answer(shellQuoted(overlayCommand(below.map(Snapshot::disk).orElse(vm.clean()), vm.disk())));
+            }
+            boolean incoming = below.isPresent() && below.get().ramProblem(boot.hardware()).isEmpty();
+            answer(shellQuoted(qemuArguments(vm, boot, freePorts(boot.port()).get(0), incoming)));
+            return 0;
         }
         locked("start", () -> {
-            Optional<Running> running = running();
-            if (running.isPresent()) {
-                goOn(running.get(), machine.limit, !noWait);
-            } else {
-                boot(boot(machine, !noWait), true);
+            JsonObject running = running();
+            if (running == null) {
+                boot(boot, true);
+                return;
             }
+            if (Set.of("paused", "io-error").contains(runState(SOON))) {
+                qmp("cont");
+            }
+            if (!noWait) {
+                awaitAnswer(running, boot.limit(), false);
+            }
+            say(vm.name() + " runs already: ssh on port " + running.getInt("port") + " (pid " + running.getLong("pid") + ")");
         });
         return 0;
     }
 
     @Command(name = "stop", footer = {"", "Example: vm-ctl stop --force"},
-            description = "Shut the guest down: by ssh, else by the power button, else QEMU by its monitor, else by SIGKILL. "
-                + "Says which of them worked. A stopped VM is no error.")
-    int stop(@Option(names = "--force", description = "Do not ask the guest: unwritten data is lost.") boolean force) throws IOException {
-        if (!Files.isDirectory(vmDir)) {
-            say(vmName + " is not running");
-            return 0;
-        }
+            description = "Shut the guest down: by ssh, else by the power button, else QEMU by its monitor, else by SIGKILL.")
+    int stop(@Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.") boolean force) throws IOException {
+        openVm();
         locked("stop", () -> {
-            Optional<Running> running = running();
-            if (running.isPresent()) {
-                shutDown(running.get(), force);
+            JsonObject running = running();
+            if (running == null) {
+                say(vm.name() + " is not running");
             } else {
-                say(vmName + " is not running");
+                shutDown(running, force);
             }
         });
         return 0;
@@ -225,7 +238,7 @@ final class VmCtl {
 
     @Command(name = "restart", footer = {"", "Example: vm-ctl restart --memory 4G"}, description = "Stop the VM and start it again.")
     int restart(@Mixin Machine machine,
-            @Option(names = "--force", description = "Do not ask the guest: unwritten data is lost.") boolean force) throws IOException {
+            @Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.") boolean force) throws IOException {
         stop(force);
         return start(machine, false, false);
     }
@@ -234,87 +247,77 @@ final class VmCtl {
             description = "Tell the VM's state, without waiting for the guest.")
     int status(@Option(names = "--json", description = "One JSON object.") boolean asJson,
             @Option(names = "--guest", description = "Ask the guest for its name, uptime and clock, too.") boolean guest) throws IOException {
-        Vm vm = vm();
+        openVm();
         Report report = report(vm);
-        Running running = report.running();
+        JsonObject running = report.running();
         JsonObject answer = new JsonObject();
-        answer.put("name", vmName);
+        answer.put("name", vm.name());
         answer.put("state", report.state().name().toLowerCase(Locale.ROOT));
         answer.put("reason", report.reason());
-        answer.put("pid", running == null ? null : running.pid());
-        answer.put("uptimeSeconds", running == null ? null : Duration.between(running.started(), Instant.now()).toSeconds());
-        answer.put("port", running == null ? null : running.port());
-        answer.put("forwards", running == null ? null : running.forwards());
-        answer.put("accelerator", running == null ? null : running.hardware().value("-accel"));
-        answer.put("memory", running == null ? null : running.hardware().value("-m"));
-        answer.put("cpus", running == null ? null : Integer.valueOf(running.hardware().value("-smp")));
+        for (String key : List.of("pid", "port", "accel", "memory", "cpus", "forwards")) {
+            answer.put(key, running == null ? null : running.get(key));
+        }
+        answer.put("uptimeSeconds", running == null ? null : Duration.between(Instant.parse(running.getString("started")), Instant.now()).toSeconds());
         answer.put("diskBytes", Files.exists(vm.disk()) ? Qcow2.read(vm.disk()).size() : null);
         answer.put("diskFileBytes", Files.exists(vm.disk()) ? Files.size(vm.disk()) : null);
         answer.put("snapshots", vm.snapshots().stream().map(Snapshot::name).toList());
-        if (guest) {
-            answer.put("guest", running == null ? null : guestSays());
+        if (guest && running != null) {
+            ProcessResult said = run(SOON, ssh("uname -sr; uptime; date -u"));
+            answer.put("guest", said.getExitValue() == 0 ? printable(said.outputUTF8()).lines().toList() : "does not answer ssh");
         }
         if (asJson) {
             answer(JsonWriter.string(answer));
         } else {
-            answer.forEach((key, value) -> {
-                if (value != null && !value.equals(List.of())) {
-                    answer(String.format("%-14s %s", key, value.toString().replaceAll("^\\[|]$", "")));
-                }
-            });
+            answer.values().removeAll(Arrays.asList(null, List.of()));
+            answer.forEach((key, value) -> answer(String.format("%-14s %s", key, value.toString().replaceAll("^\\[|]$", ""))));
         }
         return report.state().exitCode;
     }
 
     @Command(name = "list", footer = {"", "Example: vm-ctl list"}, description = "List all VMs in VM_DIR.")
     int list() throws IOException {
-        for (String name : Vm.names(vmDir)) {
-            Report report = report(new Vm(vmDir, name));
-            String where = report.running() == null ? "" : "port " + report.running().port() + ", pid " + report.running().pid();
-            answer(String.format("%-20s %-10s %s", name, report.state().name().toLowerCase(Locale.ROOT), where).stripTrailing());
+        openVm();
+        for (String name : vm.names()) {
+            Report report = report(new Vm(vm.dir(), name));
+            String where = report.running() == null ? "" : "  port " + report.running().getInt("port");
+            answer(String.format("%-20s %s%s", name, report.state().name().toLowerCase(Locale.ROOT), where));
         }
         return 0;
     }
 
     @Command(name = "snapshot", footer = {"", "Example: vm-ctl snapshot before-upgrade; vm-ctl snapshot --list"},
             description = "Freeze the VM under a name: the disk of a stopped one, disk and RAM of a running one. Nothing is copied.")
-    int snapshot(@Parameters(arity = "0..1", paramLabel = "NAME", converter = SnapshotName.class, description = "Default: clean.") String given,
+    int snapshot(@Parameters(arity = "0..1", paramLabel = "NAME", defaultValue = CLEAN, description = "Default: ${DEFAULT-VALUE}.") String name,
             @Option(names = "--list", description = "List the snapshots.") boolean list,
-            @Option(names = "--delete", paramLabel = "NAME", converter = SnapshotName.class,
-                    description = "Delete a snapshot that nothing builds on.") String delete,
+            @Option(names = "--delete", paramLabel = "NAME", description = "Delete a snapshot that nothing builds on.") String delete,
             @Option(names = "--yes", description = "Replace a snapshot of this name without asking.") boolean yes) throws IOException {
-        Vm vm = vm();
+        openVm();
+        require("the snapshot's name", name, "[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", "letters, digits, '.', '_', '-'");
         if (list) {
             for (Snapshot snapshot : vm.snapshots()) {
-                String ram = snapshot.ram() == null ? "disk only" : "with RAM";
-                String below = Qcow2.read(snapshot.disk()).backing().map(vm::nameOf).map(" on "::concat).orElse("");
-                answer(String.format("%-20s %s  %s%s", snapshot.name(), snapshot.made().truncatedTo(ChronoUnit.SECONDS), ram, below));
+                answer(String.format("%-20s %.19s  %s", snapshot.name(), snapshot.said().getString("made"),
+                        snapshot.ram() == null ? "disk" : "disk and RAM"));
             }
             return 0;
-        }
-        if (delete != null) {
-            locked("snapshot --delete", () -> {
-                delete(vm, delete);
-            });
+        } else if (delete != null) {
+            locked("snapshot --delete", () -> delete(delete));
             return 0;
-        }
-        String name = given == null ? CLEAN : given;
-        if (!Files.exists(vm.disk())) {
-            throw new VmException(69, vmName + " has no disk of its own to freeze: vm-ctl start makes one");
+        } else if (!Files.exists(vm.disk())) {
+            throw new VmException(69, vm.name() + " has no disk of its own to freeze: vm-ctl start makes one");
         } else if (vm.snapshot(name).isPresent() || name.equals(CLEAN) && Files.exists(vm.clean())) {
-            confirm("replace snapshot " + name + " of " + vmName, yes);
+            confirm("replace snapshot " + name + " of " + vm.name(), yes);
         }
         locked("snapshot", () -> {
-            Optional<Running> running = running();
-            if (running.isPresent() && running.get().byHand()) {
-                say("a VM started by 'install' is frozen without its RAM, which knows of the CDs: shutting it down");
-                shutDown(running.get(), false);
-                running = Optional.empty();
+            JsonObject running = running();
+            if (running != null && running.getBoolean("byHand")) {
+                say("shutting down: the RAM of a VM with the installer's CDs is not worth keeping");
+                shutDown(running, false);
+                running = null;
             }
-            if (running.isPresent()) {
-                freezeRunning(running.get(), name, false, Duration.ofMinutes(15));
+            if (running != null) {
+                freezeRunning(running, name, false, Duration.ofMinutes(15));
             } else {
-                thaw(vm.freeze(name, null, null, false));
+                thaw(vm.freeze(name, null, false));
                 say("froze the disk as " + name);
             }
         });
@@ -325,28 +328,24 @@ final class VmCtl {
             description = "Throw the working disk away and go back to a snapshot. One with RAM comes back running, its clock set; "
                 + "one without leaves the VM running or stopped, as it was.")
     int restore(@Mixin Machine machine,
-            @Parameters(arity = "0..1", paramLabel = "NAME", converter = SnapshotName.class, description = "Default: clean.") String given)
+            @Parameters(arity = "0..1", paramLabel = "NAME", defaultValue = CLEAN, description = "Default: ${DEFAULT-VALUE}.") String name)
             throws IOException {
-        Vm vm = vm();
-        String name = given == null ? CLEAN : given;
+        openVm();
         if (vm.snapshot(name).isEmpty() && !(name.equals(CLEAN) && Files.exists(vm.clean()))) {
-            throw new VmException(69, vmName + " has no snapshot " + name + (vm.snapshots().isEmpty() ? ""
-                    : "; it has " + vm.snapshots().stream().map(Snapshot::name).collect(Collectors.joining(", "))));
+            throw new VmException(69, vm.name() + " has no usable snapshot " + name + "; it has: "
+                    + vm.snapshots().stream().map(Snapshot::name).collect(Collectors.joining(", ")));
         }
+        Boot boot = boot(machine, true, List.of());
         locked("restore", () -> {
-            Path frozen = vm.snapshot(name).map(Snapshot::disk).orElse(vm.clean());
-            vm.chain(frozen);
-            Optional<Running> running = running();
-            if (running.isPresent()) {
+            JsonObject running = running();
+            if (running != null) {
                 closeSshMaster();
-                kill(running.get().pid()); // its disk is thrown away: nothing to write back
-                if (machine.forwards.isEmpty()) {
-                    machine.forwards = running.get().forwards();
-                }
+                kill(running.getLong("pid")); // its disk is thrown away: nothing to write back
             }
-            overlay(frozen);
-            if (running.isPresent() || vm.snapshot(name).map(Snapshot::ram).isPresent()) {
-                boot(boot(machine, true), true);
+            Optional<Snapshot> snapshot = vm.snapshot(name);
+            overlay(snapshot.map(Snapshot::disk).orElse(vm.clean()));
+            if (running != null || snapshot.isPresent() && snapshot.get().ram() != null) {
+                boot(boot, true);
             } else {
                 say("restored the disk of " + name + ": vm-ctl start boots it");
             }
@@ -355,16 +354,17 @@ final class VmCtl {
     }
 
     @Command(name = "console", footer = {"", "Example: vm-ctl console --log"},
-            description = "Attach to the guest's serial console; Ctrl-] detaches. With --log print what it said and follow it.")
-    int console(@Option(names = "--log", description = "Print the console's log and follow it until Ctrl-C.") boolean log) throws IOException {
-        Vm vm = vm();
+            description = "Attach to the guest's serial console; Ctrl-] detaches. With --log print what it said, and what it says.")
+    int console(@Option(names = "--log", description = "Print the console's log and follow it until the VM stops.") boolean log)
+            throws IOException {
+        openVm();
         if (log) {
-            return follow(vm.file(".console.log"));
+            return followLog();
         }
         needRunning();
         boolean terminal = isTerminal();
         if (terminal) {
-            say("attached to the console of " + vmName + "; Ctrl-] detaches");
+            say("attached to the console of " + vm.name() + "; Ctrl-] detaches");
             interactive(List.of("stty", "raw", "-echo"), null);
         }
         try (SocketChannel guest = SocketChannel.open(UnixDomainSocketAddress.of(vm.socket(".console")))) {
@@ -378,100 +378,107 @@ final class VmCtl {
         return 0;
     }
 
-    @Command(name = "screenshot", footer = {"", "Example: vm-ctl screenshot now.png"}, description = "Write what the guest's screen shows as PNG.")
+    @Command(name = "screenshot", footer = {"", "Example: vm-ctl screenshot now.png"}, description = "Write what the guest's screen shows.")
     int screenshot(@Parameters(paramLabel = "FILE.png", description = "Where to.") Path file) throws IOException {
+        openVm();
         needRunning();
-        Path beside = vmDir.resolve("." + vmName + ".screenshot.new");
-        JsonObject where = new JsonObject();
-        where.put("filename", beside.toString());
-        where.put("format", "png");
-        try {
-            qmp("screendump", where);
-            Files.move(beside, file.toAbsolutePath(), StandardCopyOption.REPLACE_EXISTING);
-        } catch (NoSuchFileException noDirectory) {
-            throw new VmException(69, "cannot write " + noDirectory.getOtherFile() + ": no such directory");
-        } finally {
-            Files.deleteIfExists(beside);
-        }
+        Path beside = vm.file(".screenshot.png"); // QEMU writes it, whose rights may differ
+        qmp("screendump", "filename", beside.toString(), "format", "png");
+        Files.move(beside, file.toAbsolutePath(), StandardCopyOption.REPLACE_EXISTING);
         return 0;
     }
 
     @Command(name = "ssh", footer = {"", "Example: vm-ctl ssh"}, description = "Open a shell in the guest.")
     int ssh(@Parameters(arity = "0..*", paramLabel = "WORD", description = "Handed to ssh, after --.") List<String> words) throws IOException {
+        openVm();
         needRunning();
-        List<String> command = ssh();
-        command.addAll(words == null ? List.of() : words);
-        return sshResult(interactive(command, null));
+        return sshResult(interactive(ssh(words == null ? new String[0] : words.toArray(String[]::new)), null));
     }
 
     @Command(name = "exec", footer = {"", "Example: vm-ctl exec --timeout 5m -- gmake -C /root/project test",
-            "Several words are that command and its arguments; a single one is a line for the guest's sh."},
+            "Several words are a command and its arguments; a single one is a line for the guest's sh."},
             description = "Run a command in the guest, with this command's input; its exit code is the exit code.")
     int exec(@Parameters(arity = "1..*", paramLabel = "WORD", description = "The command, after --.") List<String> words,
             @Option(names = "--env", paramLabel = "K=V", description = "Set a variable for it; may be repeated.") Map<String, String> environment,
-            @Option(names = "--timeout", paramLabel = "TIME", converter = Limit.class, description = "End it after this long: exit code 124.")
-            Duration limit) throws IOException {
+            @Option(names = "--timeout", paramLabel = "TIME", description = "Leave it after this long: exit code 124.") String timeout)
+            throws IOException {
+        openVm();
         needRunning();
-        String group = limit == null ? null : "/tmp/.vm-exec-" + UUID.randomUUID();
-        List<String> command = ssh();
-        command.add(remoteCommand(words, environment == null ? Map.of() : environment, group));
-        try {
-            return sshResult(interactive(command, limit));
-        } catch (VmException late) {
-            List<String> end = ssh(); // the guest's sshd lets a command run on when its connection is gone
-            end.add("sh -c 'kill -s TERM -- -`cat " + group + "`; rm -f " + group + "'");
-            run(SOON, end);
-            throw late;
-        }
+        List<String> command = ssh(remoteCommand(words, environment == null ? Map.of() : environment));
+        return sshResult(interactive(command, timeout == null ? null : duration(timeout)));
     }
 
     @Command(name = "install", footer = {"", "Example: vm-ctl install --vm-name by-hand"},
-            description = "Install by hand: boot the installer with a blank disk, a serial console and a VNC screen on loopback, and a CD that "
+            description = "Install by hand: boot the installer with a blank disk, the serial console, a VNC screen on loopback, and a CD that "
                 + "makes of the installed system what vm-auto-install would have made of it.")
     int install(@Mixin Machine machine,
             @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2", paramLabel = "V",
                     description = "Which installer (DFLY_VERSION; default: ${DEFAULT-VALUE}).") String version,
-            @Option(names = "--image", descriptionKey = "VM_IMAGE", paramLabel = "ISO", description = "A local installer ISO instead (VM_IMAGE).") String image,
-            @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "20G", paramLabel = "SIZE", converter = Memory.class,
+            @Option(names = "--image", descriptionKey = "VM_IMAGE", paramLabel = "ISO",
+                    description = "A local installer ISO instead (VM_IMAGE).") String image,
+            @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "20G", paramLabel = "SIZE",
                     description = "The blank disk's size (VM_DISK_SIZE; default: ${DEFAULT-VALUE}, sparse).") String diskSize,
             @Option(names = "--phases", descriptionKey = "VM_PHASES", paramLabel = "DIR",
                     description = "The phase scripts (VM_PHASES; default: the nearest phases/ upwards).") String phases) throws IOException {
+        openVm();
+        require("VM_DISK_SIZE", diskSize, "[1-9]\\d*[MG]", "a size such as 20G");
+        Path installer = image == null ? vm.dir().resolve("dfly-" + version + ".iso") : userPath(image);
+        if (!Files.isRegularFile(installer)) {
+            throw new VmException(69, "the installer ISO is missing; fetch it with vm-setup: " + installer);
+        }
+        Path scripts = phases(phases);
+        locked("install", () -> {
+            if (running() != null || Files.exists(vm.clean())) {
+                throw new VmException(69, vm.name() + " is installed already, or runs: vm-ctl destroy deletes it, --vm-name makes another");
+            }
+            if (!Files.exists(vm.disk())) {
+                run(SOON, List.of("qemu-img", "create", "-q", "-f", "qcow2", vm.disk().toString(), diskSize));
+            }
+            int screen = IntStream.range(5900, 6000).filter(VmCtl::isFree).findFirst().orElseThrow();
+            machine.qemuArgs += " -vnc 127.0.0.1:" + (screen - 5900);
+            JsonObject running = launch(boot(machine, false, List.of(installer, provisioningDisc(scripts))), false);
+            say("the installer boots: 'vm-ctl console' is its serial console, VNC on 127.0.0.1:" + screen + " its screen;\n"
+                    + "install to da0 and reboot; then log in as root and type\n\n"
+                    + "  mount_cd9660 /dev/cd1 /mnt && sh /mnt/setup.sh\n\n"
+                    + "and when it is done: vm-ctl snapshot clean (ssh will be on port " + running.getInt("port") + ")");
+        });
         return 0;
     }
 
     @Command(name = "destroy", footer = {"", "Example: vm-ctl destroy --yes"},
             description = "Delete the VM: disks, snapshots, keys, logs. The installer ISO stays.")
     int destroy(@Option(names = "--yes", description = "Do not ask.") boolean yes) throws IOException {
-        Vm vm = vm();
+        openVm();
         if (vm.files().isEmpty()) {
-            say("there is no VM " + vmName + " in " + vmDir);
+            say("there is no VM " + vm.name() + " in " + vm.dir());
             return 0;
         }
-        confirm("destroy " + vmName + " with all its disks and snapshots", yes);
+        confirm("destroy " + vm.name() + " with all its disks and snapshots", yes);
         locked("destroy", () -> {
             closeSshMaster();
-            Optional<Running> running = running();
-            if (running.isPresent()) {
-                kill(running.get().pid());
+            JsonObject running = running();
+            if (running != null) {
+                kill(running.getLong("pid"));
             }
-            List<String> du = new ArrayList<>(List.of("du", "-skc", "--"));
+            List<String> du = new ArrayList<>(List.of("du", "-sk", "--"));
             vm.files().forEach(file -> du.add(file.toString()));
-            String[] total = run(SOON, du).outputUTF8().strip().split("\n");
+            long kibibytes = run(SOON, du).outputUTF8().lines().mapToLong(line -> Long.parseLong(line.split("\\s")[0])).sum();
             for (Path file : vm.files()) {
                 deleteTree(file);
                 say("removed " + file.getFileName());
             }
-            writeSshConfigs(null, 0);
-            say("freed " + Long.parseLong(total[total.length - 1].split("\\s")[0]) / 1024 + " MiB");
+            writeSshConfig();
+            say("freed " + kibibytes / 1024 + " MiB");
         });
         return 0;
     }
 
-    // ---- the files of a VM ----
-
-    /** One VM's files in VM_DIR, and the bookkeeping of its disks and snapshots; the rules hold whoever was killed, and when. */
+    /** One VM's files in VM_DIR, and the rules its disks live by. */
     record Vm(Path dir, String name) {
-        private static final Pattern OWNER = Pattern.compile("(.+?)(?:-clean\\.qcow2|\\.(?:qcow2|snapshots|install|ssh|pid))");
+        /** What a VM may leave, by the suffix to its name; the sockets may lie elsewhere. */
+        private static final List<String> FILES = List.of("-clean.qcow2", ".qcow2", ".snapshots", ".install", ".ssh", ".test", ".pid", ".qemu-pid",
+                ".qemu.log", ".console.log", ".console.log.1", ".setup.iso", ".screenshot.png", ".new", ".lock");
+        private static final List<String> SOCKETS = List.of(".qmp", ".console", ".control", ".ram");
 
         Path file(String suffix) {
             return dir.resolve(name + suffix);
@@ -489,162 +496,149 @@ final class VmCtl {
             return file(".pid");
         }
 
-        Path snapshotDir(String snapshot) {
-            return file(".snapshots").resolve(snapshot);
-        }
-
         Path socket(String suffix) throws IOException {
             return VmCtl.socket(dir, name + suffix);
         }
 
-        /** The names of all VMs that have a file here. */
-        static List<String> names(Path dir) throws IOException {
-            return entries(dir).stream().map(file -> OWNER.matcher(file.getFileName().toString())).filter(Matcher::matches)
-                    .map(match -> match.group(1)).filter(name -> !name.startsWith(".")).distinct().sorted().toList();
+        /** The names of all VMs here. */
+        List<String> names() throws IOException {
+            Pattern owner = Pattern.compile("([^.].*?)(?:-clean\\.qcow2|\\.(?:qcow2|install|pid|ssh))");
+            return entries(dir).stream().map(file -> owner.matcher(file.getFileName().toString())).filter(Matcher::matches)
+                    .map(match -> match.group(1)).distinct().toList();
         }
 
-        /** All files of this VM, and of no VM whose name begins like its name. */
         List<Path> files() throws IOException {
-            List<String> longer = names(dir).stream().filter(other -> other.startsWith(name + ".")).toList();
-            List<Path> mine = new ArrayList<>(entries(dir).stream().filter(file -> {
-                String text = file.getFileName().toString().replaceFirst("^\\.", "");
-                return (text.startsWith(name + ".") || text.equals(name + "-clean.qcow2"))
-                        && longer.stream().noneMatch(other -> text.startsWith(other + ".") || text.startsWith(other + "-clean."));
-            }).toList());
-            for (String suffix : List.of(".qmp", ".console", ".control", ".ram")) {
-                if (Files.exists(dir) && Files.exists(socket(suffix)) && !mine.contains(socket(suffix))) {
-                    mine.add(socket(suffix));
-                }
+            List<Path> files = new ArrayList<>(FILES.stream().map(this::file).toList());
+            for (String suffix : SOCKETS) {
+                files.add(socket(suffix));
             }
-            return mine;
+            return files.stream().filter(file -> Files.exists(file, LinkOption.NOFOLLOW_LINKS)).toList();
         }
 
-        /** A disk and all it builds on, down to the one that backs on nothing; refuses a chain that is broken or was changed below. */
-        List<Path> chain(Path top) throws IOException {
+        /** A disk and all it builds on, as far as the files exist. */
+        static List<Path> chain(Path top) throws IOException {
             List<Path> chain = new ArrayList<>();
-            for (Optional<Path> disk = Optional.of(top); disk.isPresent(); disk = Qcow2.read(disk.get()).backing()) {
-                Path overlay = chain.isEmpty() ? null : chain.get(chain.size() - 1);
-                if (!Files.exists(disk.get())) {
-                    throw new VmException(69, disk.get() + " is missing" + (overlay == null ? "" : ", and " + overlay
-                            + " builds on it (if the directory was moved, move it back)"));
-                } else if (overlay != null && Files.getLastModifiedTime(disk.get()).compareTo(Files.getLastModifiedTime(overlay)) > 0) {
-                    throw new VmException(69, disk.get().getFileName() + " was made anew since " + overlay + " was built on it, which is of no use"
-                            + " any more: vm-ctl restore goes back to " + CLEAN);
-                } else if (chain.contains(disk.get())) {
-                    throw new VmException(69, disk.get() + " builds on itself");
-                }
-                chain.add(disk.get());
+            for (Path disk = top; disk != null && !chain.contains(disk); disk = Files.exists(disk) ? Qcow2.read(disk).backing() : null) {
+                chain.add(disk);
             }
             return chain;
         }
 
-        /** A snapshot by name. The clean disk alone is no snapshot yet: it has no record. */
-        Optional<Snapshot> snapshot(String snapshot) {
-            try {
-                return Optional.of(Snapshot.read(this, snapshot)).filter(found -> Files.exists(found.disk()));
-            } catch (IOException | RuntimeException noneOrDamaged) {
+        /** Whether all that a disk builds on is there, and no newer than what builds on it: an installation may have replaced it. */
+        static boolean isSound(Path top) throws IOException {
+            FileTime above = null;
+            for (Path disk : chain(top)) {
+                if (!Files.exists(disk) || above != null && Files.getLastModifiedTime(disk).compareTo(above) > 0) {
+                    return false;
+                }
+                above = Files.getLastModifiedTime(disk);
+            }
+            return true;
+        }
+
+        Optional<Snapshot> snapshot(String snapshot) throws IOException {
+            Path record = file(".snapshots").resolve(snapshot).resolve("snapshot.json");
+            if (!Files.exists(record)) {
                 return Optional.empty();
             }
+            Snapshot found = Snapshot.read(this, record);
+            return isSound(found.disk()) ? Optional.of(found) : Optional.empty();
         }
 
         List<Snapshot> snapshots() throws IOException {
-            return entries(file(".snapshots")).stream().map(directory -> snapshot(directory.getFileName().toString()))
-                    .flatMap(Optional::stream).toList();
-        }
-
-        /** What a disk is called by people. */
-        String nameOf(Path disk) {
-            return disk.getParent().getParent() != null && disk.getParent().getParent().equals(file(".snapshots"))
-                    ? disk.getParent().getFileName().toString() : disk.getFileName().toString();
-        }
-
-        /** The names of what builds on a snapshot: other snapshots, or the VM's own disk. */
-        List<String> buildersOn(Snapshot snapshot) throws IOException {
-            List<String> builders = new ArrayList<>();
-            for (Snapshot other : snapshots()) {
-                if (!other.name().equals(snapshot.name()) && backings(other.disk()).contains(snapshot.disk())) {
-                    builders.add(other.name());
-                }
-            }
-            if (Files.exists(disk()) && backings(disk()).contains(snapshot.disk())) {
-                builders.add("the VM's own disk");
-            }
-            return builders;
-        }
-
-        /** As far as the chain reaches, whole or not. */
-        private static Set<Path> backings(Path top) throws IOException {
-            Set<Path> found = new LinkedHashSet<>();
-            for (Optional<Path> disk = Optional.of(top); disk.isPresent() && found.add(disk.get()) && Files.exists(disk.get()); ) {
-                disk = Qcow2.read(disk.get()).backing();
+            List<Snapshot> found = new ArrayList<>();
+            for (Path directory : entries(file(".snapshots"))) {
+                snapshot(directory.getFileName().toString()).ifPresent(found::add);
             }
             return found;
         }
 
+        /** The snapshot that the working disk still equals, nothing having been written to it; without one, what it will be made from. */
+        Optional<Snapshot> below() throws IOException {
+            if (!Files.exists(disk())) {
+                return snapshot(CLEAN);
+            }
+            Qcow2 disk = Qcow2.read(disk());
+            return snapshots().stream().filter(snapshot -> disk.empty() && snapshot.disk().equals(disk.backing())).findFirst();
+        }
+
+        /** Whether a boot would be one of the installation as it was made. */
+        boolean isAsInstalled() throws IOException {
+            Optional<Snapshot> below = below();
+            return below.isPresent() ? below.get().said().getBoolean("automatic")
+                    : !Files.exists(disk()) || Qcow2.read(disk()).empty() && clean().equals(Qcow2.read(disk()).backing());
+        }
+
+        /** The names of the snapshots that build on a snapshot's disk. */
+        List<String> buildersOn(Snapshot snapshot) throws IOException {
+            List<String> builders = new ArrayList<>();
+            for (Snapshot other : snapshots()) {
+                if (!other.name().equals(snapshot.name()) && chain(other.disk()).contains(snapshot.disk())) {
+                    builders.add(other.name());
+                }
+            }
+            return builders;
+        }
+
         /**
-         * Makes a snapshot of the working disk, whose QEMU is stopped or done migrating: gives the file a second name, then writes
-         * the record, which is the moment the snapshot exists. {@link #thaw} must follow; an interrupted one is made up for later.
+         * Gives the working disk, which nobody may write to meanwhile, a second name and writes the record, which is the moment the
+         * snapshot exists. {@link VmCtl#thaw} must follow; {@link VmCtl#mend} makes up for one that did not.
          */
-        Path freeze(String snapshot, Ram ram, Hardware hardware, boolean automatic) throws IOException {
-            Path directory = Files.createDirectories(snapshotDir(snapshot));
-            boolean first = snapshot.equals(CLEAN) && !Files.exists(clean());
-            Path frozen = Files.createLink(first ? clean() : unused(directory, "disk", ".qcow2"), disk());
+        Path freeze(String snapshot, Ram ram, boolean automatic) throws IOException {
+            Path directory = Files.createDirectories(file(".snapshots").resolve(snapshot));
+            Path frozen = snapshot.equals(CLEAN) && !Files.exists(clean()) ? clean() : unused(directory, "disk", ".qcow2");
+            Files.createLink(frozen, disk());
             JsonObject record = new JsonObject();
             record.put("disk", dir.relativize(frozen).toString());
             record.put("made", Instant.now().toString());
             record.put("automatic", automatic);
-            record.put("identity", identity(frozen));
             if (ram != null) {
                 record.put("ram", ram.file().getFileName().toString());
                 record.put("ramBytes", ram.bytes());
                 record.put("ramCrc32c", ram.crc());
-                record.put("hardware", hardware.toJson());
+                record.put("hardware", ram.hardware());
             }
-            writeFile(directory.resolve("snapshot.json"), JsonWriter.indent("  ").string().object(record).done(), "rw-------");
+            writeFile(directory.resolve("snapshot.json"), JsonWriter.string(record), "rw-------");
             return frozen;
         }
 
-        /** A frozen disk never changes, so its size and time tell it from one that an installation put in its place. */
-        static String identity(Path disk) throws IOException {
-            return Files.size(disk) + " bytes, " + Files.getLastModifiedTime(disk).toMillis();
+        /** The frozen disk that the working disk still is: a freeze was interrupted after the record was written. */
+        Path halfFrozen() throws IOException {
+            List<Path> frozen = new ArrayList<>(List.of(clean()));
+            snapshots().forEach(snapshot -> frozen.add(snapshot.disk()));
+            for (Path disk : frozen) {
+                if (Files.exists(disk) && Files.exists(disk()) && Files.isSameFile(disk, disk())) {
+                    return disk;
+                }
+            }
+            return null;
         }
 
-        /** disk.qcow2, disk-2.qcow2, ...: a replaced snapshot's files stay while something builds on them. */
+        /** disk.qcow2, disk-2.qcow2, ...: a replaced snapshot's disk keeps its name while something builds on it. */
         static Path unused(Path directory, String stem, String extension) {
             return IntStream.iterate(1, i -> i + 1).mapToObj(i -> directory.resolve(stem + (i == 1 ? "" : "-" + i) + extension))
                     .filter(file -> !Files.exists(file)).findFirst().orElseThrow();
         }
 
-        /** The frozen disk whose second name the working disk still is: a freeze was interrupted after the record was written. */
-        Optional<Path> halfFrozen() throws IOException {
-            List<Path> frozen = new ArrayList<>(snapshots().stream().map(Snapshot::disk).toList());
-            frozen.add(clean());
-            for (Path disk : frozen) {
-                if (Files.exists(disk()) && Files.exists(disk) && Files.isSameFile(disk(), disk)) {
-                    return Optional.of(disk);
-                }
-            }
-            return Optional.empty();
-        }
-
-        /** Removes what no snapshot and no disk refers to any more: replaced disks that nothing builds on, RAM, temporary files. */
+        /** Removes what no record and no disk refers to any more; nothing at all while a chain is broken, as nobody knows then. */
         void sweep() throws IOException {
-            Set<Path> needed = new LinkedHashSet<>(List.of(disk(), clean()));
-            for (Path directory : entries(file(".snapshots"))) {
-                Optional<Snapshot> snapshot = snapshot(directory.getFileName().toString());
-                boolean damaged = snapshot.isEmpty() && Files.exists(directory.resolve("snapshot.json"));
-                needed.addAll(damaged ? entries(directory) : snapshot.map(found -> Arrays.asList(found.disk(), found.ram())).orElse(List.of()));
-            }
-            for (Path disk : needed.stream().filter(file -> file != null && file.toString().endsWith(".qcow2") && Files.exists(file)).toList()) {
-                Set<Path> below = backings(disk);
-                if (!below.stream().allMatch(Files::exists)) {
-                    return; // a broken chain, as of a VM_DIR that was moved: nobody knows what is needed
+            Set<Path> needed = new HashSet<>(chain(disk()));
+            List<Path> directories = entries(file(".snapshots"));
+            for (Path directory : directories) {
+                Path record = directory.resolve("snapshot.json");
+                if (Files.exists(record)) {
+                    Snapshot snapshot = Snapshot.read(this, record);
+                    needed.addAll(chain(snapshot.disk()));
+                    needed.addAll(snapshot.ram() == null ? List.of(record) : List.of(record, snapshot.ram()));
                 }
-                needed.addAll(below);
             }
-            for (Path directory : entries(file(".snapshots"))) {
+            needed.remove(disk());
+            if (!needed.stream().allMatch(Files::exists)) {
+                return;
+            }
+            for (Path directory : directories) {
                 for (Path file : entries(directory)) {
-                    if (!needed.contains(file) && !file.endsWith("snapshot.json")) {
+                    if (!needed.contains(file)) {
                         Files.delete(file);
                     }
                 }
@@ -652,16 +646,11 @@ final class VmCtl {
                     Files.delete(directory);
                 }
             }
-            for (Path file : entries(dir)) {
-                if (file.getFileName().toString().startsWith("." + name + ".") && file.toString().endsWith(".new")) {
-                    Files.delete(file);
-                }
-            }
         }
     }
 
-    /** What the header of a qcow2 image says; read directly, because it is needed often and QEMU's lock is in the way of qemu-img. */
-    record Qcow2(Optional<Path> backing, long size, boolean empty) {
+    /** A qcow2 image's header; read directly, as it is needed often, and QEMU's lock is in the way of qemu-img. Empty: never written to. */
+    record Qcow2(Path backing, long size, boolean empty) {
         static Qcow2 read(Path file) throws IOException {
             try (RandomAccessFile image = new RandomAccessFile(file.toFile(), "r")) {
                 if (image.length() < 72 || image.readInt() != 0x514649fb) {
@@ -673,113 +662,50 @@ final class VmCtl {
                 image.seek(24);
                 long size = image.readLong();
                 image.seek(36);
-                byte[] clusters = new byte[8 * image.readInt()]; // the L1 table: all zero until the first write
+                byte[] clusters = new byte[8 * image.readInt()];
                 image.seek(image.readLong());
                 image.readFully(clusters);
                 image.seek(nameAt);
                 image.readFully(name);
-                Path backing = name.length == 0 ? null : file.resolveSibling(new String(name, UTF_8)).normalize();
-                return new Qcow2(Optional.ofNullable(backing), size, IntStream.range(0, clusters.length).allMatch(i -> clusters[i] == 0));
+                return new Qcow2(name.length == 0 ? null : file.resolveSibling(new String(name, UTF_8)).normalize(), size,
+                        IntStream.range(0, clusters.length).allMatch(i -> clusters[i] == 0));
             }
         }
     }
 
-    /** A RAM file and what it must be to be believed. */
-    record Ram(Path file, long bytes, long crc) {}
+    /** A RAM file, its checksum, and the hardware that can take it over: QEMU's version and the arguments that make the machine. */
+    record Ram(Path file, long bytes, long crc, List<String> hardware) {}
 
-    /** A frozen disk, with the RAM that belongs to it unless it was stopped; automatic: made by the first start, to be made again at need. */
-    record Snapshot(String name, Path disk, Path ram, long ramBytes, long ramCrc, Hardware hardware, Instant made, boolean automatic, String identity) {
-        static Snapshot read(Vm vm, String name) throws IOException {
-            Path directory = vm.snapshotDir(name);
-            JsonObject said = json(Files.readString(directory.resolve("snapshot.json")));
-            Path ram = said.has("ram") ? directory.resolve(said.getString("ram")) : null;
-            return new Snapshot(name, vm.dir().resolve(said.getString("disk")), ram, said.getLong("ramBytes"), said.getLong("ramCrc32c"),
-                    ram == null ? null : Hardware.of(said.getObject("hardware")), Instant.parse(said.getString("made")), said.getBoolean("automatic"),
-                    said.getString("identity"));
+    /** A frozen disk and, unless the VM was stopped, the RAM that belongs to it. */
+    record Snapshot(String name, Path disk, Path ram, JsonObject said) {
+        static Snapshot read(Vm vm, Path record) throws IOException {
+            JsonObject said = json(Files.readString(record));
+            return new Snapshot(record.getParent().getFileName().toString(), vm.dir().resolve(said.getString("disk")),
+                    said.has("ram") ? record.resolveSibling(said.getString("ram")) : null, said);
         }
 
-        /** Why the RAM cannot be used on this hardware; nothing if it can. */
-        Optional<String> ramProblem(Hardware now) throws IOException {
+        /** Why the RAM cannot be used on this hardware, if so. */
+        Optional<String> ramProblem(List<String> now) throws IOException {
             if (ram == null || !Files.exists(ram)) {
                 return Optional.of("there is none");
-            } else if (Files.size(ram) != ramBytes) {
-                return Optional.of("it has " + Files.size(ram) + " bytes instead of " + ramBytes);
-            } else if (!Vm.identity(disk).equals(identity)) {
-                return Optional.of("it belongs to another disk");
+            } else if (Files.size(ram) != said.getLong("ramBytes")) {
+                return Optional.of("its file has " + Files.size(ram) + " bytes instead of " + said.getLong("ramBytes"));
             }
-            return hardware.difference(now);
-        }
-    }
-
-    /** What QEMU must have in common to take over another one's RAM: its version and the arguments that make the machine. */
-    record Hardware(String qemu, List<String> arguments) {
-        static Hardware of(JsonObject said) {
-            return new Hardware(said.getString("qemu"), said.getArray("arguments").stream().map(String.class::cast).toList());
-        }
-
-        JsonObject toJson() {
-            JsonObject object = new JsonObject();
-            object.put("qemu", qemu);
-            object.put("arguments", arguments);
-            return object;
-        }
-
-        /** The value of an option, as "-m". */
-        String value(String option) {
-            return arguments.get(arguments.indexOf(option) + 1);
-        }
-
-        Optional<String> difference(Hardware now) {
-            if (!qemu.equals(now.qemu)) {
-                return Optional.of("it was made by " + qemu + ", this is " + now.qemu);
-            }
-            for (String option : List.of("-accel", "-cpu", "-m", "-smp")) {
-                if (!value(option).equals(now.value(option))) {
-                    return Optional.of("it was made with " + option + " " + value(option) + ", now it is " + now.value(option));
+            List<String> then = said.getArray("hardware").stream().map(String.class::cast).toList();
+            for (int i = 0; i < Math.min(then.size(), now.size()); i++) {
+                if (!then.get(i).equals(now.get(i))) {
+                    String option = i > 0 && then.get(i - 1).startsWith("-") ? then.get(i - 1) + " " : "";
+                    return Optional.of("it was made with " + option + then.get(i) + ", now it is " + now.get(i));
                 }
             }
-            return arguments.equals(now.arguments) ? Optional.empty() : Optional.of("it was made with other QEMU arguments");
+            return then.size() == now.size() ? Optional.empty() : Optional.of("it was made with other QEMU arguments");
         }
     }
 
-    /** A start: the machine, and what does not matter to its RAM. */
-    record Boot(Hardware hardware, String cache, String sshPort, List<String> forwards, List<Path> discs, Duration limit, boolean awaited) {
-        boolean byHand() {
-            return !discs.isEmpty();
-        }
-    }
+    /** A start: the machine, and what does not matter to its RAM. Port 0: any. */
+    record Boot(List<String> hardware, String cache, int port, List<String> forwards, List<Path> discs, Duration limit, boolean waits) {}
 
-    /** What the pid file says of a QEMU; ready once ssh has answered. */
-    record Running(long pid, int port, Instant started, long consoleAt, boolean ready, boolean byHand, String cache, List<String> forwards,
-            Hardware hardware) {
-        static Running read(Path pidFile) throws IOException {
-            JsonObject said = json(Files.readString(pidFile));
-            if (!said.has("hardware")) {
-                throw new VmException(69, "this VM is at work for another command (QEMU's pid is " + said.getLong("pid") + "): wait for it to end");
-            }
-            return new Running(said.getLong("pid"), said.getInt("port"), Instant.parse(said.getString("started")), said.getLong("consoleAt"),
-                    said.getBoolean("ready"), said.getBoolean("byHand"), said.getString("cache"),
-                    said.getArray("forwards").stream().map(String.class::cast).toList(), Hardware.of(said.getObject("hardware")));
-        }
-
-        void write(Path pidFile) throws IOException {
-            writeFile(pidFile, JsonWriter.string().object().value("pid", pid).value("bootId", bootId()).value("startTicks", startTicks(pid))
-                    .value("port", port).value("accel", hardware.value("-accel")).value("started", started.toString()).value("consoleAt", consoleAt)
-                    .value("ready", ready).value("byHand", byHand).value("cache", cache).array("forwards", forwards)
-                    .object("hardware", hardware.toJson()).end().done(), "rw-------");
-        }
-
-        Running answered() {
-            return new Running(pid, port, started, consoleAt, true, byHand, cache, forwards, hardware);
-        }
-
-        /** The same machine on the same port, for a new QEMU process. */
-        Boot again(Duration limit) {
-            return new Boot(hardware, cache, "auto:" + port, forwards, List.of(), limit, true);
-        }
-    }
-
-    /** A VM's state, as its exit code. */
+    /** A VM's state and the exit code of its status. */
     enum State {
         STOPPED(3), GONE(3), STARTING(0), RUNNING(0), PAUSED(0), PANICKED(69), HUNG(69);
 
@@ -790,214 +716,180 @@ final class VmCtl {
         }
     }
 
-    /** What status says. */
-    record Report(State state, String reason, Running running) {}
+    record Report(State state, String reason, JsonObject running) {}
 
-    // ---- starting ----
+    // Starting.
 
-    /** The command line of QEMU, with nothing in it that a path could break. */
-    static List<String> qemuArguments(Vm vm, Boot boot, int port, boolean incoming) throws IOException {
-        List<String> arguments = new ArrayList<>(List.of(QEMU, "-name", vm.name(), "-pidfile", vm.file(".qemu.pid").toString(), "-daemonize",
-                "-display", "none", "-d", "strace", "-D", vm.file(".qemu.log").toString())); // -D alone logs nothing; "strace" is for user mode only
-        if (!System.getProperty("os.name").startsWith("Mac")) {
-            arguments.addAll(List.of("-sandbox", "on,resourcecontrol=deny")); // denying spawn or privileges does not go with -daemonize
-        }
-        JsonObject disk = blockdev("disk0", "qcow2", vm.disk());
-        disk.put("discard", "unmap");
-        disk.put("detect-zeroes", "unmap");
-        JsonObject cache = new JsonObject();
-        cache.put("direct", boot.cache().equals("none"));
-        cache.put("no-flush", boot.cache().equals("unsafe"));
-        disk.put("cache", cache);
-        arguments.addAll(List.of("-blockdev", JsonWriter.string(disk)));
-        for (int i = 0; i < boot.discs().size(); i++) {
-            JsonObject disc = blockdev("cd" + i, "raw", boot.discs().get(i));
-            disc.put("read-only", true);
-            arguments.addAll(List.of("-blockdev", JsonWriter.string(disc)));
-        }
-        StringBuilder network = new StringBuilder("user,id=net0,hostfwd=tcp:127.0.0.1:" + port + "-:22");
-        boot.forwards().forEach(forward -> network.append(",hostfwd=tcp:127.0.0.1:").append(forward.replace(":", "-:")));
-        arguments.addAll(List.of("-netdev", network.toString(),
-                "-chardev", "socket,id=qmp0,server=on,wait=off,path=" + optionValue(vm.socket(".qmp")), "-mon", "chardev=qmp0,mode=control",
-                "-chardev", "socket,id=serial0,server=on,wait=off,path=" + optionValue(vm.socket(".console"))
-                        + ",logfile=" + optionValue(vm.file(".console.log")) + ",logappend=on"));
-        if (incoming) {
-            arguments.addAll(List.of("-incoming", "unix:" + vm.socket(".ram")));
-        }
-        arguments.addAll(boot.hardware().arguments());
-        return arguments;
-    }
-
-    private static JsonObject blockdev(String node, String driver, Path file) {
-        JsonObject protocol = new JsonObject();
-        protocol.put("driver", "file");
-        protocol.put("filename", file.toString());
-        JsonObject format = new JsonObject();
-        format.put("driver", driver);
-        format.put("node-name", node);
-        format.put("file", protocol);
-        return format;
-    }
-
-    /** In an option of the key=value kind a comma separates; doubled it is one. */
-    private static String optionValue(Path path) {
-        return path.toString().replace(",", ",,");
-    }
-
-    /** The arguments that make the machine. The legacy "pc" machine and virtio devices are what DragonFly is known to run on. */
-    static List<String> hardwareArguments(String accelerator, String cpu, String memory, int cpus, int discs, List<String> extra) {
-        List<String> arguments = new ArrayList<>(List.of("-nodefaults", "-no-user-config", "-machine", "pc", "-accel", accelerator, "-cpu", cpu,
-                "-m", memory, "-smp", String.valueOf(cpus), "-rtc", "base=utc", "-vga", "std", "-serial", "chardev:serial0",
-                "-device", "virtio-scsi-pci,id=scsi0", "-device", "scsi-hd,bus=scsi0.0,drive=disk0,bootindex=1", // da0
-                "-device", "virtio-net-pci,netdev=net0,romfile=")); // vtnet0; no network boot
-        if (accelerator.equals("kvm")) {
-            arguments.addAll(List.of("-global", "kvm-pit.lost_tick_policy=delay"));
-        }
-        for (int i = 0; i < discs; i++) {
-            arguments.addAll(List.of("-device", "ide-cd,bus=ide." + i / 2 + ",unit=" + i % 2 + ",drive=cd" + i + (i == 0 ? ",bootindex=2" : "")));
-        }
-        arguments.addAll(extra);
-        return arguments;
-    }
-
-    private Boot boot(Machine machine, boolean wait) throws IOException {
-        return boot(machine, wait, List.of(), List.of());
-    }
-
-    private Boot boot(Machine machine, boolean wait, List<Path> discs, List<String> display) throws IOException {
-        Accelerator accelerator = accelerator(machine.accel, QEMU, vmDir);
-        if (verbose) {
-            say("accelerator " + accelerator.name() + ": " + accelerator.reason());
-        }
-        String cpu = !machine.cpu.equals("auto") ? machine.cpu : switch (accelerator.name()) {
+    private Boot boot(Machine machine, boolean waits, List<Path> discs) throws IOException {
+        require("VM_MEMORY", machine.memory, "auto|[1-9]\\d{0,8}[MG]", "a size such as 2G or 512M");
+        require("VM_CPUS", machine.cpus, "auto|[1-9]\\d?", "a number of processors");
+        require("VM_ACCEL", machine.accel, "auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg");
+        require("VM_DISK_CACHE", machine.cache, "writeback|none|unsafe", "writeback, none or unsafe");
+        require("VM_SSH_PORT", machine.sshPort, "auto|[1-9]\\d{0,4}", "a port");
+        List<String> forwards = machine.forwards == null ? List.of() : machine.forwards;
+        forwards.forEach(forward -> require("--forward", forward, "[1-9]\\d{0,4}:[1-9]\\d{0,4}", "two ports such as 8080:80"));
+        String accelerator = accelerator(machine.accel, QEMU, vm.dir()).name();
+        String cpu = !machine.cpu.equals("auto") ? machine.cpu : switch (accelerator) {
             case "kvm" -> "Broadwell-v4,+hypervisor,pmu=off"; // never +invtsc: QEMU then refuses to save the RAM
             case "hvf" -> "host";
             default -> "qemu64";
         };
         long mebibytes = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean()).getTotalMemorySize() >> 20;
         String memory = machine.memory.equals("auto") ? Math.max(2048, Math.min(8192, mebibytes / 4)) + "M" : machine.memory;
-        int cpus = machine.cpus.equals("auto") ? Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2)) : Integer.parseInt(machine.cpus);
-        List<String> extra = new ArrayList<>(display);
-        extra.addAll(split(machine.qemuArgs));
-        String version = run(SOON, List.of(QEMU, "--version")).outputUTF8().lines().findFirst().orElse("");
-        Hardware hardware = new Hardware(version, hardwareArguments(accelerator.name(), cpu, memory, cpus, discs.size(), extra));
-        return new Boot(hardware, machine.cache, machine.sshPort, machine.forwards == null ? List.of() : machine.forwards, discs, machine.limit, wait);
+        int half = Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2));
+        List<String> hardware = new ArrayList<>(run(SOON, List.of(QEMU, "--version")).outputUTF8().lines().limit(1).toList());
+        hardware.addAll(hardware(accelerator, cpu, memory, machine.cpus.equals("auto") ? "" + half : machine.cpus, discs.size()));
+        hardware.addAll(split(machine.qemuArgs));
+        return new Boot(hardware, machine.cache, machine.sshPort.equals("auto") ? 0 : Integer.parseInt(machine.sshPort), forwards, discs,
+                duration(machine.timeout), waits);
     }
 
-    private int printCommands(Vm vm, Boot boot) throws IOException {
-        Path base = vm.snapshot(CLEAN).map(Snapshot::disk).orElse(vm.clean());
-        if (!Files.exists(vm.disk())) {
-            answer(shellQuoted(overlayCommand(base, vm.disk())));
+    /** The arguments that make the machine, as the guest and its RAM see it. */
+    static List<String> hardware(String accelerator, String cpu, String memory, String cpus, int discs) {
+        List<String> arguments = new ArrayList<>(List.of("-accel", accelerator, "-cpu", cpu, "-m", memory, "-smp", cpus, "-machine", "pc",
+                "-nodefaults", "-no-user-config", "-rtc", "base=utc", "-vga", "std", "-serial", "chardev:serial0",
+                "-device", "virtio-scsi-pci,id=scsi0", "-device", "scsi-hd,bus=scsi0.0,drive=disk0,bootindex=1", // DragonFly's da0
+                "-device", "virtio-net-pci,netdev=net0,romfile=")); // vtnet0, without booting from the network
+        if (accelerator.equals("kvm")) {
+            arguments.addAll(List.of("-global", "kvm-pit.lost_tick_policy=delay"));
         }
-        Optional<Snapshot> below = below(vm);
-        boolean incoming = below.isPresent() && below.get().ramProblem(boot.hardware()).isEmpty();
-        answer(shellQuoted(qemuArguments(vm, boot, ports(boot.sshPort()).get(0), incoming)));
-        return 0;
+        for (int i = 0; i < discs; i++) {
+            arguments.addAll(List.of("-device", "ide-cd,bus=ide.0,unit=" + i + ",drive=cd" + i + (i == 0 ? ",bootindex=2" : "")));
+        }
+        return arguments;
     }
 
-    /** The snapshot that the working disk, or a new one, would be a copy of: nothing was written to it yet. */
-    private static Optional<Snapshot> below(Vm vm) throws IOException {
-        if (!Files.exists(vm.disk())) {
-            return vm.snapshot(CLEAN);
+    /** QEMU's command line, with nothing in it that a path could break. */
+    static List<String> qemuArguments(Vm vm, Boot boot, int port, boolean incoming) throws IOException {
+        List<String> arguments = new ArrayList<>(List.of(QEMU, "-name", vm.name(), "-pidfile", vm.file(".qemu-pid").toString(), "-daemonize",
+                "-display", "none", "-d", "strace", "-D", vm.file(".qemu.log").toString())); // -D alone logs no errors; strace is for user mode
+        if (System.getProperty("os.name").equals("Linux")) {
+            arguments.addAll(List.of("-sandbox", "on,resourcecontrol=deny")); // denying more does not go with -daemonize
         }
-        Qcow2 disk = Qcow2.read(vm.disk());
-        return disk.empty() && disk.backing().isPresent()
-                ? vm.snapshots().stream().filter(snapshot -> snapshot.disk().equals(disk.backing().get())).findFirst() : Optional.empty();
+        arguments.addAll(List.of("-blockdev", JsonWriter.string().object().value("node-name", "disk0").value("driver", "qcow2")
+                .value("discard", "unmap").value("detect-zeroes", "unmap")
+                .object("cache").value("direct", boot.cache().equals("none")).value("no-flush", boot.cache().equals("unsafe")).end()
+                .object("file").value("driver", "file").value("filename", vm.disk().toString()).end().end().done()));
+        for (int i = 0; i < boot.discs().size(); i++) {
+            arguments.addAll(List.of("-blockdev", JsonWriter.string().object().value("node-name", "cd" + i).value("driver", "raw")
+                    .value("read-only", true)
+                    .object("file").value("driver", "file").value("filename", boot.discs().get(i).toString()).end().end().done()));
+        }
+        StringBuilder network = new StringBuilder("user,id=net0,hostfwd=tcp:127.0.0.1:" + port + "-:22");
+        boot.forwards().forEach(forward -> network.append(",hostfwd=tcp:127.0.0.1:").append(forward.replace(":", "-:")));
+        String socket = "socket,server=on,wait=off,id=";
+        arguments.addAll(List.of("-netdev", network.toString(),
+                "-chardev", socket + "qmp0,path=" + doubled(vm.socket(".qmp")), "-mon", "chardev=qmp0,mode=control",
+                "-chardev", socket + "serial0,path=" + doubled(vm.socket(".console")) + ",logappend=on,logfile=" + doubled(vm.file(".console.log"))));
+        if (incoming) {
+            arguments.addAll(List.of("-incoming", "unix:" + vm.socket(".ram")));
+        }
+        arguments.addAll(boot.hardware().subList(1, boot.hardware().size()));
+        return arguments;
+    }
+
+    /** In an option of the key=value kind a comma separates; doubled it is one. */
+    private static String doubled(Path path) {
+        return path.toString().replace(",", ",,");
     }
 
     /**
-     * From the working disk to a guest that answers: by the RAM of the snapshot below if nothing was written since and the RAM can
-     * be used, else by a cold boot. A cold boot of the installation's own state is then frozen, so that the next one need not be.
+     * From the working disk to a guest that answers: by the RAM of the snapshot below if it can be used, else by a cold boot. A cold
+     * boot of the installation as it was made is then frozen, so that the next one need not be.
      */
     private void boot(Boot boot, boolean freeze) throws IOException {
-        Vm vm = vm();
         long begun = System.nanoTime();
-        Optional<Snapshot> below = below(vm);
-        boolean installation = below.isPresent() ? below.get().automatic()
-                : !Files.exists(vm.disk()) || Qcow2.read(vm.disk()).empty() && Qcow2.read(vm.disk()).backing().equals(Optional.of(vm.clean()));
-        String problem = below.isEmpty() ? "" : below.get().ramProblem(boot.hardware()).orElse(null);
+        Snapshot below = vm.below().orElse(null);
+        boolean asInstalled = vm.isAsInstalled();
         if (!Files.exists(vm.disk())) {
-            overlay(below.map(Snapshot::disk).orElse(vm.clean()));
+            overlay(below == null ? vm.clean() : below.disk());
+        } else if (!Vm.isSound(vm.disk())) {
+            throw new VmException(69, "what " + vm.disk() + " builds on is gone or was made anew: vm-ctl restore goes back to snapshot " + CLEAN);
         }
-        vm.chain(vm.disk());
-        if (below.isPresent() && problem == null) {
-            Running running = launch(boot, true);
-            try {
-                feed(below.get());
-                awaitAnswer(running, boot.limit(), true);
-                say(String.format(Locale.ROOT, "restored %s with its RAM in %.1f s: ssh on port %d (pid %d, %s)", below.get().name(),
-                        seconds(begun), running.port(), running.pid(), boot.hardware().value("-accel")));
-                return;
-            } catch (IOException damaged) {
-                kill(running.pid());
-                problem = damaged.getMessage();
+        if (below != null && below.ram() != null) {
+            String problem = below.ramProblem(boot.hardware()).orElse(null);
+            if (problem == null) {
+                JsonObject running = launch(boot, true);
+                problem = feed(below, running);
+                if (problem == null) {
+                    awaitAnswer(running, boot.limit(), true);
+                    say(String.format(Locale.ROOT, "restored %s with its RAM in %.1f s: %s", below.name(), seconds(begun), describe(running)));
+                    return;
+                }
+                kill(running.getLong("pid"));
             }
+            say("the RAM of " + below.name() + " cannot be used: " + problem + "; booting its disk");
+            overlay(asInstalled ? vm.clean() : below.disk());
         }
-        if (below.isPresent() && below.get().ram() != null) {
-            say("the RAM of " + below.get().name() + " cannot be used: " + problem + "; booting its disk");
-            overlay(installation && Files.exists(vm.clean()) ? vm.clean() : below.get().disk());
-        }
-        Running running = launch(boot, false);
-        if (!boot.awaited()) {
-            say("started " + vmName + ": ssh will be on port " + running.port() + " (pid " + running.pid() + ")");
+        JsonObject running = launch(boot, false);
+        if (!boot.waits()) {
+            say("started " + vm.name() + ", which has yet to boot: " + describe(running));
             return;
         }
         awaitAnswer(running, boot.limit(), false);
-        say(String.format(Locale.ROOT, "booted %s in %.1f s: ssh on port %d (pid %d, %s)", vmName, seconds(begun), running.port(), running.pid(),
-                boot.hardware().value("-accel")));
-        if (installation && freeze) {
+        say(String.format(Locale.ROOT, "booted %s in %.1f s: %s", vm.name(), seconds(begun), describe(running)));
+        if (asInstalled && freeze) {
             try {
                 freezeRunning(running, CLEAN, true, boot.limit());
             } catch (VmException notFrozen) {
-                if (running().isEmpty()) {
+                if (running() == null) {
                     throw notFrozen;
                 }
-                say("the booted state could not be kept as snapshot clean, so the next start will boot again: " + notFrozen.getMessage());
+                say("it runs, but could not be kept as snapshot clean, so the next start will boot again: " + notFrozen.getMessage());
             }
         }
     }
 
-    /** Starts QEMU on the first free port, and writes down what runs. */
-    private Running launch(Boot boot, boolean incoming) throws IOException {
-        Vm vm = vm();
-        long consoleAt = Files.exists(vm.file(".console.log")) ? Files.size(vm.file(".console.log")) : 0;
-        boot.forwards().forEach(forward -> needFree(Integer.parseInt(forward.split(":")[0])));
-        boolean sandbox = true;
-        for (Iterator<Integer> ports = ports(boot.sshPort()).iterator(); ; ) {
-            int port = ports.next();
-            List<String> command = qemuArguments(vm, boot, port, incoming);
-            if (!sandbox) {
-                command.subList(command.indexOf("-sandbox"), command.indexOf("-sandbox") + 2).clear();
-            }
-            ProcessResult started = run(SOON.multipliedBy(4), command);
-            String said = printable(started.outputUTF8()).strip();
+    private static String describe(JsonObject running) {
+        return "ssh on port " + running.getInt("port") + " (pid " + running.getLong("pid") + ", " + running.getString("accel") + ")";
+    }
+
+    /** Starts QEMU on the first port it can have, and writes down what runs. */
+    private JsonObject launch(Boot boot, boolean incoming) throws IOException {
+        Path log = vm.file(".console.log");
+        if (Files.exists(log) && Files.size(log) > 10_000_000) {
+            Files.move(log, vm.file(".console.log.1"), StandardCopyOption.REPLACE_EXISTING);
+        }
+        long consoleAt = Files.exists(log) ? Files.size(log) : 0;
+        boot.forwards().forEach(forward -> freePorts(Integer.parseInt(forward.split(":")[0])));
+        String said = "";
+        for (int port : freePorts(boot.port())) {
+            ProcessResult started = run(SOON, qemuArguments(vm, boot, port, incoming));
+            said = printable(started.outputUTF8()).strip();
             if (started.getExitValue() == 0) {
-                long pid = Long.parseLong(Files.readString(vm.file(".qemu.pid")).strip());
-                Running running = new Running(pid, port, Instant.now(), consoleAt, false, boot.byHand(), boot.cache(), boot.forwards(), boot.hardware());
-                running.write(vm.pidFile());
-                writeSshConfigs(vmName, port);
-                return running;
-            } else if (sandbox && said.contains("sandbox")) {
-                sandbox = false; // this QEMU was built without it
-                ports = ports(boot.sshPort()).iterator();
-            } else if (!said.contains("host forwarding") || !ports.hasNext()) {
-                throw new VmException(69, "QEMU did not start: " + (said.isEmpty() ? "exit code " + started.getExitValue() : said));
+                JsonObject running = new JsonObject();
+                running.put("pid", Long.valueOf(Files.readString(vm.file(".qemu-pid")).strip()));
+                running.put("bootId", bootId());
+                running.put("startTicks", startTicks(running.getLong("pid")));
+                running.put("port", port);
+                running.put("accel", boot.hardware().get(2));
+                running.put("memory", boot.hardware().get(6));
+                running.put("cpus", boot.hardware().get(8));
+                running.put("started", Instant.now().toString());
+                running.put("consoleAt", consoleAt);
+                running.put("ready", false);
+                running.put("byHand", !boot.discs().isEmpty());
+                running.put("cache", boot.cache());
+                running.put("forwards", boot.forwards());
+                running.put("hardware", boot.hardware());
+                writeFile(vm.pidFile(), JsonWriter.string(running), "rw-------");
+                Path keys = privateDirectory(vm.file(".ssh"));
+                writeFile(keys.resolve("config"), sshConfig(vm.name(), port, keys, vm.socket(".control")), "rw-------");
+                writeSshConfig();
+                return json(Files.readString(vm.pidFile()));
+            } else if (!said.contains("host forwarding")) {
+                break; // else somebody took the port meanwhile
             }
         }
+        throw new VmException(69, "QEMU did not start: " + said);
     }
 
-    /** The ports to try: the one set by hand, which must be free, else 2222 and what follows. */
-    private static List<Integer> ports(String wanted) {
-        if (wanted.matches("\\d+")) {
-            needFree(Integer.parseInt(wanted));
-            return List.of(Integer.valueOf(wanted));
+    /** The port asked for, which must be free, or all free ones from 2222 on. */
+    private static List<Integer> freePorts(int wanted) {
+        if (wanted > 0 && !isFree(wanted)) {
+            throw new VmException(69, "port " + wanted + " of 127.0.0.1 is taken by " + portHolder(wanted) + ": choose another");
         }
-        IntStream candidates = wanted.startsWith("auto:") ? IntStream.of(Integer.parseInt(wanted.substring(5))) : IntStream.empty();
-        List<Integer> free = IntStream.concat(candidates, IntStream.range(2222, 2322)).filter(VmCtl::isFree).boxed().toList();
-        if (free.isEmpty()) {
-            throw new VmException(69, "no port from 2222 to 2321 is free: choose one with --ssh-port");
-        }
-        return free;
+        return wanted > 0 ? List.of(wanted) : IntStream.range(2222, 2322).filter(VmCtl::isFree).boxed().toList();
     }
 
     static boolean isFree(int port) {
@@ -1008,71 +900,55 @@ final class VmCtl {
         }
     }
 
-    private static void needFree(int port) {
-        if (!isFree(port)) {
-            throw new VmException(69, "port " + port + " of 127.0.0.1 is taken" + portHolder(port).map(" by "::concat).orElse("") + ": choose another");
+    /** Who listens on a port of this host, as far as this user may know. */
+    static String portHolder(int port) {
+        try (Stream<String> lines = Stream.concat(Files.lines(Path.of("/proc/net/tcp")), Files.lines(Path.of("/proc/net/tcp6")))) {
+            Set<String> sockets = lines.map(line -> line.strip().split("\\s+"))
+                    .filter(field -> field[1].endsWith(String.format(":%04X", port)) && field[3].equals("0A"))
+                    .map(field -> "socket:[" + field[9] + "]").collect(Collectors.toSet());
+            return ProcessHandle.allProcesses().filter(process -> entries(Path.of("/proc/" + process.pid() + "/fd")).stream()
+                    .anyMatch(fd -> sockets.contains(linkTarget(fd)))).findFirst()
+                    .map(process -> process.info().command().orElse("a process") + " (pid " + process.pid() + ")").orElse("another user's process");
+        } catch (IOException notLinux) {
+            return "another process";
         }
     }
 
-    /** Who listens on a port of this host, as far as /proc tells. */
-    static Optional<String> portHolder(int port) {
-        Set<String> sockets = new HashSet<>();
-        for (String table : List.of("/proc/net/tcp", "/proc/net/tcp6")) {
-            try (Stream<String> lines = Files.lines(Path.of(table))) {
-                lines.map(line -> line.strip().split("\\s+")).filter(field -> field[1].endsWith(String.format(":%04X", port)) && field[3].equals("0A"))
-                        .forEach(field -> sockets.add("socket:[" + field[9] + "]"));
-            } catch (IOException notLinux) {
-                return Optional.empty();
-            }
-        }
-        return ProcessHandle.allProcesses().filter(process -> {
-            try (Stream<Path> open = Files.list(Path.of("/proc/" + process.pid() + "/fd"))) {
-                return open.anyMatch(fd -> {
-                    try {
-                        return sockets.contains(Files.readSymbolicLink(fd).toString());
-                    } catch (IOException closed) {
-                        return false;
-                    }
-                });
-            } catch (IOException anotherUsers) {
-                return false;
-            }
-        }).findFirst().map(process -> process.info().command().map(Path::of).map(Path::getFileName).map(Path::toString).orElse("a process")
-                + " (pid " + process.pid() + ")");
-    }
+    // Waiting for the guest.
 
-    // ---- waiting for the guest ----
-
-    /** Waits until the guest's sshd answers a command, the restored guest's clock set on the way; says why if it does not. */
-    private void awaitAnswer(Running running, Duration limit, boolean setClock) throws IOException {
-        long deadline = System.nanoTime() + limit.toNanos();
-        String last = "sshd does not answer on port " + running.port();
+    /** Waits until the guest's sshd answers a command; says why if it does not. A restored guest's clock stands at its snapshot, and is set. */
+    private void awaitAnswer(JsonObject running, Duration limit, boolean setClock) throws IOException {
+        int port = running.getInt("port");
+        String last = "sshd does not answer on port " + port;
         int refusals = 0;
-        for (int patience = 1000; ; patience = Math.min(5000, patience + 250)) { // an emulated sshd may need longer for its banner
-            if (startTicks(running.pid()) < 0) {
-                throw new VmException(69, "QEMU ended while the guest was starting: " + tail(vm().file(".qemu.log"), 2) + lastWords());
+        long deadline = System.nanoTime() + limit.toNanos();
+        for (int patience = 1000; System.nanoTime() < deadline; patience = Math.min(5000, patience + 250)) { // an emulated sshd may be slow
+            if (startTicks(running.getLong("pid")) < 0) {
+                throw new VmException(69, "QEMU ended while the guest was starting: " + lastLines(vm.file(".qemu.log"), 2) + consoleEnd());
             }
-            Optional<String> trouble = trouble(consoleSince(running));
+            Optional<String> trouble = trouble(consoleSince(vm, running));
             if (trouble.isPresent()) {
-                throw new VmException(69, "the guest is in trouble: " + trouble.get() + lastWords());
+                throw new VmException(69, "the guest is in trouble: " + trouble.get() + consoleEnd());
             }
-            if (hasBanner(running.port(), patience)) {
-                Optional<String> refusal = firstCommand(setClock);
-                if (refusal.isEmpty()) {
-                    running.answered().write(vm().pidFile());
-                    return;
+            ProcessResult first = hasBanner(port, patience) ? run(SOON, ssh("true")) : null;
+            if (first != null && first.getExitValue() == 0) {
+                String now = DateTimeFormatter.ofPattern("yyyyMMddHHmm.ss").withZone(ZoneOffset.UTC).format(Instant.now().plusMillis(500)); // rounded
+                if (setClock && run(SOON, ssh("date -u " + now)).getExitValue() != 0) {
+                    say("the guest's clock could not be set; it stands at the moment of the snapshot");
                 }
-                last = refusal.get();
-                if (last.contains("HOST IDENTIFICATION HAS CHANGED") || last.contains("Host key verification failed")
-                        || last.contains("Permission denied") && ++refusals == 3) {
-                    throw new VmException(69, "the guest's sshd is not the one this VM was given, or refuses its key: " + last);
+                running.put("ready", true);
+                writeFile(vm.pidFile(), JsonWriter.string(running), "rw-------");
+                return;
+            } else if (first != null) {
+                last = printable(first.outputUTF8()).strip();
+                refusals += last.contains("Permission denied") ? 1 : 0;
+                if (last.contains("Host key verification failed") || last.contains("IDENTIFICATION HAS CHANGED") || refusals == 3) {
+                    throw new VmException(69, "what answers is not the sshd this VM was given, or does not know its key: " + last);
                 }
-            }
-            if (System.nanoTime() > deadline) {
-                throw new VmException(124, "no answer after " + limit.toSeconds() + " s: " + last + lastWords());
             }
             pause(50);
         }
+        throw new VmException(124, "no answer after " + limit.toSeconds() + " s: " + last + consoleEnd());
     }
 
     /** QEMU's network accepts a connection before the guest does, so only the first bytes tell. */
@@ -1080,287 +956,219 @@ final class VmCtl {
         try (Socket socket = new Socket()) {
             socket.connect(new InetSocketAddress(InetAddress.getLoopbackAddress(), port), millis);
             socket.setSoTimeout(millis);
-            return new String(socket.getInputStream().readNBytes(4), UTF_8).equals("SSH-");
+            return new String(socket.getInputStream().readNBytes(8), UTF_8).equals("SSH-2.0-");
         } catch (IOException notYet) {
             return false;
         }
     }
 
-    /**
-     * The first real command, over a new connection. A restored guest believes it is the moment of its snapshot: it is sent the
-     * time when its shell is ready to take it, rounded to the second, which keeps the error below one.
-     */
-    private Optional<String> firstCommand(boolean setClock) throws IOException {
-        List<String> command = ssh();
-        command.add(setClock ? "sh -c 'echo ready; read now && date -u $now >/dev/null'" : "sh -c 'echo ready'");
-        if (verbose) {
-            System.err.println("+ " + shellQuoted(command));
-        }
-        Process process = new ProcessBuilder(command).redirectErrorStream(true).start();
-        CompletableFuture.delayedExecutor(SOON.toMillis(), TimeUnit.MILLISECONDS).execute(process::destroyForcibly);
-        StringBuilder said = new StringBuilder();
-        boolean ready = false;
-        try (BufferedReader in = process.inputReader(UTF_8); Writer out = process.outputWriter(UTF_8)) {
-            for (String line = in.readLine(); line != null; line = in.readLine()) {
-                if (line.equals("ready") && setClock) {
-                    out.write(DateTimeFormatter.ofPattern("yyyyMMddHHmm.ss").withZone(ZoneOffset.UTC).format(Instant.now().plusMillis(500)) + "\n");
-                    out.flush();
-                }
-                ready |= line.equals("ready");
-                said.append(line.equals("ready") ? "" : printable(line) + " ");
-            }
-            if (ready && process.waitFor() != 0) {
-                say("the guest's clock could not be set: " + said);
-            }
-            return ready ? Optional.empty() : Optional.of(said.isEmpty() ? "ssh was cut off" : said.toString().strip());
-        } catch (InterruptedException interrupted) {
-            throw new VmException(130, "interrupted");
-        } finally {
-            process.destroyForcibly();
-        }
-    }
-
-    /** What the console says since this QEMU started, as far as it matters: its end. */
-    private String consoleSince(Running running) throws IOException {
-        return tail(vm().file(".console.log"), running.consoleAt(), 1 << 18);
-    }
-
-    /** What went wrong in the guest, by what DragonFly's kernel, loader and rc print then. A boot after a panic is no trouble any more. */
+    /** What went wrong in the guest, by what DragonFly's loader, kernel and rc print then; a boot since then mends it. */
     static Optional<String> trouble(String console) {
-        int booted = console.lastIndexOf("Copyright (c) 2003-");
-        Matcher match = Pattern.compile("^.*(?:panic: |Fatal trap \\d+|Debugger\\(\"panic\"\\)|^db> |mountroot> ?|Root mount failed: |no bootable kernel|"
-                + "can't load 'kernel'|Automatic file system check failed|ABORTING BOOT|Enter full pathname of shell|"
-                + "The operating system has halted).*$", Pattern.MULTILINE).matcher(console);
-        return match.find(Math.max(0, booted)) ? Optional.of(match.group().strip()) : Optional.empty();
+        Matcher match = Pattern.compile("(?m)^.*(?:panic: |Fatal trap \\d|^db> |mountroot> |Root mount failed: |no bootable kernel|can't load 'kernel'|"
+                + "Automatic file system check failed|ABORTING BOOT|Enter full pathname of shell|The operating system has halted).*$").matcher(console);
+        return match.find(Math.max(0, console.lastIndexOf(KERNEL_STARTS))) ? Optional.of(match.group().strip()) : Optional.empty();
     }
 
-    /** It panicked since this QEMU started, and booted again. */
-    static boolean rebootedAfterPanic(String console) {
-        int panic = console.indexOf("panic: ");
-        return panic >= 0 && console.indexOf("Copyright (c) 2003-", panic) >= 0;
+    private static final String KERNEL_STARTS = "Copyright (c) 2003-";
+
+    private static String consoleSince(Vm vm, JsonObject running) throws IOException {
+        return end(vm.file(".console.log"), running.getLong("consoleAt"), 1 << 18);
     }
 
-    private String lastWords() throws IOException {
-        String words = tail(vm().file(".console.log"), 5);
-        return words.isEmpty() ? "" : System.lineSeparator() + "the console's last lines:" + System.lineSeparator() + words;
+    private String consoleEnd() throws IOException {
+        String lines = lastLines(vm.file(".console.log"), 5);
+        return lines.isEmpty() ? "" : "\nthe console's last lines:\n" + lines;
     }
 
-    // ---- RAM ----
+    // RAM.
 
-    /** Writes a running guest's RAM to a file. Whatever goes wrong, also if this process dies, QEMU lets the guest go on. */
-    private Ram saveRam(Path file, Duration limit) throws IOException {
-        Path socket = vm().socket(".ram");
+    /** Writes a running guest's RAM to a file. If this fails, or this process dies, QEMU lets the guest go on. */
+    private Ram saveRam(Path file, List<String> hardware, Duration limit) throws IOException {
+        Path socket = vm.socket(".ram");
         Files.deleteIfExists(socket);
         CRC32C crc = new CRC32C();
         long bytes = 0;
         try (ServerSocketChannel server = ServerSocketChannel.open(StandardProtocolFamily.UNIX).bind(UnixDomainSocketAddress.of(socket));
                 FileChannel to = FileChannel.open(file, Set.of(StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE),
-                    PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")))) {
-            JsonObject unhurried = new JsonObject();
-            unhurried.put("max-bandwidth", 1L << 40); // the default of 128 MiB/s is for networks
-            unhurried.put("downtime-limit", 600_000); // one pass: nobody notices, and a busy guest would never converge
-            qmp("migrate-set-parameters", unhurried);
-            JsonObject where = new JsonObject();
-            where.put("uri", "unix:" + socket);
-            qmp("migrate", where);
-            CompletableFuture.delayedExecutor(limit.toMillis(), TimeUnit.MILLISECONDS).execute(() -> closeQuietly(server));
+                        PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")))) {
+            qmp("migrate-set-parameters", "max-bandwidth", 1L << 40, "downtime-limit", 600_000); // the defaults are for networks
+            qmp("migrate", "uri", "unix:" + socket);
             try (SocketChannel from = server.accept()) {
                 CompletableFuture.delayedExecutor(limit.toMillis(), TimeUnit.MILLISECONDS).execute(() -> closeQuietly(from));
                 ByteBuffer buffer = ByteBuffer.allocateDirect(1 << 20);
                 while (from.read(buffer.clear()) >= 0) {
                     crc.update(buffer.flip());
+                    bytes += buffer.limit();
                     for (buffer.rewind(); buffer.hasRemaining(); ) {
-                        bytes += to.write(buffer);
+                        to.write(buffer);
                     }
                 }
             }
-            for (long deadline = System.nanoTime() + limit.toNanos(); !migration("status").equals("completed"); pause(10)) {
-                if (migration("status").equals("failed") || System.nanoTime() > deadline) {
-                    throw new IOException("QEMU says: " + migration("error-desc"));
+            JsonObject migration = qmp("query-migrate");
+            for (; !migration.getString("status").equals("completed"); migration = qmp("query-migrate")) {
+                if (migration.getString("status").equals("failed")) {
+                    throw new IOException(migration.getString("error-desc", "QEMU does not say why"));
                 }
+                pause(10);
             }
-            return new Ram(file, bytes, crc.getValue());
+            return new Ram(file, bytes, crc.getValue(), hardware);
         } catch (IOException failed) {
             Files.deleteIfExists(file);
-            boolean full = file.toFile().getUsableSpace() < 1 << 20 || String.valueOf(failed.getMessage()).contains("space");
-            throw new VmException(full ? 1 : 69, "the RAM could not be saved (" + (full ? "the disk is full" : failed.getMessage()) + "); the guest runs on");
+            boolean full = String.valueOf(failed.getMessage()).contains("space");
+            throw new VmException(full ? 1 : 69, "the RAM could not be saved: " + failed.getMessage() + "; the guest goes on");
         } finally {
             Files.deleteIfExists(socket);
         }
     }
 
-    private String migration(String key) throws IOException {
-        return ((JsonObject) qmp("query-migrate", new JsonObject())).getString(key, "");
-    }
-
-    /** Gives a waiting QEMU the RAM of a snapshot. The last part is held back until the checksum is known: a damaged RAM never runs. */
-    private void feed(Snapshot snapshot) throws IOException {
-        Path socket = vm().socket(".ram");
+    /** Hands a snapshot's RAM to a QEMU that waits for it; why it was not taken, or null. What is damaged never runs: its end is held back. */
+    private String feed(Snapshot snapshot, JsonObject running) throws IOException {
         CRC32C crc = new CRC32C();
-        try (FileChannel from = FileChannel.open(snapshot.ram()); SocketChannel to = SocketChannel.open(UnixDomainSocketAddress.of(socket))) {
-            CompletableFuture.delayedExecutor(10, TimeUnit.MINUTES).execute(() -> closeQuietly(to));
+        try (FileChannel from = FileChannel.open(snapshot.ram());
+                SocketChannel to = SocketChannel.open(UnixDomainSocketAddress.of(vm.socket(".ram")))) {
             ByteBuffer buffer = ByteBuffer.allocateDirect(1 << 20);
-            for (long left = snapshot.ramBytes(); left > 0; left -= buffer.limit()) {
-                buffer.clear().limit((int) ((left - 1) % buffer.capacity() + 1)); // the first one is short, so the last one is full
+            for (long left = snapshot.said().getLong("ramBytes"); left > 0; left -= buffer.limit()) {
+                buffer.clear().limit((int) ((left - 1) % buffer.capacity() + 1)); // the first part is short, so the last one is full
                 while (buffer.hasRemaining() && from.read(buffer) >= 0) {
                     // a file is read in as many pieces as it likes
                 }
                 crc.update(buffer.flip());
-                if (buffer.limit() == 0 || left == buffer.limit() && crc.getValue() != snapshot.ramCrc()) {
-                    throw new IOException("it is damaged (its checksum is wrong)");
+                if (buffer.limit() == 0 || buffer.limit() == left && crc.getValue() != snapshot.said().getLong("ramCrc32c")) {
+                    return "it is damaged (its checksum is wrong)";
                 }
                 for (buffer.rewind(); buffer.hasRemaining(); ) {
                     to.write(buffer);
                 }
             }
-        } catch (ClosedChannelException | SocketException refused) {
-            throw new IOException("QEMU refuses it: " + tail(vm().file(".qemu.log"), 2), refused);
+        } catch (IOException refused) {
+            return "QEMU refuses it: " + lastLines(vm.file(".qemu.log"), 2);
         }
-        for (long deadline = System.nanoTime() + SOON.toNanos() * 2; runStateOr("gone").equals("inmigrate"); pause(10)) {
-            if (System.nanoTime() > deadline) {
-                throw new IOException("QEMU does not come to an end with it");
-            }
+        while (startTicks(running.getLong("pid")) > 0 && runState(SOON).equals("inmigrate")) {
+            pause(10);
         }
-        if (running().isEmpty()) {
-            throw new IOException("QEMU refuses it: " + tail(vm().file(".qemu.log"), 2));
-        }
-        Files.deleteIfExists(socket);
+        return startTicks(running.getLong("pid")) > 0 ? null : "QEMU refuses it: " + lastLines(vm.file(".qemu.log"), 2);
     }
 
-    // ---- snapshots ----
+    // Snapshots.
 
     /** Freezes a running guest's disk and RAM, and goes on from there in a new QEMU. */
-    private void freezeRunning(Running running, String name, boolean automatic, Duration limit) throws IOException {
-        Vm vm = vm();
+    private void freezeRunning(JsonObject running, String name, boolean automatic, Duration limit) throws IOException {
         long begun = System.nanoTime();
-        String state = runState(SOON);
-        if (!state.equals("running")) {
-            throw new VmException(69, vmName + " is " + state + ": vm-ctl start lets it go on, vm-ctl stop lets its disk alone be frozen");
-        }
-        List<String> sync = ssh();
-        sync.add("sync"); // so that the disk alone is worth something, too
-        ProcessResult synced = run(SOON.multipliedBy(4), sync);
-        if (synced.getExitValue() != 0) {
-            throw new VmException(69, "the guest does not answer ssh, so its RAM is not worth keeping (" + printable(synced.outputUTF8()).strip()
-                    + "): vm-ctl stop lets its disk alone be frozen");
+        if (!runState(SOON).equals("running")) {
+            throw new VmException(69, vm.name() + " stands still: vm-ctl start lets it go on, vm-ctl stop lets its disk alone be frozen");
+        } else if (run(SOON, ssh("sync")).getExitValue() != 0) { // for the day when the disk alone can be used
+            throw new VmException(69, "the guest does not answer ssh, so its RAM is not worth keeping: vm-ctl stop lets its disk alone be frozen");
         }
         closeSshMaster(); // or the frozen guest keeps a dead session for ever
-        Ram ram = saveRam(Vm.unused(Files.createDirectories(vm.snapshotDir(name)), "ram", ""), limit);
-        Path frozen = vm.freeze(name, ram, running.hardware(), automatic);
-        kill(running.pid()); // it stands still and has written everything
+        Path directory = Files.createDirectories(vm.file(".snapshots").resolve(name));
+        List<String> hardware = running.getArray("hardware").stream().map(String.class::cast).toList();
+        Ram ram = saveRam(Vm.unused(directory, "ram", ""), hardware, limit);
+        Path frozen = vm.freeze(name, ram, automatic);
+        kill(running.getLong("pid")); // it stands still, and has written everything
         thaw(frozen);
         say(String.format(Locale.ROOT, "froze disk and RAM (%d MiB) as %s in %.1f s", ram.bytes() >> 20, name, seconds(begun)));
-        boot(running.again(limit), false);
+        boot(new Boot(hardware, running.getString("cache"), isFree(running.getInt("port")) ? running.getInt("port") : 0,
+                running.getArray("forwards").stream().map(String.class::cast).toList(), List.of(), limit, true), false);
     }
 
-    /** Ends a freeze: the file that was the working disk keeps its new name only, and a fresh overlay on it takes the old one. */
+    /** Ends a freeze: what was the working disk keeps its new name alone, read-only, and a fresh overlay takes the old one. */
     private void thaw(Path frozen) throws IOException {
         Files.setPosixFilePermissions(frozen, PosixFilePermissions.fromString("r--------"));
         overlay(frozen);
-        vm().sweep();
+        vm.sweep();
     }
 
     /** Puts a fresh overlay in the working disk's place, at once or not at all. */
     private void overlay(Path base) throws IOException {
-        Path beside = vmDir.resolve("." + vmName + ".qcow2.new");
+        Path beside = vm.file(".new");
         Files.deleteIfExists(beside);
         ProcessResult made = run(SOON, overlayCommand(base, beside));
         if (made.getExitValue() != 0) {
             throw new VmException(1, "no new disk could be made: " + made.outputUTF8().strip());
         }
         Files.setPosixFilePermissions(beside, PosixFilePermissions.fromString("rw-------"));
-        Files.move(beside, vm().disk(), StandardCopyOption.ATOMIC_MOVE);
+        Files.move(beside, vm.disk(), StandardCopyOption.ATOMIC_MOVE);
     }
 
     static List<String> overlayCommand(Path base, Path overlay) {
         return List.of("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base.toString(), overlay.toString());
     }
 
-    private void delete(Vm vm, String name) throws IOException {
-        Snapshot snapshot = vm.snapshot(name).orElseThrow(() -> new VmException(69, vmName + " has no snapshot " + name));
+    private void delete(String name) throws IOException {
+        Snapshot snapshot = vm.snapshot(name).orElseThrow(() -> new VmException(69, vm.name() + " has no snapshot " + name));
         List<String> builders = vm.buildersOn(snapshot);
         if (name.equals(CLEAN)) {
             throw new VmException(2, "clean is what the VM was installed as; vm-ctl destroy deletes the VM");
         } else if (!builders.isEmpty()) {
-            throw new VmException(69, name + " cannot be deleted, as others build on it: " + String.join(", ", builders));
+            throw new VmException(69, name + " cannot be deleted, others build on it: " + String.join(", ", builders));
         }
-        Files.delete(vm.snapshotDir(name).resolve("snapshot.json"));
+        Files.delete(vm.file(".snapshots").resolve(name).resolve("snapshot.json"));
         vm.sweep();
         say("deleted " + name);
     }
 
-    // ---- state ----
-
-    private Vm vm() {
-        return new Vm(vmDir, vmName);
-    }
-
-    /** Takes the VM's lock and mends what a killed command or host left, so that nobody else need think of it. */
-    private FileChannel take(String command) throws IOException {
-        FileChannel held = lock(privateDirectory(vmDir).resolve(vmName + ".lock"), "vm-ctl " + command);
-        Vm vm = vm();
-        Optional<Running> running = running();
-        if (running.isEmpty()) {
-            endOrphan(vm);
-            forget(vm);
-        }
-        Optional<Path> frozen = vm.halfFrozen();
-        if (frozen.isPresent()) { // the snapshot exists, and the QEMU that stands still on its disk must not go on
-            if (running.isPresent()) {
-                kill(running.get().pid());
-            }
-            thaw(frozen.get());
-        } else if (running.isPresent() && runStateOr("unknown").equals("postmigrate")) {
-            qmp("cont", new JsonObject()); // its RAM was saved, but no snapshot came of it
-        } else if (running.isPresent() && runStateOr("unknown").equals("inmigrate")) {
-            kill(running.get().pid()); // a restore was cut off
-        }
-        vm.sweep();
-        rotate(vm);
-        return held;
-    }
+    // State.
 
     private interface Work {
         void run() throws IOException;
     }
 
-    /** Does what changes the VM's state, while nobody else does. */
+    /** Changes the VM's state while nobody else does, after mending what an interrupted command left. */
     private void locked(String command, Work work) throws IOException {
-        try (FileChannel held = take(command)) {
+        try (FileChannel held = lock(privateDirectory(vm.dir()).resolve(vm.name() + ".lock"), "vm-ctl " + command)) {
+            mend();
             work.run();
-            held.truncate(0); // no holder any more
+            held.truncate(0);
         }
     }
 
-    private Optional<Running> running() throws IOException {
-        return livePid(vm().pidFile()).isPresent() ? Optional.of(Running.read(vm().pidFile())) : Optional.empty();
-    }
-
-    private Running needRunning() throws IOException {
-        return running().orElseThrow(() -> new VmException(3, "VM " + vmName + " is not running; start it: vm-ctl start"));
-    }
-
-    /** A QEMU that was started by a command which died before it could write the pid file. */
-    private static void endOrphan(Vm vm) throws IOException {
-        try {
-            long pid = Long.parseLong(Files.readString(vm.file(".qemu.pid")).strip());
-            List<String> command = List.of(Files.readString(Path.of("/proc/" + pid + "/cmdline")).split("\0"));
-            if (command.contains(vm.file(".qemu.pid").toString())) {
-                kill(pid);
+    /** After a kill of QEMU, of a command or of the host at any point: makes the files say what is so. */
+    private void mend() throws IOException {
+        JsonObject running = running();
+        if (running == null) {
+            killOrphan();
+            for (Path file : List.of(vm.pidFile(), vm.file(".qemu-pid"), vm.socket(".qmp"), vm.socket(".console"), vm.socket(".ram"))) {
+                Files.deleteIfExists(file);
             }
-        } catch (NoSuchFileException | NumberFormatException none) {
-            // no QEMU, or one that never came so far
+        }
+        Path frozen = vm.halfFrozen();
+        String state = running == null ? "" : runState(Duration.ofSeconds(5));
+        if (running != null && (frozen != null || state.equals("inmigrate"))) { // it stands still on a frozen disk, or half restored
+            kill(running.getLong("pid"));
+        } else if (state.equals("postmigrate")) {
+            qmp("cont"); // its RAM was saved, but no snapshot came of it
+        }
+        if (frozen != null) {
+            thaw(frozen);
+        }
+        vm.sweep();
+    }
+
+    /** Ends a QEMU whose starter was killed before it could write the pid file. */
+    private void killOrphan() throws IOException {
+        Path pidFile = vm.file(".qemu-pid");
+        String pid = Files.exists(pidFile) ? Files.readString(pidFile).strip() : "";
+        Path commandLine = Path.of("/proc/" + pid + "/cmdline");
+        if (!pid.isEmpty() && Files.exists(commandLine) && List.of(Files.readString(commandLine).split("\0")).contains(pidFile.toString())) {
+            kill(Long.parseLong(pid));
         }
     }
 
-    /** Removes what a QEMU that is gone left: its pid files and sockets. */
-    private static void forget(Vm vm) throws IOException {
-        for (Path file : List.of(vm.pidFile(), vm.file(".qemu.pid"), vm.socket(".qmp"), vm.socket(".console"), vm.socket(".ram"))) {
-            Files.deleteIfExists(file);
+    /** What the pid file says, if its QEMU still runs. */
+    private JsonObject running() throws IOException {
+        if (livePid(vm.pidFile()).isEmpty()) {
+            return null;
+        }
+        return json(Files.readString(vm.pidFile()));
+    }
+
+    private void needRunning() throws IOException {
+        if (running() == null) {
+            throw new VmException(3, "VM " + vm.name() + " is not running; start it: vm-ctl start");
         }
     }
 
-    private static void kill(long pid) throws IOException {
+    private static void kill(long pid) {
         ProcessHandle.of(pid).ifPresent(ProcessHandle::destroyForcibly);
         if (!isGone(pid, SOON)) {
             throw new VmException(69, "QEMU (pid " + pid + ") does not die: it waits for the host's kernel, likely for a disk");
@@ -1376,38 +1184,29 @@ final class VmCtl {
         return true;
     }
 
-    /** A start of what runs: lets it go on if it stands still, and waits for its first answer if nobody did. */
-    private void goOn(Running running, Duration limit, boolean wait) throws IOException {
-        if (Set.of("paused", "io-error").contains(runStateOr("unknown"))) {
-            qmp("cont", new JsonObject());
-        }
-        if (wait && !running.byHand()) {
-            awaitAnswer(running, limit, false);
-        }
-        say(vmName + " runs already: ssh on port " + running.port() + " (pid " + running.pid() + ")");
-    }
-
     /** A way to end a VM, and how long it may take. */
     private record Rung(String name, Duration limit, Callable<Boolean> step) {}
 
-    private void shutDown(Running running, boolean force) throws IOException {
+    private void shutDown(JsonObject running, boolean force) throws IOException {
         long begun = System.nanoTime();
-        Optional<String> trouble = trouble(consoleSince(running));
+        long pid = running.getLong("pid");
+        Optional<String> trouble = trouble(consoleSince(vm, running));
         if (trouble.isPresent() && !force) {
             say("the guest cannot be asked: " + trouble.get());
         }
-        List<Rung> rungs = List.of(
-                // rc.shutdown and init may take 150 s by their own limits
-                new Rung("shutdown -p now over ssh", Duration.ofSeconds(160), () -> hasBanner(running.port(), 5000) && askToShutDown()),
-                new Rung("the power button", Duration.ofSeconds(60), () -> qmp("system_powerdown", new JsonObject()) != null),
-                new Rung("QMP quit", SOON, () -> qmp("quit", new JsonObject()) != null),
-                new Rung("SIGKILL", SOON, () -> ProcessHandle.of(running.pid()).map(ProcessHandle::destroyForcibly).orElse(true)));
+        List<Rung> rungs = List.of( // rc.shutdown and init may take 150 s by their own limits
+                new Rung("shutdown -p now over ssh", Duration.ofSeconds(160), () -> hasBanner(running.getInt("port"), 5000)
+                        && run(SOON, ssh("shutdown -p now")).getExitValue() == 0),
+                new Rung("the power button", Duration.ofSeconds(60), () -> qmp("system_powerdown") != null),
+                new Rung("QMP quit", Duration.ofSeconds(30), () -> qmp("quit") != null),
+                new Rung("SIGKILL", SOON, () -> ProcessHandle.of(pid).map(ProcessHandle::destroyForcibly).isPresent()));
         for (Rung rung : force || trouble.isPresent() ? rungs.subList(2, 4) : rungs) {
             try {
-                if (rung.step().call() && isGone(running.pid(), rung.limit())) {
-                    closeSshMaster();
-                    forget(vm());
-                    say(String.format(Locale.ROOT, "stopped %s by %s in %.1f s", vmName, rung.name(), seconds(begun)));
+                boolean taken = rung.step().call();
+                closeSshMaster();
+                if (taken && isGone(pid, rung.limit())) {
+                    mend();
+                    say(String.format(Locale.ROOT, "stopped %s by %s in %.1f s", vm.name(), rung.name(), seconds(begun)));
                     return;
                 }
             } catch (Exception noAnswer) {
@@ -1415,70 +1214,54 @@ final class VmCtl {
             }
             say(rung.name() + ": no effect");
         }
-        throw new VmException(69, "QEMU (pid " + running.pid() + ") does not die: it waits for the host's kernel, likely for a disk");
-    }
-
-    private boolean askToShutDown() throws IOException {
-        List<String> command = ssh();
-        command.add("shutdown -p now");
-        boolean asked = run(SOON, command).getExitValue() == 0;
-        closeSshMaster();
-        return asked;
+        kill(pid); // says why it cannot
     }
 
     /** What can be said of a VM at once: nobody is asked who might not answer within a second. */
     private Report report(Vm vm) throws IOException {
         if (livePid(vm.pidFile()).isEmpty()) {
-            boolean pidFile = Files.exists(vm.pidFile()) && Files.readString(vm.pidFile()).contains(bootId());
-            return pidFile ? new Report(State.GONE, "QEMU is gone but its pid file is not; the console's end: " + tail(vm.file(".console.log"), 1), null)
-                    : new Report(State.STOPPED, null, null);
+            boolean left = Files.exists(vm.pidFile()) && Files.readString(vm.pidFile()).contains(bootId());
+            return left ? new Report(State.GONE, "QEMU is gone but its pid file is not", null) : new Report(State.STOPPED, null, null);
         }
-        Running running = Running.read(vm.pidFile());
-        String console = tail(vm.file(".console.log"), running.consoleAt(), 1 << 18);
-        Optional<String> trouble = trouble(console);
+        JsonObject running = json(Files.readString(vm.pidFile()));
+        String console = consoleSince(vm, running);
+        String state;
         try (Qmp qmp = new Qmp(vm.socket(".qmp"), Duration.ofSeconds(1))) {
-            String state = ((JsonObject) qmp.execute("query-status", new JsonObject())).getString("status");
-            if (!state.equals("running") && !state.equals("inmigrate")) {
-                return new Report(State.PAUSED, state.equals("io-error") ? "a disk error, likely no space; vm-ctl start goes on" : state, running);
-            }
+            state = ((JsonObject) qmp.execute("query-status", new JsonObject())).getString("status");
         } catch (IOException noAnswer) {
             return new Report(State.HUNG, "QEMU does not answer", running);
         }
-        if (trouble.isPresent()) {
+        Optional<String> trouble = trouble(console);
+        if (!state.equals("running") && !state.equals("inmigrate")) {
+            return new Report(State.PAUSED, state.equals("io-error") ? "a disk error, likely no space; vm-ctl start lets it go on" : state, running);
+        } else if (trouble.isPresent()) {
             return new Report(State.PANICKED, trouble.get(), running);
         }
-        boolean ready = running.ready() || hasBanner(running.port(), 500);
-        return new Report(ready ? State.RUNNING : State.STARTING, rebootedAfterPanic(console) ? "rebooted after a panic" : null, running);
+        boolean panicked = console.contains("panic: ") && console.lastIndexOf(KERNEL_STARTS) > console.indexOf("panic: ");
+        return new Report(running.getBoolean("ready") || hasBanner(running.getInt("port"), 500) ? State.RUNNING : State.STARTING,
+                panicked ? "rebooted after a panic" : null, running);
     }
 
-    private List<String> guestSays() throws IOException {
-        List<String> command = ssh();
-        command.add("uname -sr; uptime; date -u");
-        ProcessResult result = run(SOON, command);
-        return result.getExitValue() == 0 ? printable(result.outputUTF8()).lines().map(String::strip).toList() : List.of("does not answer ssh");
-    }
-
-    private Object qmp(String command, JsonObject arguments) throws IOException {
-        try (Qmp qmp = new Qmp(vm().socket(".qmp"), SOON)) {
-            return qmp.execute(command, arguments);
+    /** A command for QEMU's monitor, its arguments as name, value, name, value; what it returns, if that is an object. */
+    private JsonObject qmp(String command, Object... arguments) throws IOException {
+        JsonObject object = new JsonObject();
+        for (int i = 0; i < arguments.length; i += 2) {
+            object.put((String) arguments[i], arguments[i + 1]);
+        }
+        try (Qmp qmp = new Qmp(vm.socket(".qmp"), SOON)) {
+            return (JsonObject) qmp.execute(command, object);
         }
     }
 
     private String runState(Duration limit) throws IOException {
-        try (Qmp qmp = new Qmp(vm().socket(".qmp"), limit)) {
+        try (Qmp qmp = new Qmp(vm.socket(".qmp"), limit)) {
             return ((JsonObject) qmp.execute("query-status", new JsonObject())).getString("status");
-        }
-    }
-
-    private String runStateOr(String unknown) {
-        try {
-            return runState(Duration.ofSeconds(5));
         } catch (IOException noAnswer) {
-            return unknown;
+            return "unknown";
         }
     }
 
-    // ---- ssh ----
+    // ssh.
 
     /** The connection's settings, one a line, for every tool that reads ssh_config. */
     static String sshConfig(String name, int port, Path keys, Path control) {
@@ -1493,50 +1276,42 @@ final class VmCtl {
         return '"' + path.toString().replace("\\", "\\\\").replace("\"", "\\\"").replace("%", "%%") + '"';
     }
 
-    /** This VM's config, and the one that includes them all. */
-    private void writeSshConfigs(String name, int port) throws IOException {
-        if (name != null) {
-            Path keys = privateDirectory(vmDir.resolve(name + ".ssh"));
-            writeFile(keys.resolve("config"), sshConfig(name, port, keys, vm().socket(".control")), "rw-------");
-        }
-        List<Path> configs = entries(vmDir).stream().filter(file -> file.toString().endsWith(".ssh")).map(file -> file.resolve("config"))
-                .filter(Files::exists).toList();
-        writeFile(vmDir.resolve("ssh_config"), configs.stream().map(file -> "Include \""
-                + file.toString().replaceAll("[\\\\*?\\[\"]", "\\\\\\\\$0") + "\"\n").collect(Collectors.joining()), "rw-------");
+    /** The file that includes every VM's. */
+    private void writeSshConfig() throws IOException {
+        String includes = entries(vm.dir()).stream().map(file -> file.resolve("config")).filter(file -> file.toString().endsWith(".ssh/config"))
+                .filter(Files::exists).map(file -> "Include \"" + file.toString().replaceAll("[\\\\*?\\[\"]", "\\\\\\\\$0") + "\"\n")
+                .collect(Collectors.joining());
+        writeFile(vm.dir().resolve("ssh_config"), includes, "rw-------");
     }
 
-    private List<String> ssh() {
-        return new ArrayList<>(List.of("ssh", "-F", vmDir.resolve("ssh_config").toString(), vmName));
+    private List<String> ssh(String... words) {
+        List<String> command = new ArrayList<>(List.of("ssh", "-F", vm.dir().resolve("ssh_config").toString(), vm.name()));
+        command.addAll(List.of(words));
+        return command;
     }
 
-    /** A connection does not outlive its guest; one that is left would hang whoever comes next. */
+    /** A shared connection that outlived its guest would hang whoever uses it next. */
     private void closeSshMaster() throws IOException {
-        Path control = vm().socket(".control");
-        if (Files.exists(control)) {
+        if (Files.exists(vm.socket(".control"))) {
             List<String> command = ssh();
             command.addAll(1, List.of("-O", "exit"));
             run(SOON, command);
-            Files.deleteIfExists(control);
+            Files.deleteIfExists(vm.socket(".control"));
         }
     }
 
-    /** What sshd hands to root's shell, which may be csh: words in single quotes, and sh for the rest. */
-    static String remoteCommand(List<String> words, Map<String, String> environment, String groupFile) {
+    /** What sshd hands to root's shell, which may be csh: quoted words. */
+    static String remoteCommand(List<String> words, Map<String, String> environment) {
         List<String> command = new ArrayList<>(environment.isEmpty() ? List.of() : List.of("env"));
         environment.forEach((name, value) -> command.add(name + "=" + value));
         command.addAll(words.size() == 1 ? List.of("sh", "-c", words.get(0)) : words);
-        if (groupFile != null) {
-            command.addAll(0, List.of("exec", "sh", "-c", "echo $$ >" + groupFile + "; \"$@\"; code=$?; rm -f " + groupFile + "; exit $code", "sh"));
-        }
         return shellQuoted(command);
     }
 
-    /** ssh's 255 is its own, or the guest command's: the guest is asked which. */
+    /** ssh's 255 is its own or the guest command's: the guest is asked which. */
     private int sshResult(int code) throws IOException {
-        List<String> command = ssh();
-        command.add("true");
-        if (code == 255 && run(SOON, command).getExitValue() != 0) {
-            throw new VmException(69, "the guest does not answer ssh" + lastWords());
+        if (code == 255 && run(SOON, ssh("true")).getExitValue() != 0) {
+            throw new VmException(69, "the guest does not answer ssh" + consoleEnd());
         }
         return code;
     }
@@ -1544,27 +1319,84 @@ final class VmCtl {
     /** Runs a program on this terminal. */
     private int interactive(List<String> command, Duration limit) throws IOException {
         if (verbose) {
-            System.err.println("+ " + shellQuoted(command));
+            say("+ " + shellQuoted(command));
         }
         Process process = new ProcessBuilder(command).inheritIO().start();
-        Thread end = new Thread(process::destroy);
-        Runtime.getRuntime().addShutdownHook(end);
         try {
-            if (limit == null) {
-                return process.waitFor();
-            } else if (process.waitFor(limit.toMillis(), TimeUnit.MILLISECONDS)) {
+            if (process.waitFor(limit == null ? Long.MAX_VALUE : limit.toMillis(), TimeUnit.MILLISECONDS)) {
                 return process.exitValue();
             }
-            throw new VmException(124, "not done after " + limit.toSeconds() + " s");
+            throw new VmException(124, "not done after " + limit.toSeconds() + " s; it may go on in the guest");
         } catch (InterruptedException interrupted) {
             throw new VmException(130, "interrupted");
         } finally {
             process.destroy();
-            Runtime.getRuntime().removeShutdownHook(end);
         }
     }
 
-    // ---- small things ----
+    // Installing by hand.
+
+    /** The CD that makes of a fresh system what the phases 2 and 3 make of it; the network first, as phase 1 would have set it up. */
+    private Path provisioningDisc(Path phases) throws IOException {
+        SortedMap<String, byte[]> files = new TreeMap<>(provisioning(privateDirectory(vm.file(".ssh")), vm.name(), "no"));
+        files.put("phase2.sh", Files.readAllBytes(phases.resolve("phase2-update.sh")));
+        files.put("phase3.sh", Files.readAllBytes(phases.resolve("phase3-provision.sh")));
+        files.put("setup.sh", """
+                #!/bin/sh
+                # As root, after the installation and its reboot: mount_cd9660 /dev/cd1 /mnt && sh /mnt/setup.sh
+                set -eu
+                . /mnt/vm.conf
+                grep -q '^ifconfig_vtnet0=' /etc/rc.conf || cat >>/etc/rc.conf <<CONF
+                hostname="$VM_HOSTNAME"
+                ifconfig_vtnet0="inet $VM_ADDRESS netmask $VM_NETMASK"
+                defaultrouter="$VM_GATEWAY"
+                CONF
+                grep -q '^console=' /boot/loader.conf 2>/dev/null || echo 'console="comconsole"' >>/boot/loader.conf
+                ifconfig vtnet0 inet "$VM_ADDRESS" netmask "$VM_NETMASK" up
+                route add default "$VM_GATEWAY" 2>/dev/null || true
+                echo "nameserver $VM_DNS" >/etc/resolv.conf
+                PFI_POWEROFF=no sh /mnt/phase2.sh
+                PFI_POWEROFF=no sh /mnt/phase3.sh
+                """.getBytes(UTF_8));
+        return writeIso(vm.file(".setup.iso"), files);
+    }
+
+    /** The directory of the phase scripts: as given, or the nearest one upwards. */
+    private static Path phases(String given) {
+        for (Path above = userPath(""); above != null; above = above.getParent()) {
+            Path phases = given == null ? above.resolve("phases") : userPath(given);
+            if (Files.exists(phases.resolve("phase2-update.sh")) && Files.exists(phases.resolve("phase3-provision.sh"))) {
+                return phases;
+            }
+        }
+        throw new VmException(69, "no phases/ with phase2-update.sh and phase3-provision.sh " + (given == null ? "here or above" : "in " + given)
+                + ": copy it from where vm-ctl comes from, or name it with --phases or VM_PHASES");
+    }
+
+    // Small things.
+
+    /** The VM that the options name. Disks name each other by absolute paths, so one disk must have one name: no symbolic links. */
+    private void openVm() throws IOException {
+        require("VM_NAME", nameOption, "(?!.*-clean$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "letters, digits, '.', '_', '-', and does not end in -clean");
+        Path dir = userPath(dirOption);
+        Path there = dir;
+        while (!Files.exists(there)) {
+            there = there.getParent();
+        }
+        vm = new Vm(there.toRealPath().resolve(there.relativize(dir)).normalize(), nameOption);
+    }
+
+    /** Refuses a value that does not look like one, by the name of its setting. */
+    private static void require(String setting, String value, String pattern, String expected) {
+        if (!value.matches(pattern)) {
+            throw new VmException(2, setting + ": '" + value + "' is not " + expected);
+        }
+    }
+
+    private static Duration duration(String text) {
+        require("--timeout", text, "[1-9]\\d{0,6}[smh]", "a time such as 90s, 5m or 1h");
+        return Duration.parse("PT" + text);
+    }
 
     private void say(String message) {
         spec.commandLine().getErr().println(message);
@@ -1587,75 +1419,58 @@ final class VmCtl {
     }
 
     private void confirm(String what, boolean yes) throws IOException {
-        if (yes) {
-            return;
-        } else if (!isTerminal()) {
+        if (!yes && !isTerminal()) {
             throw new VmException(2, "this would " + what + ": say --yes if it should");
-        }
-        say("This will " + what + ". Type yes to go on:");
-        if (!"yes".equals(new BufferedReader(new InputStreamReader(System.in, UTF_8)).readLine())) {
-            throw new VmException(2, "not confirmed, nothing done");
+        } else if (!yes) {
+            say("This will " + what + ". Type yes to go on:");
+            if (!"yes".equals(new BufferedReader(new InputStreamReader(System.in, UTF_8)).readLine())) {
+                throw new VmException(2, "not confirmed, nothing done");
+            }
         }
     }
 
     private boolean isTerminal() throws IOException {
-        return interactive(List.of("test", "-t", "0"), null) == 0; // System.console() means different things in different Javas
+        return interactive(List.of("test", "-t", "0"), null) == 0; // System.console() means something else in every Java
     }
 
-    /** Without symbolic links, as far as it exists: disks name each other by absolute paths, and one disk must have one name. */
-    static Path realPath(Path path) throws IOException {
-        return Files.exists(path) || path.getParent() == null ? path.toRealPath() : realPath(path.getParent()).resolve(path.getFileName());
-    }
-
-    private static List<Path> entries(Path directory) throws IOException {
+    private static List<Path> entries(Path directory) {
         try (Stream<Path> entries = Files.list(directory)) {
             return entries.sorted().toList();
-        } catch (NoSuchFileException | NotDirectoryException none) {
+        } catch (IOException none) {
             return List.of();
+        }
+    }
+
+    private static String linkTarget(Path link) {
+        try {
+            return Files.readSymbolicLink(link).toString();
+        } catch (IOException closed) {
+            return "";
         }
     }
 
     private static void deleteTree(Path tree) throws IOException {
         try (Stream<Path> files = Files.walk(tree)) {
             for (Path file : files.sorted(Comparator.reverseOrder()).toList()) {
-                Files.deleteIfExists(file);
+                Files.delete(file);
             }
-        } catch (NoSuchFileException gone) {
-            // a temporary file that went by itself
         }
     }
 
-    /** At 10 MB the console's log becomes the old one. QEMU appends, so it may be emptied while it runs. */
-    private static void rotate(Vm vm) throws IOException {
+    private int followLog() throws IOException {
         Path log = vm.file(".console.log");
-        if (Files.exists(log) && Files.size(log) > 10_000_000) {
-            try (FileChannel from = FileChannel.open(log, StandardOpenOption.READ, StandardOpenOption.WRITE);
-                    FileChannel to = FileChannel.open(vm.file(".console.log.1"), StandardOpenOption.CREATE, StandardOpenOption.WRITE,
-                            StandardOpenOption.TRUNCATE_EXISTING)) {
-                from.transferTo(from.size() - 10_000_000, 10_000_000, to);
-                from.truncate(0);
-            }
-        }
-    }
-
-    private int follow(Path log) throws IOException {
-        say("following " + log + "; Ctrl-C ends it");
-        long at = Files.exists(log) ? Math.max(0, Files.size(log) - 10_000) : 0;
-        for (; ; pause(200)) {
-            long size = Files.exists(log) ? Files.size(log) : 0;
-            at = size < at ? 0 : at; // it was rotated
-            if (size > at) {
-                spec.commandLine().getOut().print(printable(tail(log, at, 1 << 20)));
-                spec.commandLine().getOut().flush();
-                at = size;
-            } else if (running().isEmpty()) {
+        for (long at = 0; ; pause(200)) {
+            String more = end(log, at, 1 << 20);
+            answer(printable(more).stripTrailing());
+            at = Files.exists(log) ? Files.size(log) : 0;
+            if (running() == null) {
                 return 0;
             }
         }
     }
 
-    /** The end of a text file, from a position on if that is later. */
-    private static String tail(Path file, long from, int bytes) throws IOException {
+    /** What stands in a text file from a position on, its end if that is too much. */
+    private static String end(Path file, long from, int bytes) throws IOException {
         try (FileChannel channel = FileChannel.open(file)) {
             long start = Math.max(from <= channel.size() ? from : 0, channel.size() - bytes);
             return new String(Channels.newInputStream(channel.position(start)).readNBytes(bytes), UTF_8);
@@ -1664,21 +1479,24 @@ final class VmCtl {
         }
     }
 
-    /** Its last lines that say something, harmless for a terminal. */
-    private static String tail(Path file, int lines) throws IOException {
-        List<String> all = printable(tail(file, 0, 1 << 14)).lines().filter(line -> !line.isBlank()).toList();
-        return String.join(System.lineSeparator(), all.subList(Math.max(0, all.size() - lines), all.size()));
+    private static String lastLines(Path file, int count) throws IOException {
+        List<String> lines = printable(end(file, 0, 1 << 14)).lines().filter(line -> !line.isBlank()).toList();
+        return String.join("\n", lines.subList(Math.max(0, lines.size() - count), lines.size()));
     }
 
     /** Without what a terminal would obey: a guest may print anything. */
     static String printable(String text) {
-        return text.replaceAll("\\x1b\\[[0-9;?]*[ -/]*[@-~]|\\r(?=\\n)", "").replaceAll("[\\p{Cntrl}\\x80-\\x9f&&[^\\n\\t]]", "?");
+        return text.replaceAll("\\x1b\\[[0-9;?]*[ -/]*[@-~]|\\r", "").replaceAll("[\\p{Cntrl}\\x80-\\x9f&&[^\\n\\t]]", "?");
     }
 
     /** Copies until the end, or a byte that means it, in a thread that keeps nobody from leaving. */
     private static CompletableFuture<Void> inBackground(InputStream from, OutputStream to, int end) {
-        CompletableFuture<Void> done = new CompletableFuture<>();
-        Thread copy = new Thread(() -> {
+        Executor thread = copy -> {
+            Thread daemon = new Thread(copy);
+            daemon.setDaemon(true);
+            daemon.start();
+        };
+        return CompletableFuture.runAsync(() -> {
             try {
                 for (int next = from.read(); next >= 0 && next != end; next = from.read()) {
                     to.write(next);
@@ -1687,11 +1505,7 @@ final class VmCtl {
             } catch (IOException closed) {
                 // the other side is gone
             }
-            done.complete(null);
-        });
-        copy.setDaemon(true);
-        copy.start();
-        return done;
+        }, thread);
     }
 
     private static void closeQuietly(Closeable closeable) {
@@ -1702,84 +1516,60 @@ final class VmCtl {
         }
     }
 
-    // ---- values ----
-
-    /** A value that must look like something. */
-    private abstract static class Checked implements ITypeConverter<String> {
-        private final Pattern pattern;
-        private final String expected;
-
-        Checked(String pattern, String expected) {
-            this.pattern = Pattern.compile(pattern);
-            this.expected = expected;
-        }
-
-        @Override
-        public String convert(String value) {
-            if (!pattern.matcher(value).matches()) {
-                throw new TypeConversionException("'" + value + "' is not " + expected);
+    // shared:iso
+    /** Writes an ISO 9660 image. The guest's kernel takes Rock Ridge only if its ER field says RRIP_1991A: mkisofs compatibility. */
+    static Path writeIso(Path iso, SortedMap<String, byte[]> files) throws IOException {
+        Path part = iso.resolveSibling(iso.getFileName() + ".part");
+        Files.deleteIfExists(part);
+        Files.createFile(part, PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
+        PrintStream stdout = System.out;
+        System.setOut(new PrintStream(OutputStream.nullOutputStream(), false, UTF_8)); // the library talks
+        try {
+            ISO9660RootDirectory root = new ISO9660RootDirectory();
+            for (Map.Entry<String, byte[]> file : files.entrySet()) {
+                root.addFile(new ISO9660File(new ByteArrayDataReference(file.getValue()), file.getKey(), System.currentTimeMillis()));
             }
-            return value;
+            ISO9660Config config = new ISO9660Config();
+            config.setInterchangeLevel(2);
+            config.setVolumeID("PFI");
+            RockRidgeConfig rockRidge = new RockRidgeConfig();
+            rockRidge.setMkisofsCompatibility(true);
+            rockRidge.addModeForPattern(".*\\.sh", 0555);
+            rockRidge.addModeForPattern("(?!.*\\.sh$).*", 0444);
+            new CreateISO(new ISOImageFileHandler(part.toFile()), root).process(config, rockRidge, null, null);
+        } catch (HandlerException | ConfigException failed) {
+            throw new IOException("cannot write " + iso + ": " + failed.getMessage(), failed);
+        } finally {
+            System.setOut(stdout);
         }
+        return Files.move(part, iso, StandardCopyOption.ATOMIC_MOVE);
     }
+    // end shared:iso
 
-    static final class VmName extends Checked {
-        VmName() {
-            super("(?!.*-clean$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "a VM name (letters, digits, '.', '_', '-'; not ending in -clean)");
-        }
-    }
-
-    static final class SnapshotName extends Checked {
-        SnapshotName() {
-            super("[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", "a snapshot name (letters, digits, '.', '_', '-')");
-        }
-    }
-
-    static final class Memory extends Checked {
-        Memory() {
-            super("auto|[1-9][0-9]{0,8}[MG]", "a size such as 512M or 2G");
-        }
-    }
-
-    static final class Cpus extends Checked {
-        Cpus() {
-            super("auto|[1-9][0-9]{0,2}", "a number of processors");
-        }
-    }
-
-    static final class Accel extends Checked {
-        Accel() {
-            super("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg");
-        }
-    }
-
-    static final class Cache extends Checked {
-        Cache() {
-            super("writeback|none|unsafe", "writeback, none or unsafe");
-        }
-    }
-
-    static final class Port extends Checked {
-        Port() {
-            super("auto|[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]", "a port (1-65535)");
-        }
-    }
-
-    static final class Forward extends Checked {
-        Forward() {
-            super("[1-9][0-9]{0,4}:[1-9][0-9]{0,4}", "HOST:GUEST, two ports such as 8080:80");
-        }
-    }
-
-    static final class Limit implements ITypeConverter<Duration> {
-        @Override
-        public Duration convert(String value) {
-            if (!value.matches("[1-9][0-9]{0,6}[smh]?")) {
-                throw new TypeConversionException("'" + value + "' is not a time such as 90s, 5m or 1h");
+    // shared:keys
+    /** What a phase's disc tells the guest: who may log in, which host key to have, the addresses of QEMU's network. Made once. */
+    Map<String, byte[]> provisioning(Path keys, String name, String dportsClone) throws IOException {
+        for (String key : List.of("id_ed25519", "host_key")) {
+            if (!Files.exists(keys.resolve(key)) || !Files.exists(keys.resolve(key + ".pub"))) {
+                Files.deleteIfExists(keys.resolve("half"));
+                Files.deleteIfExists(keys.resolve(key));
+                run(Duration.ofMinutes(1), List.of("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", keys.resolve("half").toString()));
+                Files.move(keys.resolve("half.pub"), keys.resolve(key + ".pub"), StandardCopyOption.REPLACE_EXISTING);
+                Files.move(keys.resolve("half"), keys.resolve(key));
             }
-            return Duration.parse("PT" + (value.matches(".*[smh]") ? value : value + "s"));
         }
+        if (!Files.exists(keys.resolve("root_password"))) {
+            writeFile(keys.resolve("root_password"), new BigInteger(128, new SecureRandom()).toString(36) + "\n", "rw-------");
+        }
+        String[] hostKey = Files.readString(keys.resolve("host_key.pub")).split("\\s");
+        writeFile(keys.resolve("known_hosts"), name + " " + hostKey[0] + " " + hostKey[1] + "\n", "rw-------");
+        String conf = String.join("\n", "VM_HOSTNAME=" + name.replace('_', '-'), "VM_ADDRESS=10.0.2.15", "VM_NETMASK=255.255.255.0",
+                "VM_GATEWAY=10.0.2.2", "VM_DNS=10.0.2.3", "VM_ROOT_PASSWORD=" + Files.readString(keys.resolve("root_password")).strip(),
+                "VM_DPORTS_CLONE=" + dportsClone, "");
+        return Map.of("authorized_keys", Files.readAllBytes(keys.resolve("id_ed25519.pub")), "vm.conf", conf.getBytes(UTF_8),
+                "hostkey", Files.readAllBytes(keys.resolve("host_key")), "hostkey.pub", Files.readAllBytes(keys.resolve("host_key.pub")));
     }
+    // end shared:keys
 
     // shared:cli
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */
