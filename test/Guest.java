@@ -1,0 +1,199 @@
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.time.Duration;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.Comparator;
+import java.util.List;
+import java.util.Map;
+import java.util.TreeMap;
+import java.util.concurrent.TimeUnit;
+import java.util.stream.Stream;
+
+/**
+ * The scripts as a user runs them, as processes, with the settings of one VM on the stand-in guest.
+ *
+ * @param settings the environment the scripts see, beside the host's own
+ */
+record Guest(Map<String, String> settings) {
+
+    static final Path BUILD = Path.of(".build").toAbsolutePath();
+    static final Path SAMPLE = Path.of("test/sample").toAbsolutePath();
+    /** The mirror's root; test/run builds it. */
+    static final Path STANDIN = Path.of(System.getenv().getOrDefault("STANDIN", "unset-by-test-run"));
+    /** Ends whatever hangs. An installation takes three minutes on two idle cores without KVM, three times that on busy ones. */
+    private static final Duration LIMIT = Duration.ofMinutes(15);
+
+    /** What a finished command left. */
+    record Result(int exitCode, String out, String err, String commandLine) {
+        Result exits(int expected) {
+            assertEquals(expected, exitCode, () -> commandLine + "\n--- stdout\n" + tail(out) + "\n--- stderr\n" + tail(err));
+            return this;
+        }
+
+        /** On stderr, where messages belong. */
+        Result says(String... parts) {
+            return holds("stderr", err, parts);
+        }
+
+        /** On stdout, where answers belong. */
+        Result answers(String... parts) {
+            return holds("stdout", out, parts);
+        }
+
+        private Result holds(String stream, String text, String... parts) {
+            for (String part : parts) {
+                assertTrue(text.contains(part), () -> commandLine + ": '" + part + "' is not on " + stream + ":\n" + tail(text)
+                        + (stream.equals("stdout") ? "\n--- stderr\n" + tail(err) : "\n--- stdout\n" + tail(out)));
+            }
+            return this;
+        }
+
+        private static String tail(String text) {
+            return text.length() <= 6000 ? text : "..." + text.substring(text.length() - 6000);
+        }
+    }
+
+    /** The VM that InstallTest installs and the other tests share. Its directory's name holds what paths trip over. */
+    static Guest installed() {
+        return in(BUILD.resolve("test/vm's dir, \u00e9"));
+    }
+
+    static Guest in(Path vmDir) {
+        Map<String, String> settings = new TreeMap<>(Map.of("VM_DIR", vmDir.toString(), "VM_NAME", "guest", "VM_MEMORY", "1G",
+                "VM_PROJECT", SAMPLE.toString(), "VM_PHASES", Path.of("phases").toAbsolutePath().toString()));
+        settings.put("VM_CTL_CMD", "java -XX:TieredStopAtLevel=1 -jar '" + BUILD.resolve("VmCtl.jar") + "'");
+        settings.put("VM_SYNC_CMD", "java -XX:TieredStopAtLevel=1 -jar '" + BUILD.resolve("VmSync.jar") + "'");
+        return new Guest(settings);
+    }
+
+    /** The same with other settings: name, value, name, value... */
+    Guest with(String... pairs) {
+        Map<String, String> changed = new TreeMap<>(settings);
+        for (int i = 0; i < pairs.length; i += 2) {
+            changed.put(pairs[i], pairs[i + 1]);
+        }
+        return new Guest(changed);
+    }
+
+    /** Asks the stand-in for its mirror's packages at this port of the host, and for a fault (or none). */
+    Guest withFirmware(int mirrorPort, String fault) {
+        return with("VM_MIRROR", "http://127.0.0.1:" + mirrorPort + "/iso-images",
+                "VM_QEMU_ARGS", "-fw_cfg name=opt/standin/mirror,string=http://10.0.2.2:" + mirrorPort
+                        + (fault.isEmpty() ? "" : " -fw_cfg name=opt/standin/fault,string=" + fault));
+    }
+
+    Path vmDir() {
+        return Path.of(settings.get("VM_DIR"));
+    }
+
+    Path file(String suffix) {
+        return vmDir().resolve(settings.get("VM_NAME") + suffix);
+    }
+
+    Result setup(String... arguments) {
+        return run("VmSetup", arguments);
+    }
+
+    Result install(String... arguments) {
+        return run("VmAutoInstall", arguments);
+    }
+
+    Result ctl(String... arguments) {
+        return run("VmCtl", arguments);
+    }
+
+    Result sync(String... arguments) {
+        return run("VmSync", arguments);
+    }
+
+    Result test(String... arguments) {
+        return run("VmTest", arguments);
+    }
+
+    /** A command in the guest's sh; the shell's text is one argument all the way. */
+    Result sh(String text) {
+        return ctl("exec", "--", "sh", "-c", text);
+    }
+
+    /** A script's command line, as make runs it. */
+    static List<String> command(String script, String... arguments) {
+        List<String> command = new ArrayList<>(List.of("java", "-XX:TieredStopAtLevel=1", "-jar", BUILD.resolve(script + ".jar").toString()));
+        command.addAll(Arrays.asList(arguments));
+        return command;
+    }
+
+    Result run(String script, String... arguments) {
+        return run(command(script, arguments));
+    }
+
+    Result run(List<String> command) {
+        Path directory = BUILD.resolve("test/work"); // holds no vm.env
+        try {
+            Files.createDirectories(directory);
+            Path out = Files.createTempFile(directory, "out", ".txt");
+            Path err = Files.createTempFile(directory, "err", ".txt");
+            Process process = builder(command, directory).redirectInput(new java.io.File("/dev/null"))
+                    .redirectOutput(out.toFile()).redirectError(err.toFile()).start();
+            boolean ended = process.waitFor(LIMIT.toSeconds(), TimeUnit.SECONDS);
+            if (!ended) {
+                process.destroyForcibly().waitFor();
+            }
+            Result result = new Result(process.exitValue(), Files.readString(out), Files.readString(err), String.join(" ", command));
+            Files.delete(out);
+            Files.delete(err);
+            assertTrue(ended, () -> result.commandLine() + " hangs\n" + result.out() + "\n" + result.err());
+            return result;
+        } catch (IOException failure) {
+            throw new UncheckedIOException(failure);
+        } catch (InterruptedException interrupted) {
+            throw new IllegalStateException(interrupted);
+        }
+    }
+
+    /** A script in the background, to be killed or waited for; its output goes to a file. */
+    Process start(Path output, String script, String... arguments) throws IOException {
+        Path directory = Files.createDirectories(BUILD.resolve("test/work"));
+        return builder(command(script, arguments), directory).redirectInput(new java.io.File("/dev/null"))
+                .redirectErrorStream(true).redirectOutput(output.toFile()).start();
+    }
+
+    private ProcessBuilder builder(List<String> command, Path directory) {
+        ProcessBuilder builder = new ProcessBuilder(command).directory(directory.toFile());
+        builder.environment().keySet().removeIf(name -> name.startsWith("VM_") || name.startsWith("DFLY_"));
+        builder.environment().putAll(settings);
+        return builder;
+    }
+
+    /** The QEMU processes that serve this VM_DIR, whoever started them: a test that leaves one behind has failed. */
+    List<ProcessHandle> qemus() {
+        try (Stream<ProcessHandle> all = ProcessHandle.allProcesses()) {
+            return all.filter(process -> commandLine(process).contains("qemu-system") && commandLine(process).contains(vmDir().toString()))
+                    .toList();
+        }
+    }
+
+    private static String commandLine(ProcessHandle process) {
+        try {
+            return Files.readString(Path.of("/proc/" + process.pid() + "/cmdline")).replace('\0', ' ');
+        } catch (IOException gone) {
+            return "";
+        }
+    }
+
+    /** A directory with all that is in it; nothing if there is none. */
+    static void delete(Path tree) throws IOException {
+        if (Files.exists(tree)) {
+            try (Stream<Path> files = Files.walk(tree)) {
+                for (Path file : files.sorted(Comparator.reverseOrder()).toList()) {
+                    Files.delete(file);
+                }
+            }
+        }
+    }
+}

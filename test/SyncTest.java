@@ -1,0 +1,136 @@
+///usr/bin/env jbang "$0" "$@" ; exit $?
+//JAVA 17+
+//SOURCES Guest.java
+//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
+//DEPS org.junit.jupiter:junit-jupiter-params:6.1.3
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.attribute.FileTime;
+import java.nio.file.attribute.PosixFilePermissions;
+import java.time.Instant;
+import java.util.List;
+import org.junit.jupiter.api.AfterAll;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
+import org.junit.platform.console.ConsoleLauncher;
+
+/** VmSync against the stand-in guest: one tree with everything that trips over, by both engines, and back again. */
+final class SyncTest {
+
+    private static final Guest GUEST = Guest.installed();
+    private static final Path PROJECT = Guest.BUILD.resolve("test/project, \u00e9");
+
+    public static void main(String... args) {
+        ConsoleLauncher.main(new String[] {"execute", "--select-class", "SyncTest", "--disable-banner", "--details", "summary"});
+    }
+
+    @BeforeAll
+    static void running() {
+        GUEST.ctl("restore").exits(0);
+    }
+
+    @AfterAll
+    static void stop() {
+        GUEST.ctl("stop", "--force").exits(0);
+        assertEquals(List.of(), GUEST.qemus());
+    }
+
+    @ParameterizedTest
+    @ValueSource(strings = {"rsync", "tar"})
+    void theGuestHoldsWhatTheProjectHolds(String engine) throws IOException {
+        Guest project = project(engine);
+        project.sync("--engine", engine).exits(0);
+        assertEquals(local(), remote(engine));
+
+        // Changes of every kind, then the same again.
+        Files.delete(PROJECT.resolve("plain"));
+        Files.createDirectory(PROJECT.resolve("plain")); // a file became a directory
+        Files.delete(PROJECT.resolve("dir/inner"));
+        Files.delete(PROJECT.resolve("dir"));
+        Files.writeString(PROJECT.resolve("dir"), "a directory became a file");
+        Files.delete(PROJECT.resolve("link"));
+        Files.createSymbolicLink(PROJECT.resolve("link"), Path.of("it's \"new\""));
+        Files.setPosixFilePermissions(PROJECT.resolve("script.sh"), PosixFilePermissions.fromString("rw-r--r--"));
+        project.sync("--engine", engine).exits(0);
+        assertEquals(local(), remote(engine));
+        GUEST.sh("rm -rf /root/tree-" + engine).exits(0);
+    }
+
+    @ParameterizedTest
+    @ValueSource(strings = {"rsync", "tar"})
+    void whatIsExcludedStaysInTheGuest(String engine) throws IOException {
+        Guest project = project(engine);
+        project.sync("--engine", engine).exits(0);
+        GUEST.sh("cd /root/tree-" + engine + " && touch cache.db tree-" + engine + " stray").exits(0);
+        project.sync("--engine", engine, "--dry-run").exits(0);
+        GUEST.sh("test -e /root/tree-" + engine + "/stray").exits(0);
+        project.sync("--engine", engine).exits(0);
+        GUEST.sh("cd /root/tree-" + engine + " && test -e cache.db && test -e tree-" + engine + " && test ! -e stray").exits(0);
+        GUEST.sh("rm -rf /root/tree-" + engine).exits(0);
+    }
+
+    @ParameterizedTest
+    @ValueSource(strings = {"rsync", "tar"})
+    void aDirectoryThatNoSyncMadeIsNotEmptied(String engine) throws IOException {
+        Guest project = project(engine).with("VM_REMOTE_DIR", "/root/precious");
+        GUEST.sh("mkdir -p /root/precious && echo mine >/root/precious/file").exits(0);
+        project.sync("--engine", engine).exits(2).says("--force");
+        GUEST.sh("cat /root/precious/file").exits(0).answers("mine");
+        GUEST.sh("rm -rf /root/precious").exits(0);
+    }
+
+    @ParameterizedTest
+    @ValueSource(strings = {"rsync", "tar"})
+    void pullBringsFilesBack(String engine) throws IOException {
+        GUEST.sh("mkdir -p /root/out/sub && echo result >'/root/out/sub/a b' && ln -s /etc/passwd /root/out/escape").exits(0);
+        Path local = Guest.BUILD.resolve("test/pulled " + engine);
+        Guest.delete(local);
+        GUEST.sync("pull", "/root/out", local.toString());
+        assertEquals("result\n", Files.readString(local.resolve("sub/a b")));
+        assertFalse(Files.isRegularFile(local.resolve("escape")) && Files.size(local.resolve("escape")) > 100
+                && !Files.isSymbolicLink(local.resolve("escape")), "the host's own file was read or written");
+        Guest.delete(local);
+    }
+
+    private static Guest project(String engine) throws IOException {
+        Guest.delete(PROJECT);
+        Files.createDirectories(PROJECT.resolve("empty"));
+        Files.createDirectories(PROJECT.resolve("dir"));
+        Files.writeString(PROJECT.resolve("dir/inner"), "x");
+        Files.writeString(PROJECT.resolve("plain"), "plain");
+        for (String name : List.of("a b", "it's", "say \"hi\"", "new\nline", "\u00e9\u00e8 \u65e5\u672c", "-dash", "back\\slash", "$HOME", "*")) {
+            Files.writeString(PROJECT.resolve(name), name);
+        }
+        Files.writeString(PROJECT.resolve("script.sh"), "#!/bin/sh\n");
+        Files.setPosixFilePermissions(PROJECT.resolve("script.sh"), PosixFilePermissions.fromString("rwxr-x---"));
+        Files.createSymbolicLink(PROJECT.resolve("link"), Path.of("nowhere at all"));
+        Files.setLastModifiedTime(PROJECT.resolve("plain"), FileTime.from(Instant.parse("2001-02-03T04:05:06Z")));
+        return GUEST.with("VM_PROJECT", PROJECT.toString(), "VM_REMOTE_DIR", "/root/tree-" + engine);
+    }
+
+    /** Kind, mode, size, time, link target and name of all there is; the guest's tools are those of a BSD. */
+    private static String local() {
+        return listing(GUEST.run(List.of("sh", "-c", "cd \"$1\" && find . -type d -exec sh -c 'for f; do printf \"d %s\\n\" \"$f\"; done' sh {} + "
+                + "; find . -type f -exec stat -c '%a %s %Y %n' {} + ; find . -type l -exec sh -c 'for f; do printf \"l %s -> %s\\n\" \"$f\" \"$(readlink \"$f\")\"; done' sh {} +",
+                "sh", PROJECT.toString())).exits(0).out());
+    }
+
+    private static String remote(String engine) {
+        return listing(GUEST.sh("cd /root/tree-" + engine + " && find . -type d -exec sh -c 'for f; do printf \"d %s\\n\" \"$f\"; done' sh {} + "
+                + "; find . -type f -exec stat -f '%Lp %z %m %N' {} + ; find . -type l -exec sh -c 'for f; do printf \"l %s -> %s\\n\" \"$f\" \"$(readlink \"$f\")\"; done' sh {} +")
+                .exits(0).out());
+    }
+
+    private static String listing(String text) {
+        List<String> lines = text.lines().sorted().toList();
+        assertTrue(lines.size() > 10, text);
+        return String.join("\n", lines);
+    }
+}
