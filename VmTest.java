@@ -19,14 +19,10 @@ import java.io.PrintWriter;
 import java.io.Reader;
 import java.io.Writer;
 import java.nio.ByteBuffer;
-import java.nio.channels.Channels;
 import java.nio.channels.FileChannel;
 import java.nio.charset.Charset;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.nio.file.StandardCopyOption;
-import java.nio.file.StandardOpenOption;
-import java.nio.file.attribute.PosixFilePermissions;
 import java.time.Duration;
 import java.time.Instant;
 import java.time.temporal.ChronoUnit;
@@ -54,9 +50,7 @@ import java.util.regex.Pattern;
 import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
-import picocli.CommandLine;
 import picocli.CommandLine.Command;
-import picocli.CommandLine.Help.Ansi;
 import picocli.CommandLine.ITypeConverter;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Model.OptionSpec;
@@ -67,6 +61,7 @@ import picocli.CommandLine.ScopeType;
 import picocli.CommandLine.Spec;
 import picocli.CommandLine.TypeConversionException;
 import picocli.CommandLine.UnmatchedArgumentException;
+import picocli.CommandLine;
 
 /**
  * Builds a project and runs its test suites in the running VM, and says whose fault it is when they do not pass.
@@ -77,22 +72,22 @@ import picocli.CommandLine.UnmatchedArgumentException;
  *     sh supervisor starts the command; at the time limit, on Ctrl-C, or when this end falls silent it takes the goroutine dumps
  *     of the Go test binaries and kills all that the suite started. A doas suite is followed by a leak check.
  * <li>A plain {@code go test} gets -json and is shown as {@code go test -v} would; any other output passes through.
- * <li>A summary, the --junit and --json files, and the verdict as exit code: 0, 1, 69 (VM lost), 124 (time limit).
+ * <li>A summary, the --junit and --json files, and the verdict as exit code.
  * </ol>
- * Reads {@code <name>.pid}, {@code ssh_config} (ssh does), {@code <name>.console.log}; writes {@code <name>.test/}:
- * {@code <suite>.json} (result and timings of its last run), {@code <suite>.log} (its output), {@code lock}.
+ * Reads {@code <name>.pid}, {@code ssh_config} (ssh does), {@code <name>.console.log}; writes {@code <name>.test/<suite>.json}, the
+ * result and timings of its last run.
  */
 @Command(name = "vm-test", mixinStandardHelpOptions = true, version = "1",
         description = "Build a project and run its tests in the running VM, and give a verdict",
         customSynopsis = {"vm-test [OPTIONS] SUITE... [-- ARGS]", "vm-test list", "vm-test run [OPTIONS] -- CMD"},
         footer = {"", "Examples:",
-            "  vm-test unit                               the build, then one suite",
-            "  vm-test unit -- -run TestX ./pkg/...       arguments for its command (packages replace the suite's)",
-            "  vm-test --sync all --junit report.xml      the project's newest state, three suites, a report",
-            "  VM_TEST_LINT='go vet ./...' vm-test lint   a suite of your own",
-            "", "Exit codes: 0 passed, 1 a test or the build failed, 2 usage, 3 the VM is not running,",
-            "69 the VM or the connection was lost (or another vm-test is at work), 124 time limit, 130/143 interrupted.",
-            "The guest's own exit code stands in the summary."})
+            "  vm-test unit                           build, then one suite",
+            "  vm-test unit -- -run TestX ./pkg/...   with arguments for its command",
+            "  vm-test --sync all --junit all.xml     sync, build, three suites, a report",
+            "  VM_TEST_VET='go vet ./...' vm-test vet    a suite of your own",
+            "", "Exit codes: 0 passed, 1 a test or the build failed, 2 usage, 3 the VM is not",
+            "running, 69 VM or connection lost, 124 time limit, 130/143 interrupted. The guest's",
+            "own code stands in the summary."})
 final class VmTest implements Callable<Integer> {
 
     @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = ScopeType.INHERIT,
@@ -102,7 +97,7 @@ final class VmTest implements Callable<Integer> {
     }
 
     @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = ScopeType.INHERIT,
-            paramLabel = "NAME", converter = VmName.class, description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
+            paramLabel = "NAME", description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
     String vmName;
 
     @Option(names = "--project", descriptionKey = "VM_PROJECT", defaultValue = ".", scope = ScopeType.INHERIT,
@@ -146,6 +141,8 @@ final class VmTest implements Callable<Integer> {
     @Option(names = "--json", paramLabel = "FILE", description = "Write what go test -json said, one event a line.")
     Path json;
 
+    enum Leaks { fail, warn, ignore }
+
     @Option(names = "--leaks", defaultValue = "fail", paramLabel = "MODE", description = "What follows from mounts, processes and "
             + "files under /build that a doas suite leaves behind: ${COMPLETION-CANDIDATES} (default: ${DEFAULT-VALUE}).")
     Leaks leaks;
@@ -159,17 +156,15 @@ final class VmTest implements Callable<Integer> {
     @Spec
     CommandSpec spec;
 
-    enum Leaks { fail, warn, ignore }
-
     private static final Duration BEAT = Duration.ofSeconds(5);
+    private static final Duration DRAINED = Duration.ofSeconds(2);
     private static final Duration SILENCE = Duration.ofSeconds(120); // a guest that swaps or is being frozen answers late
     private static final Duration AFTER_PANIC = Duration.ofSeconds(15); // "panic:" on the console, then three beats missed
-    private static final Duration STOPPING = Duration.ofSeconds(60); // the supervisor takes 25 s at most
+    private static final Duration STOPPING = Duration.ofSeconds(60); // the supervisor takes 20 s at most
 
     private final Settings settings;
     private Path vmDir;
     private Path project;
-    List<String> ssh = List.of("ssh");
     private final CompletableFuture<Void> finished = new CompletableFuture<>();
     private volatile boolean interrupted;
     private volatile Process sibling;
@@ -211,47 +206,41 @@ final class VmTest implements Callable<Integer> {
         Map<String, Suite> table = suites(settings);
         List<Suite> chosen = choose(table, names);
         checkOptions();
-        if (!fresh) {
-            requireRunning();
+        if (fresh) {
+            runSibling(ctlCommand, "restore");
         }
-        Path results = privateDirectory(vmDir.resolve(vmName + ".test"));
-        List<Result> done = new ArrayList<>();
-        FileChannel alone = lock(results.resolve("lock"), "vm-test " + String.join(" ", words)); // two would see each other's leaks
+        requireRunning();
+        if (sync || fresh || names.contains("quick") && table.get("quick").parts().contains("--sync")) {
+            runSibling(syncCommand);
+        }
+        List<Report> done = new ArrayList<>();
         try (PrintWriter events = new PrintWriter(json == null ? Writer.nullWriter() : Files.newBufferedWriter(json))) {
-            if (fresh) {
-                runSibling(ctlCommand, "restore");
-                requireRunning();
-            }
-            if (sync || fresh || names.contains("quick") && !table.get("quick").parts().isEmpty()) {
-                runSibling(syncCommand);
-            }
             for (Suite suite : chosen) {
                 boolean build = suite.name().equals("build");
                 if (build && List.of("true", ":").contains(suite.command().strip())) {
                     continue; // VM_TEST_BUILD=true: there is nothing to build
                 }
-                Result result = runSuite(suite, build ? List.of() : words.subList(named, words.size()), results, events);
-                done.add(result);
-                show(result);
-                if (build && result.verdict() != Verdict.PASSED || result.verdict().compareTo(Verdict.INTERRUPTED) >= 0) {
+                Report report = runSuite(suite.name(), suite.command(), build ? List.of() : words.subList(named, words.size()), events);
+                done.add(report);
+                spec.commandLine().getOut().print(report.summary());
+                spec.commandLine().getOut().flush();
+                if (build && report.verdict != Verdict.PASSED || report.verdict.compareTo(Verdict.INTERRUPTED) >= 0) {
                     break;
                 }
             }
-            if (junit != null) {
-                writeFile(junit.toAbsolutePath(), junit(done, vmName), "rw-r--r--");
-            }
-        } finally {
-            alone.close();
         }
-        return overall(done, chosen);
+        if (junit != null) {
+            Files.writeString(junit, junit(done, vmName));
+        }
+        System.err.println("vm-test: " + done.stream().map(Report::said).collect(Collectors.joining("; ")));
+        return done.stream().map(report -> report.verdict).max(Comparator.naturalOrder()).orElse(Verdict.PASSED).exitCode;
     }
 
     @Command(name = "list", mixinStandardHelpOptions = true, footer = {"", "Example: vm-test list", "Exit codes: 0 done, 2 usage."},
             description = "Show the suites, their commands, and the settings that gave them.")
     int list() {
-        PrintWriter answer = spec.commandLine().getOut();
-        suites(settings).values().forEach(suite -> answer.printf("%-18s %s%s%n", suite.name(), suite,
-                suite.setting().isEmpty() ? "" : "  (" + suite.setting() + ")"));
+        suites(settings).values().forEach(suite -> spec.commandLine().getOut().printf("%-18s %s%s%n", suite.name(),
+                suite.command() + String.join(" ", suite.parts()), suite.setting().isEmpty() ? "" : "  (" + suite.setting() + ")"));
         return 0;
     }
 
@@ -276,35 +265,31 @@ final class VmTest implements Callable<Integer> {
 
     // Suites
 
-    /** A suite: its command, or the suites it stands for; and the setting that gave it, or "". */
-    record Suite(String name, String command, List<String> parts, String setting) {
-        @Override
-        public String toString() {
-            return parts.isEmpty() ? command : (name.equals("quick") ? "--sync " : "") + String.join(" ", parts);
-        }
-    }
+    private static final String SUITES = """
+            build              gmake build
+            unit               go test -v -short ./...
+            integration        go test -v -tags=integration ./...
+            integration-e2e    go test -v -tags=integration ./integration_e2e_test.go
+            build-integration  go test -v ./build/ -run TestIntegration
+            build-cancellation go test -v ./build/ -run TestIntegration_BuildCancellation
+            phase4             doas go test -v ./internal/worker/...
+            e2e                go test -v -tags=e2e ./...
+            procctl            doas go test -v -tags=integration -run TestIntegration_Proc ./environment/bsd/
+            procctl-reaping    doas go test -v -tags="dragonfly integration" -run TestIntegration_ProcctlReaping ./environment/bsd/
+            procfind           doas go test -v -tags=integration -run TestIntegration_ProcfindReaping ./environment/bsd/
+            orphans            doas go test -v -tags=integration -run TestIntegration_OrphanedProcesses ./environment/bsd/
+            fixtures           go test -v ./stats/ -run Fixture
+            """;
+
+    /** A suite: its command, or what it stands for; and the setting that gave it, or "". */
+    record Suite(String name, String command, List<String> parts, String setting) {}
 
     /** The suites by name: the built-in ones, changed and extended by VM_TEST_<SUITE>. */
     static Map<String, Suite> suites(Settings settings) {
-        String bsd = "doas go test -v -tags=%s -run TestIntegration_%s ./environment/bsd/";
         Map<String, Suite> table = new LinkedHashMap<>();
-        Stream.of(
-                List.of("build", "gmake build"),
-                List.of("unit", "go test -v -short ./..."),
-                List.of("integration", "go test -v -tags=integration ./..."),
-                List.of("integration-e2e", "go test -v -tags=integration ./integration_e2e_test.go"),
-                List.of("build-integration", "go test -v ./build/ -run TestIntegration"),
-                List.of("build-cancellation", "go test -v ./build/ -run TestIntegration_BuildCancellation"),
-                List.of("phase4", "doas go test -v ./internal/worker/..."),
-                List.of("e2e", "go test -v -tags=e2e ./..."),
-                List.of("procctl", bsd.formatted("integration", "Proc")),
-                List.of("procctl-reaping", bsd.formatted("\"dragonfly integration\"", "ProcctlReaping")),
-                List.of("procfind", bsd.formatted("integration", "ProcfindReaping")),
-                List.of("orphans", bsd.formatted("integration", "OrphanedProcesses")),
-                List.of("fixtures", "go test -v ./stats/ -run Fixture"))
-                .forEach(row -> table.put(row.get(0), new Suite(row.get(0), row.get(1), List.of(), "")));
+        SUITES.lines().map(line -> line.split(" +", 2)).forEach(row -> table.put(row[0], new Suite(row[0], row[1], List.of(), "")));
         table.put("all", new Suite("all", "", List.of("unit", "integration", "phase4"), ""));
-        table.put("quick", new Suite("quick", "", List.of("phase4"), ""));
+        table.put("quick", new Suite("quick", "", List.of("--sync", "phase4"), ""));
         Stream.concat(settings.environment().keySet().stream(), settings.file().keySet().stream())
                 .filter(key -> key.matches("VM_TEST_[A-Z0-9_]+") && settings.get(key) != null).distinct().sorted().forEach(key -> {
                     String name = key.substring("VM_TEST_".length()).toLowerCase(Locale.ROOT).replace('_', '-');
@@ -319,14 +304,15 @@ final class VmTest implements Callable<Integer> {
         for (String name : names) {
             if (!table.containsKey(name)) {
                 CommandSpec known = CommandSpec.create();
-                Stream.concat(table.keySet().stream(), Stream.of("list", "run")).forEach(it -> known.addSubcommand(it, CommandSpec.create()));
+                Stream.concat(table.keySet().stream(), Stream.of("list", "run"))
+                        .forEach(it -> known.addSubcommand(it, CommandSpec.create()));
                 List<String> near = new UnmatchedArgumentException(new CommandLine(known), List.of(name)).getSuggestions();
                 throw new VmException(2, "there is no suite '" + name + "'" + (near.isEmpty() ? "" : " (did you mean "
                         + String.join(" or ", near) + "?)") + "; 'vm-test list' names them, and a setting VM_TEST_<SUITE> makes one");
             }
             chosen.addAll(table.get(name).parts().isEmpty() ? List.of(name) : table.get(name).parts());
         }
-        return chosen.stream().map(table::get).toList();
+        return chosen.stream().filter(table::containsKey).map(table::get).toList();
     }
 
     /** The words of a command that is one plain go test, whose output can be asked for as JSON; of any other, none. */
@@ -341,7 +327,7 @@ final class VmTest implements Callable<Integer> {
                 && Collections.disjoint(words, List.of("-c", "-n", "-h", "-help")) ? words : List.of();
     }
 
-    /** What the guest's sh is given: the suite's command and the arguments; a go test with -json, and only the packages of the arguments, if any. */
+    /** What the guest's sh is given: command and arguments; a go test with -json, and if the arguments name packages, with these alone. */
     static String guestCommand(String command, List<String> arguments) {
         List<String> words = goTest(command);
         if (words.isEmpty()) {
@@ -349,9 +335,10 @@ final class VmTest implements Callable<Integer> {
         }
         int test = words.indexOf("test") + 1;
         boolean otherPackages = IntStream.range(0, arguments.size()).anyMatch(i -> isPackage(arguments, i));
-        return (words.get(0).contains("=") ? "env " : "") + quoted(Stream.of(words.subList(0, test), List.of("-json"),
-                IntStream.range(test, words.size()).filter(i -> !words.get(i).equals("-json") && !(otherPackages && isPackage(words, i)))
-                        .mapToObj(words::get).toList(), arguments).flatMap(List::stream).toList());
+        List<String> kept = IntStream.range(test, words.size()).filter(i -> !(otherPackages && isPackage(words, i)))
+                .mapToObj(words::get).filter(word -> !word.equals("-json")).toList();
+        return (words.get(0).contains("=") ? "env " : "")
+                + quoted(Stream.of(words.subList(0, test), List.of("-json"), kept, arguments).flatMap(List::stream).toList());
     }
 
     private static boolean isPackage(List<String> words, int i) {
@@ -361,16 +348,13 @@ final class VmTest implements Callable<Integer> {
 
     /** Words that sh reads back as they are. */
     static String quoted(List<String> words) {
-        return words.stream().map(word -> word.matches("[A-Za-z0-9_@%+:,./-]+") ? word : "'" + word.replace("'", "'\\''") + "'")
+        return words.stream().map(word -> word.matches("[A-Za-z0-9_@%+=:,./-]+") ? word : "'" + word.replace("'", "'\\''") + "'")
                 .collect(Collectors.joining(" "));
     }
 
     // Before the suites
 
     private void checkOptions() {
-        environment.keySet().stream().filter(key -> !key.matches("[A-Za-z_][A-Za-z0-9_]*")).findFirst().ifPresent(key -> {
-            throw new VmException(2, "--env: '" + key + "' is not the name of a variable");
-        });
         Stream.concat(Stream.ofNullable(junit), Stream.ofNullable(json)).forEach(file -> {
             if (Files.isDirectory(file) || !Files.isWritable(file.toAbsolutePath().getParent())) {
                 throw new VmException(2, "cannot write " + file + ": name a file in a folder that exists and is writable");
@@ -414,20 +398,19 @@ final class VmTest implements Callable<Integer> {
         try {
             return builder.start();
         } catch (IOException missing) {
-            throw new VmException(69, builder.command().get(0) + " cannot be run ('vm-setup check' tells what is missing): " + missing.getMessage());
+            throw new VmException(69, builder.command().get(0) + " cannot be run (is it installed?): " + missing.getMessage());
         }
     }
 
     // One command in the guest
 
     /**
-     * The guest's side, in plain sh: no timeout(1), setsid(1) or cgroups there. It comes on stdin, which afterwards carries a line every few
-     * seconds; any other line, the end, or a minute's silence is the order to stop. The suite's processes are those that were not there
-     * before and descend from it, or whose forefather init adopted (it left the process group, or its parent died). Out of reach:
-     * what an old daemon (cron, at) starts for the suite. Taken for the suite's: what somebody else daemonizes meanwhile.
+     * The guest's side, in plain sh: no timeout(1), setsid(1) or cgroups there. It comes on stdin, which afterwards carries a line
+     * every few seconds; any other line, the end, or a minute's silence is the order to stop. The suite's processes are those that
+     * were not there before and descend from it, or whose forefather init adopted (it left the process group, or its parent died).
+     * Out of reach: what an old daemon (cron, at) starts for the suite. Taken for the suite's: what another daemonizes meanwhile.
      */
     static final String SUPERVISOR = """
-            d=$(mktemp -d /tmp/vm-test.XXXXXX) || exit 69
             exec 3>&2 4<&0 </dev/null 2>/dev/null
             trap '' HUP INT QUIT TERM PIPE
             say() { echo "$mark$*" >&3; }
@@ -454,15 +437,15 @@ final class VmTest implements Callable<Integer> {
             }
             stop() {
                 : >"$d/stopping"
-                kill -QUIT $(tests) # the goroutine dump; go test then ends by itself, if nothing holds its pipes open
+                kill -QUIT $(tests) # the goroutine dump; go test then ends by itself, unless something holds its pipes open
                 gone 40 tests
-                kill -TERM $(pids '$2 !~ /(^|\\/)(go|doas|sh)$/')
-                gone 15 pids
+                gone 10 pids
                 n=0
                 while nap; [ $n -lt 20 ] && [ -n "$(pids)" ]; do kill -KILL $(pids); n=$((n + 1)); done
-                mine $$ | head -n 100 | while read -r l; do say "survivor $l"; done
+                mine $$ | head -n 100 | while read -r l; do say "leak process $l"; done
             }
-            cd "$dir" || { say nodir; rm -r "$d"; exit 69; }
+            cd "$dir" || { say nowhere; exit; }
+            d=$(mktemp -d /tmp/vm-test.XXXXXX) || { say "leak no room in /tmp"; exit; }
             [ -z "$leaks" ] || { mount | sort >"$d/mounts"; files >"$d/files"; }
             table >"$d/before"
             (
@@ -481,7 +464,9 @@ final class VmTest implements Callable<Integer> {
             echo $watcher >"$d/watcher"
             (
                 trap - HUP INT QUIT TERM PIPE
+                set -a
                 eval "$environment"
+                set +a
                 exec sh -c "$command"
             ) 2>&3 3>&- 4<&-
             code=$?
@@ -502,20 +487,23 @@ final class VmTest implements Callable<Integer> {
 
     /** The supervisor with what it is to run: text for sh's stdin. */
     static String supervisor(String mark, String directory, String command, Map<String, String> environment, boolean leakCheck) {
-        String exports = environment.entrySet().stream().map(it -> "export " + it.getKey() + "=" + quoted(List.of(it.getValue())) + "\n")
+        return assignments(Map.of("mark", mark, "dir", directory, "command", command, "environment", assignments(environment),
+                "leaks", leakCheck ? "yes" : "")) + SUPERVISOR;
+    }
+
+    private static String assignments(Map<String, String> values) {
+        return values.entrySet().stream().map(it -> it.getKey() + "=" + quoted(List.of(it.getValue())) + "\n")
                 .collect(Collectors.joining());
-        Map<String, String> values = Map.of("mark", mark, "dir", directory, "command", command, "environment", exports, "leaks", leakCheck ? "yes" : "");
-        return values.entrySet().stream().map(it -> it.getKey() + "=" + quoted(List.of(it.getValue())) + "\n").collect(Collectors.joining()) + SUPERVISOR;
     }
 
     /** ssh to a sh that takes so many bytes of stdin as its script. csh, a possible login shell, reads this one line as sh does. */
-    static List<String> sshCommand(List<String> ssh, Path vmDir, String vmName, int scriptBytes) {
-        return Stream.concat(ssh.stream(), Stream.of("-F", vmDir.resolve("ssh_config").toString(), "-T", vmName,
-                "exec sh -c 'eval \"$(dd bs=1 count=" + scriptBytes + " 2>/dev/null)\"'")).toList();
+    static List<String> sshCommand(Path vmDir, String vmName, int scriptBytes) {
+        return List.of("ssh", "-F", vmDir.resolve("ssh_config").toString(), "-T", vmName,
+                "exec sh -c 'eval \"$(dd bs=1 count=" + scriptBytes + " 2>/dev/null)\"'");
     }
 
     enum Verdict {
-        PASSED(0), FAILED(1), TIMED_OUT(124), INTERRUPTED(130), LOST(69);
+        PASSED(0), FAILED(1), TIMED_OUT(124), INTERRUPTED(130), LOST(69); // from good to bad
 
         final int exitCode;
 
@@ -537,11 +525,9 @@ final class VmTest implements Callable<Integer> {
         private final long consoleStart = Files.exists(console) ? console.toFile().length() : 0;
         private final AtomicInteger showing = new AtomicInteger();
         private volatile long lastSign = System.nanoTime();
-        private volatile boolean noDirectory;
         private String held = "";
         volatile Integer code;
         final List<String> left = Collections.synchronizedList(new ArrayList<>());
-        final List<String> survivors = Collections.synchronizedList(new ArrayList<>());
         String trouble;
 
         GuestRun(String command, boolean leakCheck) {
@@ -551,11 +537,12 @@ final class VmTest implements Callable<Integer> {
         /** Runs it to its end, or the time limit, or until VM or connection are lost; the texts come one at a time. */
         Verdict run(Charset charset, Consumer<String> stdout, Consumer<String> stderr) throws InterruptedException {
             // In a session of its own: else Ctrl-C would end ssh too, and with it the way to say "stop".
-            boolean setsid = Stream.of(System.getenv().getOrDefault("PATH", "").split(":")).anyMatch(dir -> Files.isExecutable(Path.of(dir, "setsid")));
-            Process process = start(new ProcessBuilder(Stream.concat(Stream.of("setsid").filter(it -> setsid),
-                    sshCommand(ssh, vmDir, vmName, script.length).stream()).toList()));
+            Stream<String> setsid = Stream.of(System.getenv("PATH").split(":")).map(dir -> dir + "/setsid")
+                    .filter(file -> Files.isExecutable(Path.of(file))).limit(1);
+            Process process = start(new ProcessBuilder(Stream.concat(setsid, sshCommand(vmDir, vmName, script.length).stream()).toList()));
             send(process, script);
-            List<Thread> pumps = List.of(pump(process.getInputStream(), charset, stdout), pump(process.getErrorStream(), charset, text -> sift(text, stderr)));
+            List<Thread> pumps = List.of(pump(process.getInputStream(), charset, stdout),
+                    pump(process.getErrorStream(), charset, text -> sift(text, stderr)));
             long deadline = System.nanoTime() + timeout.toNanos();
             long stopAt = 0;
             long panickedAt = 0;
@@ -564,20 +551,18 @@ final class VmTest implements Callable<Integer> {
                 for (int round = 0;; round++) {
                     boolean gone = process.waitFor(100, TimeUnit.MILLISECONDS);
                     long now = System.nanoTime();
-                    if (gone || code != null && silent(Duration.ofSeconds(2))) { // the latter: something that was left behind holds the output open
-                        while (pumps.stream().anyMatch(Thread::isAlive) && !silent(Duration.ofSeconds(2))) {
+                    if (gone || code != null && silent(DRAINED)) { // the latter: something that was left behind holds the output open
+                        while (pumps.stream().anyMatch(Thread::isAlive) && !silent(DRAINED)) {
                             Thread.sleep(10);
                         }
-                        if (noDirectory) {
-                            throw new VmException(69, guestDirectory() + " is not in the VM; bring the project there: vm-sync (or vm-test --sync)");
-                        }
-                        return stop != null ? stop : code == null ? lost("the connection was lost") : code == 0 ? Verdict.PASSED : Verdict.FAILED;
+                        return stop != null ? stop : code == null ? lost("the connection was lost")
+                                : code == 0 ? Verdict.PASSED : Verdict.FAILED;
                     } else if (stop == null && (interrupted || now > deadline)) {
                         stop = interrupted ? Verdict.INTERRUPTED : Verdict.TIMED_OUT;
                         stopAt = now;
                         send(process, "stop\n".getBytes(UTF_8));
                     } else if (stop != null && now - stopAt > STOPPING.toNanos()) {
-                        survivors.add("perhaps all of it: the guest did not answer the order to stop");
+                        left.add("perhaps everything: the guest did not answer the order to stop");
                         return stop;
                     } else if (stop == null && round % (BEAT.toMillis() / 100) == 0) {
                         send(process, "beat\n".getBytes(UTF_8));
@@ -593,16 +578,18 @@ final class VmTest implements Callable<Integer> {
         }
 
         private Verdict lost(String what) throws InterruptedException {
-            for (int i = 0; i < 20 && alive() && !PANIC.matcher(console(consoleStart)).find(); i++) {
-                Thread.sleep(100); // QEMU may be on its way out, and the console's last words on theirs
+            if (trouble != null) {
+                return Verdict.LOST;
             }
+            Thread.sleep(2_000); // QEMU may be on its way out, and the console's last words on theirs
             String said = console(consoleStart);
             Matcher panic = PANIC.matcher(said);
             boolean panicked = panic.find();
             List<String> lines = (panicked ? said.substring(panic.start()) : console(0)).lines().filter(line -> !line.isBlank()).toList();
+            int first = panicked ? 0 : Math.max(0, lines.size() - 10);
             trouble = (panicked ? "the guest panicked" : alive() ? what : "VM " + vmName + " ended")
                     + "; vm-ctl " + (alive() ? "restart" : "start") + " brings it back. From " + console + ":\n"
-                    + String.join("\n", panicked ? lines.subList(0, Math.min(15, lines.size())) : lines.subList(Math.max(0, lines.size() - 10), lines.size()));
+                    + String.join("\n", lines.subList(first, Math.min(first + 15, lines.size())));
             return Verdict.LOST;
         }
 
@@ -661,9 +648,8 @@ final class VmTest implements Callable<Integer> {
             String rest = word.substring(word.indexOf(' ') + 1);
             switch (word.split(" ")[0]) {
                 case "exit" -> code = Integer.valueOf(rest);
+                case "nowhere" -> trouble = guestDirectory() + " is not in the VM; vm-sync (or vm-test --sync) brings the project there";
                 case "leak" -> left.add(rest);
-                case "survivor" -> survivors.add(rest);
-                case "nodir" -> noDirectory = true;
                 default -> { } // a beat: that something came is all it says
             }
         }
@@ -680,262 +666,181 @@ final class VmTest implements Callable<Integer> {
 
     // One suite
 
-    /** How a suite ended. {@code go} is null if it was no go test, {@code guestCode} if nothing was heard of it. */
-    record Result(Suite suite, Verdict verdict, Integer guestCode, Instant started, double seconds, GoReport go, String output,
-            List<String> left, List<String> survivors, String trouble) {
-        /** The verdict in words. */
-        String said() {
-            boolean build = suite.name().equals("build") || go != null && go.count("fail") + go.count("unfinished") == 0 && !go.broken().isEmpty();
-            return verdict + (verdict != Verdict.FAILED ? "" : build ? " (build failed)" : go != null && go.failed() ? " (tests failed)"
-                    : guestCode == 0 ? " (something was left behind)" : "") + (guestCode == null || verdict == Verdict.PASSED ? "" : ", guest exit code " + guestCode);
-        }
-    }
-
-    private Result runSuite(Suite suite, List<String> arguments, Path results, PrintWriter events) throws IOException, InterruptedException {
-        String command = guestCommand(suite.command(), arguments);
-        System.err.println("== " + suite.name() + ": " + harmless(command));
-        Instant started = Instant.now();
-        Kept output = new Kept(16_000);
-        AtomicInteger room = new AtomicInteger(64 << 20);
-        try (PrintWriter log = new PrintWriter(Files.newBufferedWriter(results.resolve(suite.name() + ".log")))) {
-            Consumer<String> record = text -> {
-                if (room.get() > 0 && room.addAndGet(-text.length()) <= 0) {
-                    log.print("\n[the log ends here: over 64 MB]\n");
-                } else if (room.get() > 0) {
-                    log.print(text);
-                }
-            };
-            StringBuilder screen = new StringBuilder();
-            GoReport go = goTest(suite.command()).isEmpty() ? null : new GoReport(screen::append, events::print);
-            Lines lines = new Lines(line -> {
-                if (go != null) {
-                    go.line(line);
-                }
-            });
-            Lines errorLines = new Lines(line -> {
-                if (go != null) {
-                    go.errorLine(line);
-                }
-            });
-            Consumer<String> show = text -> {
-                record.accept(text);
-                if (!quiet) {
-                    print(1, text, UTF_8);
-                }
-            };
-            boolean leakCheck = leaks != Leaks.ignore && Pattern.compile("(^|[\\s;&|(])doas\\s").matcher(suite.command()).find();
-            GuestRun guest = new GuestRun(command, leakCheck);
-            Verdict verdict = guest.run(UTF_8, text -> {
-                if (go == null) {
-                    output.add(text);
-                    show.accept(text);
-                } else {
-                    lines.accept(text);
-                    show.accept(screen.toString());
-                    screen.setLength(0);
-                }
-            }, text -> {
-                record.accept(text);
-                output.add(text);
-                errorLines.accept(text);
-                if (!quiet) {
-                    print(2, text, UTF_8);
-                }
-            });
-            if (go != null) {
-                lines.end();
-                errorLines.end();
-                go.end();
-                show.accept(screen.toString());
-            }
-            boolean failed = go != null && go.failed() || leaks == Leaks.fail && !guest.left.isEmpty();
-            Result result = new Result(suite, verdict == Verdict.PASSED && failed ? Verdict.FAILED : verdict, guest.code, started,
-                    Duration.between(started, Instant.now()).toMillis() / 1000.0, go, output.text(), guest.left, guest.survivors, guest.trouble);
-            writeFile(results.resolve(suite.name() + ".json"), json(result, command), "rw-------");
-            return result;
-        }
-    }
-
-    /** A suite's last result, as it is kept in VM_DIR. */
-    static String json(Result result, String command) {
-        JsonArray packages = new JsonArray();
-        if (result.go() != null) {
-            result.go().packages.values().forEach(pkg -> packages.add(new JsonObject(Map.of("package", pkg.name, "outcome", pkg.outcome, "seconds", pkg.seconds,
-                    "tests", new JsonArray(pkg.tests.values().stream().map(test -> new JsonObject(
-                            Map.of("name", test.name, "outcome", test.outcome, "seconds", test.seconds))).toList())))));
-        }
-        return JsonWriter.indent("  ").string().object().value("suite", result.suite().name()).value("command", command)
-                .value("verdict", result.verdict().toString()).value("guestExitCode", result.guestCode())
-                .value("started", result.started().truncatedTo(ChronoUnit.SECONDS).toString()).value("seconds", result.seconds())
-                .array("left", result.left()).array("packages", packages).end().done() + "\n";
-    }
-
-    private void show(Result result) {
-        String said = result.said();
-        String coloured = Ansi.AUTO.string("@|bold," + (result.verdict() == Verdict.PASSED ? "green " : "red ") + said + "|@");
-        spec.commandLine().getOut().print(summary(result, leaks).replaceFirst(Pattern.quote(said), Matcher.quoteReplacement(coloured)));
-        spec.commandLine().getOut().flush();
-    }
-
-    /** What a person reads after a suite: the verdict, then why. */
-    static String summary(Result result, Leaks leaks) {
-        GoReport go = result.go();
-        List<String> lines = new ArrayList<>(List.of("== " + result.suite().name() + ": " + result.said() + (go == null ? "" : ", " + go.counts())
-                + String.format(Locale.ROOT, ", %.1f s", result.seconds())));
-        Map<String, String> failures = go == null ? Map.of() : go.failures();
-        failures.forEach((title, text) -> {
-            lines.add("   " + title);
-            shortened(text, 80, 20).forEach(line -> lines.add("       " + line));
+    private Report runSuite(String suite, String command, List<String> arguments, PrintWriter events)
+            throws IOException, InterruptedException {
+        String whole = guestCommand(command, arguments);
+        System.err.println("== " + suite + ": " + harmless(whole));
+        StringBuilder output = new StringBuilder();
+        StringBuilder screen = new StringBuilder();
+        StringBuilder outLine = new StringBuilder();
+        StringBuilder errLine = new StringBuilder();
+        Report report = new Report(suite, screen::append, events::print);
+        boolean go = !goTest(command).isEmpty();
+        boolean root = Pattern.compile("(^|[\\s;&|(])doas\\s").matcher(command).find();
+        GuestRun guest = new GuestRun(whole, root && leaks != Leaks.ignore);
+        report.verdict = guest.run(UTF_8, text -> {
+            lines(outLine, text, go ? report::line : line -> { });
+            keep(output, go ? "" : text);
+            show(1, go ? screen.toString() : text);
+            screen.setLength(0);
+        }, text -> {
+            lines(errLine, text, report::errorLine);
+            keep(output, text);
+            show(2, text);
         });
-        if (go != null) {
-            go.skipped().stream().limit(20).forEach(line -> lines.add("   SKIP " + line));
-            Stream.of(go.skipped().size() - 20).filter(more -> more > 0).forEach(more -> lines.add("   SKIP ... and " + more + " more"));
-            go.slowest().forEach(line -> lines.add("   slow " + line));
+        report.end();
+        show(1, screen.toString());
+        report.seconds = Duration.between(report.started, Instant.now()).toMillis() / 1000.0;
+        report.guestCode = guest.code;
+        if (!go || report.verdict == Verdict.FAILED && !report.failed()) {
+            report.add(suite, "", report.verdict == Verdict.PASSED ? "pass" : report.verdict != Verdict.FAILED ? "unfinished"
+                    : suite.equals("build") ? "broken" : "fail", output.toString());
         }
-        if (failures.isEmpty() && result.verdict() == Verdict.FAILED && result.left().isEmpty()) {
-            String compiler = result.output().lines().filter(line -> line.matches("\\S+\\.\\w+:\\d+.*")).collect(Collectors.joining("\n"));
-            shortened(compiler.isEmpty() ? result.output() : compiler, 0, 15).forEach(line -> lines.add("       " + line));
+        if (!guest.left.isEmpty()) {
+            report.add(suite, "left behind", leaks == Leaks.fail ? "fail" : "skip", String.join("\n", guest.left));
         }
-        result.left().forEach(what -> lines.add("   LEFT BEHIND" + (leaks == Leaks.fail ? " " : " (warning) ") + what));
-        result.survivors().forEach(what -> lines.add("   STILL RUNNING " + what));
-        Stream.ofNullable(result.trouble()).flatMap(String::lines).forEach(lines::add);
-        return harmless(String.join("\n", lines)) + "\n";
+        if (guest.trouble != null) {
+            report.add(suite, "VM", "unfinished", guest.trouble);
+        }
+        report.verdict = report.verdict == Verdict.PASSED && report.failed() ? Verdict.FAILED : report.verdict;
+        Path results = Files.createDirectories(vmDir.resolve(vmName + ".test"));
+        Files.writeString(results.resolve(suite + ".json"), report.json(whole));
+        return report;
     }
 
-    private static List<String> shortened(String text, int first, int last) {
-        List<String> lines = text.lines().filter(line -> !line.isBlank()).toList();
-        return lines.size() <= first + last + 1 ? lines : Stream.of(lines.subList(0, first), List.of("... (" + (lines.size() - first - last)
-                + " lines; the log has all)"), lines.subList(lines.size() - last, lines.size())).flatMap(List::stream).toList();
+    private void show(int descriptor, String text) {
+        if (!quiet) {
+            print(descriptor, text, UTF_8);
+        }
     }
 
-    private int overall(List<Result> done, List<Suite> chosen) {
-        Verdict worst = done.stream().map(Result::verdict).max(Comparator.naturalOrder()).orElse(Verdict.PASSED);
-        String all = done.stream().map(result -> result.suite().name() + " " + result.said()).collect(Collectors.joining("; "));
-        String notRun = chosen.stream().map(Suite::name).filter(name -> !name.equals("build")
-                && done.stream().noneMatch(result -> result.suite().name().equals(name))).collect(Collectors.joining(", "));
-        System.err.println("== " + worst + ": " + all + (notRun.isEmpty() ? "" : "; not run: " + notRun) + " [" + vmDir.resolve(vmName + ".test") + "]");
-        return worst.exitCode;
+    /** Adds to a text of which only the end is kept. */
+    static void keep(StringBuilder end, String text) {
+        end.append(text);
+        end.delete(0, end.length() > 128_000 ? end.length() - 64_000 : 0);
     }
 
-    // go test -json
+    /** Gives on the lines of a text that comes in pieces; a line of more than a megabyte stays in pieces. */
+    static void lines(StringBuilder line, String text, Consumer<String> consumer) {
+        int start = 0;
+        for (int end = text.indexOf('\n') + 1; end > 0; end = text.indexOf('\n', start) + 1) {
+            consumer.accept(line.append(text, start, end).toString());
+            line.setLength(0);
+            start = end;
+        }
+        if (line.append(text, start, text.length()).length() > 1 << 20) {
+            consumer.accept(line.toString());
+            line.setLength(0);
+        }
+    }
+
+    /** A test, or under the name "" its package. Outcomes: "" (it runs), pass, fail, skip, unfinished, broken (not built). */
+    static final class Test {
+        final String pkg;
+        final String name;
+        String outcome = "";
+        double seconds;
+        StringBuilder output = new StringBuilder();
+
+        Test(String pkg, String name) {
+            this.pkg = pkg;
+            this.name = name;
+        }
+
+        void end(String how, double took) {
+            outcome = how;
+            seconds = took;
+            output = how.equals("pass") ? new StringBuilder() : output;
+        }
+
+        boolean failed() {
+            return List.of("fail", "unfinished", "broken").contains(outcome);
+        }
+
+        /** The test that it is a subtest of, or the package. */
+        String parent() {
+            return name.isEmpty() ? null : name.substring(0, Math.max(0, name.lastIndexOf('/')));
+        }
+
+        /** Its output without the lines that frame it. */
+        String said() {
+            return output.toString().replaceAll("(?m)^\\s*(=== (RUN|PAUSE|CONT|NAME) .*|--- (PASS|FAIL|SKIP): .*)\n?", "");
+        }
+
+        @Override
+        public String toString() {
+            String said = Map.of("skip", "SKIP ", "fail", "FAIL ", "unfinished", "DID NOT FINISH ", "broken", "BUILD FAILED ")
+                    .getOrDefault(outcome, "");
+            return said + pkg + (name.isEmpty() ? "" : " " + name) + (seconds > 0 ? String.format(Locale.ROOT, " (%.2fs)", seconds) : "");
+        }
+    }
 
     /**
-     * What a {@code go test -json} run said, event by event. Packages run side by side: one is shown live, the others' output waits for
-     * its turn, so that it reads like {@code go test -v}. Only what did not pass keeps its output, and only the beginning and the end of it.
+     * What became of a suite; of a {@code go test} what its events said, one by one. Its packages run side by side: one is shown live, the
+     * others' output waits for its turn, so that it reads like {@code go test -v}. What passed keeps no output, the rest the end of it.
      */
-    static final class GoReport {
-        /** {@code outcome}: "" while it runs, pass, fail, skip, or unfinished. */
-        static final class Test {
-            final String name;
-            String outcome = "";
-            double seconds;
-            Kept output = new Kept(64_000);
-
-            Test(String name) {
-                this.name = name;
-            }
-
-            void end(String how, double took) {
-                outcome = how;
-                seconds = took;
-                output = how.equals("pass") ? new Kept(0) : output;
-            }
-
-            /** Its output without the lines that frame it. */
-            String said() {
-                return output.text().lines().filter(line -> !line.matches("\\s*(=== (RUN|PAUSE|CONT|NAME) .*|--- (PASS|FAIL|SKIP): .*)"))
-                        .collect(Collectors.joining("\n"));
-            }
-        }
-
-        static final class Pkg {
-            final String name;
-            String outcome = "";
-            double seconds;
-            boolean broken;
-            final Kept output = new Kept(16_000);
-            Kept held = new Kept(1 << 20);
-            final Map<String, Test> tests = new LinkedHashMap<>();
-
-            Pkg(String name) {
-                this.name = name;
-            }
-
-            List<Test> with(String wanted) {
-                return tests.values().stream().filter(test -> test.outcome.equals(wanted)).toList();
-            }
-
-            void end(String how, double took) {
-                outcome = how;
-                seconds = took;
-                with("").forEach(test -> test.end(how.equals("pass") ? "pass" : "unfinished", 0));
-            }
-
-            /** Did it fail for a reason that no test of it names: TestMain, an init function? */
-            boolean failedByItself() {
-                return !broken && !List.of("pass", "skip").contains(outcome) && with("fail").isEmpty() && with("unfinished").isEmpty();
-            }
-        }
-
-        private static final List<String> RESULTS = List.of("pass", "fail", "skip");
-        /** Go before 1.20 loses the result of a test whose output does not end in a newline: it stands at the end of that line. */
-        private static final Pattern MID_LINE = Pattern.compile("\\s*[^\\s-].*--- (PASS|FAIL|SKIP): (\\S+) \\((\\d+\\.\\d+)s\\)\\s*");
+    static final class Report {
         private static final Pattern BROKEN = Pattern.compile("FAIL\t(\\S+) \\[(?:build|setup) failed]\\s*");
         private static final Pattern BUILD_OF = Pattern.compile("# (\\S+)(?: \\[(\\S+)\\.test])?\\s*");
 
-        final Map<String, Pkg> packages = new TreeMap<>();
-        private final Map<String, Kept> builds = new LinkedHashMap<>();
+        final String suite;
+        final Instant started = Instant.now();
+        Verdict verdict;
+        Integer guestCode;
+        double seconds;
+        final Map<String, Map<String, Test>> packages = new TreeMap<>();
+        private final Map<String, StringBuilder> builds = new LinkedHashMap<>();
+        private final Map<String, StringBuilder> waiting = new LinkedHashMap<>();
         private final Consumer<String> screen;
         private final Consumer<String> events;
-        private Pkg shown;
-        private Kept building;
+        private String shown;
+        private StringBuilder building;
 
-        GoReport(Consumer<String> screen, Consumer<String> events) {
+        Report(String suite, Consumer<String> screen, Consumer<String> events) {
+            this.suite = suite;
             this.screen = screen;
             this.events = events;
         }
 
-        /** One line of its stdout: an event; or anything else, like a build failure before Go 1.24, which is shown as it is. */
+        /** One line of go test's stdout: an event; or anything else, like a build failure before Go 1.24, which is shown as it is. */
         void line(String line) {
             JsonObject event = new JsonObject();
             try {
-                event = line.startsWith("{") ? json(line) : event;
+                event = line.startsWith("{") ? VmTest.json(line) : event;
             } catch (IOException notAnEvent) {
                 // without an Action it is shown
             }
             String action = event.getString("Action", "");
             String output = event.getString("Output", "");
-            String name = event.getString("Test");
-            double seconds = event.getDouble("Elapsed", 0);
             if (action.isEmpty()) {
                 errorLine(line);
                 screen.accept(line);
                 return;
             }
-            events.accept(line.endsWith("\n") ? line : line + "\n");
+            events.accept(line);
             if (action.startsWith("build-")) { // Go 1.24 and later
-                build(event.getString("ImportPath", "")).add(output);
+                keep(build(event.getString("ImportPath", "")), output);
                 screen.accept(output);
-                return;
+            } else {
+                event(action, test(event.getString("Package", ""), ""), event.getString("Test"), output, event);
             }
-            Pkg pkg = packages.computeIfAbsent(event.getString("Package", ""), Pkg::new);
-            if (action.equals("output")) {
-                show(pkg, output);
+        }
+
+        private void event(String action, Test pkg, String name, String output, JsonObject event) {
+            Test test = name == null ? pkg : packages.get(pkg.pkg).get(name);
+            if (action.equals("run") && name != null) {
+                packages.get(pkg.pkg).put(name, new Test(pkg.pkg, name)); // with -count it runs again
+            } else if (action.equals("output")) {
+                show(pkg.pkg, output);
                 broken(output);
-                (pkg.tests.containsKey(name) ? pkg.tests.get(name).output : pkg.output).add(output);
-                Matcher late = MID_LINE.matcher(output);
-                if (late.matches()) {
-                    pkg.with("").stream().filter(test -> test.name.equals(late.group(2))).forEach(
-                            test -> test.end(late.group(1).toLowerCase(Locale.ROOT), Double.parseDouble(late.group(3))));
+                keep(test == null ? pkg.output : test.output, output);
+            } else if (List.of("pass", "fail", "skip").contains(action) && test != null) { // null: a print that looks like a result
+                test.end(event.has("FailedBuild") || test.outcome.equals("broken") ? "broken" : action, event.getDouble("Elapsed", 0));
+                if (test == pkg) {
+                    packages.get(pkg.pkg).values().stream().filter(it -> it.outcome.isEmpty())
+                            .forEach(it -> it.end(action.equals("fail") ? "unfinished" : action, 0));
+                    showNext(pkg.pkg);
                 }
-            } else if (action.equals("run") && name != null) {
-                pkg.tests.put(name, new Test(name)); // with -count it runs again
-            } else if (RESULTS.contains(action) && name != null) {
-                Stream.ofNullable(pkg.tests.get(name)).forEach(test -> test.end(action, seconds)); // none: a test printed what looks like a result
-            } else if (RESULTS.contains(action)) {
-                pkg.broken |= event.has("FailedBuild");
-                pkg.end(action, seconds);
-                next(pkg);
             }
         }
 
@@ -947,193 +852,154 @@ final class VmTest implements Callable<Integer> {
             } else if (broken(line)) {
                 building = null;
             } else if (building != null) {
-                building.add(line);
+                keep(building, line);
             }
         }
 
-        private Kept build(String importPath) {
-            return builds.computeIfAbsent(importPath.replaceFirst(" \\[.*", ""), path -> new Kept(8_000));
+        private StringBuilder build(String importPath) {
+            return builds.computeIfAbsent(importPath.replaceFirst(" \\[.*", ""), path -> new StringBuilder());
         }
 
         private boolean broken(String line) {
             Matcher found = BROKEN.matcher(line);
             if (found.matches()) {
-                Pkg pkg = packages.computeIfAbsent(found.group(1), Pkg::new);
-                pkg.broken = true;
-                pkg.outcome = "fail";
+                test(found.group(1), "").outcome = "broken";
             }
             return found.matches();
         }
 
-        private void show(Pkg pkg, String output) {
+        private Test test(String pkg, String name) {
+            return packages.computeIfAbsent(pkg, it -> new LinkedHashMap<>()).computeIfAbsent(name, it -> new Test(pkg, name));
+        }
+
+        void add(String pkg, String name, String outcome, String output) {
+            test(pkg, name).end(outcome, name.isEmpty() ? seconds : 0);
+            keep(test(pkg, name).output, output);
+        }
+
+        private void show(String pkg, String output) {
             shown = shown == null ? pkg : shown;
-            if (shown == pkg) {
+            if (shown.equals(pkg)) {
                 screen.accept(output);
             } else {
-                pkg.held.add(output);
+                keep(waiting.computeIfAbsent(pkg, it -> new StringBuilder()), output);
             }
         }
 
-        /** After a package's end: if it was the one on the screen, the others catch up, and one that still runs is shown live. */
-        private void next(Pkg ended) {
-            if (shown == ended || shown == null) {
+        /** After a package's end: if it was on the screen, what others that ended said follows, and one that runs is shown from now on. */
+        private void showNext(String ended) {
+            if (ended.equals(shown)) {
                 shown = null;
-                packages.values().stream().filter(pkg -> !pkg.outcome.isEmpty()).forEach(this::catchUp);
-                packages.values().stream().filter(pkg -> pkg.outcome.isEmpty() && !pkg.held.text().isEmpty()).findFirst().ifPresent(pkg -> {
-                    catchUp(pkg);
-                    shown = pkg;
-                });
+                for (String pkg : List.copyOf(waiting.keySet())) {
+                    boolean runs = test(pkg, "").outcome.isEmpty();
+                    if (!runs || shown == null) {
+                        screen.accept(waiting.remove(pkg).toString());
+                        shown = runs ? pkg : shown;
+                    }
+                }
             }
-        }
-
-        private void catchUp(Pkg pkg) {
-            screen.accept(pkg.held.text());
-            pkg.held = new Kept(1 << 20);
         }
 
         /** No more events: what has no result now never gets one. */
         void end() {
-            packages.values().stream().filter(pkg -> pkg.outcome.isEmpty()).forEach(pkg -> pkg.end("unfinished", 0));
-            packages.values().forEach(this::catchUp);
+            all().filter(test -> test.outcome.isEmpty()).forEach(test -> test.end("unfinished", 0));
+            waiting.values().forEach(text -> screen.accept(text.toString()));
+        }
+
+        Stream<Test> all() {
+            return packages.values().stream().flatMap(tests -> tests.values().stream());
         }
 
         boolean failed() {
-            return !packages.values().stream().allMatch(pkg -> List.of("pass", "skip").contains(pkg.outcome));
+            return all().anyMatch(Test::failed);
         }
 
-        long count(String outcome) {
-            return packages.values().stream().mapToLong(pkg -> pkg.with(outcome).size()).sum();
+        /** What went wrong: of a package, a test and its subtests the innermost, and what else has something to say. */
+        List<Test> failures() {
+            return packages.values().stream().flatMap(tests -> {
+                Set<String> holders = tests.values().stream().filter(Test::failed).map(Test::parent).collect(Collectors.toSet());
+                return tests.values().stream().filter(test -> test.failed()
+                        && (!holders.contains(test.name) || !test.name.isEmpty() && !test.said().isBlank()));
+            }).toList();
         }
 
-        List<String> broken() {
-            return packages.values().stream().filter(pkg -> pkg.broken).map(pkg -> pkg.name).toList();
-        }
-
-        String counts() {
-            return count("pass") + " passed" + Stream.of("fail: failed", "unfinished: did not finish", "skip: skipped").map(it -> it.split(":"))
-                    .filter(it -> count(it[0]) > 0).map(it -> ", " + count(it[0]) + it[1]).collect(Collectors.joining())
-                    + ", packages: " + packages.values().stream().filter(pkg -> !pkg.tests.isEmpty()).count()
-                    + (broken().isEmpty() ? "" : ", " + broken().size() + " not built");
-        }
-
-        /** What went wrong, with the output that says why; of a test and its subtests only those that say something. */
-        Map<String, String> failures() {
-            Map<String, String> answer = new LinkedHashMap<>();
-            if (!broken().isEmpty()) {
-                answer.put("BUILD FAILED " + String.join(", ", broken()), builds.values().stream().map(Kept::text).collect(Collectors.joining()));
+        /** Why. A package that was not built for another's fault has no lines of its own: then all of them. */
+        String reason(Test test) {
+            if (test.outcome.equals("broken") && !builds.isEmpty()) {
+                return builds.containsKey(test.pkg) ? builds.get(test.pkg).toString() : String.join("", builds.values());
             }
-            for (Pkg pkg : packages.values()) {
-                Set<String> holders = pkg.with("fail").stream().map(test -> parent(test.name)).collect(Collectors.toSet());
-                pkg.with("fail").stream().filter(test -> !holders.contains(test.name) || !test.said().isBlank()).forEach(
-                        test -> answer.put(String.format(Locale.ROOT, "FAIL %s %s (%.2fs)", pkg.name, test.name, test.seconds), test.said()));
-                pkg.with("unfinished").forEach(test -> answer.put("DID NOT FINISH " + pkg.name + " " + test.name, test.said() + "\n" + pkg.output.text()));
-                if (pkg.failedByItself()) {
-                    answer.put((pkg.outcome.equals("fail") ? "FAIL " : "DID NOT FINISH ") + pkg.name, pkg.output.text());
-                }
-            }
-            return answer;
+            return test.said() + (test.outcome.equals("unfinished") && !test.name.isEmpty() ? "\n" + test(test.pkg, "").said() : "");
         }
 
-        private static String parent(String test) {
-            return test.substring(0, Math.max(0, test.lastIndexOf('/')));
+        /** The verdict in one line. */
+        String said() {
+            boolean build = verdict == Verdict.FAILED && failures().stream().allMatch(test -> test.outcome.equals("broken"));
+            return suite + " " + verdict + (build ? " (build failed)" : "")
+                    + (verdict == Verdict.PASSED || guestCode == null ? "" : ", guest exit code " + guestCode);
         }
 
-        List<String> skipped() {
-            return packages.values().stream().flatMap(pkg -> pkg.with("skip").stream().map(test -> pkg.name + " " + test.name + test.said().lines()
-                    .filter(line -> !line.isBlank()).reduce((first, last) -> last).map(reason -> ": " + reason.strip()).orElse(""))).toList();
+        /** What a person reads after the suite: the verdict, then why; in a suite of 2,000 tests not every skipped one. */
+        String summary() {
+            Map<String, Long> counts = all().filter(test -> !test.name.isEmpty())
+                    .collect(Collectors.groupingBy(test -> test.outcome, TreeMap::new, Collectors.counting()));
+            List<String> lines = new ArrayList<>();
+            lines.add("== " + said() + counts.entrySet().stream().map(count -> ", " + count.getValue() + " " + count.getKey()).collect(Collectors.joining())
+                    + String.format(Locale.ROOT, ", %.1f s", seconds));
+            failures().forEach(test -> {
+                lines.add("   " + test);
+                shortened(reason(test)).forEach(line -> lines.add("       " + line));
+            });
+            all().filter(test -> test.outcome.equals("skip") && !test.name.isEmpty()).limit(50).forEach(test -> lines.add("   " + test
+                    + test.said().lines().map(line -> ": " + line.strip()).reduce("", (first, last) -> last)));
+            Set<String> holders = all().map(test -> test.pkg + " " + test.parent()).collect(Collectors.toSet());
+            all().filter(test -> test.seconds >= 0.1 && !test.name.isEmpty() && !holders.contains(test.pkg + " " + test.name))
+                    .sorted(Comparator.comparingDouble(test -> -test.seconds)).limit(5).forEach(test -> lines.add("   slow: " + test));
+            return harmless(String.join("\n", lines)) + "\n";
         }
 
-        /** The slowest tests; of a test with subtests, these. */
-        List<String> slowest() {
-            record Timed(double seconds, String name) {}
-            return packages.values().stream().flatMap(pkg -> {
-                Set<String> holders = pkg.tests.keySet().stream().map(GoReport::parent).collect(Collectors.toSet());
-                return pkg.tests.values().stream().filter(test -> test.seconds >= 0.1 && !holders.contains(test.name))
-                        .map(test -> new Timed(test.seconds, pkg.name + " " + test.name));
-            }).sorted(Comparator.comparingDouble(Timed::seconds).reversed()).limit(5)
-                    .map(timed -> String.format(Locale.ROOT, "%.2fs %s", timed.seconds(), timed.name())).toList();
-        }
-    }
-
-    /** The beginning and the end of a text that may be of any length. */
-    static final class Kept {
-        private final int half;
-        private final StringBuilder first = new StringBuilder();
-        private final StringBuilder last = new StringBuilder();
-        private long dropped;
-
-        Kept(int size) {
-            half = size / 2;
+        private static List<String> shortened(String text) {
+            List<String> lines = text.lines().filter(line -> !line.isBlank()).toList();
+            return lines.size() <= 100 ? lines : Stream.of(lines.subList(0, 60), List.of("... (" + (lines.size() - 90) + " lines)"),
+                    lines.subList(lines.size() - 30, lines.size())).flatMap(List::stream).toList();
         }
 
-        void add(String text) {
-            int fits = last.length() > 0 ? 0 : Math.min(text.length(), half - first.length());
-            first.append(text, 0, fits);
-            last.append(text, fits, text.length());
-            if (last.length() > 2 * half) {
-                dropped += last.length() - half;
-                last.delete(0, last.length() - half);
-            }
-        }
-
-        String text() {
-            return first + (dropped == 0 ? "" : "\n[" + dropped + " characters left out]\n") + last;
-        }
-    }
-
-    /** Cuts a text that comes in pieces into lines; a line of more than a megabyte stays in pieces. */
-    static final class Lines {
-        private final Consumer<String> consumer;
-        private final StringBuilder line = new StringBuilder();
-
-        Lines(Consumer<String> consumer) {
-            this.consumer = consumer;
-        }
-
-        void accept(String text) {
-            int start = 0;
-            for (int end = text.indexOf('\n'); end >= 0; end = text.indexOf('\n', start)) {
-                line.append(text, start, end + 1);
-                start = end + 1;
-                end();
-            }
-            line.append(text, start, text.length());
-            if (line.length() > 1 << 20) {
-                end();
-            }
-        }
-
-        void end() {
-            if (line.length() > 0) {
-                consumer.accept(line.toString());
-                line.setLength(0);
-            }
+        /** The result as it is kept in VM_DIR. */
+        String json(String command) {
+            JsonArray tests = new JsonArray();
+            all().forEach(test -> tests.add(new JsonObject(Map.of("package", test.pkg, "test", test.name, "outcome", test.outcome,
+                    "seconds", test.seconds, "output", test.failed() ? reason(test) : test.said()))));
+            return JsonWriter.indent("  ").string().object().value("suite", suite).value("command", command)
+                    .value("verdict", verdict.toString()).value("guestExitCode", guestCode).value("started", started.toString())
+                    .value("seconds", seconds).array("tests", tests).end().done() + "\n";
         }
     }
 
     // JUnit
 
-    /** A test case; {@code kind}: "" passed, skipped, failure (the test says so), error (not built, not finished). */
-    private record Case(String name, double seconds, String kind, String message, String text) {}
-
     /** The JUnit report: a testsuite for each package of a go test, and one for each suite of another kind. */
-    static String junit(List<Result> results, String host) {
+    static String junit(List<Report> reports, String host) {
         StringBuilder xml = new StringBuilder("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n");
         int id = 0;
-        for (Result result : results) {
-            for (Map.Entry<String, List<Case>> suite : cases(result).entrySet()) {
-                List<Case> cases = suite.getValue();
-                xml.append(tag("testsuite", "id", id++, "package", result.suite().name(), "name", suite.getKey(), "hostname", host,
-                        "timestamp", result.started().truncatedTo(ChronoUnit.SECONDS).toString().replace("Z", ""),
-                        "time", cases.stream().filter(test -> !test.name().contains("/")).mapToDouble(Case::seconds).sum(), "tests", cases.size(),
-                        "failures", count(cases, "failure"), "errors", count(cases, "error"), "skipped", count(cases, "skipped"))).append("<properties/>\n");
-                for (Case test : cases) {
-                    xml.append("  ").append(tag("testcase", "classname", suite.getKey(), "name", test.name(), "time", test.seconds()));
-                    if (test.kind().equals("skipped")) {
-                        xml.append(tag("skipped", "message", test.message())).append("</skipped>");
-                    } else if (!test.kind().isEmpty()) {
-                        xml.append(tag(test.kind(), "type", test.message(), "message", test.message())).append(escaped(test.text()))
-                                .append("</").append(test.kind()).append('>');
+        for (Report report : reports) {
+            List<Test> failures = report.failures();
+            for (Map.Entry<String, Map<String, Test>> pkg : report.packages.entrySet()) {
+                boolean alone = pkg.getValue().size() == 1; // a suite of another kind, or a package without tests
+                List<Test> tests = pkg.getValue().values().stream()
+                        .filter(test -> alone || !test.name.isEmpty() || failures.contains(test)).toList();
+                Map<String, Long> kinds = tests.stream().collect(Collectors.groupingBy(VmTest::junitKind, Collectors.counting()));
+                xml.append(tag("testsuite", "id", id++, "package", report.suite, "name", pkg.getKey(), "hostname", host,
+                        "timestamp", report.started.truncatedTo(ChronoUnit.SECONDS).toString().replace("Z", ""),
+                        "time", pkg.getValue().containsKey("") ? pkg.getValue().get("").seconds : 0.0, "tests", tests.size(),
+                        "failures", kinds.getOrDefault("failure", 0L), "errors", kinds.getOrDefault("error", 0L),
+                        "skipped", kinds.getOrDefault("skipped", 0L))).append("<properties/>\n");
+                for (Test test : tests) {
+                    String kind = junitKind(test);
+                    String name = test.name.isEmpty() ? test.pkg : test.name;
+                    xml.append(tag("testcase", "classname", test.pkg, "name", name, "time", test.seconds));
+                    if (!kind.isEmpty()) {
+                        xml.append(kind.equals("skipped") ? tag(kind, "message", test.said().strip())
+                                : tag(kind, "type", test.outcome, "message", test) + escaped(report.reason(test)));
+                        xml.append("</" + kind + ">");
                     }
                     xml.append("</testcase>\n");
                 }
@@ -1143,42 +1009,15 @@ final class VmTest implements Callable<Integer> {
         return xml.append("</testsuites>\n").toString();
     }
 
-    private static Map<String, List<Case>> cases(Result result) {
-        Map<String, List<Case>> suites = new LinkedHashMap<>();
-        if (result.go() != null) {
-            result.go().packages.values().forEach(pkg -> {
-                List<Case> cases = new ArrayList<>();
-                pkg.tests.values().forEach(test -> cases.add(new Case(test.name, test.seconds,
-                        Map.of("fail", "failure", "skip", "skipped", "unfinished", "error").getOrDefault(test.outcome, ""),
-                        Map.of("fail", "failed", "skip", test.said().strip(), "unfinished", "did not finish").getOrDefault(test.outcome, ""), test.said())));
-                if (pkg.broken) {
-                    cases.add(new Case("build", 0, "error", "build failed", result.go().failures().values().iterator().next()));
-                } else if (pkg.failedByItself()) {
-                    cases.add(new Case("package", pkg.seconds, "error", "failed outside its tests", pkg.output.text()));
-                }
-                suites.put(pkg.name, cases);
-            });
-        }
-        if (suites.isEmpty() || result.trouble() != null) {
-            String kind = result.verdict() == Verdict.PASSED ? "" : result.verdict() == Verdict.FAILED && result.go() == null ? "failure" : "error";
-            suites.put(result.suite().name(), List.of(new Case(result.suite().name(), result.seconds(), kind, result.said(),
-                    result.output() + Stream.ofNullable(result.trouble()).collect(Collectors.joining()))));
-        }
-        if (!result.left().isEmpty()) {
-            suites.put(result.suite().name() + " leaks", List.of(new Case("leaks", 0, "failure", "left behind", String.join("\n", result.left()))));
-        }
-        return suites;
-    }
-
-    private static long count(List<Case> cases, String kind) {
-        return cases.stream().filter(test -> test.kind().equals(kind)).count();
+    private static String junitKind(Test test) {
+        return Map.of("pass", "", "skip", "skipped", "fail", "failure").getOrDefault(test.outcome, "error");
     }
 
     private static String tag(String name, Object... attributes) {
         StringBuilder tag = new StringBuilder("<" + name);
         for (int i = 0; i < attributes.length; i += 2) {
-            String value = attributes[i + 1] instanceof Double seconds ? String.format(Locale.ROOT, "%.3f", seconds) : attributes[i + 1].toString();
-            tag.append(' ').append(attributes[i]).append("=\"").append(escaped(value).replace("\n", "&#10;").replace("\t", "&#9;")).append('"');
+            String value = escaped(String.format(Locale.ROOT, attributes[i + 1] instanceof Double ? "%.3f" : "%s", attributes[i + 1]));
+            tag.append(" " + attributes[i] + "=\"" + value.replace("\n", "&#10;").replace("\t", "&#9;") + "\"");
         }
         return tag.append('>').toString();
     }
@@ -1208,20 +1047,10 @@ final class VmTest implements Callable<Integer> {
 
     /** Control characters made visible (^[ for an escape), so that the guest cannot speak to the terminal; newlines and tabs stay. */
     static String harmless(String text) {
-        return Pattern.compile("[\\p{Cc}&&[^\n\t]]").matcher(text.replace("\r\n", "\n"))
-                .replaceAll(found -> found.group().charAt(0) < 0x80 ? "^" + (char) (found.group().charAt(0) ^ 0x40) : String.format("<%02x>", (int) found.group().charAt(0)));
-    }
-
-    // Option values
-
-    static final class VmName implements ITypeConverter<String> {
-        @Override
-        public String convert(String value) {
-            if (!value.matches("[A-Za-z0-9_][A-Za-z0-9._-]*")) {
-                throw new TypeConversionException("'" + value + "' is no name for a VM: letters, digits, '.', '_', '-'");
-            }
-            return value;
-        }
+        return Pattern.compile("[\\p{Cc}&&[^\n\t]]").matcher(text.replace("\r\n", "\n")).replaceAll(found -> {
+            char c = found.group().charAt(0);
+            return Matcher.quoteReplacement(c < 0x80 ? "^" + (char) (c ^ 0x40) : String.format("<%02x>", (int) c));
+        });
     }
 
     static final class Limit implements ITypeConverter<Duration> {
@@ -1341,50 +1170,6 @@ final class VmTest implements Callable<Integer> {
         }
     }
     // end shared:process
-
-    // shared:lock
-    /** Takes a VM's lock, held until the channel is closed or this process ends; its text names the holder. 69 if another holds it. */
-    static FileChannel lock(Path file, String command) throws IOException {
-        FileChannel channel = FileChannel.open(file, StandardOpenOption.CREATE, StandardOpenOption.READ, StandardOpenOption.WRITE);
-        if (channel.tryLock() == null) {
-            String holder;
-            try (channel; InputStream in = Channels.newInputStream(channel)) {
-                JsonObject said = json(new String(in.readAllBytes(), UTF_8));
-                holder = said.getString("command") + " (pid " + said.getLong("pid") + ", since " + said.getString("since") + ")";
-            } catch (IOException beingWritten) {
-                holder = "another command";
-            }
-            throw new VmException(69, holder + " is at work on this VM: wait for it, or stop it, and try again");
-        }
-        channel.truncate(0).write(ByteBuffer.wrap(JsonWriter.string().object().value("pid", ProcessHandle.current().pid())
-                .value("command", command).value("since", Instant.now().toString()).end().done().getBytes(UTF_8)));
-        return channel;
-    }
-    // end shared:lock
-
-    // shared:files
-    /** Writes a file that others read: beside itself, then moved into place, so that nobody ever sees half of it. */
-    static void writeFile(Path file, String text, String mode) throws IOException {
-        Path beside = Files.createTempFile(file.getParent(), "." + file.getFileName(), ".new");
-        try {
-            Files.setPosixFilePermissions(Files.writeString(beside, text), PosixFilePermissions.fromString(mode));
-            Files.move(beside, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
-        } finally {
-            Files.deleteIfExists(beside);
-        }
-    }
-
-    /** VM_DIR, made if missing, for its owner alone: keys and sockets lie in it. */
-    static Path privateDirectory(Path directory) {
-        try {
-            Files.createDirectories(directory);
-            return Files.setPosixFilePermissions(directory, PosixFilePermissions.fromString("rwx------"));
-        } catch (IOException refused) {
-            throw new VmException(69, "cannot write to " + directory + " (" + refused.getClass().getSimpleName()
-                    + "): choose another directory with --vm-dir or VM_DIR");
-        }
-    }
-    // end shared:files
 
     // shared:json
     /** The JSON object in a text; an IOException if there is none. */
