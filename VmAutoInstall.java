@@ -53,7 +53,6 @@ import java.time.Instant;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.Comparator;
 import java.util.Deque;
 import java.util.HashMap;
 import java.util.HexFormat;
@@ -222,23 +221,15 @@ final class VmAutoInstall implements Callable<Integer> {
                 return clean;
             }
             Start start = force ? new Start(1, "--force") : from > 0 ? new Start(from, "--from") : firstChange(phases, usable(ledger));
-            if (start.phase > 1 && !Files.exists(phaseDisk(start.phase - 1))) {
-                throw new VmException(69, "the disk of phase " + (start.phase - 1) + " is missing: " + phaseDisk(start.phase - 1));
-            }
             say(start.phase > to ? "phases 1 to " + to + " are done" : "beginning at phase " + start.phase + ": " + start.why);
             if (to == LAST) {
                 confirmReplacing();
             }
             Machine machine = machine();
             for (Phase phase : phases.subList(Math.min(start.phase - 1, to), to)) {
-                Path cd = installDir().resolve("phase" + phase.number + ".iso");
-                try {
-                    run(phase, iso, writeIso(cd, phase.disc), machine, ledger);
-                } finally {
-                    Files.deleteIfExists(cd); // the root password is on it
-                }
+                run(phase, iso, writeIso(install("phase" + phase.number + ".iso"), phase.disc), machine, ledger);
             }
-            return to < LAST ? phaseDisk(to) : putInPlace(iso, machine, ledger);
+            return to < LAST ? install("phase" + to + ".qcow2") : putInPlace(iso, machine, ledger);
         });
     }
 
@@ -269,13 +260,11 @@ final class VmAutoInstall implements Callable<Integer> {
         Path iso = number == 1 ? installer() : null;
         Path cd = disc.toAbsolutePath();
         checkIso(cd, "the phase's CD is missing: ");
-        if (number > 1 && !Files.exists(phaseDisk(number - 1))) {
-            throw new VmException(69, "phase " + (number - 1) + " has left no disk, run it first: " + phaseDisk(number - 1));
-        }
         if (dryRun) {
-            spec.commandLine().getOut().println(shellQuoted(createDisk(part(number), number, diskSize)));
-            spec.commandLine().getOut().println(shellQuoted(qemuCommand(machine(), name + "-phase" + number, part(number),
-                    number == 1 ? List.of(iso, cd, iso) : List.of(cd), vmDir.resolve("qmp"), 0)));
+            Path part = install("phase" + number + ".part");
+            spec.commandLine().getOut().println(shellQuoted(createDisk(part, number, diskSize)));
+            spec.commandLine().getOut().println(shellQuoted(qemuCommand(machine(), name + "-phase" + number, part, cds(number, iso, cd),
+                    install("qmp"), 0)));
             return 0;
         }
         Phase phase = new Phase(number, null, object("the CD of run-phase", cd.toString()));
@@ -317,9 +306,9 @@ final class VmAutoInstall implements Callable<Integer> {
                 JsonObject ledger = readLedger();
                 ledger.remove("phases");
                 saveLedger(ledger);
-                removeFromInstallDir("phase\\d\\.qcow2");
+                removeInstall("phase\\d\\.qcow2");
             }
-            return installDir();
+            return install("");
         });
     }
 
@@ -332,20 +321,21 @@ final class VmAutoInstall implements Callable<Integer> {
 
     record Machine(String accel, String cpu, String memory, int cpus, List<String> more) {}
 
-    /** Runs a command that changes this VM, alone, on a directory without an earlier run's rubbish, and prints the path it returns. */
+    /** Runs a command that changes this VM, alone, and prints the path it returns. No CD stays (a password is on it), nor half a disk. */
     private int locked(String command, Callable<Path> work) throws Exception {
         privateDirectory(vmDir);
         FileChannel lock = lock(file(".lock"), command);
-        try (lock) {
-            privateDirectory(installDir());
-            removeFromInstallDir(".*\\.(part|iso)");
+        privateDirectory(install(""));
+        try {
+            removeInstall(".*\\.(part|iso)");
             spec.commandLine().getOut().println(work.call());
             return 0;
         } catch (IOException failed) {
-            if (("" + failed.getMessage()).contains("No space left on device")) {
-                throw new VmException(1, "the disk that holds " + vmDir + " is full: free some space, or choose another --vm-dir");
-            }
-            throw failed;
+            boolean full = ("" + failed.getMessage()).contains("No space left on device");
+            throw full ? new VmException(1, "no space left for " + vmDir + ": free some, or choose another --vm-dir") : failed;
+        } finally {
+            removeInstall(".*\\.(part|iso)");
+            lock.close();
         }
     }
 
@@ -354,13 +344,13 @@ final class VmAutoInstall implements Callable<Integer> {
         List<Phase> phases = new ArrayList<>();
         for (int n = 1; n <= LAST; n++) {
             SortedMap<String, byte[]> disc = discOf(scripts.get(n - 1), data);
-            JsonObject inputs = object("its script", sha256(disc.get("phase" + n + ".sh")));
+            JsonObject inputs = object("its script", sha256(new ByteArrayInputStream(disc.get("phase" + n + ".sh"))));
             if (n == 1) {
                 inputs.put("the installer ISO", identity(iso));
                 inputs.put("VM_DISK_SIZE", diskSize);
             } else if (n == LAST) {
                 for (Map.Entry<String, byte[]> file : data.entrySet()) {
-                    inputs.put(file.getKey(), sha256(file.getValue()));
+                    inputs.put(file.getKey(), sha256(new ByteArrayInputStream(file.getValue())));
                 }
             }
             phases.add(new Phase(n, disc, inputs));
@@ -385,7 +375,7 @@ final class VmAutoInstall implements Callable<Integer> {
     /** What the ledger says of the phases whose disks are still there. */
     private JsonObject usable(JsonObject ledger) {
         JsonObject done = new JsonObject(part(ledger, "phases"));
-        done.keySet().removeIf(phase -> !Files.exists(phaseDisk(Integer.parseInt(phase))));
+        done.keySet().removeIf(phase -> !Files.exists(install("phase" + phase + ".qcow2")));
         return done;
     }
 
@@ -399,9 +389,7 @@ final class VmAutoInstall implements Callable<Integer> {
         if (Files.exists(file("-clean.qcow2"))) {
             lost.add("its clean disk");
         }
-        // vm-setup makes a blank disk for an installation by hand
-        if (Files.exists(file(".qcow2")) && json(run(Duration.ofMinutes(1), List.of("qemu-img", "info", "-U", "--output=json",
-                file(".qcow2").toString())).outputUTF8()).getLong("actual-size") > 1 << 20) {
+        if (Files.exists(file(".qcow2"))) {
             lost.add("its disk");
         }
         if (Files.isDirectory(file(".snapshots"))) {
@@ -427,39 +415,47 @@ final class VmAutoInstall implements Callable<Integer> {
     /** Runs a phase. Its disk, and what the ledger says of it, change only after success; disks built on the old one go first. */
     private Path run(Phase phase, Path iso, Path cd, Machine machine, JsonObject ledger) throws Exception {
         int n = phase.number;
+        if (n > 1 && !usable(ledger).has("" + (n - 1))) {
+            throw new VmException(69, "phase " + n + " needs the disk of phase " + (n - 1) + ", which is missing: vm-auto-install makes it");
+        }
+        Path part = install("phase" + n + ".part");
+        Path disk = install("phase" + n + ".qcow2");
         long started = System.nanoTime();
-        qemuImg(createDisk(part(n), n, diskSize));
-        // The installer's root is cd0; pfi looks at cd0 and cd1; phase 1 copies from cd2, the same ISO without memory disks over it.
-        try (Guest guest = new Guest("phase" + n, new Watcher(n), machine, part(n), n == 1 ? List.of(iso, cd, iso) : List.of(cd), 0)) {
+        qemuImg(createDisk(part, n, diskSize));
+        try (Guest guest = new Guest("phase" + n, new Watcher(n), machine, part, cds(n, iso, cd), 0)) {
             Failure failure = guest.follow(() -> false);
             if (failure != null) {
-                throw guest.report("phase " + n, failure, "vm-auto-install" + (from > 0 || force ? " --from " + n : ""));
+                throw guest.report("phase " + n, failure, "vm-auto-install --from " + n);
             }
         }
-        Files.setPosixFilePermissions(part(n), PosixFilePermissions.fromString("r--------"));
+        Files.setPosixFilePermissions(part, PosixFilePermissions.fromString("r--------"));
         JsonObject done = part(ledger, "phases");
         ledger.put("phases", done);
         for (int later = n; later <= LAST; later++) {
             done.remove("" + later);
         }
         saveLedger(ledger);
-        for (int later = n + 1; later <= LAST; later++) {
-            Files.deleteIfExists(phaseDisk(later));
-        }
-        Files.move(part(n), phaseDisk(n), StandardCopyOption.ATOMIC_MOVE);
+        removeInstall("phase[" + n + "-9]\\.qcow2");
+        Files.move(part, disk, StandardCopyOption.ATOMIC_MOVE);
         done.put("" + n, object("inputs", phase.inputs, "finished", Instant.now().toString(),
                 "seconds", Duration.ofNanos(System.nanoTime() - started).toMillis() / 1000.0));
         saveLedger(ledger);
         say("phase " + n + " done in " + text(Duration.ofNanos(System.nanoTime() - started)));
-        return phaseDisk(n);
+        return disk;
+    }
+
+    /** The installer's root is cd0; pfi looks at cd0 and cd1; phase 1 copies from cd2, the same ISO without memory disks over it. */
+    private static List<Path> cds(int phase, Path iso, Path cd) {
+        return phase == 1 ? List.of(iso, cd, iso) : List.of(cd);
     }
 
     /** The last disk is flattened, booted once, and asked what is in it; only then it becomes the clean disk. */
     private Path putInPlace(Path iso, Machine machine, JsonObject ledger) throws Exception {
         Path clean = file("-clean.qcow2");
-        Path flat = installDir().resolve("clean.qcow2.part");
+        Path flat = install("clean.part");
         say("flattening the disk");
-        qemuImg(List.of("qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", phaseDisk(LAST).toString(), flat.toString()));
+        Path last = install("phase" + LAST + ".qcow2");
+        qemuImg(List.of("qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", last.toString(), flat.toString()));
         Files.setPosixFilePermissions(flat, PosixFilePermissions.fromString("r--------"));
         JsonObject versions = verify(flat, machine);
         // Should we be killed before the last line, readLedger tells by the disk's identity whether it got into place.
@@ -469,7 +465,7 @@ final class VmAutoInstall implements Callable<Integer> {
                 "qemu", run(Duration.ofSeconds(20), List.of(QEMU, "--version")).outputUTF8().split("\n")[0]));
         saveLedger(ledger);
         Files.deleteIfExists(file(".qcow2"));
-        deleteTree(file(".snapshots"));
+        run(Duration.ofMinutes(5), List.of("rm", "-rf", file(".snapshots").toString()));
         Files.move(flat, clean, StandardCopyOption.ATOMIC_MOVE);
         saveLedger(readLedger());
         say(name + " is installed: " + versions.getString("uname") + ", " + versions.getString("go") + "; start it: vm-ctl start");
@@ -479,7 +475,7 @@ final class VmAutoInstall implements Callable<Integer> {
     /** Boots a disk through a throw-away overlay and asks it over ssh, with the pinned host key, for its tools' versions. */
     private JsonObject verify(Path disk, Machine machine) throws Exception {
         say("booting it once, to see that it answers");
-        Path overlay = installDir().resolve("verify.qcow2.part");
+        Path overlay = install("verify.part");
         qemuImg(List.of("qemu-img", "create", "-q", "-f", "qcow2", "-b", disk.getFileName().toString(), "-F", "qcow2", overlay.toString()));
         int port;
         try (ServerSocket free = new ServerSocket(0, 1, InetAddress.getLoopbackAddress())) {
@@ -501,8 +497,6 @@ final class VmAutoInstall implements Callable<Integer> {
                         : new Failure(1, "a tool is missing or broken; what they say of themselves:\n" + quoted(said));
             }
             throw guest.report("the check of the installed disk", failure, "vm-auto-install");
-        } finally {
-            Files.deleteIfExists(overlay);
         }
     }
 
@@ -693,6 +687,7 @@ final class VmAutoInstall implements Callable<Integer> {
         private final Process process;
         private final BlockingQueue<Object> events = new LinkedBlockingQueue<>(); // console: byte[], monitor: JsonObject, end: exit code
         private final Path socket = Files.createTempDirectory("vm-install").resolve("qmp"); // VM_DIR's path may be too long for one
+        private final String run;
         private final Path log;
         private final Path errors;
         private final Watcher watcher;
@@ -701,12 +696,12 @@ final class VmAutoInstall implements Callable<Integer> {
         private final Thread hook;
         private volatile SocketChannel monitor;
         private final boolean live = onTerminal(2);
-        private String shown = "";
 
         Guest(String run, Watcher watcher, Machine machine, Path disk, List<Path> cds, int sshPort) throws IOException {
+            this.run = run;
             this.watcher = watcher;
-            log = installDir().resolve(run + ".log");
-            errors = installDir().resolve(run + ".qemu.part");
+            log = install(run + ".log");
+            errors = install(run + ".errors.part");
             limit = limit(machine.accel);
             // On Linux the kernel ends QEMU when this process dies, even of kill -9.
             boolean linux = System.getProperty("os.name").equals("Linux");
@@ -719,6 +714,7 @@ final class VmAutoInstall implements Callable<Integer> {
             try {
                 process = new ProcessBuilder(command).redirectError(errors.toFile()).start();
             } catch (IOException missing) {
+                Files.delete(socket.getParent());
                 throw new VmException(69, "QEMU cannot be run ('vm-setup check' tells what is missing): " + missing.getMessage());
             }
             hook = new Thread(process::destroyForcibly);
@@ -769,8 +765,22 @@ final class VmAutoInstall implements Callable<Integer> {
             }
         }
 
-        private void send(String command, JsonObject arguments) throws IOException {
-            monitor.write(ByteBuffer.wrap((JsonWriter.string(object("execute", command, "arguments", arguments)) + "\n").getBytes(UTF_8)));
+        private boolean send(String command, JsonObject arguments) {
+            try {
+                String request = JsonWriter.string(object("execute", command, "arguments", arguments)) + "\n";
+                return monitor.write(ByteBuffer.wrap(request.getBytes(UTF_8))) > 0;
+            } catch (IOException ended) {
+                return false;
+            }
+        }
+
+        private void type(String keys) {
+            try {
+                process.getOutputStream().write(keys.getBytes(ISO_8859_1));
+                process.getOutputStream().flush();
+            } catch (IOException ended) {
+                // its exit code is on the way
+            }
         }
 
         /** Watches until QEMU ends or it is {@code enough}; null if that went well. */
@@ -801,9 +811,8 @@ final class VmAutoInstall implements Callable<Integer> {
                     if (keys == null) {
                         dialogue = null;
                         say("the boot loader does not answer on the serial line: going on blind, its menu boots by itself");
-                    } else if (!keys.isEmpty()) {
-                        process.getOutputStream().write(keys.getBytes(ISO_8859_1));
-                        process.getOutputStream().flush();
+                    } else {
+                        type(keys);
                     }
                     boolean blind = watcher.phase == 1 && dialogue == null; // then nothing is heard, and only the time counts
                     failure = failure == null ? watcher.failure : failure;
@@ -827,25 +836,23 @@ final class VmAutoInstall implements Callable<Integer> {
 
         /** One live line on a terminal; elsewhere a line for each step. */
         private void show() {
-            String where = watcher.phase > 0 ? "phase " + watcher.phase + ", " + watcher.where() : watcher.where();
             String elapsed = "[" + text(Duration.ofNanos(System.nanoTime() - started)) + "] ";
             if (live) {
                 String line = watcher.lastLines().stream().reduce("", (before, last) -> last);
-                String text = elapsed + where + ", " + watcher.bytes / 1024 + " kB | " + line;
+                String text = elapsed + run + ": " + watcher.where() + ", " + watcher.bytes / 1024 + " kB | " + line;
                 print("\r" + text.substring(0, Math.min(79, text.length())) + "\033[K");
-            } else if (!where.equals(shown)) {
-                say(elapsed + where);
-                shown = where;
+            } else {
+                watcher.passed.forEach(where -> say(elapsed + run + ": " + where));
             }
+            watcher.passed.clear();
         }
 
         /** Takes a picture of the screen, ends QEMU, and says what a person needs to know. */
         VmException report(String what, Failure failure, String goOn) throws IOException, InterruptedException {
             Path picture = log.resolveSibling(log.getFileName().toString().replace(".log", ".png"));
             Files.deleteIfExists(picture);
-            if (monitor != null && process.isAlive()) {
-                events.clear();
-                send("screendump", object("filename", picture.toString(), "format", "png")); // PNG since QEMU 7.1, else none
+            events.clear();
+            if (monitor != null && send("screendump", object("filename", picture.toString(), "format", "png"))) { // PNG since QEMU 7.1
                 Object answer = events.poll(5, TimeUnit.SECONDS);
                 while (answer instanceof byte[] || answer instanceof JsonObject said && said.has("event")) {
                     answer = events.poll(5, TimeUnit.SECONDS);
@@ -860,14 +867,14 @@ final class VmAutoInstall implements Callable<Integer> {
 
         @Override
         public void close() throws IOException {
-            process.destroyForcibly().onExit().join();
+            process.destroyForcibly().onExit().orTimeout(30, TimeUnit.SECONDS).join();
             try {
                 Runtime.getRuntime().removeShutdownHook(hook);
             } catch (IllegalStateException shuttingDown) {
                 // the hook is at work
             }
-            deleteTree(socket.getParent());
-            Files.deleteIfExists(errors);
+            Files.deleteIfExists(socket);
+            Files.deleteIfExists(socket.getParent());
         }
     }
 
@@ -877,7 +884,7 @@ final class VmAutoInstall implements Callable<Integer> {
             return watcher.failure;
         } else if ("guest-reset".equals(reason)) {
             return new Failure(1, watcher.hinted("the guest rebooted instead of powering off"));
-        } else if (exitCode != 0 || reason == null && watcher.stage != Stage.OFF) {
+        } else if (exitCode != 0 || reason == null && watcher.stage != Watcher.OFF) {
             return new Failure(69, "QEMU ended by itself with " + (exitCode > 128 ? "signal " + (exitCode - 128) : "exit code " + exitCode)
                     + (errors.isBlank() ? "" : ": " + errors));
         } else if (reason != null && !reason.equals("guest-shutdown")) {
@@ -886,30 +893,26 @@ final class VmAutoInstall implements Callable<Integer> {
         return watcher.done ? null : new Failure(1, watcher.hinted("the guest powered off, but its script never said DONE"));
     }
 
-    /** Where a guest is on its way, in the order in which it gets there, and the console texts that tell. */
-    enum Stage {
-        POWER_ON("power-on", "(?!)"),
-        LOADER("the boot loader", "Console: serial port|Escape to loader prompt|Type '\\?' for a list of commands|Booting in "),
-        KERNEL("the kernel's start", "The DragonFly Project\\.|real memory  ="),
-        ROOT("the root mount", "Mounting root from "),
-        RC("rc", "start_init: trying|Starting file system checks|FILESYSTEM CLEAN; SKIPPING CHECKS"),
-        NETWORK("rc (network)", "vtnet0: flags="),
-        PFI("pfi", "Starting pfi|Looking for pfi\\.conf"),
-        SCRIPT("the phase script", "(?!)"),
-        SHUTDOWN("the shutdown", "Shutdown NOW!|System shutdown time has arrived|syncing disks\\.\\.\\."),
-        OFF("power-off", "Powering system off");
-
-        final String text;
-        final Pattern sign;
-
-        Stage(String text, String sign) {
-            this.text = text;
-            this.sign = Pattern.compile(sign);
-        }
-    }
-
     /** Reads the serial console byte by byte: the same bytes say the same, in whatever chunks they come. Phase 0 has no script. */
     static final class Watcher {
+        /** Where a guest is on its way, in the order in which it gets there. */
+        private static final Map<Pattern, String> STAGES = patterns(
+                "(?!)", "power-on",
+                "Console: serial port|Escape to loader prompt|Type '\\?' for a list of commands|Booting in ", "the boot loader",
+                "The DragonFly Project\\.|real memory  =", "the kernel's start",
+                "Mounting root from ", "the root mount",
+                "start_init: trying|Starting file system checks|FILESYSTEM CLEAN; SKIPPING CHECKS", "rc",
+                "vtnet0: flags=", "rc, network",
+                "Starting pfi|Looking for pfi\\.conf", "pfi",
+                "^STEP \\d+: |^DONE WITH PHASE |^PHASE \\d+ FAILED: ", "the phase script",
+                "Shutdown NOW!|System shutdown time has arrived|syncing disks\\.\\.\\.", "the shutdown",
+                "Powering system off", "power-off");
+        private static final List<Pattern> STAGE_SIGNS = List.copyOf(STAGES.keySet());
+        private static final List<String> STAGE_NAMES = List.copyOf(STAGES.values());
+        private static final int KERNEL = 2;
+        private static final int PFI = 6;
+        private static final int SCRIPT = 7;
+        private static final int OFF = 9;
         /** What a line says that means failure. */
         private static final Map<Pattern, String> FAILURES = patterns(
                 "^panic: |^SECONDARY PANIC|Debugger\\(\"panic\"\\)|^Fatal trap ", PANIC,
@@ -941,12 +944,14 @@ final class VmAutoInstall implements Callable<Integer> {
         private static final Pattern MARK = Pattern.compile("STEP (\\d+): *(.*)|DONE WITH PHASE (\\d+)\\.|PHASE (\\d+) FAILED: *(.*)");
 
         final int phase;
-        Stage stage = Stage.POWER_ON;
+        int stage;
         String step = "";
         Failure failure;
         boolean done;
         long bytes;
         int prompts; // of the boot loader: its countdown is one, each OK another
+        final List<String> passed = new ArrayList<>(); // where it has been; the reader clears it
+        private String reached = "";
         private final StringBuilder line = new StringBuilder(); // a char is a byte
         private final Deque<String> last = new ArrayDeque<>();
         private final TreeSet<String> hints = new TreeSet<>();
@@ -1008,29 +1013,33 @@ final class VmAutoInstall implements Callable<Integer> {
             } else if (!done && text.matches("([\\w.-]+ )?login: ")) {
                 done = phase == 0;
                 if (phase > 0) {
-                    fail(hinted(stage == Stage.SCRIPT ? "the phase script ended without a word" : pfi));
+                    fail(hinted(stage == SCRIPT ? "the phase script ended without a word" : pfi));
                 }
             }
             match(QUESTIONS, text, this::fail);
         }
 
         private void read(String text) {
-            for (Stage next : Stage.values()) {
-                stage = next.compareTo(stage) > 0 && next.sign.matcher(text).find() ? next : stage;
+            for (int next = stage + 1; next < STAGES.size(); next++) {
+                stage = STAGE_SIGNS.get(next).matcher(text).find() ? next : stage;
             }
             if (text.contains("Looking for pfi.conf")) {
                 pfi = "pfi did not find the phase's CD";
             }
-            if (stage == Stage.PFI && text.contains(" found!")) {
+            if (stage == PFI && text.contains(" found!")) {
                 pfi = "pfi found the phase's CD but did not run the script, or that printed nothing";
             }
             Matcher mark = MARK.matcher(text);
             if (phase > 0 && mark.matches()) {
                 mark(mark);
             }
+            if (!where().equals(reached)) {
+                reached = where();
+                passed.add(reached);
+            }
             match(HINTS, text, hints::add);
             match(FAILURES, text, cause -> fail(cause + ": " + text));
-            if (stage.compareTo(Stage.KERNEL) < 0) {
+            if (stage < KERNEL) {
                 match(EARLY_FAILURES, text, cause -> fail(cause + ": " + text));
             }
         }
@@ -1044,7 +1053,6 @@ final class VmAutoInstall implements Callable<Integer> {
         }
 
         private void mark(Matcher mark) {
-            stage = stage.compareTo(Stage.SCRIPT) < 0 ? Stage.SCRIPT : stage;
             String other = mark.group(3) != null ? mark.group(3) : mark.group(4);
             if (other == null) {
                 step = "step " + mark.group(1) + " (" + mark.group(2) + ")";
@@ -1069,7 +1077,7 @@ final class VmAutoInstall implements Callable<Integer> {
         }
 
         String where() {
-            return failedAt != null ? failedAt : stage == Stage.SCRIPT && !step.isEmpty() ? step : stage.text;
+            return failedAt != null ? failedAt : stage == SCRIPT && !step.isEmpty() ? step : STAGE_NAMES.get(stage);
         }
 
         /** The last lines, and what stands there without a line end. */
@@ -1101,16 +1109,8 @@ final class VmAutoInstall implements Callable<Integer> {
         return vmDir.resolve(name + suffix);
     }
 
-    private Path installDir() {
-        return file(".install");
-    }
-
-    private Path phaseDisk(int phase) {
-        return installDir().resolve("phase" + phase + ".qcow2");
-    }
-
-    private Path part(int phase) {
-        return installDir().resolve("phase" + phase + ".qcow2.part");
+    private Path install(String fileName) {
+        return file(".install").resolve(fileName);
     }
 
     /** What picocli cannot check by a type: the name is part of file names, QEMU arguments and ssh's configuration. */
@@ -1167,18 +1167,17 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
-    private void removeFromInstallDir(String pattern) throws IOException {
-        try (Stream<Path> files = Files.list(installDir())) {
+    private void removeInstall(String pattern) throws IOException {
+        try (Stream<Path> files = Files.list(install(""))) {
             for (Path file : files.filter(file -> file.getFileName().toString().matches(pattern)).toList()) {
                 Files.delete(file);
-                say("removed " + file);
             }
         }
     }
 
     /** What is known of the phases and the installed disk; one that was being put in place counts if it got there. */
     private JsonObject readLedger() throws IOException {
-        Path file = installDir().resolve("install.json");
+        Path file = install("install.json");
         JsonObject ledger = Files.exists(file) ? json(Files.readString(file)) : new JsonObject();
         if (ledger.remove("placing") instanceof JsonObject placed && Files.exists(file("-clean.qcow2"))
                 && part(placed, "disk").equals(identity(file("-clean.qcow2")))) {
@@ -1188,7 +1187,7 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     private void saveLedger(JsonObject ledger) throws IOException {
-        writeFile(installDir().resolve("install.json"), JsonWriter.indent("  ").string().value(ledger).done() + "\n", "rw-------");
+        writeFile(install("install.json"), JsonWriter.indent("  ").string().value(ledger).done() + "\n", "rw-------");
     }
 
     private static JsonObject object(Object... pairs) {
@@ -1208,10 +1207,6 @@ final class VmAutoInstall implements Callable<Integer> {
         return object("size", "" + Files.size(file), "modified", Files.getLastModifiedTime(file).toString());
     }
 
-    private static String sha256(byte[] content) throws IOException {
-        return sha256(new ByteArrayInputStream(content));
-    }
-
     private static String sha256(InputStream content) throws IOException {
         try (content) {
             MessageDigest digest = MessageDigest.getInstance("SHA-256");
@@ -1219,16 +1214,6 @@ final class VmAutoInstall implements Callable<Integer> {
             return HexFormat.of().formatHex(digest.digest());
         } catch (NoSuchAlgorithmException impossible) {
             throw new AssertionError(impossible); // every Java has it
-        }
-    }
-
-    private static void deleteTree(Path directory) throws IOException {
-        if (Files.exists(directory)) {
-            try (Stream<Path> files = Files.walk(directory)) {
-                for (Path file : files.sorted(Comparator.reverseOrder()).toList()) {
-                    Files.delete(file);
-                }
-            }
         }
     }
 

@@ -85,16 +85,18 @@ class VmAutoInstallTest {
     @Test
     void aWholePhaseIsFollowed() {
         assertEquals(1, watch(1, LOADER).prompts);
-        assertEquals(VmAutoInstall.Stage.LOADER, watch(1, LOADER).stage);
+        assertEquals("the boot loader", watch(1, LOADER).where());
         assertEquals(3, watch(1, LOADER + PROMPTS).prompts);
-        assertEquals(VmAutoInstall.Stage.PFI, watch(1, LOADER + PROMPTS + KERNEL).stage);
+        assertEquals("pfi", watch(1, LOADER + PROMPTS + KERNEL).where());
         VmAutoInstall.Watcher script = watch(1, LOADER + PROMPTS + KERNEL + SCRIPT);
         assertEquals("step 2 (gr\u00fc\u00dfe)", script.where());
         assertFalse(script.done, "an echoed command is not the mark");
         VmAutoInstall.Watcher end = watch(1, LOADER + PROMPTS + KERNEL + SCRIPT + END);
         assertTrue(end.done);
+        assertEquals(List.of("power-on", "the boot loader", "the kernel's start", "the root mount", "rc", "pfi", "step 1 (look at the machine)",
+                "step 2 (gr\u00fc\u00dfe)", "the shutdown", "power-off"), end.passed, "all in one chunk");
         assertNull(end.failure);
-        assertEquals(VmAutoInstall.Stage.OFF, end.stage);
+        assertEquals("power-off", end.where());
         assertEquals("acpi0: Powering system off", end.lastLines().get(end.lastLines().size() - 1));
     }
 
@@ -495,6 +497,7 @@ class VmAutoInstallTest {
         assertEquals(0, new ProcessBuilder("qemu-img", "convert", "-f", "raw", "-O", "qcow2", tmp.resolve("sector").toString(), install("phase1.qcow2").toString())
                 .inheritIO().start().waitFor());
         installer();
+        Files.writeString(install("install.json"), "{\"phases\": {\"1\": {\"inputs\": {\"a\": \"b\"}}, \"3\": {}}, \"installed\": {\"version\": \"1\"}}");
         return new String[] {"run-phase", "2", vmDir().resolve("dfly-6.4.2.iso").toString()};
     }
 
@@ -502,11 +505,10 @@ class VmAutoInstallTest {
     void aPhaseLeavesAFrozenDisk() throws Exception {
         String[] command = secondPhaseOf("STEP 1: one\r\nDONE WITH PHASE 2.\r\n", POWER_OFF);
         Files.writeString(install("phase3.qcow2"), "built on the old one");
-        Files.writeString(install("install.json"), "{\"phases\": {\"1\": {\"inputs\": {\"a\": \"b\"}}, \"3\": {}}, \"installed\": {\"version\": \"1\"}}");
         byte[] before = Files.readAllBytes(install("phase1.qcow2"));
         assertEquals(0, run(command), err.toString());
         assertEquals(install("phase2.qcow2") + "\n", out.toString());
-        assertTrue(err.toString().contains("phase 2, step 1 (one)"), err.toString());
+        assertTrue(err.toString().contains("phase2: step 1 (one)"), err.toString());
         assertEquals("r--------", PosixFilePermissions.toString(Files.getPosixFilePermissions(install("phase2.qcow2"))));
         assertTrue(Arrays.equals(before, Files.readAllBytes(install("phase1.qcow2"))), "what it is built on is untouched");
         assertFalse(Files.exists(install("phase3.qcow2")), "what was built on the old phase 2 is gone");
@@ -532,7 +534,7 @@ class VmAutoInstallTest {
         assertTrue(err.toString().contains("its script gave up: fetch: no route to host"), err.toString());
         assertTrue(err.toString().contains("  | no route to host\n"), err.toString());
         assertTrue(err.toString().contains("whole log: " + install("phase2.log")), err.toString());
-        assertTrue(err.toString().contains("to go on from there: vm-auto-install\n"), err.toString());
+        assertTrue(err.toString().contains("to go on from there: vm-auto-install --from 2\n"), err.toString());
         assertEquals("\u0089PNG", new String(Files.readAllBytes(install("phase2.png")), ISO_8859_1).substring(0, 4));
         assertEquals("an older one", Files.readString(install("phase2.qcow2")));
         assertTrue(ProcessHandle.current().descendants().noneMatch(VmAutoInstallTest::isQemu), "QEMU is gone");
@@ -582,9 +584,9 @@ class VmAutoInstallTest {
         ProcessHandle qemu = awaitQemu(process.toHandle());
         process.destroyForcibly().waitFor();
         qemu.onExit().get(10, TimeUnit.SECONDS);
-        assertTrue(Files.exists(install("phase2.qcow2.part")));
+        assertTrue(Files.exists(install("phase2.part")));
         assertEquals(0, run(secondPhaseOf("DONE WITH PHASE 2.\r\n", POWER_OFF)), err.toString()); // without any cleaning up
-        assertFalse(Files.exists(install("phase2.qcow2.part")));
+        assertFalse(Files.exists(install("phase2.part")));
     }
 
     // What a person still wants.
@@ -609,7 +611,7 @@ class VmAutoInstallTest {
     @ValueSource(booleans = {false, true})
     void phaseDisksGoOnlyOnRequest(boolean disks) throws Exception {
         Files.createDirectories(install(""));
-        for (String file : List.of("phase1.qcow2", "phase2.qcow2.part", "phase3.iso", "phase1.log")) {
+        for (String file : List.of("phase1.qcow2", "phase2.part", "phase3.iso", "phase1.log")) {
             Files.writeString(install(file), "");
         }
         Files.writeString(install("install.json"), "{\"phases\": {\"1\": {}}, \"installed\": {\"version\": \"1\"}}");
