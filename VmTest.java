@@ -355,6 +355,9 @@ final class VmTest implements Callable<Integer> {
     // Before the suites
 
     private void checkOptions() {
+        environment.keySet().stream().filter(name -> !name.matches("[A-Za-z_]\\w*")).forEach(name -> {
+            throw new VmException(2, "--env: '" + name + "' is not the name of a variable");
+        });
         Stream.concat(Stream.ofNullable(junit), Stream.ofNullable(json)).forEach(file -> {
             if (Files.isDirectory(file) || !Files.isWritable(file.toAbsolutePath().getParent())) {
                 throw new VmException(2, "cannot write " + file + ": name a file in a folder that exists and is writable");
@@ -517,9 +520,9 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    private final class GuestRun {
+    final class GuestRun {
         private static final Pattern PANIC = Pattern.compile("(?m)^(panic: |Fatal trap |SECONDARY PANIC|db> )");
-        private final String mark = "\u001e" + UUID.randomUUID() + " ";
+        final String mark = "\u001e" + UUID.randomUUID() + " ";
         private final byte[] script;
         private final Path console = vmDir.resolve(vmName + ".console.log");
         private final long consoleStart = Files.exists(console) ? console.toFile().length() : 0;
@@ -631,7 +634,7 @@ final class VmTest implements Callable<Integer> {
         }
 
         /** Takes the supervisor's own lines out of stderr; they may stand in the middle of another line, or come in pieces. */
-        private void sift(String text, Consumer<String> rest) {
+        void sift(String text, Consumer<String> rest) {
             held += text;
             for (int start = held.indexOf(mark), end; start >= 0 && (end = held.indexOf('\n', start)) >= 0; start = held.indexOf(mark)) {
                 rest.accept(held.substring(0, start));
@@ -983,9 +986,8 @@ final class VmTest implements Callable<Integer> {
         for (Report report : reports) {
             List<Test> failures = report.failures();
             for (Map.Entry<String, Map<String, Test>> pkg : report.packages.entrySet()) {
-                boolean alone = pkg.getValue().size() == 1; // a suite of another kind, or a package without tests
                 List<Test> tests = pkg.getValue().values().stream()
-                        .filter(test -> alone || !test.name.isEmpty() || failures.contains(test)).toList();
+                        .filter(test -> !test.name.isEmpty() || failures.contains(test) || test.pkg.equals(report.suite)).toList();
                 Map<String, Long> kinds = tests.stream().collect(Collectors.groupingBy(VmTest::junitKind, Collectors.counting()));
                 xml.append(tag("testsuite", "id", id++, "package", report.suite, "name", pkg.getKey(), "hostname", host,
                         "timestamp", report.started.truncatedTo(ChronoUnit.SECONDS).toString().replace("Z", ""),

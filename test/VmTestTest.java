@@ -1,0 +1,704 @@
+///usr/bin/env jbang "$0" "$@" ; exit $?
+//JAVA 17+
+//SOURCES ../VmTest.java
+//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
+
+import static java.nio.charset.StandardCharsets.UTF_8;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
+
+import com.grack.nanojson.JsonObject;
+import com.grack.nanojson.JsonParser;
+import java.io.ByteArrayInputStream;
+import java.io.PrintWriter;
+import java.io.StringReader;
+import java.io.StringWriter;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.time.Duration;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import java.util.TreeMap;
+import java.util.concurrent.TimeUnit;
+import java.util.stream.Collectors;
+import java.util.stream.Stream;
+import javax.xml.XMLConstants;
+import javax.xml.parsers.DocumentBuilderFactory;
+import javax.xml.transform.stream.StreamSource;
+import javax.xml.validation.SchemaFactory;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.platform.console.ConsoleLauncher;
+import org.w3c.dom.Document;
+import picocli.CommandLine;
+
+/** VmTest without a VM: its suites, what it makes of go test's events (real streams), its reports, and its supervisor in a real sh. */
+final class VmTestTest {
+
+    @TempDir
+    Path dir;
+
+    public static void main(String... args) {
+        ConsoleLauncher.main(new String[] {"execute", "--select-class", "VmTestTest", "--disable-banner", "--details", "summary"});
+    }
+
+    // Command line
+
+    private record Ran(int code, String out, String err) {}
+
+    private static Ran vmTest(Map<String, String> environment, Map<String, String> file, String... args) {
+        VmTest.Settings settings = new VmTest.Settings(environment, file);
+        StringWriter out = new StringWriter();
+        StringWriter err = new StringWriter();
+        CommandLine line = VmTest.commandLine(new VmTest(settings), settings).setOut(new PrintWriter(out)).setErr(new PrintWriter(err));
+        int code = line.execute(args);
+        line.getOut().flush();
+        return new Ran(code, out.toString(), err.toString());
+    }
+
+    private Ran vmTest(String... args) {
+        return vmTest(Map.of("VM_DIR", dir.toString()), Map.of(), args);
+    }
+
+    @Test
+    void usageErrorsAreTwoAndOneLine() {
+        for (String[] args : new String[][] {{}, {"--nonsense"}, {"unit", "--timeout", "soon"}, {"unit", "--timeout", "0"}, {"unti"}, {"--", "-run", "X"},
+                {"unit", "--leaks", "maybe"}, {"run"}, {"unit", "--junit", "/nonexistent/x.xml"}, {"unit", "--json", "."}, {"unit", "--env", "=x"}}) {
+            Ran ran = vmTest(args);
+            assertEquals(2, ran.code(), String.join(" ", args));
+            assertEquals(1, ran.err().lines().count(), ran.err());
+            assertEquals("", ran.out());
+        }
+        assertTrue(vmTest("unti").err().contains("did you mean") && vmTest("unti").err().contains("unit"));
+        assertTrue(vmTest("unit", "--junitt", "x").err().contains("--junit"));
+    }
+
+    @Test
+    void noLivePidIsThree() throws Exception {
+        assertEquals(new Ran(3, "", "vm-test: VM dfly-vm is not running; start it: vm-ctl start\n"), vmTest("unit"));
+        assertEquals(3, vmTest("run", "--", "true").code());
+        Files.writeString(dir.resolve("other.pid"), "{\"pid\":" + ProcessHandle.current().pid() + ",\"bootId\":\"before\",\"startTicks\":1}");
+        assertEquals(3, vmTest("unit", "--vm-name", "other").code(), "a pid from another boot");
+        Files.writeString(dir.resolve("other.pid"), "{\"pid\":");
+        assertEquals(3, vmTest("unit", "--vm-name", "other").code(), "half a file");
+        assertEquals(List.of("other.pid"), Stream.of(dir.toFile().list()).toList(), "nothing written");
+    }
+
+    @Test
+    void aSiblingThatFailsGivesItsCodeAndOneThatIsMissing69() throws Exception {
+        Path ctl = Files.writeString(dir.resolve("my 'ctl'"), "#!/bin/sh\necho \"$1 $VM_NAME $VM_REMOTE_DIR\" > \"$VM_DIR/said\"\nexit 42\n");
+        assertTrue(ctl.toFile().setExecutable(true));
+        Ran ran = vmTest("--fresh", "unit", "--vm-name", "x", "--project", "/a/my project", "--ctl-cmd", "\"" + ctl + "\"");
+        assertEquals(42, ran.code(), ran.err());
+        assertEquals("restore x /root/my project\n", Files.readString(dir.resolve("said")));
+        assertEquals(69, vmTest("--fresh", "unit", "--ctl-cmd", "/nonexistent/ctl").code());
+        assertEquals(2, vmTest("--fresh", "unit", "--ctl-cmd", "'open").code());
+    }
+
+    @Test
+    void helpNamesVariablesAndEffectiveDefaults() {
+        String help = vmTest(Map.of("VM_SYNC_CMD", "my-sync --now"), Map.of(), "--help").out();
+        assertTrue(help.replaceAll("\\s+", " ").contains("VM_SYNC_CMD; default: my-sync --now"), help);
+        assertTrue(help.contains("Exit codes") && vmTest("run", "--help").out().contains("Exit codes") && vmTest("list", "--help").out().contains("Exit codes"));
+    }
+
+    // Suites
+
+    @Test
+    void settingsChangeAndMakeSuites() {
+        String list = vmTest(Map.of("VM_TEST_UNIT", "go test ./a", "VM_TEST_E2E", "", "VM_TEST_INTEGRATION_E2E", "make e2e"),
+                Map.of("VM_TEST_UNIT", "go test ./b", "VM_TEST_LINT", "go vet ./...", "VM_TEST_E2E", "make x"), "list").out();
+        List<String> lines = list.lines().map(line -> line.replaceAll(" +", " ")).toList();
+        assertTrue(lines.contains("unit go test ./a (VM_TEST_UNIT)"), "the environment beats vm.env: " + list);
+        assertTrue(lines.contains("e2e make x (VM_TEST_E2E)"), "empty is unset");
+        assertTrue(lines.contains("integration-e2e make e2e (VM_TEST_INTEGRATION_E2E)"));
+        assertTrue(lines.contains("lint go vet ./... (VM_TEST_LINT)"));
+        assertTrue(lines.contains("phase4 doas go test -v ./internal/worker/..."));
+        assertTrue(lines.contains("all unit integration phase4") && lines.contains("quick --sync phase4"));
+    }
+
+    private static String chosen(Map<String, String> settings, String... names) {
+        return VmTest.choose(VmTest.suites(new VmTest.Settings(settings, Map.of())), List.of(names)).stream()
+                .map(VmTest.Suite::name).collect(Collectors.joining(" "));
+    }
+
+    @Test
+    void theBuildComesFirstAndOnce() {
+        assertEquals("build unit phase4", chosen(Map.of(), "unit", "phase4", "unit"));
+        assertEquals("build", chosen(Map.of(), "build"));
+        assertEquals("build e2e unit", chosen(Map.of(), "e2e", "build", "unit"));
+        assertEquals("build phase4 unit integration", chosen(Map.of(), "quick", "all"));
+        assertEquals("build all", chosen(Map.of("VM_TEST_ALL", "make check"), "all"));
+        VmTest.VmException unknown = assertThrows(VmTest.VmException.class, () -> chosen(Map.of(), "integratoin"));
+        assertEquals(2, unknown.exitCode);
+        assertTrue(unknown.getMessage().contains("integration"), unknown.getMessage());
+    }
+
+    @Test
+    void goTestsGetJsonAndNothingElseDoes() {
+        Map<String, String> commands = new TreeMap<>();
+        commands.put("go test -v -short ./...", "go test -json -v -short ./...");
+        commands.put("doas go test ./x", "doas go test -json ./x");
+        commands.put("CGO_ENABLED=0 go test .", "env CGO_ENABLED=0 go test -json .");
+        commands.put("/usr/local/go/bin/go test -json ./a", "/usr/local/go/bin/go test -json ./a");
+        commands.put("go test -run 'TestA|TestB' -tags=\"a b\" ./...", "go test -json -run 'TestA|TestB' '-tags=a b' ./...");
+        for (String plain : List.of("gmake test", "go vet ./...", "go test ./... | tee log", "cd x && go test ./...", "go test ./$PKG", "go test *_test.go",
+                "go test -c ./x", "echo go test", "go testify", "go test ./... > log", "sh -c 'go test ./...'", "go test ./...\ngo vet", "go test 'open")) {
+            commands.put(plain, plain);
+        }
+        commands.forEach((command, guest) -> assertEquals(guest, VmTest.guestCommand(command, List.of())));
+    }
+
+    @Test
+    void argumentsAreAppendedAndTheirPackagesReplaceTheSuites() {
+        assertEquals("gmake test -k 'a b' 'it'\\''s'", VmTest.guestCommand("gmake test", List.of("-k", "a b", "it's")));
+        assertEquals("go test -json -v ./... -run 'TestX$'", VmTest.guestCommand("go test -v ./...", List.of("-run", "TestX$")));
+        assertEquals("go test -json -v -short -run TestX ./pkg/...", VmTest.guestCommand("go test -v -short ./...", List.of("-run", "TestX", "./pkg/...")));
+        assertEquals("go test -json -tags=a x_test.go", VmTest.guestCommand("go test -tags=a ./integration_e2e_test.go", List.of("x_test.go")));
+        assertEquals("go test -json ./a -coverprofile ./c.out", VmTest.guestCommand("go test ./a", List.of("-coverprofile", "./c.out")));
+        assertEquals("go test -json ./a -args ./data", VmTest.guestCommand("go test ./a", List.of("-args", "./data")));
+        assertEquals("go test -json -run ./a -v .", VmTest.guestCommand("go test -run ./a ./b", List.of("-v", ".")));
+    }
+
+    // The guest's side, in this machine's sh
+
+    /** The supervisor on stdin as ssh brings it; stdin stays open until it says how the command ended. */
+    private String supervised(String directory, String command, Map<String, String> environment) throws Exception {
+        byte[] script = VmTest.supervisor("MARK ", directory, command, environment, false).getBytes(UTF_8);
+        String remote = VmTest.sshCommand(Path.of("/vm"), "x", script.length).get(5);
+        Process process = new ProcessBuilder("sh", "-c", remote).redirectErrorStream(true).start();
+        process.getOutputStream().write(script);
+        process.getOutputStream().write("beat\n".getBytes(UTF_8));
+        process.getOutputStream().flush();
+        StringBuilder said = new StringBuilder();
+        for (int c = process.getInputStream().read(); c >= 0; c = process.getInputStream().read()) {
+            said.append((char) c);
+        }
+        assertTrue(process.waitFor(10, TimeUnit.SECONDS));
+        return said.toString();
+    }
+
+    @Test
+    void theSupervisorRunsTheCommandAsGiven() throws Exception {
+        Path work = Files.createDirectory(dir.resolve("it's a \"dir\""));
+        String odd = "a'b\"c $HOME `id` \\ !x\n*";
+        String said = supervised(work.toString(), "pwd; printf '%s|' " + VmTest.quoted(List.of(odd, "", "-n")) + " \"$ODD\"; sleep 1; exit 7",
+                Map.of("ODD", odd));
+        assertTrue(said.contains(work + "\n"), said);
+        assertTrue(said.contains(odd + "||-n|" + odd + "|"), said);
+        assertTrue(said.contains("MARK beat\n") && said.endsWith("MARK exit 7\n"), said);
+    }
+
+    @Test
+    void signalsReachTheCommandAsUsual() throws Exception {
+        String said = supervised(dir.toString(), "for s in INT QUIT TERM HUP; do sh -c \"kill -$s \\$\\$; echo ignored $s\"; done", Map.of());
+        assertFalse(said.contains("ignored"), said);
+    }
+
+    @Test
+    void aMissingDirectoryIsSaid() throws Exception {
+        assertEquals("MARK nowhere\n", supervised(dir.resolve("nope").toString(), "echo ran", Map.of()));
+    }
+
+    @Test
+    void theOrderToStopKillsWhatLeftTheGroupAndNobodyElse() throws Exception {
+        List<String> ownProcesses = List.of("unshare", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child");
+        assumeTrue(ended(Stream.concat(ownProcesses.stream(), Stream.of("true")).toList()), "needs a PID namespace: init's orphans are fair game");
+        byte[] script = VmTest.supervisor("MARK ", dir.toString(), "setsid sh -c 'trap \"\" TERM; sleep 611' & (sleep 612 &) ; sleep 613", Map.of(), false)
+                .getBytes(UTF_8);
+        String outer = "sleep 614 & " + VmTest.sshCommand(Path.of("/vm"), "x", script.length).get(5).replaceFirst("^exec ", "") + "; ps -axww -o command";
+        Process process = new ProcessBuilder(Stream.concat(ownProcesses.stream(), Stream.of("sh", "-c", outer)).toList()).start();
+        process.getOutputStream().write(script);
+        process.getOutputStream().flush();
+        Thread.sleep(1500);
+        process.getOutputStream().close();
+        String left = new String(process.getInputStream().readAllBytes(), UTF_8);
+        assertTrue(left.contains("sleep 614"), left);
+        assertFalse(left.contains("sleep 611") || left.contains("sleep 612") || left.contains("sleep 613"), left);
+    }
+
+    private static boolean ended(List<String> command) throws Exception {
+        try {
+            Process process = new ProcessBuilder(command).start();
+            return process.waitFor(10, TimeUnit.SECONDS) && process.exitValue() == 0;
+        } catch (java.io.IOException missing) {
+            return false;
+        }
+    }
+
+    @Test
+    void theSupervisorsLinesAreFoundInTheMiddleOfOthers() {
+        VmTest test = new VmTest(new VmTest.Settings(Map.of(), Map.of()));
+        new CommandLine(test).parseArgs("--vm-dir", dir.toString(), "unit");
+        VmTest.GuestRun guest = test.new GuestRun("true", false);
+        String stream = "half a line" + guest.mark + "beat\n, its rest\n\u001enot ours\n" + guest.mark + "leak mount tmpfs on /build\n" + guest.mark + "exit 3\nlate";
+        for (int size : new int[] {1, 7, 1000}) {
+            guest = test.new GuestRun("true", false);
+            String mine = stream.replaceAll("\u001e[0-9a-f-]{36} ", guest.mark);
+            StringBuilder rest = new StringBuilder();
+            for (int i = 0; i < mine.length(); i += size) {
+                guest.sift(mine.substring(i, Math.min(mine.length(), i + size)), rest::append);
+            }
+            assertEquals("half a line, its rest\n\u001enot ours\nlate", rest.toString());
+            assertEquals(3, guest.code);
+            assertEquals(List.of("mount tmpfs on /build"), guest.left);
+        }
+    }
+
+    // go test -json
+
+    /** {@code go test -json ./pass ./fail ./skip ./nodep ./tmain}, Go 1.19 (without the times). */
+    private static final String SIDE_BY_SIDE = """
+            {"Action":"run","Package":"example.com/s/pass","Test":"TestA"}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestA","Output":"=== RUN   TestA\\n"}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestA","Output":"    pass_test.go:3: hello\\n"}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestA","Output":"--- PASS: TestA (0.00s)\\n"}
+            {"Action":"pass","Package":"example.com/s/pass","Test":"TestA","Elapsed":0}
+            {"Action":"run","Package":"example.com/s/pass","Test":"TestSlow"}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestSlow","Output":"=== RUN   TestSlow\\n"}
+            {"Action":"run","Package":"example.com/s/fail","Test":"TestBad"}
+            {"Action":"output","Package":"example.com/s/fail","Test":"TestBad","Output":"=== RUN   TestBad\\n"}
+            {"Action":"output","Package":"example.com/s/fail","Test":"TestBad","Output":"    fail_test.go:3: got 3, want 4\\n"}
+            {"Action":"output","Package":"example.com/s/fail","Test":"TestBad","Output":"--- FAIL: TestBad (0.00s)\\n"}
+            {"Action":"fail","Package":"example.com/s/fail","Test":"TestBad","Elapsed":0}
+            {"Action":"run","Package":"example.com/s/fail","Test":"TestSub"}
+            {"Action":"output","Package":"example.com/s/fail","Test":"TestSub","Output":"=== RUN   TestSub\\n"}
+            {"Action":"run","Package":"example.com/s/fail","Test":"TestSub/ok"}
+            {"Action":"output","Package":"example.com/s/fail","Test":"TestSub/ok","Output":"=== RUN   TestSub/ok\\n"}
+            {"Action":"run","Package":"example.com/s/fail","Test":"TestSub/ko"}
+            {"Action":"output","Package":"example.com/s/fail","Test":"TestSub/ko","Output":"=== RUN   TestSub/ko\\n"}
+            {"Action":"output","Package":"example.com/s/fail","Test":"TestSub/ko","Output":"    fail_test.go:4: deep\\n"}
+            {"Action":"output","Package":"example.com/s/fail","Test":"TestSub","Output":"--- FAIL: TestSub (0.00s)\\n"}
+            {"Action":"output","Package":"example.com/s/fail","Test":"TestSub/ok","Output":"    --- PASS: TestSub/ok (0.00s)\\n"}
+            {"Action":"pass","Package":"example.com/s/fail","Test":"TestSub/ok","Elapsed":0}
+            {"Action":"output","Package":"example.com/s/fail","Test":"TestSub/ko","Output":"    --- FAIL: TestSub/ko (0.00s)\\n"}
+            {"Action":"fail","Package":"example.com/s/fail","Test":"TestSub/ko","Elapsed":0}
+            {"Action":"fail","Package":"example.com/s/fail","Test":"TestSub","Elapsed":0}
+            {"Action":"run","Package":"example.com/s/fail","Test":"TestFine"}
+            {"Action":"output","Package":"example.com/s/fail","Test":"TestFine","Output":"=== RUN   TestFine\\n"}
+            {"Action":"output","Package":"example.com/s/fail","Test":"TestFine","Output":"--- PASS: TestFine (0.00s)\\n"}
+            {"Action":"pass","Package":"example.com/s/fail","Test":"TestFine","Elapsed":0}
+            {"Action":"output","Package":"example.com/s/fail","Output":"FAIL\\n"}
+            {"Action":"output","Package":"example.com/s/fail","Output":"FAIL\\texample.com/s/fail\\t0.002s\\n"}
+            {"Action":"fail","Package":"example.com/s/fail","Elapsed":0.002}
+            {"Action":"run","Package":"example.com/s/skip","Test":"TestRoot"}
+            {"Action":"output","Package":"example.com/s/skip","Test":"TestRoot","Output":"=== RUN   TestRoot\\n"}
+            {"Action":"output","Package":"example.com/s/skip","Test":"TestRoot","Output":"    skip_test.go:3: needs root\\n"}
+            {"Action":"output","Package":"example.com/s/skip","Test":"TestRoot","Output":"--- SKIP: TestRoot (0.00s)\\n"}
+            {"Action":"skip","Package":"example.com/s/skip","Test":"TestRoot","Elapsed":0}
+            {"Action":"run","Package":"example.com/s/skip","Test":"TestOther"}
+            {"Action":"output","Package":"example.com/s/skip","Test":"TestOther","Output":"=== RUN   TestOther\\n"}
+            {"Action":"output","Package":"example.com/s/skip","Test":"TestOther","Output":"    skip_test.go:4: thinking\\n"}
+            {"Action":"output","Package":"example.com/s/skip","Test":"TestOther","Output":"    skip_test.go:4: no /dev/x\\n"}
+            {"Action":"output","Package":"example.com/s/skip","Test":"TestOther","Output":"--- SKIP: TestOther (0.00s)\\n"}
+            {"Action":"skip","Package":"example.com/s/skip","Test":"TestOther","Elapsed":0}
+            {"Action":"output","Package":"example.com/s/skip","Output":"PASS\\n"}
+            {"Action":"output","Package":"example.com/s/skip","Output":"ok  \\texample.com/s/skip\\t0.002s\\n"}
+            {"Action":"pass","Package":"example.com/s/skip","Elapsed":0.002}
+            {"Action":"output","Package":"example.com/s/tmain","Output":"cannot set up\\n"}
+            {"Action":"output","Package":"example.com/s/tmain","Output":"FAIL\\texample.com/s/tmain\\t0.001s\\n"}
+            {"Action":"fail","Package":"example.com/s/tmain","Elapsed":0.001}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestSlow","Output":"--- PASS: TestSlow (0.30s)\\n"}
+            {"Action":"pass","Package":"example.com/s/pass","Test":"TestSlow","Elapsed":0.3}
+            {"Action":"run","Package":"example.com/s/pass","Test":"TestSub"}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestSub","Output":"=== RUN   TestSub\\n"}
+            {"Action":"run","Package":"example.com/s/pass","Test":"TestSub/one"}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestSub/one","Output":"=== RUN   TestSub/one\\n"}
+            {"Action":"run","Package":"example.com/s/pass","Test":"TestSub/two_words"}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestSub/two_words","Output":"=== RUN   TestSub/two_words\\n"}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestSub/two_words","Output":"    pass_test.go:5: not today\\n"}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestSub","Output":"--- PASS: TestSub (0.00s)\\n"}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestSub/one","Output":"    --- PASS: TestSub/one (0.00s)\\n"}
+            {"Action":"pass","Package":"example.com/s/pass","Test":"TestSub/one","Elapsed":0}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestSub/two_words","Output":"    --- SKIP: TestSub/two_words (0.00s)\\n"}
+            {"Action":"skip","Package":"example.com/s/pass","Test":"TestSub/two_words","Elapsed":0}
+            {"Action":"pass","Package":"example.com/s/pass","Test":"TestSub","Elapsed":0}
+            {"Action":"run","Package":"example.com/s/pass","Test":"TestPar"}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestPar","Output":"=== RUN   TestPar\\n"}
+            {"Action":"run","Package":"example.com/s/pass","Test":"TestPar/x"}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestPar/x","Output":"=== RUN   TestPar/x\\n"}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestPar/x","Output":"=== PAUSE TestPar/x\\n"}
+            {"Action":"pause","Package":"example.com/s/pass","Test":"TestPar/x"}
+            {"Action":"run","Package":"example.com/s/pass","Test":"TestPar/y"}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestPar/y","Output":"=== RUN   TestPar/y\\n"}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestPar/y","Output":"=== PAUSE TestPar/y\\n"}
+            {"Action":"pause","Package":"example.com/s/pass","Test":"TestPar/y"}
+            {"Action":"cont","Package":"example.com/s/pass","Test":"TestPar/x"}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestPar/x","Output":"=== CONT  TestPar/x\\n"}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestPar/x","Output":"    pass_test.go:6: in x\\n"}
+            {"Action":"cont","Package":"example.com/s/pass","Test":"TestPar/y"}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestPar/y","Output":"=== CONT  TestPar/y\\n"}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestPar/y","Output":"    pass_test.go:6: in y\\n"}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestPar","Output":"--- PASS: TestPar (0.00s)\\n"}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestPar/x","Output":"    --- PASS: TestPar/x (0.00s)\\n"}
+            {"Action":"pass","Package":"example.com/s/pass","Test":"TestPar/x","Elapsed":0}
+            {"Action":"output","Package":"example.com/s/pass","Test":"TestPar/y","Output":"    --- PASS: TestPar/y (0.00s)\\n"}
+            {"Action":"pass","Package":"example.com/s/pass","Test":"TestPar/y","Elapsed":0}
+            {"Action":"pass","Package":"example.com/s/pass","Test":"TestPar","Elapsed":0}
+            {"Action":"output","Package":"example.com/s/pass","Output":"PASS\\n"}
+            {"Action":"output","Package":"example.com/s/pass","Output":"ok  \\texample.com/s/pass\\t0.304s\\n"}
+            {"Action":"pass","Package":"example.com/s/pass","Elapsed":0.304}
+            {"Action":"output","Package":"example.com/s/nodep","Output":"?   \\texample.com/s/nodep\\t[no test files]\\n"}
+            {"Action":"skip","Package":"example.com/s/nodep","Elapsed":0}
+            """;
+
+    /** Go 1.19: a test whose output ends without a newline has no result of its own. */
+    private static final String RAW = """
+            {"Action":"run","Package":"example.com/s/raw","Test":"TestNoNewline"}
+            {"Action":"output","Package":"example.com/s/raw","Test":"TestNoNewline","Output":"=== RUN   TestNoNewline\\n"}
+            {"Action":"output","Package":"example.com/s/raw","Test":"TestNoNewline","Output":"no newline here--- PASS: TestNoNewline (0.00s)\\n"}
+            {"Action":"run","Package":"example.com/s/raw","Test":"TestStderr"}
+            {"Action":"output","Package":"example.com/s/raw","Test":"TestStderr","Output":"=== RUN   TestStderr\\n"}
+            {"Action":"output","Package":"example.com/s/raw","Test":"TestStderr","Output":"to stderr \\u001b[31mred\\u001b[0m \\u0000 ]]> <&\\n"}
+            {"Action":"output","Package":"example.com/s/raw","Test":"TestStderr","Output":"--- PASS: TestStderr (0.00s)\\n"}
+            {"Action":"pass","Package":"example.com/s/raw","Test":"TestStderr","Elapsed":0}
+            {"Action":"run","Package":"example.com/s/raw","Test":"TestNoNewlineFail"}
+            {"Action":"output","Package":"example.com/s/raw","Test":"TestNoNewlineFail","Output":"=== RUN   TestNoNewlineFail\\n"}
+            {"Action":"output","Package":"example.com/s/raw","Test":"TestNoNewlineFail","Output":"dots...--- FAIL: TestNoNewlineFail (0.00s)\\n"}
+            {"Action":"output","Package":"example.com/s/raw","Output":"FAIL\\n"}
+            {"Action":"output","Package":"example.com/s/raw","Output":"FAIL\\texample.com/s/raw\\t0.002s\\n"}
+            {"Action":"fail","Package":"example.com/s/raw","Elapsed":0.002}
+            """;
+
+    /** Go 1.19, stdout: a panic, packages that cannot be built (frames left out). */
+    private static final String PANIC = """
+            FAIL	example.com/s/setup [setup failed]
+            {"Action":"run","Package":"example.com/s/boom","Test":"TestFirst"}
+            {"Action":"output","Package":"example.com/s/boom","Test":"TestFirst","Output":"=== RUN   TestFirst\\n"}
+            {"Action":"output","Package":"example.com/s/boom","Test":"TestFirst","Output":"--- PASS: TestFirst (0.00s)\\n"}
+            {"Action":"pass","Package":"example.com/s/boom","Test":"TestFirst","Elapsed":0}
+            {"Action":"run","Package":"example.com/s/boom","Test":"TestPar"}
+            {"Action":"output","Package":"example.com/s/boom","Test":"TestPar","Output":"=== RUN   TestPar\\n"}
+            {"Action":"output","Package":"example.com/s/boom","Test":"TestPar","Output":"=== PAUSE TestPar\\n"}
+            {"Action":"pause","Package":"example.com/s/boom","Test":"TestPar"}
+            {"Action":"run","Package":"example.com/s/boom","Test":"TestPanic"}
+            {"Action":"output","Package":"example.com/s/boom","Test":"TestPanic","Output":"=== RUN   TestPanic\\n"}
+            {"Action":"output","Package":"example.com/s/boom","Test":"TestPanic","Output":"--- FAIL: TestPanic (0.00s)\\n"}
+            {"Action":"output","Package":"example.com/s/boom","Test":"TestPanic","Output":"panic: assignment to entry in nil map [recovered]\\n"}
+            {"Action":"output","Package":"example.com/s/boom","Test":"TestPanic","Output":"\\tpanic: assignment to entry in nil map\\n"}
+            {"Action":"output","Package":"example.com/s/boom","Test":"TestPanic","Output":"\\n"}
+            {"Action":"output","Package":"example.com/s/boom","Test":"TestPanic","Output":"panic({0x508ec0, 0x551d60})\\n"}
+            {"Action":"output","Package":"example.com/s/boom","Test":"TestPanic","Output":"example.com/s/boom.TestPanic(0x0?)\\n"}
+            {"Action":"fail","Package":"example.com/s/boom","Test":"TestPanic","Elapsed":0}
+            {"Action":"output","Package":"example.com/s/boom","Output":"FAIL\\texample.com/s/boom\\t0.007s\\n"}
+            {"Action":"fail","Package":"example.com/s/boom","Elapsed":0.007}
+            FAIL	example.com/s/brk [build failed]
+            FAIL	example.com/s/vet [build failed]
+            """;
+
+    private static final String PANIC_STDERR = """
+            go: finding module for package example.com/nowhere/x
+            # example.com/s/setup
+            setup/setup_test.go:2:19: cannot find module providing package example.com/nowhere/x: module lookup disabled by GOPROXY=off
+            # example.com/s/brk [example.com/s/brk.test]
+            brk/brk_test.go:3:28: undefined: undefinedThing
+            brk/brk_test.go:3:61: cannot use 3 (untyped int constant) as string value in variable declaration
+            # example.com/s/vet
+            vet/vet_test.go:3:28: fmt.Printf format %d has arg "s" of wrong type string
+            """;
+
+    /** {@code go test -json -timeout 1s ./hang}, Go 1.19 (frames left out). */
+    private static final String HANG = """
+            {"Action":"run","Package":"example.com/s/hang","Test":"TestOk"}
+            {"Action":"output","Package":"example.com/s/hang","Test":"TestOk","Output":"=== RUN   TestOk\\n"}
+            {"Action":"output","Package":"example.com/s/hang","Test":"TestOk","Output":"--- PASS: TestOk (0.00s)\\n"}
+            {"Action":"pass","Package":"example.com/s/hang","Test":"TestOk","Elapsed":0}
+            {"Action":"run","Package":"example.com/s/hang","Test":"TestHang"}
+            {"Action":"output","Package":"example.com/s/hang","Test":"TestHang","Output":"=== RUN   TestHang\\n"}
+            {"Action":"output","Package":"example.com/s/hang","Test":"TestHang","Output":"    hang_test.go:4: about to hang\\n"}
+            {"Action":"output","Package":"example.com/s/hang","Test":"TestHang","Output":"panic: test timed out after 1s\\n"}
+            {"Action":"output","Package":"example.com/s/hang","Test":"TestHang","Output":"\\n"}
+            {"Action":"output","Package":"example.com/s/hang","Test":"TestHang","Output":"\\n"}
+            {"Action":"output","Package":"example.com/s/hang","Test":"TestHang","Output":"\\t_testmain.go:49 +0x1aa\\n"}
+            {"Action":"output","Package":"example.com/s/hang","Test":"TestHang","Output":"\\n"}
+            {"Action":"output","Package":"example.com/s/hang","Test":"TestHang","Output":"example.com/s/hang.TestHang(0xc000096680?)\\n"}
+            {"Action":"output","Package":"example.com/s/hang","Output":"FAIL\\texample.com/s/hang\\t1.014s\\n"}
+            {"Action":"fail","Package":"example.com/s/hang","Elapsed":1.015}
+            """;
+
+    /** As Go 1.24 and later say it: start events, build-output, FailedBuild, attributes, NAME lines. */
+    private static final String NEWER = """
+            {"ImportPath":"example.com/s/brk [example.com/s/brk.test]","Action":"build-output","Output":"# example.com/s/brk [example.com/s/brk.test]\\n"}
+            {"ImportPath":"example.com/s/brk [example.com/s/brk.test]","Action":"build-output","Output":"brk/brk_test.go:3:28: undefined: thing\\n"}
+            {"ImportPath":"example.com/s/brk [example.com/s/brk.test]","Action":"build-fail"}
+            {"Action":"start","Package":"example.com/s/brk"}
+            {"Action":"output","Package":"example.com/s/brk","Output":"FAIL\\texample.com/s/brk [build failed]\\n"}
+            {"Action":"fail","Package":"example.com/s/brk","Elapsed":0,"FailedBuild":"example.com/s/brk [example.com/s/brk.test]"}
+            {"Action":"start","Package":"example.com/s/new"}
+            {"Action":"run","Package":"example.com/s/new","Test":"TestA"}
+            {"Action":"output","Package":"example.com/s/new","Test":"TestA","Output":"=== RUN   TestA\\n"}
+            {"Action":"attr","Package":"example.com/s/new","Test":"TestA","Key":"k","Value":"v"}
+            {"Action":"output","Package":"example.com/s/new","Test":"TestA","Output":"=== NAME  TestA\\n"}
+            {"Action":"output","Package":"example.com/s/new","Test":"TestA","Output":"    a_test.go:5: why\\n"}
+            {"Action":"output","Package":"example.com/s/new","Test":"TestA","Output":"--- FAIL: TestA (1.50s)\\n"}
+            {"Action":"fail","Package":"example.com/s/new","Test":"TestA","Elapsed":1.5}
+            {"Action":"output","Package":"example.com/s/new","Output":"FAIL\\n"}
+            {"Action":"output","Package":"example.com/s/new","Output":"FAIL\\texample.com/s/new\\t1.502s\\n"}
+            {"Action":"fail","Package":"example.com/s/new","Elapsed":1.502}
+            """;
+
+    private final StringBuilder screen = new StringBuilder();
+    private final StringBuilder events = new StringBuilder();
+
+    private VmTest.Report report(String stdout, String stderr, int guestCode) {
+        VmTest.Report report = new VmTest.Report("unit", screen::append, events::append);
+        VmTest.lines(new StringBuilder(), stderr, report::errorLine);
+        VmTest.lines(new StringBuilder(), stdout, report::line);
+        report.end();
+        report.guestCode = guestCode;
+        report.verdict = guestCode == 0 && !report.failed() ? VmTest.Verdict.PASSED : VmTest.Verdict.FAILED;
+        return report;
+    }
+
+    private static String outcomes(VmTest.Report report) {
+        return report.all().filter(test -> !test.name.isEmpty()).map(test -> test.name + "=" + test.outcome).sorted().collect(Collectors.joining(" "));
+    }
+
+    @Test
+    void packagesSideBySideAreShownOneAfterTheOther() {
+        VmTest.Report report = report(SIDE_BY_SIDE, "", 1);
+        assertEquals("TestA=pass TestBad=fail TestFine=pass TestOther=skip TestPar/x=pass TestPar/y=pass TestPar=pass TestRoot=skip TestSlow=pass "
+                + "TestSub/ko=fail TestSub/ok=pass TestSub/one=pass TestSub/two_words=skip TestSub=fail TestSub=pass", outcomes(report));
+        List<String> order = screen.toString().lines().filter(line -> line.matches("(ok|FAIL|\\?) +\t?.*\t.*|FAIL\t.*"))
+                .map(line -> line.replaceAll(".*/s/(\\w+).*", "$1")).toList();
+        assertEquals(List.of("pass", "fail", "skip", "tmain", "nodep"), order);
+        assertTrue(screen.indexOf("=== RUN   TestBad") > screen.indexOf("ok  \texample.com/s/pass"), "after the package that was first");
+        assertTrue(screen.toString().startsWith("=== RUN   TestA\n    pass_test.go:3: hello\n--- PASS: TestA (0.00s)\n=== RUN   TestSlow\n"), screen.toString());
+        assertEquals(SIDE_BY_SIDE, events.toString());
+    }
+
+    @Test
+    void theFirstPackageIsShownLive() {
+        VmTest.Report report = new VmTest.Report("unit", screen::append, events::append);
+        SIDE_BY_SIDE.lines().limit(8).forEach(line -> report.line(line + "\n"));
+        assertTrue(screen.toString().endsWith("=== RUN   TestSlow\n"), screen.toString());
+    }
+
+    @Test
+    void theSummarySaysWhatFailedAndWhyAndWhatWasSkipped() {
+        String summary = report(SIDE_BY_SIDE, "", 1).summary();
+        assertEquals("""
+                == unit failed, guest exit code 1, 3 fail, 9 pass, 3 skip, 0.0 s
+                   FAIL example.com/s/fail TestBad
+                           fail_test.go:3: got 3, want 4
+                   FAIL example.com/s/fail TestSub/ko
+                           fail_test.go:4: deep
+                   FAIL example.com/s/tmain (0.00s)
+                       cannot set up
+                       FAIL	example.com/s/tmain	0.001s
+                   SKIP example.com/s/pass TestSub/two_words: pass_test.go:5: not today
+                   SKIP example.com/s/skip TestRoot: skip_test.go:3: needs root
+                   SKIP example.com/s/skip TestOther: skip_test.go:4: no /dev/x
+                   slow: example.com/s/pass TestSlow (0.30s)
+                """, summary);
+    }
+
+    @Test
+    void buildFailuresAreToldApartFromFailedTests() {
+        VmTest.Report report = report(PANIC, PANIC_STDERR, 2);
+        assertEquals("TestFirst=pass TestPanic=fail TestPar=unfinished", outcomes(report));
+        String summary = report.summary();
+        assertTrue(summary.contains("   BUILD FAILED example.com/s/brk\n       brk/brk_test.go:3:28: undefined: undefinedThing\n"
+                + "       brk/brk_test.go:3:61: cannot use 3"), summary);
+        assertTrue(summary.contains("   BUILD FAILED example.com/s/setup\n       setup/setup_test.go:2:19: cannot find module"), summary);
+        assertTrue(summary.contains("   BUILD FAILED example.com/s/vet\n       vet/vet_test.go:3:28: fmt.Printf format"), summary);
+        assertTrue(summary.contains("   FAIL example.com/s/boom TestPanic\n       panic: assignment to entry in nil map [recovered]\n"), summary);
+        assertTrue(summary.contains("   DID NOT FINISH example.com/s/boom TestPar\n"), summary);
+        assertTrue(summary.startsWith("== unit failed, guest exit code 2"), summary);
+        VmTest.Report only = report(PANIC.lines().filter(line -> line.startsWith("FAIL")).map(line -> line + "\n").collect(Collectors.joining()), PANIC_STDERR, 2);
+        assertTrue(only.summary().startsWith("== unit failed (build failed), guest exit code 2"), only.summary());
+    }
+
+    @Test
+    void newerGoSaysBuildFailuresAsEvents() {
+        VmTest.Report report = report(NEWER, "", 1);
+        assertEquals("TestA=fail", outcomes(report));
+        assertTrue(report.summary().contains("   BUILD FAILED example.com/s/brk\n       # example.com/s/brk [example.com/s/brk.test]\n       brk/brk_test.go:3:28: undefined: thing\n"),
+                report.summary());
+        assertTrue(report.summary().contains("   FAIL example.com/s/new TestA (1.50s)\n           a_test.go:5: why\n"), report.summary());
+        assertTrue(screen.toString().startsWith("# example.com/s/brk [example.com/s/brk.test]\nbrk/brk_test.go"), screen.toString());
+    }
+
+    @Test
+    void aTestThatHangsDidNotFinish() {
+        VmTest.Report report = report(HANG, "", 1);
+        assertEquals("TestHang=unfinished TestOk=pass", outcomes(report));
+        assertTrue(report.summary().contains("DID NOT FINISH example.com/s/hang TestHang\n           hang_test.go:4: about to hang\n       panic: test timed out after 1s"),
+                report.summary());
+    }
+
+    @Test
+    void aStreamThatBreaksOffLeavesTestsUnfinished() {
+        String cut = SIDE_BY_SIDE.substring(0, SIDE_BY_SIDE.indexOf("{\"Action\":\"output\",\"Package\":\"example.com/s/fail\",\"Test\":\"TestBad\",\"Output\":\"--- F") + 40);
+        VmTest.Report report = report(cut, "", 1);
+        assertEquals("TestA=pass TestBad=unfinished TestSlow=unfinished", outcomes(report));
+        assertTrue(report.failed());
+        assertTrue(screen.toString().contains("fail_test.go:3: got 3, want 4"), "what waited for its turn is shown");
+    }
+
+    @Test
+    void printsThatLookLikeResultsAreNotResults() {
+        VmTest.Report report = report("""
+                {"Action":"run","Package":"p","Test":"TestReal"}
+                {"Action":"output","Package":"p","Test":"TestFake","Output":"--- FAIL: TestFake (0.00s)\\n"}
+                {"Action":"fail","Package":"p","Test":"TestFake","Elapsed":0}
+                {"Action":"pass","Package":"p","Test":"TestReal","Elapsed":0}
+                {"Action":"pass","Package":"p","Elapsed":0.1}
+                {"Action":5}
+                {"no":"event"}
+                {not JSON
+                plain
+                """, "", 0);
+        assertEquals("TestReal=pass", outcomes(report));
+        assertFalse(report.failed());
+        assertTrue(screen.toString().endsWith("{\"Action\":5}\n{\"no\":\"event\"}\n{not JSON\nplain\n"), screen.toString());
+        VmTest.Report raw = report(RAW, "", 1);
+        assertEquals("TestNoNewline=unfinished TestNoNewlineFail=unfinished TestStderr=pass", outcomes(raw));
+    }
+
+    @Test
+    void theKeptResultHoldsTimingsAndReasons() throws Exception {
+        JsonObject said = JsonParser.object().from(report(SIDE_BY_SIDE, "", 1).json("go test"));
+        assertEquals("failed", said.getString("verdict"));
+        List<Object> tests = new ArrayList<>(said.getArray("tests"));
+        assertTrue(tests.stream().map(JsonObject.class::cast).anyMatch(test -> test.getString("test").equals("TestSlow") && test.getDouble("seconds") == 0.3));
+        assertTrue(tests.stream().map(JsonObject.class::cast).anyMatch(test -> test.getString("output").contains("got 3, want 4")));
+    }
+
+    // Texts
+
+    @Test
+    void memoryIsBounded() {
+        StringBuilder kept = new StringBuilder();
+        for (int i = 0; i < 100_000; i++) {
+            VmTest.keep(kept, "line " + i + "\n");
+            assertTrue(kept.length() <= 128_000 + 20);
+        }
+        assertTrue(kept.toString().endsWith("line 99999\n") && kept.length() >= 64_000);
+        List<Integer> pieces = new ArrayList<>();
+        StringBuilder line = new StringBuilder();
+        for (int i = 0; i < 100; i++) {
+            VmTest.lines(line, "x".repeat(64_000), piece -> pieces.add(piece.length()));
+        }
+        assertTrue(pieces.size() >= 5 && line.length() <= 1 << 20, pieces.toString());
+    }
+
+    @Test
+    void linesComeWholeHoweverTheyArrive() {
+        String text = "a\n\nbc\r\nd";
+        for (int size = 1; size <= text.length(); size++) {
+            List<String> lines = new ArrayList<>();
+            StringBuilder line = new StringBuilder();
+            for (int i = 0; i < text.length(); i += size) {
+                VmTest.lines(line, text.substring(i, Math.min(text.length(), i + size)), lines::add);
+            }
+            assertEquals(List.of("a\n", "\n", "bc\r\n"), lines);
+            assertEquals("d", line.toString());
+        }
+    }
+
+    @Test
+    void controlCharactersAreMadeHarmless() {
+        assertEquals("^[[31mred^[[0m\ttab\n^G^H^\\^?<9b>2J größe $1 \\", VmTest.harmless("\u001b[31mred\u001b[0m\ttab\r\n\u0007\b\u001c\u007f\u009b2J größe $1 \\"));
+        assertEquals("over^Mwritten", VmTest.harmless("over\rwritten"));
+    }
+
+    // JUnit
+
+    /** What Jenkins, GitLab and the Ant schema ask of a report, in one schema. */
+    private static final String SCHEMA = """
+            <xs:schema xmlns:xs="http://www.w3.org/2001/XMLSchema">
+              <xs:simpleType name="named"><xs:restriction base="xs:token"><xs:minLength value="1"/></xs:restriction></xs:simpleType>
+              <xs:complexType name="problem"><xs:simpleContent><xs:extension base="xs:string">
+                <xs:attribute name="type" use="required"/><xs:attribute name="message"/></xs:extension></xs:simpleContent></xs:complexType>
+              <xs:element name="testsuites"><xs:complexType><xs:sequence><xs:element name="testsuite" minOccurs="0" maxOccurs="unbounded"><xs:complexType>
+                <xs:sequence>
+                  <xs:element name="properties"/>
+                  <xs:element name="testcase" minOccurs="0" maxOccurs="unbounded"><xs:complexType>
+                    <xs:choice minOccurs="0">
+                      <xs:element name="skipped"><xs:complexType><xs:attribute name="message"/></xs:complexType></xs:element>
+                      <xs:element name="error" type="problem"/><xs:element name="failure" type="problem"/>
+                    </xs:choice>
+                    <xs:attribute name="name" type="named" use="required"/><xs:attribute name="classname" type="named" use="required"/>
+                    <xs:attribute name="time" type="xs:decimal" use="required"/>
+                  </xs:complexType></xs:element>
+                  <xs:element name="system-out"/><xs:element name="system-err"/>
+                </xs:sequence>
+                <xs:attribute name="id" type="xs:int" use="required"/><xs:attribute name="package" type="named" use="required"/>
+                <xs:attribute name="name" type="named" use="required"/><xs:attribute name="hostname" type="named" use="required"/>
+                <xs:attribute name="timestamp" use="required"><xs:simpleType><xs:restriction base="xs:dateTime">
+                  <xs:pattern value="[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}"/></xs:restriction></xs:simpleType></xs:attribute>
+                <xs:attribute name="tests" type="xs:int" use="required"/><xs:attribute name="failures" type="xs:int" use="required"/>
+                <xs:attribute name="errors" type="xs:int" use="required"/><xs:attribute name="skipped" type="xs:int" use="required"/>
+                <xs:attribute name="time" type="xs:decimal" use="required"/>
+              </xs:complexType></xs:element></xs:sequence></xs:complexType></xs:element>
+            </xs:schema>
+            """;
+
+    private static Document junit(VmTest.Report... reports) throws Exception {
+        String xml = VmTest.junit(List.of(reports), "dfly-vm");
+        SchemaFactory.newInstance(XMLConstants.W3C_XML_SCHEMA_NS_URI).newSchema(new StreamSource(new StringReader(SCHEMA)))
+                .newValidator().validate(new StreamSource(new StringReader(xml)));
+        return DocumentBuilderFactory.newInstance().newDocumentBuilder().parse(new ByteArrayInputStream(xml.getBytes(UTF_8)));
+    }
+
+    private static int count(Document xml, String element) {
+        return xml.getElementsByTagName(element).getLength();
+    }
+
+    @Test
+    void theJunitReportIsValidAndComplete() throws Exception {
+        Document xml = junit(report(SIDE_BY_SIDE, "", 1), report(PANIC, PANIC_STDERR, 2), report(RAW, "", 1));
+        assertEquals(10, count(xml, "testsuite"));
+        assertEquals(3 + 1 + 1, count(xml, "failure"), "a test, one in another, TestMain, a panic");
+        assertEquals(3 + 1 + 2, count(xml, "error"), "three not built, the others not finished");
+        assertEquals(3, count(xml, "skipped"));
+        long tests = 0;
+        for (int i = 0; i < count(xml, "testsuite"); i++) {
+            tests += Long.parseLong(xml.getElementsByTagName("testsuite").item(i).getAttributes().getNamedItem("tests").getNodeValue());
+        }
+        assertEquals(count(xml, "testcase"), tests);
+    }
+
+    @Test
+    void theJunitReportSurvivesWhatTestsPrint() throws Exception {
+        VmTest.Report report = new VmTest.Report("greet", screen::append, events::append);
+        report.verdict = VmTest.Verdict.FAILED;
+        String odd = "\u0000\u001b[31m ]]> <&\"' größe \ud83d\ude00 \ud800 \uffff tab\t\n end";
+        report.add("a \"b\" <c>", "Test/" + odd, "fail", odd);
+        report.add("greet", "", "fail", odd);
+        report.add("s", "TestS", "skip", odd);
+        Document xml = junit(report);
+        String expected = "[31m ]]> <&\"' größe \ud83d\ude00   tab\t\n end";
+        assertEquals(expected, xml.getElementsByTagName("failure").item(1).getTextContent());
+        assertEquals("Test/" + expected, xml.getElementsByTagName("testcase").item(0).getAttributes().getNamedItem("name").getNodeValue());
+    }
+
+    @Test
+    void anOrdinaryCommandIsOneTestCase() throws Exception {
+        VmTest.Report report = new VmTest.Report("build", screen::append, events::append);
+        report.verdict = VmTest.Verdict.FAILED;
+        report.guestCode = 2;
+        report.add("build", "", "broken", "main.go:3:1: syntax error\ngmake: *** [all] Error 2\n");
+        assertEquals("== build failed (build failed), guest exit code 2, 0.0 s\n   BUILD FAILED build\n       main.go:3:1: syntax error\n       gmake: *** [all] Error 2\n",
+                report.summary());
+        Document xml = junit(report);
+        assertEquals("build", xml.getElementsByTagName("testcase").item(0).getAttributes().getNamedItem("name").getNodeValue());
+        assertEquals(1, count(xml, "error"));
+    }
+
+    @Test
+    void durations() {
+        VmTest.Limit limit = new VmTest.Limit();
+        assertEquals(Duration.ofSeconds(90), limit.convert("90"));
+        assertEquals(Duration.ofSeconds(90), limit.convert("1m30s"));
+        assertEquals(Duration.ofMinutes(600), limit.convert("10h"));
+        for (String bad : List.of("", "0", "0s", "-1s", "1d", "10 m", "m")) {
+            assertThrows(CommandLine.TypeConversionException.class, () -> limit.convert(bad), bad);
+        }
+    }
+}
