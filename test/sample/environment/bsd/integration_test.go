@@ -57,14 +57,17 @@ func find(t *testing.T, commandLine string) []int {
 	return pids
 }
 
-func gone(t *testing.T, commandLine string) {
+// await returns the pids once there are so many: a process has another command line until it has called exec, and is there
+// for a moment after it was killed.
+func await(t *testing.T, number int, commandLine string) []int {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		if len(find(t, commandLine)) == 0 {
-			return
+		pids := find(t, commandLine)
+		if len(pids) == number {
+			return pids
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%q is still there 20 s after it was killed", commandLine)
+			t.Fatalf("%q: processes %v after 20 s, want %d", commandLine, pids, number)
 		}
 	}
 }
@@ -72,13 +75,13 @@ func gone(t *testing.T, commandLine string) {
 func TestIntegration_ProcfindReaping(t *testing.T) {
 	seconds := fmt.Sprint(100000 + os.Getpid())
 	pid := orphan(t, seconds)
-	if found := find(t, "sleep "+seconds); len(found) != 1 || found[0] != pid {
+	if found := await(t, 1, "sleep "+seconds); found[0] != pid {
 		t.Fatalf("found %v, want [%d]", found, pid)
 	}
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	gone(t, "sleep "+seconds)
+	await(t, 0, "sleep "+seconds)
 }
 
 func TestIntegration_OrphanedProcesses(t *testing.T) {
@@ -86,14 +89,10 @@ func TestIntegration_OrphanedProcesses(t *testing.T) {
 	for i := 0; i < 3; i++ {
 		orphan(t, seconds)
 	}
-	found := find(t, "sleep "+seconds)
-	if len(found) != 3 {
-		t.Fatalf("found %v, want three", found)
-	}
-	for _, pid := range found {
+	for _, pid := range await(t, 3, "sleep "+seconds) {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 	}
-	gone(t, "sleep "+seconds)
+	await(t, 0, "sleep "+seconds)
 }
