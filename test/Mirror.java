@@ -25,7 +25,6 @@ import java.time.ZoneOffset;
 import java.time.format.DateTimeFormatter;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.Base64;
 import java.util.Collections;
 import java.util.List;
 import java.util.Locale;
@@ -53,7 +52,6 @@ import java.util.stream.Stream;
  * <li>{@code reset=N}: the same with a TCP reset; holds for connections to {@link #resetUrl}
  * <li>{@code rate=N}: N bytes a second for each answer
  * <li>{@code moved=URL}: files are redirected to the same path there
- * <li>{@code login=USER:PASSWORD}: 407 without it, as a proxy answers
  * <li>{@code 404=PATH}, {@code 503=PATH}, {@code html=PATH} (a web page with 200), {@code stall=PATH} (never answers)
  * <li>{@code md5=wrong}: every sum in an md5.txt is another one
  * </ul>
@@ -157,9 +155,6 @@ final class Mirror implements Closeable {
                     + (ifRange == null ? "" : " If-Range") + " " + status);
             if (path.equals(faults.get("stall"))) {
                 Thread.sleep(600_000); // longer than any client's limit
-            } else if (status == 407) {
-                exchange.getResponseHeaders().set("Proxy-Authenticate", "Basic realm=\"mirror\"");
-                exchange.sendResponseHeaders(407, -1);
             } else if (status >= 400 && status != 416) {
                 page(exchange, status, "<html><body><h1>" + status + "</h1></body></html>");
             } else if (path.equals(faults.get("html"))) {
@@ -183,9 +178,6 @@ final class Mirror implements Closeable {
     private int status(HttpExchange exchange, String path, Path file, String range, String ifRange) throws IOException {
         if (!List.of("GET", "HEAD").contains(exchange.getRequestMethod())) {
             return 405;
-        } else if (faults.containsKey("login") && !("Basic " + Base64.getEncoder().encodeToString(faults.get("login").getBytes(UTF_8)))
-                .equals(exchange.getRequestHeaders().getFirst("Proxy-Authorization"))) {
-            return 407;
         } else if (path.equals(faults.get("503"))) {
             return 503;
         } else if (path.equals(faults.get("404")) || !file.startsWith(root) || !Files.exists(file)) {

@@ -61,7 +61,7 @@ final class VmSetupTest {
     private Path root;
     private Mirror mirror;
     private final Map<String, String> settings = new HashMap<>();
-    private final Map<String, String> environment = new HashMap<>();
+    private String searchPath = System.getenv("PATH");
 
     public static void main(String... args) throws IOException {
         if (args.length == 2 && args[0].equals("hold")) { // as a process that holds a lock until its input ends
@@ -107,9 +107,8 @@ final class VmSetupTest {
         serve("7.7.7", image, archive);
         mirror = new Mirror(root).start();
         settings.put("VM_DIR", vmDir.toString());
-        settings.put("VM_MIRROR", mirror.url());
+        settings.put("VM_MIRROR", mirror.url() + "iso-images/");
         settings.put("DFLY_VERSION", "7.7.7");
-        environment.put("PATH", System.getenv("PATH"));
     }
 
     @AfterEach
@@ -128,7 +127,7 @@ final class VmSetupTest {
         VmSetup command = new VmSetup();
         command.pause = Duration.ofMillis(2);
         command.silence = Duration.ofMillis(700);
-        command.environment = environment;
+        command.searchPath = searchPath;
         StringWriter out = new StringWriter();
         StringWriter err = new StringWriter();
         int code = VmSetup.commandLine(command, new VmSetup.Settings(settings, Map.of()))
@@ -195,15 +194,8 @@ final class VmSetupTest {
     @Test
     void saysThatNoSumIsKnownForAnUnknownVersion() {
         Result result = run();
-        assertTrue(result.err.contains("no sums are known here for DragonFly 7.7.7"), result.err);
+        assertTrue(result.err.contains("no sums are known here for DragonFly 7.7.7: only the mirror's md5.txt is checked"), result.err);
         assertTrue(result.err.contains("verified: by md5.txt of 127.0.0.1"), result.err);
-    }
-
-    @ParameterizedTest
-    @ValueSource(strings = {"", "iso-images", "iso-images/"})
-    void acceptsAMirrorsAddressWithAndWithoutTheDirectory(String directory) throws IOException {
-        settings.put("VM_MIRROR", mirror.url() + directory);
-        assertFetched(run());
     }
 
     @Test
@@ -212,7 +204,7 @@ final class VmSetupTest {
         serve("6.4.2", image, archive);
         Result refused = run();
         assertFailed(refused, 1, "906095312c4a4ac0577fb91d5eb87033", DigestUtils.md5Hex(archive));
-        assertEquals(List.of("GET /md5.txt 404", "GET /iso-images/md5.txt 200"), mirror.requests(), "md5.txt was wrong enough");
+        assertEquals(List.of("GET /iso-images/md5.txt 200"), mirror.requests(), "md5.txt was wrong enough");
         // A mirror that lies in md5.txt and serves another file is found out by the file.
         Files.writeString(root.resolve("iso-images/md5.txt"), "MD5 (dfly-x86_64-6.4.2_REL.iso.bz2) = 906095312c4a4ac0577fb91d5eb87033\n");
         assertFailed(run(), 1, "not 906095312c4a4ac0577fb91d5eb87033");
@@ -243,7 +235,7 @@ final class VmSetupTest {
         VmSetup.compare("x", found, VmSetup.Sums.NONE);
         for (VmSetup.Sums wrong : List.of(new VmSetup.Sums("z", "b", "c"), new VmSetup.Sums("a", "z", "c"),
                 new VmSetup.Sums("a", "b", "z"))) {
-            assertThrows(VmSetup.MirrorException.class, () -> VmSetup.compare("x", found, wrong));
+            assertThrows(VmSetup.VmException.class, () -> VmSetup.compare("x", found, wrong));
         }
     }
 
@@ -264,14 +256,14 @@ final class VmSetupTest {
     @Test
     void refusesATruncatedArchive() throws IOException {
         Files.write(root.resolve("iso-images/" + ARCHIVE), Arrays.copyOf(archive, 400_000));
-        assertFailed(run(), 1, "has the MD5");
+        assertFailed(run(), 1, "cannot be unpacked", "truncated, or damaged");
         assertFalse(Files.exists(part()));
     }
 
     @Test
-    void readsMd5TxtOfBothKinds() {
+    void readsMd5Txt() {
         String sum = "0123456789abcdef0123456789abcdef";
-        assertEquals(Map.of("a b.iso", sum, "c", sum), VmSetup.sums("# x\nMD5 (a b.iso) = " + sum + "\r\n" + sum + "  c\nMD5 (d) = 12\n"));
+        assertEquals(Map.of("a b.iso", sum), VmSetup.sums("# x\nMD5 (a b.iso) = " + sum + "\r\nMD5 (d) = 12\n"));
     }
 
     @Test
@@ -300,7 +292,7 @@ final class VmSetupTest {
     void goesToTheNextMirror() throws IOException {
         int port = freePort();
         try (Mirror broken = new Mirror(root).start().fault("404=" + PATH)) {
-            settings.put("VM_MIRROR", "http://127.0.0.1:" + port + "/, " + broken.url() + " " + mirror.url());
+            settings.put("VM_MIRROR", "http://127.0.0.1:" + port + "/, " + broken.url() + "iso-images " + mirror.url() + "iso-images");
             Result result = run();
             assertFetched(result);
             assertTrue(result.err.contains("cannot be reached"), result.err);
@@ -318,7 +310,7 @@ final class VmSetupTest {
     @Test
     void doesNotWaitForASilentMirror() throws IOException {
         try (Mirror silent = new Mirror(root).start().fault("stall=/iso-images/md5.txt")) {
-            settings.put("VM_MIRROR", silent.url() + "iso-images," + mirror.url());
+            settings.put("VM_MIRROR", silent.url() + "iso-images," + mirror.url() + "iso-images");
             assertFetched(run());
         }
     }
@@ -329,14 +321,14 @@ final class VmSetupTest {
         assertFetched(run());
         int connections = downloads().size();
         assertTrue(connections >= 7 && connections <= 9, downloads().toString());
-        assertTrue(downloads().stream().skip(1).allMatch(request -> request.matches(".* bytes=\\d00000- If-Range 206")), downloads().toString());
+        assertTrue(downloads().stream().skip(1).allMatch(one -> one.matches(".* bytes=\\d00000- If-Range 206")), downloads().toString());
         assertTrue(mirror.bytesSent() < archive.length + 2000, "more was sent than the archive: " + mirror.bytesSent());
     }
 
     @Test
     void survivesResets() throws IOException {
         mirror.fault("reset=150000");
-        settings.put("VM_MIRROR", mirror.resetUrl());
+        settings.put("VM_MIRROR", mirror.resetUrl() + "iso-images");
         assertFetched(run());
         assertTrue(downloads().size() > 4, downloads().toString());
     }
@@ -364,7 +356,7 @@ final class VmSetupTest {
     @Test
     void anotherMirrorGoesOnWhereOneEnded() throws IOException {
         try (Mirror other = new Mirror(root).start().fault("ignore-ranges", "drop=400000")) {
-            settings.put("VM_MIRROR", other.url() + "," + mirror.url());
+            settings.put("VM_MIRROR", other.url() + "iso-images," + mirror.url() + "iso-images");
             assertFetched(run());
             assertEquals(List.of("GET " + PATH + " bytes=400000- 206"), downloads());
         }
@@ -420,37 +412,32 @@ final class VmSetupTest {
     }
 
     @Test
-    void followsRedirections() throws IOException {
-        try (Mirror front = new Mirror(root).start()) {
-            front.fault("moved=" + mirror.url().replaceFirst("/$", ""));
-            settings.put("VM_MIRROR", front.url() + "iso-images/");
-            assertFetched(run());
-            assertEquals(1, downloads().size());
-            front.heal().fault("moved=" + front.url().replaceFirst("/$", ""));
-            Files.delete(iso());
-            assertFailed(run(), 69, "redirected in circles");
-        }
+    void saysWhereAMirrorWent() throws IOException {
+        mirror.fault("moved=https://elsewhere.example");
+        assertFailed(run(), 69, "answered 302, it moved to https://elsewhere.example/iso-images/md5.txt");
     }
 
     // Unpacking
 
     @ParameterizedTest
     @ValueSource(strings = {"/usr/bin/bzip2 -d -c", "cat >/dev/null; exit 1", "exit 3", "/usr/bin/bzip2 -d -c | head -c 100000; exit 1"})
-    void anUnpackingToolIsUsedAndItsFailureMended(String body) throws IOException {
+    void anUnpackingToolIsUsedAndItsFailureNoticed(String body) throws IOException {
         assumeTrue(Files.exists(Path.of("/usr/bin/bzip2")));
         Path tool = Files.createDirectories(scratch.resolve("my bin")).resolve("lbzip2");
         Files.writeString(tool, "#!/bin/sh\ntouch '" + scratch + "/used'\n" + body + "\n");
         Files.setPosixFilePermissions(tool, PosixFilePermissions.fromString("rwx------"));
-        environment.put("PATH", tool.getParent() + ":" + System.getenv("PATH"));
-        Result result = run();
-        assertFetched(result);
+        searchPath = tool.getParent() + ":" + System.getenv("PATH");
+        if (body.contains("exit")) {
+            assertFailed(run(), 1, "lbzip2 ended with " + body.charAt(body.length() - 1));
+        } else {
+            assertFetched(run());
+        }
         assertTrue(Files.exists(scratch.resolve("used")));
-        assertEquals(body.contains("exit"), result.err.contains("unpacking without it"), result.err);
     }
 
     @Test
     void unpacksWithoutATool() throws IOException {
-        environment.put("PATH", "/nonexistent");
+        searchPath = "/nonexistent";
         assertFetched(run());
     }
 
@@ -524,7 +511,8 @@ final class VmSetupTest {
 
     @Test
     void aFullDiskIsNamedAndWhatCameIsKept() throws Exception {
-        List<String> inside = new ArrayList<>(List.of("unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=1m tmpfs \"$VM_DIR\" || exit 99; "
+        List<String> inside = new ArrayList<>(List.of("unshare", "-rm", "sh", "-c",
+                "mount -t tmpfs -o size=1m tmpfs \"$VM_DIR\" || exit 99; "
                 + "\"$@\"; code=$?; ls \"$VM_DIR\"; mount -o remount,size=9m \"$VM_DIR\"; \"$@\" || exit 98; exit $code", "sh"));
         inside.addAll(process("fetch").command());
         Files.createDirectories(vmDir);
@@ -539,7 +527,7 @@ final class VmSetupTest {
         String output = output(process);
         assumeTrue(process.waitFor() != 99 && !output.startsWith("unshare:"), "no mounts here: " + output);
         assertEquals(1, process.exitValue(), output);
-        assertTrue(output.contains("No space left on device") && output.contains("make room and run it again"), output);
+        assertTrue(output.contains("No space left on device): make room"), output);
         assertTrue(output.contains("dfly-7.7.7.iso.bz2.part\n") && !output.contains("dfly-7.7.7.iso.part\n"), output);
         assertTrue(output.contains("is complete"), output);
     }
@@ -565,10 +553,8 @@ final class VmSetupTest {
     void refusesALocalImageThatIsNone() throws IOException {
         settings.put("VM_IMAGE", scratch.resolve("nowhere.iso").toString());
         assertFailed(run(), 69, "nowhere.iso cannot be read");
-        settings.put("VM_IMAGE", Files.writeString(scratch.resolve("page.iso"), "<html>").toString());
-        assertFailed(run(), 1, "no ISO 9660 image");
         settings.put("VM_IMAGE", Files.write(scratch.resolve("half.iso.bz2"), Arrays.copyOf(archive, 50_000)).toString());
-        assertFailed(run(), 1, "half.iso.bz2 is of no use");
+        assertFailed(run(), 1, "half.iso.bz2 cannot be unpacked");
         settings.put("VM_IMAGE", Files.write(scratch.resolve("a.iso"), image).toString());
         settings.put("DFLY_VERSION", "6.4.2");
         assertFailed(run(), 1, "fdab09ac37cf427b8c01de5d54bfd1d7");
@@ -577,15 +563,12 @@ final class VmSetupTest {
     }
 
     @Test
-    void anIsoOfUnknownOriginIsReadOrRefused() throws IOException {
+    void anIsoThatChangedSinceIsNotReplacedUnasked() throws IOException {
         assertFetched(run());
-        Files.setLastModifiedTime(iso(), FileTime.from(Instant.now().minusSeconds(5000)));
-        Result touched = run();
-        assertEquals(0, touched.code, touched.err);
         Files.writeString(iso(), "something else");
         Result changed = run();
         assertEquals(1, changed.code);
-        assertTrue(changed.err.contains("remove it and run vm-setup again"), changed.err);
+        assertTrue(changed.err.contains("is not a file that was verified here: remove it"), changed.err);
         assertEquals("something else", Files.readString(iso()));
         assertEquals(1, downloads().size());
     }
@@ -593,95 +576,68 @@ final class VmSetupTest {
     // Proxies
 
     @Test
-    void goesThroughTheProxyOfTheEnvironment() throws IOException {
-        settings.put("VM_MIRROR", "http://mirror.invalid/");
-        environment.put("http_proxy", mirror.url());
-        assertFetched(run());
+    void goesThroughTheProxyOfTheEnvironment() throws Exception {
+        settings.put("VM_MIRROR", "http://mirror.invalid/iso-images/");
+        ProcessBuilder builder = process("fetch");
+        builder.environment().put("http_proxy", mirror.url());
+        Process process = builder.start();
+        String output = output(process);
+        assertEquals(0, process.waitFor(), output);
         assertEquals(List.of("GET http://mirror.invalid" + PATH + " 200"), downloads());
     }
 
     @Test
-    void logsInToAProxy() throws IOException {
-        mirror.fault("login=ann:secret");
-        settings.put("VM_MIRROR", "http://mirror.invalid/");
-        environment.put("HTTP_PROXY", mirror.url().replace("//", "//ann:secret@"));
-        assertFetched(run());
-    }
-
-    @Test
-    void knowsWhenToUseWhichProxy() {
-        VmSetup setup = new VmSetup();
-        setup.environment = Map.of("https_proxy", "proxy.example:3128", "no_proxy", "localhost, .dragonflybsd.org,10.0.0.1");
-        assertEquals("proxy.example/<unresolved>:3128", setup.proxy(URI.create("https://pub.allbsd.org/")).address().toString());
-        for (String direct : List.of("https://avalon.dragonflybsd.org/x", "https://dragonflybsd.org/", "https://localhost/", "https://10.0.0.1/",
-                "http://pub.allbsd.org/")) {
-            assertEquals(Proxy.NO_PROXY, setup.proxy(URI.create(direct)), direct);
-        }
-        setup.environment = Map.of("all_proxy", "socks5://p:1080", "NO_PROXY", "*");
-        assertEquals(Proxy.NO_PROXY, setup.proxy(URI.create("https://a.example/")));
-        setup.environment = Map.of("all_proxy", "socks5://p:1080");
-        assertEquals(Proxy.Type.SOCKS, setup.proxy(URI.create("https://a.example/")).type());
-        setup.environment = Map.of("https_proxy", "http://nonsense");
-        assertEquals(69, assertThrows(VmSetup.VmException.class, () -> setup.proxy(URI.create("https://a.example/"))).exitCode);
-    }
-
-    @Test
-    void saysHowFarItIs() {
-        assertEquals("", VmSetup.progressLine(5_000_000, 10_000_000, Duration.ofSeconds(3)));
-        assertEquals("50 of 260 MB, 5.0 MB/s, 42 s left", VmSetup.progressLine(50_000_000, 260_000_000, Duration.ofSeconds(10)));
-        assertEquals("50 of ? MB, 5.0 MB/s", VmSetup.progressLine(50_000_000, -1, Duration.ofSeconds(10)));
+    void translatesProxyVariables() {
+        assertEquals(Map.of("http.nonProxyHosts", "localhost|*.localhost|127.0.0.1|*.127.0.0.1"), VmSetup.proxies(Map.of()));
+        assertEquals(Map.of("https.proxyHost", "proxy.example", "https.proxyPort", "3128", "http.proxyHost", "p", "http.proxyPort", "80",
+                "http.nonProxyHosts", "localhost|*.localhost|127.0.0.1|*.127.0.0.1|bsd.org|*.bsd.org|*"),
+                VmSetup.proxies(Map.of("https_proxy", "http://proxy.example:3128/", "HTTP_PROXY", "p:80", "no_proxy", ".bsd.org, *")));
     }
 
     // Disk
 
     @Test
-    void makesABlankDiskAndKeepsAFullOne() throws Exception {
+    void makesABlankDiskAndKeepsOneThatIsThere() throws Exception {
         assumeTrue(Files.exists(Path.of("/usr/bin/qemu-img")), "qemu-img is not installed");
         settings.put("VM_NAME", "my-vm");
         Path disk = vmDir.resolve("my-vm.qcow2");
         assertEquals(new Result(0, disk + "\n", ""), run("disk", "--disk-size", "3G"));
         assertEquals("rw-------", PosixFilePermissions.toString(Files.getPosixFilePermissions(disk)));
         assertEquals(3L << 30, info(disk).getLong("virtual-size"));
-        assertTrue(run("disk", "--disk-size", "3G").err.contains("already there, and blank"));
-        assertEquals(0, run("disk", "--disk-size", "4g").code, "a blank disk of another size holds nothing");
-        assertEquals(4L << 30, info(disk).getLong("virtual-size"));
-
-        qemu("qemu-io", "-c", "write 1M 64k", disk.toString());
         byte[] before = Files.readAllBytes(disk);
         Result kept = run("disk");
         assertEquals(2, kept.code, kept.err);
-        assertTrue(kept.err.contains("holds data") && kept.err.contains("--yes"), kept.err);
+        assertTrue(kept.err.contains(disk + " is there, 0 MB. Replace it with a blank disk? Then say so with --yes"), kept.err);
         assertArrayEquals(before, Files.readAllBytes(disk));
         assertEquals(0, run("disk", "--yes").code);
         assertEquals(20L << 30, info(disk).getLong("virtual-size"));
-
-        Path base = Files.move(disk, vmDir.resolve("base.qcow2"));
-        qemu("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base.toString(), disk.toString());
-        assertTrue(run("disk").err.contains("holds an overlay on " + base));
-        Files.writeString(disk, "a note");
-        assertEquals(2, run("disk").code);
+        assertEquals(0, Stream.of(vmDir.toFile().list()).filter(name -> name.endsWith(".new")).count());
     }
 
     @Test
     void refusesADiskInUse() throws Exception {
-        Files.createDirectories(vmDir);
-        long pid = ProcessHandle.current().pid();
-        Path pidFile = Files.writeString(vmDir.resolve("dfly-vm.pid"), JsonWriter.string().object().value("pid", pid)
-                .value("bootId", VmSetup.bootId()).value("startTicks", VmSetup.startTicks(pid)).end().done());
-        Result running = run("disk", "--yes");
-        assertEquals(69, running.code);
-        assertTrue(running.err.contains("is running (pid " + pid + "): stop it first: vm-ctl stop"), running.err);
-        Files.delete(pidFile);
+        assumeTrue(Files.exists(Path.of("/usr/bin/qemu-img")), "qemu-img is not installed");
+        Path disk = vmDir.resolve("dfly-vm.qcow2");
+        assertEquals(0, run("disk").code);
+        Process qemu = new ProcessBuilder("qemu-io", disk.toString()).start(); // locks the disk as a VM does
+        try {
+            qemu.getOutputStream().write("read 0 512\n".getBytes(UTF_8));
+            qemu.getOutputStream().flush();
+            assertEquals('q', qemu.getInputStream().read()); // its prompt: the disk is open
+            Result running = run("disk", "--yes");
+            assertEquals(69, running.code, running.err);
+            assertTrue(running.err.contains("the VM dfly-vm is running: stop it first: vm-ctl stop"), running.err);
+        } finally {
+            qemu.destroyForcibly().waitFor();
+        }
         List<String> hold = new ArrayList<>(process("hold", vmDir.resolve("dfly-vm.lock").toString()).command());
         hold.replaceAll(word -> word.equals("VmSetup") ? "VmSetupTest" : word);
         Process holder = new ProcessBuilder(hold).start();
         assertEquals('h', holder.getInputStream().read());
         Result locked = run("disk", "--yes");
+        holder.destroyForcibly().waitFor();
         assertEquals(69, locked.code);
         assertTrue(locked.err.contains("vm-ctl start (pid " + holder.pid()), locked.err);
-        holder.destroyForcibly().waitFor();
-        assumeTrue(Files.exists(Path.of("/usr/bin/qemu-img")), "qemu-img is not installed");
-        assertEquals(0, run("disk").code);
     }
 
     private static JsonObject info(Path disk) throws Exception {
@@ -718,22 +674,22 @@ final class VmSetupTest {
             Path bin = Files.createDirectories(scratch.resolve(manager.getKey()));
             Path program = Files.writeString(bin.resolve(manager.getKey()), "");
             Files.setPosixFilePermissions(program, PosixFilePermissions.fromString("rwx------"));
-            environment.put("PATH", bin.toString());
+            searchPath = bin.toString();
             Map<String, JsonObject> checks = checks(69);
             assertEquals("fail", checks.get("ssh").getString("state"));
             assertEquals(manager.getValue(), checks.get("ssh").getString("fix"));
             assertEquals("note", checks.get("rsync").getString("state"), "rsync is optional");
-            assertEquals("fail", checks.get("qemu").getString("state"));
+            assertEquals("fail", checks.get("qemu-img").getString("state"));
         }
         Result text = run("check", "--accel", "tcg");
         assertEquals(69, text.code);
-        assertTrue(text.out.contains("FAIL  ssh          ssh is not on PATH -> "), text.out);
+        assertTrue(text.out.contains("fail  ssh          not on PATH -> "), text.out);
         assertFalse(Files.exists(vmDir), "a doctor leaves nothing behind");
     }
 
     @Test
     void theDoctorLooksAtPortMemorySpaceAndMirror() throws Exception {
-        environment.put("PATH", "/nonexistent"); // QEMU takes its time
+        searchPath = "/nonexistent"; // QEMU takes its time
         try (ServerSocket socket = new ServerSocket(0, 1, InetAddress.getLoopbackAddress())) {
             String port = Integer.toString(socket.getLocalPort());
             settings.put("VM_SSH_PORT", port);
@@ -758,7 +714,7 @@ final class VmSetupTest {
     void theDoctorRunsTheRealPrograms() throws Exception {
         assumeTrue(Files.exists(Path.of("/usr/bin/qemu-system-x86_64")), "QEMU is not installed");
         Map<String, JsonObject> checks = checks(0, "--memory", "64M");
-        assertTrue(checks.get("accelerator").getString("detail").startsWith("tcg, as set: a probe ran in"), checks.toString());
+        assertTrue(checks.get("accelerator").getString("detail").equals("tcg, as set, runs a guest here"), checks.toString());
         assertEquals("fail", checks(69, "--accel", "nonsense").get("accelerator").getString("state"));
     }
 
