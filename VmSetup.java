@@ -90,6 +90,7 @@ import picocli.CommandLine.ScopeType;
 import picocli.CommandLine.Spec;
 import picocli.CommandLine.TypeConversionException;
 import picocli.CommandLine.UnmatchedArgumentException;
+
 /**
  * Puts DragonFlyBSD's installer ISO into VM_DIR, verified; makes a blank disk; tells what this machine lacks.
  *
@@ -200,16 +201,13 @@ final class VmSetup implements Callable<Integer> {
         privateDirectory(vmDir);
         Path iso = iso();
         if (!verified(iso)) {
-            FileChannel lock = lock(beside(iso, ".lock"), "vm-setup fetch");
-            try {
-                if (!verified(iso)) { // another fetch may have ended just now
+            try (FileChannel lock = lock(beside(iso, ".lock"), "vm-setup fetch")) {
+                if (lock.isOpen() && !verified(iso)) { // another fetch may have ended just now
                     take(iso);
                 }
-            } catch (UncheckedIOException full) {
-                throw new VmException(1, "cannot write to " + vmDir + " (" + full.getCause().getMessage()
+            } catch (UncheckedIOException | IOException full) { // what a network does is a VmException by now
+                throw new VmException(1, "cannot write to " + vmDir + " (" + full.getMessage().replaceFirst("^\\S+Exception: ", "")
                         + "): make room (about 1100 MB in all) and run it again: what came is kept");
-            } finally {
-                lock.close();
             }
         }
         spec.commandLine().getOut().println(iso);
@@ -226,8 +224,8 @@ final class VmSetup implements Callable<Integer> {
         FileChannel lock = lock(vmDir.resolve(name + ".lock"), "vm-setup disk");
         try {
             if (Files.exists(disk)) {
-                String info = run(Duration.ofMinutes(1), List.of("qemu-img", "info", disk.toString())).outputUTF8();
-                if (info.contains("lock")) { // QEMU locks the disks it uses
+                ProcessResult info = run(Duration.ofMinutes(1), List.of("qemu-img", "info", disk.toString()));
+                if (info.getExitValue() != 0 && info.outputUTF8().contains("lock")) { // QEMU locks the disks it uses
                     throw new VmException(69, "the VM " + name + " is running: stop it first: vm-ctl stop");
                 } else if (!yes) {
                     confirm(disk + " is there, " + Files.size(disk) / MB + " MB. Replace it with a blank disk?");
@@ -292,7 +290,7 @@ final class VmSetup implements Callable<Integer> {
     private boolean verified(Path iso) throws IOException {
         JsonObject said = said(beside(iso, ".json"));
         boolean same = Files.exists(iso) && said.getLong("size") == Files.size(iso) && modified(iso).equals(said.getString("modified"));
-        if (!Files.exists(iso) || image != null && !(same && image.toString().equals(said.getString("from")))) {
+        if (!Files.exists(iso) || image != null && !(same && origin().equals(said.getString("from")))) {
             return false;
         } else if (!same) {
             throw new VmException(1, iso + " is not a file that was verified here: remove it and run it again, or name it as VM_IMAGE");
@@ -339,10 +337,14 @@ final class VmSetup implements Callable<Integer> {
         Path part = beside(iso, ".part");
         try (InputStream in = Files.newInputStream(image)) {
             unpack(in, image.toString().endsWith(".bz2"), part, image.toString(), Sums.NONE);
-            place(part, iso, image.toString(), pinned().equals(Sums.NONE) ? "VM_IMAGE, no sum is known" : "by the sums known here");
+            place(part, iso, origin(), pinned().equals(Sums.NONE) ? "VM_IMAGE, no sum is known" : "by the sums known here");
         } finally {
             Files.deleteIfExists(part);
         }
+    }
+
+    private String origin() throws IOException {
+        return image + (Files.exists(image) ? " of " + modified(image) : "");
     }
 
     private void takeFrom(URI mirror, Path iso) throws IOException, InterruptedException {
@@ -413,7 +415,7 @@ final class VmSetup implements Callable<Integer> {
         return Files.getLastModifiedTime(file).toString();
     }
 
-    /** What a mirror's md5.txt says, by file; it knows the wanted version. */
+    /** What a mirror's md5.txt says, by file; 69 if it does not know the version. */
     private Map<String, String> sums(URI mirror) {
         try {
             String text = text(mirror.resolve("md5.txt"));
@@ -509,15 +511,16 @@ final class VmSetup implements Callable<Integer> {
     /** The archive: first its part file, then what the mirror sends, over as many connections as it takes, which is kept there. */
     private final class Download extends InputStream {
         final URI uri;
-        /** Whether the part is of more than one connection, and so may be of two files. */
+        /** Whether it comes from more than one connection, and so may be of two files. */
         boolean stitched;
         private final Path part;
         private final String md5;
         private final ProgressBar bar = progress();
         private InputStream in;
         private OutputStream out;
-        private long position;
-        private long total = -1;
+        private boolean connected;
+        private volatile long position;
+        private volatile long total = -1;
         private String validator;
         private int fruitless;
 
@@ -531,6 +534,7 @@ final class VmSetup implements Callable<Integer> {
                 total = said.getLong("total");
                 validator = uri.toString().equals(said.getString("url")) ? said.getString("validator") : null;
                 in = Files.newInputStream(part);
+                stitched = Files.size(part) > 0;
             }
         }
 
@@ -539,18 +543,19 @@ final class VmSetup implements Callable<Integer> {
             while (true) {
                 try {
                     if (in == null) {
+                        connected = true;
                         connect();
                     }
                     int read = in.read(buffer, offset, length);
                     if (read > 0) {
                         keep(buffer, offset, read);
                         return read;
-                    } else if (position == total || out != null && total < 0) {
+                    } else if (position == total || connected && total < 0) {
                         return -1;
                     }
                     throw new EOFException("the connection ended after " + position + " of " + total + " bytes");
                 } catch (IOException dropped) {
-                    if (out != null && ++fruitless == ATTEMPTS) {
+                    if (connected && ++fruitless == ATTEMPTS) {
                         throw new VmException(69, uri + " failed " + ATTEMPTS + " times in a row (" + cause(dropped) + ")");
                     }
                     in = null;
@@ -562,7 +567,7 @@ final class VmSetup implements Callable<Integer> {
         private void keep(byte[] buffer, int offset, int length) {
             if (position == 0 && buffer[offset] != 'B') { // bzip2 begins with "BZh"
                 throw new VmException(69, uri + " is not a bzip2 file" + webPage(buffer[offset] == '<'));
-            } else if (out != null) {
+            } else if (connected) {
                 store(out, buffer, offset, length);
                 fruitless = 0;
             }
@@ -571,10 +576,20 @@ final class VmSetup implements Callable<Integer> {
             bar.stepTo(position);
         }
 
+        /** Rate and time left, of the archive as unpacked: a bar on a terminal, a line every 10 seconds elsewhere. */
+        private ProgressBar progress() {
+            ProgressBarBuilder builder = new ProgressBarBuilder().setTaskName("DragonFly " + version).setInitialMax(-1).setUnit(" MB", MB)
+                    .setStyle(ProgressBarStyle.ASCII).showSpeed();
+            return (System.console() != null
+                    ? builder.setUpdateIntervalMillis(500).setConsumer(new ConsoleProgressBarConsumer(System.err))
+                    : builder.setUpdateIntervalMillis(10_000).setConsumer(new DelegatingProgressBarConsumer(line -> {
+                        if (position > 0 && position < total) {
+                            say(line);
+                        }
+                    }, 100))).build();
+        }
+
         private void connect() throws IOException {
-            if (out == null) {
-                out = Files.newOutputStream(part, StandardOpenOption.CREATE, StandardOpenOption.APPEND);
-            }
             Map<String, String> headers = new HashMap<>();
             if (position > 0) {
                 stitched = true;
@@ -591,20 +606,30 @@ final class VmSetup implements Callable<Integer> {
             String tag = answer.getHeaderField("ETag"); // one that begins with W/ says nothing about bytes
             String found = tag != null && tag.startsWith("\"") ? tag : answer.getHeaderField("Last-Modified");
             if (position == 0) {
-                Files.write(part, new byte[0]);
                 total = size;
                 validator = found;
-                writeFile(beside(part, ".json"), JsonWriter.string().object().value("url", uri.toString()).value("md5", md5)
-                        .value("validator", validator).value("total", total).end().done(), "rw-------");
+                begin();
             } else if (status == 416 || status == 206 && !partial || validator != null && !validator.equals(found)
                     || total >= 0 && size >= 0 && size != total) {
                 throw new VmException(1, uri + " changed since its first " + position + " bytes came");
+            } else if (out == null) {
+                out = Files.newOutputStream(part, StandardOpenOption.APPEND);
             }
             InputStream body = answer.getInputStream();
             if (!partial) {
                 body.skipNBytes(position); // a server without ranges
             }
             in = body;
+        }
+
+        private void begin() {
+            try {
+                out = Files.newOutputStream(part); // empty: what is there is of another file
+                writeFile(beside(part, ".json"), JsonWriter.string().object().value("url", uri.toString()).value("md5", md5)
+                        .value("validator", validator).value("total", total).end().done(), "rw-------");
+            } catch (IOException full) {
+                throw new UncheckedIOException(full);
+            }
         }
 
         void forget() throws IOException {
@@ -691,14 +716,6 @@ final class VmSetup implements Callable<Integer> {
         }
     }
 
-    /** Rate and time left, of the archive's bytes as unpacked: a bar on a terminal, a line every 10 seconds elsewhere. */
-    private ProgressBar progress() {
-        ProgressBarBuilder bar = new ProgressBarBuilder().setTaskName("DragonFly " + version).setInitialMax(-1).setUnit(" MB", MB)
-                .setStyle(ProgressBarStyle.ASCII).showSpeed();
-        return (System.console() != null ? bar.setUpdateIntervalMillis(500).setConsumer(new ConsoleProgressBarConsumer(System.err))
-                : bar.setUpdateIntervalMillis(10_000).setConsumer(new DelegatingProgressBarConsumer(this::say, 100))).build();
-    }
-
     static List<String> blankDisk(Path file, long size) {
         return List.of("qemu-img", "create", "-q", "-f", "qcow2", file.toString(), Long.toString(size));
     }
@@ -770,6 +787,9 @@ final class VmSetup implements Callable<Integer> {
 
     private Check checkPort(Integer set) throws IOException {
         int port = set != null ? set : 2222;
+        if (port < 1 || port > 65535) {
+            return new Check("port", "fail", port + " is no port", "set VM_SSH_PORT to 1024-65535, or not at all");
+        }
         try (ServerSocket socket = new ServerSocket(port, 1, InetAddress.getLoopbackAddress())) {
             return new Check("port", "ok", socket.getLocalPort() + " is free", "");
         } catch (BindException taken) {
@@ -777,7 +797,8 @@ final class VmSetup implements Callable<Integer> {
             int pid = system.getInternetProtocolStats().getConnections().stream().filter(one -> one.getLocalPort() == port
                     && one.getState() == TcpState.LISTEN).mapToInt(IPConnection::getowningProcessId).max().orElse(-1);
             OSProcess holder = system.getProcess(pid);
-            String detail = port + " is taken by " + (holder == null ? "another user's process" : holder.getName() + " (pid " + pid + ")");
+            String detail = port + " is taken by "
+                    + (holder == null ? "another user's process, or reserved" : holder.getName() + " (pid " + pid + ")");
             boolean own = pid == said(vmDir.resolve(name + ".pid")).getInt("pid");
             return own ? new Check("port", "ok", detail + ", the VM " + name + " itself", "")
                     : set == null ? new Check("port", "ok", detail + "; the next free one will be used", "")
