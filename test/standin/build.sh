@@ -48,7 +48,7 @@ case $id in
 ubuntu) kernel=linux-image-virtual; go=golang-1.22-go ;;
 *) kernel=linux-image-cloud-amd64 ;;
 esac
-base="busybox-static dash tcsh openssh-server openssh-client openssh-sftp-server procps e2fsprogs original-awk grep ed ldnsutils bzip2 zstd openssl coreutils netcat-openbsd"
+base="busybox-static dash tcsh openssh-server openssh-client openssh-sftp-server procps e2fsprogs original-awk grep ed ldnsutils bzip2 zstd openssl coreutils tar netcat-openbsd ncurses-base"
 extra="$go bash git rsync curl wget opendoas make ca-certificates"
 [ -n "$go" ] || fail "apt knows no package golang-1.NN-go: sudo apt-get update"
 
@@ -143,10 +143,15 @@ put "$root" usr/sbin/sshd usr/sbin/sshd
 put "$root" usr/libexec/sftp-server usr/lib/openssh/sftp-server
 for p in sshd-session sshd-auth; do [ ! -e "$pool/usr/lib/openssh/$p" ] || put "$root" usr/lib/openssh/$p usr/lib/openssh/$p; done
 put "$root" usr/bin/openssl usr/bin/openssl
-for p in usr/bin/ps usr/bin/pgrep usr/bin/pkill usr/bin/grep usr/bin/ed usr/bin/drill usr/bin/bzip2 usr/bin/bunzip2 usr/bin/zstd usr/bin/nice usr/sbin/mke2fs usr/sbin/e2fsck; do
+for p in usr/bin/ps usr/bin/pgrep usr/bin/pkill usr/bin/grep usr/bin/ed usr/bin/drill usr/bin/bzip2 usr/bin/bunzip2 usr/bin/zstd usr/bin/nice usr/bin/comm usr/bin/stat usr/bin/tar usr/sbin/mke2fs usr/sbin/e2fsck; do
     put "$root" "$S/real/${p##*/}" $p
 done
 put "$root" "$S/real/awk" usr/bin/original-awk
+for t in v/vt100 x/xterm x/xterm-256color s/screen l/linux d/dumb; do
+    for d in usr/lib/terminfo usr/share/terminfo etc/terminfo; do
+        [ ! -e "$pool/$d/$t" ] || { mkdir -p "$root/usr/share/terminfo/${t%/*}"; cp -L "$pool/$d/$t" "$root/usr/share/terminfo/$t"; break; }
+    done
+done
 put "$root" "$S/real/nc" usr/bin/nc.openbsd
 
 # The wrapper and its links.
@@ -172,7 +177,7 @@ done
 ln -s ../usr/libexec/standin/init "$root/sbin/init"
 
 # /etc.hdd for an installed system; the CD's own /etc is that and more.
-rm -rf "$root/etc"
+rm -rf "${root:?}/etc"
 cp -R "$here/guest/etc" "$root/etc.hdd"
 : >"$root/etc.hdd/fstab"
 : >"$root/etc.hdd/rc.conf"
@@ -322,5 +327,5 @@ if command -v lbzip2 >/dev/null; then lbzip2 -k "$iso"; else bzip2 -k "$iso"; fi
 sync "$iso" 2>/dev/null || true
 mv -T "$work/out" "$final" 2>/dev/null || [ -d "$final" ] # another build may have been faster
 # Yesterday's builds of other inputs.
-find "$out" -maxdepth 1 \( -name '[0-9a-f]*' -o -name '.[0-9a-f]*' \) -type d -mtime +0 ! -name "$hash" ! -name ".$hash.*" -exec rm -rf {} + 2>/dev/null || true
+find "$out" -maxdepth 1 \( -name '????????????????' -o -name '.????????????????.*' \) -type d -mtime +0 ! -name "$hash" ! -name ".$hash.*" -exec rm -rf {} + 2>/dev/null || true
 echo "$final"

@@ -1,0 +1,325 @@
+#!/bin/sh
+# Run inside the stand-in (ssh guest sh -s <strictness.sh): proves that its programs take what DragonFly's take and refuse
+# what those refuse. A line of the table is KIND NAME COMMAND:
+#   ok     the command succeeds
+#   known  the flags are taken: it may fail, but not over an option (for what would touch a disk)
+#   no     the command fails, and says so of an option or of its usage
+#   fails  the command fails
+#   is     the command prints the word that follows the last |
+#   absent the program is not in the base system
+# Prints `ok NAME` or `FAIL NAME`, last `N passed, N failed`.
+PATH=/sbin:/bin:/usr/sbin:/usr/bin
+export PATH
+passed=0
+failed=0
+d=$(mktemp -d /tmp/strictness.XXXXXX) || exit 1
+cd "$d" || exit 1
+export d
+printf 'one\ntwo\nthree\n' >file
+printf '#!/bin/sh\necho ran\n' >plain
+mkdir -p tree/sub
+echo inner >tree/sub/inner
+ln -s file link
+
+verdict() { # NAME GOOD
+    if [ "$2" = yes ]; then
+        passed=$((passed + 1))
+        echo "ok $1"
+    else
+        failed=$((failed + 1))
+        echo "FAIL $1"
+        sed 's/^/    /' "$d/.out" "$d/.err"
+    fi
+}
+while read -r kind name command; do
+    case $kind in '' | '#') continue ;; esac
+    want=
+    if [ "$kind" = is ]; then
+        want=${command##*|}
+        command=${command%|*}
+    fi
+    good=no
+    : >"$d/.out"
+    : >"$d/.err"
+    if [ "$kind" = absent ]; then
+        command -v "$name" >"$d/.out" 2>&1 || good=yes
+        verdict "absent:$name" $good
+        continue
+    fi
+    sh -c "$command" </dev/null >"$d/.out" 2>"$d/.err"
+    code=$?
+    case $kind in
+    ok) [ $code -eq 0 ] && good=yes ;;
+    fails) [ $code -ne 0 ] && good=yes ;;
+    no) [ $code -ne 0 ] && grep -qiE 'illegal|usage|unknown|invalid|requires|not supported|unrecognized|bad |expects|extra|GNU|unary|not compiled' "$d/.err" && good=yes ;;
+    known) grep -qiE 'illegal|unknown option' "$d/.err" || good=yes ;;
+    is) [ "$(cat "$d/.out")" = "$want" ] && good=yes ;;
+    esac
+    verdict "$name: $command" $good
+done <<'END'
+# the shell
+fails sh set -o pipefail
+no sh a=(1 2 3)
+is sh PATH=/nonexistent; echo $((1 + 1))|2
+fails csh csh -c 'ls 2>&1 >/dev/null'
+ok csh csh -c 'ls >& /dev/null'
+fails csh csh -c 'A=b true'
+# files
+ok cat cat -n file
+no cat cat -A file
+no cat cat --number file
+ok cp cp -Rp tree copy
+no cp cp -u file other
+no cp cp --recursive tree other
+is cp cp -R tree/ slash && ls slash|sub
+ok chmod chmod -R go-w tree
+no chmod chmod --reference=file plain
+ok chown chown -R 0:0 tree
+no chown chown --reference=file plain
+ok chgrp chgrp -h wheel link
+no chgrp chgrp -c wheel link
+ok ln ln -sfn file other-link
+no ln ln -r -s file relative
+ok ls ls -lAd tree
+no ls ls --color tree
+no ls ls -v tree
+ok mkdir mkdir -p -m 0700 deep/er
+no mkdir mkdir --parents deep/est
+ok mv touch m1 && mv -f m1 m2
+no mv mv -t tree m2
+ok rm touch r1 && rm -Rf r1
+no rm rm --force file
+no rm rm -z file
+ok rmdir mkdir e1 && rmdir e1
+no rmdir rmdir --ignore-fail-on-non-empty tree
+ok touch touch -t 202501020304 t1
+no touch touch -d yesterday t1
+no touch touch --date=now t1
+ok install install -m 0600 file installed
+no install install -t tree file
+ok truncate truncate -s 1m big
+no truncate truncate -o -s 1 big
+is stat stat -f %z file|14
+is stat stat -f '%p %Lp' plain|100644 644
+is stat stat -f %Y link|file
+is stat stat -f %HT tree|Directory
+no stat stat -c %s file
+no stat stat --format=%s file
+ok chflags chflags -R noschg tree
+no chflags chflags --help
+is readlink readlink link|file
+no readlink readlink -e link
+ok realpath realpath -q file
+no realpath realpath -e file
+no realpath realpath --relative-to=. file
+ok mktemp mktemp -d /tmp/strictness-t.XXXXXX | xargs rmdir
+no mktemp mktemp
+no mktemp mktemp -p /tmp x.XXXXXX
+ok dd dd if=/dev/zero of=dd1 bs=1m count=1
+fails dd dd if=/dev/zero of=dd1 bs=1M count=1
+fails dd dd if=/dev/zero of=dd1 bs=1k count=1 status=none
+ok df df -k .
+no df df --output=size .
+no df df -B1 .
+ok du du -sk tree
+no du du -b tree
+no du du --apparent-size tree
+ok find find tree -name inner -print0
+fails find find -name inner
+fails find find tree -printf %p
+fails find find tree -regextype posix-extended
+ok cpdup cpdup -i0 -s0 tree cpdup1
+no cpdup cpdup -a tree cpdup1
+no cpdup cpdup --help
+# text
+ok sed sed -i '' -e s/one/1/ -e s/two/2/ file
+is sed sed -n 1p file|1
+no sed sed -i s/1/one/ file
+no sed sed --in-place s/1/one/ file
+no sed sed 's/\s//' file
+no sed sed '1a text' file
+ok sed sed -E 's/(1|2)/n/' file
+ok awk awk -F: '{ print $1 }' /etc/group
+fails awk awk 'BEGIN { print gensub("a", "b", "g", "a") }'
+ok grep grep -qxF three file
+no grep grep -P thr.. file
+ok head head -n 1 file
+ok head head -1 file
+no head head --lines=1 file
+ok tail tail -n 1 file
+is tail tail -r file | head -1|three
+no tail tail --lines=1 file
+ok tr echo a | tr -d '\n'
+no tr echo a | tr --delete a
+no tr echo a | tr -t a b
+ok sort sort -u file
+no sort sort --unique file
+ok uniq uniq -c file
+no uniq uniq -w 3 file
+ok cut cut -d: -f1 /etc/group
+no cut cut --complement -f1 /etc/group
+ok wc wc -l file
+no wc wc --lines file
+ok xargs echo a b | xargs -n 1 echo
+is xargs xargs echo x </dev/null|
+no xargs echo a | xargs -d , echo
+no xargs echo a | xargs --no-run-if-empty echo
+ok tee echo a | tee -a tee1
+no tee echo a | tee --append tee1
+ok cmp cmp -s file file
+no cmp cmp --silent file file
+ok comm comm -12 file file
+ok printf printf '%s\n' a
+ok seq seq -w 1 3
+no seq seq --equal-width 1 3
+is md5 printf a | md5|0cc175b9c0f1b6a831c399e269772661
+no md5 md5 --check file
+ok ed printf '1p\nq\n' | ed -s file
+ok tar tar -cf t.tar tree
+no tar tar --owner=0 -cf t.tar tree
+ok gzip gzip -c file
+no gzip gzip --rsyncable file
+ok bzip2 bzip2 -c file
+ok xz xz -c file
+# processes and the system
+ok ps ps -axww -o pid,ppid,pgid,stat,command
+ok ps ps -o pid= -p 1
+no ps ps -eo pid,cmd
+no ps ps --ppid 1
+fails ps ps -o cmd -p 1
+ok pgrep pgrep -f init
+no pgrep pgrep --full init
+no pgrep pgrep -a -e init
+no pkill pkill --signal 0 nosuch
+no env env --ignore-environment true
+no id id --user
+is id id -un|root
+is uname uname -sr|DragonFly 6.4.2-RELEASE
+no uname uname -o
+no uname uname --all
+no hostname hostname -I
+ok date date -u +%s
+ok date date -j -u 202501020304.05 +%s
+is date date -u -r 0 +%Y|1970
+no date date -d yesterday
+no date date --utc
+no date date @1
+ok sysctl sysctl -n hw.ncpu
+no sysctl sysctl -p
+fails sysctl sysctl net.ipv4.ip_forward
+fails sysctl sysctl -w no.such=1
+ok service service sshd status
+no service service sshd
+no service service --status-all
+fails service service nosuch start
+ok swapinfo swapinfo -k
+no swapinfo swapinfo --show
+no shutdown shutdown -p
+no shutdown shutdown -x now
+no shutdown shutdown --help
+no poweroff poweroff -f
+no halt halt -f
+no reboot reboot -x
+no chroot chroot --userspec=0:0 / true
+ok dmesg dmesg
+no dmesg dmesg -T
+# accounts
+ok pw cp /etc/master.passwd /etc/group . && chmod 600 master.passwd && pw -V "$d" useradd guest1 -s /bin/sh
+ok pw printf 'x\n' | pw -V "$d" usermod guest1 -h 0
+fails pw pw -V "$d" usermod guest1 -h 0 </dev/null
+fails pw pw -V "$d" userdel nosuch
+ok pw pw -V "$d" userdel guest1
+no pw pw usermod root --shell /bin/sh
+no pw pw usermod root -z
+no pw pw frobnicate
+fails pw pw usermod root -s /no/such/shell
+fails pwd_mkdb pwd_mkdb -p nosuch
+no pwd_mkdb pwd_mkdb -x file
+no chsh chsh --shell /bin/sh root
+# An edit of /etc/passwd changes nobody: look-ups go to the database
+is passwd cp /etc/passwd saved; sed -i '' -e 's,^root:.*,root:*:0:0:changed:/elsewhere:/bin/sh,' /etc/passwd; echo ~root; cat saved >/etc/passwd|/root
+# disks
+known fdisk fdisk -IB /dev/da9
+no fdisk fdisk -l /dev/da9
+no fdisk fdisk -IZ /dev/da9
+known disklabel disklabel -r -w -B /dev/da9s1 auto
+no disklabel disklabel -I da9s1
+fails disklabel disklabel da9s1
+known newfs newfs -U /dev/da9s1a
+no newfs newfs --bad /dev/da9s1a
+no newfs newfs -q /dev/da9s1a
+known newfs_hammer2 newfs_hammer2 -L ROOT /dev/da9s1d
+no newfs_hammer2 newfs_hammer2 -q /dev/da9s1d
+fails mount mount -t ext4 /dev/da0s1d /mnt
+no mount mount --bind /tmp /mnt
+no mount mount -n /tmp /mnt
+fails mount mount /dev/da9s1d /mnt
+fails mount_cd9660 mount_cd9660 /dev/cd9 /mnt
+no mount_cd9660 mount_cd9660 -t x /dev/cd0 /mnt
+known mount_hammer2 mount_hammer2 -o ro /dev/da9s1d /mnt
+no mount_hammer2 mount_hammer2 -r /dev/da9s1d /mnt
+ok mount mkdir m n && mount -t tmpfs tmpfs m && touch m/in && mount -t null m n && test -e n/in && umount n && umount m
+ok mount_tmpfs mkdir -p mt && mount_tmpfs -s 1m tmpfs mt && umount mt
+fails umount umount tree
+no umount umount -l tree
+no umount umount --force tree
+known fsck fsck -p /dev/da9s1a
+no fsck fsck -C /dev/da9s1a -Z
+no swapon swapon --show
+# the network
+ok ifconfig ifconfig -a
+ok ifconfig ifconfig vtnet0
+fails ifconfig ifconfig eth0
+no ifconfig ifconfig -s
+no ifconfig ifconfig --help
+ok route route -n get default
+no route route --help
+no dhclient dhclient -r vtnet0
+ok ping ping -c 1 127.0.0.1
+no ping ping -w 1 127.0.0.1
+no drill drill --help
+known drill drill localhost A
+fails nc nc -z -w 1 127.0.0.1 1
+no fetch fetch -z x
+no fetch fetch --output=x y
+fails fetch fetch -o x http://127.0.0.1:1/
+no dntpd dntpd -q
+no pkg /usr/local/sbin/pkg update --frobnicate
+no pkg /usr/local/sbin/pkg install -z bash
+no pkg /usr/local/sbin/pkg frobnicate
+ok pkg /usr/local/sbin/pkg info -e pkg
+fails pkg pkg info
+ok sshd /usr/sbin/sshd -t
+is devices test -c /dev/ttyd0 && test ! -e /dev/sda && echo yes|yes
+absent timeout
+absent host
+absent dig
+absent nslookup
+absent wget
+absent curl
+absent bash
+absent git
+absent rsync
+absent sudo
+absent doas
+absent gmake
+absent make
+absent tac
+absent ip
+absent lsblk
+absent apt
+absent systemctl
+absent busybox
+absent setsid
+absent nproc
+absent free
+absent sha256sum
+absent md5sum
+absent mkfs
+absent udhcpc
+absent shuf
+END
+cd /
+rm -rf "$d"
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
