@@ -416,7 +416,7 @@ final class VmAutoInstall implements Callable<Integer> {
     private Path run(Phase phase, Path iso, Path cd, Machine machine, JsonObject ledger) throws Exception {
         int n = phase.number;
         if (n > 1 && !usable(ledger).has("" + (n - 1))) {
-            throw new VmException(69, "phase " + n + " needs the disk of phase " + (n - 1) + ", which is missing: vm-auto-install makes it");
+            throw new VmException(69, "phase " + n + " needs the disk of phase " + (n - 1) + ": let vm-auto-install make it first");
         }
         Path part = install("phase" + n + ".part");
         Path disk = install("phase" + n + ".qcow2");
@@ -512,13 +512,9 @@ final class VmAutoInstall implements Callable<Integer> {
 
     /** Run in the key directory: relative names need none of ssh's quoting. */
     static List<String> verifyCommand(String name, int port) {
-        List<String> command = new ArrayList<>(List.of("ssh", "-F", "/dev/null"));
-        List.of("BatchMode=yes", "StrictHostKeyChecking=yes", "UserKnownHostsFile=known_hosts", "GlobalKnownHostsFile=/dev/null",
-                "HostKeyAlias=" + name, "IdentitiesOnly=yes", "IdentityFile=id_ed25519", "ConnectTimeout=60").forEach(option -> {
-                    command.addAll(List.of("-o", option));
-                });
-        command.addAll(List.of("-p", "" + port, "root@127.0.0.1", "sh -s"));
-        return command;
+        return List.of("ssh", "-F", "/dev/null", "-o", "BatchMode=yes", "-o", "ConnectTimeout=60", "-o", "StrictHostKeyChecking=yes",
+                "-o", "UserKnownHostsFile=known_hosts", "-o", "GlobalKnownHostsFile=/dev/null", "-o", "HostKeyAlias=" + name,
+                "-o", "IdentitiesOnly=yes", "-o", "IdentityFile=id_ed25519", "-p", "" + port, "root@127.0.0.1", "sh -s");
     }
 
     /** A script for the guest's sh that unpacks a disc's files into a private directory and runs phase 3 from there. */
@@ -950,8 +946,8 @@ final class VmAutoInstall implements Callable<Integer> {
         boolean done;
         long bytes;
         int prompts; // of the boot loader: its countdown is one, each OK another
-        final List<String> passed = new ArrayList<>(); // where it has been; the reader clears it
-        private String reached = "";
+        final List<String> passed = new ArrayList<>(List.of("power-on")); // where it has been; whoever shows it clears it
+        private String reached = "power-on";
         private final StringBuilder line = new StringBuilder(); // a char is a byte
         private final Deque<String> last = new ArrayDeque<>();
         private final TreeSet<String> hints = new TreeSet<>();
@@ -993,7 +989,7 @@ final class VmAutoInstall implements Callable<Integer> {
                 ended = "";
                 line.append((char) b);
             }
-            if ((b == ' ' || b == ':') && line.length() < 200) {
+            if ((b == ' ' || b == ':') && line.length() < 200) { // prompts are short, and a flood of text must not cost
                 prompt(printable(line.toString()));
             }
         }
@@ -1010,11 +1006,10 @@ final class VmAutoInstall implements Callable<Integer> {
         private void prompt(String text) {
             if (text.equals("OK ") || text.endsWith("Booting in ") && prompts == 0) {
                 prompts++;
-            } else if (!done && text.matches("([\\w.-]+ )?login: ")) {
-                done = phase == 0;
-                if (phase > 0) {
-                    fail(hinted(stage == SCRIPT ? "the phase script ended without a word" : pfi));
-                }
+            } else if (phase == 0 && text.equals("login: ")) {
+                done = true;
+            } else if (!done && text.equals("login: ")) {
+                fail(hinted(stage == SCRIPT ? "the phase script ended without a word" : pfi));
             }
             match(QUESTIONS, text, this::fail);
         }
