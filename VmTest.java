@@ -50,6 +50,7 @@ import java.util.regex.Pattern;
 import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
+import picocli.CommandLine;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.ITypeConverter;
 import picocli.CommandLine.Model.CommandSpec;
@@ -61,7 +62,6 @@ import picocli.CommandLine.ScopeType;
 import picocli.CommandLine.Spec;
 import picocli.CommandLine.TypeConversionException;
 import picocli.CommandLine.UnmatchedArgumentException;
-import picocli.CommandLine;
 
 /**
  * Builds a project and runs its test suites in the running VM, and says whose fault it is when they do not pass.
@@ -419,7 +419,7 @@ final class VmTest implements Callable<Integer> {
             say() { echo "$mark$*" >&3; }
             nap() { sleep 0.2; }
             table() { ps -axww -o pid,ppid,stat,command; }
-            files() { [ ! -d /build ] || find /build -xdev | sort; }
+            files() { [ ! -d /build ] || find /build -xdev; }
             mine() { # its processes: pid and command; $1 is the pid it hangs from
                 table | awk -v top="$1" -v watcher="$(cat "$d/watcher")" -v before="$d/before" '
                     BEGIN { while ((getline line < before) > 0) { split(line, f, " "); old[f[1]] = 1 } }
@@ -449,7 +449,7 @@ final class VmTest implements Callable<Integer> {
             }
             cd "$dir" || { say nowhere; exit; }
             d=$(mktemp -d /tmp/vm-test.XXXXXX) || { say "leak no room in /tmp"; exit; }
-            [ -z "$leaks" ] || { mount | sort >"$d/mounts"; files >"$d/files"; }
+            [ -z "$leaks" ] || { mount >"$d/mounts"; files >"$d/files"; }
             table >"$d/before"
             (
                 (while read -r word <&4 && [ "$word" = beat ]; do say beat; : >"$d/beat"; done; : >"$d/over") &
@@ -479,8 +479,8 @@ final class VmTest implements Callable<Integer> {
                 gone 15 orphans
                 {
                     orphans | sed 's/^/process /'
-                    mount | sort | comm -13 "$d/mounts" - | sed 's/^/mount /'
-                    files | comm -13 "$d/files" - | sed 's/^/file /'
+                    mount | grep -vxF -f "$d/mounts" | sed 's/^/mount /'
+                    files | grep -vxF -f "$d/files" | sed 's/^/file /'
                 } | head -n 200 | while read -r l; do say "leak $l"; done
             fi
             kill -KILL $watcher $(cat "$d/reader")
@@ -684,23 +684,25 @@ final class VmTest implements Callable<Integer> {
         report.verdict = guest.run(UTF_8, text -> {
             lines(outLine, text, go ? report::line : line -> { });
             keep(output, go ? "" : text);
-            show(1, go ? screen.toString() : text);
+            print(1, go ? screen.toString() : text, UTF_8);
             screen.setLength(0);
         }, text -> {
             lines(errLine, text, report::errorLine);
             keep(output, text);
-            show(2, text);
+            print(2, text, UTF_8);
         });
         report.end();
-        show(1, screen.toString());
+        print(1, screen.toString(), UTF_8);
         report.seconds = Duration.between(report.started, Instant.now()).toMillis() / 1000.0;
         report.guestCode = guest.code;
         if (!go || report.verdict == Verdict.FAILED && !report.failed()) {
             report.add(suite, "", report.verdict == Verdict.PASSED ? "pass" : report.verdict != Verdict.FAILED ? "unfinished"
                     : suite.equals("build") ? "broken" : "fail", output.toString());
         }
-        if (!guest.left.isEmpty()) {
-            report.add(suite, "left behind", leaks == Leaks.fail ? "fail" : "skip", String.join("\n", guest.left));
+        if (leaks == Leaks.warn) {
+            guest.left.forEach(what -> System.err.println("vm-test: " + suite + " left behind: " + harmless(what)));
+        } else if (!guest.left.isEmpty()) {
+            report.add(suite, "left behind", "fail", String.join("\n", guest.left));
         }
         if (guest.trouble != null) {
             report.add(suite, "VM", "unfinished", guest.trouble);
@@ -709,12 +711,6 @@ final class VmTest implements Callable<Integer> {
         Path results = Files.createDirectories(vmDir.resolve(vmName + ".test"));
         Files.writeString(results.resolve(suite + ".json"), report.json(whole));
         return report;
-    }
-
-    private void show(int descriptor, String text) {
-        if (!quiet) {
-            print(descriptor, text, UTF_8);
-        }
     }
 
     /** Adds to a text of which only the end is kept. */
@@ -882,24 +878,22 @@ final class VmTest implements Callable<Integer> {
 
         private void show(String pkg, String output) {
             shown = shown == null ? pkg : shown;
+            StringBuilder text = waiting.computeIfAbsent(pkg, it -> new StringBuilder());
+            keep(text, output);
             if (shown.equals(pkg)) {
-                screen.accept(output);
-            } else {
-                keep(waiting.computeIfAbsent(pkg, it -> new StringBuilder()), output);
+                screen.accept(text.toString());
+                text.setLength(0);
             }
         }
 
-        /** After a package's end: if it was on the screen, what others that ended said follows, and one that runs is shown from now on. */
+        /** After a package's end: if it was on the screen, what others that ended said follows, then whoever says something next. */
         private void showNext(String ended) {
             if (ended.equals(shown)) {
                 shown = null;
-                for (String pkg : List.copyOf(waiting.keySet())) {
-                    boolean runs = test(pkg, "").outcome.isEmpty();
-                    if (!runs || shown == null) {
-                        screen.accept(waiting.remove(pkg).toString());
-                        shown = runs ? pkg : shown;
-                    }
-                }
+                waiting.entrySet().stream().filter(it -> !test(it.getKey(), "").outcome.isEmpty()).forEach(it -> {
+                    screen.accept(it.getValue().toString());
+                    it.getValue().setLength(0);
+                });
             }
         }
 
@@ -946,7 +940,8 @@ final class VmTest implements Callable<Integer> {
             Map<String, Long> counts = all().filter(test -> !test.name.isEmpty())
                     .collect(Collectors.groupingBy(test -> test.outcome, TreeMap::new, Collectors.counting()));
             List<String> lines = new ArrayList<>();
-            lines.add("== " + said() + counts.entrySet().stream().map(count -> ", " + count.getValue() + " " + count.getKey()).collect(Collectors.joining())
+            lines.add("== " + said()
+                    + counts.entrySet().stream().map(count -> ", " + count.getValue() + " " + count.getKey()).collect(Collectors.joining())
                     + String.format(Locale.ROOT, ", %.1f s", seconds));
             failures().forEach(test -> {
                 lines.add("   " + test);
@@ -962,8 +957,8 @@ final class VmTest implements Callable<Integer> {
 
         private static List<String> shortened(String text) {
             List<String> lines = text.lines().filter(line -> !line.isBlank()).toList();
-            return lines.size() <= 100 ? lines : Stream.of(lines.subList(0, 60), List.of("... (" + (lines.size() - 90) + " lines)"),
-                    lines.subList(lines.size() - 30, lines.size())).flatMap(List::stream).toList();
+            return lines.size() <= 180 ? lines : Stream.of(lines.subList(0, 90), List.of("... (" + (lines.size() - 170) + " lines)"),
+                    lines.subList(lines.size() - 80, lines.size())).flatMap(List::stream).toList();
         }
 
         /** The result as it is kept in VM_DIR. */
@@ -1032,8 +1027,8 @@ final class VmTest implements Callable<Integer> {
 
     // On a terminal
 
-    private static void print(int descriptor, String text, Charset charset) {
-        byte[] bytes = (terminal(descriptor) ? harmless(text) : text).getBytes(charset);
+    private void print(int descriptor, String text, Charset charset) {
+        byte[] bytes = (quiet ? "" : terminal(descriptor) ? harmless(text) : text).getBytes(charset);
         (descriptor == 1 ? System.out : System.err).write(bytes, 0, bytes.length);
         (descriptor == 1 ? System.out : System.err).flush();
     }
