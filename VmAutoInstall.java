@@ -213,7 +213,7 @@ final class VmAutoInstall implements Callable<Integer> {
         Path iso = installer();
         return locked("vm-auto-install", () -> {
             JsonObject ledger = readLedger();
-            List<Phase> phases = phases(scripts, iso);
+            List<Phase> phases = phases(scripts, isoSum(iso, ledger));
             Path clean = file("-clean.qcow2");
             String changed = firstChange(phases, part(part(ledger, "installed"), "phases")).why;
             if (Files.exists(clean) && changed.isEmpty() && !force && from == 0 && to == LAST) {
@@ -282,18 +282,19 @@ final class VmAutoInstall implements Callable<Integer> {
         }
         return locked("vm-auto-install provision", () -> {
             Watcher watcher = new Watcher(LAST);
-            int code = feed(limit("tcg"), vmDir, List.of("ssh", "-F", vmDir.resolve("ssh_config").toString(), name, "sh -s"),
-                    guestScript(discOf(script, ownData())), line -> {
-                        watcher.feed((line + "\n").getBytes(UTF_8));
-                        say(line);
-                    });
+            // A new ControlMaster would hold our end of its stderr for as long as it persists.
+            List<String> ssh = List.of("ssh", "-F", vmDir.resolve("ssh_config").toString(), "-o", "ControlMaster=no", name, "sh -s");
+            int code = feed(limit("tcg"), vmDir, ssh, guestScript(discOf(script, ownData())), line -> {
+                watcher.feed((line + "\n").getBytes(UTF_8));
+                say(line);
+            });
             if (code == 255) {
                 throw new VmException(69, "ssh to " + name + " failed; its console says:\n" + quoted(tail(file(".console.log"))));
             } else if (code != 0 || !watcher.done) {
                 throw new VmException(1, "phase " + LAST + " failed at " + watcher.where() + " (exit code " + code + "), see above");
             }
             say("provisioned; to keep it as the clean state: vm-ctl snapshot clean");
-            return file("-clean.qcow2");
+            return null;
         });
     }
 
@@ -308,7 +309,7 @@ final class VmAutoInstall implements Callable<Integer> {
                 saveLedger(ledger);
                 removeInstall("phase\\d\\.qcow2");
             }
-            return install("");
+            return null;
         });
     }
 
@@ -321,14 +322,17 @@ final class VmAutoInstall implements Callable<Integer> {
 
     record Machine(String accel, String cpu, String memory, int cpus, List<String> more) {}
 
-    /** Runs a command that changes this VM, alone, and prints the path it returns. No CD stays (a password is on it), nor half a disk. */
+    /** Runs a command that changes this VM, alone, and prints its answer, if any. No CD stays (a password is on it), nor half a disk. */
     private int locked(String command, Callable<Path> work) throws Exception {
         privateDirectory(vmDir);
         FileChannel lock = lock(file(".lock"), command);
         privateDirectory(install(""));
         try {
             removeInstall(".*\\.(part|iso)");
-            spec.commandLine().getOut().println(work.call());
+            Path answer = work.call();
+            if (answer != null) {
+                spec.commandLine().getOut().println(answer);
+            }
             return 0;
         } catch (IOException failed) {
             boolean full = ("" + failed.getMessage()).contains("No space left on device");
@@ -339,14 +343,14 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
-    private List<Phase> phases(List<Path> scripts, Path iso) throws IOException {
+    private List<Phase> phases(List<Path> scripts, String isoSum) throws IOException {
         SortedMap<String, byte[]> data = ownData();
         List<Phase> phases = new ArrayList<>();
         for (int n = 1; n <= LAST; n++) {
             SortedMap<String, byte[]> disc = discOf(scripts.get(n - 1), data);
             JsonObject inputs = object("its script", sha256(new ByteArrayInputStream(disc.get("phase" + n + ".sh"))));
             if (n == 1) {
-                inputs.put("the installer ISO", identity(iso));
+                inputs.put("the installer ISO", isoSum);
                 inputs.put("VM_DISK_SIZE", diskSize);
             } else if (n == LAST) {
                 for (Map.Entry<String, byte[]> file : data.entrySet()) {
@@ -459,7 +463,7 @@ final class VmAutoInstall implements Callable<Integer> {
         Files.setPosixFilePermissions(flat, PosixFilePermissions.fromString("r--------"));
         JsonObject versions = verify(flat, machine);
         // Should we be killed before the last line, readLedger tells by the disk's identity whether it got into place.
-        ledger.put("placing", object("version", version, "iso", iso.toString(), "isoSha256", sha256(Files.newInputStream(iso)),
+        ledger.put("placing", object("version", version, "iso", iso.toString(), "isoSha256", isoSum(iso, ledger),
                 "versions", versions, "phases", part(ledger, "phases"), "accelerator", machine.accel,
                 "finished", Instant.now().toString(), "disk", identity(flat),
                 "qemu", run(Duration.ofSeconds(20), List.of(QEMU, "--version")).outputUTF8().split("\n")[0]));
@@ -1200,6 +1204,14 @@ final class VmAutoInstall implements Callable<Integer> {
     /** Enough of a file to know it again. */
     private static JsonObject identity(Path file) throws IOException {
         return object("size", "" + Files.size(file), "modified", Files.getLastModifiedTime(file).toString());
+    }
+
+    /** The ISO's SHA-256, looked up as long as the file is the same. */
+    private static String isoSum(Path iso, JsonObject ledger) throws IOException {
+        if (!identity(iso).equals(part(ledger, "iso").get("file"))) {
+            ledger.put("iso", object("file", identity(iso), "sha256", sha256(Files.newInputStream(iso))));
+        }
+        return part(ledger, "iso").getString("sha256");
     }
 
     private static String sha256(InputStream content) throws IOException {
