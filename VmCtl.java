@@ -135,7 +135,7 @@ final class VmCtl {
     boolean verbose;
 
     /** The VM at hand. */
-    private Vm vm;
+    Vm vm;
 
     public static void main(String... args) {
         System.exit(commandLine().execute(args));
@@ -292,7 +292,7 @@ final class VmCtl {
             @Option(names = "--delete", paramLabel = "NAME", description = "Delete a snapshot that nothing builds on.") String delete,
             @Option(names = "--yes", description = "Replace a snapshot of this name without asking.") boolean yes) throws IOException {
         openVm();
-        require("the snapshot's name", name, "[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", "letters, digits, '.', '_', '-'");
+        checkSnapshotName(delete == null ? name : delete);
         if (list) {
             for (Snapshot snapshot : vm.snapshots()) {
                 answer(String.format("%-20s %.19s  %s", snapshot.name(), snapshot.said().getString("made"),
@@ -331,6 +331,7 @@ final class VmCtl {
             @Parameters(arity = "0..1", paramLabel = "NAME", defaultValue = CLEAN, description = "Default: ${DEFAULT-VALUE}.") String name)
             throws IOException {
         openVm();
+        checkSnapshotName(name);
         if (vm.snapshot(name).isEmpty() && !(name.equals(CLEAN) && Files.exists(vm.clean()))) {
             throw new VmException(69, vm.name() + " has no usable snapshot " + name + "; it has: "
                     + vm.snapshots().stream().map(Snapshot::name).collect(Collectors.joining(", ")));
@@ -762,7 +763,10 @@ final class VmCtl {
     /** QEMU's command line, with nothing in it that a path could break. */
     static List<String> qemuArguments(Vm vm, Boot boot, int port, boolean incoming) throws IOException {
         List<String> arguments = new ArrayList<>(List.of(QEMU, "-name", vm.name(), "-pidfile", vm.file(".qemu-pid").toString(), "-daemonize",
-                "-display", "none", "-d", "strace", "-D", vm.file(".qemu.log").toString())); // -D alone logs no errors; strace is for user mode
+                "-display", "none"));
+        if (!vm.dir().toString().contains("%")) { // QEMU puts its pid there
+            arguments.addAll(List.of("-D", vm.file(".qemu.log").toString(), "-d", "strace")); // errors alone, for want of a user-mode guest
+        }
         if (System.getProperty("os.name").equals("Linux")) {
             arguments.addAll(List.of("-sandbox", "on,resourcecontrol=deny")); // denying more does not go with -daemonize
         }
@@ -845,13 +849,15 @@ final class VmCtl {
     }
 
     /** Starts QEMU on the first port it can have, and writes down what runs. */
-    private JsonObject launch(Boot boot, boolean incoming) throws IOException {
+    JsonObject launch(Boot boot, boolean incoming) throws IOException {
         Path log = vm.file(".console.log");
         if (Files.exists(log) && Files.size(log) > 10_000_000) {
             Files.move(log, vm.file(".console.log.1"), StandardCopyOption.REPLACE_EXISTING);
         }
         long consoleAt = Files.exists(log) ? Files.size(log) : 0;
-        boot.forwards().forEach(forward -> freePorts(Integer.parseInt(forward.split(":")[0])));
+        for (String forward : boot.forwards()) {
+            freePorts(Integer.parseInt(forward.split(":")[0]));
+        }
         String said = "";
         for (int port : freePorts(boot.port())) {
             ProcessResult started = run(SOON, qemuArguments(vm, boot, port, incoming));
@@ -885,7 +891,7 @@ final class VmCtl {
     }
 
     /** The port asked for, which must be free, or all free ones from 2222 on. */
-    private static List<Integer> freePorts(int wanted) {
+    private List<Integer> freePorts(int wanted) throws IOException {
         if (wanted > 0 && !isFree(wanted)) {
             throw new VmException(69, "port " + wanted + " of 127.0.0.1 is taken by " + portHolder(wanted) + ": choose another");
         }
@@ -901,15 +907,11 @@ final class VmCtl {
     }
 
     /** Who listens on a port of this host, as far as this user may know. */
-    static String portHolder(int port) {
-        try (Stream<String> lines = Stream.concat(Files.lines(Path.of("/proc/net/tcp")), Files.lines(Path.of("/proc/net/tcp6")))) {
-            Set<String> sockets = lines.map(line -> line.strip().split("\\s+"))
-                    .filter(field -> field[1].endsWith(String.format(":%04X", port)) && field[3].equals("0A"))
-                    .map(field -> "socket:[" + field[9] + "]").collect(Collectors.toSet());
-            return ProcessHandle.allProcesses().filter(process -> entries(Path.of("/proc/" + process.pid() + "/fd")).stream()
-                    .anyMatch(fd -> sockets.contains(linkTarget(fd)))).findFirst()
-                    .map(process -> process.info().command().orElse("a process") + " (pid " + process.pid() + ")").orElse("another user's process");
-        } catch (IOException notLinux) {
+    private String portHolder(int port) throws IOException {
+        try {
+            Matcher user = Pattern.compile("\"(.*?)\",pid=(\\d+)").matcher(run(SOON, List.of("ss", "-Hltnp", "sport = :" + port)).outputUTF8());
+            return user.find() ? user.group(1) + " (pid " + user.group(2) + ")" : "another user's process";
+        } catch (VmException noSs) {
             return "another process";
         }
     }
@@ -964,8 +966,8 @@ final class VmCtl {
 
     /** What went wrong in the guest, by what DragonFly's loader, kernel and rc print then; a boot since then mends it. */
     static Optional<String> trouble(String console) {
-        Matcher match = Pattern.compile("(?m)^.*(?:panic: |Fatal trap \\d|^db> |mountroot> |Root mount failed: |no bootable kernel|can't load 'kernel'|"
-                + "Automatic file system check failed|ABORTING BOOT|Enter full pathname of shell|The operating system has halted).*$").matcher(console);
+        Matcher match = Pattern.compile("(?m)^(?:panic: |Fatal trap \\d|db> |mountroot> |.*(?:Root mount failed: |no bootable kernel|can't load 'kernel'|"
+                + "Automatic file system check failed|ABORTING BOOT|Enter full pathname of shell|The operating system has halted)).*$").matcher(console);
         return match.find(Math.max(0, console.lastIndexOf(KERNEL_STARTS))) ? Optional.of(match.group().strip()) : Optional.empty();
     }
 
@@ -983,7 +985,7 @@ final class VmCtl {
     // RAM.
 
     /** Writes a running guest's RAM to a file. If this fails, or this process dies, QEMU lets the guest go on. */
-    private Ram saveRam(Path file, List<String> hardware, Duration limit) throws IOException {
+    Ram saveRam(Path file, List<String> hardware, Duration limit) throws IOException {
         Path socket = vm.socket(".ram");
         Files.deleteIfExists(socket);
         CRC32C crc = new CRC32C();
@@ -1022,7 +1024,7 @@ final class VmCtl {
     }
 
     /** Hands a snapshot's RAM to a QEMU that waits for it; why it was not taken, or null. What is damaged never runs: its end is held back. */
-    private String feed(Snapshot snapshot, JsonObject running) throws IOException {
+    String feed(Snapshot snapshot, JsonObject running) throws IOException {
         CRC32C crc = new CRC32C();
         try (FileChannel from = FileChannel.open(snapshot.ram());
                 SocketChannel to = SocketChannel.open(UnixDomainSocketAddress.of(vm.socket(".ram")))) {
@@ -1075,7 +1077,6 @@ final class VmCtl {
     private void thaw(Path frozen) throws IOException {
         Files.setPosixFilePermissions(frozen, PosixFilePermissions.fromString("r--------"));
         overlay(frozen);
-        vm.sweep();
     }
 
     /** Puts a fresh overlay in the working disk's place, at once or not at all. */
@@ -1088,6 +1089,7 @@ final class VmCtl {
         }
         Files.setPosixFilePermissions(beside, PosixFilePermissions.fromString("rw-------"));
         Files.move(beside, vm.disk(), StandardCopyOption.ATOMIC_MOVE);
+        vm.sweep();
     }
 
     static List<String> overlayCommand(Path base, Path overlay) {
@@ -1095,11 +1097,12 @@ final class VmCtl {
     }
 
     private void delete(String name) throws IOException {
-        Snapshot snapshot = vm.snapshot(name).orElseThrow(() -> new VmException(69, vm.name() + " has no snapshot " + name));
-        List<String> builders = vm.buildersOn(snapshot);
         if (name.equals(CLEAN)) {
             throw new VmException(2, "clean is what the VM was installed as; vm-ctl destroy deletes the VM");
-        } else if (!builders.isEmpty()) {
+        }
+        Snapshot snapshot = vm.snapshot(name).orElseThrow(() -> new VmException(69, vm.name() + " has no snapshot " + name));
+        List<String> builders = vm.buildersOn(snapshot);
+        if (!builders.isEmpty()) {
             throw new VmException(69, name + " cannot be deleted, others build on it: " + String.join(", ", builders));
         }
         Files.delete(vm.file(".snapshots").resolve(name).resolve("snapshot.json"));
@@ -1155,7 +1158,7 @@ final class VmCtl {
     }
 
     /** What the pid file says, if its QEMU still runs. */
-    private JsonObject running() throws IOException {
+    JsonObject running() throws IOException {
         if (livePid(vm.pidFile()).isEmpty()) {
             return null;
         }
@@ -1237,7 +1240,7 @@ final class VmCtl {
         } else if (trouble.isPresent()) {
             return new Report(State.PANICKED, trouble.get(), running);
         }
-        boolean panicked = console.contains("panic: ") && console.lastIndexOf(KERNEL_STARTS) > console.indexOf("panic: ");
+        boolean panicked = console.contains("\npanic: ") && console.lastIndexOf(KERNEL_STARTS) > console.indexOf("\npanic: ");
         return new Report(running.getBoolean("ready") || hasBanner(running.getInt("port"), 500) ? State.RUNNING : State.STARTING,
                 panicked ? "rebooted after a panic" : null, running);
     }
@@ -1253,7 +1256,7 @@ final class VmCtl {
         }
     }
 
-    private String runState(Duration limit) throws IOException {
+    String runState(Duration limit) throws IOException {
         try (Qmp qmp = new Qmp(vm.socket(".qmp"), limit)) {
             return ((JsonObject) qmp.execute("query-status", new JsonObject())).getString("status");
         } catch (IOException noAnswer) {
@@ -1279,8 +1282,8 @@ final class VmCtl {
     /** The file that includes every VM's. */
     private void writeSshConfig() throws IOException {
         String includes = entries(vm.dir()).stream().map(file -> file.resolve("config")).filter(file -> file.toString().endsWith(".ssh/config"))
-                .filter(Files::exists).map(file -> "Include \"" + file.toString().replaceAll("[\\\\*?\\[\"]", "\\\\\\\\$0") + "\"\n")
-                .collect(Collectors.joining());
+                .filter(Files::exists).map(file -> file.toString().replaceAll("[\\\\*?\\[]", "\\\\$0")) // a pattern for ssh
+                .map(pattern -> "Include \"" + pattern.replace("\\", "\\\\").replace("\"", "\\\"") + "\"\n").collect(Collectors.joining());
         writeFile(vm.dir().resolve("ssh_config"), includes, "rw-------");
     }
 
@@ -1393,6 +1396,10 @@ final class VmCtl {
         }
     }
 
+    private static void checkSnapshotName(String name) {
+        require("the snapshot's name", name, "[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", "letters, digits, '.', '_', '-'");
+    }
+
     private static Duration duration(String text) {
         require("--timeout", text, "[1-9]\\d{0,6}[smh]", "a time such as 90s, 5m or 1h");
         return Duration.parse("PT" + text);
@@ -1438,14 +1445,6 @@ final class VmCtl {
             return entries.sorted().toList();
         } catch (IOException none) {
             return List.of();
-        }
-    }
-
-    private static String linkTarget(Path link) {
-        try {
-            return Files.readSymbolicLink(link).toString();
-        } catch (IOException closed) {
-            return "";
         }
     }
 

@@ -1,0 +1,680 @@
+///usr/bin/env jbang "$0" "$@" ; exit $?
+//JAVA 17+
+//SOURCES ../VmCtl.java
+//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
+
+import static java.nio.charset.StandardCharsets.ISO_8859_1;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertNotEquals;
+import static org.junit.jupiter.api.Assertions.assertNull;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import com.grack.nanojson.JsonObject;
+import com.grack.nanojson.JsonParser;
+import com.grack.nanojson.JsonWriter;
+import java.io.IOException;
+import java.io.PrintWriter;
+import java.io.RandomAccessFile;
+import java.io.StringWriter;
+import java.net.InetAddress;
+import java.net.ServerSocket;
+import java.nio.channels.FileChannel;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.attribute.FileTime;
+import java.nio.file.attribute.PosixFilePermissions;
+import java.time.Duration;
+import java.time.Instant;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.AfterEach;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.platform.console.ConsoleLauncher;
+import picocli.CommandLine;
+
+/** VmCtl without a guest: its command line, its bookkeeping on real qcow2 files, and a bare QEMU. */
+final class VmCtlTest {
+
+    @TempDir
+    Path temporary;
+
+    private Path dir;
+    private VmCtl.Vm vm;
+
+    public static void main(String... args) {
+        ConsoleLauncher.main(new String[] {"execute", "--select-class", "VmCtlTest", "--disable-banner", "--details", "summary"});
+    }
+
+    record Result(int exitCode, String out, String err) {
+        Result exits(int expected) {
+            assertEquals(expected, exitCode, out + err);
+            return this;
+        }
+
+        Result says(String part) {
+            assertTrue(err.contains(part), "'" + part + "' is not in: " + err);
+            return this;
+        }
+
+        Result answers(String part) {
+            assertTrue(out.contains(part), "'" + part + "' is not in: " + out);
+            return this;
+        }
+    }
+
+    @BeforeEach
+    void makeDirectory() throws IOException {
+        dir = Files.createDirectories(temporary.toRealPath().resolve("a, b'c %d \"\u00e9"));
+        vm = new VmCtl.Vm(dir, "x");
+    }
+
+    @AfterEach
+    void leaveNoQemu() throws IOException {
+        if (VmCtl.livePid(vm.pidFile()).isPresent()) {
+            ctl("stop", "--force").exits(0);
+        }
+    }
+
+    private Result ctl(String... arguments) {
+        return ctl(Map.of(), arguments);
+    }
+
+    private Result ctl(Map<String, String> environment, String... arguments) {
+        Map<String, String> settings = new HashMap<>(Map.of("VM_DIR", dir.toString(), "VM_NAME", "x", "VM_ACCEL", "tcg", "VM_MEMORY", "64M"));
+        settings.putAll(environment);
+        StringWriter out = new StringWriter();
+        StringWriter err = new StringWriter();
+        CommandLine line = VmCtl.commandLine(new VmCtl(), new VmCtl.Settings(settings, Map.of("VM_CPUS", "3", "VM_MEMORY", "96M")));
+        int exitCode = line.setOut(new PrintWriter(out, true)).setErr(new PrintWriter(err, true)).execute(arguments);
+        return new Result(exitCode, out.toString(), err.toString());
+    }
+
+    private static String sh(String... command) throws IOException {
+        Process process = new ProcessBuilder(command).redirectErrorStream(true).start();
+        String said = new String(process.getInputStream().readAllBytes(), ISO_8859_1);
+        try {
+            assertEquals(0, process.waitFor(), said);
+        } catch (InterruptedException interrupted) {
+            throw new IOException(interrupted);
+        }
+        return said;
+    }
+
+    /** Fills the first 64 KiB of a disk with a byte. */
+    private static void write(Path disk, int pattern) throws IOException {
+        sh("qemu-io", "-c", "write -P " + pattern + " 0 64k", disk.toString());
+    }
+
+    private static void holds(Path disk, int pattern) throws IOException {
+        String said = sh("qemu-io", "-r", "-c", "read -P " + pattern + " 0 64k", disk.toString());
+        assertFalse(said.contains("verification failed"), disk + " does not hold " + pattern);
+    }
+
+    private void makeCleanDisk() throws IOException {
+        sh("qemu-img", "create", "-q", "-f", "qcow2", vm.clean().toString(), "1G");
+        write(vm.clean(), 1);
+        Files.setPosixFilePermissions(vm.clean(), PosixFilePermissions.fromString("r--r--r--"));
+    }
+
+    /** An installed VM whose working disk is a fresh overlay. */
+    private void makeVm() throws IOException {
+        makeCleanDisk();
+        ctl("restore").exits(0);
+    }
+
+    // The command line.
+
+    @Test
+    void wrongUsageIsOneLineAndTwo() {
+        ctl("strt").exits(2).says("did you mean");
+        ctl("start", "--no-wiat").exits(2).says("--no-wait");
+        ctl().exits(2);
+        ctl("start", "--help").exits(0).answers("VM_MEMORY").answers("Example:").answers("Exit codes:");
+    }
+
+    @Test
+    void aBadValueIsNamedByItsVariableAndNothingIsDone() throws IOException {
+        makeCleanDisk();
+        for (String variable : List.of("VM_MEMORY", "VM_CPUS", "VM_ACCEL", "VM_DISK_CACHE", "VM_SSH_PORT", "VM_NAME")) {
+            Result result = ctl(Map.of(variable, "no/such"), "start").exits(2).says(variable).says("no/such");
+            assertEquals(1, result.err().lines().count());
+        }
+        ctl(Map.of("VM_NAME", "x-clean"), "status").exits(2).says("-clean");
+        ctl("snapshot", "../up").exits(2);
+        ctl("restore", "../up").exits(2);
+        ctl("snapshot", "--delete", "../up").exits(2);
+        ctl("start", "--forward", "80").exits(2);
+        ctl("start", "--timeout", "soon").exits(2);
+        assertEquals(List.of(vm.clean()), vm.files());
+    }
+
+    @Test
+    void anOptionBeatsTheEnvironmentWhichBeatsTheFile() throws IOException {
+        makeCleanDisk();
+        ctl("start", "--dry-run").exits(0).answers("-m 64M -smp 3");
+        ctl(Map.of("VM_MEMORY", ""), "start", "--dry-run").answers("-m 96M"); // empty is unset
+        ctl("start", "--dry-run", "--memory", "128M").answers("-m 128M");
+        ctl("start", "--dry-run", "--qemu-args", "-device 'virtio-rng-pci,id=a b'").answers("'virtio-rng-pci,id=a b'");
+        assertEquals(List.of(vm.clean()), vm.files(), "a dry run leaves nothing");
+    }
+
+    @Test
+    void aDryRunCanBePastedIntoAShell() throws Exception {
+        makeCleanDisk();
+        String printed = ctl("start", "--dry-run").out().lines().findFirst().orElseThrow();
+        sh("sh", "-c", printed);
+        assertEquals(vm.clean(), VmCtl.Qcow2.read(vm.disk()).backing());
+    }
+
+    @Test
+    void whatIsMissingIsSaid() throws IOException {
+        ctl("start").exits(69).says("vm-auto-install");
+        ctl("status").exits(3).answers("stopped");
+        ctl("exec", "--", "true").exits(3).says("vm-ctl start");
+        ctl("ssh").exits(3);
+        ctl("console").exits(3);
+        ctl("screenshot", "s.png").exits(3);
+        ctl("stop").exits(0);
+        ctl("restore").exits(69);
+        ctl("snapshot").exits(69);
+        ctl("install").exits(69).says("vm-setup");
+        ctl("list").exits(0);
+        makeVm();
+        ctl("restore", "no-such").exits(69).says("no-such");
+        ctl("snapshot", "--delete", "no-such").exits(69);
+    }
+
+    // Argument lists.
+
+    private VmCtl.Boot boot(String accelerator, List<String> forwards) {
+        List<String> hardware = new ArrayList<>(List.of("QEMU 1"));
+        hardware.addAll(VmCtl.hardware(accelerator, "qemu64", "64M", "2", 0));
+        return new VmCtl.Boot(hardware, "writeback", 0, forwards, List.of(), Duration.ofMinutes(1), true);
+    }
+
+    @Test
+    void everythingListensOnLoopbackOrInThePrivateDirectory() throws IOException {
+        List<String> arguments = VmCtl.qemuArguments(vm, boot("kvm", List.of("8080:80")), 2222, false);
+        assertTrue(arguments.contains("user,id=net0,hostfwd=tcp:127.0.0.1:2222-:22,hostfwd=tcp:127.0.0.1:8080-:80"));
+        assertTrue(arguments.stream().noneMatch(argument -> argument.contains("invtsc")));
+        List<String> sockets = arguments.stream().filter(argument -> argument.startsWith("socket,")).toList();
+        assertEquals(2, sockets.size());
+        assertTrue(sockets.stream().allMatch(socket -> socket.contains("path=/")), sockets.toString());
+        assertFalse(arguments.contains("-incoming"));
+        assertTrue(VmCtl.qemuArguments(vm, boot("kvm", List.of()), 2222, true).contains("-incoming"));
+    }
+
+    @Test
+    void theDiskGivesSpaceBackAndItsNameIsSafe() throws Exception {
+        List<String> arguments = VmCtl.qemuArguments(vm, boot("tcg", List.of()), 2222, false);
+        JsonObject disk = JsonParser.object().from(arguments.get(arguments.indexOf("-blockdev") + 1));
+        assertEquals("unmap", disk.getString("discard"));
+        assertEquals("unmap", disk.getString("detect-zeroes"));
+        assertEquals(vm.disk().toString(), disk.getObject("file").getString("filename"));
+    }
+
+    @Test
+    void sshItselfUnderstandsTheConfig() throws Exception {
+        makeVm();
+        ctl("start", "--no-wait").exits(0);
+        int port = Json.of(ctl("status", "--json").out()).getInt("port");
+        String config = sh("ssh", "-G", "-F", dir.resolve("ssh_config").toString(), "x");
+        for (String line : List.of("hostname 127.0.0.1", "port " + port, "user root", "hostkeyalias x", "stricthostkeychecking true", "batchmode yes",
+                "identitiesonly yes", "controlmaster auto", "controlpersist 60")) {
+            assertTrue(config.lines().anyMatch(line::equals), line + " is not in " + config);
+        }
+        String keys = new String(vm.file(".ssh").toString().getBytes(java.nio.charset.StandardCharsets.UTF_8), ISO_8859_1).replace("%", "%%");
+        assertTrue(config.contains("identityfile ") && config.contains("id_ed25519") && config.contains(keys), config);
+        assertEquals("rw-------", PosixFilePermissions.toString(Files.getPosixFilePermissions(vm.file(".ssh").resolve("config"))));
+    }
+
+    /** nanojson's checked exception out of the way. */
+    static final class Json {
+        static JsonObject of(String text) throws IOException {
+            return VmCtl.json(text);
+        }
+    }
+
+    @Test
+    void theGuestsShellGetsTheWordsAsTheyWere() throws IOException {
+        List<String> words = List.of("printf", "%s|", "a b", "it's", "$HOME", "", "*", "!x", "\\", "\u00e9");
+        String said = sh("sh", "-c", VmCtl.remoteCommand(words, Map.of()));
+        assertEquals("a b|it's|$HOME||*|!x|\\|\u00e9|", new String(said.getBytes(ISO_8859_1), java.nio.charset.StandardCharsets.UTF_8));
+        assertEquals("a 'b' $c\n", sh("sh", "-c", VmCtl.remoteCommand(List.of("echo \"$G\""), Map.of("G", "a 'b' $c"))));
+    }
+
+    // The guest's console.
+
+    @Test
+    void troubleIsReadFromTheConsole() {
+        assertEquals(Optional.of("panic: no init"), VmCtl.trouble("booting\npanic: no init\ncpuid = 0\n"));
+        assertEquals(Optional.of("mountroot>"), VmCtl.trouble("Root mount okay\nmountroot> ").map(String::strip));
+        assertEquals(Optional.of("db>"), VmCtl.trouble("x\ndb> ").map(String::strip));
+        assertEquals(Optional.empty(), VmCtl.trouble("panic: x\nCopyright (c) 2003-2025 The DragonFly Project.\nlogin: "));
+        assertEquals(Optional.empty(), VmCtl.trouble("debug.debugger_on_panic: 1 -> 0\nsaid: panic: no\nlogin: "));
+        assertTrue(VmCtl.trouble("Fatal trap 12: page fault\n").isPresent());
+        assertTrue(VmCtl.trouble("The operating system has halted.\n").isPresent());
+    }
+
+    @Test
+    void whatAGuestPrintsIsHarmless() {
+        assertEquals("red?]0;title? ?c\tx\ny", VmCtl.printable("\u001b[1;31mred\u001b]0;title\u0007 \u001bc\tx\r\ny"));
+        assertFalse(VmCtl.printable("\u009b31m").contains("\u009b"));
+    }
+
+    // Disks.
+
+    @Test
+    void theHeaderIsReadAsQemuImgReadsIt() throws Exception {
+        makeVm();
+        VmCtl.Qcow2 disk = VmCtl.Qcow2.read(vm.disk());
+        JsonObject info = JsonParser.object().from(sh("qemu-img", "info", "--output=json", vm.disk().toString()));
+        assertEquals(info.getLong("virtual-size"), disk.size());
+        assertEquals(vm.clean(), disk.backing());
+        assertTrue(disk.empty());
+        assertNull(VmCtl.Qcow2.read(vm.clean()).backing());
+        write(vm.disk(), 2);
+        assertFalse(VmCtl.Qcow2.read(vm.disk()).empty());
+        Files.writeString(vm.disk(), "no image");
+        ctl("start").exits(69).says("no qcow2");
+    }
+
+    /** The original's way to lose everything: a restore, then a snapshot over the snapshot just restored. */
+    @Test
+    void restoreThenSnapshotThenRestoreLosesNothing() throws IOException {
+        makeVm();
+        write(vm.disk(), 2);
+        ctl("snapshot", "one").exits(0);
+        for (int pattern = 3; pattern < 7; pattern++) {
+            ctl("restore", "one").exits(0);
+            holds(vm.disk(), pattern - 1);
+            write(vm.disk(), pattern);
+            ctl("snapshot", "one").exits(2).says("--yes");
+            ctl("snapshot", "one", "--yes").exits(0);
+        }
+        ctl("restore").exits(0);
+        holds(vm.disk(), 1);
+        ctl("restore", "one").exits(0);
+        holds(vm.disk(), 6);
+        sh("qemu-img", "check", "-q", vm.disk().toString());
+    }
+
+    @Test
+    void aReplacedDiskStaysWhileSomethingBuildsOnItAndGoesThen() throws IOException {
+        makeVm();
+        write(vm.disk(), 2);
+        ctl("snapshot", "one").exits(0);
+        ctl("snapshot", "two").exits(0);
+        ctl("restore", "clean").exits(0);
+        write(vm.disk(), 3);
+        ctl("snapshot", "one", "--yes").exits(0);
+        ctl("restore", "two").exits(0);
+        holds(vm.disk(), 2);
+        Path replaced = vm.file(".snapshots").resolve("one/disk.qcow2");
+        assertTrue(Files.exists(replaced));
+        ctl("restore", "one").exits(0);
+        holds(vm.disk(), 3);
+        ctl("snapshot", "--delete", "two").exits(0);
+        assertFalse(Files.exists(replaced));
+        assertFalse(Files.exists(vm.file(".snapshots").resolve("two")));
+        holds(vm.disk(), 3);
+    }
+
+    @Test
+    void whatOthersBuildOnIsNotDeleted() throws IOException {
+        makeVm();
+        ctl("snapshot", "one").exits(0);
+        write(vm.disk(), 2);
+        ctl("snapshot", "two").exits(0);
+        ctl("snapshot", "--delete", "one").exits(69).says("two");
+        ctl("snapshot", "--delete", "clean").exits(2);
+        ctl("snapshot", "--delete", "two").exits(0);
+        holds(vm.disk(), 2); // the VM itself still builds on it
+        ctl("snapshot", "--list").exits(0).answers("one");
+        ctl("restore", "one").exits(0);
+        holds(vm.disk(), 1);
+        ctl("snapshot", "--delete", "one").exits(0);
+        holds(vm.disk(), 1);
+        ctl("restore").exits(0);
+        assertFalse(Files.exists(vm.file(".snapshots")) && Files.list(vm.file(".snapshots")).findAny().isPresent());
+    }
+
+    @Test
+    void aFreezeThatWasCutOffBeforeItsRecordNeverWas() throws IOException {
+        makeVm();
+        write(vm.disk(), 2);
+        Path half = Files.createDirectories(vm.file(".snapshots").resolve("one")).resolve("disk.qcow2");
+        Files.createLink(half, vm.disk());
+        Files.writeString(half.resolveSibling("ram"), "half of it");
+        ctl("stop").exits(0);
+        assertFalse(Files.exists(half.getParent()));
+        holds(vm.disk(), 2);
+        write(vm.disk(), 3);
+    }
+
+    @Test
+    void aFreezeThatWasCutOffAfterItsRecordIsFinished() throws IOException {
+        makeVm();
+        write(vm.disk(), 2);
+        Path frozen = vm.freeze("one", null, false);
+        assertTrue(Files.isSameFile(frozen, vm.disk()));
+        ctl("stop").exits(0);
+        assertFalse(Files.isSameFile(frozen, vm.disk()));
+        assertEquals(frozen, VmCtl.Qcow2.read(vm.disk()).backing());
+        assertEquals("r--------", PosixFilePermissions.toString(Files.getPosixFilePermissions(frozen)));
+        write(vm.disk(), 3);
+        ctl("restore", "one").exits(0);
+        holds(vm.disk(), 2);
+    }
+
+    @Test
+    void anInstallationByHandBecomesTheCleanDisk() throws IOException {
+        sh("qemu-img", "create", "-q", "-f", "qcow2", vm.disk().toString(), "1G");
+        write(vm.disk(), 5);
+        vm.freeze("clean", null, false);
+        Files.delete(vm.file(".snapshots").resolve("clean/snapshot.json")); // cut off even before the record
+        ctl("stop").exits(0);
+        assertEquals(vm.clean(), VmCtl.Qcow2.read(vm.disk()).backing());
+        assertNull(VmCtl.Qcow2.read(vm.clean()).backing());
+        holds(vm.disk(), 5);
+        assertTrue(vm.isAsInstalled());
+    }
+
+    @Test
+    void aNewInstallationMakesTheOldOnesDisksUseless() throws IOException {
+        makeVm();
+        write(vm.disk(), 2);
+        ctl("snapshot", "one").exits(0);
+        Files.setLastModifiedTime(vm.clean(), FileTime.from(Instant.now().plusSeconds(10)));
+        ctl("start").exits(69).says("vm-ctl restore");
+        ctl("restore", "one").exits(69);
+        assertTrue(Files.exists(vm.file(".snapshots").resolve("one/disk.qcow2")), "nothing is thrown away by itself");
+    }
+
+    @Test
+    void aMissingDiskIsSaidAndNothingElseIsRemoved() throws IOException {
+        makeVm();
+        ctl("snapshot", "one").exits(0);
+        write(vm.disk(), 2);
+        ctl("snapshot", "two").exits(0);
+        Path one = vm.file(".snapshots").resolve("one/disk.qcow2");
+        Files.move(one, temporary.resolve("away"));
+        ctl("start").exits(69).says("is gone");
+        ctl("restore", "two").exits(69);
+        Files.move(temporary.resolve("away"), one);
+        ctl("restore", "two").exits(0);
+        holds(vm.disk(), 2);
+    }
+
+    @Test
+    void aSymbolicLinkToTheDirectoryIsTheSameDirectory() throws IOException {
+        makeVm();
+        write(vm.disk(), 2);
+        Path link = Files.createSymbolicLink(temporary.resolve("link"), dir);
+        ctl("snapshot", "one").exits(0);
+        ctl(Map.of("VM_DIR", link.toString()), "snapshot", "two").exits(0);
+        ctl("snapshot", "--delete", "one").exits(69).says("two");
+        holds(vm.disk(), 2);
+    }
+
+    // RAM that does not fit.
+
+    @Test
+    void ramIsUsedOnTheSameHardwareOnly() throws IOException {
+        makeVm();
+        Path file = Files.writeString(dir.resolve("ram"), "12345");
+        List<String> hardware = boot("tcg", List.of()).hardware();
+        vm.freeze("one", new VmCtl.Ram(file, 5, 0, hardware), false);
+        Files.move(file, vm.file(".snapshots").resolve("one/ram"));
+        VmCtl.Snapshot snapshot = vm.snapshot("one").orElseThrow();
+        assertEquals(Optional.empty(), snapshot.ramProblem(hardware));
+        List<String> other = new ArrayList<>(hardware);
+        other.set(6, "128M");
+        assertEquals("it was made with -m 64M, now it is 128M", snapshot.ramProblem(other).orElseThrow());
+        other.set(0, "QEMU 2");
+        assertEquals("it was made with QEMU 1, now it is QEMU 2", snapshot.ramProblem(other).orElseThrow());
+        List<String> more = new ArrayList<>(hardware);
+        more.add("-device");
+        assertTrue(snapshot.ramProblem(more).orElseThrow().contains("other QEMU arguments"));
+        Files.writeString(snapshot.ram(), "1234");
+        assertTrue(snapshot.ramProblem(hardware).orElseThrow().contains("4 bytes instead of 5"));
+    }
+
+    // Processes and ports.
+
+    @Test
+    void aPidCountsOnlyWithItsStartTimeAndBoot() throws IOException {
+        makeVm();
+        long self = ProcessHandle.current().pid();
+        for (String text : List.of("", "garbage", "{\"pid\":1}", "{\"pid\":" + self + ",\"bootId\":\"" + VmCtl.bootId() + "\",\"startTicks\":1}",
+                "{\"pid\":" + self + ",\"bootId\":\"other\",\"startTicks\":" + VmCtl.startTicks(self) + "}")) {
+            Files.writeString(vm.pidFile(), text);
+            ctl("status").exits(3);
+            ctl("exec", "--", "true").exits(3);
+            ctl("stop").exits(0);
+            assertFalse(Files.exists(vm.pidFile()), text);
+        }
+        assertEquals(self, ProcessHandle.current().pid()); // and nobody was killed
+    }
+
+    @Test
+    void aTakenPortIsNamedOrPassedOver() throws IOException {
+        makeCleanDisk();
+        try (ServerSocket taken = new ServerSocket(0, 1, InetAddress.getLoopbackAddress())) {
+            String port = String.valueOf(taken.getLocalPort());
+            ctl(Map.of("VM_SSH_PORT", port), "start").exits(69).says(port).says("pid " + ProcessHandle.current().pid());
+            ctl("start", "--forward", port + ":80").exits(69).says("pid " + ProcessHandle.current().pid());
+        }
+        int free = Integer.parseInt(ctl("start", "--dry-run").out().replaceAll("(?s).*127\\.0\\.0\\.1:(\\d+)-:22.*", "$1"));
+        try (ServerSocket taken = new ServerSocket(free, 1, InetAddress.getLoopbackAddress())) {
+            assertFalse(ctl("start", "--dry-run").answers("hostfwd").out().contains("127.0.0.1:" + taken.getLocalPort() + "-"));
+        }
+    }
+
+    @Test
+    void aLockThatAnotherProcessHoldsIsNamed() throws Exception {
+        makeVm();
+        try (FileChannel held = VmCtl.lock(vm.file(".lock"), "a test")) {
+            for (String command : List.of("start", "stop", "restore")) {
+                Path said = temporary.resolve("said");
+                Process other = new ProcessBuilder("java", "-XX:TieredStopAtLevel=1", "-cp", System.getProperty("java.class.path"), "VmCtl", command,
+                        "--vm-dir", dir.toString(), "--vm-name", "x").redirectErrorStream(true).redirectOutput(said.toFile()).start();
+                assertEquals(69, other.waitFor());
+                assertTrue(Files.readString(said).contains("a test (pid " + ProcessHandle.current().pid()), Files.readString(said));
+            }
+            assertTrue(held.isOpen());
+        }
+    }
+
+    // A bare QEMU.
+
+    @Test
+    void aBareQemuIsStartedSeenAndStopped() throws Exception {
+        makeVm();
+        ctl("start", "--no-wait").exits(0);
+        JsonObject status = Json.of(ctl("status", "--json").exits(0).out());
+        assertEquals("starting", status.getString("state"));
+        assertEquals("64M", status.getString("memory"));
+        long pid = status.getLong("pid");
+        ctl("start", "--no-wait").exits(0).says("runs already");
+        assertEquals(pid, Json.of(ctl("status", "--json").out()).getLong("pid"));
+        ctl("list").answers("starting");
+        ctl("snapshot", "--yes").exits(69).says("ssh");
+        Path picture = temporary.resolve("screen, 1.png");
+        ctl("screenshot", picture.toString()).exits(0);
+        assertEquals("\u0089PNG", new String(Files.readAllBytes(picture), ISO_8859_1).substring(0, 4));
+
+        sh("kill", "-STOP", String.valueOf(pid));
+        long begun = System.nanoTime();
+        ctl("status").exits(69).answers("hung");
+        assertTrue(System.nanoTime() - begun < 5e9, "a hung QEMU holds status up");
+        sh("kill", "-CONT", String.valueOf(pid));
+
+        Files.writeString(vm.file(".console.log"), "panic: vm_fault\ndb> ");
+        ctl("status").exits(69).answers("panicked").answers("vm_fault");
+        ctl("stop").exits(0).says("QMP quit");
+        assertTrue(VmCtl.startTicks(pid) < 0);
+        ctl("status").exits(3).answers("stopped");
+        for (String suffix : List.of(".pid", ".qemu-pid", ".qmp", ".console")) {
+            assertFalse(Files.exists(vm.file(suffix)), suffix);
+        }
+    }
+
+    @Test
+    void aKilledQemuOrOneWithoutItsPidFileIsClearedAway() throws Exception {
+        makeVm();
+        ctl("start", "--no-wait").exits(0);
+        long pid = Json.of(ctl("status", "--json").out()).getLong("pid");
+        sh("kill", "-KILL", String.valueOf(pid));
+        while (VmCtl.startTicks(pid) > 0) {
+            Thread.sleep(10);
+        }
+        ctl("status").exits(3).answers("gone");
+        ctl("start", "--no-wait").exits(0);
+        long orphan = Json.of(ctl("status", "--json").out()).getLong("pid");
+        Files.delete(vm.pidFile()); // its starter was killed too soon
+        ctl("start", "--no-wait").exits(0);
+        assertTrue(VmCtl.startTicks(orphan) < 0, "two QEMUs on one disk");
+    }
+
+    @Test
+    void qemusOwnErrorIsTheReason() throws Exception {
+        makeVm();
+        ctl("start", "--qemu-args", "-device no-such-device").exits(69).says("no-such-device");
+        ctl("status").exits(3);
+        ctl("start", "--no-wait").exits(0);
+        ctl("start", "--timeout", "3s").exits(124).says("sshd does not answer");
+    }
+
+    @Test
+    void ramGoesOutAndInAndADamagedOneNeverRuns() throws Exception {
+        makeVm();
+        ctl("start", "--no-wait").exits(0);
+        VmCtl ctl = new VmCtl();
+        new CommandLine(ctl).setErr(new PrintWriter(new StringWriter()));
+        ctl.vm = vm;
+        JsonObject running = ctl.running();
+        List<String> hardware = running.getArray("hardware").stream().map(String.class::cast).toList();
+        VmCtl.Boot again = new VmCtl.Boot(hardware, "writeback", 0, List.of(), List.of(), Duration.ofMinutes(1), true);
+
+        // While it is saved the guest runs; afterwards it stands still, and the next command lets it go on.
+        Path directory = Files.createDirectories(vm.file(".snapshots").resolve("one"));
+        VmCtl.Ram ram = ctl.saveRam(directory.resolve("ram"), hardware, Duration.ofMinutes(1));
+        assertEquals("rw-------", PosixFilePermissions.toString(Files.getPosixFilePermissions(ram.file())));
+        assertEquals(Files.size(ram.file()), ram.bytes());
+        assertEquals("postmigrate", ctl.runState(Duration.ofSeconds(10)));
+        ctl("start", "--no-wait").exits(0);
+        assertEquals("running", ctl.runState(Duration.ofSeconds(10)));
+        assertFalse(Files.exists(ram.file()), "RAM without a record is of no use");
+
+        // Killed between the record and the fresh overlay: the snapshot is there, the old QEMU does not go on.
+        ram = ctl.saveRam(Files.createDirectories(directory).resolve("ram"), hardware, Duration.ofMinutes(1));
+        Path frozen = vm.freeze("one", ram, false);
+        ctl("stop").exits(0);
+        assertEquals(frozen, VmCtl.Qcow2.read(vm.disk()).backing());
+        assertTrue(VmCtl.startTicks(running.getLong("pid")) < 0);
+
+        // The round trip.
+        VmCtl.Snapshot snapshot = vm.below().orElseThrow();
+        assertEquals(Optional.empty(), snapshot.ramProblem(hardware));
+        JsonObject restored = ctl.launch(again, true);
+        assertNull(ctl.feed(snapshot, restored));
+        assertEquals("running", ctl.runState(Duration.ofSeconds(10)));
+        ctl("stop", "--force").exits(0);
+
+        // Damage in the middle and at the very end, and a QEMU that cannot take it.
+        for (long position : List.of(ram.bytes() / 2, ram.bytes() - 1)) {
+            try (RandomAccessFile damage = new RandomAccessFile(snapshot.ram().toFile(), "rw")) {
+                damage.seek(position);
+                int old = damage.read();
+                damage.seek(position);
+                damage.write(old ^ 1);
+                JsonObject waiting = ctl.launch(again, true);
+                String problem = ctl.feed(snapshot, waiting);
+                assertTrue(problem.contains("damaged") || problem.contains("refuses"), problem);
+                assertNotEquals("running", ctl.runState(Duration.ofSeconds(10)));
+                ctl("stop", "--force").exits(0);
+                damage.seek(position);
+                damage.write(old);
+            }
+        }
+        assertTrue(VmCtl.Qcow2.read(vm.disk()).empty(), "nothing ran on the disk");
+        // By the command, too: it says so and boots the disk.
+        ctl("start", "--memory", "96M", "--timeout", "3s").exits(124).says("cannot be used: it was made with -m 64M, now it is 96M");
+    }
+
+    @Test
+    void aGuestWhoseRamCouldNotBeSavedGoesOn() throws Exception {
+        makeVm();
+        ctl("start", "--no-wait").exits(0);
+        VmCtl ctl = new VmCtl();
+        new CommandLine(ctl);
+        ctl.vm = vm;
+        Path file = temporary.resolve("ram");
+        VmCtl.VmException failed = assertThrows(VmCtl.VmException.class, () -> ctl.saveRam(file, List.of(), Duration.ofMillis(1)));
+        assertEquals(69, failed.exitCode);
+        assertFalse(Files.exists(file));
+        for (int i = 0; i < 100 && !ctl.runState(Duration.ofSeconds(10)).equals("running"); i++) {
+            Thread.sleep(50);
+        }
+        assertEquals("running", ctl.runState(Duration.ofSeconds(10)));
+    }
+
+    // Installing by hand, destroying.
+
+    @Test
+    void theProvisioningDiscHoldsWhatTheSystemNeedsAndOnlyItsOwnerReadsIt() throws Exception {
+        Path phases = Files.createDirectories(temporary.resolve("phases"));
+        Files.writeString(phases.resolve("phase2-update.sh"), "echo two");
+        Files.writeString(phases.resolve("phase3-provision.sh"), "echo three");
+        ctl(Map.of("VM_PHASES", temporary.resolve("none").toString(), "VM_IMAGE", phases.resolve("phase2-update.sh").toString()), "install")
+                .exits(69).says("VM_PHASES");
+        Result result = ctl(Map.of("VM_PHASES", phases.toString(), "VM_IMAGE", phases.resolve("phase2-update.sh").toString()), "install").exits(0);
+        result.says("mount_cd9660 /dev/cd1 /mnt && sh /mnt/setup.sh").says("VNC on 127.0.0.1:");
+        assertEquals("", result.out());
+        assertEquals("rw-------", PosixFilePermissions.toString(Files.getPosixFilePermissions(vm.file(".setup.iso"))));
+        String image = new String(Files.readAllBytes(vm.file(".setup.iso")), ISO_8859_1);
+        for (String part : List.of("RRIP_1991A", "echo two", "echo three", "setup.sh", "VM_ROOT_PASSWORD=", "BEGIN OPENSSH PRIVATE KEY", "PFI_POWEROFF=no")) {
+            assertTrue(image.contains(part), part);
+        }
+        assertFalse(image.contains("pfi.conf"), "the installer itself would run the disc");
+        assertTrue(Files.readString(vm.file(".ssh").resolve("known_hosts")).startsWith("x ssh-ed25519 "));
+        assertEquals(20L << 30, VmCtl.Qcow2.read(vm.disk()).size());
+        ctl("install", "--image", phases.resolve("phase2-update.sh").toString()).exits(69);
+        ctl("stop", "--force").exits(0);
+        ctl("snapshot", "clean").exits(0);
+        assertEquals(vm.clean(), VmCtl.Qcow2.read(vm.disk()).backing());
+    }
+
+    @Test
+    void destroyTakesThisVmAndNothingElse() throws IOException {
+        makeVm();
+        List<Path> others = new ArrayList<>();
+        for (String name : List.of("x2.qcow2", "x.y.qcow2", "x.y.ssh", "dfly-6.4.2.iso", "x-clean2.qcow2", "accel.json")) {
+            others.add(Files.createFile(dir.resolve(name)));
+        }
+        ctl("snapshot", "one").exits(0);
+        ctl("start", "--no-wait").exits(0);
+        long pid = VmCtl.livePid(vm.pidFile()).orElseThrow();
+        ctl("destroy").exits(2).says("--yes");
+        assertTrue(Files.exists(vm.disk()));
+        ctl("destroy", "--yes").exits(0).says("freed");
+        assertTrue(VmCtl.startTicks(pid) < 0);
+        others.add(dir.resolve("ssh_config"));
+        try (Stream<Path> left = Files.list(dir)) {
+            assertEquals(others.stream().sorted().toList(), left.sorted().toList());
+        }
+        ctl("destroy", "--yes").exits(0);
+        ctl("list").exits(0).answers("x2");
+        assertEquals(JsonWriter.string(List.of()), Arrays.toString(new int[0]));
+    }
+}
