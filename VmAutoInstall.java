@@ -32,6 +32,7 @@ import java.io.InputStreamReader;
 import java.io.OutputStream;
 import java.io.PrintStream;
 import java.lang.management.ManagementFactory;
+import java.math.BigInteger;
 import java.net.InetAddress;
 import java.net.ServerSocket;
 import java.net.UnixDomainSocketAddress;
@@ -343,6 +344,10 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
+    private SortedMap<String, byte[]> ownData() throws IOException {
+        return new TreeMap<>(provisioning(privateDirectory(file(".ssh")), name, dportsClone));
+    }
+
     private List<Phase> phases(List<Path> scripts, String isoSum) throws IOException {
         SortedMap<String, byte[]> data = ownData();
         List<Phase> phases = new ArrayList<>();
@@ -571,70 +576,6 @@ final class VmAutoInstall implements Callable<Integer> {
             throw new VmException(2, "the name " + name + " does not fit a phase's CD: at most 30 of a-z, 0-9 and _, and one dot");
         }
         return name;
-    }
-
-    /** The guest's kernel takes Rock Ridge only if its ER field says RRIP_1991A: mkisofs compatibility sees to that. */
-    static Path writeIso(Path iso, SortedMap<String, byte[]> files) throws IOException {
-        Path part = iso.resolveSibling(iso.getFileName() + ".part");
-        Files.deleteIfExists(part);
-        Files.createFile(part, PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
-        PrintStream stdout = System.out;
-        System.setOut(new PrintStream(OutputStream.nullOutputStream(), false, UTF_8)); // the library talks
-        try {
-            ISO9660RootDirectory root = new ISO9660RootDirectory();
-            for (Map.Entry<String, byte[]> file : files.entrySet()) {
-                root.addFile(new ISO9660File(new ByteArrayDataReference(file.getValue()), file.getKey(), System.currentTimeMillis()));
-            }
-            ISO9660Config config = new ISO9660Config();
-            config.setInterchangeLevel(2);
-            config.setVolumeID("PFI");
-            RockRidgeConfig rockRidge = new RockRidgeConfig();
-            rockRidge.setMkisofsCompatibility(true);
-            rockRidge.addModeForPattern(".*\\.sh", 0555);
-            rockRidge.addModeForPattern("(?!.*\\.sh$).*", 0444);
-            new CreateISO(new ISOImageFileHandler(part.toFile()), root).process(config, rockRidge, null, null);
-        } catch (HandlerException | ConfigException failed) {
-            throw new IOException("cannot write " + iso + ": " + failed.getMessage(), failed);
-        } finally {
-            System.setOut(stdout);
-        }
-        return Files.move(part, iso, StandardCopyOption.ATOMIC_MOVE);
-    }
-
-    /** The files that a phase's script works from; keys and root password are made once. */
-    private SortedMap<String, byte[]> ownData() throws IOException {
-        Path keys = privateDirectory(file(".ssh"));
-        for (Path key : List.of(keys.resolve("id_ed25519"), keys.resolve("host_key"))) {
-            Path half = keys.resolve("half"), halfPublic = keys.resolve("half.pub"), publicKey = keys.resolve(key.getFileName() + ".pub");
-            if (!Files.exists(key) || !Files.exists(publicKey)) {
-                Files.deleteIfExists(half);
-                Files.deleteIfExists(key);
-                ProcessResult made = run(Duration.ofMinutes(1),
-                        List.of("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", half.toString()));
-                if (made.getExitValue() != 0) {
-                    throw new VmException(69, "ssh-keygen made no key: " + made.outputUTF8().strip());
-                }
-                Files.move(halfPublic, publicKey, StandardCopyOption.REPLACE_EXISTING);
-                Files.move(half, key);
-            }
-        }
-        Path password = keys.resolve("root_password");
-        if (!Files.exists(password)) {
-            byte[] random = new byte[16];
-            new SecureRandom().nextBytes(random);
-            writeFile(password, HexFormat.of().formatHex(random) + "\n", "rw-------");
-        }
-        String[] hostKey = Files.readString(keys.resolve("host_key.pub")).split("\\s");
-        writeFile(keys.resolve("known_hosts"), name + " " + hostKey[0] + " " + hostKey[1] + "\n", "rw-------");
-        return new TreeMap<>(Map.of("authorized_keys", Files.readAllBytes(keys.resolve("id_ed25519.pub")),
-                "hostkey", Files.readAllBytes(keys.resolve("host_key")), "hostkey.pub", Files.readAllBytes(keys.resolve("host_key.pub")),
-                "vm.conf", vmConf(name, Files.readString(password).strip(), dportsClone).getBytes(UTF_8)));
-    }
-
-    /** The addresses are those of QEMU's user network, given by hand: DragonFly's dhclient races with the boot. */
-    static String vmConf(String name, String password, String dportsClone) {
-        return String.join("\n", "VM_HOSTNAME=" + name.replace('_', '-'), "VM_ADDRESS=10.0.2.15", "VM_NETMASK=255.255.255.0",
-                "VM_GATEWAY=10.0.2.2", "VM_DNS=10.0.2.3", "VM_ROOT_PASSWORD=" + password, "VM_DPORTS_CLONE=" + dportsClone, "");
     }
 
     // QEMU.
@@ -1290,6 +1231,62 @@ final class VmAutoInstall implements Callable<Integer> {
         spec.commandLine().getErr().print(text);
         spec.commandLine().getErr().flush();
     }
+
+    // shared:iso
+    /** Writes an ISO 9660 image. The guest's kernel takes Rock Ridge only if its ER field says RRIP_1991A: mkisofs compatibility. */
+    static Path writeIso(Path iso, SortedMap<String, byte[]> files) throws IOException {
+        Path part = iso.resolveSibling(iso.getFileName() + ".part");
+        Files.deleteIfExists(part);
+        Files.createFile(part, PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
+        PrintStream stdout = System.out;
+        System.setOut(new PrintStream(OutputStream.nullOutputStream(), false, UTF_8)); // the library talks
+        try {
+            ISO9660RootDirectory root = new ISO9660RootDirectory();
+            for (Map.Entry<String, byte[]> file : files.entrySet()) {
+                root.addFile(new ISO9660File(new ByteArrayDataReference(file.getValue()), file.getKey(), System.currentTimeMillis()));
+            }
+            ISO9660Config config = new ISO9660Config();
+            config.setInterchangeLevel(2);
+            config.setVolumeID("PFI");
+            RockRidgeConfig rockRidge = new RockRidgeConfig();
+            rockRidge.setMkisofsCompatibility(true);
+            rockRidge.addModeForPattern(".*\\.sh", 0555);
+            rockRidge.addModeForPattern("(?!.*\\.sh$).*", 0444);
+            new CreateISO(new ISOImageFileHandler(part.toFile()), root).process(config, rockRidge, null, null);
+        } catch (HandlerException | ConfigException failed) {
+            throw new IOException("cannot write " + iso + ": " + failed.getMessage(), failed);
+        } finally {
+            System.setOut(stdout);
+        }
+        return Files.move(part, iso, StandardCopyOption.ATOMIC_MOVE);
+    }
+    // end shared:iso
+
+    // shared:provisioning
+    /** What a phase's disc tells the guest: who may log in, which host key to have, the addresses of QEMU's network. Made once. */
+    Map<String, byte[]> provisioning(Path keys, String name, String dportsClone) throws IOException {
+        for (String key : List.of("id_ed25519", "host_key")) {
+            if (!Files.exists(keys.resolve(key)) || !Files.exists(keys.resolve(key + ".pub"))) {
+                Files.deleteIfExists(keys.resolve("half"));
+                Files.deleteIfExists(keys.resolve(key));
+                run(Duration.ofMinutes(1), List.of("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name,
+                        "-f", keys.resolve("half").toString()));
+                Files.move(keys.resolve("half.pub"), keys.resolve(key + ".pub"), StandardCopyOption.REPLACE_EXISTING);
+                Files.move(keys.resolve("half"), keys.resolve(key));
+            }
+        }
+        if (!Files.exists(keys.resolve("root_password"))) {
+            writeFile(keys.resolve("root_password"), new BigInteger(128, new SecureRandom()).toString(36) + "\n", "rw-------");
+        }
+        String[] hostKey = Files.readString(keys.resolve("host_key.pub")).split("\\s");
+        writeFile(keys.resolve("known_hosts"), name + " " + hostKey[0] + " " + hostKey[1] + "\n", "rw-------");
+        String conf = String.join("\n", "VM_HOSTNAME=" + name.replace('_', '-'), "VM_ADDRESS=10.0.2.15", "VM_NETMASK=255.255.255.0",
+                "VM_GATEWAY=10.0.2.2", "VM_DNS=10.0.2.3", "VM_ROOT_PASSWORD=" + Files.readString(keys.resolve("root_password")).strip(),
+                "VM_DPORTS_CLONE=" + dportsClone, "");
+        return Map.of("authorized_keys", Files.readAllBytes(keys.resolve("id_ed25519.pub")), "vm.conf", conf.getBytes(UTF_8),
+                "hostkey", Files.readAllBytes(keys.resolve("host_key")), "hostkey.pub", Files.readAllBytes(keys.resolve("host_key.pub")));
+    }
+    // end shared:provisioning
 
     // shared:cli
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */
