@@ -113,7 +113,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
         footer = {"", "Examples:", "  vm-auto-install                 install, or go on with a broken installation",
             "  vm-auto-install --from 3 --yes  phase 3 again, and replace the VM", "",
             "Exit codes: 0 done, or nothing to do; 1 a phase failed; 2 usage, or replacing the VM was not confirmed; 69 ISO, QEMU or",
-            "phase scripts are missing, the VM runs or is locked, the guest panicked, QEMU died; 124 a time limit."})
+            "phase scripts are missing, the VM runs or is locked, QEMU died; 124 a time limit."})
 final class VmAutoInstall implements Callable<Integer> {
     static final List<String> SCRIPTS = List.of("phase1-install.sh", "phase2-update.sh", "phase3-provision.sh");
     static final List<String> TOOLS = List.of("go", "bash", "git", "rsync", "curl", "wget", "doas", "gmake");
@@ -628,7 +628,6 @@ final class VmAutoInstall implements Callable<Integer> {
         private final Process process;
         private final BlockingQueue<Object> events = new LinkedBlockingQueue<>(); // console: byte[], monitor: JsonObject, end: exit code
         private final Path socket = Files.createTempDirectory("vm-install").resolve("qmp"); // VM_DIR's path may be too long for one
-        private final String run;
         private final Path log;
         private final Path errors;
         private final Watcher watcher;
@@ -639,7 +638,6 @@ final class VmAutoInstall implements Callable<Integer> {
         private final boolean live = onTerminal(2);
 
         Guest(String run, Watcher watcher, Machine machine, Path disk, List<Path> cds, int sshPort) throws IOException {
-            this.run = run;
             this.watcher = watcher;
             log = install(run + ".log");
             errors = install(run + ".errors.part");
@@ -777,13 +775,14 @@ final class VmAutoInstall implements Callable<Integer> {
 
         /** One live line on a terminal; elsewhere a line for each step. */
         private void show() {
+            String name = watcher.phase > 0 ? "phase " + watcher.phase + ", " : "check, ";
             String elapsed = "[" + text(Duration.ofNanos(System.nanoTime() - started)) + "] ";
             if (live) {
                 String line = watcher.lastLines().stream().reduce("", (before, last) -> last);
-                String text = elapsed + run + ": " + watcher.where() + ", " + watcher.bytes / 1024 + " kB | " + line;
+                String text = elapsed + name + watcher.where() + ", " + watcher.bytes / 1024 + " kB | " + line;
                 print("\r" + text.substring(0, Math.min(79, text.length())) + "\033[K");
             } else {
-                watcher.passed.forEach(where -> say(elapsed + run + ": " + where));
+                watcher.passed.forEach(where -> say(elapsed + name + where));
             }
             watcher.passed.clear();
         }
@@ -1008,7 +1007,7 @@ final class VmAutoInstall implements Callable<Integer> {
         private void fail(String cause) {
             if (failure == null) {
                 failedAt = where();
-                failure = new Failure(cause.startsWith(PANIC) ? 69 : 1, cause);
+                failure = new Failure(1, cause);
             }
         }
 
