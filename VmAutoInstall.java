@@ -221,7 +221,8 @@ final class VmAutoInstall implements Callable<Integer> {
                 say(name + " is installed, and nothing it was made from has changed; install it again: vm-auto-install --force");
                 return clean;
             }
-            Start start = force ? new Start(1, "--force") : from > 0 ? new Start(from, "--from") : firstChange(phases, usable(ledger));
+            Start start = force ? new Start(1, "--force") : from > 0 ? new Start(from, "--from")
+                    : firstChange(phases, part(ledger, "phases"));
             say(start.phase > to ? "phases 1 to " + to + " are done" : "beginning at phase " + start.phase + ": " + start.why);
             if (to == LAST) {
                 confirmReplacing();
@@ -381,35 +382,16 @@ final class VmAutoInstall implements Callable<Integer> {
         return new Start(phases.size() + 1, "");
     }
 
-    /** What the ledger says of the phases whose disks are still there. */
-    private JsonObject usable(JsonObject ledger) {
-        JsonObject done = new JsonObject(part(ledger, "phases"));
-        done.keySet().removeIf(phase -> !Files.exists(install("phase" + phase + ".qcow2")));
-        return done;
-    }
-
     /** Asks before anything is replaced that a person may still want. */
     private void confirmReplacing() throws IOException {
         OptionalLong pid = livePid(file(".pid"));
         if (pid.isPresent()) {
             throw new VmException(69, "VM " + name + " is running (pid " + pid.getAsLong() + "): stop it first: vm-ctl stop");
-        }
-        List<String> lost = new ArrayList<>();
-        if (Files.exists(file("-clean.qcow2"))) {
-            lost.add("its clean disk");
-        }
-        if (Files.exists(file(".qcow2"))) {
-            lost.add("its disk");
-        }
-        if (Files.isDirectory(file(".snapshots"))) {
-            try (Stream<Path> snapshots = Files.list(file(".snapshots"))) {
-                snapshots.sorted().forEach(snapshot -> lost.add("snapshot " + snapshot.getFileName()));
-            }
-        }
-        String what = "this replaces VM " + name + ": " + String.join(", ", lost);
-        if (lost.isEmpty() || yes) {
+        } else if (yes || Stream.of("-clean.qcow2", ".qcow2", ".snapshots").noneMatch(suffix -> Files.exists(file(suffix)))) {
             return;
-        } else if (!onTerminal(0) || !onTerminal(2)) {
+        }
+        String what = "this replaces VM " + name + " with all its snapshots";
+        if (!onTerminal(0) || !onTerminal(2)) {
             throw new VmException(2, what + "; confirm it with --yes");
         }
         print(what + ". Go on? [y/N] ");
@@ -424,7 +406,8 @@ final class VmAutoInstall implements Callable<Integer> {
     /** Runs a phase. Its disk, and what the ledger says of it, change only after success; disks built on the old one go first. */
     private Path run(Phase phase, Path iso, Path cd, Machine machine, JsonObject ledger) throws Exception {
         int n = phase.number;
-        if (n > 1 && !usable(ledger).has("" + (n - 1))) {
+        JsonObject done = part(ledger, "phases");
+        if (n > 1 && !done.has("" + (n - 1))) {
             throw new VmException(69, "phase " + n + " needs the disk of phase " + (n - 1) + ": let vm-auto-install make it first");
         }
         Path part = install("phase" + n + ".part");
@@ -438,8 +421,6 @@ final class VmAutoInstall implements Callable<Integer> {
             }
         }
         Files.setPosixFilePermissions(part, PosixFilePermissions.fromString("r--------"));
-        JsonObject done = part(ledger, "phases");
-        ledger.put("phases", done);
         for (int later = n; later <= LAST; later++) {
             done.remove("" + later);
         }
@@ -546,8 +527,6 @@ final class VmAutoInstall implements Callable<Integer> {
             throw new VmException(2, script + " is not executable, and pfi silently skips such a script: chmod +x it");
         } else if (text.indexOf('\r') >= 0) {
             throw new VmException(2, script + " has CR line ends, which the guest's sh does not take: convert it to LF");
-        } else if (!text.matches("(?s)#! */bin/(sh|csh)\\b.*")) {
-            throw new VmException(2, script + " does not begin with #!/bin/sh: the guest's base system has no other shell but csh");
         }
         Matcher phase = Pattern.compile("(phase\\d)[^.]*\\.sh").matcher(script.getFileName().toString());
         String discName = phase.matches() ? phase.group(1) + ".sh" : discName(script);
@@ -634,7 +613,7 @@ final class VmAutoInstall implements Callable<Integer> {
         private final Duration limit;
         private final long started = System.nanoTime();
         private final Thread hook;
-        private volatile SocketChannel monitor;
+        private volatile OutputStream monitor;
         private final boolean live = onTerminal(2);
 
         Guest(String run, Watcher watcher, Machine machine, Path disk, List<Path> cds, int sshPort) throws IOException {
@@ -695,8 +674,8 @@ final class VmAutoInstall implements Callable<Integer> {
                 Thread.sleep(20);
             }
             try (SocketChannel channel = SocketChannel.open(UnixDomainSocketAddress.of(socket))) {
-                monitor = channel;
-                send("qmp_capabilities", new JsonObject());
+                monitor = Channels.newOutputStream(channel);
+                write(monitor, "{\"execute\": \"qmp_capabilities\"}\n");
                 BufferedReader in = new BufferedReader(Channels.newReader(channel, UTF_8));
                 for (String line = in.readLine(); line != null; line = in.readLine()) {
                     events.add(json(line));
@@ -704,21 +683,14 @@ final class VmAutoInstall implements Callable<Integer> {
             }
         }
 
-        private boolean send(String command, JsonObject arguments) {
+        /** Writes to the console or the monitor; a QEMU that has ended does not take it. */
+        private static boolean write(OutputStream out, String text) {
             try {
-                String request = JsonWriter.string(object("execute", command, "arguments", arguments)) + "\n";
-                return monitor.write(ByteBuffer.wrap(request.getBytes(UTF_8))) > 0;
+                out.write(text.getBytes(UTF_8));
+                out.flush();
+                return true;
             } catch (IOException ended) {
                 return false;
-            }
-        }
-
-        private void type(String keys) {
-            try {
-                process.getOutputStream().write(keys.getBytes(ISO_8859_1));
-                process.getOutputStream().flush();
-            } catch (IOException ended) {
-                // its exit code is on the way
             }
         }
 
@@ -751,7 +723,7 @@ final class VmAutoInstall implements Callable<Integer> {
                         dialogue = null;
                         say("the boot loader does not answer on the serial line: going on blind, its menu boots by itself");
                     } else {
-                        type(keys);
+                        write(process.getOutputStream(), keys);
                     }
                     boolean blind = watcher.phase == 1 && dialogue == null; // then nothing is heard, and only the time counts
                     failure = failure == null ? watcher.failure : failure;
@@ -792,7 +764,9 @@ final class VmAutoInstall implements Callable<Integer> {
             Path picture = log.resolveSibling(log.getFileName().toString().replace(".log", ".png"));
             Files.deleteIfExists(picture);
             events.clear();
-            if (monitor != null && send("screendump", object("filename", picture.toString(), "format", "png"))) { // PNG since QEMU 7.1
+            JsonObject arguments = object("filename", picture.toString(), "format", "png"); // PNG since QEMU 7.1
+            String request = JsonWriter.string(object("execute", "screendump", "arguments", arguments)) + "\n";
+            if (monitor != null && write(monitor, request)) {
                 Object answer = events.poll(5, TimeUnit.SECONDS);
                 while (answer instanceof byte[] || answer instanceof JsonObject said && said.has("event")) {
                     answer = events.poll(5, TimeUnit.SECONDS);
@@ -879,8 +853,7 @@ final class VmAutoInstall implements Callable<Integer> {
         /** No failures by themselves, but they explain one. */
         private static final Map<Pattern, String> HINTS = patterns(
                 "No active remote repositories", "pkg has lost its repository file",
-                "lua script failed", "pkg's upgrade of itself failed in a lua script",
-                "^cpuid = ", PANIC);
+                "lua script failed", "pkg's upgrade of itself failed in a lua script");
         private static final Pattern MARK = Pattern.compile("STEP (\\d+): *(.*)|DONE WITH PHASE (\\d+)\\.|PHASE (\\d+) FAILED: *(.*)");
 
         final int phase;
@@ -1114,10 +1087,12 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
-    /** What is known of the phases and the installed disk; one that was being put in place counts if it got there. */
+    /** What is known of the phases whose disks are there, and of the installed disk: one being put in place counts if it got there. */
     private JsonObject readLedger() throws IOException {
         Path file = install("install.json");
         JsonObject ledger = Files.exists(file) ? json(Files.readString(file)) : new JsonObject();
+        ledger.putIfAbsent("phases", new JsonObject());
+        part(ledger, "phases").keySet().removeIf(phase -> !Files.exists(install("phase" + phase + ".qcow2")));
         if (ledger.remove("placing") instanceof JsonObject placed && Files.exists(file("-clean.qcow2"))
                 && part(placed, "disk").equals(identity(file("-clean.qcow2")))) {
             ledger.put("installed", placed);

@@ -288,7 +288,6 @@ class VmAutoInstallTest {
     @Test
     void whatCannotWorkInTheGuestIsRefused() throws IOException {
         assertRefused("CR line ends", () -> VmAutoInstall.discOf(script("phase1-x.sh", "#!/bin/sh\r\ntrue\r\n"), new TreeMap<>()));
-        assertRefused("no other shell", () -> VmAutoInstall.discOf(script("phase1-x.sh", "#!/bin/bash\n"), new TreeMap<>()));
         Path script = script("phase2-x.sh", "#!/bin/sh\n");
         Files.setPosixFilePermissions(script, PosixFilePermissions.fromString("rw-r--r--"));
         assertRefused("chmod +x", () -> VmAutoInstall.discOf(script, new TreeMap<>()));
@@ -598,7 +597,7 @@ class VmAutoInstallTest {
         Path clean = Files.writeString(vmDir().resolve("dfly-vm-clean.qcow2"), "precious");
         Files.createDirectories(vmDir().resolve("dfly-vm.snapshots/before"));
         assertEquals(2, run());
-        assertTrue(err.toString().contains("its clean disk, snapshot before; confirm it with --yes"), err.toString());
+        assertTrue(err.toString().contains("with all its snapshots; confirm it with --yes"), err.toString());
         String pid = "{\"pid\": %d, \"bootId\": \"%s\", \"startTicks\": %d}".formatted(ProcessHandle.current().pid(), VmAutoInstall.bootId(),
                 VmAutoInstall.startTicks(ProcessHandle.current().pid()));
         Files.writeString(vmDir().resolve("dfly-vm.pid"), pid);
@@ -621,7 +620,7 @@ class VmAutoInstallTest {
                     files.map(file -> file.getFileName().toString()).sorted().toList());
         }
         JsonObject ledger = ledger(Files.readString(install("install.json")));
-        assertEquals(disks, !ledger.has("phases"));
+        assertEquals(disks ? 0 : 1, ledger.getObject("phases", new JsonObject()).size());
         assertEquals("1", ledger.getObject("installed").getString("version"));
     }
 
