@@ -75,6 +75,7 @@ import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.Executor;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
+import java.util.function.Function;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
@@ -189,7 +190,8 @@ final class VmCtl {
                 + "clean; a start from an untouched snapshot is a restore of its RAM.")
     int start(@Mixin Machine machine,
             @Option(names = "--no-wait", description = "Return as soon as QEMU runs.") boolean noWait,
-            @Option(names = "--dry-run", description = "Print the commands, shell-quoted, and do nothing.") boolean dryRun) throws IOException {
+            @Option(names = "--dry-run", description = "Print the commands, shell-quoted, and do nothing.") boolean dryRun)
+            throws IOException {
         openVm();
         if (!Files.exists(vm.disk()) && !Files.exists(vm.clean())) {
             throw new VmException(69, "there is no disk for " + vm.name() + " in " + vm.dir() + ": run vm-auto-install, or vm-ctl install");
@@ -223,7 +225,8 @@ final class VmCtl {
 
     @Command(name = "stop", footer = {"", "Example: vm-ctl stop --force"},
             description = "Shut the guest down: by ssh, else by the power button, else QEMU by its monitor, else by SIGKILL.")
-    int stop(@Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.") boolean force) throws IOException {
+    int stop(@Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.") boolean force)
+            throws IOException {
         openVm();
         locked("stop", () -> {
             JsonObject running = running();
@@ -238,7 +241,8 @@ final class VmCtl {
 
     @Command(name = "restart", footer = {"", "Example: vm-ctl restart --memory 4G"}, description = "Stop the VM and start it again.")
     int restart(@Mixin Machine machine,
-            @Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.") boolean force) throws IOException {
+            @Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.") boolean force)
+            throws IOException {
         stop(force);
         return start(machine, false, false);
     }
@@ -246,7 +250,8 @@ final class VmCtl {
     @Command(name = "status", footer = {"", "Example: vm-ctl status --json", "A stopped VM is exit code 3, a panicked or hung one 69."},
             description = "Tell the VM's state, without waiting for the guest.")
     int status(@Option(names = "--json", description = "One JSON object.") boolean asJson,
-            @Option(names = "--guest", description = "Ask the guest for its name, uptime and clock, too.") boolean guest) throws IOException {
+            @Option(names = "--guest", description = "Ask the guest for its name, uptime and clock, too.") boolean guest)
+            throws IOException {
         openVm();
         Report report = report(vm);
         JsonObject running = report.running();
@@ -257,13 +262,13 @@ final class VmCtl {
         for (String key : List.of("pid", "port", "accel", "memory", "cpus", "forwards")) {
             answer.put(key, running == null ? null : running.get(key));
         }
-        answer.put("uptimeSeconds", running == null ? null : Duration.between(Instant.parse(running.getString("started")), Instant.now()).toSeconds());
+        answer.put("uptimeSeconds", running == null ? null
+                : Duration.between(Instant.parse(running.getString("started")), Instant.now()).toSeconds());
         answer.put("diskBytes", Files.exists(vm.disk()) ? Qcow2.read(vm.disk()).size() : null);
         answer.put("diskFileBytes", Files.exists(vm.disk()) ? Files.size(vm.disk()) : null);
         answer.put("snapshots", vm.snapshots().stream().map(Snapshot::name).toList());
         if (guest && running != null) {
-            ProcessResult said = run(SOON, ssh("uname -sr; uptime; date -u"));
-            answer.put("guest", said.getExitValue() == 0 ? printable(said.outputUTF8()).lines().toList() : "does not answer ssh");
+            answer.put("guest", ask("uname -sr; uptime; date -u").text().lines().toList());
         }
         if (asJson) {
             answer(JsonWriter.string(answer));
@@ -287,7 +292,8 @@ final class VmCtl {
 
     @Command(name = "snapshot", footer = {"", "Example: vm-ctl snapshot before-upgrade; vm-ctl snapshot --list"},
             description = "Freeze the VM under a name: the disk of a stopped one, disk and RAM of a running one. Nothing is copied.")
-    int snapshot(@Parameters(arity = "0..1", paramLabel = "NAME", defaultValue = CLEAN, description = "Default: ${DEFAULT-VALUE}.") String name,
+    int snapshot(@Parameters(arity = "0..1", paramLabel = "NAME", defaultValue = CLEAN,
+            description = "Default: ${DEFAULT-VALUE}.") String name,
             @Option(names = "--list", description = "List the snapshots.") boolean list,
             @Option(names = "--delete", paramLabel = "NAME", description = "Delete a snapshot that nothing builds on.") String delete,
             @Option(names = "--yes", description = "Replace a snapshot of this name without asking.") boolean yes) throws IOException {
@@ -383,14 +389,18 @@ final class VmCtl {
     int screenshot(@Parameters(paramLabel = "FILE.png", description = "Where to.") Path file) throws IOException {
         openVm();
         needRunning();
-        Path beside = vm.file(".screenshot.png"); // QEMU writes it, whose rights may differ
+        if (!Files.isDirectory(file.toAbsolutePath().getParent())) {
+            throw new VmException(69, "there is no directory " + file.toAbsolutePath().getParent());
+        }
+        Path beside = vm.file(".screenshot.png");
         qmp("screendump", "filename", beside.toString(), "format", "png");
         Files.move(beside, file.toAbsolutePath(), StandardCopyOption.REPLACE_EXISTING);
         return 0;
     }
 
     @Command(name = "ssh", footer = {"", "Example: vm-ctl ssh"}, description = "Open a shell in the guest.")
-    int ssh(@Parameters(arity = "0..*", paramLabel = "WORD", description = "Handed to ssh, after --.") List<String> words) throws IOException {
+    int ssh(@Parameters(arity = "0..*", paramLabel = "WORD", description = "Handed to ssh, after --.") List<String> words)
+            throws IOException {
         openVm();
         needRunning();
         return sshResult(interactive(ssh(words == null ? new String[0] : words.toArray(String[]::new)), null));
@@ -400,7 +410,8 @@ final class VmCtl {
             "Several words are a command and its arguments; a single one is a line for the guest's sh."},
             description = "Run a command in the guest, with this command's input; its exit code is the exit code.")
     int exec(@Parameters(arity = "1..*", paramLabel = "WORD", description = "The command, after --.") List<String> words,
-            @Option(names = "--env", paramLabel = "K=V", description = "Set a variable for it; may be repeated.") Map<String, String> environment,
+            @Option(names = "--env", paramLabel = "K=V", description = "Set a variable for it; may be repeated.")
+            Map<String, String> environment,
             @Option(names = "--timeout", paramLabel = "TIME", description = "Leave it after this long: exit code 124.") String timeout)
             throws IOException {
         openVm();
@@ -410,8 +421,8 @@ final class VmCtl {
     }
 
     @Command(name = "install", footer = {"", "Example: vm-ctl install --vm-name by-hand"},
-            description = "Install by hand: boot the installer with a blank disk, the serial console, a VNC screen on loopback, and a CD that "
-                + "makes of the installed system what vm-auto-install would have made of it.")
+            description = "Install by hand: boot the installer with a blank disk, the serial console, a VNC screen on loopback, and a "
+                + "CD that makes of the installed system what vm-auto-install would have made of it.")
     int install(@Mixin Machine machine,
             @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2", paramLabel = "V",
                     description = "Which installer (DFLY_VERSION; default: ${DEFAULT-VALUE}).") String version,
@@ -420,7 +431,8 @@ final class VmCtl {
             @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "20G", paramLabel = "SIZE",
                     description = "The blank disk's size (VM_DISK_SIZE; default: ${DEFAULT-VALUE}, sparse).") String diskSize,
             @Option(names = "--phases", descriptionKey = "VM_PHASES", paramLabel = "DIR",
-                    description = "The phase scripts (VM_PHASES; default: the nearest phases/ upwards).") String phases) throws IOException {
+                    description = "The phase scripts (VM_PHASES; default: the nearest phases/ upwards).") String phases)
+            throws IOException {
         openVm();
         require("VM_DISK_SIZE", diskSize, "[1-9]\\d*[MG]", "a size such as 20G");
         Path installer = image == null ? vm.dir().resolve("dfly-" + version + ".iso") : userPath(image);
@@ -433,7 +445,7 @@ final class VmCtl {
                 throw new VmException(69, vm.name() + " is installed already, or runs: vm-ctl destroy deletes it, --vm-name makes another");
             }
             if (!Files.exists(vm.disk())) {
-                run(SOON, List.of("qemu-img", "create", "-q", "-f", "qcow2", vm.disk().toString(), diskSize));
+                makeDisk(beside -> List.of("qemu-img", "create", "-q", "-f", "qcow2", beside.toString(), diskSize));
             }
             int screen = IntStream.range(5900, 6000).filter(VmCtl::isFree).findFirst().orElseThrow();
             machine.qemuArgs += " -vnc 127.0.0.1:" + (screen - 5900);
@@ -477,8 +489,8 @@ final class VmCtl {
     /** One VM's files in VM_DIR, and the rules its disks live by. */
     record Vm(Path dir, String name) {
         /** What a VM may leave, by the suffix to its name; the sockets may lie elsewhere. */
-        private static final List<String> FILES = List.of("-clean.qcow2", ".qcow2", ".snapshots", ".install", ".ssh", ".test", ".pid", ".qemu-pid",
-                ".qemu.log", ".console.log", ".console.log.1", ".setup.iso", ".screenshot.png", ".new", ".lock");
+        private static final List<String> FILES = List.of("-clean.qcow2", ".qcow2", ".snapshots", ".install", ".ssh", ".test", ".sync",
+                ".pid", ".qemu-pid", ".qemu.log", ".console.log", ".console.log.1", ".setup.iso", ".screenshot.png", ".new", ".lock");
         private static final List<String> SOCKETS = List.of(".qmp", ".console", ".control", ".ram");
 
         Path file(String suffix) {
@@ -537,13 +549,10 @@ final class VmCtl {
             return true;
         }
 
+        /** A snapshot by its name, if it can be used. */
         Optional<Snapshot> snapshot(String snapshot) throws IOException {
-            Path record = file(".snapshots").resolve(snapshot).resolve("snapshot.json");
-            if (!Files.exists(record)) {
-                return Optional.empty();
-            }
-            Snapshot found = Snapshot.read(this, record);
-            return isSound(found.disk()) ? Optional.of(found) : Optional.empty();
+            Optional<Snapshot> found = Snapshot.read(this, file(".snapshots").resolve(snapshot).resolve("snapshot.json"));
+            return found.isPresent() && isSound(found.get().disk()) ? found : Optional.empty();
         }
 
         List<Snapshot> snapshots() throws IOException {
@@ -621,16 +630,18 @@ final class VmCtl {
                     .filter(file -> !Files.exists(file)).findFirst().orElseThrow();
         }
 
-        /** Removes what no record and no disk refers to any more; nothing at all while a chain is broken, as nobody knows then. */
+        /** Removes what no record and no disk refers to any more; nothing at all while a record or a chain is damaged. */
         void sweep() throws IOException {
             Set<Path> needed = new HashSet<>(chain(disk()));
             List<Path> directories = entries(file(".snapshots"));
             for (Path directory : directories) {
                 Path record = directory.resolve("snapshot.json");
-                if (Files.exists(record)) {
-                    Snapshot snapshot = Snapshot.read(this, record);
-                    needed.addAll(chain(snapshot.disk()));
-                    needed.addAll(snapshot.ram() == null ? List.of(record) : List.of(record, snapshot.ram()));
+                Optional<Snapshot> snapshot = Snapshot.read(this, record);
+                if (snapshot.isPresent()) {
+                    needed.addAll(chain(snapshot.get().disk()));
+                    needed.addAll(snapshot.get().ram() == null ? List.of(record) : List.of(record, snapshot.get().ram()));
+                } else if (Files.exists(record)) {
+                    return;
                 }
             }
             needed.remove(disk());
@@ -679,10 +690,15 @@ final class VmCtl {
 
     /** A frozen disk and, unless the VM was stopped, the RAM that belongs to it. */
     record Snapshot(String name, Path disk, Path ram, JsonObject said) {
-        static Snapshot read(Vm vm, Path record) throws IOException {
-            JsonObject said = json(Files.readString(record));
-            return new Snapshot(record.getParent().getFileName().toString(), vm.dir().resolve(said.getString("disk")),
-                    said.has("ram") ? record.resolveSibling(said.getString("ram")) : null, said);
+        /** Nothing if there is no record, or a damaged one. */
+        static Optional<Snapshot> read(Vm vm, Path record) {
+            try {
+                JsonObject said = json(Files.readString(record));
+                return Optional.of(new Snapshot(record.getParent().getFileName().toString(), vm.dir().resolve(said.getString("disk", "?")),
+                        said.has("ram") ? record.resolveSibling(said.getString("ram")) : null, said));
+            } catch (IOException none) {
+                return Optional.empty();
+            }
         }
 
         /** Why the RAM cannot be used on this hardware, if so. */
@@ -762,8 +778,8 @@ final class VmCtl {
 
     /** QEMU's command line, with nothing in it that a path could break. */
     static List<String> qemuArguments(Vm vm, Boot boot, int port, boolean incoming) throws IOException {
-        List<String> arguments = new ArrayList<>(List.of(QEMU, "-name", vm.name(), "-pidfile", vm.file(".qemu-pid").toString(), "-daemonize",
-                "-display", "none"));
+        List<String> arguments = new ArrayList<>(List.of(QEMU, "-name", vm.name(), "-pidfile", vm.file(".qemu-pid").toString(),
+                "-daemonize", "-display", "none"));
         if (!vm.dir().toString().contains("%")) { // QEMU puts its pid there
             arguments.addAll(List.of("-D", vm.file(".qemu.log").toString(), "-d", "strace")); // errors alone, for want of a user-mode guest
         }
@@ -782,9 +798,10 @@ final class VmCtl {
         StringBuilder network = new StringBuilder("user,id=net0,hostfwd=tcp:127.0.0.1:" + port + "-:22");
         boot.forwards().forEach(forward -> network.append(",hostfwd=tcp:127.0.0.1:").append(forward.replace(":", "-:")));
         String socket = "socket,server=on,wait=off,id=";
+        String log = ",logappend=on,logfile=" + doubled(vm.file(".console.log"));
         arguments.addAll(List.of("-netdev", network.toString(),
                 "-chardev", socket + "qmp0,path=" + doubled(vm.socket(".qmp")), "-mon", "chardev=qmp0,mode=control",
-                "-chardev", socket + "serial0,path=" + doubled(vm.socket(".console")) + ",logappend=on,logfile=" + doubled(vm.file(".console.log"))));
+                "-chardev", socket + "serial0,path=" + doubled(vm.socket(".console")) + log));
         if (incoming) {
             arguments.addAll(List.of("-incoming", "unix:" + vm.socket(".ram")));
         }
@@ -808,7 +825,7 @@ final class VmCtl {
         if (!Files.exists(vm.disk())) {
             overlay(below == null ? vm.clean() : below.disk());
         } else if (!Vm.isSound(vm.disk())) {
-            throw new VmException(69, "what " + vm.disk() + " builds on is gone or was made anew: vm-ctl restore goes back to snapshot " + CLEAN);
+            throw new VmException(69, "what " + vm.disk() + " builds on is gone or was made anew: vm-ctl restore goes back to clean");
         }
         if (below != null && below.ram() != null) {
             String problem = below.ramProblem(boot.hardware()).orElse(null);
@@ -817,7 +834,7 @@ final class VmCtl {
                 problem = feed(below, running);
                 if (problem == null) {
                     awaitAnswer(running, boot.limit(), true);
-                    say(String.format(Locale.ROOT, "restored %s with its RAM in %.1f s: %s", below.name(), seconds(begun), describe(running)));
+                    say("restored " + below.name() + " with its RAM in " + seconds(begun) + ": " + describe(running));
                     return;
                 }
                 kill(running.getLong("pid"));
@@ -831,7 +848,7 @@ final class VmCtl {
             return;
         }
         awaitAnswer(running, boot.limit(), false);
-        say(String.format(Locale.ROOT, "booted %s in %.1f s: %s", vm.name(), seconds(begun), describe(running)));
+        say("booted " + vm.name() + " in " + seconds(begun) + ": " + describe(running));
         if (asInstalled && freeze) {
             try {
                 freezeRunning(running, CLEAN, true, boot.limit());
@@ -909,7 +926,8 @@ final class VmCtl {
     /** Who listens on a port of this host, as far as this user may know. */
     private String portHolder(int port) throws IOException {
         try {
-            Matcher user = Pattern.compile("\"(.*?)\",pid=(\\d+)").matcher(run(SOON, List.of("ss", "-Hltnp", "sport = :" + port)).outputUTF8());
+            String listeners = run(SOON, List.of("ss", "-Hltnp", "sport = :" + port)).outputUTF8();
+            Matcher user = Pattern.compile("\"(.*?)\",pid=(\\d+)").matcher(listeners);
             return user.find() ? user.group(1) + " (pid " + user.group(2) + ")" : "another user's process";
         } catch (VmException noSs) {
             return "another process";
@@ -918,7 +936,7 @@ final class VmCtl {
 
     // Waiting for the guest.
 
-    /** Waits until the guest's sshd answers a command; says why if it does not. A restored guest's clock stands at its snapshot, and is set. */
+    /** Waits until the guest's sshd answers a command; says why if it does not. A restored guest's clock, which stood still, is set. */
     private void awaitAnswer(JsonObject running, Duration limit, boolean setClock) throws IOException {
         int port = running.getInt("port");
         String last = "sshd does not answer on port " + port;
@@ -932,17 +950,17 @@ final class VmCtl {
             if (trouble.isPresent()) {
                 throw new VmException(69, "the guest is in trouble: " + trouble.get() + consoleEnd());
             }
-            ProcessResult first = hasBanner(port, patience) ? run(SOON, ssh("true")) : null;
-            if (first != null && first.getExitValue() == 0) {
-                String now = DateTimeFormatter.ofPattern("yyyyMMddHHmm.ss").withZone(ZoneOffset.UTC).format(Instant.now().plusMillis(500)); // rounded
-                if (setClock && run(SOON, ssh("date -u " + now)).getExitValue() != 0) {
+            Said first = hasBanner(port, patience) ? ask("true") : null;
+            if (first != null && first.done()) {
+                DateTimeFormatter form = DateTimeFormatter.ofPattern("yyyyMMddHHmm.ss").withZone(ZoneOffset.UTC); // the BSD date's
+                if (setClock && !ask("date -u " + form.format(Instant.now().plusMillis(500))).done()) { // rounded to a second
                     say("the guest's clock could not be set; it stands at the moment of the snapshot");
                 }
                 running.put("ready", true);
                 writeFile(vm.pidFile(), JsonWriter.string(running), "rw-------");
                 return;
             } else if (first != null) {
-                last = printable(first.outputUTF8()).strip();
+                last = first.text();
                 refusals += last.contains("Permission denied") ? 1 : 0;
                 if (last.contains("Host key verification failed") || last.contains("IDENTIFICATION HAS CHANGED") || refusals == 3) {
                     throw new VmException(69, "what answers is not the sshd this VM was given, or does not know its key: " + last);
@@ -966,8 +984,9 @@ final class VmCtl {
 
     /** What went wrong in the guest, by what DragonFly's loader, kernel and rc print then; a boot since then mends it. */
     static Optional<String> trouble(String console) {
-        Matcher match = Pattern.compile("(?m)^(?:panic: |Fatal trap \\d|db> |mountroot> |.*(?:Root mount failed: |no bootable kernel|can't load 'kernel'|"
-                + "Automatic file system check failed|ABORTING BOOT|Enter full pathname of shell|The operating system has halted)).*$").matcher(console);
+        Matcher match = Pattern.compile("(?m)^(?:panic: |Fatal trap \\d|db> |mountroot> |.*(?:Root mount failed: |no bootable kernel|"
+                + "can't load 'kernel'|Automatic file system check failed|ABORTING BOOT|Enter full pathname of shell|"
+                + "The operating system has halted)).*$").matcher(console);
         return match.find(Math.max(0, console.lastIndexOf(KERNEL_STARTS))) ? Optional.of(match.group().strip()) : Optional.empty();
     }
 
@@ -995,8 +1014,7 @@ final class VmCtl {
                         PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")))) {
             qmp("migrate-set-parameters", "max-bandwidth", 1L << 40, "downtime-limit", 600_000); // the defaults are for networks
             qmp("migrate", "uri", "unix:" + socket);
-            try (SocketChannel from = server.accept()) {
-                CompletableFuture.delayedExecutor(limit.toMillis(), TimeUnit.MILLISECONDS).execute(() -> closeQuietly(from));
+            try (SocketChannel from = limited(server.accept(), limit)) {
                 ByteBuffer buffer = ByteBuffer.allocateDirect(1 << 20);
                 while (from.read(buffer.clear()) >= 0) {
                     crc.update(buffer.flip());
@@ -1014,20 +1032,20 @@ final class VmCtl {
                 pause(10);
             }
             return new Ram(file, bytes, crc.getValue(), hardware);
-        } catch (IOException failed) {
+        } catch (IOException | VmException failed) {
             Files.deleteIfExists(file);
-            boolean full = String.valueOf(failed.getMessage()).contains("space");
+            boolean full = String.valueOf(failed.getMessage()).contains("No space");
             throw new VmException(full ? 1 : 69, "the RAM could not be saved: " + failed.getMessage() + "; the guest goes on");
         } finally {
             Files.deleteIfExists(socket);
         }
     }
 
-    /** Hands a snapshot's RAM to a QEMU that waits for it; why it was not taken, or null. What is damaged never runs: its end is held back. */
+    /** Hands a snapshot's RAM to a QEMU that waits for it, its end last, so that what is damaged never runs; why it failed, or null. */
     String feed(Snapshot snapshot, JsonObject running) throws IOException {
         CRC32C crc = new CRC32C();
         try (FileChannel from = FileChannel.open(snapshot.ram());
-                SocketChannel to = SocketChannel.open(UnixDomainSocketAddress.of(vm.socket(".ram")))) {
+                SocketChannel to = limited(SocketChannel.open(UnixDomainSocketAddress.of(vm.socket(".ram"))), SOON.multipliedBy(10))) {
             ByteBuffer buffer = ByteBuffer.allocateDirect(1 << 20);
             for (long left = snapshot.said().getLong("ramBytes"); left > 0; left -= buffer.limit()) {
                 buffer.clear().limit((int) ((left - 1) % buffer.capacity() + 1)); // the first part is short, so the last one is full
@@ -1045,10 +1063,11 @@ final class VmCtl {
         } catch (IOException refused) {
             return "QEMU refuses it: " + lastLines(vm.file(".qemu.log"), 2);
         }
-        while (startTicks(running.getLong("pid")) > 0 && runState(SOON).equals("inmigrate")) {
+        long deadline = System.nanoTime() + SOON.toNanos();
+        while (startTicks(running.getLong("pid")) > 0 && !runState(SOON).equals("running") && System.nanoTime() < deadline) {
             pause(10);
         }
-        return startTicks(running.getLong("pid")) > 0 ? null : "QEMU refuses it: " + lastLines(vm.file(".qemu.log"), 2);
+        return runState(SOON).equals("running") ? null : "QEMU refuses it: " + lastLines(vm.file(".qemu.log"), 2);
     }
 
     // Snapshots.
@@ -1058,8 +1077,8 @@ final class VmCtl {
         long begun = System.nanoTime();
         if (!runState(SOON).equals("running")) {
             throw new VmException(69, vm.name() + " stands still: vm-ctl start lets it go on, vm-ctl stop lets its disk alone be frozen");
-        } else if (run(SOON, ssh("sync")).getExitValue() != 0) { // for the day when the disk alone can be used
-            throw new VmException(69, "the guest does not answer ssh, so its RAM is not worth keeping: vm-ctl stop lets its disk alone be frozen");
+        } else if (!ask("sync").done()) { // for the day when the disk alone can be used
+            throw new VmException(69, "the guest does not answer ssh: vm-ctl stop lets its disk alone be frozen");
         }
         closeSshMaster(); // or the frozen guest keeps a dead session for ever
         Path directory = Files.createDirectories(vm.file(".snapshots").resolve(name));
@@ -1068,7 +1087,7 @@ final class VmCtl {
         Path frozen = vm.freeze(name, ram, automatic);
         kill(running.getLong("pid")); // it stands still, and has written everything
         thaw(frozen);
-        say(String.format(Locale.ROOT, "froze disk and RAM (%d MiB) as %s in %.1f s", ram.bytes() >> 20, name, seconds(begun)));
+        say("froze disk and RAM (" + (ram.bytes() >> 20) + " MiB) as " + name + " in " + seconds(begun));
         boot(new Boot(hardware, running.getString("cache"), isFree(running.getInt("port")) ? running.getInt("port") : 0,
                 running.getArray("forwards").stream().map(String.class::cast).toList(), List.of(), limit, true), false);
     }
@@ -1079,17 +1098,21 @@ final class VmCtl {
         overlay(frozen);
     }
 
-    /** Puts a fresh overlay in the working disk's place, at once or not at all. */
     private void overlay(Path base) throws IOException {
+        makeDisk(beside -> overlayCommand(base, beside));
+        vm.sweep();
+    }
+
+    /** Puts a new disk in the working disk's place, at once or not at all. */
+    private void makeDisk(Function<Path, List<String>> command) throws IOException {
         Path beside = vm.file(".new");
         Files.deleteIfExists(beside);
-        ProcessResult made = run(SOON, overlayCommand(base, beside));
+        ProcessResult made = run(SOON, command.apply(beside));
         if (made.getExitValue() != 0) {
             throw new VmException(1, "no new disk could be made: " + made.outputUTF8().strip());
         }
         Files.setPosixFilePermissions(beside, PosixFilePermissions.fromString("rw-------"));
         Files.move(beside, vm.disk(), StandardCopyOption.ATOMIC_MOVE);
-        vm.sweep();
     }
 
     static List<String> overlayCommand(Path base, Path overlay) {
@@ -1152,7 +1175,7 @@ final class VmCtl {
         Path pidFile = vm.file(".qemu-pid");
         String pid = Files.exists(pidFile) ? Files.readString(pidFile).strip() : "";
         Path commandLine = Path.of("/proc/" + pid + "/cmdline");
-        if (!pid.isEmpty() && Files.exists(commandLine) && List.of(Files.readString(commandLine).split("\0")).contains(pidFile.toString())) {
+        if (!pid.isEmpty() && Files.exists(commandLine) && Files.readString(commandLine).contains("\0" + pidFile + "\0")) {
             kill(Long.parseLong(pid));
         }
     }
@@ -1198,8 +1221,8 @@ final class VmCtl {
             say("the guest cannot be asked: " + trouble.get());
         }
         List<Rung> rungs = List.of( // rc.shutdown and init may take 150 s by their own limits
-                new Rung("shutdown -p now over ssh", Duration.ofSeconds(160), () -> hasBanner(running.getInt("port"), 5000)
-                        && run(SOON, ssh("shutdown -p now")).getExitValue() == 0),
+                new Rung("shutdown -p now over ssh", Duration.ofSeconds(160), 
+                        () -> hasBanner(running.getInt("port"), 5000) && ask("shutdown -p now").done()),
                 new Rung("the power button", Duration.ofSeconds(60), () -> qmp("system_powerdown") != null),
                 new Rung("QMP quit", Duration.ofSeconds(30), () -> qmp("quit") != null),
                 new Rung("SIGKILL", SOON, () -> ProcessHandle.of(pid).map(ProcessHandle::destroyForcibly).isPresent()));
@@ -1209,7 +1232,7 @@ final class VmCtl {
                 closeSshMaster();
                 if (taken && isGone(pid, rung.limit())) {
                     mend();
-                    say(String.format(Locale.ROOT, "stopped %s by %s in %.1f s", vm.name(), rung.name(), seconds(begun)));
+                    say("stopped " + vm.name() + " by " + rung.name() + " in " + seconds(begun));
                     return;
                 }
             } catch (Exception noAnswer) {
@@ -1236,7 +1259,7 @@ final class VmCtl {
         }
         Optional<String> trouble = trouble(console);
         if (!state.equals("running") && !state.equals("inmigrate")) {
-            return new Report(State.PAUSED, state.equals("io-error") ? "a disk error, likely no space; vm-ctl start lets it go on" : state, running);
+            return new Report(State.PAUSED, state + (state.equals("io-error") ? ": no space? vm-ctl start lets it go on" : ""), running);
         } else if (trouble.isPresent()) {
             return new Report(State.PANICKED, trouble.get(), running);
         }
@@ -1253,6 +1276,8 @@ final class VmCtl {
         }
         try (Qmp qmp = new Qmp(vm.socket(".qmp"), SOON)) {
             return (JsonObject) qmp.execute(command, object);
+        } catch (IOException refused) {
+            throw new VmException(69, "QEMU refuses " + refused.getMessage());
         }
     }
 
@@ -1270,9 +1295,10 @@ final class VmCtl {
     static String sshConfig(String name, int port, Path keys, Path control) {
         return String.join("\n", "Host " + name, "HostName 127.0.0.1", "Port " + port, "User root", "HostKeyAlias " + name,
                 "IdentityFile " + sshQuoted(keys.resolve("id_ed25519")), "IdentitiesOnly yes",
-                "UserKnownHostsFile " + sshQuoted(keys.resolve("known_hosts")), "GlobalKnownHostsFile /dev/null", "StrictHostKeyChecking yes",
-                "UpdateHostKeys no", "PasswordAuthentication no", "BatchMode yes", "ConnectTimeout 30", "ServerAliveInterval 15",
-                "ServerAliveCountMax 8", "ControlMaster auto", "ControlPath " + sshQuoted(control), "ControlPersist 60", "");
+                "UserKnownHostsFile " + sshQuoted(keys.resolve("known_hosts")), "GlobalKnownHostsFile /dev/null",
+                "StrictHostKeyChecking yes", "UpdateHostKeys no", "PasswordAuthentication no", "BatchMode yes",
+                "ConnectTimeout 30", "ServerAliveInterval 15", "ServerAliveCountMax 8", "ControlMaster auto",
+                "ControlPath " + sshQuoted(control), "ControlPersist 60", "");
     }
 
     private static String sshQuoted(Path path) {
@@ -1281,7 +1307,8 @@ final class VmCtl {
 
     /** The file that includes every VM's. */
     private void writeSshConfig() throws IOException {
-        String includes = entries(vm.dir()).stream().map(file -> file.resolve("config")).filter(file -> file.toString().endsWith(".ssh/config"))
+        String includes = entries(vm.dir()).stream().map(file -> file.resolve("config"))
+                .filter(file -> file.toString().endsWith(".ssh/config"))
                 .filter(Files::exists).map(file -> file.toString().replaceAll("[\\\\*?\\[]", "\\\\$0")) // a pattern for ssh
                 .map(pattern -> "Include \"" + pattern.replace("\\", "\\\\").replace("\"", "\\\"") + "\"\n").collect(Collectors.joining());
         writeFile(vm.dir().resolve("ssh_config"), includes, "rw-------");
@@ -1291,6 +1318,18 @@ final class VmCtl {
         List<String> command = new ArrayList<>(List.of("ssh", "-F", vm.dir().resolve("ssh_config").toString(), vm.name()));
         command.addAll(List.of(words));
         return command;
+    }
+
+    /** What a command in the guest printed, and whether it was done; not if ssh failed or took too long. */
+    private record Said(boolean done, String text) {}
+
+    private Said ask(String command) throws IOException {
+        try {
+            ProcessResult result = run(SOON, ssh(command));
+            return new Said(result.getExitValue() == 0, printable(result.outputUTF8()).strip());
+        } catch (VmException late) {
+            return new Said(false, late.getMessage());
+        }
     }
 
     /** A shared connection that outlived its guest would hang whoever uses it next. */
@@ -1313,7 +1352,7 @@ final class VmCtl {
 
     /** ssh's 255 is its own or the guest command's: the guest is asked which. */
     private int sshResult(int code) throws IOException {
-        if (code == 255 && run(SOON, ssh("true")).getExitValue() != 0) {
+        if (code == 255 && !ask("true").done()) {
             throw new VmException(69, "the guest does not answer ssh" + consoleEnd());
         }
         return code;
@@ -1325,6 +1364,7 @@ final class VmCtl {
             say("+ " + shellQuoted(command));
         }
         Process process = new ProcessBuilder(command).inheritIO().start();
+        Runtime.getRuntime().addShutdownHook(new Thread(process::destroy)); // if this command is ended
         try {
             if (process.waitFor(limit == null ? Long.MAX_VALUE : limit.toMillis(), TimeUnit.MILLISECONDS)) {
                 return process.exitValue();
@@ -1372,7 +1412,8 @@ final class VmCtl {
                 return phases;
             }
         }
-        throw new VmException(69, "no phases/ with phase2-update.sh and phase3-provision.sh " + (given == null ? "here or above" : "in " + given)
+        String where = given == null ? "in a phases/ here or above" : "in " + given;
+        throw new VmException(69, "no phase2-update.sh and phase3-provision.sh " + where
                 + ": copy it from where vm-ctl comes from, or name it with --phases or VM_PHASES");
     }
 
@@ -1380,7 +1421,8 @@ final class VmCtl {
 
     /** The VM that the options name. Disks name each other by absolute paths, so one disk must have one name: no symbolic links. */
     private void openVm() throws IOException {
-        require("VM_NAME", nameOption, "(?!.*-clean$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "letters, digits, '.', '_', '-', and does not end in -clean");
+        require("VM_NAME", nameOption, "(?!.*-clean$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+                "letters, digits, '.', '_', '-', and does not end in -clean");
         Path dir = userPath(dirOption);
         Path there = dir;
         while (!Files.exists(there)) {
@@ -1413,8 +1455,8 @@ final class VmCtl {
         spec.commandLine().getOut().println(line);
     }
 
-    private static double seconds(long begun) {
-        return (System.nanoTime() - begun) / 1e9;
+    private static String seconds(long begun) {
+        return String.format(Locale.ROOT, "%.1f s", (System.nanoTime() - begun) / 1e9);
     }
 
     private static void pause(long millis) {
@@ -1457,14 +1499,15 @@ final class VmCtl {
     }
 
     private int followLog() throws IOException {
-        Path log = vm.file(".console.log");
-        for (long at = 0; ; pause(200)) {
-            String more = end(log, at, 1 << 20);
-            answer(printable(more).stripTrailing());
-            at = Files.exists(log) ? Files.size(log) : 0;
-            if (running() == null) {
-                return 0;
-            }
+        try (InputStream log = Files.newInputStream(vm.file(".console.log"))) {
+            do {
+                spec.commandLine().getOut().print(printable(new String(log.readAllBytes(), UTF_8))); // what came since the last time
+                spec.commandLine().getOut().flush();
+                pause(200);
+            } while (running() != null);
+            return 0;
+        } catch (NoSuchFileException none) {
+            throw new VmException(3, vm.name() + " has not run yet; start it: vm-ctl start");
         }
     }
 
@@ -1507,12 +1550,16 @@ final class VmCtl {
         }, thread);
     }
 
-    private static void closeQuietly(Closeable closeable) {
-        try {
-            closeable.close();
-        } catch (IOException alreadyClosed) {
-            // it is closed either way
-        }
+    /** Closes a channel when its time is up: whoever waits on it gets an exception. */
+    private static SocketChannel limited(SocketChannel channel, Duration limit) {
+        CompletableFuture.delayedExecutor(limit.toMillis(), TimeUnit.MILLISECONDS).execute(() -> {
+            try {
+                channel.close();
+            } catch (IOException closed) {
+                // it is closed either way
+            }
+        });
+        return channel;
     }
 
     // shared:iso
@@ -1552,7 +1599,8 @@ final class VmCtl {
             if (!Files.exists(keys.resolve(key)) || !Files.exists(keys.resolve(key + ".pub"))) {
                 Files.deleteIfExists(keys.resolve("half"));
                 Files.deleteIfExists(keys.resolve(key));
-                run(Duration.ofMinutes(1), List.of("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", keys.resolve("half").toString()));
+                run(Duration.ofMinutes(1), List.of("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f",
+                        keys.resolve("half").toString()));
                 Files.move(keys.resolve("half.pub"), keys.resolve(key + ".pub"), StandardCopyOption.REPLACE_EXISTING);
                 Files.move(keys.resolve("half"), keys.resolve(key));
             }
