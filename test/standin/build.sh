@@ -42,6 +42,12 @@ done
 [ -z "$missing" ] || fail "not installed:$missing (sudo apt-get install$missing)"
 
 # --- the inputs -------------------------------------------------------------------------------------------
+mkdir -p "$1/debs/partial"
+out=$(CDPATH='' cd -- "$1" && pwd)
+own=$(cd "$here" && find build.sh loader guest -type f | LC_ALL=C sort | xargs sha256sum)
+# Asking apt takes seconds; while its lists and these files are the same, so is the answer.
+asked=$out/debs/asked.$({ echo "$own"; ls -l --time-style=full-iso /var/lib/apt/lists /etc/os-release; } 2>&1 | sha256sum | cut -c1-16)
+if [ -f "$asked" ] && [ -d "$out/$(cat "$asked")" ]; then echo "$out/$(cat "$asked")"; exit 0; fi
 id=$(. /etc/os-release; echo "${ID-}")
 go=$(apt-cache search --names-only '^golang-1\.[0-9]*-go$' 2>/dev/null | sed 's/ .*//' | sort -t. -k2n | head -n 1)
 case $id in
@@ -52,8 +58,6 @@ base="busybox-static dash tcsh openssh-server openssh-client openssh-sftp-server
 extra="$go bash git rsync curl wget opendoas make ca-certificates"
 [ -n "$go" ] || fail "apt knows no package golang-1.NN-go: sudo apt-get update"
 
-mkdir -p "$1/debs/partial"
-out=$(CDPATH='' cd -- "$1" && pwd)
 : >"$out/debs/none"
 apt() { # the whole closure, as on an empty machine
     # shellcheck disable=SC2086
@@ -63,9 +67,13 @@ apt() { # the whole closure, as on an empty machine
 debs=$(apt --print-uris 2>&1) || fail "apt cannot find the packages; sudo apt-get update. It says: $(printf '%s' "$debs" | tail -n 1)"
 # Lines: 'URI' file size [hash]; what is downloaded already is not listed, so name and version come from -s.
 plan=$(apt -s 2>/dev/null | sed -n 's/^Inst //p' | sort) || fail "apt cannot plan: sudo apt-get update"
-hash=$({ printf '%s\n' "$plan"; cd "$here"; find build.sh loader guest -type f | sort | xargs sha256sum; } | sha256sum | cut -c1-16)
+hash=$({ printf '%s\n' "$plan"; echo "$own"; } | sha256sum | cut -c1-16)
 final=$out/$hash
-if [ -d "$final" ]; then echo "$final"; exit 0; fi
+if [ -d "$final" ]; then
+    echo "$hash" >"$asked"
+    echo "$final"
+    exit 0
+fi
 
 say "downloading packages to $out/debs"
 apt --download-only >&2 || fail "the download failed"
@@ -326,6 +334,8 @@ if command -v lbzip2 >/dev/null; then lbzip2 -k "$iso"; else bzip2 -k "$iso"; fi
 (cd "$work/out/iso-images" && md5sum -- *.iso *.iso.bz2 | sed 's/^\([^ ]*\) [ *]\(.*\)/MD5 (\2) = \1/' >md5.txt)
 sync "$iso" 2>/dev/null || true
 mv -T "$work/out" "$final" 2>/dev/null || [ -d "$final" ] # another build may have been faster
+rm -f "$out"/debs/asked.*
+echo "$hash" >"$asked"
 # Yesterday's builds of other inputs.
 find "$out" -maxdepth 1 \( -name '????????????????' -o -name '.????????????????.*' \) -type d -mtime +0 ! -name "$hash" ! -name ".$hash.*" -exec rm -rf {} + 2>/dev/null || true
 echo "$final"
