@@ -24,7 +24,6 @@ import com.grack.nanojson.JsonParserException;
 import com.grack.nanojson.JsonWriter;
 import com.sun.management.OperatingSystemMXBean;
 import java.io.BufferedReader;
-import java.io.Closeable;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.InputStreamReader;
@@ -212,7 +211,7 @@ final class VmCtl {
                 boot(boot, true);
                 return;
             }
-            if (Set.of("paused", "io-error").contains(runState(SOON))) {
+            if (Set.of("paused", "io-error").contains(runState(vm, SOON))) {
                 qmp("cont");
             }
             if (!noWait) {
@@ -255,18 +254,15 @@ final class VmCtl {
         openVm();
         Report report = report(vm);
         JsonObject running = report.running();
-        JsonObject answer = new JsonObject();
-        answer.put("name", vm.name());
-        answer.put("state", report.state().name().toLowerCase(Locale.ROOT));
-        answer.put("reason", report.reason());
+        JsonObject answer = object("name", vm.name(), "state", report.state().name().toLowerCase(Locale.ROOT), "reason", report.reason());
         for (String key : List.of("pid", "port", "accel", "memory", "cpus", "forwards")) {
             answer.put(key, running == null ? null : running.get(key));
         }
-        answer.put("uptimeSeconds", running == null ? null
-                : Duration.between(Instant.parse(running.getString("started")), Instant.now()).toSeconds());
-        answer.put("diskBytes", Files.exists(vm.disk()) ? Qcow2.read(vm.disk()).size() : null);
-        answer.put("diskFileBytes", Files.exists(vm.disk()) ? Files.size(vm.disk()) : null);
-        answer.put("snapshots", vm.snapshots().stream().map(Snapshot::name).toList());
+        Instant started = running == null ? null : Instant.parse(running.getString("started"));
+        boolean disk = Files.exists(vm.disk());
+        answer.putAll(object("uptimeSeconds", running == null ? null : Duration.between(started, Instant.now()).toSeconds(),
+                "diskBytes", disk ? Qcow2.read(vm.disk()).size() : null, "diskFileBytes", disk ? Files.size(vm.disk()) : null,
+                "snapshots", vm.snapshots().stream().map(Snapshot::name).toList()));
         if (guest && running != null) {
             answer.put("guest", ask("uname -sr; uptime; date -u").text().lines().toList());
         }
@@ -598,15 +594,10 @@ final class VmCtl {
             Path directory = Files.createDirectories(file(".snapshots").resolve(snapshot));
             Path frozen = snapshot.equals(CLEAN) && !Files.exists(clean()) ? clean() : unused(directory, "disk", ".qcow2");
             Files.createLink(frozen, disk());
-            JsonObject record = new JsonObject();
-            record.put("disk", dir.relativize(frozen).toString());
-            record.put("made", Instant.now().toString());
-            record.put("automatic", automatic);
+            JsonObject record = object("disk", dir.relativize(frozen).toString(), "made", Instant.now().toString(), "automatic", automatic);
             if (ram != null) {
-                record.put("ram", ram.file().getFileName().toString());
-                record.put("ramBytes", ram.bytes());
-                record.put("ramCrc32c", ram.crc());
-                record.put("hardware", ram.hardware());
+                record.putAll(object("ram", ram.file().getFileName().toString(), "ramBytes", ram.bytes(), "ramCrc32c", ram.crc(),
+                        "hardware", ram.hardware()));
             }
             writeFile(directory.resolve("snapshot.json"), JsonWriter.string(record), "rw-------");
             return frozen;
@@ -786,14 +777,12 @@ final class VmCtl {
         if (System.getProperty("os.name").equals("Linux")) {
             arguments.addAll(List.of("-sandbox", "on,resourcecontrol=deny")); // denying more does not go with -daemonize
         }
-        arguments.addAll(List.of("-blockdev", JsonWriter.string().object().value("node-name", "disk0").value("driver", "qcow2")
-                .value("discard", "unmap").value("detect-zeroes", "unmap")
-                .object("cache").value("direct", boot.cache().equals("none")).value("no-flush", boot.cache().equals("unsafe")).end()
-                .object("file").value("driver", "file").value("filename", vm.disk().toString()).end().end().done()));
+        arguments.addAll(List.of("-blockdev", JsonWriter.string(object("node-name", "disk0", "driver", "qcow2", "discard", "unmap",
+                "detect-zeroes", "unmap", "cache", object("direct", boot.cache().equals("none"), "no-flush", boot.cache().equals("unsafe")),
+                "file", object("driver", "file", "filename", vm.disk().toString())))));
         for (int i = 0; i < boot.discs().size(); i++) {
-            arguments.addAll(List.of("-blockdev", JsonWriter.string().object().value("node-name", "cd" + i).value("driver", "raw")
-                    .value("read-only", true)
-                    .object("file").value("driver", "file").value("filename", boot.discs().get(i).toString()).end().end().done()));
+            arguments.addAll(List.of("-blockdev", JsonWriter.string(object("node-name", "cd" + i, "driver", "raw", "read-only", true,
+                    "file", object("driver", "file", "filename", boot.discs().get(i).toString())))));
         }
         StringBuilder network = new StringBuilder("user,id=net0,hostfwd=tcp:127.0.0.1:" + port + "-:22");
         boot.forwards().forEach(forward -> network.append(",hostfwd=tcp:127.0.0.1:").append(forward.replace(":", "-:")));
@@ -880,21 +869,11 @@ final class VmCtl {
             ProcessResult started = run(SOON, qemuArguments(vm, boot, port, incoming));
             said = printable(started.outputUTF8()).strip();
             if (started.getExitValue() == 0) {
-                JsonObject running = new JsonObject();
-                running.put("pid", Long.valueOf(Files.readString(vm.file(".qemu-pid")).strip()));
-                running.put("bootId", bootId());
-                running.put("startTicks", startTicks(running.getLong("pid")));
-                running.put("port", port);
-                running.put("accel", boot.hardware().get(2));
-                running.put("memory", boot.hardware().get(6));
-                running.put("cpus", boot.hardware().get(8));
-                running.put("started", Instant.now().toString());
-                running.put("consoleAt", consoleAt);
-                running.put("ready", false);
-                running.put("byHand", !boot.discs().isEmpty());
-                running.put("cache", boot.cache());
-                running.put("forwards", boot.forwards());
-                running.put("hardware", boot.hardware());
+                long pid = Long.parseLong(Files.readString(vm.file(".qemu-pid")).strip());
+                JsonObject running = object("pid", pid, "bootId", bootId(), "startTicks", startTicks(pid), "port", port,
+                        "accel", boot.hardware().get(2), "memory", boot.hardware().get(6), "cpus", boot.hardware().get(8),
+                        "hardware", boot.hardware(), "cache", boot.cache(), "forwards", boot.forwards(), "byHand", !boot.discs().isEmpty(),
+                        "started", Instant.now().toString(), "consoleAt", consoleAt, "ready", false);
                 writeFile(vm.pidFile(), JsonWriter.string(running), "rw-------");
                 Path keys = privateDirectory(vm.file(".ssh"));
                 writeFile(keys.resolve("config"), sshConfig(vm.name(), port, keys, vm.socket(".control")), "rw-------");
@@ -1064,10 +1043,10 @@ final class VmCtl {
             return "QEMU refuses it: " + lastLines(vm.file(".qemu.log"), 2);
         }
         long deadline = System.nanoTime() + SOON.toNanos();
-        while (startTicks(running.getLong("pid")) > 0 && !runState(SOON).equals("running") && System.nanoTime() < deadline) {
+        while (startTicks(running.getLong("pid")) > 0 && !runState(vm, SOON).equals("running") && System.nanoTime() < deadline) {
             pause(10);
         }
-        return runState(SOON).equals("running") ? null : "QEMU refuses it: " + lastLines(vm.file(".qemu.log"), 2);
+        return runState(vm, SOON).equals("running") ? null : "QEMU refuses it: " + lastLines(vm.file(".qemu.log"), 2);
     }
 
     // Snapshots.
@@ -1075,7 +1054,7 @@ final class VmCtl {
     /** Freezes a running guest's disk and RAM, and goes on from there in a new QEMU. */
     private void freezeRunning(JsonObject running, String name, boolean automatic, Duration limit) throws IOException {
         long begun = System.nanoTime();
-        if (!runState(SOON).equals("running")) {
+        if (!runState(vm, SOON).equals("running")) {
             throw new VmException(69, vm.name() + " stands still: vm-ctl start lets it go on, vm-ctl stop lets its disk alone be frozen");
         } else if (!ask("sync").done()) { // for the day when the disk alone can be used
             throw new VmException(69, "the guest does not answer ssh: vm-ctl stop lets its disk alone be frozen");
@@ -1158,7 +1137,7 @@ final class VmCtl {
             }
         }
         Path frozen = vm.halfFrozen();
-        String state = running == null ? "" : runState(Duration.ofSeconds(5));
+        String state = running == null ? "" : runState(vm, Duration.ofSeconds(5));
         if (running != null && (frozen != null || state.equals("inmigrate"))) { // it stands still on a frozen disk, or half restored
             kill(running.getLong("pid"));
         } else if (state.equals("postmigrate")) {
@@ -1251,14 +1230,11 @@ final class VmCtl {
         }
         JsonObject running = json(Files.readString(vm.pidFile()));
         String console = consoleSince(vm, running);
-        String state;
-        try (Qmp qmp = new Qmp(vm.socket(".qmp"), Duration.ofSeconds(1))) {
-            state = ((JsonObject) qmp.execute("query-status", new JsonObject())).getString("status");
-        } catch (IOException noAnswer) {
-            return new Report(State.HUNG, "QEMU does not answer", running);
-        }
+        String state = runState(vm, Duration.ofSeconds(1));
         Optional<String> trouble = trouble(console);
-        if (!state.equals("running") && !state.equals("inmigrate")) {
+        if (state.equals("unknown")) {
+            return new Report(State.HUNG, "QEMU does not answer", running);
+        } else if (!state.equals("running") && !state.equals("inmigrate")) {
             return new Report(State.PAUSED, state + (state.equals("io-error") ? ": no space? vm-ctl start lets it go on" : ""), running);
         } else if (trouble.isPresent()) {
             return new Report(State.PANICKED, trouble.get(), running);
@@ -1268,22 +1244,38 @@ final class VmCtl {
                 panicked ? "rebooted after a panic" : null, running);
     }
 
-    /** A command for QEMU's monitor, its arguments as name, value, name, value; what it returns, if that is an object. */
-    private JsonObject qmp(String command, Object... arguments) throws IOException {
-        JsonObject object = new JsonObject();
-        for (int i = 0; i < arguments.length; i += 2) {
-            object.put((String) arguments[i], arguments[i + 1]);
+    /** One command for QEMU's monitor; what it returns. A hung QEMU accepts and never answers: at the limit the connection is closed. */
+    private static JsonObject monitor(Vm vm, Duration limit, String command, Object... arguments) throws IOException {
+        try (SocketChannel channel = limited(SocketChannel.open(StandardProtocolFamily.UNIX), limit);
+                BufferedReader in = new BufferedReader(Channels.newReader(channel, UTF_8))) {
+            channel.connect(UnixDomainSocketAddress.of(vm.socket(".qmp")));
+            String requests = "{\"execute\":\"qmp_capabilities\"}\n"
+                    + JsonWriter.string(object("execute", command, "arguments", object(arguments), "id", command)) + "\n";
+            channel.write(ByteBuffer.wrap(requests.getBytes(UTF_8)));
+            for (String line = in.readLine(); line != null; line = in.readLine()) {
+                JsonObject answer = json(line); // the greeting, events, or what was asked for
+                if (command.equals(answer.getString("id")) && answer.has("return")) {
+                    return answer.getObject("return");
+                } else if (answer.has("error")) {
+                    throw new IOException(command + ": " + answer.getObject("error").getString("desc"));
+                }
+            }
+            throw new IOException(command + ": QEMU closed the connection");
         }
-        try (Qmp qmp = new Qmp(vm.socket(".qmp"), SOON)) {
-            return (JsonObject) qmp.execute(command, object);
+    }
+
+    private JsonObject qmp(String command, Object... arguments) throws IOException {
+        try {
+            return monitor(vm, SOON, command, arguments);
         } catch (IOException refused) {
             throw new VmException(69, "QEMU refuses " + refused.getMessage());
         }
     }
 
-    String runState(Duration limit) throws IOException {
-        try (Qmp qmp = new Qmp(vm.socket(".qmp"), limit)) {
-            return ((JsonObject) qmp.execute("query-status", new JsonObject())).getString("status");
+    /** QEMU's own word for what the guest does: running, paused, inmigrate, postmigrate, io-error ... */
+    static String runState(Vm vm, Duration limit) {
+        try {
+            return monitor(vm, limit, "query-status").getString("status");
         } catch (IOException noAnswer) {
             return "unknown";
         }
@@ -1447,6 +1439,15 @@ final class VmCtl {
         return Duration.parse("PT" + text);
     }
 
+    /** A JSON object of name, value, name, value. */
+    private static JsonObject object(Object... pairs) {
+        JsonObject object = new JsonObject();
+        for (int i = 0; i < pairs.length; i += 2) {
+            object.put((String) pairs[i], pairs[i + 1]);
+        }
+        return object;
+    }
+
     private void say(String message) {
         spec.commandLine().getErr().println(message);
     }
@@ -1562,6 +1563,19 @@ final class VmCtl {
         return channel;
     }
 
+    /** Where a socket of VM_DIR lies: there, or, as a socket's path holds 107 bytes at most, in a short private directory. */
+    static Path socket(Path vmDir, String fileName) throws IOException {
+        Path socket = vmDir.resolve(fileName);
+        if (socket.toString().getBytes(UTF_8).length <= 85) { // ssh appends 17 characters while it makes a ControlPath
+            return socket;
+        }
+        String runtime = System.getenv().getOrDefault("XDG_RUNTIME_DIR", "");
+        Path directory = Path.of(runtime.isEmpty() ? System.getProperty("java.io.tmpdir") : runtime)
+                .resolve("vm-" + System.getProperty("user.name") + "-" + Integer.toHexString(vmDir.toString().hashCode()));
+        privateDirectory(directory); // fails if it is somebody else's
+        return directory.resolve(fileName);
+    }
+
     // shared:iso
     /** Writes an ISO 9660 image. The guest's kernel takes Rock Ridge only if its ER field says RRIP_1991A: mkisofs compatibility. */
     static Path writeIso(Path iso, SortedMap<String, byte[]> files) throws IOException {
@@ -1592,15 +1606,15 @@ final class VmCtl {
     }
     // end shared:iso
 
-    // shared:keys
+    // shared:provisioning
     /** What a phase's disc tells the guest: who may log in, which host key to have, the addresses of QEMU's network. Made once. */
     Map<String, byte[]> provisioning(Path keys, String name, String dportsClone) throws IOException {
         for (String key : List.of("id_ed25519", "host_key")) {
             if (!Files.exists(keys.resolve(key)) || !Files.exists(keys.resolve(key + ".pub"))) {
                 Files.deleteIfExists(keys.resolve("half"));
                 Files.deleteIfExists(keys.resolve(key));
-                run(Duration.ofMinutes(1), List.of("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f",
-                        keys.resolve("half").toString()));
+                run(Duration.ofMinutes(1), List.of("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name,
+                        "-f", keys.resolve("half").toString()));
                 Files.move(keys.resolve("half.pub"), keys.resolve(key + ".pub"), StandardCopyOption.REPLACE_EXISTING);
                 Files.move(keys.resolve("half"), keys.resolve(key));
             }
@@ -1616,7 +1630,7 @@ final class VmCtl {
         return Map.of("authorized_keys", Files.readAllBytes(keys.resolve("id_ed25519.pub")), "vm.conf", conf.getBytes(UTF_8),
                 "hostkey", Files.readAllBytes(keys.resolve("host_key")), "hostkey.pub", Files.readAllBytes(keys.resolve("host_key.pub")));
     }
-    // end shared:keys
+    // end shared:provisioning
 
     // shared:cli
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */
@@ -1865,45 +1879,6 @@ final class VmCtl {
     }
     // end shared:bootsector
 
-    // shared:qmp
-    /** One conversation with QEMU's monitor. A hung QEMU accepts and never answers: at the limit it is closed, and calls fail. */
-    static final class Qmp implements Closeable {
-        private final SocketChannel channel = SocketChannel.open(StandardProtocolFamily.UNIX);
-        private final BufferedReader in = new BufferedReader(Channels.newReader(channel, UTF_8));
-
-        Qmp(Path socket, Duration limit) throws IOException {
-            CompletableFuture.delayedExecutor(limit.toMillis(), TimeUnit.MILLISECONDS).execute(this::close);
-            channel.connect(UnixDomainSocketAddress.of(socket));
-            in.readLine(); // the greeting
-            execute("qmp_capabilities", new JsonObject());
-        }
-
-        /** The command's "return"; events that come in between are skipped. */
-        Object execute(String command, JsonObject arguments) throws IOException {
-            String request = JsonWriter.string().object().value("execute", command).value("arguments", arguments).end().done() + "\n";
-            channel.write(ByteBuffer.wrap(request.getBytes(UTF_8)));
-            for (String line = in.readLine(); line != null; line = in.readLine()) {
-                JsonObject answer = json(line);
-                if (answer.has("error")) {
-                    throw new IOException(command + ": " + answer.getObject("error").getString("desc"));
-                } else if (answer.has("return")) {
-                    return answer.get("return");
-                }
-            }
-            throw new IOException(command + ": QEMU closed the connection");
-        }
-
-        @Override
-        public void close() {
-            try {
-                channel.close();
-            } catch (IOException alreadyClosed) {
-                // it is closed either way
-            }
-        }
-    }
-    // end shared:qmp
-
     // shared:json
     /** The JSON object in a text; an IOException if there is none. */
     static JsonObject json(String text) throws IOException {
@@ -1914,21 +1889,6 @@ final class VmCtl {
         }
     }
     // end shared:json
-
-    // shared:socket
-    /** Where a socket of VM_DIR lies: there, or, as a socket's path holds 107 bytes at most, in a short private directory. */
-    static Path socket(Path vmDir, String fileName) throws IOException {
-        Path socket = vmDir.resolve(fileName);
-        if (socket.toString().getBytes(UTF_8).length <= 85) { // ssh appends 17 characters while it makes a ControlPath
-            return socket;
-        }
-        String runtime = System.getenv().getOrDefault("XDG_RUNTIME_DIR", "");
-        Path directory = Path.of(runtime.isEmpty() ? System.getProperty("java.io.tmpdir") : runtime)
-                .resolve("vm-" + System.getProperty("user.name") + "-" + Integer.toHexString(vmDir.toString().hashCode()));
-        privateDirectory(directory); // fails if it is somebody else's
-        return directory.resolve(fileName);
-    }
-    // end shared:socket
 
     // shared:split
     /** The words of a setting, split like a shell does it: quotes and backslashes count, nothing else is expanded. */
