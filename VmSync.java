@@ -44,7 +44,6 @@ import java.nio.file.WatchKey;
 import java.nio.file.WatchService;
 import java.nio.file.attribute.BasicFileAttributes;
 import java.nio.file.attribute.FileTime;
-import java.nio.file.attribute.PosixFilePermissions;
 import java.security.PublicKey;
 import java.time.Duration;
 import java.time.Instant;
@@ -122,6 +121,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
             "Exit codes: 0 done; 1 something could not be copied; 2 usage, or no sync made the remote directory; 3 the VM is not running; "
                 + "69 it does not answer, or has no rsync and was to."})
 final class VmSync implements Callable<Integer> {
+    private static final Path ROOT = Path.of("/");
     /** Where the guest unpacks what is not yet complete: inside the tree, and so on its file system. */
     private static final String PART = ".vm-sync-part";
 
@@ -241,7 +241,11 @@ final class VmSync implements Callable<Integer> {
     // What to sync, and where to
 
     private String remoteDir() {
-        return remoteDir != null ? remoteDir : new RemoteDirectory().convert("/root/" + project.getFileName());
+        try {
+            return remoteDir != null ? remoteDir : new RemoteDirectory().convert("/root/" + ROOT.relativize(project).getFileName());
+        } catch (TypeConversionException unfit) {
+            throw new VmException(2, unfit.getMessage() + " (from the project's name): set VM_REMOTE_DIR");
+        }
     }
 
     /** An absolute path in the guest that a sync may empty: not the root, no directory of the system, nothing that climbs. */
@@ -287,7 +291,7 @@ final class VmSync implements Callable<Integer> {
         if (inside.startsWith(root) && !inside.equals(root)) {
             lines.add("/" + Rules.literal(nameOf(root, inside)) + "/");
         }
-        for (String binary : List.of(bytesOf(project.getFileName().toString()), bytesOf(remoteDir()).replaceAll(".*/", ""))) {
+        for (String binary : List.of(nameOf(ROOT, project).replaceAll(".*/", ""), bytesOf(remoteDir()).replaceAll(".*/", ""))) {
             lines.add("+ /" + Rules.literal(binary) + "/"); // a directory of that name is source
             lines.add("/" + Rules.literal(binary));
         }
@@ -344,6 +348,11 @@ final class VmSync implements Callable<Integer> {
 
     /** One difference that a sync removes, or would. */
     record Change(Kind kind, String name, Item item) {
+        /** Whether the built-in engine sends it: all that is not deleted, but of a directory that is there only mode and time. */
+        boolean arrives() {
+            return kind != Kind.DELETE && (kind != Kind.ATTRS || item.type() != 'd');
+        }
+
         @Override
         public String toString() {
             return kind.name().toLowerCase(Locale.ROOT) + " " + quoted(name);
@@ -386,7 +395,7 @@ final class VmSync implements Callable<Integer> {
         if (dryRun) {
             return sync(rules, Set.of());
         }
-        Path file = privateDirectory(vmDir.resolve(name + ".sync")).resolve(key(remoteDir()));
+        Path file = Files.createDirectories(vmDir.resolve(name + ".sync")).resolve(key(remoteDir()));
         try (FileChannel journal = FileChannel.open(file, CREATE, READ, WRITE)) {
             for (int tenth = 0; journal.tryLock() == null; tenth++) {
                 if (tenth == 0) {
@@ -626,12 +635,12 @@ final class VmSync implements Callable<Integer> {
         }
 
         private static String target(Path link) {
-            return link.isAbsolute() ? bytesOf(link) : bytesOf(Path.of("/").resolve(link)).substring(1);
+            return link.isAbsolute() ? bytesOf(link) : bytesOf(ROOT.resolve(link)).substring(1);
         }
 
-        /** Microseconds are what HAMMER2 keeps; of a guest that has whole seconds, these have to do. */
+        /** Files by the microsecond, which is what HAMMER2 keeps, if the guest has fractions of a second; else as rsync, by the second. */
         boolean sameTime(Item guest) {
-            long unit = guest.time % 1_000_000_000 == 0 ? 1_000_000_000 : 1000;
+            long unit = type != 'f' || guest.time % 1_000_000_000 == 0 ? 1_000_000_000 : 1000;
             return Math.floorDiv(time, unit) == Math.floorDiv(guest.time, unit);
         }
     }
@@ -773,9 +782,9 @@ final class VmSync implements Callable<Integer> {
             throws IOException {
         try (TarArchiveOutputStream tar = tarStream(out)) {
             for (Change change : changes) {
-                if (change.kind() == Kind.SEND) {
+                if (change.arrives() && change.item().type() == 'f') {
                     sendFile(tar, change, unsent, said);
-                } else if (change.kind() != Kind.DELETE && (change.kind() != Kind.ATTRS || change.item().type() == 'l')) {
+                } else if (change.arrives()) {
                     put(tar, "t/" + change.name(), change.item(), new byte[0]);
                 }
             }
@@ -856,24 +865,11 @@ final class VmSync implements Callable<Integer> {
         Set<String> deleted = Set.copyOf(delete);
         step(script, "rm -rf", "./", delete.stream().filter(name -> !deleted.contains(parent(name))).toList(), "");
         step(script, "rm -f", PART + "/t/", List.copyOf(unsent), "");
-        Set<String> made = new HashSet<>(); // what lies in a new directory moves with it
-        Map<String, List<String>> moves = new TreeMap<>();
-        Map<String, List<String>> modes = new TreeMap<>();
-        for (Change change : changes) {
-            if (change.kind() == Kind.ATTRS && change.item().type() == 'f') {
-                modes.computeIfAbsent(Integer.toOctalString(change.item().mode()), mode -> new ArrayList<>()).add(change.name());
-                continue;
-            } else if (change.kind() == Kind.MKDIR) {
-                made.add(change.name());
-            } else if (change.kind() == Kind.DELETE || change.item().type() == 'd' || unsent.contains(change.name())) {
-                continue;
-            }
-            if (!made.contains(parent(change.name()))) {
-                moves.computeIfAbsent(parent(change.name()), directory -> new ArrayList<>()).add(change.name());
-            }
-        }
-        moves.forEach((directory, names) -> step(script, "mv -f", PART + "/t/", names, " " + word("./" + directory + "/")));
-        modes.forEach((mode, names) -> step(script, "chmod " + mode, "./", names, ""));
+        Set<String> made = changes.stream().filter(change -> change.kind() == Kind.MKDIR).map(Change::name).collect(Collectors.toSet());
+        changes.stream().filter(change -> change.arrives() && !unsent.contains(change.name()))
+                .map(Change::name).filter(name -> !made.contains(parent(name))) // what lies in a new directory moves with it
+                .collect(Collectors.groupingBy(VmSync::parent, TreeMap::new, Collectors.toList()))
+                .forEach((directory, names) -> step(script, "mv -f", PART + "/t/", names, " " + word("./" + directory + "/")));
         return script + "rm -rf " + PART + "\ntar -xpf \"$s/directories\" || r=1\nrm -f \"$s/directories\"\nexit $r\n";
     }
 
@@ -1212,7 +1208,7 @@ final class VmSync implements Callable<Integer> {
 
     /** What a path is called below a root. */
     static String nameOf(Path root, Path path) {
-        return path.equals(root) ? "." : bytesOf(Path.of("/").resolve(root.relativize(path))).substring(1);
+        return path.equals(root) ? "." : bytesOf(ROOT.resolve(root.relativize(path))).substring(1);
     }
 
     static Path path(Path root, String name) {
@@ -1375,30 +1371,6 @@ final class VmSync implements Callable<Integer> {
         }
     }
     // end shared:json
-
-    // shared:files
-    /** Writes a file that others read: beside itself, then moved into place, so that nobody ever sees half of it. */
-    static void writeFile(Path file, String text, String mode) throws IOException {
-        Path beside = Files.createTempFile(file.getParent(), "." + file.getFileName(), ".new");
-        try {
-            Files.setPosixFilePermissions(Files.writeString(beside, text), PosixFilePermissions.fromString(mode));
-            Files.move(beside, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
-        } finally {
-            Files.deleteIfExists(beside);
-        }
-    }
-
-    /** VM_DIR, made if missing, for its owner alone: keys and sockets lie in it. */
-    static Path privateDirectory(Path directory) {
-        try {
-            Files.createDirectories(directory);
-            return Files.setPosixFilePermissions(directory, PosixFilePermissions.fromString("rwx------"));
-        } catch (IOException refused) {
-            throw new VmException(69, "cannot write to " + directory + " (" + refused.getClass().getSimpleName()
-                    + "): choose another directory with --vm-dir or VM_DIR");
-        }
-    }
-    // end shared:files
 
     // shared:run
     /** A command as a person could paste it into a shell. */

@@ -350,7 +350,7 @@ final class VmSyncTest {
             }
             Files.writeString(keys.resolve("known_hosts"), "dfly-vm " + Files.readString(keys.resolve("host_key.pub")));
             Files.writeString(bin.resolve("stat"), "#!/bin/sh\n[ \"$1\" = -f ] && [ \"$2\" = '%p %z %Fm %Y|' ] || exit 1\nshift 2\n"
-                    + "exec find \"$@\" -maxdepth 0 \\( -type d -printf '4%04m %s %T@ |\\n' -o -type l -printf '12%04m %s %T@ %l|\\n' "
+                    + "exec /usr/bin/find \"$@\" -maxdepth 0 \\( -type d -printf '4%04m %s %T@ |\\n' -o -type l -printf '12%04m %s %T@ %l|\\n' "
                     + "-o -type f -printf '10%04m %s %T@ |\\n' -o -printf '1%04m %s %T@ |\\n' \\)\n");
             Files.setPosixFilePermissions(bin.resolve("stat"), PosixFilePermissions.fromString("rwxr-xr-x"));
             try (ServerSocket free = new ServerSocket(0, 1, InetAddress.getLoopbackAddress())) {
