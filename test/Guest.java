@@ -116,6 +116,12 @@ record Guest(Map<String, String> settings) {
         return run("VmTest", arguments);
     }
 
+    /** Brings the VM up as it was after its installation, whatever state a test before left it in. */
+    void fresh() {
+        ctl("start").exits(0); // the first one freezes the RAM that restore comes back with
+        ctl("restore").exits(0);
+    }
+
     /** A command in the guest's sh; the shell's text is one argument all the way. */
     Result sh(String text) {
         return ctl("exec", "--", "sh", "-c", text);

@@ -102,7 +102,7 @@ final class InstallTest {
             assertTrue(result.err().contains("DONE WITH PHASE " + phase + ".") || (result.err() + result.out()).contains("phase " + phase), result.err());
         }
         Path clean = GUEST.file("-clean.qcow2");
-        assertEquals("r--------", PosixFilePermissions.toString(Files.getPosixFilePermissions(clean)).replace("r--r--r--", "r--------"));
+        assertFalse(PosixFilePermissions.toString(Files.getPosixFilePermissions(clean)).contains("w"));
         String info = GUEST.run(List.of("qemu-img", "info", clean.toString())).exits(0).out();
         assertFalse(info.contains("backing file"), info);
         for (String secret : List.of("id_ed25519", "host_key", "root_password")) {
@@ -122,7 +122,7 @@ final class InstallTest {
 
     @Test
     @Order(6)
-    void asSecondRunHasNothingToDo() throws IOException {
+    void aSecondRunHasNothingToDo() throws IOException {
         FileTime before = Files.getLastModifiedTime(GUEST.file("-clean.qcow2"));
         withMirror("").install().exits(0);
         assertEquals(before, Files.getLastModifiedTime(GUEST.file("-clean.qcow2")));

@@ -5,7 +5,6 @@
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
-import static org.junit.jupiter.api.Assertions.assertNotEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
@@ -148,9 +147,8 @@ final class LifecycleTest {
     @Test
     @Order(10)
     void stopShutsDownAndASecondStopIsNoError() {
-        String pid = String.valueOf(GUEST.qemus().get(0).pid());
         GUEST.ctl("stop").exits(0).says("shutdown");
-        assertFalse(Files.exists(Path.of("/proc", pid)));
+        assertEquals(List.of(), GUEST.qemus());
         GUEST.ctl("stop").exits(0);
         GUEST.ctl("status").exits(3).answers("stopped");
     }
@@ -167,10 +165,8 @@ final class LifecycleTest {
 
     @Test
     @Order(12)
-    void aSecondVmHasItsOwnPort() throws IOException {
+    void statusAnswersAsOneJsonObject() {
         GUEST.ctl("restore").exits(0);
-        String first = GUEST.ctl("status", "--json").exits(0).out();
-        assertTrue(first.contains("\"port\":"), first);
-        assertNotEquals(-1, first.indexOf("\"state\":\"running\""), first);
+        GUEST.ctl("status", "--json").exits(0).answers("{\"name\":\"guest\",\"state\":\"running\"", "\"port\":", "\"snapshots\":[");
     }
 }

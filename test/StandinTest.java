@@ -25,7 +25,7 @@ final class StandinTest {
 
     @BeforeAll
     static void running() {
-        GUEST.ctl("restore").exits(0);
+        GUEST.fresh();
     }
 
     @AfterAll

@@ -25,7 +25,7 @@ final class SuitesTest {
 
     @BeforeAll
     static void aFreshGuestWithTheSample() {
-        GUEST.ctl("restore").exits(0);
+        GUEST.fresh();
         GUEST.sync().exits(0);
     }
 

@@ -33,7 +33,7 @@ final class SyncTest {
 
     @BeforeAll
     static void running() {
-        GUEST.ctl("restore").exits(0);
+        GUEST.fresh();
     }
 
     @AfterAll

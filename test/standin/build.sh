@@ -54,7 +54,7 @@ case $id in
 ubuntu) kernel=linux-image-virtual; go=golang-1.22-go ;;
 *) kernel=linux-image-cloud-amd64 ;;
 esac
-base="busybox-static dash tcsh openssh-server openssh-client openssh-sftp-server procps e2fsprogs original-awk grep ed ldnsutils bzip2 xz-utils zstd openssl coreutils tar netcat-openbsd ncurses-base"
+base="busybox-static dash findutils tcsh openssh-server openssh-client openssh-sftp-server procps e2fsprogs original-awk grep ed ldnsutils bzip2 xz-utils zstd openssl coreutils tar netcat-openbsd ncurses-base"
 extra="$go bash git rsync curl wget opendoas make ca-certificates"
 [ -n "$go" ] || fail "apt knows no package golang-1.NN-go: sudo apt-get update"
 
@@ -151,7 +151,7 @@ put "$root" usr/sbin/sshd usr/sbin/sshd
 put "$root" usr/libexec/sftp-server usr/lib/openssh/sftp-server
 for p in sshd-session sshd-auth; do [ ! -e "$pool/usr/lib/openssh/$p" ] || put "$root" usr/lib/openssh/$p usr/lib/openssh/$p; done
 put "$root" usr/bin/openssl usr/bin/openssl
-for p in usr/bin/ps usr/bin/pgrep usr/bin/pkill usr/bin/grep usr/bin/ed usr/bin/drill usr/bin/bzip2 usr/bin/bunzip2 usr/bin/xz usr/bin/zstd usr/bin/nice usr/bin/comm usr/bin/stat usr/bin/tar usr/sbin/mke2fs usr/sbin/e2fsck; do
+for p in usr/bin/ps usr/bin/pgrep usr/bin/pkill usr/bin/grep usr/bin/ed usr/bin/drill usr/bin/bzip2 usr/bin/bunzip2 usr/bin/xz usr/bin/zstd usr/bin/nice usr/bin/comm usr/bin/stat usr/bin/tar usr/bin/find usr/bin/xargs usr/bin/env usr/sbin/chroot usr/sbin/mke2fs usr/sbin/e2fsck; do
     put "$root" "$S/real/${p##*/}" $p
 done
 put "$root" "$S/real/awk" usr/bin/original-awk

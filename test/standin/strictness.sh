@@ -128,6 +128,7 @@ ok find find tree -name inner -print0
 fails find find -name inner
 fails find find tree -printf %p
 fails find find tree -regextype posix-extended
+fails find find tree -exec stat -c %n {} +
 ok cpdup cpdup -i0 -s0 tree cpdup1
 no cpdup cpdup -a tree cpdup1
 no cpdup cpdup --help
@@ -163,6 +164,7 @@ no wc wc --lines file
 ok xargs echo a b | xargs -n 1 echo
 is xargs xargs echo x </dev/null|
 no xargs echo a | xargs -d , echo
+no xargs echo tree | xargs stat -c %n
 no xargs echo a | xargs --no-run-if-empty echo
 ok tee echo a | tee -a tee1
 no tee echo a | tee --append tee1
