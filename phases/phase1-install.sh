@@ -59,14 +59,17 @@ conf() { # KEY [DEFAULT]: its value in vm.conf
 # end shared:conf
 
 # shared:ensure_line
-ensure_line() { # FILE LINE: appends the line unless it is there; the file's last line may lack its newline
-    if [ -f "$1" ] && grep -qxF -e "$2" "$1"; then
-        return 0
-    fi
+append_line() { # FILE LINE: the file's last line may lack its newline
     if [ -s "$1" ] && [ -n "$(tail -c 1 "$1")" ]; then
         printf '\n' >>"$1"
     fi
     printf '%s\n' "$2" >>"$1"
+}
+
+ensure_line() { # FILE LINE: appends the line unless it is there
+    if [ ! -f "$1" ] || ! grep -qxF -e "$2" "$1"; then
+        append_line "$1" "$2"
+    fi
 }
 # end shared:ensure_line
 

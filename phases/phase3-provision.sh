@@ -60,14 +60,17 @@ conf() { # KEY [DEFAULT]: its value in vm.conf
 # end shared:conf
 
 # shared:ensure_line
-ensure_line() { # FILE LINE: appends the line unless it is there; the file's last line may lack its newline
-    if [ -f "$1" ] && grep -qxF -e "$2" "$1"; then
-        return 0
-    fi
+append_line() { # FILE LINE: the file's last line may lack its newline
     if [ -s "$1" ] && [ -n "$(tail -c 1 "$1")" ]; then
         printf '\n' >>"$1"
     fi
     printf '%s\n' "$2" >>"$1"
+}
+
+ensure_line() { # FILE LINE: appends the line unless it is there
+    if [ ! -f "$1" ] || ! grep -qxF -e "$2" "$1"; then
+        append_line "$1" "$2"
+    fi
 }
 # end shared:ensure_line
 
@@ -122,7 +125,7 @@ clone_dports() {
 enable_service() { # NAME: the last assignment in rc.conf wins
     case $(sed -n "s/^$1_enable=//p" /etc/rc.conf | tail -n 1 | tr -d "\"'") in
         [Yy][Ee][Ss]) ;;
-        *) printf '\n%s_enable="YES"\n' "$1" >>/etc/rc.conf ;;
+        *) append_line /etc/rc.conf "$1_enable=\"YES\"" ;;
     esac
 }
 
@@ -142,8 +145,12 @@ doas -C /usr/local/etc/doas.conf || die 'doas refuses its configuration'
 step 3 'make the directories for builds'
 mkdir -p /build/synth/Workers /build/Workers /usr/dports
 
-step 4 "see to the DPorts tree (clone it: $dports)"
-if [ "$dports" = yes ] && ! git -C /usr/dports rev-parse --verify HEAD >/dev/null 2>&1; then
+if [ "$dports" != yes ]; then
+    step 4 'leave /usr/dports as it is: no DPorts clone is asked for'
+elif git -C /usr/dports rev-parse --verify HEAD >/dev/null 2>&1; then
+    step 4 'keep the DPorts tree that is there'
+else
+    step 4 'clone DPorts into /usr/dports'
     retry 'git clone' clone_dports || die 'the DPorts tree cannot be downloaded'
     rmdir /usr/dports || die '/usr/dports is not empty, and not a clone of DPorts'
     mv /usr/dports.part /usr/dports
