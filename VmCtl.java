@@ -117,6 +117,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
 final class VmCtl {
     static final String QEMU = "qemu-system-x86_64";
     static final String CLEAN = "clean";
+    private static final List<String> PHASES = List.of("phase1-install.sh", "phase2-update.sh", "phase3-provision.sh");
     /** For what QEMU or ssh does at once, on a very busy machine. */
     private static final Duration SOON = Duration.ofSeconds(60);
 
@@ -215,7 +216,7 @@ final class VmCtl {
                 qmp("cont");
             }
             if (!noWait) {
-                awaitAnswer(running, boot.limit(), false);
+                awaitAnswer(running, boot.limit());
             }
             say(vm.name() + " runs already: ssh on port " + running.getInt("port") + " (pid " + running.getLong("pid") + ")");
         });
@@ -264,7 +265,7 @@ final class VmCtl {
                 "diskBytes", disk ? Qcow2.read(vm.disk()).size() : null, "diskFileBytes", disk ? Files.size(vm.disk()) : null,
                 "snapshots", vm.snapshots().stream().map(Snapshot::name).toList()));
         if (guest && running != null) {
-            answer.put("guest", ask("uname -sr; uptime; date -u").text().lines().toList());
+            answer.put("guest", ask(Duration.ofSeconds(10), "uname -sr; uptime; date -u").text().lines().toList());
         }
         if (asJson) {
             answer(JsonWriter.string(answer));
@@ -314,6 +315,7 @@ final class VmCtl {
             if (running != null && running.getBoolean("byHand")) {
                 say("shutting down: the RAM of a VM with the installer's CDs is not worth keeping");
                 shutDown(running, false);
+                Files.deleteIfExists(vm.file(".setup.iso")); // the root password is on it
                 running = null;
             }
             if (running != null) {
@@ -445,11 +447,14 @@ final class VmCtl {
             }
             int screen = IntStream.range(5900, 6000).filter(VmCtl::isFree).findFirst().orElseThrow();
             machine.qemuArgs += " -vnc 127.0.0.1:" + (screen - 5900);
-            JsonObject running = launch(boot(machine, false, List.of(installer, provisioningDisc(scripts))), false);
-            say("the installer boots: 'vm-ctl console' is its serial console, VNC on 127.0.0.1:" + screen + " its screen;\n"
-                    + "install to da0 and reboot; then log in as root and type\n\n"
+            JsonObject running = launch(boot(machine, false, List.of(installer, provisioningDisc(scripts), installer)), false);
+            say("it boots the CD, or da0 once installed. Its screen is VNC on 127.0.0.1:" + screen + ", its serial line 'vm-ctl console'.\n"
+                    + "Install to da0 with the installer; without it, log in as root and type\n\n"
+                    + "  mount_cd9660 /dev/cd1 /mnt && sh /mnt/phase1.sh\n\n"
+                    + "which powers off; 'vm-ctl install' boots again. Then, on the installed system, as root (its password: "
+                    + vm.file(".ssh").resolve("root_password") + "):\n\n"
                     + "  mount_cd9660 /dev/cd1 /mnt && sh /mnt/setup.sh\n\n"
-                    + "and when it is done: vm-ctl snapshot clean (ssh will be on port " + running.getInt("port") + ")");
+                    + "and when that is done: vm-ctl snapshot clean (ssh will be on port " + running.getInt("port") + ")");
         });
         return 0;
     }
@@ -594,7 +599,8 @@ final class VmCtl {
             Path directory = Files.createDirectories(file(".snapshots").resolve(snapshot));
             Path frozen = snapshot.equals(CLEAN) && !Files.exists(clean()) ? clean() : unused(directory, "disk", ".qcow2");
             Files.createLink(frozen, disk());
-            JsonObject record = object("disk", dir.relativize(frozen).toString(), "made", Instant.now().toString(), "automatic", automatic);
+            JsonObject record = object("disk", dir.relativize(frozen).toString(), "made", Instant.now().toString(),
+                    "automatic", automatic || frozen.equals(clean()) && ram == null); // the first start adds the RAM
             if (ram != null) {
                 record.putAll(object("ram", ram.file().getFileName().toString(), "ramBytes", ram.bytes(), "ramCrc32c", ram.crc(),
                         "hardware", ram.hardware()));
@@ -762,7 +768,8 @@ final class VmCtl {
             arguments.addAll(List.of("-global", "kvm-pit.lost_tick_policy=delay"));
         }
         for (int i = 0; i < discs; i++) {
-            arguments.addAll(List.of("-device", "ide-cd,bus=ide.0,unit=" + i + ",drive=cd" + i + (i == 0 ? ",bootindex=2" : "")));
+            String place = "bus=ide." + i / 2 + ",unit=" + i % 2 + (i == 0 ? ",bootindex=2" : "");
+            arguments.addAll(List.of("-device", "ide-cd,drive=cd" + i + "," + place));
         }
         return arguments;
     }
@@ -822,7 +829,7 @@ final class VmCtl {
                 JsonObject running = launch(boot, true);
                 problem = feed(below, running);
                 if (problem == null) {
-                    awaitAnswer(running, boot.limit(), true);
+                    awaitAnswer(running, boot.limit());
                     say("restored " + below.name() + " with its RAM in " + seconds(begun) + ": " + describe(running));
                     return;
                 }
@@ -836,7 +843,7 @@ final class VmCtl {
             say("started " + vm.name() + ", which has yet to boot: " + describe(running));
             return;
         }
-        awaitAnswer(running, boot.limit(), false);
+        awaitAnswer(running, boot.limit());
         say("booted " + vm.name() + " in " + seconds(begun) + ": " + describe(running));
         if (asInstalled && freeze) {
             try {
@@ -873,7 +880,7 @@ final class VmCtl {
                 JsonObject running = object("pid", pid, "bootId", bootId(), "startTicks", startTicks(pid), "port", port,
                         "accel", boot.hardware().get(2), "memory", boot.hardware().get(6), "cpus", boot.hardware().get(8),
                         "hardware", boot.hardware(), "cache", boot.cache(), "forwards", boot.forwards(), "byHand", !boot.discs().isEmpty(),
-                        "started", Instant.now().toString(), "consoleAt", consoleAt, "ready", false);
+                        "started", Instant.now().toString(), "consoleAt", consoleAt, "restored", incoming, "ready", false);
                 writeFile(vm.pidFile(), JsonWriter.string(running), "rw-------");
                 Path keys = privateDirectory(vm.file(".ssh"));
                 writeFile(keys.resolve("config"), sshConfig(vm.name(), port, keys, vm.socket(".control")), "rw-------");
@@ -916,7 +923,7 @@ final class VmCtl {
     // Waiting for the guest.
 
     /** Waits until the guest's sshd answers a command; says why if it does not. A restored guest's clock, which stood still, is set. */
-    private void awaitAnswer(JsonObject running, Duration limit, boolean setClock) throws IOException {
+    private void awaitAnswer(JsonObject running, Duration limit) throws IOException {
         int port = running.getInt("port");
         String last = "sshd does not answer on port " + port;
         int refusals = 0;
@@ -929,20 +936,21 @@ final class VmCtl {
             if (trouble.isPresent()) {
                 throw new VmException(69, "the guest is in trouble: " + trouble.get() + consoleEnd());
             }
-            Said first = hasBanner(port, patience) ? ask("true") : null;
+            Said first = hasBanner(port, patience) ? ask(SOON, "true") : null;
             if (first != null && first.done()) {
+                boolean setClock = running.getBoolean("restored") && !running.getBoolean("ready");
                 DateTimeFormatter form = DateTimeFormatter.ofPattern("yyyyMMddHHmm.ss").withZone(ZoneOffset.UTC); // the BSD date's
-                if (setClock && !ask("date -u " + form.format(Instant.now().plusMillis(500))).done()) { // rounded to a second
+                if (setClock && !ask(SOON, "date -u " + form.format(Instant.now().plusMillis(500))).done()) { // rounded to a second
                     say("the guest's clock could not be set; it stands at the moment of the snapshot");
                 }
                 running.put("ready", true);
                 writeFile(vm.pidFile(), JsonWriter.string(running), "rw-------");
                 return;
             } else if (first != null) {
-                last = first.text();
+                last = first.text().substring(first.text().lastIndexOf('\n') + 1);
                 refusals += last.contains("Permission denied") ? 1 : 0;
-                if (last.contains("Host key verification failed") || last.contains("IDENTIFICATION HAS CHANGED") || refusals == 3) {
-                    throw new VmException(69, "what answers is not the sshd this VM was given, or does not know its key: " + last);
+                if (last.contains("Host key verification failed") || refusals == 3) {
+                    throw new VmException(69, "the guest's keys are not those in " + vm.file(".ssh") + ": " + last);
                 }
             }
             pause(50);
@@ -1056,7 +1064,7 @@ final class VmCtl {
         long begun = System.nanoTime();
         if (!runState(vm, SOON).equals("running")) {
             throw new VmException(69, vm.name() + " stands still: vm-ctl start lets it go on, vm-ctl stop lets its disk alone be frozen");
-        } else if (!ask("sync").done()) { // for the day when the disk alone can be used
+        } else if (!ask(SOON, "sync").done()) { // for the day when the disk alone can be used
             throw new VmException(69, "the guest does not answer ssh: vm-ctl stop lets its disk alone be frozen");
         }
         closeSshMaster(); // or the frozen guest keeps a dead session for ever
@@ -1201,7 +1209,7 @@ final class VmCtl {
         }
         List<Rung> rungs = List.of( // rc.shutdown and init may take 150 s by their own limits
                 new Rung("shutdown -p now over ssh", Duration.ofSeconds(160), 
-                        () -> hasBanner(running.getInt("port"), 5000) && ask("shutdown -p now").done()),
+                        () -> hasBanner(running.getInt("port"), 5000) && ask(SOON, "shutdown -p now").done()),
                 new Rung("the power button", Duration.ofSeconds(60), () -> qmp("system_powerdown") != null),
                 new Rung("QMP quit", Duration.ofSeconds(30), () -> qmp("quit") != null),
                 new Rung("SIGKILL", SOON, () -> ProcessHandle.of(pid).map(ProcessHandle::destroyForcibly).isPresent()));
@@ -1289,7 +1297,7 @@ final class VmCtl {
                 "IdentityFile " + sshQuoted(keys.resolve("id_ed25519")), "IdentitiesOnly yes",
                 "UserKnownHostsFile " + sshQuoted(keys.resolve("known_hosts")), "GlobalKnownHostsFile /dev/null",
                 "StrictHostKeyChecking yes", "UpdateHostKeys no", "PasswordAuthentication no", "BatchMode yes",
-                "ConnectTimeout 30", "ServerAliveInterval 15", "ServerAliveCountMax 8", "ControlMaster auto",
+                "ConnectTimeout 30", "ServerAliveInterval 15", "ServerAliveCountMax 4", "ControlMaster auto",
                 "ControlPath " + sshQuoted(control), "ControlPersist 60", "");
     }
 
@@ -1315,9 +1323,9 @@ final class VmCtl {
     /** What a command in the guest printed, and whether it was done; not if ssh failed or took too long. */
     private record Said(boolean done, String text) {}
 
-    private Said ask(String command) throws IOException {
+    private Said ask(Duration limit, String command) throws IOException {
         try {
-            ProcessResult result = run(SOON, ssh(command));
+            ProcessResult result = run(limit, ssh(command));
             return new Said(result.getExitValue() == 0, printable(result.outputUTF8()).strip());
         } catch (VmException late) {
             return new Said(false, late.getMessage());
@@ -1344,7 +1352,7 @@ final class VmCtl {
 
     /** ssh's 255 is its own or the guest command's: the guest is asked which. */
     private int sshResult(int code) throws IOException {
-        if (code == 255 && !ask("true").done()) {
+        if (code == 255 && !ask(SOON, "true").done()) {
             throw new VmException(69, "the guest does not answer ssh" + consoleEnd());
         }
         return code;
@@ -1371,11 +1379,12 @@ final class VmCtl {
 
     // Installing by hand.
 
-    /** The CD that makes of a fresh system what the phases 2 and 3 make of it; the network first, as phase 1 would have set it up. */
+    /** A CD with the phases for typing. setup.sh is phases 2 and 3, for a system whose network the installer may not have set up. */
     private Path provisioningDisc(Path phases) throws IOException {
         SortedMap<String, byte[]> files = new TreeMap<>(provisioning(privateDirectory(vm.file(".ssh")), vm.name(), "no"));
-        files.put("phase2.sh", Files.readAllBytes(phases.resolve("phase2-update.sh")));
-        files.put("phase3.sh", Files.readAllBytes(phases.resolve("phase3-provision.sh")));
+        for (String phase : PHASES) {
+            files.put(phase.replaceAll("-.*", ".sh"), Files.readAllBytes(phases.resolve(phase)));
+        }
         files.put("setup.sh", """
                 #!/bin/sh
                 # As root, after the installation and its reboot: mount_cd9660 /dev/cd1 /mnt && sh /mnt/setup.sh
@@ -1400,12 +1409,12 @@ final class VmCtl {
     private static Path phases(String given) {
         for (Path above = userPath(""); above != null; above = above.getParent()) {
             Path phases = given == null ? above.resolve("phases") : userPath(given);
-            if (Files.exists(phases.resolve("phase2-update.sh")) && Files.exists(phases.resolve("phase3-provision.sh"))) {
+            if (PHASES.stream().map(phases::resolve).allMatch(Files::isRegularFile)) {
                 return phases;
             }
         }
         String where = given == null ? "in a phases/ here or above" : "in " + given;
-        throw new VmException(69, "no phase2-update.sh and phase3-provision.sh " + where
+        throw new VmException(69, "no " + String.join(", ", PHASES) + " " + where
                 + ": copy it from where vm-ctl comes from, or name it with --phases or VM_PHASES");
     }
 

@@ -564,6 +564,8 @@ final class VmCtlTest {
         }
         sh("kill", "-CONT", String.valueOf(pid));
 
+        Files.writeString(vm.file(".console.log"), "booting\npanic: vm_fault\nCopyright (c) 2003-2025 The DragonFly Project.\n");
+        ctl("status").exits(0).answers("rebooted after a panic");
         Files.writeString(vm.file(".console.log"), "panic: vm_fault\ndb> ");
         ctl("status").exits(69).answers("panicked").answers("vm_fault");
         ctl("stop").exits(0).says("QMP quit");
@@ -680,6 +682,7 @@ final class VmCtlTest {
     void theProvisioningDiscHoldsWhatTheSystemNeedsAndOnlyItsOwnerReadsIt() throws Exception {
         Path phases = Files.createDirectories(temporary.resolve("phases"));
         Path image = Files.writeString(phases.resolve("phase2-update.sh"), "echo two"); // any file will do for an installer
+        Files.writeString(phases.resolve("phase1-install.sh"), "echo one");
         Files.writeString(phases.resolve("phase3-provision.sh"), "echo three");
         Map<String, String> settings = Map.of("VM_PHASES", phases.toString(), "VM_IMAGE", image.toString());
         ctl(Map.of("VM_PHASES", temporary.toString(), "VM_IMAGE", image.toString()), "install").exits(69).says("VM_PHASES");
@@ -687,7 +690,7 @@ final class VmCtlTest {
         assertEquals("", result.out());
         assertEquals("rw-------", PosixFilePermissions.toString(Files.getPosixFilePermissions(vm.file(".setup.iso"))));
         String disc = Files.readString(vm.file(".setup.iso"), ISO_8859_1);
-        for (String part : List.of("RRIP_1991A", "echo two", "echo three", "setup.sh", "VM_ROOT_PASSWORD=", "BEGIN OPENSSH PRIVATE KEY")) {
+        for (String part : List.of("RRIP_1991A", "echo one", "echo two", "echo three", "setup.sh", "VM_ROOT_PASSWORD=", "BEGIN OPENSSH")) {
             assertTrue(disc.contains(part), part);
         }
         assertFalse(disc.contains("pfi.conf"), "the installer itself would run the disc");
