@@ -126,19 +126,19 @@ vm-capture-fixtures: vm-sync .build/VmTest.jar ## Capture BSD fixtures in the VM
 .PHONY: demo
 demo: ## The whole path on a stand-in guest, from an ISO to test results
 	@test/install-packages
-	@$(MAKE) --no-print-directory $(JARS) .build/Mirror.jar
+	@$(MAKE) --no-print-directory --silent $(JARS) .build/Mirror.jar
 	@test/demo
 
 .PHONY: test
 test: ## Unit tests and end-to-end tests on the stand-in guest
 	@test/install-packages
-	@$(MAKE) --no-print-directory $(JARS) .build/Mirror.jar
+	@$(MAKE) --no-print-directory --silent $(JARS) .build/Mirror.jar
 	@test/run core
 
 .PHONY: test-faults
 test-faults: ## The long fault matrices
 	@test/install-packages
-	@$(MAKE) --no-print-directory $(JARS) .build/Mirror.jar
+	@$(MAKE) --no-print-directory --silent $(JARS) .build/Mirror.jar
 	@test/run faults
 
 .PHONY: lint
