@@ -103,6 +103,8 @@ is stat stat -f %z file|14
 is stat stat -f '%p %Lp' plain|100644 644
 is stat stat -f %Y link|file
 is stat stat -f %HT tree|Directory
+is stat n=$(printf 'new\nline'); touch "$n"; ln -s "$n" new; stat -f '%z %N %Y;' "$n" new | tr '\n' _|0 new_line ;_8 new new_line;_
+is stat touch -t 202501020304.05 t2; stat -f '%m %Fm' t2 | sed 's/\..*//'|1735787045 1735787045
 no stat stat -c %s file
 no stat stat --format=%s file
 ok chflags chflags -R noschg tree
