@@ -15,6 +15,7 @@ import com.grack.nanojson.JsonWriter;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.InputStreamReader;
+import java.io.OutputStream;
 import java.io.PrintWriter;
 import java.io.Reader;
 import java.io.Writer;
@@ -23,6 +24,7 @@ import java.nio.channels.FileChannel;
 import java.nio.charset.Charset;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
 import java.time.Duration;
 import java.time.Instant;
 import java.time.temporal.ChronoUnit;
@@ -31,11 +33,13 @@ import java.util.Arrays;
 import java.util.Collections;
 import java.util.Comparator;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Objects;
 import java.util.OptionalLong;
 import java.util.Set;
 import java.util.TreeMap;
@@ -43,13 +47,15 @@ import java.util.UUID;
 import java.util.concurrent.Callable;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.TimeUnit;
-import java.util.concurrent.atomic.AtomicInteger;
 import java.util.function.Consumer;
+import java.util.function.IntFunction;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
-import java.util.stream.IntStream;
 import java.util.stream.Stream;
+import javax.xml.stream.XMLOutputFactory;
+import javax.xml.stream.XMLStreamException;
+import javax.xml.stream.XMLStreamWriter;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.ITypeConverter;
@@ -71,11 +77,12 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * <li>The build runs once, then every suite, in VM_REMOTE_DIR, over the shared connection of VM_DIR/ssh_config. In the guest a
  *     sh supervisor starts the command; at the time limit, on Ctrl-C, or when this end falls silent it takes the goroutine dumps
  *     of the Go test binaries and kills all that the suite started. A doas suite is followed by a leak check.
- * <li>A plain {@code go test} gets -json and is shown as {@code go test -v} would; any other output passes through.
+ * <li>A plain {@code go test} gets -json. Its events, whoever prints them, are shown as {@code go test -v} would; all other output
+ *     passes through byte for byte.
  * <li>A summary, the --junit and --json files, and the verdict as exit code.
  * </ol>
  * Reads {@code <name>.pid}, {@code ssh_config} (ssh does), {@code <name>.console.log}; writes {@code <name>.test/<suite>.json}, the
- * result and timings of its last run.
+ * result and timings of its last run. {@code <name>.test/lock} keeps a second vm-test away from the VM.
  */
 @Command(name = "vm-test", mixinStandardHelpOptions = true, version = "1",
         description = "Build a project and run its tests in the running VM, and give a verdict",
@@ -86,8 +93,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
             "  vm-test --sync all --junit all.xml     sync, build, three suites, a report",
             "  VM_TEST_VET='go vet ./...' vm-test vet    a suite of your own",
             "", "Exit codes: 0 passed, 1 a test or the build failed, 2 usage, 3 the VM is not",
-            "running, 69 VM or connection lost, 124 time limit, 130/143 interrupted. The guest's",
-            "own code stands in the summary."})
+            "running, 69 VM or connection lost, 124 time limit, 130/143 interrupted. The",
+            "guest's own code stands in the summary."})
 final class VmTest implements Callable<Integer> {
 
     @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = ScopeType.INHERIT,
@@ -156,11 +163,9 @@ final class VmTest implements Callable<Integer> {
     @Spec
     CommandSpec spec;
 
-    private static final Duration BEAT = Duration.ofSeconds(5);
-    private static final Duration DRAINED = Duration.ofSeconds(2);
-    private static final Duration SILENCE = Duration.ofSeconds(120); // a guest that swaps or is being frozen answers late
-    private static final Duration AFTER_PANIC = Duration.ofSeconds(15); // "panic:" on the console, then three beats missed
     private static final Duration STOPPING = Duration.ofSeconds(60); // the supervisor takes 20 s at most
+    /** How the guest's output is read and written: a file gets every byte as it is, a terminal characters. */
+    static final Charset WIRE = terminal(1) || terminal(2) ? UTF_8 : ISO_8859_1;
 
     private final Settings settings;
     private Path vmDir;
@@ -168,21 +173,24 @@ final class VmTest implements Callable<Integer> {
     private final CompletableFuture<Void> finished = new CompletableFuture<>();
     private volatile boolean interrupted;
     private volatile Process sibling;
-
-    VmTest() {
-        this(Settings.read(System.getenv(), Path.of("")));
-    }
+    private FileChannel lock; // held until this process ends
 
     VmTest(Settings settings) {
         this.settings = settings;
     }
 
     public static void main(String... args) {
-        VmTest command = new VmTest();
+        CommandLine line = commandLine();
+        VmTest command = line.getCommand();
         Runtime.getRuntime().addShutdownHook(new Thread(command::interrupt));
-        int code = commandLine(command, command.settings).execute(args);
+        int code = line.execute(args);
         command.finished.complete(null);
         System.exit(code);
+    }
+
+    static CommandLine commandLine() {
+        Settings settings = Settings.read(System.getenv(), Path.of(""));
+        return commandLine(new VmTest(settings), settings);
     }
 
     /** On Ctrl-C or TERM, before this process ends: what runs in the guest is stopped, and the summary still written. */
@@ -205,22 +213,18 @@ final class VmTest implements Callable<Integer> {
         }
         Map<String, Suite> table = suites(settings);
         List<Suite> chosen = choose(table, names);
-        checkOptions();
+        takeVm(fresh);
         if (fresh) {
             runSibling(ctlCommand, "restore");
         }
-        requireRunning();
-        if (sync || fresh || names.contains("quick") && table.get("quick").parts().contains("--sync")) {
+        if (sync || fresh || names.stream().anyMatch(name -> table.get(name).parts().contains("--sync"))) {
             runSibling(syncCommand);
         }
         List<Report> done = new ArrayList<>();
         try (PrintWriter events = new PrintWriter(json == null ? Writer.nullWriter() : Files.newBufferedWriter(json))) {
             for (Suite suite : chosen) {
                 boolean build = suite.name().equals("build");
-                if (build && List.of("true", ":").contains(suite.command().strip())) {
-                    continue; // VM_TEST_BUILD=true: there is nothing to build
-                }
-                Report report = runSuite(suite.name(), suite.command(), build ? List.of() : words.subList(named, words.size()), events);
+                Report report = runSuite(suite, build ? List.of() : words.subList(named, words.size()), events);
                 done.add(report);
                 spec.commandLine().getOut().print(report.summary());
                 spec.commandLine().getOut().flush();
@@ -230,10 +234,12 @@ final class VmTest implements Callable<Integer> {
             }
         }
         if (junit != null) {
-            Files.writeString(junit, junit(done, vmName));
+            try (Writer file = Files.newBufferedWriter(junit)) {
+                junit(done, vmName, file);
+            }
         }
         System.err.println("vm-test: " + done.stream().map(Report::said).collect(Collectors.joining("; ")));
-        return done.stream().map(report -> report.verdict).max(Comparator.naturalOrder()).orElse(Verdict.PASSED).exitCode;
+        return done.stream().map(report -> report.verdict).max(Comparator.naturalOrder()).orElseThrow().exitCode;
     }
 
     @Command(name = "list", mixinStandardHelpOptions = true, footer = {"", "Example: vm-test list", "Exit codes: 0 done, 2 usage."},
@@ -250,17 +256,15 @@ final class VmTest implements Callable<Integer> {
             footer = {"", "Example: vm-test run -- ./scripts/capture-bsd-fixtures.sh", "Exit codes: the command's own; 2 usage,",
                 "3 the VM is not running, 69 the VM or the connection was lost, 124 time limit, 130/143 interrupted."})
     int run(@Parameters(arity = "1..*", paramLabel = "CMD", description = "The command.") List<String> command) throws Exception {
-        checkOptions();
-        requireRunning();
+        takeVm(false);
         GuestRun guest = new GuestRun(command.size() == 1 ? command.get(0) : quoted(command), false);
-        Charset bytes = terminal(1) || terminal(2) ? UTF_8 : ISO_8859_1; // a file gets every byte as it is
-        Verdict verdict = guest.run(bytes, text -> print(1, text, bytes), text -> print(2, text, bytes));
-        if (verdict == Verdict.LOST) {
-            throw new VmException(69, guest.trouble);
-        } else if (verdict == Verdict.TIMED_OUT) {
-            throw new VmException(124, "the command did not end within " + timeout.toSeconds() + " s and was killed");
-        }
-        return verdict == Verdict.INTERRUPTED ? verdict.exitCode : guest.code;
+        Verdict verdict = guest.run(text -> print(1, text), text -> print(2, text));
+        return switch (verdict) {
+            case LOST -> throw new VmException(69, guest.trouble);
+            case TIMED_OUT -> throw new VmException(124, "the command did not end within " + timeout.toSeconds() + " s and was killed");
+            case INTERRUPTED -> verdict.exitCode;
+            default -> guest.code;
+        };
     }
 
     // Suites
@@ -303,47 +307,36 @@ final class VmTest implements Callable<Integer> {
         Set<String> chosen = new LinkedHashSet<>(List.of("build"));
         for (String name : names) {
             if (!table.containsKey(name)) {
-                CommandSpec known = CommandSpec.create();
-                Stream.concat(table.keySet().stream(), Stream.of("list", "run"))
-                        .forEach(it -> known.addSubcommand(it, CommandSpec.create()));
-                List<String> near = new UnmatchedArgumentException(new CommandLine(known), List.of(name)).getSuggestions();
-                throw new VmException(2, "there is no suite '" + name + "'" + (near.isEmpty() ? "" : " (did you mean "
-                        + String.join(" or ", near) + "?)") + "; 'vm-test list' names them, and a setting VM_TEST_<SUITE> makes one");
+                throw new VmException(2, "there is no suite '" + name + "', only " + String.join(", ", table.keySet())
+                        + "; a setting VM_TEST_<SUITE> makes another");
             }
             chosen.addAll(table.get(name).parts().isEmpty() ? List.of(name) : table.get(name).parts());
+        }
+        if (!names.contains("build") && List.of("true", ":").contains(table.get("build").command())) {
+            chosen.remove("build"); // VM_TEST_BUILD=true: there is nothing to build
         }
         return chosen.stream().filter(table::containsKey).map(table::get).toList();
     }
 
-    /** The words of a command that is one plain go test, whose output can be asked for as JSON; of any other, none. */
-    static List<String> goTest(String command) {
-        String bare = command.replaceAll("'[^']*'|\"[^\"$`]*\"|\\\\.", "");
-        List<String> words = bare.matches("(?s)[^|;&<>`()$*?~\n\"']*") ? split(command) : List.of();
-        int go = 0;
-        while (go < words.size() && words.get(go).matches("\\w+=.*|doas|env")) {
-            go++;
-        }
-        return go + 1 < words.size() && words.get(go).matches("(.*/)?go") && words.get(go + 1).equals("test")
-                && Collections.disjoint(words, List.of("-c", "-n", "-h", "-help")) ? words : List.of();
-    }
+    /** A command line whose output goes nowhere but to its stdout: no pipe, redirection or subshell. */
+    private static final Pattern PLAIN = Pattern.compile("(?:'[^']*+'|\"[^\"]*+\"|\\\\.|\\|\\||[^|<>`()'\"\\\\])*+", Pattern.DOTALL);
+    /** A go test at the start of one of its commands; quoted text is passed over. */
+    private static final Pattern GO_TEST = Pattern.compile(
+            "'[^']*'|\"[^\"]*\"|((?:^|[;&|\n])\\s*(?:(?:doas|env|exec|\\w+=\\S*)\\s+)*(?:[^\\s;&|]*/)?go\\s+test)(?=\\s|$)");
+    /** What names packages or files among the arguments of go test, unless it is the value of a flag. */
+    private static final Pattern PACKAGES = Pattern.compile(
+            "(?<!\\s--?(?:run|skip|bench|fuzz|tags|exec|o|C|trace|outputdir|\\w{1,9}profile))"
+                    + "\\s(?:\\.|\\.{0,2}/\\S*|[^-\\s]\\S*(?:\\.\\.\\.|\\.go))(?=\\s|$)");
 
     /** What the guest's sh is given: command and arguments; a go test with -json, and if the arguments name packages, with these alone. */
     static String guestCommand(String command, List<String> arguments) {
-        List<String> words = goTest(command);
-        if (words.isEmpty()) {
-            return arguments.isEmpty() ? command : command + " " + quoted(arguments);
-        }
-        int test = words.indexOf("test") + 1;
-        boolean otherPackages = IntStream.range(0, arguments.size()).anyMatch(i -> isPackage(arguments, i));
-        List<String> kept = IntStream.range(test, words.size()).filter(i -> !(otherPackages && isPackage(words, i)))
-                .mapToObj(words::get).filter(word -> !word.equals("-json")).toList();
-        return (words.get(0).contains("=") ? "env " : "")
-                + quoted(Stream.of(words.subList(0, test), List.of("-json"), kept, arguments).flatMap(List::stream).toList());
-    }
-
-    private static boolean isPackage(List<String> words, int i) {
-        return words.get(i).matches("\\.|(\\./|\\.\\./|/).*|[^-].*(\\.\\.\\.|\\.go)") && !words.subList(0, i).contains("-args")
-                && (i == 0 || !words.get(i - 1).matches("--?(run|skip|bench|fuzz|tags|exec|o|C|trace|outputdir|\\w+profile)"));
+        int go = command.lastIndexOf("go test") + "go test".length();
+        boolean others = PACKAGES.matcher(" " + String.join(" ", arguments.stream().takeWhile(it -> !it.equals("-args")).toList())).find();
+        String suite = others && command.contains("go test")
+                ? command.substring(0, go) + PACKAGES.matcher(command.substring(go)).replaceAll("") : command;
+        String whole = suite + (arguments.isEmpty() ? "" : " " + quoted(arguments));
+        return !PLAIN.matcher(whole).matches() ? whole : GO_TEST.matcher(whole)
+                .replaceAll(found -> Matcher.quoteReplacement(found.group() + (found.group(1) == null ? "" : " -json")));
     }
 
     /** Words that sh reads back as they are. */
@@ -354,7 +347,8 @@ final class VmTest implements Callable<Integer> {
 
     // Before the suites
 
-    private void checkOptions() {
+    /** Checks what can be checked before anything runs, and keeps other vm-tests away: they would kill each other's processes. */
+    private void takeVm(boolean restoring) throws IOException {
         environment.keySet().stream().filter(name -> !name.matches("[A-Za-z_]\\w*")).forEach(name -> {
             throw new VmException(2, "--env: '" + name + "' is not the name of a variable");
         });
@@ -363,12 +357,15 @@ final class VmTest implements Callable<Integer> {
                 throw new VmException(2, "cannot write " + file + ": name a file in a folder that exists and is writable");
             }
         });
-    }
-
-    private void requireRunning() {
-        if (!alive()) {
+        if (!alive() && !(restoring && Files.isDirectory(vmDir))) {
             throw new VmException(3, "VM " + vmName + " is not running; start it: vm-ctl start");
         }
+        lock = FileChannel.open(Files.createDirectories(vmDir.resolve(vmName + ".test")).resolve("lock"),
+                StandardOpenOption.CREATE, StandardOpenOption.WRITE);
+        if (lock.tryLock() == null) {
+            throw new VmException(69, "another vm-test is at work on VM " + vmName + ": wait for it, or stop it, and try again");
+        }
+        Stream.ofNullable(settings.get("NO_COLOR")).forEach(value -> environment.putIfAbsent("NO_COLOR", value));
     }
 
     private boolean alive() {
@@ -381,16 +378,16 @@ final class VmTest implements Callable<Integer> {
 
     /** vm-ctl or vm-sync, as a process with the same settings and its own time limits; what it says goes to stderr. */
     private void runSibling(String command, String... arguments) throws IOException, InterruptedException {
-        List<String> line = Stream.concat(split(command).stream(), Stream.of(arguments)).toList();
-        ProcessBuilder builder = new ProcessBuilder(line).redirectErrorStream(true);
+        ProcessBuilder builder = new ProcessBuilder("sh", "-c", "exec " + command + " " + String.join(" ", arguments));
         builder.environment().putAll(
                 Map.of("VM_DIR", vmDir.toString(), "VM_NAME", vmName, "VM_PROJECT", project.toString(), "VM_REMOTE_DIR", guestDirectory()));
-        sibling = start(builder);
+        sibling = start(builder.redirectErrorStream(true));
         sibling.getOutputStream().close();
         sibling.getInputStream().transferTo(System.err);
         int code = sibling.waitFor();
         if (code != 0) {
-            throw new VmException(code, "no suite was run: '" + quoted(line) + "' failed with exit code " + code);
+            throw new VmException(code == 126 || code == 127 ? 69 : code, "no suite was run: '" + command + "' "
+                    + (code == 126 || code == 127 ? "cannot be run" : "failed with exit code " + code));
         }
     }
 
@@ -408,10 +405,10 @@ final class VmTest implements Callable<Integer> {
     // One command in the guest
 
     /**
-     * The guest's side, in plain sh: no timeout(1), setsid(1) or cgroups there. It comes on stdin, which afterwards carries a line
-     * every few seconds; any other line, the end, or a minute's silence is the order to stop. The suite's processes are those that
-     * were not there before and descend from it, or whose forefather init adopted (it left the process group, or its parent died).
-     * Out of reach: what an old daemon (cron, at) starts for the suite. Taken for the suite's: what another daemonizes meanwhile.
+     * The guest's side, in plain sh: no timeout(1), setsid(1) or cgroups there. It comes on stdin, whose next line or end is the order
+     * to stop. The suite's processes are those that were not there before and descend from it, or whose forefather init adopted (it
+     * left the process group, or its parent died). Out of reach: what an old daemon (cron, at) starts for the suite. Taken for the
+     * suite's: what another daemonizes meanwhile. The last word is "exit", on both streams: what came before it has all arrived.
      */
     static final String SUPERVISOR = """
             exec 3>&2 4<&0 </dev/null 2>/dev/null
@@ -421,7 +418,7 @@ final class VmTest implements Callable<Integer> {
             table() { ps -axww -o pid,ppid,stat,command; }
             files() { [ ! -d /build ] || find /build -xdev; }
             mine() { # its processes: pid and command; $1 is the pid it hangs from
-                table | awk -v top="$1" -v watcher="$(cat "$d/watcher")" -v before="$d/before" '
+                table | awk -v top="$1" -v watcher="$watcher" -v before="$d/before" '
                     BEGIN { while ((getline line < before) > 0) { split(line, f, " "); old[f[1]] = 1 } }
                     $1 + 0 > 0 { p = $1; parent[p] = $2; zombie[p] = $3 ~ /^Z/; sub(/^ *[0-9]+ +[0-9]+ +[^ ]+ +/, ""); name[p] = $0 }
                     END {
@@ -452,19 +449,11 @@ final class VmTest implements Callable<Integer> {
             [ -z "$leaks" ] || { mount >"$d/mounts"; files >"$d/files"; }
             table >"$d/before"
             (
-                (while read -r word <&4 && [ "$word" = beat ]; do say beat; : >"$d/beat"; done; : >"$d/over") &
-                echo $! >"$d/reader"
-                exec 3>&- 4<&-
-                n=0
-                while [ ! -e "$d/over" ] && [ $n -lt 60 ]; do
-                    if [ -e "$d/beat" ]; then rm "$d/beat"; n=0; fi
-                    sleep 1
-                    n=$((n + 1))
-                done
+                watcher=$(exec sh -c 'echo $PPID')
+                read -r order <&4
                 stop
             ) >/dev/null &
-            watcher=$!
-            echo $watcher >"$d/watcher"
+            waiting=$!
             (
                 trap - HUP INT QUIT TERM PIPE
                 set -a
@@ -473,7 +462,7 @@ final class VmTest implements Callable<Integer> {
                 exec sh -c "$command"
             ) 2>&3 3>&- 4<&-
             code=$?
-            [ ! -e "$d/stopping" ] || wait $watcher
+            [ ! -e "$d/stopping" ] || wait $waiting
             orphans() { mine none; }
             if [ -n "$leaks" ]; then
                 gone 15 orphans
@@ -483,9 +472,10 @@ final class VmTest implements Callable<Integer> {
                     files | grep -vxF -f "$d/files" | sed 's/^/file /'
                 } | head -n 200 | while read -r l; do say "leak $l"; done
             fi
-            kill -KILL $watcher $(cat "$d/reader")
+            kill -KILL $waiting
             rm -r "$d"
-            say "exit $code"
+            say exit $code
+            say exit $code 3>&1
             """;
 
     /** The supervisor with what it is to run: text for sh's stdin. */
@@ -526,9 +516,6 @@ final class VmTest implements Callable<Integer> {
         private final byte[] script;
         private final Path console = vmDir.resolve(vmName + ".console.log");
         private final long consoleStart = Files.exists(console) ? console.toFile().length() : 0;
-        private final AtomicInteger showing = new AtomicInteger();
-        private volatile long lastSign = System.nanoTime();
-        private String held = "";
         volatile Integer code;
         final List<String> left = Collections.synchronizedList(new ArrayList<>());
         String trouble;
@@ -538,49 +525,41 @@ final class VmTest implements Callable<Integer> {
         }
 
         /** Runs it to its end, or the time limit, or until VM or connection are lost; the texts come one at a time. */
-        Verdict run(Charset charset, Consumer<String> stdout, Consumer<String> stderr) throws InterruptedException {
+        Verdict run(Consumer<String> stdout, Consumer<String> stderr) throws IOException, InterruptedException {
             // In a session of its own: else Ctrl-C would end ssh too, and with it the way to say "stop".
             Stream<String> setsid = Stream.of(System.getenv("PATH").split(":")).map(dir -> dir + "/setsid")
                     .filter(file -> Files.isExecutable(Path.of(file))).limit(1);
             Process process = start(new ProcessBuilder(Stream.concat(setsid, sshCommand(vmDir, vmName, script.length).stream()).toList()));
-            send(process, script);
-            List<Thread> pumps = List.of(pump(process.getInputStream(), charset, stdout),
-                    pump(process.getErrorStream(), charset, text -> sift(text, stderr)));
+            List<Thread> pumps = List.of(pump(process.getInputStream(), stdout), pump(process.getErrorStream(), stderr));
             long deadline = System.nanoTime() + timeout.toNanos();
-            long stopAt = 0;
-            long panickedAt = 0;
             Verdict stop = null;
+            OutputStream orders = process.getOutputStream();
             try {
-                for (int round = 0;; round++) {
-                    boolean gone = process.waitFor(100, TimeUnit.MILLISECONDS);
-                    long now = System.nanoTime();
-                    if (gone || code != null && silent(DRAINED)) { // the latter: something that was left behind holds the output open
-                        while (pumps.stream().anyMatch(Thread::isAlive) && !silent(DRAINED)) {
-                            Thread.sleep(10);
-                        }
-                        return stop != null ? stop : code == null ? lost("the connection was lost")
-                                : code == 0 ? Verdict.PASSED : Verdict.FAILED;
-                    } else if (stop == null && (interrupted || now > deadline)) {
+                orders.write(script);
+                orders.flush();
+                while (pumps.stream().anyMatch(Thread::isAlive)) {
+                    Thread.sleep(50);
+                    boolean late = System.nanoTime() > deadline;
+                    if (stop == null && (interrupted || late)) {
                         stop = interrupted ? Verdict.INTERRUPTED : Verdict.TIMED_OUT;
-                        stopAt = now;
-                        send(process, "stop\n".getBytes(UTF_8));
-                    } else if (stop != null && now - stopAt > STOPPING.toNanos()) {
+                        deadline = System.nanoTime() + STOPPING.toNanos();
+                        orders.close();
+                    } else if (late) {
                         left.add("perhaps everything: the guest did not answer the order to stop");
-                        return stop;
-                    } else if (stop == null && round % (BEAT.toMillis() / 100) == 0) {
-                        send(process, "beat\n".getBytes(UTF_8));
-                    }
-                    panickedAt = panickedAt == 0 && round % 10 == 9 && PANIC.matcher(console(consoleStart)).find() ? now : panickedAt;
-                    if (!alive() || panickedAt > 0 && now - panickedAt > AFTER_PANIC.toNanos() && silent(AFTER_PANIC) || silent(SILENCE)) {
-                        return lost("the guest has not answered for " + SILENCE.toSeconds() + " s");
+                        break;
+                    } else if (!alive() || PANIC.matcher(console(consoleStart)).find()) {
+                        break; // ssh itself would notice after a minute
                     }
                 }
+            } catch (IOException closed) {
+                // ssh has ended: what it said, or did not say, decides
             } finally {
                 process.destroy();
             }
+            return stop != null ? stop : code == null ? lost() : code == 0 ? Verdict.PASSED : Verdict.FAILED;
         }
 
-        private Verdict lost(String what) throws InterruptedException {
+        private Verdict lost() throws InterruptedException {
             if (trouble != null) {
                 return Verdict.LOST;
             }
@@ -590,7 +569,7 @@ final class VmTest implements Callable<Integer> {
             boolean panicked = panic.find();
             List<String> lines = (panicked ? said.substring(panic.start()) : console(0)).lines().filter(line -> !line.isBlank()).toList();
             int first = panicked ? 0 : Math.max(0, lines.size() - 10);
-            trouble = (panicked ? "the guest panicked" : alive() ? what : "VM " + vmName + " ended")
+            trouble = (panicked ? "the guest panicked" : alive() ? "the connection was lost" : "VM " + vmName + " ended")
                     + "; vm-ctl " + (alive() ? "restart" : "start") + " brings it back. From " + console + ":\n"
                     + String.join("\n", lines.subList(first, Math.min(first + 15, lines.size())));
             return Verdict.LOST;
@@ -607,25 +586,14 @@ final class VmTest implements Callable<Integer> {
             }
         }
 
-        /** Has the guest said nothing for so long, not counting the time that this end needed to show it? */
-        private boolean silent(Duration limit) {
-            return showing.get() == 0 && System.nanoTime() - lastSign > limit.toNanos();
-        }
-
-        private Thread pump(InputStream in, Charset charset, Consumer<String> sink) {
+        private Thread pump(InputStream in, Consumer<String> sink) {
             Thread thread = new Thread(() -> {
                 char[] buffer = new char[1 << 16];
-                try (Reader reader = new InputStreamReader(in, charset)) {
-                    for (int n = reader.read(buffer); n >= 0; n = reader.read(buffer)) {
-                        showing.incrementAndGet();
-                        synchronized (this) {
-                            sink.accept(new String(buffer, 0, n));
-                        }
-                        lastSign = System.nanoTime();
-                        showing.decrementAndGet();
-                    }
+                StringBuilder held = new StringBuilder();
+                try (Reader reader = new InputStreamReader(in, WIRE)) {
+                    for (int n = reader.read(buffer); n >= 0 && sift(held.append(buffer, 0, n), sink); n = reader.read(buffer)) { }
                 } catch (IOException closed) {
-                    // ssh has ended, which run() sees
+                    // ssh has ended
                 }
             });
             thread.setDaemon(true);
@@ -633,83 +601,59 @@ final class VmTest implements Callable<Integer> {
             return thread;
         }
 
-        /** Takes the supervisor's own lines out of stderr; they may stand in the middle of another line, or come in pieces. */
-        void sift(String text, Consumer<String> rest) {
-            held += text;
-            for (int start = held.indexOf(mark), end; start >= 0 && (end = held.indexOf('\n', start)) >= 0; start = held.indexOf(mark)) {
+        /** Takes the supervisor's own lines out; they may stand in the middle of another, or come in pieces. False after the last. */
+        synchronized boolean sift(StringBuilder held, Consumer<String> rest) {
+            for (int start = held.indexOf(mark), end; start >= 0 && (end = held.indexOf("\n", start)) >= 0; start = held.indexOf(mark)) {
                 rest.accept(held.substring(0, start));
-                heard(held.substring(start + mark.length(), end));
-                held = held.substring(end + 1);
+                String[] said = held.substring(start + mark.length(), end).split(" ", 2);
+                held.delete(0, end + 1);
+                switch (said[0]) {
+                    case "exit" -> code = Integer.valueOf(said[1]);
+                    case "leak" -> left.add(said[1]);
+                    default -> trouble = guestDirectory() + " is not in the VM; vm-sync (or vm-test --sync) brings the project there";
+                }
+                if (said[0].equals("exit")) {
+                    return false;
+                }
             }
-            int mine = held.lastIndexOf('\u001e');
-            int ready = mine >= 0 && (mark.startsWith(held.substring(mine)) || held.startsWith(mark, mine)) ? mine : held.length();
+            int mine = held.lastIndexOf("\u001e");
+            int ready = mine >= 0 && (mark.startsWith(held.substring(mine)) || held.indexOf(mark, mine) == mine) ? mine : held.length();
             rest.accept(held.substring(0, ready));
-            held = held.substring(ready);
-        }
-
-        private void heard(String word) {
-            String rest = word.substring(word.indexOf(' ') + 1);
-            switch (word.split(" ")[0]) {
-                case "exit" -> code = Integer.valueOf(rest);
-                case "nowhere" -> trouble = guestDirectory() + " is not in the VM; vm-sync (or vm-test --sync) brings the project there";
-                case "leak" -> left.add(rest);
-                default -> { } // a beat: that something came is all it says
-            }
-        }
-
-        private void send(Process process, byte[] bytes) {
-            try {
-                process.getOutputStream().write(bytes);
-                process.getOutputStream().flush();
-            } catch (IOException closed) {
-                // ssh has ended, which run() sees
-            }
+            held.delete(0, ready);
+            return true;
         }
     }
 
     // One suite
 
-    private Report runSuite(String suite, String command, List<String> arguments, PrintWriter events)
-            throws IOException, InterruptedException {
-        String whole = guestCommand(command, arguments);
-        System.err.println("== " + suite + ": " + harmless(whole));
-        StringBuilder output = new StringBuilder();
+    private Report runSuite(Suite suite, List<String> arguments, PrintWriter events) throws IOException, InterruptedException {
+        String command = guestCommand(suite.command(), arguments);
+        System.err.println("== " + suite.name() + ": " + harmless(command));
         StringBuilder screen = new StringBuilder();
-        StringBuilder outLine = new StringBuilder();
-        StringBuilder errLine = new StringBuilder();
-        Report report = new Report(suite, screen::append, events::print);
-        boolean go = !goTest(command).isEmpty();
-        boolean root = Pattern.compile("(^|[\\s;&|(])doas\\s").matcher(command).find();
-        GuestRun guest = new GuestRun(whole, root && leaks != Leaks.ignore);
-        report.verdict = guest.run(UTF_8, text -> {
-            lines(outLine, text, go ? report::line : line -> { });
-            keep(output, go ? "" : text);
-            print(1, go ? screen.toString() : text, UTF_8);
-            screen.setLength(0);
-        }, text -> {
-            lines(errLine, text, report::errorLine);
-            keep(output, text);
-            print(2, text, UTF_8);
-        });
-        report.end();
-        print(1, screen.toString(), UTF_8);
-        report.seconds = Duration.between(report.started, Instant.now()).toMillis() / 1000.0;
-        report.guestCode = guest.code;
-        if (!go || report.verdict == Verdict.FAILED && !report.failed()) {
-            report.add(suite, "", report.verdict == Verdict.PASSED ? "pass" : report.verdict != Verdict.FAILED ? "unfinished"
-                    : suite.equals("build") ? "broken" : "fail", output.toString());
-        }
+        Report report = new Report(suite.name(), screen::append, events::print);
+        IntFunction<Consumer<String>> to = descriptor -> {
+            StringBuilder line = new StringBuilder();
+            return text -> {
+                report.take(line.append(text));
+                print(descriptor, screen.toString());
+                screen.setLength(0);
+            };
+        };
+        boolean root = Pattern.compile("(^|[\\s;&|(])doas\\s").matcher(suite.command()).find();
+        GuestRun guest = new GuestRun(command, root && leaks != Leaks.ignore);
+        report.verdict = guest.run(to.apply(1), to.apply(2));
+        report.end(guest.code);
+        print(1, screen.toString());
         if (leaks == Leaks.warn) {
-            guest.left.forEach(what -> System.err.println("vm-test: " + suite + " left behind: " + harmless(what)));
+            guest.left.forEach(what -> System.err.println("vm-test: " + suite.name() + " left behind: " + harmless(what)));
         } else if (!guest.left.isEmpty()) {
-            report.add(suite, "left behind", "fail", String.join("\n", guest.left));
+            report.add("left behind", "fail", String.join("\n", guest.left));
         }
         if (guest.trouble != null) {
-            report.add(suite, "VM", "unfinished", guest.trouble);
+            report.add("VM", "unfinished", guest.trouble);
         }
         report.verdict = report.verdict == Verdict.PASSED && report.failed() ? Verdict.FAILED : report.verdict;
-        Path results = Files.createDirectories(vmDir.resolve(vmName + ".test"));
-        Files.writeString(results.resolve(suite + ".json"), report.json(whole));
+        Files.writeString(vmDir.resolve(vmName + ".test").resolve(suite.name() + ".json"), report.json(command));
         return report;
     }
 
@@ -717,20 +661,6 @@ final class VmTest implements Callable<Integer> {
     static void keep(StringBuilder end, String text) {
         end.append(text);
         end.delete(0, end.length() > 128_000 ? end.length() - 64_000 : 0);
-    }
-
-    /** Gives on the lines of a text that comes in pieces; a line of more than a megabyte stays in pieces. */
-    static void lines(StringBuilder line, String text, Consumer<String> consumer) {
-        int start = 0;
-        for (int end = text.indexOf('\n') + 1; end > 0; end = text.indexOf('\n', start) + 1) {
-            consumer.accept(line.append(text, start, end).toString());
-            line.setLength(0);
-            start = end;
-        }
-        if (line.append(text, start, text.length()).length() > 1 << 20) {
-            consumer.accept(line.toString());
-            line.setLength(0);
-        }
     }
 
     /** A test, or under the name "" its package. Outcomes: "" (it runs), pass, fail, skip, unfinished, broken (not built). */
@@ -775,12 +705,15 @@ final class VmTest implements Callable<Integer> {
     }
 
     /**
-     * What became of a suite; of a {@code go test} what its events said, one by one. Its packages run side by side: one is shown live, the
+     * What became of a suite, by the events of its go tests, one by one. Their packages run side by side: one is shown live, the
      * others' output waits for its turn, so that it reads like {@code go test -v}. What passed keeps no output, the rest the end of it.
      */
     static final class Report {
+        private static final Set<String> ACTIONS = Set.of("start", "run", "pause", "cont", "bench", "output", "attr", "artifacts",
+                "pass", "fail", "skip", "build-output", "build-fail");
         private static final Pattern BROKEN = Pattern.compile("FAIL\t(\\S+) \\[(?:build|setup) failed]\\s*");
         private static final Pattern BUILD_OF = Pattern.compile("# (\\S+)(?: \\[(\\S+)\\.test])?\\s*");
+        private static final int LONGEST = 1 << 20; // characters of a line; go test's events are not that long
 
         final String suite;
         final Instant started = Instant.now();
@@ -788,12 +721,13 @@ final class VmTest implements Callable<Integer> {
         Integer guestCode;
         double seconds;
         final Map<String, Map<String, Test>> packages = new TreeMap<>();
-        private final Map<String, StringBuilder> builds = new LinkedHashMap<>();
+        private final Map<String, StringBuilder> builds = new HashMap<>();
         private final Map<String, StringBuilder> waiting = new LinkedHashMap<>();
+        private final StringBuilder plain = new StringBuilder();
         private final Consumer<String> screen;
         private final Consumer<String> events;
-        private String shown;
-        private StringBuilder building;
+        private final Set<String> ended = new HashSet<>();
+        private String shown; // the package on the screen
 
         Report(String suite, Consumer<String> screen, Consumer<String> events) {
             this.suite = suite;
@@ -801,106 +735,137 @@ final class VmTest implements Callable<Integer> {
             this.events = events;
         }
 
-        /** One line of go test's stdout: an event; or anything else, like a build failure before Go 1.24, which is shown as it is. */
-        void line(String line) {
-            JsonObject event = new JsonObject();
-            try {
-                event = line.startsWith("{") ? VmTest.json(line) : event;
-            } catch (IOException notAnEvent) {
-                // without an Action it is shown
-            }
-            String action = event.getString("Action", "");
-            String output = event.getString("Output", "");
-            if (action.isEmpty()) {
-                errorLine(line);
-                screen.accept(line);
-                return;
-            }
-            events.accept(line);
-            if (action.startsWith("build-")) { // Go 1.24 and later
-                keep(build(event.getString("ImportPath", "")), output);
-                screen.accept(output);
-            } else {
-                event(action, test(event.getString("Package", ""), ""), event.getString("Test"), output, event);
-            }
-        }
-
-        private void event(String action, Test pkg, String name, String output, JsonObject event) {
-            Test test = name == null ? pkg : packages.get(pkg.pkg).get(name);
-            if (action.equals("run") && name != null) {
-                packages.get(pkg.pkg).put(name, new Test(pkg.pkg, name)); // with -count it runs again
-            } else if (action.equals("output")) {
-                show(pkg.pkg, output);
-                broken(output);
-                keep(test == null ? pkg.output : test.output, output);
-            } else if (List.of("pass", "fail", "skip").contains(action) && test != null) { // null: a print that looks like a result
-                test.end(event.has("FailedBuild") || test.outcome.equals("broken") ? "broken" : action, event.getDouble("Elapsed", 0));
-                if (test == pkg) {
-                    packages.get(pkg.pkg).values().stream().filter(it -> it.outcome.isEmpty())
-                            .forEach(it -> it.end(action.equals("fail") ? "unfinished" : action, 0));
-                    showNext(pkg.pkg);
+        /** Takes from a stream's text the lines. What is no event goes on as it is, at once unless it may yet become one. */
+        void take(StringBuilder text) {
+            List<String> lines = Pattern.compile("(?<=\n)").splitAsStream(text.substring(0, text.lastIndexOf("\n") + 1)).toList();
+            text.delete(0, text.lastIndexOf("\n") + 1);
+            JsonArray objects = objects(lines.stream().filter(line -> line.startsWith("{")).map(Report::decoded).toList());
+            int next = 0;
+            for (String line : lines) {
+                if (!line.startsWith("{") || !event(decoded(line), objects.getObject(next++, new JsonObject()))) {
+                    pass(line);
                 }
             }
+            if (text.length() > LONGEST || text.length() > 0 && text.charAt(0) != '{') {
+                pass(text.toString());
+                text.setLength(0);
+            }
         }
 
-        /** One line that is no event: stderr, where Go before 1.24 says what the compiler and vet say. */
-        void errorLine(String line) {
-            Matcher header = BUILD_OF.matcher(line);
-            if (header.matches()) {
-                building = build(header.group(2) != null ? header.group(2) : header.group(1));
-            } else if (broken(line)) {
-                building = null;
-            } else if (building != null) {
-                keep(building, line);
+        private static String decoded(String line) {
+            return new String(line.getBytes(WIRE), UTF_8);
+        }
+
+        /** What lines hold, all parsed at once: the parser takes 64 KB of memory for each text. */
+        private static JsonArray objects(List<String> lines) {
+            try {
+                JsonArray all = JsonParser.array().from("[" + String.join(",", lines) + "]");
+                if (all.size() == lines.size()) {
+                    return all;
+                }
+            } catch (JsonParserException notAllAreJson) {
+                // then one by one
             }
+            JsonArray each = new JsonArray();
+            for (String line : lines) {
+                try {
+                    each.add(VmTest.json(line));
+                } catch (IOException notJson) {
+                    each.add(null);
+                }
+            }
+            return each;
+        }
+
+        private void pass(String text) {
+            keep(plain, decoded(text));
+            screen.accept(text);
+        }
+
+        /** Takes note of an event of go test; false if it is none. */
+        private boolean event(String line, JsonObject event) {
+            String action = event.getString("Action", "");
+            String pkg = event.getString("Package", event.getString("ImportPath", ""));
+            if (pkg.isEmpty() || !ACTIONS.contains(action)) {
+                return false;
+            }
+            events.accept(line);
+            String output = event.getString("Output", "");
+            String name = event.getString("Test", "");
+            Test known = packages.getOrDefault(pkg, Map.of()).get(name);
+            if (action.equals("build-output")) { // Go 1.24 and later
+                keep(build(pkg), output);
+                screen.accept(new String(output.getBytes(UTF_8), WIRE));
+            } else if (action.equals("run")) {
+                packages.computeIfAbsent(pkg, it -> new LinkedHashMap<>()).put(name, new Test(pkg, name)); // with -count it runs again
+            } else if (action.equals("output")) {
+                show(pkg, output);
+                keep(known == null ? test(pkg, "").output : known.output, output);
+            } else if (List.of("pass", "fail", "skip").contains(action) && (known != null || name.isEmpty())) { // not what a print made up
+                test(pkg, name).end(action, event.getDouble("Elapsed", 0));
+                if (name.isEmpty()) {
+                    packages.get(pkg).values().stream().filter(it -> it.outcome.isEmpty())
+                            .forEach(it -> it.end(action.equals("fail") ? "unfinished" : action, 0));
+                    ended.add(pkg);
+                    if (pkg.equals(shown)) { // what others that ended said follows, then whoever says something next
+                        shown = null;
+                        List.copyOf(waiting.keySet()).stream().filter(ended::contains).forEach(this::flush);
+                    }
+                }
+            }
+            return true;
         }
 
         private StringBuilder build(String importPath) {
             return builds.computeIfAbsent(importPath.replaceFirst(" \\[.*", ""), path -> new StringBuilder());
         }
 
-        private boolean broken(String line) {
-            Matcher found = BROKEN.matcher(line);
-            if (found.matches()) {
-                test(found.group(1), "").outcome = "broken";
-            }
-            return found.matches();
-        }
-
         private Test test(String pkg, String name) {
             return packages.computeIfAbsent(pkg, it -> new LinkedHashMap<>()).computeIfAbsent(name, it -> new Test(pkg, name));
         }
 
-        void add(String pkg, String name, String outcome, String output) {
-            test(pkg, name).end(outcome, name.isEmpty() ? seconds : 0);
-            keep(test(pkg, name).output, output);
+        /** A result that is not a test's own: the suite's, or what was found after it. */
+        void add(String name, String outcome, String output) {
+            test(suite, name).end(outcome, name.isEmpty() ? seconds : 0);
+            keep(test(suite, name).output, output);
         }
 
         private void show(String pkg, String output) {
             shown = shown == null ? pkg : shown;
-            StringBuilder text = waiting.computeIfAbsent(pkg, it -> new StringBuilder());
-            keep(text, output);
+            keep(waiting.computeIfAbsent(pkg, it -> new StringBuilder()), output);
             if (shown.equals(pkg)) {
-                screen.accept(text.toString());
-                text.setLength(0);
+                flush(pkg);
             }
         }
 
-        /** After a package's end: if it was on the screen, what others that ended said follows, then whoever says something next. */
-        private void showNext(String ended) {
-            if (ended.equals(shown)) {
-                shown = null;
-                waiting.entrySet().stream().filter(it -> !test(it.getKey(), "").outcome.isEmpty()).forEach(it -> {
-                    screen.accept(it.getValue().toString());
-                    it.getValue().setLength(0);
-                });
-            }
+        private void flush(String pkg) {
+            screen.accept(new String(waiting.remove(pkg).toString().getBytes(UTF_8), WIRE));
         }
 
-        /** No more events: what has no result now never gets one. */
-        void end() {
+        /** The command ended: what has no result now never gets one. A suite without tests is its own only test. */
+        void end(Integer exitCode) {
+            guestCode = exitCode;
+            seconds = Duration.between(started, Instant.now()).toMillis() / 1000.0;
+            List.copyOf(waiting.keySet()).forEach(this::flush);
             all().filter(test -> test.outcome.isEmpty()).forEach(test -> test.end("unfinished", 0));
-            waiting.values().forEach(text -> screen.accept(text.toString()));
+            StringBuilder building = null;
+            for (String line : (plain + packages.values().stream().map(tests -> tests.get("")).filter(Objects::nonNull)
+                    .map(test -> test.output).collect(Collectors.joining())).split("(?<=\n)")) {
+                Matcher header = BUILD_OF.matcher(line); // what Go before 1.24 says of a build
+                Matcher broken = BROKEN.matcher(line);
+                if (header.matches()) {
+                    building = build(header.group(2) != null ? header.group(2) : header.group(1));
+                } else if (broken.matches()) {
+                    test(broken.group(1), "").outcome = "broken";
+                    building = null;
+                } else if (building != null) {
+                    building.append(line);
+                }
+            }
+            if (packages.isEmpty() || verdict == Verdict.FAILED && !failed()) {
+                String failure = verdict == Verdict.FAILED ? suite.equals("build") ? "broken" : "fail" : "unfinished";
+                add("", verdict == Verdict.PASSED ? "pass" : failure, plain.toString());
+            }
         }
 
         Stream<Test> all() {
@@ -975,8 +940,10 @@ final class VmTest implements Callable<Integer> {
     // JUnit
 
     /** The JUnit report: a testsuite for each package of a go test, and one for each suite of another kind. */
-    static String junit(List<Report> reports, String host) {
-        StringBuilder xml = new StringBuilder("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n");
+    static void junit(List<Report> reports, String host, Writer file) throws XMLStreamException {
+        XMLStreamWriter xml = XMLOutputFactory.newInstance().createXMLStreamWriter(file);
+        xml.writeStartDocument();
+        start(xml, "testsuites");
         int id = 0;
         for (Report report : reports) {
             List<Test> failures = report.failures();
@@ -984,51 +951,60 @@ final class VmTest implements Callable<Integer> {
                 List<Test> tests = pkg.getValue().values().stream()
                         .filter(test -> !test.name.isEmpty() || failures.contains(test) || test.pkg.equals(report.suite)).toList();
                 Map<String, Long> kinds = tests.stream().collect(Collectors.groupingBy(VmTest::junitKind, Collectors.counting()));
-                xml.append(tag("testsuite", "id", id++, "package", report.suite, "name", pkg.getKey(), "hostname", host,
+                start(xml, "testsuite", "id", id++, "package", report.suite, "name", pkg.getKey(), "hostname", host,
                         "timestamp", report.started.truncatedTo(ChronoUnit.SECONDS).toString().replace("Z", ""),
                         "time", pkg.getValue().containsKey("") ? pkg.getValue().get("").seconds : 0.0, "tests", tests.size(),
                         "failures", kinds.getOrDefault("failure", 0L), "errors", kinds.getOrDefault("error", 0L),
-                        "skipped", kinds.getOrDefault("skipped", 0L))).append("<properties/>\n");
+                        "skipped", kinds.getOrDefault("skipped", 0L));
+                start(xml, "properties");
+                whole(xml, "", "property", "name", "verdict", "value", report.said());
+                xml.writeEndElement();
                 for (Test test : tests) {
                     String kind = junitKind(test);
-                    String name = test.name.isEmpty() ? test.pkg : test.name;
-                    xml.append(tag("testcase", "classname", test.pkg, "name", name, "time", test.seconds));
-                    if (!kind.isEmpty()) {
-                        xml.append(kind.equals("skipped") ? tag(kind, "message", test.said().strip())
-                                : tag(kind, "type", test.outcome, "message", test) + escaped(report.reason(test)));
-                        xml.append("</" + kind + ">");
+                    start(xml, "testcase", "classname", test.pkg, "name", test.name.isEmpty() ? test.pkg : test.name, "time", test.seconds);
+                    if (kind.equals("skipped")) {
+                        whole(xml, "", kind, "message", test.said().strip());
+                    } else if (!kind.isEmpty()) {
+                        whole(xml, report.reason(test), kind, "type", test.outcome, "message", test);
                     }
-                    xml.append("</testcase>\n");
+                    xml.writeEndElement();
                 }
-                xml.append("<system-out/><system-err/></testsuite>\n");
+                whole(xml, "", "system-out");
+                whole(xml, "", "system-err");
+                xml.writeEndElement();
             }
         }
-        return xml.append("</testsuites>\n").toString();
+        xml.writeEndDocument();
+        xml.flush();
     }
 
     private static String junitKind(Test test) {
         return Map.of("pass", "", "skip", "skipped", "fail", "failure").getOrDefault(test.outcome, "error");
     }
 
-    private static String tag(String name, Object... attributes) {
-        StringBuilder tag = new StringBuilder("<" + name);
+    private static void start(XMLStreamWriter xml, String name, Object... attributes) throws XMLStreamException {
+        xml.writeStartElement(name);
         for (int i = 0; i < attributes.length; i += 2) {
-            String value = escaped(String.format(Locale.ROOT, attributes[i + 1] instanceof Double ? "%.3f" : "%s", attributes[i + 1]));
-            tag.append(" " + attributes[i] + "=\"" + value.replace("\n", "&#10;").replace("\t", "&#9;") + "\"");
+            String format = attributes[i + 1] instanceof Double ? "%.3f" : "%s";
+            xml.writeAttribute(attributes[i].toString(), legal(String.format(Locale.ROOT, format, attributes[i + 1])));
         }
-        return tag.append('>').toString();
     }
 
-    /** Text for XML 1.0, without the characters that it cannot hold even escaped. */
-    static String escaped(String text) {
-        return text.replaceAll("[^\t\n\\x20-\ud7ff\ue000-\ufffd\\x{10000}-\\x{10ffff}]", "")
-                .replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\"", "&quot;");
+    private static void whole(XMLStreamWriter xml, String text, String name, Object... attributes) throws XMLStreamException {
+        start(xml, name, attributes);
+        xml.writeCharacters(legal(text));
+        xml.writeEndElement();
+    }
+
+    /** Without the characters that XML 1.0 cannot hold even escaped. */
+    private static String legal(String text) {
+        return text.replaceAll("[^\t\n\\x20-\ud7ff\ue000-\ufffd\\x{10000}-\\x{10ffff}]", "");
     }
 
     // On a terminal
 
-    private void print(int descriptor, String text, Charset charset) {
-        byte[] bytes = (quiet ? "" : terminal(descriptor) ? harmless(text) : text).getBytes(charset);
+    private void print(int descriptor, String text) {
+        byte[] bytes = (quiet ? "" : terminal(descriptor) ? harmless(text) : text).getBytes(WIRE);
         (descriptor == 1 ? System.out : System.err).write(bytes, 0, bytes.length);
         (descriptor == 1 ? System.out : System.err).flush();
     }
@@ -1178,21 +1154,4 @@ final class VmTest implements Callable<Integer> {
         }
     }
     // end shared:json
-
-    // shared:split
-    /** The words of a setting, split like a shell does it: quotes and backslashes count, nothing else is expanded. */
-    static List<String> split(String text) {
-        String piece = "'[^']*'|\"(?:\\\\.|[^\"\\\\])*\"|\\\\.|[^\\s'\"\\\\]";
-        if (!text.matches("(?s)(?:" + piece + "|\\s)*")) {
-            throw new VmException(2, "a quote is not closed: " + text);
-        }
-        return Pattern.compile("(?s)(?:" + piece + ")+").matcher(text).results().map(word -> Pattern.compile("(?s)" + piece)
-                .matcher(word.group()).replaceAll(part -> Matcher.quoteReplacement(switch (part.group().charAt(0)) {
-                    case '\'' -> part.group().substring(1, part.group().length() - 1);
-                    case '"' -> part.group().substring(1, part.group().length() - 1).replaceAll("\\\\([\"\\\\$`])", "$1");
-                    case '\\' -> part.group().substring(1);
-                    default -> part.group();
-                }))).collect(Collectors.toList());
-    }
-    // end shared:split
 }
