@@ -30,7 +30,7 @@ all: vm-help
 
 .PHONY: vm-check-prereqs
 vm-check-prereqs: .build/VmSetup.jar ## Say what this machine lacks, with the command that mends it
-	@java -jar .build/VmSetup.jar check $(ARGS)
+	@$(RUN)VmSetup.jar check $(ARGS)
 
 .PHONY: vm-setup
 vm-setup: .build/VmSetup.jar ## Download and verify the DragonFlyBSD installer

@@ -86,6 +86,7 @@ import picocli.CommandLine.Model.OptionSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.ParameterException;
 import picocli.CommandLine.Parameters;
+import picocli.CommandLine.ParseResult;
 import picocli.CommandLine.ScopeType;
 import picocli.CommandLine.Spec;
 import picocli.CommandLine.UnmatchedArgumentException;
@@ -209,7 +210,6 @@ final class VmAutoInstall implements Callable<Integer> {
         if (from < 0 || to < 1 || to > LAST || from > to) {
             throw new VmException(2, "--from and --to take phases 1 to " + LAST + ", in this order");
         }
-        checkSettings();
         List<Path> scripts = findScripts();
         Path iso = installer();
         return locked("vm-auto-install", () -> {
@@ -242,7 +242,6 @@ final class VmAutoInstall implements Callable<Integer> {
     int makeIso(@Parameters(paramLabel = "SCRIPT", description = "An executable sh script.") Path script,
             @Parameters(paramLabel = "OUT", description = "The ISO to write.") Path out,
             @Parameters(paramLabel = "DATA_DIR", arity = "0..1", description = "A directory of plain files.") Path data) throws Exception {
-        checkSettings();
         return locked("vm-auto-install make-iso",
                 () -> writeIso(out.toAbsolutePath(), discOf(script, data == null ? ownData() : filesOf(data))));
     }
@@ -258,7 +257,6 @@ final class VmAutoInstall implements Callable<Integer> {
         if (number < 1 || number > LAST) {
             throw new VmException(2, "there is no phase " + number + ", only 1 to " + LAST);
         }
-        checkSettings();
         Path iso = number == 1 ? installer() : null;
         Path cd = disc.toAbsolutePath();
         checkIso(cd, "the phase's CD is missing: ");
@@ -277,7 +275,6 @@ final class VmAutoInstall implements Callable<Integer> {
         "After a change to phase3-provision.sh: vm-ctl restore, vm-ctl start, vm-auto-install provision, vm-ctl snapshot clean.", ""},
             footer = {"", "Exit codes: 0 done; 1 the script failed; 3 the VM is not running; 69 no ssh, or no script; 124 the time limit."})
     int provision() throws Exception {
-        checkSettings();
         Path script = findScripts().get(LAST - 1);
         if (livePid(file(".pid")).isEmpty()) {
             throw new VmException(3, "VM " + name + " is not running; start it: vm-ctl start");
@@ -303,7 +300,6 @@ final class VmAutoInstall implements Callable<Integer> {
     @Command(name = "clean-phases", description = "Remove the phase CDs and whatever is unfinished, with --disks the phases' disks too",
             footer = {"", "The VM needs neither; without the disks a changed phase 3 begins at phase 1. Exit codes: 0 done; 69 locked."})
     int cleanPhases(@Option(names = "--disks", description = "The phases' disks too.") boolean disks) throws Exception {
-        checkSettings();
         return locked("vm-auto-install clean-phases", () -> {
             if (disks) {
                 JsonObject ledger = readLedger();
@@ -1025,25 +1021,6 @@ final class VmAutoInstall implements Callable<Integer> {
         return file(".install").resolve(fileName);
     }
 
-    /** What picocli cannot check by a type: the name is part of file names, QEMU arguments and ssh's configuration. */
-    private void checkSettings() {
-        check("VM_NAME", name, "[A-Za-z0-9_][A-Za-z0-9._-]*", "a VM name: letters, digits, '.', '_', '-'");
-        check("DFLY_VERSION", version, "[A-Za-z0-9_][A-Za-z0-9._-]*", "a version such as 6.4.2");
-        check("VM_DISK_SIZE", diskSize, "[1-9]\\d*[MGTmgt]", "a size such as 20G");
-        check("VM_MEMORY", memory, "[1-9]\\d*[MGmg]", "a size such as 512M or 8G");
-        check("VM_CPUS", cpus, "[1-9]\\d*", "a number of processors");
-        check("VM_ACCEL", accel, "auto|kvm|hvf|tcg", "one of auto, kvm, hvf, tcg");
-        check("VM_DPORTS_CLONE", dportsClone, "yes|no", "yes or no");
-        check("VM_TIME_LIMIT", timeLimit, "[1-9]\\d*", "a number of minutes");
-        split(qemuArgs);
-    }
-
-    private static void check(String variable, Object value, String pattern, String what) {
-        if (value != null && !value.toString().matches(pattern)) {
-            throw new VmException(2, variable + ": '" + value + "' is not " + what);
-        }
-    }
-
     /** The nearest phases/ upwards that holds all three scripts, or the directory that was named. */
     private List<Path> findScripts() {
         for (Path above = userPath(""); above != null; above = above.getParent()) {
@@ -1278,6 +1255,10 @@ final class VmAutoInstall implements Callable<Integer> {
     static CommandLine commandLine(Object command, Settings settings) {
         return new CommandLine(command).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
                 .setDefaultValueProvider(arg -> settings.get(arg.descriptionKey()))
+                .setExecutionStrategy(parsed -> {
+                    checkValues(settings, parsed);
+                    return new CommandLine.RunLast().execute(parsed);
+                })
                 .setExecutionExceptionHandler((failure, line, parsed) -> {
                     if (!(failure instanceof VmException expected)) {
                         throw failure;
@@ -1287,7 +1268,7 @@ final class VmAutoInstall implements Callable<Integer> {
                 }).setParameterExceptionHandler((failure, args) -> {
                     CommandLine line = failure.getCommandLine();
                     List<String> near = failure instanceof UnmatchedArgumentException unmatched ? unmatched.getSuggestions() : List.of();
-                    line.getErr().println(line.getCommandSpec().root().name() + ": " + settings.blame(failure, args)
+                    line.getErr().println(line.getCommandSpec().root().name() + ": " + blame(settings, failure, args)
                             + (near.isEmpty() ? "" : " (did you mean " + String.join(" or ", near) + "?)")
                             + "; see: " + line.getCommandSpec().qualifiedName() + " --help");
                     return line.getCommandSpec().exitCodeOnInvalidInput();
@@ -1297,16 +1278,29 @@ final class VmAutoInstall implements Callable<Integer> {
 
     // shared:settings
     /** What holds where no option is given: the environment, else the KEY=VALUE lines of vm.env. Empty means unset. */
-    record Settings(Map<String, String> environment, Map<String, String> file) {
+    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) {
+        Settings(Map<String, String> environment, Map<String, String> file) {
+            this(environment, file, List.of());
+        }
+
         static Settings read(Map<String, String> environment, Path directory) {
-            Map<String, String> file = new HashMap<>();
-            Pattern setting = Pattern.compile("\\s*(\\w+)\\s*=\\s*(['\"]?)(.*?)\\2\\s*");
-            try (Stream<String> lines = Files.lines(directory.resolve("vm.env"))) {
-                lines.map(setting::matcher).filter(Matcher::matches).forEach(match -> file.put(match.group(1), match.group(3)));
-            } catch (IOException none) {
-                // without a vm.env the environment alone counts
+            Settings settings = new Settings(environment, new HashMap<>(), new ArrayList<>());
+            Path file = directory.resolve("vm.env");
+            Pattern setting = Pattern.compile("\\s*(?:export\\s+)?(\\w+)\\s*=\\s*(['\"]?)(.*?)\\2\\s*|\\s*(?:#.*)?");
+            try {
+                String text = Files.exists(file) ? new String(Files.readAllBytes(file), UTF_8) : "";
+                for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
+                    Matcher match = setting.matcher(line);
+                    if (!match.matches()) {
+                        settings.problems.add("vm.env: not KEY=VALUE: " + line);
+                    } else if (match.group(1) != null) {
+                        settings.file.put(match.group(1), match.group(3));
+                    }
+                }
+            } catch (IOException unreadable) {
+                settings.problems.add("vm.env cannot be read: " + unreadable);
             }
-            return new Settings(environment, file);
+            return settings;
         }
 
         /** The value of a setting, or null. */
@@ -1314,18 +1308,57 @@ final class VmAutoInstall implements Callable<Integer> {
             String value = environment.getOrDefault(name, "").isEmpty() ? file.get(name) : environment.get(name);
             return value == null || value.isEmpty() ? null : value;
         }
-
-        /** What a refused command line is told: a bad value that no argument gave is named by its variable. */
-        String blame(ParameterException failure, String... args) {
-            if (!(failure.getArgSpec() instanceof OptionSpec option) || get(option.descriptionKey()) == null
-                    || Arrays.stream(args).anyMatch(arg -> arg.startsWith(option.longestName()))) {
-                return failure.getMessage();
-            }
-            boolean fromFile = environment.getOrDefault(option.descriptionKey(), "").isEmpty();
-            return option.descriptionKey() + (fromFile ? " in vm.env: " : " in the environment: ") + failure.getMessage();
-        }
     }
     // end shared:settings
+
+    // shared:blame
+    /** What a refused command line is told: a bad value that no argument gave is named by its variable. */
+    static String blame(Settings settings, ParameterException failure, String... args) {
+        if (!(failure.getArgSpec() instanceof OptionSpec option) || settings.get(option.descriptionKey()) == null
+                || Arrays.stream(args).anyMatch(arg -> arg.startsWith(option.longestName()))) {
+            return failure.getMessage();
+        }
+        boolean fromFile = settings.environment.getOrDefault(option.descriptionKey(), "").isEmpty();
+        return option.descriptionKey() + (fromFile ? " in vm.env: " : " in the environment: ")
+                + failure.getMessage().replace(option.longestName() + ": ", "");
+    }
+    // end shared:blame
+
+    // shared:values
+    /** What a setting must look like, and how to say so: the same in every script. */
+    private static final Map<String, List<String>> VALUES = Map.ofEntries(
+            Map.entry("DFLY_VERSION", List.of("[A-Za-z0-9_][A-Za-z0-9._-]{0,31}", "a version such as 6.4.2")),
+            Map.entry("VM_NAME", List.of("(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}",
+                    "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
+            Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
+            Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 20G")),
+            Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number of processors")),
+            Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
+            Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
+            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]", "a port")),
+            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")),
+            Map.entry("VM_TIME_LIMIT", List.of("[1-9]\\d{0,4}", "a number of minutes")),
+            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")));
+
+    /** Refuses a value that does not look like one, wherever it came from, before anything is done with it. */
+    private static void checkValues(Settings settings, ParseResult parsed) {
+        List<CommandLine> lines = parsed.asCommandLineList();
+        if (lines.stream().anyMatch(line -> line.isUsageHelpRequested() || line.isVersionHelpRequested())) {
+            return;
+        } else if (!settings.problems.isEmpty()) {
+            throw new ParameterException(parsed.commandSpec().commandLine(), settings.problems.get(0));
+        }
+        for (CommandLine line : lines) {
+            for (OptionSpec option : line.getCommandSpec().options()) {
+                List<String> rule = VALUES.getOrDefault(String.valueOf(option.descriptionKey()), List.of("(?s).*"));
+                Object value = option.getValue();
+                if (value != null && !value.toString().matches(rule.get(0))) {
+                    throw new ParameterException(line, option.longestName() + ": '" + value + "' is not " + rule.get(1), option, null);
+                }
+            }
+        }
+    }
+    // end shared:values
 
     // shared:paths
     /** A path as a person writes it in a setting: "~/" is the home directory, a relative one starts here. */
@@ -1459,7 +1492,7 @@ final class VmAutoInstall implements Callable<Integer> {
         } catch (IOException unknown) {
             // probed below, and remembered
         }
-        Accelerator found = probe(qemu);
+        Accelerator found = probe(qemu, Path.of("/dev/kvm"));
         writeFile(memory, JsonWriter.string().object().value("key", key).value("name", found.name())
                 .value("reason", found.reason()).end().done(), "rw-------");
         return found;
@@ -1468,18 +1501,18 @@ final class VmAutoInstall implements Callable<Integer> {
 
     // shared:probe
     /** Believes a running guest, not the device node: a /dev/kvm that opens may still crawl (seen: 17 times slower than TCG). */
-    Accelerator probe(String qemu) throws IOException {
+    Accelerator probe(String qemu, Path node) throws IOException {
         String virtual = System.getProperty("os.name").startsWith("Mac") ? "hvf" : "kvm";
-        Path node = Path.of("/dev/kvm");
         if (virtual.equals("kvm") && !Files.exists(node)) {
-            return new Accelerator("tcg", "no /dev/kvm: virtualization is off in the firmware, or the kvm module is not loaded");
+            return new Accelerator("tcg", "no " + node + ": virtualization is off in the firmware, or the kvm module is not loaded");
         } else if (virtual.equals("kvm") && !(Files.isReadable(node) && Files.isWritable(node))) {
-            return new Accelerator("tcg", "no permission for /dev/kvm: join its group (sudo usermod -aG kvm $USER) and log in again");
+            return new Accelerator("tcg", "no permission for " + node + ": join its group (sudo usermod -aG kvm $USER) and log in again");
         }
-        long emulated = bootSectorMillis(qemu, "tcg");
+        long emulated = bootSectorMillis(qemu, "tcg", Duration.ofSeconds(10));
         for (int attempt = 1; attempt <= 2; attempt++) { // a busy machine may slow one down, hardly two
-            long millis = bootSectorMillis(qemu, virtual);
-            if (millis >= 0 && millis <= 3 * Math.max(emulated, 100)) {
+            long limit = 3 * Math.max(emulated, 100);
+            long millis = bootSectorMillis(qemu, virtual, Duration.ofMillis(limit + 1000));
+            if (millis >= 0 && millis <= limit) {
                 return new Accelerator(virtual, "a probe ran in " + millis + " ms (" + emulated + " ms emulated)");
             }
         }
@@ -1489,7 +1522,7 @@ final class VmAutoInstall implements Callable<Integer> {
 
     // shared:bootsector
     /** Milliseconds until a 512-byte guest has written 0x10 to the debug port, which ends QEMU with status 33; -1 if it does not. */
-    private long bootSectorMillis(String qemu, String accelerator) throws IOException {
+    private long bootSectorMillis(String qemu, String accelerator, Duration limit) throws IOException {
         byte[] code = {(byte) 0xb0, 0x10, (byte) 0xe6, (byte) 0xf4, (byte) 0xeb, (byte) 0xfe}; // mov al,0x10; out 0xf4,al; jmp $
         byte[] sector = Arrays.copyOf(code, 512);
         sector[510] = 0x55;
@@ -1497,7 +1530,7 @@ final class VmAutoInstall implements Callable<Integer> {
         Path image = Files.write(Files.createTempFile("vm-probe", ".img"), sector);
         try {
             long start = System.nanoTime();
-            int status = run(Duration.ofSeconds(10), List.of(qemu, "-machine", "pc", "-accel", accelerator, "-m", "16", "-nodefaults",
+            int status = run(limit, List.of(qemu, "-machine", "pc", "-accel", accelerator, "-m", "16", "-nodefaults",
                     "-display", "none", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04",
                     "-drive", "format=raw,file=" + image.toString().replace(",", ",,"))).getExitValue();
             return status == 33 ? Duration.ofNanos(System.nanoTime() - start).toMillis() : -1;

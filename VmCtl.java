@@ -91,6 +91,7 @@ import picocli.CommandLine.Model.OptionSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.ParameterException;
 import picocli.CommandLine.Parameters;
+import picocli.CommandLine.ParseResult;
 import picocli.CommandLine.ScopeType;
 import picocli.CommandLine.Spec;
 import picocli.CommandLine.UnmatchedArgumentException;
@@ -148,16 +149,16 @@ final class VmCtl {
 
     /** Options of every command that starts a VM. */
     static final class Machine {
-        @Option(names = "--memory", descriptionKey = "VM_MEMORY", defaultValue = "auto", paramLabel = "SIZE",
-                description = "As 2G or 512M (VM_MEMORY; default: ${DEFAULT-VALUE}, a quarter of the host's within 2G-8G).")
+        @Option(names = "--memory", descriptionKey = "VM_MEMORY", paramLabel = "SIZE",
+                description = "As 2G or 512M (VM_MEMORY; default: a quarter of the host's within 2G-8G).")
         String memory;
 
-        @Option(names = "--cpus", descriptionKey = "VM_CPUS", defaultValue = "auto", paramLabel = "N",
-                description = "Processors (VM_CPUS; default: ${DEFAULT-VALUE}, half the host's within 2-4).")
+        @Option(names = "--cpus", descriptionKey = "VM_CPUS", paramLabel = "N",
+                description = "Processors (VM_CPUS; default: half the host's within 2-4).")
         String cpus;
 
-        @Option(names = "--cpu", descriptionKey = "VM_CPU", defaultValue = "auto", paramLabel = "MODEL", description = "QEMU's CPU model "
-            + "(VM_CPU; default: ${DEFAULT-VALUE}: kvm Broadwell-v4,+hypervisor,pmu=off, hvf host, tcg qemu64).")
+        @Option(names = "--cpu", descriptionKey = "VM_CPU", paramLabel = "MODEL", description = "QEMU's CPU model "
+            + "(VM_CPU; default: kvm Broadwell-v4,+hypervisor,pmu=off, hvf host, tcg qemu64).")
         String cpu;
 
         @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", paramLabel = "NAME",
@@ -172,8 +173,8 @@ final class VmCtl {
                 description = "writeback, none or unsafe (VM_DISK_CACHE; default: ${DEFAULT-VALUE}).")
         String cache;
 
-        @Option(names = "--ssh-port", descriptionKey = "VM_SSH_PORT", defaultValue = "auto", paramLabel = "PORT",
-                description = "The host's port to the guest's sshd (VM_SSH_PORT; default: ${DEFAULT-VALUE}, 2222 or the next free one).")
+        @Option(names = "--ssh-port", descriptionKey = "VM_SSH_PORT", paramLabel = "PORT",
+                description = "The host's port to the guest's sshd (VM_SSH_PORT; default: 2222 or the next free one).")
         String sshPort;
 
         @Option(names = "--forward", paramLabel = "HOST:GUEST",
@@ -432,7 +433,6 @@ final class VmCtl {
                     description = "The phase scripts (VM_PHASES; default: the nearest phases/ upwards).") String phases)
             throws IOException {
         openVm();
-        require("VM_DISK_SIZE", diskSize, "[1-9]\\d*[MG]", "a size such as 20G");
         Path installer = image == null ? vm.dir().resolve("dfly-" + version + ".iso") : userPath(image);
         if (!Files.isRegularFile(installer)) {
             throw new VmException(69, "the installer ISO is missing; fetch it with vm-setup: " + installer);
@@ -735,26 +735,21 @@ final class VmCtl {
     // Starting.
 
     private Boot boot(Machine machine, boolean waits, List<Path> discs) throws IOException {
-        require("VM_MEMORY", machine.memory, "auto|[1-9]\\d{0,8}[MG]", "a size such as 2G or 512M");
-        require("VM_CPUS", machine.cpus, "auto|[1-9]\\d?", "a number of processors");
-        require("VM_ACCEL", machine.accel, "auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg");
-        require("VM_DISK_CACHE", machine.cache, "writeback|none|unsafe", "writeback, none or unsafe");
-        require("VM_SSH_PORT", machine.sshPort, "auto|[1-9]\\d{0,4}", "a port");
         List<String> forwards = machine.forwards == null ? List.of() : machine.forwards;
         forwards.forEach(forward -> require("--forward", forward, "[1-9]\\d{0,4}:[1-9]\\d{0,4}", "two ports such as 8080:80"));
         String accelerator = accelerator(machine.accel, QEMU, vm.dir()).name();
-        String cpu = !machine.cpu.equals("auto") ? machine.cpu : switch (accelerator) {
+        String cpu = machine.cpu != null ? machine.cpu : switch (accelerator) {
             case "kvm" -> "Broadwell-v4,+hypervisor,pmu=off"; // never +invtsc: QEMU then refuses to save the RAM
             case "hvf" -> "host";
             default -> "qemu64";
         };
         long mebibytes = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean()).getTotalMemorySize() >> 20;
-        String memory = machine.memory.equals("auto") ? Math.max(2048, Math.min(8192, mebibytes / 4)) + "M" : machine.memory;
+        String memory = machine.memory == null ? Math.max(2048, Math.min(8192, mebibytes / 4)) + "M" : machine.memory;
         int half = Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2));
         List<String> hardware = new ArrayList<>(run(SOON, List.of(QEMU, "--version")).outputUTF8().lines().limit(1).toList());
-        hardware.addAll(hardware(accelerator, cpu, memory, machine.cpus.equals("auto") ? "" + half : machine.cpus, discs.size()));
+        hardware.addAll(hardware(accelerator, cpu, memory, machine.cpus == null ? "" + half : machine.cpus, discs.size()));
         hardware.addAll(split(machine.qemuArgs));
-        return new Boot(hardware, machine.cache, machine.sshPort.equals("auto") ? 0 : Integer.parseInt(machine.sshPort), forwards, discs,
+        return new Boot(hardware, machine.cache, machine.sshPort == null ? 0 : Integer.parseInt(machine.sshPort), forwards, discs,
                 duration(machine.timeout), waits);
     }
 
@@ -1422,8 +1417,6 @@ final class VmCtl {
 
     /** The VM that the options name. Disks name each other by absolute paths, so one disk must have one name: no symbolic links. */
     private void openVm() throws IOException {
-        require("VM_NAME", nameOption, "(?!.*-clean$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
-                "letters, digits, '.', '_', '-', and does not end in -clean");
         Path dir = userPath(dirOption);
         Path there = dir;
         while (!Files.exists(there)) {
@@ -1657,6 +1650,10 @@ final class VmCtl {
     static CommandLine commandLine(Object command, Settings settings) {
         return new CommandLine(command).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
                 .setDefaultValueProvider(arg -> settings.get(arg.descriptionKey()))
+                .setExecutionStrategy(parsed -> {
+                    checkValues(settings, parsed);
+                    return new CommandLine.RunLast().execute(parsed);
+                })
                 .setExecutionExceptionHandler((failure, line, parsed) -> {
                     if (!(failure instanceof VmException expected)) {
                         throw failure;
@@ -1666,7 +1663,7 @@ final class VmCtl {
                 }).setParameterExceptionHandler((failure, args) -> {
                     CommandLine line = failure.getCommandLine();
                     List<String> near = failure instanceof UnmatchedArgumentException unmatched ? unmatched.getSuggestions() : List.of();
-                    line.getErr().println(line.getCommandSpec().root().name() + ": " + settings.blame(failure, args)
+                    line.getErr().println(line.getCommandSpec().root().name() + ": " + blame(settings, failure, args)
                             + (near.isEmpty() ? "" : " (did you mean " + String.join(" or ", near) + "?)")
                             + "; see: " + line.getCommandSpec().qualifiedName() + " --help");
                     return line.getCommandSpec().exitCodeOnInvalidInput();
@@ -1676,16 +1673,29 @@ final class VmCtl {
 
     // shared:settings
     /** What holds where no option is given: the environment, else the KEY=VALUE lines of vm.env. Empty means unset. */
-    record Settings(Map<String, String> environment, Map<String, String> file) {
+    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) {
+        Settings(Map<String, String> environment, Map<String, String> file) {
+            this(environment, file, List.of());
+        }
+
         static Settings read(Map<String, String> environment, Path directory) {
-            Map<String, String> file = new HashMap<>();
-            Pattern setting = Pattern.compile("\\s*(\\w+)\\s*=\\s*(['\"]?)(.*?)\\2\\s*");
-            try (Stream<String> lines = Files.lines(directory.resolve("vm.env"))) {
-                lines.map(setting::matcher).filter(Matcher::matches).forEach(match -> file.put(match.group(1), match.group(3)));
-            } catch (IOException none) {
-                // without a vm.env the environment alone counts
+            Settings settings = new Settings(environment, new HashMap<>(), new ArrayList<>());
+            Path file = directory.resolve("vm.env");
+            Pattern setting = Pattern.compile("\\s*(?:export\\s+)?(\\w+)\\s*=\\s*(['\"]?)(.*?)\\2\\s*|\\s*(?:#.*)?");
+            try {
+                String text = Files.exists(file) ? new String(Files.readAllBytes(file), UTF_8) : "";
+                for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
+                    Matcher match = setting.matcher(line);
+                    if (!match.matches()) {
+                        settings.problems.add("vm.env: not KEY=VALUE: " + line);
+                    } else if (match.group(1) != null) {
+                        settings.file.put(match.group(1), match.group(3));
+                    }
+                }
+            } catch (IOException unreadable) {
+                settings.problems.add("vm.env cannot be read: " + unreadable);
             }
-            return new Settings(environment, file);
+            return settings;
         }
 
         /** The value of a setting, or null. */
@@ -1693,18 +1703,57 @@ final class VmCtl {
             String value = environment.getOrDefault(name, "").isEmpty() ? file.get(name) : environment.get(name);
             return value == null || value.isEmpty() ? null : value;
         }
-
-        /** What a refused command line is told: a bad value that no argument gave is named by its variable. */
-        String blame(ParameterException failure, String... args) {
-            if (!(failure.getArgSpec() instanceof OptionSpec option) || get(option.descriptionKey()) == null
-                    || Arrays.stream(args).anyMatch(arg -> arg.startsWith(option.longestName()))) {
-                return failure.getMessage();
-            }
-            boolean fromFile = environment.getOrDefault(option.descriptionKey(), "").isEmpty();
-            return option.descriptionKey() + (fromFile ? " in vm.env: " : " in the environment: ") + failure.getMessage();
-        }
     }
     // end shared:settings
+
+    // shared:blame
+    /** What a refused command line is told: a bad value that no argument gave is named by its variable. */
+    static String blame(Settings settings, ParameterException failure, String... args) {
+        if (!(failure.getArgSpec() instanceof OptionSpec option) || settings.get(option.descriptionKey()) == null
+                || Arrays.stream(args).anyMatch(arg -> arg.startsWith(option.longestName()))) {
+            return failure.getMessage();
+        }
+        boolean fromFile = settings.environment.getOrDefault(option.descriptionKey(), "").isEmpty();
+        return option.descriptionKey() + (fromFile ? " in vm.env: " : " in the environment: ")
+                + failure.getMessage().replace(option.longestName() + ": ", "");
+    }
+    // end shared:blame
+
+    // shared:values
+    /** What a setting must look like, and how to say so: the same in every script. */
+    private static final Map<String, List<String>> VALUES = Map.ofEntries(
+            Map.entry("DFLY_VERSION", List.of("[A-Za-z0-9_][A-Za-z0-9._-]{0,31}", "a version such as 6.4.2")),
+            Map.entry("VM_NAME", List.of("(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}",
+                    "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
+            Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
+            Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 20G")),
+            Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number of processors")),
+            Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
+            Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
+            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]", "a port")),
+            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")),
+            Map.entry("VM_TIME_LIMIT", List.of("[1-9]\\d{0,4}", "a number of minutes")),
+            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")));
+
+    /** Refuses a value that does not look like one, wherever it came from, before anything is done with it. */
+    private static void checkValues(Settings settings, ParseResult parsed) {
+        List<CommandLine> lines = parsed.asCommandLineList();
+        if (lines.stream().anyMatch(line -> line.isUsageHelpRequested() || line.isVersionHelpRequested())) {
+            return;
+        } else if (!settings.problems.isEmpty()) {
+            throw new ParameterException(parsed.commandSpec().commandLine(), settings.problems.get(0));
+        }
+        for (CommandLine line : lines) {
+            for (OptionSpec option : line.getCommandSpec().options()) {
+                List<String> rule = VALUES.getOrDefault(String.valueOf(option.descriptionKey()), List.of("(?s).*"));
+                Object value = option.getValue();
+                if (value != null && !value.toString().matches(rule.get(0))) {
+                    throw new ParameterException(line, option.longestName() + ": '" + value + "' is not " + rule.get(1), option, null);
+                }
+            }
+        }
+    }
+    // end shared:values
 
     // shared:paths
     /** A path as a person writes it in a setting: "~/" is the home directory, a relative one starts here. */
@@ -1838,7 +1887,7 @@ final class VmCtl {
         } catch (IOException unknown) {
             // probed below, and remembered
         }
-        Accelerator found = probe(qemu);
+        Accelerator found = probe(qemu, Path.of("/dev/kvm"));
         writeFile(memory, JsonWriter.string().object().value("key", key).value("name", found.name())
                 .value("reason", found.reason()).end().done(), "rw-------");
         return found;
@@ -1847,18 +1896,18 @@ final class VmCtl {
 
     // shared:probe
     /** Believes a running guest, not the device node: a /dev/kvm that opens may still crawl (seen: 17 times slower than TCG). */
-    Accelerator probe(String qemu) throws IOException {
+    Accelerator probe(String qemu, Path node) throws IOException {
         String virtual = System.getProperty("os.name").startsWith("Mac") ? "hvf" : "kvm";
-        Path node = Path.of("/dev/kvm");
         if (virtual.equals("kvm") && !Files.exists(node)) {
-            return new Accelerator("tcg", "no /dev/kvm: virtualization is off in the firmware, or the kvm module is not loaded");
+            return new Accelerator("tcg", "no " + node + ": virtualization is off in the firmware, or the kvm module is not loaded");
         } else if (virtual.equals("kvm") && !(Files.isReadable(node) && Files.isWritable(node))) {
-            return new Accelerator("tcg", "no permission for /dev/kvm: join its group (sudo usermod -aG kvm $USER) and log in again");
+            return new Accelerator("tcg", "no permission for " + node + ": join its group (sudo usermod -aG kvm $USER) and log in again");
         }
-        long emulated = bootSectorMillis(qemu, "tcg");
+        long emulated = bootSectorMillis(qemu, "tcg", Duration.ofSeconds(10));
         for (int attempt = 1; attempt <= 2; attempt++) { // a busy machine may slow one down, hardly two
-            long millis = bootSectorMillis(qemu, virtual);
-            if (millis >= 0 && millis <= 3 * Math.max(emulated, 100)) {
+            long limit = 3 * Math.max(emulated, 100);
+            long millis = bootSectorMillis(qemu, virtual, Duration.ofMillis(limit + 1000));
+            if (millis >= 0 && millis <= limit) {
                 return new Accelerator(virtual, "a probe ran in " + millis + " ms (" + emulated + " ms emulated)");
             }
         }
@@ -1868,7 +1917,7 @@ final class VmCtl {
 
     // shared:bootsector
     /** Milliseconds until a 512-byte guest has written 0x10 to the debug port, which ends QEMU with status 33; -1 if it does not. */
-    private long bootSectorMillis(String qemu, String accelerator) throws IOException {
+    private long bootSectorMillis(String qemu, String accelerator, Duration limit) throws IOException {
         byte[] code = {(byte) 0xb0, 0x10, (byte) 0xe6, (byte) 0xf4, (byte) 0xeb, (byte) 0xfe}; // mov al,0x10; out 0xf4,al; jmp $
         byte[] sector = Arrays.copyOf(code, 512);
         sector[510] = 0x55;
@@ -1876,7 +1925,7 @@ final class VmCtl {
         Path image = Files.write(Files.createTempFile("vm-probe", ".img"), sector);
         try {
             long start = System.nanoTime();
-            int status = run(Duration.ofSeconds(10), List.of(qemu, "-machine", "pc", "-accel", accelerator, "-m", "16", "-nodefaults",
+            int status = run(limit, List.of(qemu, "-machine", "pc", "-accel", accelerator, "-m", "16", "-nodefaults",
                     "-display", "none", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04",
                     "-drive", "format=raw,file=" + image.toString().replace(",", ",,"))).getExitValue();
             return status == 33 ? Duration.ofNanos(System.nanoTime() - start).toMillis() : -1;

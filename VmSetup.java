@@ -86,6 +86,7 @@ import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Model.OptionSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.ParameterException;
+import picocli.CommandLine.ParseResult;
 import picocli.CommandLine.ScopeType;
 import picocli.CommandLine.Spec;
 import picocli.CommandLine.TypeConversionException;
@@ -138,11 +139,11 @@ final class VmSetup implements Callable<Integer> {
     }
 
     @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2", scope = ScopeType.INHERIT,
-            converter = Name.class, paramLabel = "VERSION", description = "The release (DFLY_VERSION; default: ${DEFAULT-VALUE}).")
+            paramLabel = "VERSION", description = "The release (DFLY_VERSION; default: ${DEFAULT-VALUE}).")
     String version;
 
     @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = ScopeType.INHERIT,
-            converter = Name.class, paramLabel = "NAME", description = "The VM (VM_NAME; default: ${DEFAULT-VALUE}).")
+            paramLabel = "NAME", description = "The VM (VM_NAME; default: ${DEFAULT-VALUE}).")
     String name;
 
     @Option(names = "--mirror", descriptionKey = "VM_MIRROR", split = "[,\\s]+", scope = ScopeType.INHERIT, converter = Web.class,
@@ -163,8 +164,8 @@ final class VmSetup implements Callable<Integer> {
     boolean trustMirror;
 
     @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "20G", scope = ScopeType.INHERIT,
-            converter = Size.class, paramLabel = "SIZE", description = "Of the VM's sparse disk (VM_DISK_SIZE; default: ${DEFAULT-VALUE}).")
-    long diskSize;
+            paramLabel = "SIZE", description = "Of the VM's sparse disk (VM_DISK_SIZE; default: ${DEFAULT-VALUE}).")
+    String diskSize;
 
     @Option(names = "-v", scope = ScopeType.INHERIT, description = "Echo every external command.")
     boolean verbose;
@@ -233,7 +234,7 @@ final class VmSetup implements Callable<Integer> {
             }
             Path beside = vmDir.resolve("." + name + ".qcow2.new");
             Files.deleteIfExists(beside);
-            ProcessResult made = run(Duration.ofMinutes(1), blankDisk(beside, diskSize));
+            ProcessResult made = run(Duration.ofMinutes(1), blankDisk(beside, bytes(diskSize)));
             if (made.getExitValue() != 0) {
                 throw new VmException(1, "qemu-img made no disk: " + made.outputUTF8().strip());
             }
@@ -250,12 +251,13 @@ final class VmSetup implements Callable<Integer> {
             description = "Tell what this machine lacks for the VM as configured, a line each, with the command that mends it.",
             footer = {"", "Example: VM_MEMORY=4G vm-setup check", "Exit codes: 0 nothing is missing (notes or not); 69 something is."})
     int check(@Option(names = "--json", description = "Print {ok, checks: [{name, state, detail, fix}]}.") boolean json,
-            @Option(names = "--memory", descriptionKey = "VM_MEMORY", converter = Size.class, paramLabel = "SIZE",
-                    description = "Of the VM (VM_MEMORY; default: a quarter of this machine's within 2G-8G).") Long memory,
+            @Option(names = "--memory", descriptionKey = "VM_MEMORY", paramLabel = "SIZE",
+                    description = "Of the VM (VM_MEMORY; default: a quarter of this machine's within 2G-8G).") String memorySize,
             @Option(names = "--ssh-port", descriptionKey = "VM_SSH_PORT", paramLabel = "PORT",
                     description = "Forwarded to the VM's ssh (VM_SSH_PORT; default: 2222 or the next free one).") Integer sshPort,
             @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", paramLabel = "NAME",
                     description = "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}).") String accel) throws Exception {
+        Long memory = memorySize == null ? null : Long.valueOf(bytes(memorySize));
         List<Check> checks = List.of(new Check("java", "ok", "Java " + System.getProperty("java.version"), ""),
                 checkProgram("fail", "qemu", QEMU, "--version"), checkProgram("fail", "qemu", "qemu-img", "--version"),
                 checkAccelerator(accel), checkMemory(memory), checkSpace(memory), checkPort(sshPort), checkInstaller(),
@@ -746,11 +748,11 @@ final class VmSetup implements Callable<Integer> {
         if (onPath(QEMU).isEmpty()) {
             return new Check("accelerator", "note", "unknown without QEMU", "");
         } else if (!wanted.equals("auto")) {
-            boolean runs = bootSectorMillis(QEMU, wanted) >= 0;
+            boolean runs = bootSectorMillis(QEMU, wanted, Duration.ofSeconds(10)) >= 0;
             return new Check("accelerator", runs ? "ok" : "fail", wanted + ", as set, runs " + (runs ? "a" : "no") + " guest here",
                     runs ? "" : "unset VM_ACCEL: then what works is used");
         }
-        Accelerator found = probe(QEMU);
+        Accelerator found = probe(QEMU, Path.of("/dev/kvm"));
         return found.name.equals("tcg") ? new Check("accelerator", "note", "tcg, which is slow: " + found.reason, "")
                 : new Check("accelerator", "ok", found.name + ": " + found.reason, "");
     }
@@ -780,16 +782,13 @@ final class VmSetup implements Callable<Integer> {
                 + wanted(memory);
         long free = there.toFile().getUsableSpace();
         String detail = String.format("%d MB are free in %s; %d are needed, up to %d more as the VM's disk fills",
-                free / MB, vmDir, needed / MB, diskSize / MB);
-        return free >= needed ? new Check("space", free < needed + diskSize ? "note" : "ok", detail, "")
+                free / MB, vmDir, needed / MB, bytes(diskSize) / MB);
+        return free >= needed ? new Check("space", free < needed + bytes(diskSize) ? "note" : "ok", detail, "")
                 : new Check("space", "fail", detail, "make room, or choose another place with VM_DIR");
     }
 
     private Check checkPort(Integer set) throws IOException {
         int port = set != null ? set : 2222;
-        if (port < 1 || port > 65535) {
-            return new Check("port", "fail", port + " is no port", "set VM_SSH_PORT to 1024-65535, or not at all");
-        }
         try (ServerSocket socket = new ServerSocket(port, 1, InetAddress.getLoopbackAddress())) {
             return new Check("port", "ok", socket.getLocalPort() + " is free", "");
         } catch (BindException taken) {
@@ -843,27 +842,9 @@ final class VmSetup implements Callable<Integer> {
         spec.commandLine().getErr().println("vm-setup: " + text);
     }
 
-    /** A version or a VM's name: it becomes part of file names. */
-    static final class Name implements ITypeConverter<String> {
-        @Override
-        public String convert(String value) {
-            if (!value.matches("[A-Za-z0-9_][A-Za-z0-9._-]*")) {
-                throw new TypeConversionException("'" + value + "': letters, digits, '_', '.' and '-' are allowed, no '.' or '-' in front");
-            }
-            return value;
-        }
-    }
-
-    /** 20G, 512M: bytes. */
-    static final class Size implements ITypeConverter<Long> {
-        @Override
-        public Long convert(String value) {
-            Matcher size = Pattern.compile("([1-9]\\d{0,6})([MGT])(i?B)?", Pattern.CASE_INSENSITIVE).matcher(value);
-            if (!size.matches()) {
-                throw new TypeConversionException("'" + value + "' is no size: a number and M, G or T is expected, as in 20G");
-            }
-            return Long.parseLong(size.group(1)) << 20 + 10 * "MGT".indexOf(size.group(2).toUpperCase(Locale.ROOT));
-        }
+    /** 20G or 512M in bytes. */
+    private static long bytes(String size) {
+        return Long.parseLong(size.substring(0, size.length() - 1)) << 20 + 10 * "MGT".indexOf(size.charAt(size.length() - 1));
     }
 
     /** A directory of a mirror. */
@@ -893,6 +874,10 @@ final class VmSetup implements Callable<Integer> {
     static CommandLine commandLine(Object command, Settings settings) {
         return new CommandLine(command).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
                 .setDefaultValueProvider(arg -> settings.get(arg.descriptionKey()))
+                .setExecutionStrategy(parsed -> {
+                    checkValues(settings, parsed);
+                    return new CommandLine.RunLast().execute(parsed);
+                })
                 .setExecutionExceptionHandler((failure, line, parsed) -> {
                     if (!(failure instanceof VmException expected)) {
                         throw failure;
@@ -902,7 +887,7 @@ final class VmSetup implements Callable<Integer> {
                 }).setParameterExceptionHandler((failure, args) -> {
                     CommandLine line = failure.getCommandLine();
                     List<String> near = failure instanceof UnmatchedArgumentException unmatched ? unmatched.getSuggestions() : List.of();
-                    line.getErr().println(line.getCommandSpec().root().name() + ": " + settings.blame(failure, args)
+                    line.getErr().println(line.getCommandSpec().root().name() + ": " + blame(settings, failure, args)
                             + (near.isEmpty() ? "" : " (did you mean " + String.join(" or ", near) + "?)")
                             + "; see: " + line.getCommandSpec().qualifiedName() + " --help");
                     return line.getCommandSpec().exitCodeOnInvalidInput();
@@ -912,16 +897,29 @@ final class VmSetup implements Callable<Integer> {
 
     // shared:settings
     /** What holds where no option is given: the environment, else the KEY=VALUE lines of vm.env. Empty means unset. */
-    record Settings(Map<String, String> environment, Map<String, String> file) {
+    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) {
+        Settings(Map<String, String> environment, Map<String, String> file) {
+            this(environment, file, List.of());
+        }
+
         static Settings read(Map<String, String> environment, Path directory) {
-            Map<String, String> file = new HashMap<>();
-            Pattern setting = Pattern.compile("\\s*(\\w+)\\s*=\\s*(['\"]?)(.*?)\\2\\s*");
-            try (Stream<String> lines = Files.lines(directory.resolve("vm.env"))) {
-                lines.map(setting::matcher).filter(Matcher::matches).forEach(match -> file.put(match.group(1), match.group(3)));
-            } catch (IOException none) {
-                // without a vm.env the environment alone counts
+            Settings settings = new Settings(environment, new HashMap<>(), new ArrayList<>());
+            Path file = directory.resolve("vm.env");
+            Pattern setting = Pattern.compile("\\s*(?:export\\s+)?(\\w+)\\s*=\\s*(['\"]?)(.*?)\\2\\s*|\\s*(?:#.*)?");
+            try {
+                String text = Files.exists(file) ? new String(Files.readAllBytes(file), UTF_8) : "";
+                for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
+                    Matcher match = setting.matcher(line);
+                    if (!match.matches()) {
+                        settings.problems.add("vm.env: not KEY=VALUE: " + line);
+                    } else if (match.group(1) != null) {
+                        settings.file.put(match.group(1), match.group(3));
+                    }
+                }
+            } catch (IOException unreadable) {
+                settings.problems.add("vm.env cannot be read: " + unreadable);
             }
-            return new Settings(environment, file);
+            return settings;
         }
 
         /** The value of a setting, or null. */
@@ -929,18 +927,57 @@ final class VmSetup implements Callable<Integer> {
             String value = environment.getOrDefault(name, "").isEmpty() ? file.get(name) : environment.get(name);
             return value == null || value.isEmpty() ? null : value;
         }
-
-        /** What a refused command line is told: a bad value that no argument gave is named by its variable. */
-        String blame(ParameterException failure, String... args) {
-            if (!(failure.getArgSpec() instanceof OptionSpec option) || get(option.descriptionKey()) == null
-                    || Arrays.stream(args).anyMatch(arg -> arg.startsWith(option.longestName()))) {
-                return failure.getMessage();
-            }
-            boolean fromFile = environment.getOrDefault(option.descriptionKey(), "").isEmpty();
-            return option.descriptionKey() + (fromFile ? " in vm.env: " : " in the environment: ") + failure.getMessage();
-        }
     }
     // end shared:settings
+
+    // shared:blame
+    /** What a refused command line is told: a bad value that no argument gave is named by its variable. */
+    static String blame(Settings settings, ParameterException failure, String... args) {
+        if (!(failure.getArgSpec() instanceof OptionSpec option) || settings.get(option.descriptionKey()) == null
+                || Arrays.stream(args).anyMatch(arg -> arg.startsWith(option.longestName()))) {
+            return failure.getMessage();
+        }
+        boolean fromFile = settings.environment.getOrDefault(option.descriptionKey(), "").isEmpty();
+        return option.descriptionKey() + (fromFile ? " in vm.env: " : " in the environment: ")
+                + failure.getMessage().replace(option.longestName() + ": ", "");
+    }
+    // end shared:blame
+
+    // shared:values
+    /** What a setting must look like, and how to say so: the same in every script. */
+    private static final Map<String, List<String>> VALUES = Map.ofEntries(
+            Map.entry("DFLY_VERSION", List.of("[A-Za-z0-9_][A-Za-z0-9._-]{0,31}", "a version such as 6.4.2")),
+            Map.entry("VM_NAME", List.of("(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}",
+                    "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
+            Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
+            Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 20G")),
+            Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number of processors")),
+            Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
+            Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
+            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]", "a port")),
+            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")),
+            Map.entry("VM_TIME_LIMIT", List.of("[1-9]\\d{0,4}", "a number of minutes")),
+            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")));
+
+    /** Refuses a value that does not look like one, wherever it came from, before anything is done with it. */
+    private static void checkValues(Settings settings, ParseResult parsed) {
+        List<CommandLine> lines = parsed.asCommandLineList();
+        if (lines.stream().anyMatch(line -> line.isUsageHelpRequested() || line.isVersionHelpRequested())) {
+            return;
+        } else if (!settings.problems.isEmpty()) {
+            throw new ParameterException(parsed.commandSpec().commandLine(), settings.problems.get(0));
+        }
+        for (CommandLine line : lines) {
+            for (OptionSpec option : line.getCommandSpec().options()) {
+                List<String> rule = VALUES.getOrDefault(String.valueOf(option.descriptionKey()), List.of("(?s).*"));
+                Object value = option.getValue();
+                if (value != null && !value.toString().matches(rule.get(0))) {
+                    throw new ParameterException(line, option.longestName() + ": '" + value + "' is not " + rule.get(1), option, null);
+                }
+            }
+        }
+    }
+    // end shared:values
 
     // shared:paths
     /** A path as a person writes it in a setting: "~/" is the home directory, a relative one starts here. */
@@ -1021,18 +1058,18 @@ final class VmSetup implements Callable<Integer> {
 
     // shared:probe
     /** Believes a running guest, not the device node: a /dev/kvm that opens may still crawl (seen: 17 times slower than TCG). */
-    Accelerator probe(String qemu) throws IOException {
+    Accelerator probe(String qemu, Path node) throws IOException {
         String virtual = System.getProperty("os.name").startsWith("Mac") ? "hvf" : "kvm";
-        Path node = Path.of("/dev/kvm");
         if (virtual.equals("kvm") && !Files.exists(node)) {
-            return new Accelerator("tcg", "no /dev/kvm: virtualization is off in the firmware, or the kvm module is not loaded");
+            return new Accelerator("tcg", "no " + node + ": virtualization is off in the firmware, or the kvm module is not loaded");
         } else if (virtual.equals("kvm") && !(Files.isReadable(node) && Files.isWritable(node))) {
-            return new Accelerator("tcg", "no permission for /dev/kvm: join its group (sudo usermod -aG kvm $USER) and log in again");
+            return new Accelerator("tcg", "no permission for " + node + ": join its group (sudo usermod -aG kvm $USER) and log in again");
         }
-        long emulated = bootSectorMillis(qemu, "tcg");
+        long emulated = bootSectorMillis(qemu, "tcg", Duration.ofSeconds(10));
         for (int attempt = 1; attempt <= 2; attempt++) { // a busy machine may slow one down, hardly two
-            long millis = bootSectorMillis(qemu, virtual);
-            if (millis >= 0 && millis <= 3 * Math.max(emulated, 100)) {
+            long limit = 3 * Math.max(emulated, 100);
+            long millis = bootSectorMillis(qemu, virtual, Duration.ofMillis(limit + 1000));
+            if (millis >= 0 && millis <= limit) {
                 return new Accelerator(virtual, "a probe ran in " + millis + " ms (" + emulated + " ms emulated)");
             }
         }
@@ -1042,7 +1079,7 @@ final class VmSetup implements Callable<Integer> {
 
     // shared:bootsector
     /** Milliseconds until a 512-byte guest has written 0x10 to the debug port, which ends QEMU with status 33; -1 if it does not. */
-    private long bootSectorMillis(String qemu, String accelerator) throws IOException {
+    private long bootSectorMillis(String qemu, String accelerator, Duration limit) throws IOException {
         byte[] code = {(byte) 0xb0, 0x10, (byte) 0xe6, (byte) 0xf4, (byte) 0xeb, (byte) 0xfe}; // mov al,0x10; out 0xf4,al; jmp $
         byte[] sector = Arrays.copyOf(code, 512);
         sector[510] = 0x55;
@@ -1050,7 +1087,7 @@ final class VmSetup implements Callable<Integer> {
         Path image = Files.write(Files.createTempFile("vm-probe", ".img"), sector);
         try {
             long start = System.nanoTime();
-            int status = run(Duration.ofSeconds(10), List.of(qemu, "-machine", "pc", "-accel", accelerator, "-m", "16", "-nodefaults",
+            int status = run(limit, List.of(qemu, "-machine", "pc", "-accel", accelerator, "-m", "16", "-nodefaults",
                     "-display", "none", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04",
                     "-drive", "format=raw,file=" + image.toString().replace(",", ",,"))).getExitValue();
             return status == 33 ? Duration.ofNanos(System.nanoTime() - start).toMillis() : -1;

@@ -89,6 +89,7 @@ import picocli.CommandLine.Model.OptionSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.ParameterException;
 import picocli.CommandLine.Parameters;
+import picocli.CommandLine.ParseResult;
 import picocli.CommandLine.ScopeType;
 import picocli.CommandLine.Spec;
 import picocli.CommandLine.TypeConversionException;
@@ -137,7 +138,7 @@ final class VmSync implements Callable<Integer> {
     }
 
     @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = ScopeType.INHERIT,
-            converter = Name.class, paramLabel = "NAME", description = "The VM (VM_NAME; default: ${DEFAULT-VALUE}).")
+            paramLabel = "NAME", description = "The VM (VM_NAME; default: ${DEFAULT-VALUE}).")
     String name;
 
     @Option(names = "--project", descriptionKey = "VM_PROJECT", defaultValue = ".", scope = ScopeType.INHERIT, paramLabel = "DIR",
@@ -262,17 +263,6 @@ final class VmSync implements Callable<Integer> {
                 throw new TypeConversionException("'" + value + "' belongs to the guest's system, and a sync would empty it");
             }
             return path;
-        }
-    }
-
-    static final class Name implements ITypeConverter<String> {
-        @Override
-        public String convert(String value) {
-            if (!value.matches("[A-Za-z0-9_][A-Za-z0-9._-]*")) {
-                throw new TypeConversionException("'" + value
-                        + "' may hold letters, digits, '.', '_' and '-' only, and not begin with '.' or '-'");
-            }
-            return value;
         }
     }
 
@@ -1269,6 +1259,10 @@ final class VmSync implements Callable<Integer> {
     static CommandLine commandLine(Object command, Settings settings) {
         return new CommandLine(command).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
                 .setDefaultValueProvider(arg -> settings.get(arg.descriptionKey()))
+                .setExecutionStrategy(parsed -> {
+                    checkValues(settings, parsed);
+                    return new CommandLine.RunLast().execute(parsed);
+                })
                 .setExecutionExceptionHandler((failure, line, parsed) -> {
                     if (!(failure instanceof VmException expected)) {
                         throw failure;
@@ -1278,7 +1272,7 @@ final class VmSync implements Callable<Integer> {
                 }).setParameterExceptionHandler((failure, args) -> {
                     CommandLine line = failure.getCommandLine();
                     List<String> near = failure instanceof UnmatchedArgumentException unmatched ? unmatched.getSuggestions() : List.of();
-                    line.getErr().println(line.getCommandSpec().root().name() + ": " + settings.blame(failure, args)
+                    line.getErr().println(line.getCommandSpec().root().name() + ": " + blame(settings, failure, args)
                             + (near.isEmpty() ? "" : " (did you mean " + String.join(" or ", near) + "?)")
                             + "; see: " + line.getCommandSpec().qualifiedName() + " --help");
                     return line.getCommandSpec().exitCodeOnInvalidInput();
@@ -1288,16 +1282,29 @@ final class VmSync implements Callable<Integer> {
 
     // shared:settings
     /** What holds where no option is given: the environment, else the KEY=VALUE lines of vm.env. Empty means unset. */
-    record Settings(Map<String, String> environment, Map<String, String> file) {
+    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) {
+        Settings(Map<String, String> environment, Map<String, String> file) {
+            this(environment, file, List.of());
+        }
+
         static Settings read(Map<String, String> environment, Path directory) {
-            Map<String, String> file = new HashMap<>();
-            Pattern setting = Pattern.compile("\\s*(\\w+)\\s*=\\s*(['\"]?)(.*?)\\2\\s*");
-            try (Stream<String> lines = Files.lines(directory.resolve("vm.env"))) {
-                lines.map(setting::matcher).filter(Matcher::matches).forEach(match -> file.put(match.group(1), match.group(3)));
-            } catch (IOException none) {
-                // without a vm.env the environment alone counts
+            Settings settings = new Settings(environment, new HashMap<>(), new ArrayList<>());
+            Path file = directory.resolve("vm.env");
+            Pattern setting = Pattern.compile("\\s*(?:export\\s+)?(\\w+)\\s*=\\s*(['\"]?)(.*?)\\2\\s*|\\s*(?:#.*)?");
+            try {
+                String text = Files.exists(file) ? new String(Files.readAllBytes(file), UTF_8) : "";
+                for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
+                    Matcher match = setting.matcher(line);
+                    if (!match.matches()) {
+                        settings.problems.add("vm.env: not KEY=VALUE: " + line);
+                    } else if (match.group(1) != null) {
+                        settings.file.put(match.group(1), match.group(3));
+                    }
+                }
+            } catch (IOException unreadable) {
+                settings.problems.add("vm.env cannot be read: " + unreadable);
             }
-            return new Settings(environment, file);
+            return settings;
         }
 
         /** The value of a setting, or null. */
@@ -1305,18 +1312,57 @@ final class VmSync implements Callable<Integer> {
             String value = environment.getOrDefault(name, "").isEmpty() ? file.get(name) : environment.get(name);
             return value == null || value.isEmpty() ? null : value;
         }
-
-        /** What a refused command line is told: a bad value that no argument gave is named by its variable. */
-        String blame(ParameterException failure, String... args) {
-            if (!(failure.getArgSpec() instanceof OptionSpec option) || get(option.descriptionKey()) == null
-                    || Arrays.stream(args).anyMatch(arg -> arg.startsWith(option.longestName()))) {
-                return failure.getMessage();
-            }
-            boolean fromFile = environment.getOrDefault(option.descriptionKey(), "").isEmpty();
-            return option.descriptionKey() + (fromFile ? " in vm.env: " : " in the environment: ") + failure.getMessage();
-        }
     }
     // end shared:settings
+
+    // shared:blame
+    /** What a refused command line is told: a bad value that no argument gave is named by its variable. */
+    static String blame(Settings settings, ParameterException failure, String... args) {
+        if (!(failure.getArgSpec() instanceof OptionSpec option) || settings.get(option.descriptionKey()) == null
+                || Arrays.stream(args).anyMatch(arg -> arg.startsWith(option.longestName()))) {
+            return failure.getMessage();
+        }
+        boolean fromFile = settings.environment.getOrDefault(option.descriptionKey(), "").isEmpty();
+        return option.descriptionKey() + (fromFile ? " in vm.env: " : " in the environment: ")
+                + failure.getMessage().replace(option.longestName() + ": ", "");
+    }
+    // end shared:blame
+
+    // shared:values
+    /** What a setting must look like, and how to say so: the same in every script. */
+    private static final Map<String, List<String>> VALUES = Map.ofEntries(
+            Map.entry("DFLY_VERSION", List.of("[A-Za-z0-9_][A-Za-z0-9._-]{0,31}", "a version such as 6.4.2")),
+            Map.entry("VM_NAME", List.of("(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}",
+                    "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
+            Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
+            Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 20G")),
+            Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number of processors")),
+            Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
+            Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
+            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]", "a port")),
+            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")),
+            Map.entry("VM_TIME_LIMIT", List.of("[1-9]\\d{0,4}", "a number of minutes")),
+            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")));
+
+    /** Refuses a value that does not look like one, wherever it came from, before anything is done with it. */
+    private static void checkValues(Settings settings, ParseResult parsed) {
+        List<CommandLine> lines = parsed.asCommandLineList();
+        if (lines.stream().anyMatch(line -> line.isUsageHelpRequested() || line.isVersionHelpRequested())) {
+            return;
+        } else if (!settings.problems.isEmpty()) {
+            throw new ParameterException(parsed.commandSpec().commandLine(), settings.problems.get(0));
+        }
+        for (CommandLine line : lines) {
+            for (OptionSpec option : line.getCommandSpec().options()) {
+                List<String> rule = VALUES.getOrDefault(String.valueOf(option.descriptionKey()), List.of("(?s).*"));
+                Object value = option.getValue();
+                if (value != null && !value.toString().matches(rule.get(0))) {
+                    throw new ParameterException(line, option.longestName() + ": '" + value + "' is not " + rule.get(1), option, null);
+                }
+            }
+        }
+    }
+    // end shared:values
 
     // shared:paths
     /** A path as a person writes it in a setting: "~/" is the home directory, a relative one starts here. */

