@@ -48,10 +48,14 @@ own=$(cd "$here" && find build.sh loader guest -type f | LC_ALL=C sort | xargs s
 # Asking apt takes seconds; while its lists and these files are the same, so is the answer.
 asked=$out/debs/asked.$({ echo "$own"; ls -l --time-style=full-iso /var/lib/apt/lists /etc/os-release; } 2>&1 | sha256sum | cut -c1-16)
 if [ -f "$asked" ] && [ -d "$out/$(cat "$asked")" ]; then echo "$out/$(cat "$asked")"; exit 0; fi
-id=$(. /etc/os-release; echo "${ID-}")
+id=$(. /etc/os-release; echo "${ID-} ${ID_LIKE-}")
 go=$(apt-cache search --names-only '^golang-1\.[0-9]*-go$' 2>/dev/null | sed 's/ .*//' | sort -t. -k2n | head -n 1)
 case $id in
-ubuntu) kernel=linux-image-virtual; go=golang-1.22-go ;;
+*ubuntu*)
+    # qemu_fw_cfg, which tells the guest of its mirror, is among the extra modules there.
+    kernel="linux-image-virtual $(apt-cache depends linux-image-virtual 2>/dev/null | sed -n 's/.*Depends: linux-image-/linux-modules-extra-/p')"
+    go=golang-1.22-go
+    ;;
 *) kernel=linux-image-cloud-amd64 ;;
 esac
 base="busybox-static dash findutils tcsh openssh-server openssh-client openssh-sftp-server procps e2fsprogs original-awk grep ed ldnsutils bzip2 xz-utils zstd openssl coreutils tar netcat-openbsd ncurses-base"
@@ -93,7 +97,9 @@ printf '%s\n' "$plan" | sed 's/^\([^ ]*\) .*(\([^ ]*\) .*\[\([a-z0-9]*\)\]).*/\1
 while read -r name version arch; do
     f=$out/debs/${name}_$(echo "$version" | sed 's/:/%3a/g')_$arch.deb
     [ -r "$f" ] || fail "$f is missing"
-    dpkg-deb --fsys-tarfile "$f" | tar -x --keep-directory-symlink --no-same-owner -C "$pool" --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' --exclude='./usr/share/locale/*' --exclude='./dev/*'
+    case $name in linux-modules-extra-*) only='--wildcards */qemu_fw_cfg.ko*' ;; *) only= ;; esac
+    # shellcheck disable=SC2086
+    dpkg-deb --fsys-tarfile "$f" | tar -x --keep-directory-symlink --no-same-owner -C "$pool" --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' --exclude='./usr/share/locale/*' --exclude='./dev/*' $only
 done <"$work/plan"
 libs=$pool/usr/lib/x86_64-linux-gnu
 
@@ -128,7 +134,7 @@ say "the system"
 for d in bin sbin usr/bin usr/sbin usr/games usr/libexec usr/lib/x86_64-linux-gnu usr/obj usr/local/etc/pkg/repos usr/local/bin usr/local/sbin lib64 \
     proc dev mnt root tmp home run/sshd var/run var/log var/db/pkg var/cache var/empty var/tmp var/mail rr_moved usr/share/skel usr/local/share/certs; do mkdir -p "$root/$d"; done
 ln -s usr/lib "$root/lib"
-for d in run dev sys real sub strict.d; do mkdir -p "$root$S/$d"; done
+for d in run dev sys proc real sub strict.d; do mkdir -p "$root$S/$d"; done
 chmod 1777 "$root/tmp" "$root/var/tmp"
 chmod 700 "$root/root"
 cp -L "$pool/usr/lib64/ld-linux-x86-64.so.2" "$root/lib64/"
@@ -308,7 +314,9 @@ mkdir -p "$G/pkg/tool/linux_amd64"
 for p in asm buildid compile link test2json vet cover; do [ ! -e "$t/$p" ] || cp "$t/$p" "$G/pkg/tool/linux_amd64/"; done
 say "go's standard library"
 # Without cgo (the guest has no C compiler), and compiled in advance where this version of Go keeps it.
-(cd / && env -i PATH=/usr/bin:/bin HOME="$work" GOROOT="$G" GOCACHE="$work/gocache" GOFLAGS= CGO_ENABLED=0 GO111MODULE=off GOTOOLCHAIN=local "$G/bin/go" install std >&2)
+build_go() { (cd / && env -i PATH=/usr/bin:/bin HOME="$work" GOROOT="$G" GOCACHE="$work/gocache" CGO_ENABLED=0 GO111MODULE=off GOTOOLCHAIN=local "$G/bin/go" "$@" >&2); }
+build_go install std
+build_go build -trimpath -ldflags='-s -w' -o "$root$S/dns" "$here/guest/dns.go"
 cat >"$P/go/usr/local/bin/go" <<'END'
 #!/bin/sh
 export CGO_ENABLED="${CGO_ENABLED-0}" GOROOT="${GOROOT-/usr/local/go}"
