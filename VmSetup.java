@@ -6,9 +6,8 @@
 //DEPS com.grack:nanojson:1.10
 //DEPS org.apache.commons:commons-compress:1.28.0
 //DEPS commons-codec:commons-codec:1.19.0
-//DEPS com.github.oshi:oshi-core:6.8.3
 //DEPS me.tongfei:progressbar:0.10.2
-//DEPS org.slf4j:slf4j-nop:2.0.17 // zt-exec and oshi log; without a binding slf4j warns on stderr
+//DEPS org.slf4j:slf4j-nop:2.0.17 // zt-exec logs; without a binding slf4j warns on stderr
 
 import static java.nio.charset.StandardCharsets.UTF_8;
 
@@ -17,32 +16,41 @@ import com.grack.nanojson.JsonObject;
 import com.grack.nanojson.JsonParser;
 import com.grack.nanojson.JsonParserException;
 import com.grack.nanojson.JsonWriter;
+import com.sun.management.OperatingSystemMXBean;
 import java.io.BufferedInputStream;
-import java.io.Console;
+import java.io.BufferedReader;
 import java.io.EOFException;
+import java.io.FilterOutputStream;
 import java.io.IOException;
 import java.io.InputStream;
+import java.io.InputStreamReader;
 import java.io.OutputStream;
 import java.io.PipedInputStream;
 import java.io.PipedOutputStream;
 import java.io.UncheckedIOException;
+import java.lang.management.ManagementFactory;
 import java.lang.module.ModuleDescriptor;
+import java.net.Authenticator;
 import java.net.BindException;
 import java.net.HttpURLConnection;
 import java.net.InetAddress;
+import java.net.InetSocketAddress;
+import java.net.PasswordAuthentication;
+import java.net.Proxy;
 import java.net.ServerSocket;
-import java.net.SocketTimeoutException;
 import java.net.URI;
+import java.net.URLDecoder;
 import java.net.UnknownHostException;
 import java.nio.ByteBuffer;
 import java.nio.channels.Channels;
 import java.nio.channels.FileChannel;
 import java.nio.file.Files;
+import java.nio.file.OpenOption;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
 import java.nio.file.attribute.PosixFilePermissions;
-import java.security.DigestInputStream;
+import java.security.DigestOutputStream;
 import java.security.MessageDigest;
 import java.time.Duration;
 import java.time.Instant;
@@ -50,6 +58,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Comparator;
 import java.util.HashMap;
+import java.util.HexFormat;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
@@ -68,17 +77,10 @@ import me.tongfei.progressbar.DelegatingProgressBarConsumer;
 import me.tongfei.progressbar.ProgressBar;
 import me.tongfei.progressbar.ProgressBarBuilder;
 import me.tongfei.progressbar.ProgressBarStyle;
-import org.apache.commons.codec.binary.Hex;
 import org.apache.commons.codec.digest.DigestUtils;
 import org.apache.commons.compress.compressors.bzip2.BZip2CompressorInputStream;
 import org.zeroturnaround.exec.ProcessExecutor;
 import org.zeroturnaround.exec.ProcessResult;
-import oshi.SystemInfo;
-import oshi.hardware.GlobalMemory;
-import oshi.software.os.InternetProtocolStats.IPConnection;
-import oshi.software.os.InternetProtocolStats.TcpState;
-import oshi.software.os.OSProcess;
-import oshi.software.os.OperatingSystem;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.ITypeConverter;
@@ -97,12 +99,12 @@ import picocli.CommandLine.UnmatchedArgumentException;
  *
  * <p>{@code fetch}, in order:
  * <ol>
- * <li>An ISO that is there and was verified (its size and time say that it is still that file) is the answer.
+ * <li>An ISO that is there is the answer, if its sum is the one known here, or none is known.
  * <li>For one mirror after the other: {@code md5.txt} is read and compared with the sums known here, before any download.
- * <li>{@code dfly-<version>.iso.bz2.part} grows, over as many connections as it takes; {@code .part.json} beside it says of which
- * file it is the beginning, so that the next run goes on with it, from this mirror or another that has the same file.
+ * <li>{@code dfly-<version>.iso.bz2.<its md5>.part} grows, over as many connections as it takes; the next run goes on with it, from this
+ * mirror or another that has the same file.
  * <li>Meanwhile it is unpacked into {@code dfly-<version>.iso.part}, and both are hashed on the way.
- * <li>When all sums hold, {@code dfly-<version>.iso.json} remembers what was verified, and the ISO gets its name.
+ * <li>When all sums hold, the ISO gets its name.
  * </ol>
  * Each of these files is complete, or recognised as incomplete by the next run: the process can be killed at any point.
  * {@code disk} writes {@code <name>.qcow2}, under {@code <name>.lock}.
@@ -146,7 +148,8 @@ final class VmSetup implements Callable<Integer> {
             paramLabel = "NAME", description = "The VM (VM_NAME; default: ${DEFAULT-VALUE}).")
     String name;
 
-    @Option(names = "--mirror", descriptionKey = "VM_MIRROR", split = "[,\\s]+", scope = ScopeType.INHERIT, converter = Web.class,
+    @Option(names = "--mirror", descriptionKey = "VM_MIRROR", split = "[,\\s]+", splitSynopsisLabel = ",", scope = ScopeType.INHERIT,
+            converter = Web.class,
             defaultValue = "https://mirror-master.dragonflybsd.org/iso-images/,https://avalon.dragonflybsd.org/iso-images/,"
                     + "https://pub.allbsd.org/DragonFly/iso-images/,https://mirror.sjtu.edu.cn/dragonflybsd/iso-images/",
             paramLabel = "URL", description = "Where md5.txt and the images lie, in this order (VM_MIRROR; default: ${DEFAULT-VALUE}).")
@@ -175,13 +178,15 @@ final class VmSetup implements Callable<Integer> {
 
     Path vmDir;
     private Path image;
-    /** Tests change these: the pause before a connection is tried again, how long one may be silent, where programs are. */
+    /** Tests change these: the pause before a second connection, how long one may be silent, where programs and KVM are. */
     Duration pause = Duration.ofSeconds(1);
     Duration silence = Duration.ofSeconds(60);
     String searchPath = System.getenv().getOrDefault("PATH", "");
+    Path kvm = Path.of("/dev/kvm");
 
     public static void main(String... args) {
-        proxies(System.getenv()).forEach((key, value) -> System.setProperty(key, System.getProperty(key, value)));
+        Authenticator.setDefault(new ProxyUser());
+        System.setProperty("jdk.http.auth.tunneling.disabledSchemes", ""); // or no proxy for https is told a password
         System.exit(commandLine().execute(args));
     }
 
@@ -197,21 +202,21 @@ final class VmSetup implements Callable<Integer> {
     @Command(name = "fetch", mixinStandardHelpOptions = true,
             description = "Download, verify and unpack the installer: what vm-setup does without a command. Prints the ISO's path.",
             footer = {"", "Example: vm-setup fetch --dfly-version 6.4.0",
-                "Exit codes: 0 done or already there; 1 a wrong sum, or the disk is full; 69 no mirror has it, or another fetch runs."})
+                "Exit codes: 0 done or already there; 1 a wrong sum, or a full disk; 69 no mirror has it, or another fetch runs."})
     int fetch() throws Exception {
         privateDirectory(vmDir);
-        Path iso = iso();
-        if (!verified(iso)) {
-            try (FileChannel lock = lock(beside(iso, ".lock"), "vm-setup fetch")) {
-                if (lock.isOpen() && !verified(iso)) { // another fetch may have ended just now
-                    take(iso);
+        try {
+            if (image != null || !isThere()) {
+                FileChannel lock = lock(iso(".lock"), "vm-setup fetch");
+                try (lock) {
+                    take();
                 }
-            } catch (UncheckedIOException | IOException full) { // what a network does is a VmException by now
-                throw new VmException(1, "cannot write to " + vmDir + " (" + full.getMessage().replaceFirst("^\\S+Exception: ", "")
-                        + "): make room (about 1100 MB in all) and run it again: what came is kept");
             }
+        } catch (UncheckedIOException | IOException full) { // what a network does is a VmException by now
+            throw new VmException(1, "cannot write to " + vmDir + " (" + (full.getCause() == null ? full : full.getCause()).getMessage()
+                    + "): make room (about 1100 MB in all) and run it again: what came is kept");
         }
-        spec.commandLine().getOut().println(iso);
+        spec.commandLine().getOut().println(iso());
         return 0;
     }
 
@@ -219,28 +224,28 @@ final class VmSetup implements Callable<Integer> {
             description = "Make a blank disk, <name>.qcow2, for an installation by hand. Prints its path.",
             footer = {"", "Example: vm-setup disk --disk-size 40G",
                 "Exit codes: 0 done; 1 the disk is full; 2 there is one and --yes is missing; 69 no qemu-img, or the VM is in use."})
-    int disk(@Option(names = "--yes", description = "Replace a disk that is there.") boolean yes) throws IOException {
+    int disk(@Option(names = "--yes", description = "Replace a disk that is there.") boolean yes) throws Exception {
         privateDirectory(vmDir);
         Path disk = vmDir.resolve(name + ".qcow2");
+        Path beside = vmDir.resolve("." + name + ".qcow2.new");
         FileChannel lock = lock(vmDir.resolve(name + ".lock"), "vm-setup disk");
         try {
             if (Files.exists(disk)) {
                 ProcessResult info = run(Duration.ofMinutes(1), List.of("qemu-img", "info", disk.toString()));
                 if (info.getExitValue() != 0 && info.outputUTF8().contains("lock")) { // QEMU locks the disks it uses
                     throw new VmException(69, "the VM " + name + " is running: stop it first: vm-ctl stop");
-                } else if (!yes) {
-                    confirm(disk + " is there, " + Files.size(disk) / MB + " MB. Replace it with a blank disk?");
                 }
+                confirm("replace " + disk + " (" + Files.size(disk) / MB + " MB) with a blank disk", yes);
             }
-            Path beside = vmDir.resolve("." + name + ".qcow2.new");
-            Files.deleteIfExists(beside);
-            ProcessResult made = run(Duration.ofMinutes(1), blankDisk(beside, bytes(diskSize)));
+            ProcessResult made = run(Duration.ofMinutes(1),
+                    List.of("qemu-img", "create", "-q", "-f", "qcow2", beside.toString(), diskSize));
             if (made.getExitValue() != 0) {
-                throw new VmException(1, "qemu-img made no disk: " + made.outputUTF8().strip());
+                throw new VmException(1, "qemu-img made no disk: " + made.outputUTF8().lines().findFirst().orElse(""));
             }
             Files.setPosixFilePermissions(beside, PosixFilePermissions.fromString("rw-------"));
-            Files.move(beside, disk, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
+            Files.move(beside, disk, StandardCopyOption.ATOMIC_MOVE);
         } finally {
+            Files.deleteIfExists(beside);
             lock.close();
         }
         spec.commandLine().getOut().println(disk);
@@ -252,31 +257,36 @@ final class VmSetup implements Callable<Integer> {
             footer = {"", "Example: VM_MEMORY=4G vm-setup check", "Exit codes: 0 nothing is missing (notes or not); 69 something is."})
     int check(@Option(names = "--json", description = "Print {ok, checks: [{name, state, detail, fix}]}.") boolean json,
             @Option(names = "--memory", descriptionKey = "VM_MEMORY", paramLabel = "SIZE",
-                    description = "Of the VM (VM_MEMORY; default: a quarter of this machine's within 2G-8G).") String memorySize,
+                    description = "Of the VM (VM_MEMORY; default: a quarter of this machine's within 2G-8G).") String memory,
             @Option(names = "--ssh-port", descriptionKey = "VM_SSH_PORT", paramLabel = "PORT",
                     description = "Forwarded to the VM's ssh (VM_SSH_PORT; default: 2222 or the next free one).") Integer sshPort,
             @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", paramLabel = "NAME",
                     description = "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}).") String accel) throws Exception {
-        Long memory = memorySize == null ? null : Long.valueOf(bytes(memorySize));
-        List<Check> checks = List.of(new Check("java", "ok", "Java " + System.getProperty("java.version"), ""),
-                checkProgram("fail", "qemu", QEMU, "--version"), checkProgram("fail", "qemu", "qemu-img", "--version"),
-                checkAccelerator(accel), checkMemory(memory), checkSpace(memory), checkPort(sshPort), checkInstaller(),
-                checkProgram("fail", "ssh", "ssh", "-V"), checkProgram("note", "rsync", "rsync", "--version"));
-        boolean ok = checks.stream().noneMatch(check -> check.state.equals("fail"));
+        long total = ManagementFactory.getPlatformMXBean(OperatingSystemMXBean.class).getTotalMemorySize();
+        long wanted = memory != null ? bytes(memory) : Math.max(2 * GB, Math.min(8 * GB, total / 4));
+        boolean ok = true;
+        JsonArray all = new JsonArray();
+        for (Callable<Check> next : List.<Callable<Check>>of(this::checkJava, () -> checkProgram("fail", "qemu", QEMU, "--version"),
+                () -> checkProgram("fail", "qemu", "qemu-img", "--version"), () -> checkAccelerator(accel),
+                () -> checkMemory(wanted, total), () -> checkSpace(wanted), () -> checkPort(sshPort), this::checkInstaller,
+                () -> checkProgram("fail", "ssh", "ssh", "-V"), () -> checkProgram("note", "rsync", "rsync", "--version"))) {
+            Check check = next.call();
+            ok &= !check.state.equals("fail");
+            all.add(JsonObject.builder().value("name", check.name).value("state", check.state).value("detail", check.detail)
+                    .value("fix", check.fix).done());
+            if (!json) { // at once: some take seconds
+                spec.commandLine().getOut().printf("%-4s  %-18s  %s%s%n", check.state, check.name, check.detail,
+                        check.fix.isEmpty() ? "" : " -> " + check.fix);
+            }
+        }
         if (json) {
-            JsonArray all = new JsonArray();
-            checks.forEach(check -> all.add(JsonObject.builder().value("name", check.name).value("state", check.state)
-                    .value("detail", check.detail).value("fix", check.fix).done()));
             spec.commandLine().getOut().println(JsonWriter.string().object().value("ok", ok).value("checks", all).end().done());
-        } else {
-            checks.forEach(check -> spec.commandLine().getOut().printf("%-5s %-12s %s%s%n", check.state, check.name, check.detail,
-                    check.fix.isEmpty() ? "" : " -> " + check.fix));
         }
         return ok ? 0 : 69;
     }
 
-    private Path iso() {
-        return vmDir.resolve("dfly-" + version + ".iso");
+    private Path iso(String... suffix) {
+        return vmDir.resolve("dfly-" + version + ".iso" + String.join("", suffix));
     }
 
     private String archiveName() {
@@ -288,30 +298,31 @@ final class VmSetup implements Callable<Integer> {
         return trustMirror ? Sums.NONE : PINNED.getOrDefault(version, Sums.NONE);
     }
 
-    /** Whether the ISO is there and is, by size and time, the file that was verified. Says so. VM_IMAGE replaces another. */
-    private boolean verified(Path iso) throws IOException {
-        JsonObject said = said(beside(iso, ".json"));
-        boolean same = Files.exists(iso) && said.getLong("size") == Files.size(iso) && modified(iso).equals(said.getString("modified"));
-        if (!Files.exists(iso) || image != null && !(same && origin().equals(said.getString("from")))) {
-            return false;
-        } else if (!same) {
-            throw new VmException(1, iso + " is not a file that was verified here: remove it and run it again, or name it as VM_IMAGE");
-        } else if (said.getBoolean("pinsSkipped") && !trustMirror) {
-            throw new VmException(1, iso + " was taken on trust (--trust-mirror) and is not the DragonFly " + version
-                    + " that is known here: remove it to download that, or give --trust-mirror again");
+    /** Whether the ISO is there. It had its name only after its check; where its sum is known it is checked again, in seconds. */
+    private boolean isThere() throws IOException {
+        if (Files.exists(iso()) && pinned().isoMd5 != null) {
+            try (InputStream in = Files.newInputStream(iso())) {
+                String md5 = DigestUtils.md5Hex(in);
+                if (!md5.equals(pinned().isoMd5)) {
+                    throw new VmException(1, iso() + " is not the DragonFly " + version + " that is known here (its MD5 is " + md5
+                            + "): remove it to download that one, or give --trust-mirror");
+                }
+            }
         }
-        say(iso + " is already there, verified " + said.getString("verified") + " (" + said.getString("how") + ")");
-        return true;
+        return Files.exists(iso());
     }
 
-    private void take(Path iso) throws IOException, InterruptedException {
-        if (trustMirror && PINNED.containsKey(version)) {
-            say("WARNING: --trust-mirror: the sums known for DragonFly " + version + " are NOT checked, only the mirror's own md5.txt");
-        } else if (!PINNED.containsKey(version)) {
-            say("no sums are known here for DragonFly " + version + ": only the mirror's md5.txt is checked");
+    /** From VM_IMAGE, or from the first mirror that gives it. */
+    private void take() throws IOException, InterruptedException {
+        if (!PINNED.containsKey(version)) {
+            say("no sums are known here for DragonFly " + version + ": only a mirror's md5.txt is checked");
+        } else if (trustMirror) {
+            say("WARNING: --trust-mirror: the sums known for DragonFly " + version + " are NOT checked, only a mirror's own md5.txt");
         }
-        if (image != null) {
-            takeImage(iso);
+        if (image != null && !Files.isReadable(image)) {
+            throw new VmException(69, "VM_IMAGE: " + image + " cannot be read");
+        } else if (image != null) {
+            take(out -> Files.copy(image, out), image.toString().endsWith(".bz2"), image.toString(), Sums.NONE);
             return;
         }
         List<String> problems = new ArrayList<>();
@@ -321,60 +332,65 @@ final class VmSetup implements Callable<Integer> {
                 say(problems.get(problems.size() - 1) + "; trying the next mirror");
             }
             try {
-                takeFrom(mirror, iso);
+                takeFrom(mirror);
                 return;
             } catch (VmException problem) {
                 code = Math.min(code, problem.exitCode);
                 problems.add(problem.getMessage());
             }
         }
-        throw new VmException(code, String.join("; ", problems) + ". " + (Files.exists(beside(iso, ".bz2.part"))
-                ? "What came is kept: run it again to go on" : "Another mirror: VM_MIRROR; a local file: VM_IMAGE"));
+        throw new VmException(code, String.join("; ", problems) + ". " + (parts().stream().allMatch(part -> part.toFile().length() == 0)
+                ? "Another mirror: VM_MIRROR; a local file: VM_IMAGE" : "What came is kept: run it again to go on"));
     }
 
-    private void takeImage(Path iso) throws IOException, InterruptedException {
-        if (!Files.isReadable(image)) {
-            throw new VmException(69, "VM_IMAGE: " + image + " cannot be read");
-        }
-        Path part = beside(iso, ".part");
-        try (InputStream in = Files.newInputStream(image)) {
-            unpack(in, image.toString().endsWith(".bz2"), part, image.toString(), Sums.NONE);
-            place(part, iso, origin(), pinned().equals(Sums.NONE) ? "VM_IMAGE, no sum is known" : "by the sums known here");
-        } finally {
-            Files.deleteIfExists(part);
-        }
-    }
-
-    private String origin() throws IOException {
-        return image + (Files.exists(image) ? " of " + modified(image) : "");
-    }
-
-    private void takeFrom(URI mirror, Path iso) throws IOException, InterruptedException {
+    private void takeFrom(URI mirror) throws IOException, InterruptedException {
         Map<String, String> listed = sums(mirror);
         Sums sums = new Sums(listed.get(archiveName()), null, listed.get(archiveName().replace(".bz2", "")));
         compare(mirror + "md5.txt: " + archiveName(), sums, pinned());
-        Path part = beside(iso, ".part");
-        for (int start = 1;; start++) {
-            Download download = new Download(mirror.resolve(archiveName()), beside(iso, ".bz2.part"), sums.archiveMd5);
-            try (download) {
-                unpack(download, true, part, download.uri.toString(), sums);
-                place(part, iso, download.uri.toString(),
-                        "by md5.txt of " + mirror.getHost() + (pinned().equals(Sums.NONE) ? "" : " and the sums known here"));
-                download.forget();
-                return;
-            } catch (VmException problem) {
-                if (problem.exitCode != 1) {
-                    throw problem; // what came so far is good for the next mirror, or the next run
-                }
-                download.forget();
-                if (start == 2 || !download.stitched) {
-                    throw problem;
-                }
-                say(problem.getMessage() + "; once more from the start");
-            } finally {
-                Files.deleteIfExists(part); // it has its name, or is of no use; on a full disk the download needs the room
+        URI uri = mirror.resolve(archiveName());
+        Path part = iso(".bz2." + sums.archiveMd5 + ".part");
+        boolean resumed = Files.exists(part);
+        try {
+            take(new Download(uri, part), true, uri.toString(), sums);
+        } catch (VmException problem) {
+            if (problem.exitCode != 1) {
+                throw problem; // what came so far is good for the next mirror, or the next run
             }
+            Files.delete(part);
+            if (!resumed) {
+                throw problem;
+            }
+            say(problem.getMessage() + "; once more from the start");
+            takeFrom(mirror);
+            return;
         }
+        for (Path done : parts()) {
+            Files.delete(done);
+        }
+    }
+
+    /** The beginnings of archives of this version that are here: one, or more if it was published again. */
+    private List<Path> parts() throws IOException {
+        try (Stream<Path> files = Files.list(vmDir)) {
+            return files.filter(file -> file.getFileName().toString().matches("dfly-\\Q" + version + "\\E\\.iso\\.bz2\\..*part")).toList();
+        }
+    }
+
+    /** Unpacks and verifies an archive, or copies and verifies an image, and only then gives the ISO its name. */
+    private void take(Source source, boolean packed, String what, Sums listed) throws IOException, InterruptedException {
+        Path part = iso(".part");
+        try {
+            Sums found = unpack(source, packed, part, what);
+            compare(what, found, listed);
+            compare(what, found, pinned());
+            try (FileChannel channel = FileChannel.open(part, StandardOpenOption.WRITE)) {
+                channel.force(true); // or a power failure could leave a verified name on an empty file
+            }
+            Files.move(part, iso(), StandardCopyOption.ATOMIC_MOVE);
+        } finally {
+            Files.deleteIfExists(part); // on a full disk the download needs the room
+        }
+        say(iso() + " is complete, its sums hold");
     }
 
     /** Fails for the first sum that is known and not met. */
@@ -388,22 +404,6 @@ final class VmSetup implements Callable<Integer> {
         }
     }
 
-    /** Remembers what was verified, then gives it its name. */
-    private void place(Path part, Path iso, String from, String how) throws IOException {
-        try (FileChannel channel = FileChannel.open(part, StandardOpenOption.WRITE)) {
-            channel.force(true); // or a power failure could leave a verified name on an empty file
-        }
-        writeFile(beside(iso, ".json"), JsonWriter.string().object().value("size", Files.size(part)).value("modified", modified(part))
-                .value("from", from).value("how", how).value("pinsSkipped", trustMirror && PINNED.containsKey(version))
-                .value("verified", Instant.now().toString()).end().done(), "rw-------");
-        Files.move(part, iso, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
-        say(iso + " is complete (verified: " + how + ")");
-    }
-
-    private static Path beside(Path file, String suffix) {
-        return file.resolveSibling(file.getFileName() + suffix);
-    }
-
     /** What a file says; empty if there is none. */
     private static JsonObject said(Path file) {
         try {
@@ -411,10 +411,6 @@ final class VmSetup implements Callable<Integer> {
         } catch (IOException none) {
             return new JsonObject();
         }
-    }
-
-    private static String modified(Path file) throws IOException {
-        return Files.getLastModifiedTime(file).toString();
     }
 
     /** What a mirror's md5.txt says, by file; 69 if it does not know the version. */
@@ -451,35 +447,22 @@ final class VmSetup implements Callable<Integer> {
                 + (failure.getMessage() == null ? failure.getClass().getSimpleName() : failure.getMessage());
     }
 
-    /** A small text file; what may pass is tried twice more, silence is not. */
     private String text(URI uri) throws IOException {
-        for (int attempt = 1;; attempt++) {
-            try (InputStream body = open(uri, Map.of()).getInputStream()) {
-                return new String(body.readNBytes(4 << 20), UTF_8);
-            } catch (IOException mayPass) {
-                if (attempt == 3 || mayPass instanceof SocketTimeoutException) {
-                    throw mayPass;
-                }
-                pause(attempt);
-            }
+        try (InputStream body = open(uri, 0).getInputStream()) {
+            return new String(body.readNBytes(4 << 20), UTF_8);
         }
     }
 
-    /** Back-off: 1, 2, 4, 8 times the pause. */
-    private void pause(int attempt) {
-        try {
-            Thread.sleep(attempt == 0 ? 0 : pause.toMillis() << attempt - 1);
-        } catch (InterruptedException interrupted) {
-            throw new VmException(130, "interrupted");
-        }
-    }
-
-    /** An answer with 200, 206 or 416. */
-    private HttpURLConnection open(URI uri, Map<String, String> headers) throws IOException {
-        HttpURLConnection connection = (HttpURLConnection) uri.toURL().openConnection();
+    /** An answer with 200, 206 or 416, to a request for all from a position on. */
+    private HttpURLConnection open(URI uri, long position) throws IOException {
+        Optional<Matcher> proxy = proxy(uri.getScheme(), uri.getHost(), System.getenv());
+        HttpURLConnection connection = (HttpURLConnection) (proxy.isEmpty() ? uri.toURL().openConnection() : uri.toURL().openConnection(
+                new Proxy(Proxy.Type.HTTP, new InetSocketAddress(proxy.get().group(3), Integer.parseInt(proxy.get().group(4))))));
         connection.setConnectTimeout((int) Math.min(15_000, silence.toMillis()));
         connection.setReadTimeout((int) silence.toMillis());
-        headers.forEach(connection::setRequestProperty);
+        if (position > 0) {
+            connection.setRequestProperty("Range", "bytes=" + position + "-");
+        }
         int status = connection.getResponseCode();
         if (status == 408 || status == 429 || status >= 500) {
             throw new IOException(uri + " answered " + status);
@@ -490,301 +473,266 @@ final class VmSetup implements Callable<Integer> {
         return connection;
     }
 
-    /** What http_proxy, https_proxy and no_proxy say, as Java's properties. */
-    static Map<String, String> proxies(Map<String, String> environment) {
-        Map<String, String> properties = new HashMap<>();
-        for (String scheme : List.of("http", "https")) {
-            Matcher proxy = Pattern.compile("(?:http://)?([^:/@]+):(\\d+)/?").matcher(either(environment, scheme + "_proxy"));
-            if (proxy.matches()) {
-                properties.put(scheme + ".proxyHost", proxy.group(1));
-                properties.put(scheme + ".proxyPort", proxy.group(2));
-            }
+    /** The host, port, user and password of the proxy that the environment sets for an address, if it does. */
+    static Optional<Matcher> proxy(String scheme, String host, Map<String, String> environment) {
+        String setting = either(environment, scheme + "_proxy");
+        if (setting.isEmpty() || Arrays.stream(("localhost,127.0.0.1," + either(environment, "no_proxy")).split("[,\\s]+"))
+                .anyMatch(direct -> direct.equals("*") || ("." + host).endsWith(direct.replaceFirst("^\\.?", ".")))) {
+            return Optional.empty();
         }
-        properties.put("http.nonProxyHosts", Arrays.stream(("localhost,127.0.0.1," + either(environment, "no_proxy")).split("[,\\s]+"))
-                .map(host -> host.replaceFirst("^\\.", "")).map(host -> host.equals("*") ? host : host + "|*." + host)
-                .collect(Collectors.joining("|")));
-        return properties;
+        Matcher proxy = Pattern.compile("(?:http://)?(?:([^:/@]+):([^/@]*)@)?([^:/@]+):(\\d+)/?").matcher(setting);
+        if (!proxy.matches()) {
+            throw new VmException(2, scheme + "_proxy is not http://[user:password@]host:port");
+        }
+        return Optional.of(proxy);
     }
 
     private static String either(Map<String, String> environment, String key) {
         return environment.getOrDefault(key, environment.getOrDefault(key.toUpperCase(Locale.ROOT), ""));
     }
 
-    /** The archive: first its part file, then what the mirror sends, over as many connections as it takes, which is kept there. */
-    private final class Download extends InputStream {
-        final URI uri;
-        /** Whether it comes from more than one connection, and so may be of two files. */
-        boolean stitched;
+    private static final class ProxyUser extends Authenticator {
+        @Override
+        protected PasswordAuthentication getPasswordAuthentication() {
+            return getRequestorType() != RequestorType.PROXY ? null
+                    : proxy(getRequestingURL().getProtocol(), getRequestingURL().getHost(), System.getenv())
+                            .filter(proxy -> proxy.group(1) != null).map(proxy -> new PasswordAuthentication(
+                                    URLDecoder.decode(proxy.group(1), UTF_8), URLDecoder.decode(proxy.group(2), UTF_8).toCharArray()))
+                            .orElse(null);
+        }
+    }
+
+    /** What gives an archive or an image to whoever unpacks it. */
+    private interface Source {
+        void writeTo(OutputStream out) throws IOException, InterruptedException;
+    }
+
+    /** The archive: what its part file has, then what the mirror sends, over as many connections as it takes, which is kept there. */
+    private final class Download implements Source {
+        private final URI uri;
         private final Path part;
-        private final String md5;
-        private final ProgressBar bar = progress();
-        private InputStream in;
-        private OutputStream out;
         private boolean connected;
         private volatile long position;
         private volatile long total = -1;
-        private String validator;
-        private int fruitless;
 
-        /** Goes on with a part that is of the same file: by its sum, and if it came from this address by ETag or date too. */
-        Download(URI uri, Path part, String md5) throws IOException {
+        Download(URI uri, Path part) {
             this.uri = uri;
             this.part = part;
-            this.md5 = md5;
-            JsonObject said = said(beside(part, ".json"));
-            if (Files.exists(part) && md5.equals(said.getString("md5"))) {
-                total = said.getLong("total");
-                validator = uri.toString().equals(said.getString("url")) ? said.getString("validator") : null;
-                in = Files.newInputStream(part);
-                stitched = Files.size(part) > 0;
-            }
         }
 
         @Override
-        public int read(byte[] buffer, int offset, int length) throws IOException {
-            while (true) {
-                try {
-                    if (in == null) {
-                        connected = true;
-                        connect();
+        public void writeTo(OutputStream out) throws IOException, InterruptedException {
+            byte[] buffer = new byte[1 << 16];
+            try (OutputStream keep = kept(part, StandardOpenOption.CREATE, StandardOpenOption.APPEND); ProgressBar bar = progress()) {
+                InputStream in = Files.newInputStream(part);
+                for (int fruitless = 0; position != total;) {
+                    int read;
+                    try {
+                        in = in != null ? in : connect();
+                        read = in.read(buffer);
+                        if (read < 0 && (position < total || !connected)) {
+                            throw new EOFException("the connection ended after " + position + " of " + total + " bytes");
+                        }
+                    } catch (IOException ended) {
+                        if (connected && ++fruitless == ATTEMPTS) {
+                            throw new VmException(69, uri + " failed " + ATTEMPTS + " times in a row (" + cause(ended) + ")");
+                        }
+                        in = null;
+                        Thread.sleep(fruitless == 0 ? 0 : pause.toMillis() << fruitless - 1); // once, 2, 4, 8 times the pause
+                        continue;
                     }
-                    int read = in.read(buffer, offset, length);
-                    if (read > 0) {
-                        keep(buffer, offset, read);
-                        return read;
-                    } else if (position == total || connected && total < 0) {
-                        return -1;
+                    if (read < 0) {
+                        return; // of a server that does not say how much there is
+                    } else if (position == 0 && buffer[0] != 'B') { // bzip2 begins with "BZh"
+                        throw new VmException(69, uri + " is not a bzip2 file" + webPage(buffer[0] == '<'));
+                    } else if (connected) {
+                        keep.write(buffer, 0, read);
+                        fruitless = 0;
                     }
-                    throw new EOFException("the connection ended after " + position + " of " + total + " bytes");
-                } catch (IOException dropped) {
-                    if (connected && ++fruitless == ATTEMPTS) {
-                        throw new VmException(69, uri + " failed " + ATTEMPTS + " times in a row (" + cause(dropped) + ")");
-                    }
-                    in = null;
-                    pause(fruitless);
+                    out.write(buffer, 0, read);
+                    position += read;
+                    bar.maxHint(total).stepTo(position);
                 }
             }
         }
 
-        private void keep(byte[] buffer, int offset, int length) {
-            if (position == 0 && buffer[offset] != 'B') { // bzip2 begins with "BZh"
-                throw new VmException(69, uri + " is not a bzip2 file" + webPage(buffer[offset] == '<'));
-            } else if (connected) {
-                store(out, buffer, offset, length);
-                fruitless = 0;
+        /** What is missing. A server without ranges sends all of it again. */
+        private InputStream connect() throws IOException {
+            connected = true;
+            HttpURLConnection answer = open(uri, position);
+            int status = answer.getResponseCode();
+            Matcher range = Pattern.compile("bytes (\\d+)-\\d+/(\\d+)").matcher(String.valueOf(answer.getHeaderField("Content-Range")));
+            if (status == 206 && !(range.matches() && Long.parseLong(range.group(1)) == position)) {
+                throw new IOException(uri + " sent another range than it was asked for");
             }
-            position += length;
-            bar.maxHint(total);
-            bar.stepTo(position);
+            total = status == 206 ? Long.parseLong(range.group(2)) : answer.getContentLengthLong();
+            if (status == 416 || total >= 0 && total <= position) { // all is here, or of another file, which the sums tell
+                total = position;
+                return InputStream.nullInputStream();
+            }
+            InputStream body = answer.getInputStream();
+            body.skipNBytes(status == 206 ? 0 : position);
+            return body;
         }
 
         /** Rate and time left, of the archive as unpacked: a bar on a terminal, a line every 10 seconds elsewhere. */
-        private ProgressBar progress() {
+        private ProgressBar progress() throws IOException, InterruptedException {
             ProgressBarBuilder builder = new ProgressBarBuilder().setTaskName("DragonFly " + version).setInitialMax(-1).setUnit(" MB", MB)
                     .setStyle(ProgressBarStyle.ASCII).showSpeed();
-            return (System.console() != null
-                    ? builder.setUpdateIntervalMillis(500).setConsumer(new ConsoleProgressBarConsumer(System.err))
+            return (isTerminal(2)
+                    ? builder.setUpdateIntervalMillis(500).setConsumer(new ConsoleProgressBarConsumer(System.err, 79))
                     : builder.setUpdateIntervalMillis(10_000).setConsumer(new DelegatingProgressBarConsumer(line -> {
                         if (position > 0 && position < total) {
                             say(line);
                         }
                     }, 100))).build();
         }
-
-        private void connect() throws IOException {
-            Map<String, String> headers = new HashMap<>();
-            if (position > 0) {
-                stitched = true;
-                headers.put("Range", "bytes=" + position + "-");
-                if (validator != null) {
-                    headers.put("If-Range", validator);
-                }
-            }
-            HttpURLConnection answer = open(uri, headers);
-            int status = answer.getResponseCode();
-            Matcher range = Pattern.compile("bytes (\\d+)-\\d+/(\\d+)").matcher(String.valueOf(answer.getHeaderField("Content-Range")));
-            boolean partial = status == 206 && range.matches() && Long.parseLong(range.group(1)) == position;
-            long size = partial ? Long.parseLong(range.group(2)) : answer.getContentLengthLong();
-            String tag = answer.getHeaderField("ETag"); // one that begins with W/ says nothing about bytes
-            String found = tag != null && tag.startsWith("\"") ? tag : answer.getHeaderField("Last-Modified");
-            if (position == 0) {
-                total = size;
-                validator = found;
-                begin();
-            } else if (status == 416 || status == 206 && !partial || validator != null && !validator.equals(found)
-                    || total >= 0 && size >= 0 && size != total) {
-                throw new VmException(1, uri + " changed since its first " + position + " bytes came");
-            } else if (out == null) {
-                out = Files.newOutputStream(part, StandardOpenOption.APPEND);
-            }
-            InputStream body = answer.getInputStream();
-            if (!partial) {
-                body.skipNBytes(position); // a server without ranges
-            }
-            in = body;
-        }
-
-        private void begin() {
-            try {
-                out = Files.newOutputStream(part); // empty: what is there is of another file
-                writeFile(beside(part, ".json"), JsonWriter.string().object().value("url", uri.toString()).value("md5", md5)
-                        .value("validator", validator).value("total", total).end().done(), "rw-------");
-            } catch (IOException full) {
-                throw new UncheckedIOException(full);
-            }
-        }
-
-        void forget() throws IOException {
-            Files.deleteIfExists(part);
-            Files.deleteIfExists(beside(part, ".json"));
-        }
-
-        @Override
-        public int read() throws IOException {
-            byte[] one = new byte[1];
-            return read(one, 0, 1) < 0 ? -1 : one[0] & 0xff;
-        }
-
-        @Override
-        public void close() {
-            bar.close();
-        }
     }
 
-    /** Unpacks while the archive comes, or only copies; hashes what goes in and what comes out, and holds it against the sums. */
-    private void unpack(InputStream archive, boolean packed, Path to, String what, Sums listed) throws IOException, InterruptedException {
+    /** A file whose failed writes (a full disk) are told from those of a network or an unpacker: they are unchecked. */
+    private static OutputStream kept(Path file, OpenOption... options) throws IOException {
+        return new FilterOutputStream(Files.newOutputStream(file, options)) {
+            @Override
+            public void write(byte[] bytes, int offset, int length) {
+                try {
+                    out.write(bytes, offset, length);
+                } catch (IOException full) {
+                    throw new UncheckedIOException(full);
+                }
+            }
+        };
+    }
+
+    /** Unpacks while the archive comes, or only copies; returns the sums of what went in and what came out. */
+    private Sums unpack(Source source, boolean packed, Path to, String what) throws IOException, InterruptedException {
         MessageDigest md5 = DigestUtils.getMd5Digest();
         MessageDigest sha256 = DigestUtils.getSha256Digest();
         MessageDigest isoMd5 = DigestUtils.getMd5Digest();
-        DigestInputStream hashed = new DigestInputStream(new DigestInputStream(new BufferedInputStream(archive, 1 << 17), md5), sha256);
-        hashed.on(pinned().archiveSha256 != null);
-        List<String> tool = packed ? unpacker() : List.of();
-        // Not by zt-exec: it feeds a program byte by byte.
-        Process process = tool.isEmpty() ? null : new ProcessBuilder(tool).redirectError(ProcessBuilder.Redirect.DISCARD).start();
+        Optional<Path> tool = Stream.of("lbzip2", "pbzip2").map(this::onPath).flatMap(Optional::stream).findFirst();
+        Process process = !packed || tool.isEmpty() ? null // not by zt-exec, which feeds a program byte by byte
+                : new ProcessBuilder(tool.get().toString(), "-d", "-c").redirectError(ProcessBuilder.Redirect.DISCARD).start();
         PipedInputStream pipe = new PipedInputStream(1 << 20);
         OutputStream input = process != null ? process.getOutputStream() : new PipedOutputStream(pipe);
-        FutureTask<Long> feeding = new FutureTask<>(() -> {
+        IOException damage = null;
+        try (OutputStream iso = new DigestOutputStream(kept(to), isoMd5)) {
+            FutureTask<Long> unpacking = new FutureTask<>(() -> {
+                try (InputStream plain = process != null ? process.getInputStream()
+                        : packed ? new BZip2CompressorInputStream(new BufferedInputStream(pipe, 1 << 16), true) : pipe) {
+                    plain.transferTo(iso);
+                }
+                if (process != null && process.waitFor() != 0) {
+                    throw new IOException(tool.get().getFileName() + " ended with " + process.exitValue());
+                }
+                return null;
+            });
+            new Thread(unpacking).start();
             try (input) {
-                return hashed.transferTo(input);
+                source.writeTo(new DigestOutputStream(new DigestOutputStream(input, md5), sha256));
+            } catch (IOException ended) { // the unpacker, which knows why
+                damage = ended;
             }
-        });
-        new Thread(feeding).start();
-        String damage = null;
-        Files.deleteIfExists(to);
-        try (InputStream plain = process != null ? process.getInputStream()
-                : packed ? new BZip2CompressorInputStream(new BufferedInputStream(pipe, 1 << 16), true) : pipe;
-                OutputStream out = Files.newOutputStream(to, StandardOpenOption.CREATE_NEW)) {
-            byte[] buffer = new byte[1 << 16];
-            for (int read = plain.read(buffer); read >= 0; read = plain.read(buffer)) {
-                isoMd5.update(buffer, 0, read);
-                store(out, buffer, 0, read);
-            }
-            damage = process != null && process.waitFor() != 0 ? tool.get(0) + " ended with " + process.exitValue() : null;
-        } catch (IOException damaged) {
-            damage = cause(damaged);
-        }
-        try {
-            feeding.get();
+            unpacking.get();
         } catch (ExecutionException failed) {
-            if (failed.getCause() instanceof RuntimeException expected) {
-                throw expected; // the archive did not come, which is why it could not be unpacked
+            if (failed.getCause() instanceof RuntimeException full) {
+                throw full;
             }
-            damage = damage == null ? failed.getCause().getMessage() : damage;
+            damage = (IOException) failed.getCause();
         }
         if (damage != null) {
-            throw new VmException(1, what + " cannot be unpacked (" + damage + "): truncated, or damaged");
+            throw new VmException(1, what + " cannot be unpacked (" + cause(damage) + "): truncated, or damaged");
         }
-        Sums found = new Sums(packed ? hex(md5) : null, packed && pinned().archiveSha256 != null ? hex(sha256) : null, hex(isoMd5));
-        compare(what, found, listed);
-        compare(what, found, pinned());
+        HexFormat hex = HexFormat.of();
+        return new Sums(packed ? hex.formatHex(md5.digest()) : null, packed ? hex.formatHex(sha256.digest()) : null,
+                hex.formatHex(isoMd5.digest()));
     }
 
-    private static String hex(MessageDigest digest) {
-        return Hex.encodeHexString(digest.digest());
-    }
-
-    /** A program that unpacks on all processors, if there is one; else Java does it. */
-    private List<String> unpacker() {
-        return Stream.of("lbzip2", "pbzip2").map(this::onPath).flatMap(Optional::stream).findFirst()
-                .map(tool -> List.of(tool.toString(), "-d", "-c")).orElse(List.of());
-    }
-
-    /** Writes; what a full disk says is told from what a network says. */
-    private static void store(OutputStream out, byte[] bytes, int offset, int length) {
-        try {
-            out.write(bytes, offset, length);
-        } catch (IOException full) {
-            throw new UncheckedIOException(full);
+    private void confirm(String what, boolean yes) throws IOException, InterruptedException {
+        if (!yes && !isTerminal(0)) {
+            throw new VmException(2, "this would " + what + ": say --yes if it should");
+        } else if (!yes) {
+            say("This will " + what + ". Type yes to go on:");
+            if (!"yes".equals(new BufferedReader(new InputStreamReader(System.in, UTF_8)).readLine())) {
+                throw new VmException(2, "not confirmed, nothing done");
+            }
         }
     }
 
-    static List<String> blankDisk(Path file, long size) {
-        return List.of("qemu-img", "create", "-q", "-f", "qcow2", file.toString(), Long.toString(size));
-    }
-
-    private void confirm(String question) {
-        Console console = System.console();
-        if (console == null) {
-            throw new VmException(2, question + " Then say so with --yes");
-        } else if (!String.valueOf(console.readLine("%s [y/N] ", question)).matches("(?i)y|yes")) {
-            throw new VmException(2, "left as it is");
-        }
+    /** Of this process's standard input (0) or error (2); System.console() means something else in every Java. */
+    private static boolean isTerminal(int descriptor) throws IOException, InterruptedException {
+        return new ProcessBuilder("test", "-t", "" + descriptor).inheritIO().start().waitFor() == 0;
     }
 
     /** One finding of the doctor: "ok", "note" or "fail"; what mends it, or "". */
-    private record Check(String name, String state, String detail, String fix) {}
+    record Check(String name, String state, String detail, String fix) {
+        static Check of(String name, boolean good, String otherwise, String detail, String fix) {
+            return new Check(name, good ? "ok" : otherwise, detail, good ? "" : fix);
+        }
+    }
 
     private record Accelerator(String name, String reason) {}
 
+    private Check checkJava() {
+        return Check.of("java", Files.exists(Path.of(System.getProperty("java.home"), "bin/javac")), "note",
+                "Java " + Runtime.version() + " (JBang and make want a JDK, with a compiler)", install("jdk"));
+    }
+
     private Check checkProgram(String missing, String packages, String program, String argument) throws IOException {
-        if (onPath(program).isEmpty()) {
-            return new Check(program, missing, "not on PATH", install(packages));
+        Optional<Path> file = onPath(program);
+        try {
+            ProcessResult said = file.isEmpty() ? null : run(Duration.ofSeconds(20), List.of(file.get().toString(), argument));
+            return Check.of(program, said != null && said.getExitValue() == 0, missing, said == null ? "not on PATH"
+                    : said.outputUTF8().lines().findFirst().orElse(file.get() + " ends with " + said.getExitValue()), install(packages));
+        } catch (VmException broken) {
+            return new Check(program, missing, broken.getMessage(), install(packages));
         }
-        ProcessResult said = run(Duration.ofSeconds(20), List.of(program, argument));
-        return new Check(program, said.getExitValue() == 0 ? "ok" : missing, said.outputUTF8().lines().findFirst().orElse(""), "");
     }
 
     private Check checkAccelerator(String wanted) throws IOException {
-        if (onPath(QEMU).isEmpty()) {
+        String qemu = onPath(QEMU).map(Path::toString).orElse(null);
+        Path cpuinfo = Path.of("/proc/cpuinfo");
+        if (qemu == null) {
             return new Check("accelerator", "note", "unknown without QEMU", "");
         } else if (!wanted.equals("auto")) {
-            boolean runs = bootSectorMillis(QEMU, wanted, Duration.ofSeconds(10)) >= 0;
-            return new Check("accelerator", runs ? "ok" : "fail", wanted + ", as set, runs " + (runs ? "a" : "no") + " guest here",
-                    runs ? "" : "unset VM_ACCEL: then what works is used");
+            boolean runs = bootSectorMillis(qemu, wanted, Duration.ofSeconds(10)) >= 0;
+            return Check.of("accelerator", runs, "fail", wanted + ", as set, runs " + (runs ? "a" : "no") + " guest here",
+                    "unset VM_ACCEL: then what works is used");
+        } else if (Files.exists(cpuinfo) && !(Files.isReadable(kvm) && Files.isWritable(kvm))) {
+            return withoutKvm(Files.exists(kvm), Files.readString(cpuinfo));
         }
-        Accelerator found = probe(QEMU, Path.of("/dev/kvm"));
-        return found.name.equals("tcg") ? new Check("accelerator", "note", "tcg, which is slow: " + found.reason, "")
-                : new Check("accelerator", "ok", found.name + ": " + found.reason, "");
+        Accelerator found = probe(qemu, kvm);
+        return Check.of("accelerator", !found.name.equals("tcg"), "note", found.name + ": " + found.reason,
+                "emulation, which is slow, is used; a KVM on the bare machine would work");
     }
 
-    private static long wanted(Long memory) {
-        return memory != null ? memory : Math.max(2 * GB, Math.min(8 * GB, new SystemInfo().getHardware().getMemory().getTotal() / 4));
+    /** What keeps Linux from KVM before a probe could tell, and the command that mends it. */
+    static Check withoutKvm(boolean exists, String cpuinfo) {
+        boolean capable = Pattern.compile("\\b(vmx|svm)\\b").matcher(cpuinfo).find();
+        String[] fault = exists ? new String[] {"no permission for /dev/kvm", "sudo usermod -aG kvm $USER, then log out and in again"}
+                : capable ? new String[] {"no /dev/kvm, its module is not loaded", "sudo modprobe kvm_intel || sudo modprobe kvm_amd"}
+                : new String[] {"no /dev/kvm, and the processor shows no virtualization", "switch it on in the firmware, or for this VM"};
+        return new Check("accelerator", "note", "tcg, which is slow: " + fault[0], fault[1]);
     }
 
-    private Check checkMemory(Long memory) {
-        GlobalMemory here = new SystemInfo().getHardware().getMemory();
-        String detail = String.format(Locale.ROOT, "the VM gets %d MB; %d of %d MB are free", wanted(memory) / MB, here.getAvailable() / MB,
-                here.getTotal() / MB);
-        return wanted(memory) <= here.getAvailable() ? new Check("memory", "ok", detail, "")
-                : new Check("memory", wanted(memory) > here.getTotal() ? "fail" : "note", detail, "set VM_MEMORY lower, or close programs");
+    private static Check checkMemory(long wanted, long total) throws IOException {
+        Path meminfo = Path.of("/proc/meminfo"); // what the JDK calls free leaves out the page cache
+        long free = !Files.exists(meminfo) ? total : Math.min(total, Pattern.compile("MemAvailable: *(\\d+)")
+                .matcher(Files.readString(meminfo)).results().mapToLong(line -> Long.parseLong(line.group(1)) << 10).sum());
+        return Check.of("memory", wanted <= free, wanted > total ? "fail" : "note", String.format("the VM gets %dM; %dM of %dM are free",
+                wanted >> 20, free >> 20, total >> 20), "set VM_MEMORY lower, or close programs");
     }
 
     /** Estimated generously: an installed system with Go is about 3 GB, there once in phases and once flattened; a RAM snapshot. */
-    private Check checkSpace(Long memory) {
+    private Check checkSpace(long memory) {
         Path there = vmDir;
         while (!Files.exists(there)) {
             there = there.getParent();
         }
-        if (!Files.isWritable(there)) {
-            return new Check("space", "fail", "cannot write to " + there, "choose another directory with VM_DIR");
-        }
-        long needed = (Files.exists(iso()) ? 0 : 1100 * MB) + (Files.exists(vmDir.resolve(name + "-clean.qcow2")) ? 0 : 6 * GB)
-                + wanted(memory);
+        long needed = (Files.exists(iso()) ? 0 : 1100 * MB) + (Files.exists(vmDir.resolve(name + "-clean.qcow2")) ? 0 : 6 * GB) + memory;
         long free = there.toFile().getUsableSpace();
-        String detail = String.format("%d MB are free in %s; %d are needed, up to %d more as the VM's disk fills",
-                free / MB, vmDir, needed / MB, bytes(diskSize) / MB);
-        return free >= needed ? new Check("space", free < needed + bytes(diskSize) ? "note" : "ok", detail, "")
-                : new Check("space", "fail", detail, "make room, or choose another place with VM_DIR");
+        String detail = String.format("%d MB are free in %s%s; %d are needed, up to %d more as the VM's disk fills", free / MB, vmDir,
+                Files.isWritable(there) ? "" : ", which cannot be written", needed / MB, bytes(diskSize) / MB);
+        return Check.of("space", Files.isWritable(there) && free >= needed + bytes(diskSize), Files.isWritable(there) && free >= needed
+                ? "note" : "fail", detail, "make room, or choose another place with VM_DIR");
     }
 
     private Check checkPort(Integer set) throws IOException {
@@ -792,16 +740,22 @@ final class VmSetup implements Callable<Integer> {
         try (ServerSocket socket = new ServerSocket(port, 1, InetAddress.getLoopbackAddress())) {
             return new Check("port", "ok", socket.getLocalPort() + " is free", "");
         } catch (BindException taken) {
-            OperatingSystem system = new SystemInfo().getOperatingSystem();
-            int pid = system.getInternetProtocolStats().getConnections().stream().filter(one -> one.getLocalPort() == port
-                    && one.getState() == TcpState.LISTEN).mapToInt(IPConnection::getowningProcessId).max().orElse(-1);
-            OSProcess holder = system.getProcess(pid);
-            String detail = port + " is taken by "
-                    + (holder == null ? "another user's process, or reserved" : holder.getName() + " (pid " + pid + ")");
-            boolean own = pid == said(vmDir.resolve(name + ".pid")).getInt("pid");
-            return own ? new Check("port", "ok", detail + ", the VM " + name + " itself", "")
-                    : set == null ? new Check("port", "ok", detail + "; the next free one will be used", "")
-                    : new Check("port", "fail", detail, "end that, or set VM_SSH_PORT to another port, or not at all");
+            String holder = portHolder(port);
+            boolean own = holder.endsWith("(pid " + said(vmDir.resolve(name + ".pid")).getInt("pid") + ")");
+            return Check.of("port", own || set == null, "fail", port + " is taken by " + holder
+                    + (own ? ", the VM " + name + " itself" : set == null ? "; the next free one will be used" : ""),
+                    "end that, or set VM_SSH_PORT to another port, or not at all");
+        }
+    }
+
+    /** Who listens on a port of this host, as far as this user may know. */
+    private String portHolder(int port) throws IOException {
+        try {
+            String listeners = run(Duration.ofSeconds(20), List.of("ss", "-Hltnp", "sport = :" + port)).outputUTF8();
+            Matcher user = Pattern.compile("\"(.*?)\",pid=(\\d+)").matcher(listeners);
+            return user.find() ? user.group(1) + " (pid " + user.group(2) + ")" : "another user's process";
+        } catch (VmException noSs) {
+            return "another process";
         }
     }
 
@@ -809,7 +763,7 @@ final class VmSetup implements Callable<Integer> {
         if (Files.exists(iso())) {
             return new Check("installer", "ok", iso() + " is there", "");
         } else if (image != null) {
-            return new Check("installer", Files.isReadable(image) ? "ok" : "fail", image + " (VM_IMAGE)", "");
+            return Check.of("installer", Files.isReadable(image), "fail", "from " + image, "VM_IMAGE must name a file that can be read");
         }
         List<String> problems = new ArrayList<>();
         for (URI mirror : mirrors) {
@@ -830,12 +784,12 @@ final class VmSetup implements Callable<Integer> {
 
     /** The command that installs something, with the package manager that is here. */
     private String install(String what) {
-        String[][] managers = {{"apt-get", "sudo apt-get install ", "qemu-system-x86 qemu-utils", "openssh-client"},
-            {"dnf", "sudo dnf install ", "qemu-system-x86-core qemu-img", "openssh-clients"},
-            {"pacman", "sudo pacman -S ", "qemu-base", "openssh"}, {"brew", "brew install ", "qemu", "openssh"}};
+        String[][] managers = {{"apt-get", "sudo apt-get install ", "qemu-system-x86 qemu-utils", "openssh-client", "default-jdk"},
+            {"dnf", "sudo dnf install ", "qemu-system-x86-core qemu-img", "openssh-clients", "java-devel"},
+            {"pacman", "sudo pacman -S ", "qemu-base", "openssh", "jdk-openjdk"}, {"brew", "brew install ", "qemu", "openssh", "openjdk"}};
+        int column = 2 + List.of("qemu", "ssh", "jdk").indexOf(what);
         return Arrays.stream(managers).filter(manager -> onPath(manager[0]).isPresent()).findFirst()
-                .map(manager -> manager[1] + (what.equals("qemu") ? manager[2] : what.equals("ssh") ? manager[3] : what))
-                .orElse("install " + what);
+                .map(manager -> manager[1] + (column < 2 ? what : manager[column])).orElse("install " + what);
     }
 
     private void say(String text) {
