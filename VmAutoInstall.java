@@ -40,7 +40,10 @@ import java.nio.ByteBuffer;
 import java.nio.channels.Channels;
 import java.nio.channels.FileChannel;
 import java.nio.channels.SocketChannel;
+import java.nio.file.AccessDeniedException;
+import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.Files;
+import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
@@ -1239,7 +1242,7 @@ final class VmAutoInstall implements Callable<Integer> {
     }
     // end shared:provisioning
 
-    // shared:cli
+    // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */
     static final class VmException extends RuntimeException {
         private static final long serialVersionUID = 1;
@@ -1251,6 +1254,15 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
+    /** What a file system refused, in words: of some refusals Java tells the file alone. */
+    static String reason(IOException refused) {
+        return (refused instanceof AccessDeniedException ? "permission denied: "
+                : refused instanceof FileAlreadyExistsException ? "a file is in the way: "
+                : refused instanceof NoSuchFileException ? "no such file: " : "") + refused.getMessage();
+    }
+    // end shared:failure
+
+    // shared:cli
     /** A command line with the settings as its defaults; what goes wrong becomes one line on stderr and an exit code. */
     static CommandLine commandLine(Object command, Settings settings) {
         return new CommandLine(command).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
@@ -1260,11 +1272,12 @@ final class VmAutoInstall implements Callable<Integer> {
                     return new CommandLine.RunLast().execute(parsed);
                 })
                 .setExecutionExceptionHandler((failure, line, parsed) -> {
-                    if (!(failure instanceof VmException expected)) {
-                        throw failure;
+                    if (!(failure instanceof VmException || failure instanceof IOException)) {
+                        throw failure; // a bug keeps its stack trace
                     }
-                    line.getErr().println(line.getCommandSpec().root().name() + ": " + expected.getMessage());
-                    return expected.exitCode;
+                    line.getErr().println(line.getCommandSpec().root().name() + ": "
+                            + (failure instanceof IOException refused ? reason(refused) : failure.getMessage()));
+                    return failure instanceof VmException expected ? expected.exitCode : 1; // a full disk
                 }).setParameterExceptionHandler((failure, args) -> {
                     CommandLine line = failure.getCommandLine();
                     List<String> near = failure instanceof UnmatchedArgumentException unmatched ? unmatched.getSuggestions() : List.of();
@@ -1441,7 +1454,7 @@ final class VmAutoInstall implements Callable<Integer> {
             Files.createDirectories(directory);
             return Files.setPosixFilePermissions(directory, PosixFilePermissions.fromString("rwx------"));
         } catch (IOException refused) {
-            throw new VmException(69, "cannot write to " + directory + " (" + refused.getClass().getSimpleName()
+            throw new VmException(69, "cannot write to " + directory + " (" + reason(refused)
                     + "): choose another directory with --vm-dir or VM_DIR");
         }
     }

@@ -29,6 +29,8 @@ import java.net.URI;
 import java.nio.ByteBuffer;
 import java.nio.channels.Channels;
 import java.nio.channels.FileChannel;
+import java.nio.file.AccessDeniedException;
+import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.FileSystemException;
 import java.nio.file.FileVisitResult;
 import java.nio.file.Files;
@@ -1243,7 +1245,7 @@ final class VmSync implements Callable<Integer> {
         }
     }
 
-    // shared:cli
+    // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */
     static final class VmException extends RuntimeException {
         private static final long serialVersionUID = 1;
@@ -1255,6 +1257,15 @@ final class VmSync implements Callable<Integer> {
         }
     }
 
+    /** What a file system refused, in words: of some refusals Java tells the file alone. */
+    static String reason(IOException refused) {
+        return (refused instanceof AccessDeniedException ? "permission denied: "
+                : refused instanceof FileAlreadyExistsException ? "a file is in the way: "
+                : refused instanceof NoSuchFileException ? "no such file: " : "") + refused.getMessage();
+    }
+    // end shared:failure
+
+    // shared:cli
     /** A command line with the settings as its defaults; what goes wrong becomes one line on stderr and an exit code. */
     static CommandLine commandLine(Object command, Settings settings) {
         return new CommandLine(command).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
@@ -1264,11 +1275,12 @@ final class VmSync implements Callable<Integer> {
                     return new CommandLine.RunLast().execute(parsed);
                 })
                 .setExecutionExceptionHandler((failure, line, parsed) -> {
-                    if (!(failure instanceof VmException expected)) {
-                        throw failure;
+                    if (!(failure instanceof VmException || failure instanceof IOException)) {
+                        throw failure; // a bug keeps its stack trace
                     }
-                    line.getErr().println(line.getCommandSpec().root().name() + ": " + expected.getMessage());
-                    return expected.exitCode;
+                    line.getErr().println(line.getCommandSpec().root().name() + ": "
+                            + (failure instanceof IOException refused ? reason(refused) : failure.getMessage()));
+                    return failure instanceof VmException expected ? expected.exitCode : 1; // a full disk
                 }).setParameterExceptionHandler((failure, args) -> {
                     CommandLine line = failure.getCommandLine();
                     List<String> near = failure instanceof UnmatchedArgumentException unmatched ? unmatched.getSuggestions() : List.of();

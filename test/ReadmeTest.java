@@ -36,7 +36,7 @@ import picocli.CommandLine.Model.OptionSpec;
 final class ReadmeTest {
 
     private static final Map<String, Supplier<CommandLine>> SCRIPTS = Map.of("vm-setup", VmSetup::commandLine, "vm-auto-install",
-            VmAutoInstall::commandLine, "vm-ctl", VmCtl::commandLine, "vm-sync", VmSync::commandLine, "vm-test", () -> VmTest.commandLine(new VmTest(), VmTest.Settings.read(System.getenv(), Path.of(""))));
+            VmAutoInstall::commandLine, "vm-ctl", VmCtl::commandLine, "vm-sync", VmSync::commandLine, "vm-test", VmTest::commandLine);
 
     private final String readme = read("README.md");
     /** What stands in fences and backticks. */
