@@ -3,6 +3,7 @@
 # Each script is compiled once into .build/ and run as a plain jar, which starts five times faster than `jbang Script.java`.
 # The settings (VM_DIR, VM_PROJECT, ...) are read by the scripts from the environment and vm.env, not by make.
 # ARGS is handed to the command: make vm-snapshot ARGS=before-upgrade, make vm-test-unit ARGS='-- -run TestX'
+# SYNC_ARGS is handed to vm-sync where it runs first: make vm-build SYNC_ARGS=--no-delete
 
 # The order of the targets is the order of the work (vm-setup vm-auto-install vm-start), also under -j; and two first
 # builds at once would race in JBang's cache.
@@ -15,8 +16,9 @@ SCRIPTS = VmSetup VmAutoInstall VmCtl VmSync VmTest
 JARS = $(SCRIPTS:%=.build/%.jar)
 
 # How the scripts call each other.
-export VM_CTL_CMD = java -XX:TieredStopAtLevel=1 -jar "$(CURDIR)/.build/VmCtl.jar"
-export VM_SYNC_CMD = java -XX:TieredStopAtLevel=1 -jar "$(CURDIR)/.build/VmSync.jar"
+VM_CTL_CMD ?= java -XX:TieredStopAtLevel=1 -jar "$(CURDIR)/.build/VmCtl.jar"
+VM_SYNC_CMD ?= java -XX:TieredStopAtLevel=1 -jar "$(CURDIR)/.build/VmSync.jar"
+export VM_CTL_CMD VM_SYNC_CMD
 # C1 alone starts faster, and these programs end before C2 would pay - but for the decompressor in VmSetup (26 s, 46 s with C1).
 RUN = java -XX:TieredStopAtLevel=1 -jar .build/
 
@@ -86,7 +88,7 @@ vm-destroy: .build/VmCtl.jar ## Delete the VM with all its disks, not the ISO (a
 
 .PHONY: vm-sync
 vm-sync: .build/VmSync.jar ## Copy the project into the VM
-	@$(RUN)VmSync.jar $(SYNC_ARGS)
+	@$(RUN)VmSync.jar $(if $(filter vm-sync,$(MAKECMDGOALS)),$(ARGS)) $(SYNC_ARGS)
 
 .PHONY: vm-build
 vm-build: vm-sync .build/VmTest.jar ## Sync, then build

@@ -1841,7 +1841,9 @@ final class VmCtl {
             Files.deleteIfExists(beside);
         }
     }
+    // end shared:files
 
+    // shared:directory
     /** VM_DIR, made if missing, for its owner alone: keys and sockets lie in it. */
     static Path privateDirectory(Path directory) {
         try {
@@ -1852,7 +1854,7 @@ final class VmCtl {
                     + "): choose another directory with --vm-dir or VM_DIR");
         }
     }
-    // end shared:files
+    // end shared:directory
 
     // shared:run
     /** A command as a person could paste it into a shell. */

@@ -985,7 +985,9 @@ final class VmSetup implements Callable<Integer> {
             Files.deleteIfExists(beside);
         }
     }
+    // end shared:files
 
+    // shared:directory
     /** VM_DIR, made if missing, for its owner alone: keys and sockets lie in it. */
     static Path privateDirectory(Path directory) {
         try {
@@ -996,7 +998,7 @@ final class VmSetup implements Callable<Integer> {
                     + "): choose another directory with --vm-dir or VM_DIR");
         }
     }
-    // end shared:files
+    // end shared:directory
 
     // shared:run
     /** A command as a person could paste it into a shell. */
