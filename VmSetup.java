@@ -39,6 +39,7 @@ import java.net.PasswordAuthentication;
 import java.net.Proxy;
 import java.net.ServerSocket;
 import java.net.URI;
+import java.net.URISyntaxException;
 import java.net.URLDecoder;
 import java.net.UnknownHostException;
 import java.nio.ByteBuffer;
@@ -317,13 +318,14 @@ final class VmSetup implements Callable<Integer> {
 
     /** From VM_IMAGE, or from the first mirror that gives it. */
     private void take() throws IOException, InterruptedException {
+        String rest = image != null ? "" : ", only the mirror's own md5.txt is";
         if (!PINNED.containsKey(version)) {
-            say("no sums are known here for DragonFly " + version + ": only a mirror's md5.txt is checked");
+            say("no sums are known here for DragonFly " + version + ": none are checked" + rest);
         } else if (trustMirror) {
-            say("WARNING: --trust-mirror: the sums known for DragonFly " + version + " are NOT checked, only a mirror's own md5.txt");
+            say("WARNING: --trust-mirror: the sums known for DragonFly " + version + " are NOT checked" + rest);
         }
-        if (image != null && !Files.isReadable(image)) {
-            throw new VmException(69, "VM_IMAGE: " + image + " cannot be read");
+        if (image != null && !(Files.isRegularFile(image) && Files.isReadable(image))) {
+            throw new VmException(69, "VM_IMAGE: " + image + " is no file that can be read");
         } else if (image != null) {
             take(out -> Files.copy(image, out), image.toString().endsWith(".bz2"), image.toString(), Sums.NONE);
             return;
@@ -386,14 +388,19 @@ final class VmSetup implements Callable<Integer> {
             Sums found = unpack(source, packed, part, what);
             compare(what, found, listed);
             compare(what, found, pinned());
-            try (FileChannel channel = FileChannel.open(part, StandardOpenOption.WRITE)) {
+            try (FileChannel channel = FileChannel.open(part, StandardOpenOption.READ, StandardOpenOption.WRITE)) {
+                ByteBuffer magic = ByteBuffer.allocate(5);
+                channel.read(magic, 0x8001);
+                if (!new String(magic.array(), UTF_8).equals("CD001")) {
+                    throw new VmException(1, what + " holds no ISO 9660 image");
+                }
                 channel.force(true); // or a power failure could leave a verified name on an empty file
             }
             Files.move(part, iso(), StandardCopyOption.ATOMIC_MOVE);
         } finally {
             Files.deleteIfExists(part); // on a full disk the download needs the room
         }
-        say(iso() + " is complete, its sums hold");
+        say(iso() + " is complete, " + (listed == Sums.NONE && pinned() == Sums.NONE ? "unchecked" : "its sums hold"));
     }
 
     /** Fails for the first sum that is known and not met. */
@@ -483,7 +490,8 @@ final class VmSetup implements Callable<Integer> {
                 .anyMatch(direct -> direct.equals("*") || ("." + host).endsWith(direct.replaceFirst("^\\.?", ".")))) {
             return Optional.empty();
         }
-        Matcher proxy = Pattern.compile("(?:http://)?(?:([^:/@]+):([^/@]*)@)?([^:/@]+):(\\d+)/?").matcher(setting);
+        Matcher proxy = Pattern.compile("(?:http://)?(?:([^:/@]+):([^/@]*)@)?([^:/@]+):("
+                + VALUES.get("VM_SSH_PORT").get(0) + ")/?").matcher(setting);
         if (!proxy.matches()) {
             throw new VmException(2, scheme + "_proxy is not http://[user:password@]host:port");
         }
@@ -592,18 +600,22 @@ final class VmSetup implements Callable<Integer> {
         }
     }
 
-    /** A file whose failed writes (a full disk) are told from those of a network or an unpacker: they are unchecked. */
-    private static OutputStream kept(Path file, OpenOption... options) throws IOException {
-        return new FilterOutputStream(Files.newOutputStream(file, options)) {
-            @Override
-            public void write(byte[] bytes, int offset, int length) {
-                try {
-                    out.write(bytes, offset, length);
-                } catch (IOException full) {
-                    throw new UncheckedIOException(full);
+    /** A file on which any failure (a full disk) is unchecked, and so told from those of a network or an unpacker. */
+    private static OutputStream kept(Path file, OpenOption... options) {
+        try {
+            return new FilterOutputStream(Files.newOutputStream(file, options)) {
+                @Override
+                public void write(byte[] bytes, int offset, int length) {
+                    try {
+                        out.write(bytes, offset, length);
+                    } catch (IOException full) {
+                        throw new UncheckedIOException(full);
+                    }
                 }
-            }
-        };
+            };
+        } catch (IOException full) {
+            throw new UncheckedIOException(full);
+        }
     }
 
     /** Unpacks while the archive comes, or only copies; returns the sums of what went in and what came out. */
@@ -675,8 +687,9 @@ final class VmSetup implements Callable<Integer> {
     private record Accelerator(String name, String reason) {}
 
     private Check checkJava() {
-        return Check.of("java", Files.exists(Path.of(System.getProperty("java.home"), "bin/javac")), "note",
-                "Java " + Runtime.version() + " (JBang and make want a JDK, with a compiler)", install("jdk"));
+        boolean compiler = Files.exists(Path.of(System.getProperty("java.home"), "bin/javac"));
+        return Check.of("java", compiler, "note", "Java " + Runtime.version()
+                + (compiler ? "" : " without javac, which JBang and make want"), install("jdk"));
     }
 
     private Check checkProgram(String missing, String packages, String program, String argument) throws IOException {
@@ -732,10 +745,11 @@ final class VmSetup implements Callable<Integer> {
         }
         long needed = (Files.exists(iso()) ? 0 : 1100 * MB) + (Files.exists(vmDir.resolve(name + "-clean.qcow2")) ? 0 : 6 * GB) + memory;
         long free = there.toFile().getUsableSpace();
+        boolean usable = Files.isDirectory(there) && Files.isWritable(there);
         String detail = String.format("%d MB are free in %s%s; %d are needed, up to %d more as the VM's disk fills", free / MB, vmDir,
-                Files.isWritable(there) ? "" : ", which cannot be written", needed / MB, bytes(diskSize) / MB);
-        return Check.of("space", Files.isWritable(there) && free >= needed + bytes(diskSize), Files.isWritable(there) && free >= needed
-                ? "note" : "fail", detail, "make room, or choose another place with VM_DIR");
+                usable ? "" : ", which cannot be written", needed / MB, bytes(diskSize) / MB);
+        return Check.of("space", usable && free >= needed + bytes(diskSize), usable && free >= needed ? "note" : "fail", detail,
+                "make room, or choose another place with VM_DIR");
     }
 
     private Check checkPort(Integer set) throws IOException {
@@ -743,11 +757,11 @@ final class VmSetup implements Callable<Integer> {
         try (ServerSocket socket = new ServerSocket(port, 1, InetAddress.getLoopbackAddress())) {
             return new Check("port", "ok", socket.getLocalPort() + " is free", "");
         } catch (BindException taken) {
-            String holder = portHolder(port);
+            String holder = taken.getMessage().contains("in use") ? portHolder(port) : "root alone (" + taken.getMessage() + ")";
             boolean own = holder.endsWith("(pid " + said(vmDir.resolve(name + ".pid")).getInt("pid") + ")");
             return Check.of("port", own || set == null, "fail", port + " is taken by " + holder
                     + (own ? ", the VM " + name + " itself" : set == null ? "; the next free one will be used" : ""),
-                    "end that, or set VM_SSH_PORT to another port, or not at all");
+                    "set VM_SSH_PORT to another port, or not at all");
         }
     }
 
@@ -766,7 +780,8 @@ final class VmSetup implements Callable<Integer> {
         if (Files.exists(iso())) {
             return new Check("installer", "ok", iso() + " is there", "");
         } else if (image != null) {
-            return Check.of("installer", Files.isReadable(image), "fail", "from " + image, "VM_IMAGE must name a file that can be read");
+            return Check.of("installer", Files.isRegularFile(image) && Files.isReadable(image), "fail", "from " + image,
+                    "VM_IMAGE must name a file that can be read");
         }
         List<String> problems = new ArrayList<>();
         for (URI mirror : mirrors) {
@@ -808,10 +823,15 @@ final class VmSetup implements Callable<Integer> {
     static final class Web implements ITypeConverter<URI> {
         @Override
         public URI convert(String value) {
-            if (!value.matches("https?://[^/ ]+(/.*)?")) {
-                throw new TypeConversionException("'" + value + "' is no http or https address");
+            try {
+                URI uri = new URI(value.replaceFirst("/*$", "/"));
+                if (value.matches("https?://.*") && uri.getHost() != null && uri.getPort() <= 65535) {
+                    return uri;
+                }
+            } catch (URISyntaxException garbled) {
+                // which is no address either
             }
-            return URI.create(value.replaceFirst("/*$", "/"));
+            throw new TypeConversionException("'" + value + "' is no http or https address");
         }
     }
 

@@ -65,13 +65,7 @@ final class VmSetupTest {
     private String searchPath = System.getenv("PATH");
     private Path kvm = Path.of("/nonexistent");
 
-    public static void main(String... args) throws IOException {
-        if (args.length == 2 && args[0].equals("hold")) { // as a process that holds a lock until its input ends
-            VmSetup.lock(Path.of(args[1]), "vm-ctl start");
-            System.out.println("held");
-            System.in.transferTo(OutputStream.nullOutputStream());
-            return;
-        }
+    public static void main(String... args) {
         org.junit.platform.console.ConsoleLauncher.main(
                 new String[] {"execute", "--select-class", "VmSetupTest", "--disable-banner", "--details", "summary"});
     }
@@ -87,6 +81,7 @@ final class VmSetupTest {
     private static byte[] image(long seed) {
         byte[] bytes = new byte[700_000];
         new Random(seed).nextBytes(bytes);
+        System.arraycopy("CD001".getBytes(UTF_8), 0, bytes, 0x8001, 5); // where ISO 9660 has it
         return bytes;
     }
 
@@ -220,7 +215,7 @@ final class VmSetupTest {
     void fetchesOnce() throws IOException {
         Result first = run();
         assertFetched(first);
-        assertTrue(first.err.contains("no sums are known here for DragonFly 7.7.7: only a mirror's md5.txt is checked"), first.err);
+        assertTrue(first.err.contains("no sums are known here for DragonFly 7.7.7: none are checked, only the mirror's own"), first.err);
         assertTrue(first.err.contains("is complete, its sums hold"), first.err);
         assertEquals(List.of("GET " + PATH + " 200"), downloads());
         assertEquals("rwx------", PosixFilePermissions.toString(Files.getPosixFilePermissions(vmDir)));
@@ -576,13 +571,19 @@ final class VmSetupTest {
     @Test
     void refusesALocalImageThatIsNone() throws IOException {
         settings.put("VM_IMAGE", scratch.resolve("nowhere.iso").toString());
-        assertFailed(run(), 69, "nowhere.iso cannot be read");
+        assertFailed(run(), 69, "nowhere.iso is no file that can be read");
+        settings.put("VM_IMAGE", scratch.toString());
+        assertFailed(run(), 69, scratch + " is no file that can be read");
+        settings.put("VM_IMAGE", Files.writeString(scratch.resolve("text.iso"), "hello").toString());
+        assertFailed(run(), 1, "text.iso holds no ISO 9660 image");
         settings.put("VM_IMAGE", Files.write(scratch.resolve("half.iso.bz2"), Arrays.copyOf(archive, 50_000)).toString());
         assertFailed(run(), 1, "half.iso.bz2 cannot be unpacked");
         settings.put("VM_IMAGE", Files.write(scratch.resolve("a.iso"), image).toString());
         settings.put("DFLY_VERSION", "6.4.2");
         assertFailed(run(), 1, "fdab09ac37cf427b8c01de5d54bfd1d7");
-        assertEquals(0, run("--trust-mirror").code);
+        Result trusted = run("--trust-mirror");
+        assertEquals(0, trusted.code);
+        assertTrue(trusted.err.contains("are NOT checked\n") && trusted.err.contains("dfly-6.4.2.iso is complete, unchecked"), trusted.err);
     }
 
     // Proxies
@@ -612,6 +613,7 @@ final class VmSetupTest {
             http  | freebsd.org     | http_proxy=p:80 no_proxy=*                 | direct
             http  | 127.0.0.1       | http_proxy=p:80                            | direct
             https | mirror.bsd.org  | https_proxy=socks5://p:80                  | https_proxy is not http://[user:password@]host:port
+            http  | mirror.bsd.org  | http_proxy=p:65536                         | http_proxy is not http://[user:password@]host:port
             """)
     void readsProxyVariables(String scheme, String host, String variables, String expected) {
         Map<String, String> environment = Stream.of(variables.split(" ")).map(one -> one.split("=", 2))
@@ -686,14 +688,19 @@ final class VmSetupTest {
         } finally {
             qemu.destroyForcibly().waitFor();
         }
-        List<String> hold = new ArrayList<>(process("hold", vmDir.resolve("dfly-vm.lock").toString()).command());
-        hold.replaceAll(word -> word.equals("VmSetup") ? "VmSetupTest" : word);
-        Process holder = new ProcessBuilder(hold).start();
+    }
+
+    @Test
+    void namesWhoIsAtWorkOnTheDisk() throws Exception {
+        ProcessBuilder slow = process("disk");
+        slow.environment().put("PATH", program("qemu-img", "exec sleep 600") + ":" + System.getenv("PATH"));
+        Process first = slow.start();
         try {
-            assertEquals('h', holder.getInputStream().read());
-            assertFailed(run("disk", "--yes"), 69, "vm-ctl start (pid " + holder.pid());
+            await(() -> size(vmDir.resolve("dfly-vm.lock")) > 0);
+            assertFailed(run("disk", "--yes"), 69, "vm-setup disk (pid " + first.pid());
         } finally {
-            holder.destroyForcibly().waitFor();
+            first.descendants().forEach(ProcessHandle::destroyForcibly);
+            first.destroyForcibly().waitFor();
         }
     }
 
@@ -754,6 +761,7 @@ final class VmSetupTest {
         assertSays(checks(69, "--memory", "999999G"), "space", "fail", " are needed, up to 21474 more");
         assertSays(checks(69, "--disk-size", "999T", "--memory", "64M"), "space", "note", " are needed");
         assertSays(checks(69, "--vm-dir", "/proc/x/y"), "space", "fail", "/proc/x/y");
+        assertSays(checks(69, "--vm-dir", "/etc/passwd"), "space", "fail", "/etc/passwd, which cannot be written");
         try (ServerSocket socket = new ServerSocket(0, 1, InetAddress.getLoopbackAddress())) {
             settings.put("VM_SSH_PORT", Integer.toString(socket.getLocalPort()));
             long pid = ProcessHandle.current().pid();
@@ -841,7 +849,8 @@ final class VmSetupTest {
     }
 
     @ParameterizedTest
-    @CsvSource({"VM_NAME,a/b", "VM_NAME,dfly-vm-clean", "DFLY_VERSION,../x", "VM_DISK_SIZE,20", "VM_MIRROR,ftp://x/"})
+    @CsvSource({"VM_NAME,a/b", "VM_NAME,dfly-vm-clean", "DFLY_VERSION,../x", "VM_DISK_SIZE,20", "VM_MIRROR,ftp://x/",
+        "VM_MIRROR,http://127.0.0.1:99999/", "VM_MIRROR,'http://[::1'", "VM_MIRROR,http:///x"})
     void aBadValueIsNamedByItsVariable(String variable, String value) throws IOException {
         settings.put(variable, value);
         Result result = run("disk");
