@@ -217,8 +217,8 @@ final class VmSetup implements Callable<Integer> {
                 }
             }
         } catch (UncheckedIOException | IOException full) { // what a network does is a VmException by now
-            throw new VmException(1, "cannot write to " + vmDir + " (" + (full.getCause() == null ? full : full.getCause()).getMessage()
-                    + "): make room (about 1100 MB in all) and run it again: what came is kept");
+            throw new VmException(1, "cannot write to " + vmDir + " (" + reason(full instanceof UncheckedIOException kept ? kept.getCause()
+                    : (IOException) full) + "): make room (about 1100 MB in all) and run it again: what came is kept");
         }
         spec.commandLine().getOut().println(iso());
         return 0;
