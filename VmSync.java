@@ -10,9 +10,6 @@
 
 import static java.nio.charset.StandardCharsets.ISO_8859_1;
 import static java.nio.charset.StandardCharsets.UTF_8;
-import static java.nio.file.StandardOpenOption.CREATE;
-import static java.nio.file.StandardOpenOption.READ;
-import static java.nio.file.StandardOpenOption.WRITE;
 
 import com.grack.nanojson.JsonObject;
 import com.grack.nanojson.JsonParser;
@@ -25,35 +22,31 @@ import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
 import java.io.PrintWriter;
+import java.io.RandomAccessFile;
+import java.io.StringReader;
 import java.net.URI;
-import java.nio.ByteBuffer;
-import java.nio.channels.Channels;
-import java.nio.channels.FileChannel;
 import java.nio.file.AccessDeniedException;
+import java.nio.file.DirectoryIteratorException;
+import java.nio.file.DirectoryStream;
 import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.FileSystemException;
-import java.nio.file.FileVisitResult;
 import java.nio.file.Files;
 import java.nio.file.LinkOption;
 import java.nio.file.NoSuchFileException;
-import java.nio.file.NotDirectoryException;
 import java.nio.file.Path;
-import java.nio.file.SimpleFileVisitor;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardWatchEventKinds;
 import java.nio.file.WatchEvent;
 import java.nio.file.WatchKey;
 import java.nio.file.WatchService;
-import java.nio.file.attribute.BasicFileAttributes;
 import java.nio.file.attribute.FileTime;
-import java.security.PublicKey;
-import java.time.Duration;
 import java.time.Instant;
 import java.time.LocalTime;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
 import java.util.HashSet;
+import java.util.HexFormat;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
@@ -65,6 +58,8 @@ import java.util.UUID;
 import java.util.concurrent.Callable;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
+import java.util.function.BiConsumer;
+import java.util.regex.MatchResult;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
@@ -73,8 +68,11 @@ import net.schmizz.keepalive.KeepAliveProvider;
 import net.schmizz.keepalive.KeepAliveRunner;
 import net.schmizz.sshj.DefaultConfig;
 import net.schmizz.sshj.SSHClient;
+import net.schmizz.sshj.common.IOUtils;
+import net.schmizz.sshj.common.LoggerFactory;
 import net.schmizz.sshj.common.SSHException;
 import net.schmizz.sshj.common.SecurityUtils;
+import net.schmizz.sshj.common.StreamCopier;
 import net.schmizz.sshj.connection.channel.direct.Session;
 import net.schmizz.sshj.transport.verification.OpenSSHKnownHosts;
 import org.apache.commons.compress.archivers.tar.TarArchiveEntry;
@@ -82,7 +80,6 @@ import org.apache.commons.compress.archivers.tar.TarArchiveInputStream;
 import org.apache.commons.compress.archivers.tar.TarArchiveOutputStream;
 import org.apache.commons.compress.archivers.tar.TarConstants;
 import org.zeroturnaround.exec.ProcessExecutor;
-import org.zeroturnaround.exec.ProcessResult;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.ITypeConverter;
@@ -113,7 +110,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
  *
  * <p>Names are kept as the bytes they are, one char each (ISO 8859-1): so every name arrives, in every locale.
  *
- * <p>Reads {@code <name>.pid}, {@code ssh_config}, {@code <name>.ssh/} and {@code <name>.console.log}; writes {@code <name>.sync/}.
+ * <p>Reads {@code <name>.pid}, {@code ssh_config} and {@code <name>.ssh/}; writes {@code <name>.sync/}.
  */
 @Command(name = "vm-sync", mixinStandardHelpOptions = true, version = "1",
         description = {"Copy a project into the running VM, and results back",
@@ -181,6 +178,8 @@ final class VmSync implements Callable<Integer> {
 
     Path vmDir;
     Path project;
+    private Rules rules;
+    private long started;
     /** Of the built-in engine: opened when needed, kept for a watch's next sync. */
     private SSHClient connection;
 
@@ -201,11 +200,13 @@ final class VmSync implements Callable<Integer> {
         } else if (Files.exists(project.resolve("VmSync.java")) && Files.exists(project.resolve("jbang-catalog.json"))) {
             tell("vm-sync: warning: " + project + " is the checkout of these scripts; VM_PROJECT chooses another project");
         }
-        Rules rules = rules();
+        remoteDir = remoteDir();
+        rules = rules();
+        project = project.toRealPath();
         try {
-            return watch ? watch(rules) : report(sync(rules), "");
+            return watch ? watch() : report(sync(), "");
         } finally {
-            disconnect();
+            IOUtils.closeQuietly(connection);
         }
     }
 
@@ -217,28 +218,32 @@ final class VmSync implements Callable<Integer> {
     int pull(@Parameters(paramLabel = "REMOTE", description = "In the guest; relative to VM_REMOTE_DIR.") String remote,
             @Parameters(paramLabel = "LOCAL", description = "The directory to fill; for a file, also its new name.") String local)
             throws IOException {
-        long start = System.nanoTime();
+        started = System.nanoTime();
         running();
         String from = remote.startsWith("/") ? remote : remoteDir() + "/" + remote;
-        Pull pull = new Pull(userPath(local), from.replaceAll("/+$", "").replaceAll(".*/", ""));
+        Pull pull = new Pull(userPath(local), local.endsWith("/"), bytesOf(from).replaceAll("(?s)/+$|.*/(?=[^/])", ""));
         try {
             Answer answer = exec("sh -s", in -> in.write(bytes(pullScript(bytesOf(from)))), pull::unpack);
-            if (answer.status() == 66) {
+            if (answer.status() == NO_INPUT) {
                 throw new VmException(1, "there is no file or directory " + from + " in the guest");
             } else if (answer.status() != 0) {
                 pull.leftOut.add("the guest's tar failed: " + answer.errors());
             }
         } finally {
-            disconnect();
+            IOUtils.closeQuietly(connection);
         }
         pull.leftOut.forEach(this::tell);
-        spec.commandLine().getOut().printf("pulled %s: %d files, %d bytes, %.2f s%n", from, pull.files, pull.bytes, seconds(start));
+        spec.commandLine().getOut().printf("pulled %s: %d files, %d bytes, %.2f s%n", from, pull.files, pull.bytes, seconds());
         return pull.leftOut.isEmpty() ? 0 : 1;
     }
 
     private void tell(String line) {
         spec.commandLine().getErr().println(line);
         spec.commandLine().getErr().flush();
+    }
+
+    private double seconds() {
+        return (System.nanoTime() - started) / 1e9;
     }
 
     // What to sync, and where to
@@ -272,10 +277,11 @@ final class VmSync implements Callable<Integer> {
     private Rules rules() throws IOException {
         List<String> lines = excludes.stream().map(VmSync::bytesOf).collect(Collectors.toCollection(ArrayList::new));
         for (Path file : excludeFiles) {
-            if (!Files.isReadable(file)) {
-                throw new VmException(2, "--exclude-from: " + file + " cannot be read");
+            try {
+                Files.readString(file, ISO_8859_1).lines().filter(line -> !line.isBlank() && !line.matches("[;#].*")).forEach(lines::add);
+            } catch (IOException unreadable) {
+                throw new VmException(2, "--exclude-from: " + file + " cannot be read: choose a file with a pattern a line");
             }
-            Files.readString(file, ISO_8859_1).lines().filter(line -> !line.isBlank() && !line.matches("[;#].*")).forEach(lines::add);
         }
         lines.addAll(List.of("/vm/", "*.db"));
         Path root = project.toRealPath();
@@ -283,9 +289,9 @@ final class VmSync implements Callable<Integer> {
         if (inside.startsWith(root) && !inside.equals(root)) {
             lines.add("/" + Rules.literal(nameOf(root, inside)) + "/");
         }
-        for (String binary : List.of(nameOf(ROOT, project).replaceAll(".*/", ""), bytesOf(remoteDir()).replaceAll(".*/", ""))) {
-            lines.add("+ /" + Rules.literal(binary) + "/"); // a directory of that name is source
-            lines.add("/" + Rules.literal(binary));
+        for (String binary : List.of(bytesOf(project), bytesOf(remoteDir))) {
+            String pattern = "/" + Rules.literal(binary.replaceAll(".*/", ""));
+            lines.addAll(List.of("+ " + pattern + "/", pattern)); // a directory of that name is source
         }
         return Rules.of(lines);
     }
@@ -299,6 +305,9 @@ final class VmSync implements Callable<Integer> {
             List<Rule> rules = new ArrayList<>();
             for (String line : lines) {
                 String pattern = line.matches("(?s)[+-] .*") ? line.substring(2) : line;
+                if (pattern.isEmpty()) {
+                    throw new VmException(2, "--exclude: an empty pattern; patterns are such as '/docs/' or '*.log'");
+                }
                 boolean hides = !line.startsWith("+ ");
                 String body = pattern.replaceAll("(?<=.)/$", "");
                 boolean path = body.contains("/") || body.contains("**");
@@ -353,24 +362,21 @@ final class VmSync implements Callable<Integer> {
 
     /** What a sync did, and said; complete unless something could not be copied. */
     record Outcome(List<Change> changes, List<String> said, boolean complete, Engine by) {
-        private long count(Kind... kinds) {
-            return changes.stream().filter(change -> List.of(kinds).contains(change.kind())).count();
+        private Stream<Change> all(Kind... kinds) {
+            return changes.stream().filter(change -> List.of(kinds).contains(change.kind()));
         }
 
         String summary(double seconds) {
-            return String.format(Locale.ROOT, "%d sent, %d deleted, %d bytes, %.2f s (%s)",
-                    count(Kind.SEND, Kind.LINK), count(Kind.DELETE),
-                    changes.stream().filter(change -> change.kind() == Kind.SEND).mapToLong(change -> change.item().size()).sum(),
-                    seconds, by.name().toLowerCase(Locale.ROOT));
+            return String.format(Locale.ROOT, "%d sent, %d deleted, %d bytes, %.2f s (%s)", all(Kind.SEND, Kind.LINK).count(),
+                    all(Kind.DELETE).count(), all(Kind.SEND).mapToLong(change -> change.item().size()).sum(), seconds,
+                    by.name().toLowerCase(Locale.ROOT));
         }
     }
-
-    private long started;
 
     private int report(Outcome outcome, String time) {
         outcome.said().forEach(this::tell);
         PrintWriter out = spec.commandLine().getOut();
-        String line = time + (dryRun ? "would sync " : "synced ") + name + ":" + remoteDir() + ": " + outcome.summary(seconds(started));
+        String line = time + (dryRun ? "would sync " : "synced ") + name + ":" + remoteDir + ": " + outcome.summary(seconds());
         if (dryRun) {
             outcome.changes().forEach(out::println);
             tell(line);
@@ -381,150 +387,149 @@ final class VmSync implements Callable<Integer> {
         return outcome.complete() ? 0 : 1;
     }
 
-    private Outcome sync(Rules rules) throws IOException {
+    /**
+     * One sync of this directory at a time.
+     *
+     * <p>rsync compares whole seconds: a file that is sent and then written again in the same second would look the same for ever. So
+     * the files sent so young are noted with their time in nanoseconds, 0 where it is not sure which version was sent, and the next
+     * sync sends those again whose time is another one.
+     */
+    private Outcome sync() throws IOException {
         started = System.nanoTime();
         running();
         if (dryRun) {
-            return sync(rules, Set.of());
+            return sync(Set.of());
         }
-        Path file = Files.createDirectories(vmDir.resolve(name + ".sync")).resolve(key(remoteDir()));
-        try (FileChannel journal = FileChannel.open(file, CREATE, READ, WRITE)) {
-            for (int tenth = 0; journal.tryLock() == null; tenth++) {
+        Path file = vmDir.resolve(name + ".sync").resolve(key());
+        file.getParent().toFile().mkdir();
+        try (RandomAccessFile journal = new RandomAccessFile(file.toFile(), "rw")) {
+            for (int tenth = 0; journal.getChannel().tryLock() == null; tenth++) {
                 if (tenth == 0) {
                     tell("vm-sync: waiting for another vm-sync of this directory");
                 } else if (tenth == 6000) {
                     throw new VmException(69, "another vm-sync has been at work for ten minutes: end it");
                 }
-                pause(100);
+                TimeUnit.MILLISECONDS.sleep(100);
             }
+            byte[] notes = new byte[(int) journal.length()];
+            journal.readFully(notes);
             Map<String, Long> young = new TreeMap<>();
-            for (String line : new String(Channels.newInputStream(journal).readAllBytes(), ISO_8859_1).split("\0")) {
-                String[] words = line.split(" ", 2);
-                if (words.length == 2) {
-                    young.put(words[1], Long.parseLong(words[0]));
-                }
-            }
+            Pattern.compile("(\\d+) ([^\0]+)\0").matcher(new String(notes, ISO_8859_1)).results()
+                    .forEach(note -> young.put(note.group(2), Long.valueOf(note.group(1))));
             Instant began = Instant.now();
-            Outcome outcome = sync(rules, young.entrySet().stream().filter(entry -> entry.getValue() != modified(entry.getKey()))
-                    .map(Map.Entry::getKey).collect(Collectors.toSet()));
-            journal.truncate(0).write(ByteBuffer.wrap(bytes(stillYoung(young, outcome, began).entrySet().stream()
-                    .map(entry -> entry.getValue() + " " + entry.getKey() + "\0").collect(Collectors.joining()))), 0);
+            Outcome outcome = sync(young.keySet().stream().filter(sent -> young.get(sent) != modified(sent)).collect(Collectors.toSet()));
+            long second = began.minusSeconds(1).getEpochSecond() * 1_000_000_000;
+            long sure = second + 980_000_000 + began.getNano(); // the clock of files lags a few milliseconds
+            outcome.all(Kind.SEND).forEach(change -> young.put(change.name(), modified(change.name())));
+            young.values().removeIf(time -> time < second);
+            young.replaceAll((sent, time) -> time < sure && time % 1_000_000_000 != 0 ? time : 0);
+            journal.setLength(0);
+            journal.seek(0);
+            journal.write(bytes(young.entrySet().stream().map(note -> note.getValue() + " " + note.getKey() + "\0")
+                    .collect(Collectors.joining())));
             return outcome;
+        } catch (InterruptedException interrupted) {
+            throw new VmException(130, "interrupted");
         }
-    }
-
-    /**
-     * The files whose next change may not show, with their time in nanoseconds, 0 where it is not sure which version was sent.
-     *
-     * <p>rsync compares whole seconds. A file sent and then written again in the same second would look the same for ever; so the
-     * next sync sends those again whose time is not, to the nanosecond, what is noted here.
-     */
-    private Map<String, Long> stillYoung(Map<String, Long> before, Outcome outcome, Instant began) {
-        Map<String, Long> young = new TreeMap<>(before);
-        outcome.changes().stream().filter(change -> change.kind() == Kind.SEND)
-                .forEach(change -> young.put(change.name(), modified(change.name())));
-        long second = began.minusSeconds(1).getEpochSecond() * 1_000_000_000;
-        young.values().removeIf(time -> time < second);
-        long sure = second + 980_000_000 + began.getNano(); // the clock of files lags a few milliseconds
-        young.replaceAll((file, time) -> time < sure && time % 1_000_000_000 != 0 ? time : 0);
-        return young;
     }
 
     /** When a file of the project was last modified, in nanoseconds; -1 if it is gone. */
     private long modified(String file) {
         try {
-            return Files.getLastModifiedTime(path(project, file), LinkOption.NOFOLLOW_LINKS).to(TimeUnit.NANOSECONDS);
+            return Item.of(path(project, file)).time();
         } catch (IOException gone) {
             return -1;
         }
     }
 
     /** {@code resend}: files that may differ although they look the same. */
-    private Outcome sync(Rules rules, Set<String> resend) throws IOException {
+    private Outcome sync(Set<String> resend) {
         boolean here = engine != Engine.TAR && hasRsync();
-        if (here || engine == Engine.RSYNC) {
-            Answer look = pipe(List.of("ssh", "-F", vmDir.resolve("ssh_config").toString(), name, "sh -s"), lookScript(resend));
-            String there = Look.of(look).rsync();
-            if (here && !there.isEmpty()) {
-                return rsync(rules, there);
-            } else if (engine == Engine.RSYNC) {
-                throw new VmException(69, (here ? "the guest has no rsync (pkg install rsync)" : "this machine has no rsync (3.1 or newer)")
-                        + "; use --engine tar");
-            }
+        String there = !here ? "" : looked(pipe(List.of("ssh", "-F", sshConfig(), name, "sh -s"), lookScript(resend)))[0];
+        if (!there.isEmpty()) {
+            return rsync(there);
+        } else if (engine == Engine.RSYNC) {
+            throw new VmException(69, (here ? "the guest has no rsync (pkg install rsync)" : "this machine has no rsync (3.1 or newer)")
+                    + "; use --engine tar");
         }
-        return tar(rules, resend);
+        return tar(resend);
     }
 
     private void running() {
         if (livePid(vmDir.resolve(name + ".pid")).isEmpty()) {
             throw new VmException(3, "VM " + name + " is not running; start it: vm-ctl start");
-        } else if (!Files.exists(vmDir.resolve("ssh_config"))) {
-            throw new VmException(69, vmDir.resolve("ssh_config") + " is missing: 'vm-ctl start' writes it once the guest answers");
+        } else if (!Files.exists(Path.of(sshConfig()))) {
+            throw new VmException(69, sshConfig() + " is missing: 'vm-ctl start' writes it once the guest answers");
         }
     }
 
-    /** 69, with the end of the console's log: a panic stands there. */
+    private String sshConfig() {
+        return vmDir.resolve("ssh_config").toString();
+    }
+
     private VmException lost(String why) {
-        StringBuilder message = new StringBuilder("VM " + name + " is running but cannot be reached: " + why);
-        try (FileChannel log = FileChannel.open(vmDir.resolve(name + ".console.log"))) {
-            ByteBuffer end = ByteBuffer.allocate(2000);
-            log.read(end, Math.max(0, log.size() - end.capacity()));
-            List<String> lines = new String(end.array(), 0, end.position(), UTF_8).replaceAll("\u001b\\[[0-9;?]*[A-Za-z]", "").lines()
-                    .map(line -> line.replaceAll("[\\p{Cntrl}\u0080-\u009f]", "")).filter(line -> !line.isBlank()).toList();
-            lines.stream().skip(Math.max(0, lines.size() - 5)).forEach(line -> message.append("\n  console: ").append(line));
-        } catch (IOException noLog) {
-            // what ssh said has to do
-        }
-        return new VmException(69, message.toString());
+        return new VmException(69, "VM " + name + " is running but cannot be reached: " + why
+                + "; 'vm-ctl status' and " + vmDir.resolve(name + ".console.log") + " tell more");
     }
 
     // What is asked of the guest: in plain sh, of a BSD's tools
 
-    /** Says what the remote directory is; if it may be synced to, makes it and marks it, by its inode, as a sync's own. */
+    private static final int NO_INPUT = 66;
+    private static final int REFUSED = 67;
+
+    /** Looks at the remote directory; if it may be synced to, makes it and marks it, by its inode, as a sync's own. */
     private String lookScript(Set<String> resend) {
-        StringBuilder script = new StringBuilder("PATH=$PATH:/usr/local/bin:/usr/local/sbin LC_ALL=C\nexport PATH LC_ALL\numask 022\n"
-                + "d=" + word(bytesOf(remoteDir())) + " s=$HOME/.vm-sync/" + key(remoteDir()) + " is=foreign\n"
-                + "inode() { ls -di \"$d/.\" | { read -r i rest; echo \"$i\"; }; }\n"
-                + "if [ ! -e \"$d\" ] && [ ! -L \"$d\" ]; then is=absent\n"
-                + "elif [ ! -d \"$d\" ]; then is=file\n"
-                + "elif [ -z \"$(ls -A \"$d/.\")\" ]; then is=empty\n"
-                + "elif [ -f \"$s/made\" ] && [ \"$(cat \"$s/made\")\" = \"$(inode)\" ]; then is=made\n"
-                + (force ? "else is=forced\n" : "") + "fi\n"
-                + "echo \"vm-sync directory=$is rsync=$(command -v rsync)\"\n"
-                + "case $is in file | foreign) exit 0 ;; esac\n");
+        StringBuilder script = new StringBuilder("""
+                PATH=$PATH:/usr/local/bin:/usr/local/sbin LC_ALL=C
+                export PATH LC_ALL
+                umask 022
+                inode() { ls -di "$d/." | { read -r i rest; echo "$i"; }; }
+                refuse() { echo "$1" >&2; exit %d; }
+                d=%s s=$HOME/.vm-sync/%s
+                if [ -e "$d" ] || [ -L "$d" ]; then
+                  [ -d "$d" ] || refuse 'is not a directory in the guest: choose another'
+                  [ -z "$(ls -A "$d/.")" ] || %s || [ "$(cat "$s/made" 2>/dev/null)" = "$(inode)" ] ||
+                    refuse 'was not made by a sync, which would delete there what the project lacks: choose another, or say --force'
+                fi
+                echo "vm-sync rsync=$(command -v rsync)"
+                """.formatted(REFUSED, word(bytesOf(remoteDir)), key(), force));
         if (!dryRun) {
-            script.append("mkdir -p \"$d\" \"$s\" && cd \"$d\" && rm -rf " + PART + " \"$s/tree\" && ln -s \"$d\" \"$s/tree\" &&\n"
-                    + "  inode >\"$s/made.new\" && mv -f \"$s/made.new\" \"$s/made\" || exit 73\n");
+            script.append("""
+                    mkdir -p "$d" "$s" && cd "$d" && rm -rf %s "$s/tree" && ln -s "$d" "$s/tree" &&
+                      inode >"$s/made.new" && mv -f "$s/made.new" "$s/made" || exit 73
+                    """.formatted(PART));
             resend.forEach(file -> script.append("f=").append(word("./" + file)) // a time that no file of the project has
                     .append("; [ ! -f \"$f\" ] || [ -L \"$f\" ] || touch -c -t 197101010000 \"$f\"\n"));
         }
         return script.toString();
     }
 
-    /** What the guest said to that, and to what was asked after it. */
-    record Look(String rsync, String rest) {
-        static Look of(Answer answer) {
-            String text = new String(answer.out(), ISO_8859_1);
-            Matcher head = Pattern.compile("vm-sync directory=(\\w+) rsync=(.*)\n").matcher(text);
-            if (answer.status() != 0 || !head.find()) {
-                throw new VmException(1, "the guest cannot prepare VM_REMOTE_DIR: " + answer.errors());
-            } else if (head.group(1).equals("file")) {
-                throw new VmException(2, "VM_REMOTE_DIR is not a directory in the guest: choose another");
-            } else if (head.group(1).equals("foreign")) {
-                throw new VmException(2, "VM_REMOTE_DIR was not made by a sync, which would delete there what the project lacks: "
-                        + "choose another, or say --force");
-            }
-            return new Look(head.group(2), text.substring(head.end()));
+    /** What the guest said to that: where its rsync is, if it has one, and the answer to what was asked after it. */
+    private static String[] looked(Answer answer) {
+        if (answer.status() != 0) {
+            throw new VmException(answer.status() == REFUSED ? 2 : 1, "VM_REMOTE_DIR: " + answer.errors());
         }
+        return new String(answer.out(), ISO_8859_1).split("vm-sync rsync=", 2)[1].split("\n", 2);
     }
 
     /** All names with a NUL after each, one more NUL, then a line for each in the same order. */
-    static final String LIST_SCRIPT = "[ -d \"$d\" ] || exit 0\ncd \"$d\" && n=$(mktemp /tmp/vm-sync.XXXXXXXX) || exit 73\n"
-            + "find . -print0 >\"$n\"; cat \"$n\"; printf '\\000'\nxargs -0 stat -f '%p %z %Fm %Y|' <\"$n\"; rm -f \"$n\"\n";
+    static final String LIST_SCRIPT = """
+            [ -d "$d" ] || exit 0
+            cd "$d" && n=$(mktemp /tmp/vm-sync.XXXXXXXX) || exit 73
+            find . -print0 >"$n"; cat "$n"; printf '\\000'
+            xargs -0 stat -f '%p %z %Fm %Y|' <"$n"; rm -f "$n"
+            """;
 
     static String pullScript(String from) {
-        return "LC_ALL=C; export LC_ALL\nf=" + word(from) + "\nif [ -d \"$f\" ]; then cd \"$f\" && exec tar -cf - .\n"
-                + "elif [ -f \"$f\" ]; then cd \"${f%/*}/\" && exec tar -chf - \"./${f##*/}\"\nfi\nexit 66\n";
+        return """
+                LC_ALL=C; export LC_ALL
+                f=%s t=
+                case $(tar --version 2>/dev/null) in bsdtar*) t=--format=gnutar ;; esac # its own format has names in UTF-8 only
+                if [ -d "$f" ]; then cd "$f" && exec tar $t -cf - .
+                elif [ -f "$f" ]; then cd "${f%%/*}/" && exec tar $t -chf - "./${f##*/}"
+                fi
+                exit %d
+                """.formatted(word(from), NO_INPUT);
     }
 
     /** What a command left. */
@@ -533,32 +538,38 @@ final class VmSync implements Callable<Integer> {
     // The rsync engine
 
     /** What is asked of it works from 3.1 on; macOS has another program of that name. */
-    private boolean hasRsync() throws IOException {
+    private boolean hasRsync() {
         try {
-            return run(Duration.ofSeconds(20), List.of("rsync", "--version")).outputUTF8()
-                    .matches("(?s)rsync +version v?(3\\.[1-9]|[4-9]).*");
+            return new String(pipe(List.of("rsync", "--version"), "").out(), UTF_8).matches("(?s)rsync +version v?(3\\.[1-9]|[4-9]).*");
         } catch (VmException missing) {
             return false;
         }
     }
 
     /** Without owners, so that all belongs to root; -s keeps names from the guest's shell; the rules come on stdin. */
-    static List<String> rsyncCommand(Path project, Path sshConfig, String to, String guestRsync, List<String> options) {
+    static List<String> rsyncCommand(Path project, String sshConfig, String to, String guestRsync, boolean delete, boolean dryRun) {
         List<String> command = new ArrayList<>(List.of("rsync", "-rlpts", "-0", "--exclude-from=-", "--timeout=300",
-                "--out-format=%i|%l|%n", "-e", "ssh -F '" + sshConfig.toString().replace("'", "''") + "'", "--rsync-path=" + guestRsync));
-        command.addAll(options);
-        command.addAll(List.of(project.toString().replaceAll("/?$", "/"), to));
+                "--out-format=%i|%l|%n", "-e", "ssh -F '" + sshConfig.replace("'", "''") + "'", "--rsync-path=" + guestRsync,
+                project.toString().replaceAll("/?$", "/"), to));
+        if (delete) {
+            command.add("--delete");
+        }
+        if (dryRun) {
+            command.add("--dry-run");
+        }
         return command;
     }
 
-    private Outcome rsync(Rules rules, String guestRsync) throws IOException {
-        List<String> options = Stream.of(keep ? "" : "--delete", dryRun ? "--dry-run" : "").filter(option -> !option.isEmpty()).toList();
-        Answer answer = pipe(rsyncCommand(project, vmDir.resolve("ssh_config"), name + ":" + remoteDir() + "/", guestRsync, options),
+    private Outcome rsync(String guestRsync) {
+        Answer answer = pipe(rsyncCommand(project, sshConfig(), name + ":" + remoteDir + "/", guestRsync, !keep, dryRun),
                 rules.list().stream().map(rule -> rule.text() + "\0").collect(Collectors.joining()));
         List<String> said = answer.errors().lines().collect(Collectors.toCollection(ArrayList::new));
         List<Change> changes = parse(answer.out(), said);
+        String why = said.isEmpty() ? "rsync ended with " + answer.status() : said.get(0);
         if (List.of(10, 12, 30, 35).contains(answer.status()) && !answer.errors().contains("No space left")) {
-            throw lost(said.isEmpty() ? "rsync ended with " + answer.status() : said.get(0));
+            throw lost(why);
+        } else if (!List.of(0, 23, 24, 25).contains(answer.status())) { // what these left out, they have named
+            throw new VmException(1, why);
         }
         return new Outcome(changes, said, answer.status() == 0 || answer.status() == 24, Engine.RSYNC); // 24: a file vanished meanwhile
     }
@@ -584,9 +595,9 @@ final class VmSync implements Callable<Integer> {
     }
 
     /** Runs ssh, or rsync over it; 69 if the connection fails. Their own keep-alives end what hangs. */
-    private Answer pipe(List<String> command, String input) throws IOException {
+    private Answer pipe(List<String> command, String input) {
         if (verbose) {
-            tell("+ " + shellQuoted(command));
+            tell("+ " + command.stream().map(VmSync::word).collect(Collectors.joining(" ")));
         }
         ByteArrayOutputStream out = new ByteArrayOutputStream();
         ByteArrayOutputStream errors = new ByteArrayOutputStream();
@@ -595,7 +606,7 @@ final class VmSync implements Callable<Integer> {
                     .redirectOutput(out).redirectError(errors).destroyOnExit().execute().getExitValue();
             String said = errors.toString(UTF_8).strip();
             if (status == 255) {
-                throw lost(said.isEmpty() ? "ssh failed" : said.substring(said.lastIndexOf('\n') + 1));
+                throw lost(said.isEmpty() ? "ssh failed" : said.lines().findFirst().get());
             }
             return new Answer(status, out.toByteArray(), said);
         } catch (InterruptedException | TimeoutException interrupted) {
@@ -610,24 +621,20 @@ final class VmSync implements Callable<Integer> {
     /** An entry of a tree: 'f', 'd', 'l', or 's' for what is not synced; its permissions; its time in nanoseconds; where a link leads. */
     record Item(char type, int mode, long size, long time, String target) {
         static Item of(int mode, long size, long time, String target) {
-            char type = switch (mode & 0170000) {
-                case 0100000 -> 'f';
-                case 0040000 -> 'd';
-                case 0120000 -> 'l';
+            char type = switch (mode >> 12) {
+                case 8 -> 'f';
+                case 4 -> 'd';
+                case 10 -> 'l';
                 default -> 's';
             };
-            return new Item(type, mode & 07777, type == 'f' ? size : 0, time, type == 'l' ? target : "");
+            return new Item(type, mode & 07777, type == 'f' ? size : 0, time, target);
         }
 
         static Item of(Path path) throws IOException {
             Map<String, Object> found = Files.readAttributes(path, "unix:mode,size,lastModifiedTime", LinkOption.NOFOLLOW_LINKS);
             int mode = (Integer) found.get("mode");
             return of(mode, (Long) found.get("size"), ((FileTime) found.get("lastModifiedTime")).to(TimeUnit.NANOSECONDS),
-                    (mode & 0170000) == 0120000 ? target(Files.readSymbolicLink(path)) : "");
-        }
-
-        private static String target(Path link) {
-            return link.isAbsolute() ? bytesOf(link) : bytesOf(ROOT.resolve(link)).substring(1);
+                    mode >> 12 == 10 ? bytesOf(Files.readSymbolicLink(path)) : "");
         }
 
         /** Files by the microsecond, which is what HAMMER2 keeps, if the guest has fractions of a second; else as rsync, by the second. */
@@ -637,96 +644,78 @@ final class VmSync implements Callable<Integer> {
         }
     }
 
-    /** The project by name, parents before children, "." first; {@code said} gets what could not be read. */
-    static TreeMap<String, Item> scan(Path root, Rules rules, List<String> said) throws IOException {
+    /** What is not excluded of a tree, from {@code top} on, directories before what is in them; {@code said} gets what is unreadable. */
+    static void walk(Path root, Path top, Rules rules, List<String> said, BiConsumer<String, Item> visitor) {
+        String name = nameOf(root, top);
+        try {
+            Item item = Item.of(top);
+            if (!top.equals(root) && rules.hides(name, item.type() == 'd')) {
+                return;
+            }
+            visitor.accept(name, item);
+            if (item.type() == 'd') {
+                try (DirectoryStream<Path> entries = Files.newDirectoryStream(top)) {
+                    entries.forEach(entry -> walk(root, entry, rules, said, visitor));
+                }
+            }
+        } catch (IOException | DirectoryIteratorException failed) {
+            if (!(failed instanceof NoSuchFileException) || top.equals(root)) {
+                said.add("cannot read " + quoted(name));
+            } // else it was deleted meanwhile
+        }
+    }
+
+    /** The project by name, parents before children, "." first. */
+    static TreeMap<String, Item> scan(Path root, Rules rules, List<String> said) {
         TreeMap<String, Item> tree = new TreeMap<>();
-        Files.walkFileTree(root, new SimpleFileVisitor<>() {
-            @Override
-            public FileVisitResult preVisitDirectory(Path directory, BasicFileAttributes attributes) {
-                return visit(directory, true);
-            }
-
-            @Override
-            public FileVisitResult visitFile(Path file, BasicFileAttributes attributes) {
-                return visit(file, false);
-            }
-
-            @Override
-            public FileVisitResult visitFileFailed(Path file, IOException failure) {
-                if (!(failure instanceof NoSuchFileException)) {
-                    said.add("cannot read " + quoted(nameOf(root, file)));
-                }
-                return FileVisitResult.CONTINUE;
-            }
-
-            private FileVisitResult visit(Path path, boolean directory) {
-                String name = nameOf(root, path);
-                if (!path.equals(root) && rules.hides(name, directory)) {
-                    return FileVisitResult.SKIP_SUBTREE;
-                }
-                try {
-                    tree.put(name, Item.of(path));
-                } catch (IOException failure) {
-                    return visitFileFailed(path, failure);
-                }
-                return FileVisitResult.CONTINUE;
-            }
-        });
+        walk(root, root, rules, said, tree::put);
         tree.values().removeIf(item -> item.type() == 's');
         return tree;
     }
 
+    /** A line ends where the next begins: a link's target may hold anything. */
+    private static final Pattern STAT = Pattern.compile(
+            "([0-7]+) (\\d+) (-?\\d+)\\.(\\d{9})\\d* (.*?)\\|\n(?=[0-7]+ \\d+ -?\\d+\\.|\\z)", Pattern.DOTALL);
+
     /** The guest's answer to LIST_SCRIPT; null if its parts do not fit together: the tree changed in between. */
     static TreeMap<String, Item> listing(String text) {
         TreeMap<String, Item> tree = new TreeMap<>();
-        int names = text.indexOf("\0\0");
-        if (names < 0) {
-            return text.isEmpty() ? tree : null;
+        String[] names = text.split("\0"); // then an empty one, then the lines
+        List<MatchResult> lines = STAT.matcher(names[names.length - 1]).results().toList();
+        if (!text.isEmpty() && lines.size() != names.length - 2) {
+            return null;
         }
-        Matcher line = Pattern.compile("([0-7]+) (\\d+) (-?\\d+)\\.(\\d{9})\\d* ").matcher(text);
-        int at = names + 2;
-        for (String name : text.substring(0, names).split("\0")) {
-            if (!line.region(at, text.length()).lookingAt()) {
-                return null;
-            }
-            int mode = Integer.parseInt(line.group(1), 8);
-            int end = line.end() + ((mode & 0170000) == 0120000 ? Integer.parseInt(line.group(2)) : 0); // a link's size is its target's
-            if (!text.startsWith("|\n", end)) {
-                return null;
-            }
-            tree.put(name.replaceFirst("^\\./", ""), Item.of(mode, Long.parseLong(line.group(2)),
-                    Long.parseLong(line.group(3)) * 1_000_000_000 + Long.parseLong(line.group(4)), text.substring(line.end(), end)));
-            at = end + 2;
+        for (int i = 0; i < lines.size(); i++) {
+            MatchResult line = lines.get(i);
+            tree.put(names[i].replaceFirst("^\\./", ""), Item.of(Integer.parseInt(line.group(1), 8), Long.parseLong(line.group(2)),
+                    Long.parseLong(line.group(3)) * 1_000_000_000 + Long.parseLong(line.group(4)), line.group(5)));
         }
-        return at == text.length() ? tree : null;
+        return tree;
     }
 
     /** What makes the guest's tree equal to the project's, deletions first; {@code said} gets what cannot be done. */
-    static List<Change> plan(Map<String, Item> project, Map<String, Item> guest, Rules rules, boolean delete, Set<String> resend,
+    static List<Change> plan(Map<String, Item> project, TreeMap<String, Item> guest, Rules rules, boolean delete, Set<String> resend,
             List<String> said) {
         Set<String> hidden = new HashSet<>();
-        Set<String> occupied = new HashSet<>(); // directories that stay, for something in them does
         guest.forEach((name, item) -> {
-            boolean hides = hidden.contains(parent(name)) || !name.equals(".") && rules.hides(name, item.type() == 'd');
-            if (hides) {
+            if (!name.equals(".") && (hidden.contains(parent(name)) || rules.hides(name, item.type() == 'd'))) {
                 hidden.add(name);
-            }
-            if (hides || !delete && !project.containsKey(name)) {
-                for (String up = parent(name); occupied.add(up) && !up.equals("."); up = parent(up)) {
-                    // up to the root, or to where another one has been
-                }
             }
         });
         List<Change> changes = new ArrayList<>();
+        Set<String> occupied = new HashSet<>(); // directories that stay, for something in them does
         Set<String> blocked = new HashSet<>();
-        guest.forEach((name, item) -> {
+        guest.descendingMap().forEach((name, item) -> {
             Item wanted = project.get(name);
             boolean inTheWay = wanted != null && (wanted.type() == 'd') != (item.type() == 'd');
-            if (inTheWay && occupied.contains(name)) {
+            if (!hidden.contains(name) && !occupied.contains(name) && (inTheWay || wanted == null && delete)) {
+                changes.add(new Change(Kind.DELETE, name, item));
+                return;
+            }
+            occupied.add(parent(name));
+            if (inTheWay) {
                 blocked.add(name);
                 said.add("cannot replace the directory " + quoted(name) + ": it holds what may not be deleted");
-            } else if (!hidden.contains(name) && !occupied.contains(name) && (inTheWay || wanted == null && delete)) {
-                changes.add(new Change(Kind.DELETE, name, item));
             }
         });
         project.forEach((name, item) -> {
@@ -743,22 +732,22 @@ final class VmSync implements Callable<Integer> {
         return changes;
     }
 
-    private Outcome tar(Rules rules, Set<String> resend) throws IOException {
+    private Outcome tar(Set<String> resend) {
         TreeMap<String, Item> guest = null;
         for (int attempt = 1; guest == null; attempt++) {
             Answer answer = exec("sh -s", in -> in.write(bytes(lookScript(Set.of()) + LIST_SCRIPT)), InputStream::readAllBytes);
-            guest = listing(Look.of(answer).rest());
+            guest = listing(looked(answer)[1]);
             if (guest == null && attempt == 3) {
                 throw new VmException(1, "the guest's list of its files makes no sense, three times: " + answer.errors());
             }
         }
         List<String> said = new ArrayList<>();
-        TreeMap<String, Item> tree = scan(project.toRealPath(), rules, said);
+        TreeMap<String, Item> tree = scan(project, rules, said);
         // As with rsync, nothing is deleted when the project could not be read in full.
         List<Change> changes = plan(tree, guest, rules, !keep && said.isEmpty(), resend, said);
         if (!dryRun && !changes.isEmpty()) {
             Set<String> unsent = new TreeSet<>();
-            Answer answer = exec("cd && cd .vm-sync/" + key(remoteDir()) + "/tree && mkdir " + PART + " && cd " + PART
+            Answer answer = exec("cd && cd .vm-sync/" + key() + "/tree && mkdir " + PART + " && cd " + PART
                     + " && tar -xpf - && exec sh apply", in -> send(in, tree, changes, unsent, said), InputStream::readAllBytes);
             if (answer.status() != 0) {
                 said.add("the guest could not do all of it: " + answer.errors());
@@ -777,47 +766,41 @@ final class VmSync implements Callable<Integer> {
                 if (change.arrives() && change.item().type() == 'f') {
                     sendFile(tar, change, unsent, said);
                 } else if (change.arrives()) {
-                    put(tar, "t/" + change.name(), change.item(), new byte[0]);
+                    put(tar, "t/" + change.name(), change.item(), InputStream.nullInputStream());
                 }
             }
             ByteArrayOutputStream directories = new ByteArrayOutputStream();
             try (TarArchiveOutputStream inner = tarStream(directories)) {
-                // A directory's time changes with what happens in it.
-                TreeSet<String> touched = changes.stream().flatMap(change -> Stream.of(change.name(), parent(change.name())))
-                        .collect(Collectors.toCollection(TreeSet::new));
-                for (String directory : touched) {
-                    if (tree.containsKey(directory) && tree.get(directory).type() == 'd') {
-                        put(inner, "./" + directory, tree.get(directory), new byte[0]);
-                    }
+                // A directory's time changes with what happens in it; in the topmost all of this happens.
+                for (String directory : changes.stream().flatMap(change -> Stream.of(".", change.name(), parent(change.name())))
+                        .filter(name -> tree.containsKey(name) && tree.get(name).type() == 'd').collect(Collectors.toSet())) {
+                    put(inner, "./" + directory, tree.get(directory), InputStream.nullInputStream());
                 }
             }
-            byte[] script = bytes(applyScript(changes, unsent, key(remoteDir())));
-            put(tar, "directories", new Item('f', 0600, directories.size(), 0, ""), directories.toByteArray());
-            put(tar, "apply", new Item('f', 0600, script.length, 0, ""), script);
+            put(tar, "directories", directories.toByteArray());
+            put(tar, "apply", bytes(applyScript(changes, unsent, key())));
         }
     }
 
-    /** Sends exactly what was announced. A file that changes meanwhile is thrown away over there, and the next sync's. */
+    /** A file that changes meanwhile is thrown away over there, and the next sync's. */
     private void sendFile(TarArchiveOutputStream tar, Change change, Set<String> unsent, List<String> said) throws IOException {
         Path file = path(project, change.name());
+        boolean readable = true;
+        boolean same = false;
         try (InputStream content = Files.newInputStream(file)) {
-            tar.putArchiveEntry(entry("t/" + change.name(), change.item()));
-            byte[] buffer = new byte[1 << 16];
-            for (long left = change.item().size(); left > 0; ) {
-                int count = Math.max(content.read(buffer, 0, (int) Math.min(buffer.length, left)), 0);
-                count = count > 0 ? count : (int) Math.min(buffer.length, left); // it shrank: fill up
-                tar.write(buffer, 0, count);
-                left -= count;
-            }
-            tar.closeArchiveEntry();
-            if (!change.item().equals(Item.of(file))) {
-                unsent.add(change.name());
-            }
+            readable = put(tar, "t/" + change.name(), change.item(), content);
+            same = change.item().equals(Item.of(file));
+        } catch (NoSuchFileException gone) {
+            // it is the next sync's to delete
         } catch (FileSystemException failed) {
+            readable = false;
+            same = true;
+        }
+        if (!readable || !same) {
             unsent.add(change.name());
-            if (!(failed instanceof NoSuchFileException)) {
-                said.add("cannot read " + quoted(change.name()));
-            }
+        }
+        if (!readable && same) {
+            said.add("cannot read " + quoted(change.name()));
         }
     }
 
@@ -828,13 +811,12 @@ final class VmSync implements Callable<Integer> {
         return tar;
     }
 
-    private static void put(TarArchiveOutputStream tar, String name, Item item, byte[] content) throws IOException {
-        tar.putArchiveEntry(entry(name, item));
-        tar.write(content);
-        tar.closeArchiveEntry();
+    private static void put(TarArchiveOutputStream tar, String name, byte[] content) throws IOException {
+        put(tar, name, new Item('f', 0600, content.length, 0, ""), new ByteArrayInputStream(content));
     }
 
-    private static TarArchiveEntry entry(String name, Item item) {
+    /** Sends exactly as many bytes as announced; false if there were fewer. */
+    private static boolean put(TarArchiveOutputStream tar, String name, Item item, InputStream content) throws IOException {
         TarArchiveEntry entry = new TarArchiveEntry(item.type() == 'd' ? name + "/" : name,
                 item.type() == 'l' ? TarConstants.LF_SYMLINK : item.type() == 'd' ? TarConstants.LF_DIR : TarConstants.LF_NORMAL);
         entry.setMode(item.mode());
@@ -843,7 +825,20 @@ final class VmSync implements Callable<Integer> {
         entry.setNames("", "");
         entry.setLinkName(item.target());
         entry.setSize(item.size());
-        return entry;
+        tar.putArchiveEntry(entry);
+        boolean whole = true;
+        byte[] buffer = new byte[1 << 16];
+        for (long left = item.size(); left > 0; left -= buffer.length) {
+            int count = (int) Math.min(buffer.length, left);
+            try {
+                whole &= content.readNBytes(buffer, 0, count) == count;
+            } catch (IOException unreadable) {
+                whole = false;
+            }
+            tar.write(buffer, 0, count);
+        }
+        tar.closeArchiveEntry();
+        return whole;
     }
 
     /**
@@ -853,16 +848,19 @@ final class VmSync implements Callable<Integer> {
     static String applyScript(List<Change> changes, Set<String> unsent, String key) {
         StringBuilder script = new StringBuilder("LC_ALL=C; export LC_ALL\nr=0 s=$HOME/.vm-sync/" + key
                 + "\nmv -f directories \"$s/directories\" && cd .. || exit 1\n");
-        List<String> delete = changes.stream().filter(change -> change.kind() == Kind.DELETE).map(Change::name).toList();
-        Set<String> deleted = Set.copyOf(delete);
-        step(script, "rm -rf", "./", delete.stream().filter(name -> !deleted.contains(parent(name))).toList(), "");
+        Set<String> deleted = names(changes, Kind.DELETE);
+        step(script, "rm -rf", "./", deleted.stream().filter(name -> !deleted.contains(parent(name))).toList(), "");
         step(script, "rm -f", PART + "/t/", List.copyOf(unsent), "");
-        Set<String> made = changes.stream().filter(change -> change.kind() == Kind.MKDIR).map(Change::name).collect(Collectors.toSet());
+        Set<String> made = names(changes, Kind.MKDIR);
         changes.stream().filter(change -> change.arrives() && !unsent.contains(change.name()))
                 .map(Change::name).filter(name -> !made.contains(parent(name))) // what lies in a new directory moves with it
                 .collect(Collectors.groupingBy(VmSync::parent, TreeMap::new, Collectors.toList()))
                 .forEach((directory, names) -> step(script, "mv -f", PART + "/t/", names, " " + word("./" + directory + "/")));
         return script + "rm -rf " + PART + "\ntar -xpf \"$s/directories\" || r=1\nrm -f \"$s/directories\"\nexit $r\n";
+    }
+
+    private static Set<String> names(List<Change> changes, Kind kind) {
+        return changes.stream().filter(change -> change.kind() == kind).map(Change::name).collect(Collectors.toSet());
     }
 
     /** A command over many names, in pieces that fit a command line. */
@@ -885,36 +883,29 @@ final class VmSync implements Callable<Integer> {
     }
 
     /** Runs a command in the guest, over one connection; 69 if that breaks. */
-    private Answer exec(String command, Writer input, Reader output) throws IOException {
+    private Answer exec(String command, Writer input, Reader output) {
         if (verbose) {
-            tell("+ (built in) ssh " + name + " " + shellQuoted(List.of(command)));
+            tell("+ (built in) ssh " + name + " " + word(command));
         }
-        if (connection == null) {
-            connection = connect();
-        }
-        ByteArrayOutputStream errors = new ByteArrayOutputStream();
-        try (Session session = connection.startSession(); Session.Command running = session.exec(command)) {
-            Thread drain = new Thread(() -> {
-                try {
-                    running.getErrorStream().transferTo(errors);
-                } catch (IOException broken) {
-                    // the main thread learns of it too
+        try {
+            connection = connection == null ? connect() : connection;
+            ByteArrayOutputStream errors = new ByteArrayOutputStream();
+            try (Session session = connection.startSession(); Session.Command running = session.exec(command)) {
+                var drained = new StreamCopier(running.getErrorStream(), errors, LoggerFactory.DEFAULT).spawnDaemon("stderr");
+                try (OutputStream in = new BufferedOutputStream(running.getOutputStream(), 1 << 16)) {
+                    input.write(in);
+                } catch (SSHException ended) {
+                    // the command ended before its input did: its status says why
                 }
-            });
-            drain.start();
-            try (OutputStream in = new BufferedOutputStream(running.getOutputStream(), 1 << 16)) {
-                input.write(in);
-            } catch (SSHException ended) {
-                // the command ended before its input did: its status says why
+                byte[] out = output.read(running.getInputStream());
+                drained.await();
+                running.join();
+                if (running.getExitStatus() == null) {
+                    throw new EOFException("the connection ended " + errors.toString(UTF_8).strip());
+                }
+                return new Answer(running.getExitStatus(), out, errors.toString(UTF_8).strip());
             }
-            byte[] out = output.read(running.getInputStream());
-            drain.join();
-            running.join();
-            if (running.getExitStatus() == null) {
-                throw new EOFException("the connection ended " + errors.toString(UTF_8).strip());
-            }
-            return new Answer(running.getExitStatus(), out, errors.toString(UTF_8).strip());
-        } catch (IOException | InterruptedException broken) {
+        } catch (IOException broken) {
             disconnect();
             throw lost(String.valueOf(broken.getMessage()));
         }
@@ -929,17 +920,9 @@ final class VmSync implements Callable<Integer> {
         SSHClient client = new SSHClient(settings);
         client.setConnectTimeout(20_000);
         client.setTimeout(60_000);
-        client.addHostKeyVerifier(new OpenSSHKnownHosts(Path.of(config.get("userknownhostsfile")).toFile()) {
-            @Override
-            public boolean verify(String host, int port, PublicKey key) {
-                return super.verify(config.get("hostkeyalias"), 22, key);
-            }
-
-            @Override
-            public List<String> findExistingAlgorithms(String host, int port) {
-                return super.findExistingAlgorithms(config.get("hostkeyalias"), 22);
-            }
-        });
+        String alias = Pattern.quote(config.get("hostkeyalias")); // to sshj the host is its address
+        client.addHostKeyVerifier(new OpenSSHKnownHosts(new StringReader(Files.readString(Path.of(config.get("userknownhostsfile")))
+                .replaceAll("(?m)^" + alias + " ", "[" + config.get("hostname") + "]:" + config.get("port") + " "))));
         try {
             client.connect(config.get("hostname"), Integer.parseInt(config.get("port")));
             client.getSocket().setTcpNoDelay(true);
@@ -949,50 +932,40 @@ final class VmSync implements Callable<Integer> {
             client.authPublickey(config.get("user"), client.loadKeys(config.get("identityfile")));
             return client;
         } catch (IOException failed) {
-            client.close();
-            throw lost(String.valueOf(failed.getMessage()));
+            IOUtils.closeQuietly(client);
+            throw failed;
         }
     }
 
-    /** "Key value" lines, the value perhaps in quotes; keys in lower case. */
+    /** "Key value" lines, the value perhaps in quotes, with backslashes before quotes and backslashes; keys in lower case. */
     static Map<String, String> sshConfig(String text) {
-        Map<String, String> config = new HashMap<>();
-        Matcher line = Pattern.compile("(?m)^\\s*(\\w+)\\s+(\"?)(.*?)\\2\\s*$").matcher(text);
-        while (line.find()) {
-            config.put(line.group(1).toLowerCase(Locale.ROOT), line.group(3).replace("%%", "%"));
-        }
-        return config;
+        return Pattern.compile("(?m)^\\s*(\\w+)\\s+(\"?)(.*?)\\2\\s*$").matcher(text).results().collect(Collectors.toMap(
+                line -> line.group(1).toLowerCase(Locale.ROOT),
+                line -> line.group(3).replaceAll("\\\\([\\\\\"])", "$1").replace("%%", "%"), (first, second) -> first));
     }
 
     private void disconnect() {
-        try {
-            if (connection != null) {
-                connection.close();
-            }
-        } catch (IOException broken) {
-            // it is gone either way
-        }
+        IOUtils.closeQuietly(connection);
         connection = null;
     }
 
     // Watching
 
     /** Syncs at once, then after each burst of changes, and when the VM is another one: restarted, or restored to an older tree. */
-    private int watch(Rules rules) throws IOException {
-        Path root = project.toRealPath();
-        try (WatchService service = root.getFileSystem().newWatchService()) {
-            register(root, root, rules, service);
+    private int watch() throws IOException {
+        try (WatchService service = project.getFileSystem().newWatchService()) {
+            register(project, service);
             long synced = -1;
             String trouble = "";
-            for (boolean due = true; ; due |= changed(root, rules, service)) {
+            for (boolean due = true; ; due |= changed(service)) {
                 long vm = livePid(vmDir.resolve(name + ".pid")).orElse(-1);
-                if (vm != synced) {
-                    disconnect();
-                } else if (!due) {
+                if (vm == synced && !due) {
                     continue;
+                } else if (vm != synced) {
+                    disconnect();
                 }
                 try {
-                    Outcome outcome = sync(rules);
+                    Outcome outcome = sync();
                     if (vm != synced || !outcome.changes().isEmpty() || !outcome.complete()) {
                         report(outcome, String.format("%tT ", LocalTime.now()));
                     }
@@ -1012,26 +985,25 @@ final class VmSync implements Callable<Integer> {
         }
     }
 
-    /** Waits a second for a change of something that is not excluded, and then until the burst is over. */
-    private static boolean changed(Path root, Rules rules, WatchService service) throws IOException {
+    /** Waits a second for a change of something that is not excluded, and then until the burst is over, three seconds at most. */
+    private boolean changed(WatchService service) {
         boolean changed = false;
-        Instant latest = Instant.now().plusSeconds(3);
+        long start = System.nanoTime();
         try {
             WatchKey key = service.poll(1, TimeUnit.SECONDS);
             while (key != null) {
                 for (WatchEvent<?> event : key.pollEvents()) {
-                    boolean lost = event.kind() == StandardWatchEventKinds.OVERFLOW;
-                    Path path = lost ? root : ((Path) key.watchable()).resolve((Path) event.context());
-                    boolean directory = Files.isDirectory(path, LinkOption.NOFOLLOW_LINKS);
-                    if (lost || !rules.hides(nameOf(root, path), directory)) {
+                    // Without a name: so much happened that the kernel lost count.
+                    Path path = event.context() == null ? project : ((Path) key.watchable()).resolve((Path) event.context());
+                    if (path.equals(project) || !rules.hides(nameOf(project, path), Files.isDirectory(path, LinkOption.NOFOLLOW_LINKS))) {
                         changed = true;
-                        if (lost || directory && event.kind() == StandardWatchEventKinds.ENTRY_CREATE) {
-                            register(path, root, rules, service);
-                        }
+                        register(path, service);
                     }
                 }
-                key.reset();
-                key = Instant.now().isAfter(latest) ? null : service.poll(changed ? 80 : 0, TimeUnit.MILLISECONDS);
+                if (!key.reset() && key.watchable().equals(project)) {
+                    throw new VmException(1, project + " is gone: nothing left to watch");
+                }
+                key = System.nanoTime() - start > 3_000_000_000L ? null : service.poll(changed ? 80 : 0, TimeUnit.MILLISECONDS);
             }
         } catch (InterruptedException interrupted) {
             throw new VmException(130, "interrupted");
@@ -1039,28 +1011,23 @@ final class VmSync implements Callable<Integer> {
         return changed;
     }
 
-    private static void register(Path top, Path root, Rules rules, WatchService service) throws IOException {
-        Files.walkFileTree(top, new SimpleFileVisitor<>() {
-            @Override
-            public FileVisitResult preVisitDirectory(Path directory, BasicFileAttributes attributes) {
-                if (!directory.equals(root) && rules.hides(nameOf(root, directory), true)) {
-                    return FileVisitResult.SKIP_SUBTREE;
-                }
-                try {
-                    directory.register(service, StandardWatchEventKinds.ENTRY_CREATE, StandardWatchEventKinds.ENTRY_DELETE,
+    /** Watches the directories from here on. */
+    private void register(Path top, WatchService service) {
+        walk(project, top, rules, new ArrayList<>(), (name, item) -> {
+            Path path = path(project, name);
+            try {
+                for (WatchKey key = null; item.type() == 'd' && (key == null || !key.watchable().equals(path)); ) {
+                    if (key != null) {
+                        key.cancel(); // it was moved here, and its events would come under its old name
+                    }
+                    key = path.register(service, StandardWatchEventKinds.ENTRY_CREATE, StandardWatchEventKinds.ENTRY_DELETE,
                             StandardWatchEventKinds.ENTRY_MODIFY);
-                    return FileVisitResult.CONTINUE;
-                } catch (NoSuchFileException | NotDirectoryException gone) {
-                    return FileVisitResult.SKIP_SUBTREE;
-                } catch (IOException full) {
-                    throw new VmException(69, "cannot watch " + directory + ": " + full.getMessage()
-                            + " (more watches: sysctl fs.inotify.max_user_watches; or --exclude what need not be watched)");
                 }
-            }
-
-            @Override
-            public FileVisitResult visitFileFailed(Path file, IOException failure) {
-                return FileVisitResult.CONTINUE;
+            } catch (FileSystemException gone) {
+                // or unreadable, which the sync tells
+            } catch (IOException full) {
+                throw new VmException(69, "cannot watch " + path + ": " + full.getMessage()
+                        + " (more watches: sysctl fs.inotify.max_user_watches; or --exclude what need not be watched)");
             }
         });
     }
@@ -1070,6 +1037,7 @@ final class VmSync implements Callable<Integer> {
     /** Unpacks what a guest sends, which may be hostile: every name is checked, no link is followed, nothing special is made. */
     static final class Pull {
         private final Path local;
+        private final boolean directory;
         private final String name;
         private Path root;
         final List<String> leftOut = new ArrayList<>();
@@ -1077,63 +1045,60 @@ final class VmSync implements Callable<Integer> {
         long bytes;
 
         /** {@code name}: of a single file in the directory {@code local}, as it was asked for, whatever the guest says. */
-        Pull(Path local, String name) {
+        Pull(Path local, boolean directory, String name) {
             this.local = local;
+            this.directory = directory || Files.isDirectory(local);
             this.name = name;
         }
 
         byte[] unpack(InputStream in) throws IOException {
-            TarArchiveInputStream tar = new TarArchiveInputStream(in, UTF_8.name());
+            TarArchiveInputStream tar = new TarArchiveInputStream(in, ISO_8859_1.name());
             boolean single = false;
             for (TarArchiveEntry entry = tar.getNextEntry(); entry != null && !single; entry = tar.getNextEntry()) {
                 try {
                     if (root == null) {
                         single = !entry.isDirectory();
-                        root = Files.createDirectories(single && !Files.isDirectory(local) ? local.getParent() : local).toRealPath();
+                        root = Files.createDirectories(single && !directory ? local.getParent() : local).toRealPath();
                     }
-                    String as = Files.isDirectory(local) ? name : local.getFileName().toString();
+                    String as = directory ? name : bytesOf(local.getFileName());
                     unpack(tar, entry, single ? List.of(as) : parts(entry.getName()));
-                } catch (Unsafe unsafe) {
-                    leftOut.add("left out: " + quoted(bytesOf(entry.getName())) + ": " + unsafe.getMessage());
+                } catch (SecurityException unsafe) {
+                    leftOut.add("left out: " + quoted(entry.getName()) + ": " + unsafe.getMessage());
                 } catch (FileSystemException failed) {
-                    throw new VmException(1, "cannot write " + local + ": " + failed);
+                    throw new VmException(1, "cannot write in " + local + ": " + reason(failed) + "; choose another LOCAL, or make room");
                 }
             }
             in.readAllBytes(); // a guest cut off before its end would call it an error
             return new byte[0];
         }
 
-        /** Why something is left out. */
-        private static final class Unsafe extends Exception {
-            private static final long serialVersionUID = 1;
-
-            Unsafe(String why) {
-                super(why);
-            }
-        }
-
         /** The components of a name below LOCAL. */
-        private static List<String> parts(String name) throws Unsafe {
+        private static List<String> parts(String name) {
             List<String> parts = Stream.of(name.split("/")).filter(part -> !part.isEmpty() && !part.equals(".")).toList();
             if (name.startsWith("/") || parts.contains("..")) {
-                throw new Unsafe("it leads out of the directory");
+                throw new SecurityException("it leads out of the directory");
             } else if (parts.stream().anyMatch(".git"::equalsIgnoreCase)) {
-                throw new Unsafe("git would run what stands there");
+                throw new SecurityException("git would run what stands there");
             }
             return parts;
         }
 
-        private void unpack(TarArchiveInputStream tar, TarArchiveEntry entry, List<String> parts) throws IOException, Unsafe {
-            if (entry.isDirectory()) {
-                directory(parts);
-                return;
+        private void unpack(TarArchiveInputStream tar, TarArchiveEntry entry, List<String> parts) throws IOException {
+            Path path = root;
+            for (int depth = 1; depth <= parts.size(); depth++) {
+                path = path(path, parts.get(depth - 1));
+                boolean directory = entry.isDirectory() || depth < parts.size();
+                if (directory && !Files.exists(path, LinkOption.NOFOLLOW_LINKS)) {
+                    Files.createDirectory(path);
+                } else if (directory != Files.isDirectory(path, LinkOption.NOFOLLOW_LINKS)) {
+                    throw new SecurityException(directory ? "what should be its directory is none" : "there is a directory of that name");
+                }
             }
-            Path path = directory(parts.subList(0, parts.size() - 1)).resolve(component(parts.get(parts.size() - 1)));
             boolean file = "\00007S".indexOf(entry.getLinkFlag()) >= 0 && tar.canReadEntryData(entry);
-            if (Files.isDirectory(path, LinkOption.NOFOLLOW_LINKS)) {
-                throw new Unsafe("there is a directory of that name");
+            if (entry.isDirectory()) {
+                return;
             } else if (!file && !entry.isSymbolicLink()) {
-                throw new Unsafe("it is neither a file nor a directory nor a symbolic link");
+                throw new SecurityException("it is neither a file nor a directory nor a symbolic link");
             }
             Path beside = Files.createTempFile(path.getParent(), ".vm-sync", ".part");
             try {
@@ -1143,7 +1108,7 @@ final class VmSync implements Callable<Integer> {
                     Files.setLastModifiedTime(beside, entry.getLastModifiedTime());
                 } else {
                     Files.delete(beside);
-                    Files.createSymbolicLink(beside, component(safeTarget(entry.getLinkName(), parts.size() - 1)));
+                    Files.createSymbolicLink(beside, path(Path.of(""), safeTarget(entry.getLinkName(), parts.size() - 1)));
                 }
                 Files.move(beside, path, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
                 files++;
@@ -1152,32 +1117,14 @@ final class VmSync implements Callable<Integer> {
             }
         }
 
-        /** A directory below the root, made if need be, to which no link leads. */
-        private Path directory(List<String> parts) throws IOException, Unsafe {
-            Path directory = root;
-            for (String part : parts) {
-                directory = directory.resolve(component(part));
-                if (!Files.exists(directory, LinkOption.NOFOLLOW_LINKS)) {
-                    Files.createDirectory(directory);
-                } else if (!Files.isDirectory(directory, LinkOption.NOFOLLOW_LINKS)) {
-                    throw new Unsafe("what should be its directory is none");
-                }
-            }
-            return directory;
-        }
-
         /** A link stays inside if it climbs at its beginning only, and not above the root: no other link can bend such a one. */
-        private static String safeTarget(String target, int depth) throws Unsafe {
+        private static String safeTarget(String target, int depth) {
             List<String> words = List.of(target.split("/"));
             int climbs = (int) words.stream().takeWhile(".."::equals).count();
             if (target.startsWith("/") || target.isEmpty() || climbs > depth || words.lastIndexOf("..") >= climbs) {
-                throw new Unsafe("a link that leads out of the directory, to " + quoted(bytesOf(target)));
+                throw new SecurityException("a link that leads out of the directory, to " + quoted(target));
             }
             return target;
-        }
-
-        private static Path component(String text) {
-            return path(Path.of(""), bytesOf(text));
         }
     }
 
@@ -1192,23 +1139,21 @@ final class VmSync implements Callable<Integer> {
         return name.getBytes(ISO_8859_1);
     }
 
-    /** An absolute path's bytes: a URI has them all, the path's text has not in every locale. */
+    /** A path's bytes: its text has them only if it is plain, in every locale its URI has. */
     static String bytesOf(Path path) {
-        return Pattern.compile("%(..)").matcher(path.toUri().getRawPath().replaceAll("(?<=.)/$", ""))
+        String text = path.toString();
+        return text.matches("\\p{ASCII}*") ? text : Pattern.compile("%(..)")
+                .matcher(ROOT.resolve(path).toUri().getRawPath().replaceAll("(?<=.)/$", "").substring(path.isAbsolute() ? 0 : 1))
                 .replaceAll(hex -> Matcher.quoteReplacement(String.valueOf((char) Integer.parseInt(hex.group(1), 16))));
     }
 
     /** What a path is called below a root. */
     static String nameOf(Path root, Path path) {
-        return path.equals(root) ? "." : bytesOf(ROOT.resolve(root.relativize(path))).substring(1);
+        return path.equals(root) ? "." : bytesOf(root.relativize(path));
     }
 
     static Path path(Path root, String name) {
-        StringBuilder uri = new StringBuilder("file:///");
-        for (byte b : bytes(name)) {
-            uri.append(b == '/' ? "/" : String.format("%%%02X", b));
-        }
-        Path absolute = Path.of(URI.create(uri.toString()));
+        Path absolute = Path.of(URI.create("file:///" + HexFormat.of().withPrefix("%").formatHex(bytes(name)).replace("%2f", "/")));
         return root.resolve(absolute.subpath(0, absolute.getNameCount()));
     }
 
@@ -1219,30 +1164,18 @@ final class VmSync implements Callable<Integer> {
     /** A name for people, on one line, and for a shell to read back. */
     static String quoted(String name) {
         String text = new String(bytes(name), UTF_8);
-        return text.chars().noneMatch(Character::isISOControl) ? shellQuoted(List.of(text)) : "$'" + Pattern.compile("[\\p{Cntrl}'\\\\]")
+        return text.chars().noneMatch(Character::isISOControl) ? word(text) : "$'" + Pattern.compile("[\\p{Cntrl}'\\\\]")
                 .matcher(text).replaceAll(odd -> String.format("\\\\%03o", (int) odd.group().charAt(0))) + "'";
     }
 
     /** A word of sh, taken literally. */
     static String word(String text) {
-        return shellQuoted(List.of(text));
+        return text.matches("[A-Za-z0-9_@%+=:,./-]+") ? text : "'" + text.replace("'", "'\\''") + "'";
     }
 
-    /** What stands for a remote directory in file names. */
-    static String key(String directory) {
-        return UUID.nameUUIDFromBytes(directory.getBytes(UTF_8)).toString();
-    }
-
-    private static double seconds(long start) {
-        return (System.nanoTime() - start) / 1e9;
-    }
-
-    private static void pause(long millis) {
-        try {
-            Thread.sleep(millis);
-        } catch (InterruptedException interrupted) {
-            throw new VmException(130, "interrupted");
-        }
+    /** What stands for the remote directory in file names. */
+    private String key() {
+        return UUID.nameUUIDFromBytes(remoteDir.getBytes(UTF_8)).toString();
     }
 
     // shared:failure
@@ -1429,29 +1362,4 @@ final class VmSync implements Callable<Integer> {
         }
     }
     // end shared:json
-
-    // shared:run
-    /** A command as a person could paste it into a shell. */
-    static String shellQuoted(List<String> command) {
-        return command.stream().map(word -> word.matches("[A-Za-z0-9_@%+=:,./-]+") ? word : "'" + word.replace("'", "'\\''") + "'")
-                .collect(Collectors.joining(" "));
-    }
-
-    /** Runs a program to its end, without input, and returns what it printed; 69 if it is not installed, 124 past the limit. */
-    ProcessResult run(Duration limit, List<String> command) throws IOException {
-        if (verbose) {
-            System.err.println("+ " + shellQuoted(command));
-        }
-        try {
-            return new ProcessExecutor(command).redirectInput(InputStream.nullInputStream()).readOutput(true)
-                    .timeout(limit.toMillis(), TimeUnit.MILLISECONDS).destroyOnExit().execute();
-        } catch (TimeoutException late) {
-            throw new VmException(124, command.get(0) + " did not end within " + limit.toSeconds() + " s: " + shellQuoted(command));
-        } catch (InterruptedException interrupted) {
-            throw new VmException(130, "interrupted");
-        } catch (IOException missing) {
-            throw new VmException(69, command.get(0) + " cannot be run (is it installed? 'vm-setup check' tells): " + missing.getMessage());
-        }
-    }
-    // end shared:run
 }
