@@ -182,9 +182,11 @@ final class VmSetup implements Callable<Integer> {
 
     Path vmDir;
     private Path image;
-    /** Tests change these: the pause before a second connection, how long one may be silent, where programs and KVM are. */
+    /** Tests change these: the pause before a second connection, how long one may be silent, how often it is told how far the download
+     * is, where programs and KVM are. */
     Duration pause = Duration.ofSeconds(1);
     Duration silence = Duration.ofSeconds(60);
+    Duration report = Duration.ofSeconds(10);
     String searchPath = System.getenv().getOrDefault("PATH", "");
     Path kvm = Path.of("/dev/kvm");
 
@@ -586,13 +588,13 @@ final class VmSetup implements Callable<Integer> {
             return body;
         }
 
-        /** Rate and time left, of the archive as unpacked: a bar on a terminal, a line every 10 seconds elsewhere. */
+        /** Rate and time left, of the archive as unpacked: a bar on a terminal, a line now and then elsewhere. */
         private ProgressBar progress() throws IOException, InterruptedException {
             ProgressBarBuilder builder = new ProgressBarBuilder().setTaskName("DragonFly " + version).setInitialMax(-1).setUnit(" MB", MB)
                     .setStyle(ProgressBarStyle.ASCII).showSpeed();
             return (isTerminal(2)
                     ? builder.setUpdateIntervalMillis(500).setConsumer(new ConsoleProgressBarConsumer(System.err, 79))
-                    : builder.setUpdateIntervalMillis(10_000).setConsumer(new DelegatingProgressBarConsumer(line -> {
+                    : builder.setUpdateIntervalMillis((int) report.toMillis()).setConsumer(new DelegatingProgressBarConsumer(line -> {
                         if (position > 0 && position < total) {
                             say(line);
                         }
@@ -993,19 +995,6 @@ final class VmSetup implements Callable<Integer> {
         return channel;
     }
     // end shared:lock
-
-    // shared:files
-    /** Writes a file that others read: beside itself, then moved into place, so that nobody ever sees half of it. */
-    static void writeFile(Path file, String text, String mode) throws IOException {
-        Path beside = Files.createTempFile(file.getParent(), "." + file.getFileName(), ".new");
-        try {
-            Files.setPosixFilePermissions(Files.writeString(beside, text), PosixFilePermissions.fromString(mode));
-            Files.move(beside, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
-        } finally {
-            Files.deleteIfExists(beside);
-        }
-    }
-    // end shared:files
 
     // shared:directory
     /** VM_DIR, made if missing, for its owner alone: keys and sockets lie in it. */

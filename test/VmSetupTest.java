@@ -123,6 +123,7 @@ final class VmSetupTest {
         VmSetup command = new VmSetup();
         command.pause = Duration.ofMillis(2);
         command.silence = Duration.ofMillis(700);
+        command.report = Duration.ofMillis(500);
         command.searchPath = searchPath;
         command.kvm = kvm;
         StringWriter out = new StringWriter();
@@ -433,7 +434,9 @@ final class VmSetupTest {
         await(() -> size(vmDir.resolve("dfly-7.7.7.iso.part")) > 0 || fetch.isDone());
         assertTrue(size(part()) < archive.length && !fetch.isDone(), "the first bytes were unpacked after the last had come");
         mirror.heal();
-        assertFetched(fetch.get(LIMIT.toSeconds(), TimeUnit.SECONDS));
+        Result result = fetch.get(LIMIT.toSeconds(), TimeUnit.SECONDS);
+        assertFetched(result);
+        assertTrue(Pattern.compile("\nvm-setup: DragonFly 7\\.7\\.7 +\\d+% \\[=+ +\\] .* MB/s\n").matcher(result.err).find(), result.err);
     }
 
     @ParameterizedTest
@@ -501,7 +504,9 @@ final class VmSetupTest {
             await(() -> !process.isAlive() || size(part()) > target);
             Thread.sleep(random.nextInt(30));
             assertTrue(process.isAlive(), () -> "it ended by itself");
-            process.destroyForcibly().waitFor();
+            String signal = kill == 1 ? "TERM" : "KILL";
+            new ProcessBuilder("kill", "-" + signal, Long.toString(process.pid())).start().waitFor();
+            assertEquals(signal.equals("TERM") ? 143 : 137, process.waitFor());
             assertFalse(Files.exists(iso()));
         }
         mirror.heal();
