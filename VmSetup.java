@@ -183,10 +183,11 @@ final class VmSetup implements Callable<Integer> {
     Path vmDir;
     private Path image;
     /** Tests change these: the pause before a second connection, how long one may be silent, how often it is told how far the download
-     * is, where programs and KVM are. */
+     * is, the proxies, where programs and KVM are. */
     Duration pause = Duration.ofSeconds(1);
     Duration silence = Duration.ofSeconds(60);
     Duration report = Duration.ofSeconds(10);
+    Map<String, String> environment = System.getenv();
     String searchPath = System.getenv().getOrDefault("PATH", "");
     Path kvm = Path.of("/dev/kvm");
 
@@ -467,7 +468,7 @@ final class VmSetup implements Callable<Integer> {
 
     /** An answer with 200, 206 or 416, to a request for all from a position on. */
     private HttpURLConnection open(URI uri, long position) throws IOException {
-        Optional<Matcher> proxy = proxy(uri.getScheme(), uri.getHost(), System.getenv());
+        Optional<Matcher> proxy = proxy(uri.getScheme(), uri.getHost(), environment);
         HttpURLConnection connection = (HttpURLConnection) (proxy.isEmpty() ? uri.toURL().openConnection() : uri.toURL().openConnection(
                 new Proxy(Proxy.Type.HTTP, new InetSocketAddress(proxy.get().group(3), Integer.parseInt(proxy.get().group(4))))));
         connection.setConnectTimeout((int) Math.min(15_000, silence.toMillis()));

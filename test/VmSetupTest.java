@@ -29,6 +29,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.Random;
 import java.util.concurrent.Callable;
@@ -124,6 +125,7 @@ final class VmSetupTest {
         command.pause = Duration.ofMillis(2);
         command.silence = Duration.ofMillis(700);
         command.report = Duration.ofMillis(500);
+        command.environment = settings;
         command.searchPath = searchPath;
         command.kvm = kvm;
         StringWriter out = new StringWriter();
@@ -139,6 +141,7 @@ final class VmSetupTest {
                 "-XX:TieredStopAtLevel=1", "-cp", System.getProperty("java.class.path"), "VmSetup"));
         command.addAll(List.of(args));
         ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true);
+        builder.environment().keySet().removeIf(name -> name.toLowerCase(Locale.ROOT).endsWith("_proxy"));
         builder.environment().putAll(settings);
         return builder;
     }
@@ -819,7 +822,7 @@ final class VmSetupTest {
     @CsvSource(delimiter = '|', textBlock = """
             exit 33  | true  | ok   | kvm: a probe ran in
             exit 1   | true  | note | tcg: kvm is there but a probe guest failed or crawled in it (emulated:
-            sleep 60 | true  | note | tcg: kvm is there but a probe guest failed or crawled in it (emulated:
+            exec sleep 60 | true | note | tcg: kvm is there but a probe guest failed or crawled in it (emulated:
             exit 33  | false | note | tcg, which is slow: no /dev/kvm
             """)
     void theDoctorProbesTheAccelerator(String underKvm, boolean node, String state, String detail) throws Exception {
