@@ -49,14 +49,11 @@ trap finish EXIT
 trap 'exit 1' HUP INT TERM
 # end shared:phase
 
-# shared:conf
-conf() { # KEY [DEFAULT]: its value in vm.conf
+conf() { # KEY: its value in vm.conf
     value=$(sed -n "s/^$1=//p" "$data/vm.conf")
-    value=${value:-${2-}}
     [ -n "$value" ] || die "vm.conf has no $1"
     printf '%s\n' "$value"
 }
-# end shared:conf
 
 # shared:ensure_line
 append_line() { # FILE LINE: the file's last line may lack its newline
@@ -93,11 +90,14 @@ install_keys() { # ROOT, empty for the running system
 }
 # end shared:keys
 
-# shared:has_password
-has_password() { # MASTER.PASSWD: root's field holds a hash; the shortest kind has 13 characters, "*" means none
-    awk -F: '$1 == "root" && length($2) > 12 { found = 1 } END { exit !found }' "$1"
+# shared:root_password
+# Root's password is vm.conf's. No variable holds it on its way, so that sh -x does not show it. After it, root's field must
+# hold a hash; the shortest kind has 13 characters, "*" means none.
+set_root_password() { # ROOT, empty for the running system
+    sed -n 's/^VM_ROOT_PASSWORD=//p' "$data/vm.conf" | pw ${1:+-V "$1/etc"} usermod root -h 0
+    awk -F: '$1 == "root" && length($2) > 12 { found = 1 } END { exit !found }' "$1/etc/master.passwd" || die "root's password was not set"
 }
-# end shared:has_password
+# end shared:root_password
 
 await() { # DEVICE: a node of the disk may appear a moment after the label that describes it
     waited=0
@@ -128,7 +128,6 @@ address=$(conf VM_ADDRESS)
 netmask=$(conf VM_NETMASK)
 gateway=$(conf VM_GATEWAY)
 dns=$(conf VM_DNS)
-password=$(conf VM_ROOT_PASSWORD)
 
 step 3 'partition the disk'
 fdisk -IB /dev/da0
@@ -214,10 +213,9 @@ shipped=$(awk 'tolower($1) == "passwordauthentication" { print tolower($2); exit
 if grep -q '^installer:' /mnt/etc/master.passwd; then
     pw -V /mnt/etc userdel installer
 fi
-printf '%s\n' "$password" | pw -V /mnt/etc usermod root -h 0
+set_root_password /mnt
 bad=$(awk -F: '!/^#/ && NF > 6 && ($2 == "" || $1 == "installer") { print $1 }' /mnt/etc/master.passwd)
 [ -z "$bad" ] || die "accounts that need no password are left:" "$bad"
-has_password /mnt/etc/master.passwd || die "root's password was not set"
 
 step 11 'have the next boots look for phases 2 and 3'
 # rc.d/pfi looks for a disc only if there is no /etc/pfi.conf, and always leaves one. The line goes before the first command,

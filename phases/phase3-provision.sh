@@ -50,15 +50,6 @@ trap finish EXIT
 trap 'exit 1' HUP INT TERM
 # end shared:phase
 
-# shared:conf
-conf() { # KEY [DEFAULT]: its value in vm.conf
-    value=$(sed -n "s/^$1=//p" "$data/vm.conf")
-    value=${value:-${2-}}
-    [ -n "$value" ] || die "vm.conf has no $1"
-    printf '%s\n' "$value"
-}
-# end shared:conf
-
 # shared:ensure_line
 append_line() { # FILE LINE: the file's last line may lack its newline
     if [ -s "$1" ] && [ -n "$(tail -c 1 "$1")" ]; then
@@ -111,11 +102,14 @@ install_keys() { # ROOT, empty for the running system
 }
 # end shared:keys
 
-# shared:has_password
-has_password() { # MASTER.PASSWD: root's field holds a hash; the shortest kind has 13 characters, "*" means none
-    awk -F: '$1 == "root" && length($2) > 12 { found = 1 } END { exit !found }' "$1"
+# shared:root_password
+# Root's password is vm.conf's. No variable holds it on its way, so that sh -x does not show it. After it, root's field must
+# hold a hash; the shortest kind has 13 characters, "*" means none.
+set_root_password() { # ROOT, empty for the running system
+    sed -n 's/^VM_ROOT_PASSWORD=//p' "$data/vm.conf" | pw ${1:+-V "$1/etc"} usermod root -h 0
+    awk -F: '$1 == "root" && length($2) > 12 { found = 1 } END { exit !found }' "$1/etc/master.passwd" || die "root's password was not set"
 }
-# end shared:has_password
+# end shared:root_password
 
 clone_dports() {
     rm -rf /usr/dports.part
@@ -133,8 +127,7 @@ step 1 'read the settings'
 for file in vm.conf authorized_keys hostkey hostkey.pub; do
     [ -s "$data/$file" ] || die "$data has no $file"
 done
-password=$(conf VM_ROOT_PASSWORD)
-dports=$(conf VM_DPORTS_CLONE no)
+dports=$(sed -n 's/^VM_DPORTS_CLONE=//p' "$data/vm.conf")
 
 step 2 'let root run commands through doas'
 ensure_line /usr/local/etc/doas.conf 'permit nopass keepenv root' # the last rule that matches decides
@@ -244,8 +237,7 @@ if [ "${PFI_POWEROFF:-yes}" = no ]; then
 fi
 
 step 10 "set root's password"
-printf '%s\n' "$password" | pw usermod root -h 0
-has_password /etc/master.passwd || die "root's password was not set"
+set_root_password ''
 
 step 11 'stop looking for phase discs'
 rm -f /etc/pfi.conf /etc/rc.d/pfi

@@ -215,8 +215,6 @@ for f in df-latest.conf df-latest.conf.sample; do cp "$here/guest/df-latest.conf
 mkdir -p "$root/var/db/pkg/pkg" "$root/var/db/pkg/ca_root_nss"
 echo 1.14.4 >"$root/var/db/pkg/pkg/version"
 echo 3.93 >"$root/var/db/pkg/ca_root_nss/version"
-: >"$root/var/db/pkg/pkg/files"
-: >"$root/var/db/pkg/ca_root_nss/files"
 # What lies about on the CD and has no business on a disk.
 for f in README README.USB autorun.bat autorun.inf index.html dflybsd.ico; do echo "$f of the release media" >"$root/$f"; done
 
