@@ -8,8 +8,8 @@ import (
 	"net"
 )
 
-// In a question: the labels with their lengths, type A, class IN.
-var asked = []byte("\x0dmirror-master\x0cdragonflybsd\x03org\x00\x00\x01\x00\x01")
+// As a question has it: the labels with their lengths; type and class follow.
+var mirror = []byte("\x0dmirror-master\x0cdragonflybsd\x03org\x00")
 
 func main() {
 	socket, err := net.ListenPacket("udp", ":53")
@@ -22,17 +22,20 @@ func main() {
 		if err != nil || n < 12+5 {
 			continue
 		}
-		name := bytes.IndexByte(packet[12:n], 0)
-		if name < 0 || 12+name+5 > n {
+		name := bytes.IndexByte(packet[12:n], 0) + 1
+		if name == 0 || 12+name+4 > n {
 			continue
 		}
-		question := packet[12 : 12+name+5]
+		question := packet[12 : 12+name+4]
 		// A response with recursion: one question, no answer, "no such name".
 		answer := append([]byte{packet[0], packet[1], 0x81, 0x83, 0, 1, 0, 0, 0, 0, 0, 0}, question...)
-		if bytes.EqualFold(question, asked) {
-			answer[3], answer[7] = 0x80, 1
-			// The name at byte 12, A, IN, for an hour, 4 bytes: the host.
-			answer = append(answer, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0x0e, 0x10, 0, 4, 10, 0, 2, 2)
+		if bytes.EqualFold(question[:name], mirror) {
+			answer[3] = 0x80 // no error
+			if question[name+1] == 1 {
+				// One answer: the name at byte 12, type A, class IN, for an hour, 4 bytes: the host.
+				answer[7] = 1
+				answer = append(answer, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0x0e, 0x10, 0, 4, 10, 0, 2, 2)
+			}
 		}
 		socket.WriteTo(answer, from)
 	}
