@@ -5,6 +5,7 @@
 # kernel, so that phases/*.sh run in it unchanged, under a real QEMU, and install to a disk that then boots by itself.
 #   loader         the initramfs: plays the boot loader on the serial line, then the kernel's first words
 #   guest/libexec  the programs: a table of flags, one wrapper that refuses what is not in it, sub/<program>
+#   guest/dns.go   the network's name server, which knows the mirror
 #   guest/etc      /etc.hdd (what an installed system gets); guest/cd adds what only the CD's /etc has
 #   strictness.sh  run inside the guest, proves that it refuses what DragonFly refuses
 # A web server on OUTDIR/<hash> is a mirror: iso-images/dfly-x86_64-6.4.2_REL.iso(.bz2), iso-images/md5.txt and the
