@@ -37,12 +37,12 @@ import java.util.Collections;
 import java.util.Comparator;
 import java.util.HashMap;
 import java.util.HashSet;
+import java.util.Iterator;
 import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
-import java.util.Objects;
 import java.util.OptionalLong;
 import java.util.Set;
 import java.util.TreeMap;
@@ -79,7 +79,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * <ol>
  * <li>--fresh runs {@code vm-ctl restore}, --sync (and --fresh) {@code vm-sync}, as processes.
  * <li>The build runs once, then every suite, in VM_REMOTE_DIR, over the shared connection of VM_DIR/ssh_config. In the guest a
- *     sh supervisor starts the command; at the time limit, on Ctrl-C, or when this end falls silent it takes the goroutine dumps
+ *     sh supervisor starts the command; at the time limit, on Ctrl-C, or when the connection ends it takes the goroutine dumps
  *     of the Go test binaries and kills all that the suite started. A doas suite is followed by a leak check.
  * <li>A plain {@code go test} gets -json. Its events, whoever prints them, are shown as {@code go test -v} would; all other output
  *     passes through byte for byte.
@@ -219,7 +219,7 @@ final class VmTest implements Callable<Integer> {
         List<Suite> chosen = choose(table, names);
         takeVm(fresh);
         if (fresh) {
-            runSibling(ctlCommand, "restore");
+            runSibling(ctlCommand + " restore");
         }
         if (sync || fresh || names.stream().anyMatch(name -> table.get(name).parts().contains("--sync"))) {
             runSibling(syncCommand);
@@ -323,7 +323,7 @@ final class VmTest implements Callable<Integer> {
     }
 
     /** A command line whose output goes nowhere but to its stdout: no pipe, redirection or subshell. */
-    private static final Pattern PLAIN = Pattern.compile("(?:'[^']*+'|\"[^\"]*+\"|\\\\.|\\|\\||[^|<>`()'\"\\\\])*+", Pattern.DOTALL);
+    private static final Pattern PLAIN = Pattern.compile("(?s)(?:'[^']*+'|\"[^\"]*+\"|\\\\.|\\|\\||2>&1|[^2|<>`()'\"\\\\]++|2)*+");
     /** A go test at the start of one of its commands; quoted text is passed over. */
     private static final Pattern GO_TEST = Pattern.compile(
             "'[^']*'|\"[^\"]*\"|((?:^|[;&|\n])\\s*(?:(?:doas|env|exec|\\w+=\\S*)\\s+)*(?:[^\\s;&|]*/)?go\\s+test)(?=\\s|$)");
@@ -381,8 +381,8 @@ final class VmTest implements Callable<Integer> {
     }
 
     /** vm-ctl or vm-sync, as a process with the same settings and its own time limits; what it says goes to stderr. */
-    private void runSibling(String command, String... arguments) throws IOException, InterruptedException {
-        ProcessBuilder builder = new ProcessBuilder("sh", "-c", "exec " + command + " " + String.join(" ", arguments));
+    private void runSibling(String command) throws IOException, InterruptedException {
+        ProcessBuilder builder = new ProcessBuilder("sh", "-c", "exec " + command);
         builder.environment().putAll(
                 Map.of("VM_DIR", vmDir.toString(), "VM_NAME", vmName, "VM_PROJECT", project.toString(), "VM_REMOTE_DIR", guestDirectory()));
         sibling = start(builder.redirectErrorStream(true));
@@ -390,8 +390,8 @@ final class VmTest implements Callable<Integer> {
         sibling.getInputStream().transferTo(System.err);
         int code = sibling.waitFor();
         if (code != 0) {
-            throw new VmException(code == 126 || code == 127 ? 69 : code, "no suite was run: '" + command + "' "
-                    + (code == 126 || code == 127 ? "cannot be run" : "failed with exit code " + code));
+            throw new VmException(Set.of(1, 2, 3, 124, 130, 143).contains(code) ? code : 69,
+                    "no suite was run: '" + command + "' failed with exit code " + code);
         }
     }
 
@@ -453,7 +453,7 @@ final class VmTest implements Callable<Integer> {
             [ -z "$leaks" ] || { mount >"$d/mounts"; files >"$d/files"; }
             table >"$d/before"
             (
-                watcher=$(exec sh -c 'echo $PPID')
+                watcher=$(sh -c 'echo $PPID')
                 read -r order <&4
                 stop
             ) >/dev/null &
@@ -542,7 +542,7 @@ final class VmTest implements Callable<Integer> {
                 orders.write(script);
                 orders.flush();
                 while (pumps.stream().anyMatch(Thread::isAlive)) {
-                    Thread.sleep(50);
+                    Thread.sleep(100);
                     boolean late = System.nanoTime() > deadline;
                     if (stop == null && (interrupted || late)) {
                         stop = interrupted ? Verdict.INTERRUPTED : Verdict.TIMED_OUT;
@@ -559,6 +559,9 @@ final class VmTest implements Callable<Integer> {
                 // ssh has ended: what it said, or did not say, decides
             } finally {
                 process.destroy();
+            }
+            for (Thread pump : pumps) {
+                pump.join(2_000);
             }
             return stop != null ? stop : code == null ? lost() : code == 0 ? Verdict.PASSED : Verdict.FAILED;
         }
@@ -635,13 +638,10 @@ final class VmTest implements Callable<Integer> {
         System.err.println("== " + suite.name() + ": " + harmless(command));
         StringBuilder screen = new StringBuilder();
         Report report = new Report(suite.name(), screen::append, events::print);
-        IntFunction<Consumer<String>> to = descriptor -> {
-            StringBuilder line = new StringBuilder();
-            return text -> {
-                report.take(line.append(text));
-                print(descriptor, screen.toString());
-                screen.setLength(0);
-            };
+        IntFunction<Consumer<String>> to = descriptor -> text -> {
+            report.take(descriptor, text);
+            print(descriptor, screen.toString());
+            screen.setLength(0);
         };
         boolean root = Pattern.compile("(^|[\\s;&|(])doas\\s").matcher(suite.command()).find();
         GuestRun guest = new GuestRun(command, root && leaks != Leaks.ignore);
@@ -695,16 +695,18 @@ final class VmTest implements Callable<Integer> {
             return name.isEmpty() ? null : name.substring(0, Math.max(0, name.lastIndexOf('/')));
         }
 
-        /** Its output without the lines that frame it. */
+        /** Its output; a test's without the lines that frame it. */
         String said() {
-            return output.toString().replaceAll("(?m)^\\s*(=== (RUN|PAUSE|CONT|NAME) .*|--- (PASS|FAIL|SKIP): .*)\n?", "");
+            String frame = "(?m)^\\s*(=== (RUN|PAUSE|CONT|NAME) .*|--- (PASS|FAIL|SKIP): .*)\n?";
+            return name.isEmpty() ? output.toString() : output.toString().replaceAll(frame, "");
         }
 
         @Override
         public String toString() {
             String said = Map.of("skip", "SKIP ", "fail", "FAIL ", "unfinished", "DID NOT FINISH ", "broken", "BUILD FAILED ")
                     .getOrDefault(outcome, "");
-            return said + pkg + (name.isEmpty() ? "" : " " + name) + (seconds > 0 ? String.format(Locale.ROOT, " (%.2fs)", seconds) : "");
+            String took = seconds < 0.005 ? "" : String.format(Locale.ROOT, " (%.2fs)", seconds);
+            return said + pkg + (name.isEmpty() ? "" : " " + name) + took;
         }
     }
 
@@ -715,8 +717,7 @@ final class VmTest implements Callable<Integer> {
     static final class Report {
         private static final Set<String> ACTIONS = Set.of("start", "run", "pause", "cont", "bench", "output", "attr", "artifacts",
                 "pass", "fail", "skip", "build-output", "build-fail");
-        private static final Pattern BROKEN = Pattern.compile("FAIL\t(\\S+) \\[(?:build|setup) failed]\\s*");
-        private static final Pattern BUILD_OF = Pattern.compile("# (\\S+)(?: \\[(\\S+)\\.test])?\\s*");
+        private static final Pattern BROKEN = Pattern.compile("(?m)^FAIL\t(\\S+) \\[(?:build|setup) failed]");
         private static final int LONGEST = 1 << 20; // characters of a line; go test's events are not that long
 
         final String suite;
@@ -725,8 +726,8 @@ final class VmTest implements Callable<Integer> {
         Integer guestCode;
         double seconds;
         final Map<String, Map<String, Test>> packages = new TreeMap<>();
-        private final Map<String, StringBuilder> builds = new HashMap<>();
         private final Map<String, StringBuilder> waiting = new LinkedHashMap<>();
+        private final Map<Integer, StringBuilder> partial = new TreeMap<>();
         private final StringBuilder plain = new StringBuilder();
         private final Consumer<String> screen;
         private final Consumer<String> events;
@@ -739,14 +740,16 @@ final class VmTest implements Callable<Integer> {
             this.events = events;
         }
 
-        /** Takes from a stream's text the lines. What is no event goes on as it is, at once unless it may yet become one. */
-        void take(StringBuilder text) {
-            List<String> lines = Pattern.compile("(?<=\n)").splitAsStream(text.substring(0, text.lastIndexOf("\n") + 1)).toList();
-            text.delete(0, text.lastIndexOf("\n") + 1);
-            JsonArray objects = objects(lines.stream().filter(line -> line.startsWith("{")).map(Report::decoded).toList());
-            int next = 0;
+        /** Takes a piece of a stream. What is no event goes on as it is, at once unless it may yet become one. */
+        void take(int stream, String piece) {
+            StringBuilder text = partial.computeIfAbsent(stream, it -> new StringBuilder()).append(piece);
+            int end = text.lastIndexOf("\n") + 1;
+            List<String> lines = Pattern.compile("(?<=\n)").splitAsStream(text.substring(0, end)).toList();
+            text.delete(0, end);
+            List<String> maybe = lines.stream().filter(line -> line.startsWith("{")).map(Report::decoded).toList();
+            Iterator<JsonObject> objects = objects(maybe).iterator();
             for (String line : lines) {
-                if (!line.startsWith("{") || !event(decoded(line), objects.getObject(next++, new JsonObject()))) {
+                if (!line.startsWith("{") || !event(decoded(line), objects.next())) {
                     pass(line);
                 }
             }
@@ -760,25 +763,16 @@ final class VmTest implements Callable<Integer> {
             return new String(line.getBytes(WIRE), UTF_8);
         }
 
-        /** What lines hold, all parsed at once: the parser takes 64 KB of memory for each text. */
-        private static JsonArray objects(List<String> lines) {
+        /** What lines hold, parsed together: the parser takes 64 KB for each text. An empty object for what is no JSON. */
+        private static Stream<JsonObject> objects(List<String> lines) {
+            JsonArray all = new JsonArray();
             try {
-                JsonArray all = JsonParser.array().from("[" + String.join(",", lines) + "]");
-                if (all.size() == lines.size()) {
-                    return all;
-                }
-            } catch (JsonParserException notAllAreJson) {
-                // then one by one
+                all = JsonParser.array().from("[" + String.join(",", lines) + "]");
+            } catch (JsonParserException notAll) {
+                // one by one, then
             }
-            JsonArray each = new JsonArray();
-            for (String line : lines) {
-                try {
-                    each.add(VmTest.json(line));
-                } catch (IOException notJson) {
-                    each.add(null);
-                }
-            }
-            return each;
+            return all.size() == lines.size() ? all.stream().map(JsonObject.class::cast) : lines.size() == 1 ? Stream.of(new JsonObject())
+                    : lines.stream().flatMap(line -> objects(List.of(line)));
         }
 
         private void pass(String text) {
@@ -798,7 +792,7 @@ final class VmTest implements Callable<Integer> {
             String name = event.getString("Test", "");
             Test known = packages.getOrDefault(pkg, Map.of()).get(name);
             if (action.equals("build-output")) { // Go 1.24 and later
-                keep(build(pkg), output);
+                keep(plain, output);
                 screen.accept(new String(output.getBytes(UTF_8), WIRE));
             } else if (action.equals("run")) {
                 packages.computeIfAbsent(pkg, it -> new LinkedHashMap<>()).put(name, new Test(pkg, name)); // with -count it runs again
@@ -818,10 +812,6 @@ final class VmTest implements Callable<Integer> {
                 }
             }
             return true;
-        }
-
-        private StringBuilder build(String importPath) {
-            return builds.computeIfAbsent(importPath.replaceFirst(" \\[.*", ""), path -> new StringBuilder());
         }
 
         private Test test(String pkg, String name) {
@@ -851,20 +841,12 @@ final class VmTest implements Callable<Integer> {
             guestCode = exitCode;
             seconds = Duration.between(started, Instant.now()).toMillis() / 1000.0;
             List.copyOf(waiting.keySet()).forEach(this::flush);
+            partial.values().forEach(text -> pass(text.toString()));
             all().filter(test -> test.outcome.isEmpty()).forEach(test -> test.end("unfinished", 0));
-            StringBuilder building = null;
-            for (String line : (plain + packages.values().stream().map(tests -> tests.get("")).filter(Objects::nonNull)
-                    .map(test -> test.output).collect(Collectors.joining())).split("(?<=\n)")) {
-                Matcher header = BUILD_OF.matcher(line); // what Go before 1.24 says of a build
-                Matcher broken = BROKEN.matcher(line);
-                if (header.matches()) {
-                    building = build(header.group(2) != null ? header.group(2) : header.group(1));
-                } else if (broken.matches()) {
-                    test(broken.group(1), "").outcome = "broken";
-                    building = null;
-                } else if (building != null) {
-                    building.append(line);
-                }
+            if (verdict == Verdict.FAILED) {
+                String all = plain + packages.values().stream().flatMap(tests -> Stream.ofNullable(tests.get("")))
+                        .map(test -> "\n" + test.output).collect(Collectors.joining());
+                BROKEN.matcher(all).results().forEach(found -> test(found.group(1), "").outcome = "broken");
             }
             if (packages.isEmpty() || verdict == Verdict.FAILED && !failed()) {
                 String failure = verdict == Verdict.FAILED ? suite.equals("build") ? "broken" : "fail" : "unfinished";
@@ -889,10 +871,14 @@ final class VmTest implements Callable<Integer> {
             }).toList();
         }
 
-        /** Why. A package that was not built for another's fault has no lines of its own: then all of them. */
+        /** Why. Of a package that was not built, what stands below its name; if it has none, for another's fault, all of it. */
         String reason(Test test) {
-            if (test.outcome.equals("broken") && !builds.isEmpty()) {
-                return builds.containsKey(test.pkg) ? builds.get(test.pkg).toString() : String.join("", builds.values());
+            if (test.outcome.equals("broken")) {
+                String name = Pattern.quote(test.pkg);
+                String heading = "^# (?:" + name + "(?: \\[\\S+])?|\\S+ \\[" + name + "\\.test])\n"; // "# [pkg]" below it is vet's
+                String own = Pattern.compile("(?ms)" + heading + "(.*?)(?=^# [^\\[]|^FAIL\t|\\z)").matcher(plain).results()
+                        .map(found -> found.group(1)).collect(Collectors.joining());
+                return own.isEmpty() ? plain.toString() : own;
             }
             return test.said() + (test.outcome.equals("unfinished") && !test.name.isEmpty() ? "\n" + test(test.pkg, "").said() : "");
         }
@@ -960,9 +946,7 @@ final class VmTest implements Callable<Integer> {
                         "time", pkg.getValue().containsKey("") ? pkg.getValue().get("").seconds : 0.0, "tests", tests.size(),
                         "failures", kinds.getOrDefault("failure", 0L), "errors", kinds.getOrDefault("error", 0L),
                         "skipped", kinds.getOrDefault("skipped", 0L));
-                start(xml, "properties");
-                whole(xml, "", "property", "name", "verdict", "value", report.said());
-                xml.writeEndElement();
+                whole(xml, "", "properties");
                 for (Test test : tests) {
                     String kind = junitKind(test);
                     start(xml, "testcase", "classname", test.pkg, "name", test.name.isEmpty() ? test.pkg : test.name, "time", test.seconds);
@@ -973,7 +957,7 @@ final class VmTest implements Callable<Integer> {
                     }
                     xml.writeEndElement();
                 }
-                whole(xml, "", "system-out");
+                whole(xml, "", "system-out"); // Ant's schema wants all three
                 whole(xml, "", "system-err");
                 xml.writeEndElement();
             }
