@@ -1336,7 +1336,8 @@ final class VmSync implements Callable<Integer> {
         try {
             String stat = Files.readString(Path.of("/proc/" + pid + "/stat"));
             String[] fields = stat.substring(stat.lastIndexOf(')') + 2).split(" ");
-            return fields[0].equals("Z") ? -1 : Long.parseLong(fields[19]);
+            boolean gone = fields[0].equals("Z") && Integer.parseInt(fields[17]) <= 1; // other threads still hold ports and locks
+            return gone ? -1 : Long.parseLong(fields[19]);
         } catch (IOException noProc) {
             return ProcessHandle.of(pid).flatMap(process -> process.info().startInstant()).map(Instant::toEpochMilli).orElse(-1L);
         }

@@ -1,0 +1,92 @@
+///usr/bin/env jbang "$0" "$@" ; exit $?
+//JAVA 17+
+//SOURCES Guest.java
+//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.attribute.PosixFilePermissions;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import org.junit.jupiter.api.AfterAll;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Test;
+import org.junit.platform.console.ConsoleLauncher;
+
+/** The make targets, as a user types them, on the VM that InstallTest installed. */
+final class MakeTest {
+
+    private static final Path TOP = Path.of("").toAbsolutePath();
+    private static final Path PROJECT = Guest.BUILD.resolve("test/make project");
+    private static final Guest GUEST = Guest.installed().with("VM_PROJECT", PROJECT.toString());
+
+    public static void main(String... args) {
+        ConsoleLauncher.main(new String[] {"execute", "--select-class", "MakeTest", "--disable-banner", "--details", "summary"});
+    }
+
+    /** The sample, with the script for capturing fixtures that go-synth has. */
+    @BeforeAll
+    static void aProject() throws IOException {
+        Guest.delete(PROJECT);
+        new ProcessBuilder("cp", "-R", Guest.SAMPLE.toString(), PROJECT.toString()).inheritIO().start().onExit().join();
+        Path script = Files.createDirectories(PROJECT.resolve("scripts")).resolve("capture-bsd-fixtures.sh");
+        Files.writeString(script, "#!/bin/sh\nmkdir -p stats/testdata/fixtures && uname -s >stats/testdata/fixtures/uname.txt\n");
+        Files.setPosixFilePermissions(script, PosixFilePermissions.fromString("rwxr-xr-x"));
+        GUEST.ctl("stop", "--force").exits(0);
+    }
+
+    @AfterAll
+    static void stop() {
+        GUEST.ctl("stop", "--force").exits(0);
+        assertEquals(List.of(), GUEST.qemus());
+    }
+
+    private static Guest.Result make(String... arguments) {
+        List<String> command = new ArrayList<>(List.of("make", "-C", TOP.toString(), "--no-print-directory"));
+        command.addAll(Arrays.asList(arguments));
+        return GUEST.run(command);
+    }
+
+    @Test
+    void theWholeDayOfADeveloper() throws IOException {
+        make("vm-status").exits(0).answers("stopped"); // a stopped VM is an answer
+        make("vm-check-prereqs", "ARGS=--json").exits(0).answers("\"ok\":true");
+        make("vm-setup", "ARGS=--trust-mirror").exits(0).answers("dfly-6.4.2.iso");
+        make("vm-auto-install", "VM_PHASES=" + Guest.BUILD.resolve("test/phases edited")).exits(0).says("is installed"); // from these
+        make("vm-start", "ARGS=--forward 28080:80").exits(0);
+        make("vm-status").exits(0).answers("running");
+        make("vm-ssh").exits(0);
+        make("vm-snapshot", "ARGS=morning").exits(0);
+        make("vm-sync", "ARGS=--dry-run").exits(0);
+        GUEST.sh("test -e '/root/make project'").exits(1);
+        make("vm-build").exits(0);
+        make("vm-test-unit", "ARGS=-- -run TestCount ./internal/words/").exits(0).answers("TestCount");
+        make("vm-test-fixtures").exits(0);
+        make("vm-quick").exits(0);
+        make("vm-capture-fixtures").exits(0);
+        assertTrue(Files.readString(PROJECT.resolve("stats/testdata/fixtures/uname.txt")).startsWith("DragonFly"));
+        make("vm-provision").exits(0);
+        make("vm-restore", "ARGS=morning").exits(0);
+        GUEST.sh("test -e '/root/make project'").exits(1);
+        make("vm-stop").exits(0);
+        make("vm-clean-phases").exits(0);
+    }
+
+    @Test
+    void whatDestroysAsks() {
+        make("vm-destroy", "VM_NAME=another", "ARGS=--yes").exits(0).says("there is no VM another");
+        make("vm-destroy").exits(2).says("--yes"); // make's own code for a failed command
+        assertTrue(Files.exists(GUEST.file("-clean.qcow2")));
+    }
+
+    @Test
+    void theHelpListsTheTargets() {
+        make("vm-help").exits(0).answers("vm-auto-install", "vm-quick", "vm-test-NAME");
+        assertEquals(make("vm-help").out(), make().exits(0).out(), "the first target");
+    }
+}
