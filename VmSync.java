@@ -179,6 +179,7 @@ final class VmSync implements Callable<Integer> {
     Path vmDir;
     Path project;
     private Rules rules;
+    private boolean rsyncHere;
     private long started;
     /** Of the built-in engine: opened when needed, kept for a watch's next sync. */
     private SSHClient connection;
@@ -203,6 +204,7 @@ final class VmSync implements Callable<Integer> {
         remoteDir = remoteDir();
         rules = rules();
         project = project.toRealPath();
+        rsyncHere = engine != Engine.TAR && hasRsync();
         try {
             return watch ? watch() : report(sync(), "");
         } finally {
@@ -444,12 +446,11 @@ final class VmSync implements Callable<Integer> {
 
     /** {@code resend}: files that may differ although they look the same. */
     private Outcome sync(Set<String> resend) {
-        boolean here = engine != Engine.TAR && hasRsync();
-        String there = !here ? "" : looked(pipe(List.of("ssh", "-F", sshConfig(), name, "sh -s"), lookScript(resend)))[0];
+        String there = !rsyncHere ? "" : looked(pipe(List.of("ssh", "-F", sshConfig(), name, "sh -s"), lookScript(resend)))[0];
         if (!there.isEmpty()) {
             return rsync(there);
         } else if (engine == Engine.RSYNC) {
-            throw new VmException(69, (here ? "the guest has no rsync (pkg install rsync)" : "this machine has no rsync (3.1 or newer)")
+            throw new VmException(69, (rsyncHere ? "the guest has no rsync (pkg install rsync)" : "this machine has no rsync (3.1 or newer)")
                     + "; use --engine tar");
         }
         return tar(resend);
@@ -548,14 +549,11 @@ final class VmSync implements Callable<Integer> {
 
     /** Without owners, so that all belongs to root; -s keeps names from the guest's shell; the rules come on stdin. */
     static List<String> rsyncCommand(Path project, String sshConfig, String to, String guestRsync, boolean delete, boolean dryRun) {
-        List<String> command = new ArrayList<>(List.of("rsync", "-rlpts", "-0", "--exclude-from=-", "--timeout=300",
+        List<String> command = new ArrayList<>(List.of("rsync", dryRun ? "-rlptsn" : "-rlpts", "-0", "--exclude-from=-", "--timeout=300",
                 "--out-format=%i|%l|%n", "-e", "ssh -F '" + sshConfig.replace("'", "''") + "'", "--rsync-path=" + guestRsync,
                 project.toString().replaceAll("/?$", "/"), to));
         if (delete) {
             command.add("--delete");
-        }
-        if (dryRun) {
-            command.add("--dry-run");
         }
         return command;
     }
