@@ -1012,7 +1012,7 @@ final class VmSync implements Callable<Integer> {
     /** Watches the directories from here on. */
     private void register(Path top, WatchService service) {
         walk(project, top, rules, new ArrayList<>(), (name, item) -> {
-            Path path = path(project, name);
+            Path path = name.equals(".") ? project : path(project, name);
             try {
                 for (WatchKey key = null; item.type() == 'd' && (key == null || !key.watchable().equals(path)); ) {
                     if (key != null) {

@@ -659,6 +659,21 @@ final class VmSyncTest {
             }
         }
 
+        @Test
+        void aWatchEndsWithItsProject() throws Exception {
+            write("dir/file", "1");
+            Process watch = start("--watch", "--engine", "tar");
+            try {
+                awaitLines("out", 1);
+                delete(project);
+                assertTrue(watch.waitFor(60, TimeUnit.SECONDS), () -> read(base.resolve("out")) + read(base.resolve("err")));
+                assertEquals(1, watch.exitValue());
+                assertTrue(read(base.resolve("err")).contains("is gone: nothing left to watch"), read(base.resolve("err")));
+            } finally {
+                watch.destroy();
+            }
+        }
+
         private long lines(String file) {
             return read(base.resolve(file)).lines().count();
         }
