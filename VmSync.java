@@ -450,7 +450,7 @@ final class VmSync implements Callable<Integer> {
         if (!there.isEmpty()) {
             return rsync(there);
         } else if (engine == Engine.RSYNC) {
-            throw new VmException(69, (rsyncHere ? "the guest has no rsync (pkg install rsync)" : "this machine has no rsync (3.1 or newer)")
+            throw new VmException(69, (rsyncHere ? "the guest has no rsync (pkg install rsync)" : "this machine has no rsync 3.1 or newer")
                     + "; use --engine tar");
         }
         return tar(resend);

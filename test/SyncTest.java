@@ -14,6 +14,7 @@ import java.nio.file.Path;
 import java.nio.file.attribute.FileTime;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.time.Instant;
+import java.util.ArrayList;
 import java.util.List;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
@@ -48,6 +49,7 @@ final class SyncTest {
         Guest project = project(engine);
         project.sync("--engine", engine).exits(0);
         assertEquals(local(), remote(engine));
+        project.sync("--engine", engine).exits(0).answers(": 0 sent, 0 deleted, 0 bytes");
 
         // Changes of every kind, then the same again.
         Files.delete(PROJECT.resolve("plain"));
@@ -61,6 +63,71 @@ final class SyncTest {
         project.sync("--engine", engine).exits(0);
         assertEquals(local(), remote(engine));
         GUEST.sh("rm -rf /root/tree-" + engine).exits(0);
+    }
+
+    @ParameterizedTest
+    @ValueSource(strings = {"rsync", "tar"})
+    void gitInTheGuestIsAtHome(String engine) throws IOException {
+        Guest project = project(engine);
+        for (String[] git : new String[][] {{"init", "-q"}, {"add", "."}, {"-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "-qm", "all"}}) {
+            List<String> command = new ArrayList<>(List.of("git", "-C", PROJECT.toString()));
+            command.addAll(List.of(git));
+            GUEST.run(command).exits(0);
+        }
+        // As if another user than root had made it on the host: the guest's git must not take it for somebody else's.
+        if (System.getProperty("user.name").equals("root")) {
+            GUEST.run(List.of("chown", "-hR", "65534:65534", PROJECT.toString())).exits(0);
+        }
+        project.sync("--engine", engine).exits(0);
+        String status = GUEST.sh("cd /root/tree-" + engine + " && GIT_CONFIG_NOSYSTEM=1 git status --porcelain --branch").exits(0).out();
+        assertEquals(1, status.lines().count(), status);
+        GUEST.sh("rm -rf /root/tree-" + engine).exits(0);
+    }
+
+    @ParameterizedTest
+    @ValueSource(strings = {"rsync", "tar"})
+    void aWatchBringsASaveAtOnceAndOutlivesRestartAndRestore(String engine) throws Exception {
+        Guest project = project(engine);
+        Path log = Guest.BUILD.resolve("test/watch.log");
+        Process watch = project.start(log, "VmSync", "--watch", "--engine", engine);
+        try {
+            awaitSyncs(log, 1);
+            StringBuilder latencies = new StringBuilder(engine + ": seconds from a save to its sync's end:");
+            for (int save = 0; save < 5; save++) {
+                long saved = System.nanoTime();
+                Files.writeString(PROJECT.resolve("dir/inner"), "save " + save);
+                awaitSyncs(log, 2 + save);
+                latencies.append(String.format(" %.2f", (System.nanoTime() - saved) / 1e9));
+            }
+            System.out.println(latencies);
+            GUEST.sh("cat /root/tree-" + engine + "/dir/inner").exits(0).answers("save 4");
+            if (engine.equals("rsync")) {
+                GUEST.ctl("stop").exits(0);
+                Files.writeString(PROJECT.resolve("dir/inner"), "while it was stopped");
+                GUEST.ctl("start").exits(0);
+                awaitSyncs(log, 7);
+                GUEST.sh("cat /root/tree-" + engine + "/dir/inner").exits(0).answers("while it was stopped");
+            }
+            int before = syncs(log);
+            GUEST.ctl("restore").exits(0);
+            awaitSyncs(log, before + 1);
+            assertEquals(local(), remote(engine));
+        } finally {
+            watch.destroy();
+            assertEquals(143, watch.waitFor());
+        }
+        GUEST.sh("rm -rf /root/tree-" + engine).exits(0);
+    }
+
+    private static int syncs(Path log) throws IOException {
+        return Files.exists(log) ? (int) Files.readString(log).lines().filter(line -> line.contains(" synced ")).count() : 0;
+    }
+
+    private static void awaitSyncs(Path log, int count) throws Exception {
+        for (int i = 0; syncs(log) < count; i++) { // five minutes: a boot on a busy machine
+            assertTrue(i < 15_000, Files.exists(log) ? Files.readString(log) : "no log");
+            Thread.sleep(20);
+        }
     }
 
     @ParameterizedTest
@@ -105,8 +172,7 @@ final class SyncTest {
         Files.createDirectories(PROJECT.resolve("dir"));
         Files.writeString(PROJECT.resolve("dir/inner"), "x");
         Files.writeString(PROJECT.resolve("plain"), "plain");
-        // A newline in a name is VmSyncTest's: the stand-in's stat(1) cannot list it.
-        for (String name : List.of("a b", "it's", "say \"hi\"", "\u00e9\u00e8 \u65e5\u672c", "-dash", "back\\slash", "$HOME", "*")) {
+        for (String name : List.of("new\nline", "a b", "it's", "say \"hi\"", "\u00e9\u00e8 \u65e5\u672c", "-dash", "back\\slash", "$HOME", "*")) {
             Files.writeString(PROJECT.resolve(name), name);
         }
         Files.writeString(PROJECT.resolve("script.sh"), "#!/bin/sh\n");
