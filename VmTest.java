@@ -718,7 +718,7 @@ final class VmTest implements Callable<Integer> {
         private static final Set<String> ACTIONS = Set.of("start", "run", "pause", "cont", "bench", "output", "attr", "artifacts",
                 "pass", "fail", "skip", "build-output", "build-fail");
         private static final Pattern BROKEN = Pattern.compile("(?m)^FAIL\t(\\S+) \\[(?:build|setup) failed]");
-        private static final int LONGEST = 1 << 20; // characters of a line; go test's events are not that long
+        private static final int WAITING = 1 << 20; // characters of a line or of a package; what has more is shown at once
 
         final String suite;
         final Instant started = Instant.now();
@@ -743,7 +743,8 @@ final class VmTest implements Callable<Integer> {
         /** Takes a piece of a stream. What is no event goes on as it is, at once unless it may yet become one. */
         void take(int stream, String piece) {
             StringBuilder text = partial.computeIfAbsent(stream, it -> new StringBuilder()).append(piece);
-            int end = text.lastIndexOf("\n") + 1;
+            boolean events = text.indexOf("{") == 0 || text.indexOf("\n{") >= 0;
+            int end = events ? text.lastIndexOf("\n") + 1 : 0;
             List<String> lines = Pattern.compile("(?<=\n)").splitAsStream(text.substring(0, end)).toList();
             text.delete(0, end);
             List<String> maybe = lines.stream().filter(line -> line.startsWith("{")).map(Report::decoded).toList();
@@ -753,7 +754,7 @@ final class VmTest implements Callable<Integer> {
                     pass(line);
                 }
             }
-            if (text.length() > LONGEST || text.length() > 0 && text.charAt(0) != '{') {
+            if (text.length() > WAITING || text.length() > 0 && text.charAt(0) != '{') {
                 pass(text.toString());
                 text.setLength(0);
             }
@@ -826,8 +827,8 @@ final class VmTest implements Callable<Integer> {
 
         private void show(String pkg, String output) {
             shown = shown == null ? pkg : shown;
-            keep(waiting.computeIfAbsent(pkg, it -> new StringBuilder()), output);
-            if (shown.equals(pkg)) {
+            StringBuilder text = waiting.computeIfAbsent(pkg, it -> new StringBuilder()).append(output);
+            if (shown.equals(pkg) || text.length() > WAITING) {
                 flush(pkg);
             }
         }

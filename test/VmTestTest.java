@@ -433,6 +433,17 @@ final class VmTestTest {
     }
 
     @Test
+    void aPackageThatSaysVeryMuchDoesNotWaitAndLosesNothing() {
+        VmTest.Report report = new VmTest.Report("unit", screen::append, events::append);
+        report.take(1, events("a run TestA") + events("b run TestB"));
+        IntStream.range(0, 300).forEach(i -> report.take(1, events("b out TestB " + "x".repeat(9_999))));
+        assertTrue(screen.length() > 1 << 20, "shown beside a");
+        report.verdict = VmTest.Verdict.FAILED;
+        report.end(1);
+        assertEquals(300 * 9_999, screen.chars().filter(c -> c == 'x').count());
+    }
+
+    @Test
     void theFirstPackageIsShownLive() {
         VmTest.Report report = new VmTest.Report("unit", screen::append, events::append);
         SIDE_BY_SIDE.lines().limit(8).forEach(line -> report.take(1, line + "\n"));
