@@ -873,7 +873,8 @@ final class VmSetup implements Callable<Integer> {
                     }
                     line.getErr().println(line.getCommandSpec().root().name() + ": "
                             + (failure instanceof IOException refused ? reason(refused) : failure.getMessage()));
-                    return failure instanceof VmException expected ? expected.exitCode : 1; // a full disk
+                    boolean full = String.valueOf(failure.getMessage()).contains("No space left");
+                    return failure instanceof VmException expected ? expected.exitCode : full ? 1 : 69;
                 }).setParameterExceptionHandler((failure, args) -> {
                     CommandLine line = failure.getCommandLine();
                     List<String> near = failure instanceof UnmatchedArgumentException unmatched ? unmatched.getSuggestions() : List.of();
