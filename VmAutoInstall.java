@@ -9,6 +9,7 @@
 
 import static java.nio.charset.StandardCharsets.ISO_8859_1;
 import static java.nio.charset.StandardCharsets.UTF_8;
+import static picocli.CommandLine.ScopeType.INHERIT;
 
 import com.github.stephenc.javaisotools.iso9660.ConfigException;
 import com.github.stephenc.javaisotools.iso9660.ISO9660File;
@@ -24,11 +25,10 @@ import com.grack.nanojson.JsonParser;
 import com.grack.nanojson.JsonParserException;
 import com.grack.nanojson.JsonWriter;
 import com.sun.management.OperatingSystemMXBean;
-import java.io.BufferedReader;
 import java.io.ByteArrayInputStream;
+import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.io.InputStream;
-import java.io.InputStreamReader;
 import java.io.OutputStream;
 import java.io.PrintStream;
 import java.lang.management.ManagementFactory;
@@ -54,10 +54,8 @@ import java.security.NoSuchAlgorithmException;
 import java.security.SecureRandom;
 import java.time.Duration;
 import java.time.Instant;
-import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.Deque;
 import java.util.HashMap;
 import java.util.HexFormat;
 import java.util.LinkedHashMap;
@@ -65,15 +63,14 @@ import java.util.List;
 import java.util.Map;
 import java.util.Objects;
 import java.util.OptionalLong;
+import java.util.Set;
 import java.util.SortedMap;
 import java.util.TreeMap;
 import java.util.TreeSet;
-import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.Callable;
-import java.util.concurrent.LinkedBlockingQueue;
+import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
-import java.util.function.BooleanSupplier;
 import java.util.function.Consumer;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
@@ -90,7 +87,6 @@ import picocli.CommandLine.Option;
 import picocli.CommandLine.ParameterException;
 import picocli.CommandLine.Parameters;
 import picocli.CommandLine.ParseResult;
-import picocli.CommandLine.ScopeType;
 import picocli.CommandLine.Spec;
 import picocli.CommandLine.UnmatchedArgumentException;
 
@@ -111,28 +107,31 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * {@code <name>.ssh/} and {@code <name>-clean.qcow2}; removes {@code <name>.qcow2} and {@code <name>.snapshots/} of an older
  * installation. What is not finished is called {@code .part}: a kill -9 leaves nothing that the next run trips on.
  */
-@Command(name = "vm-auto-install", mixinStandardHelpOptions = true, version = "1", sortOptions = false, scope = ScopeType.INHERIT,
+@Command(name = "vm-auto-install", mixinStandardHelpOptions = true, version = "1", sortOptions = false, scope = INHERIT,
         description = {"Install DragonFlyBSD into a VM with zero interaction, in three phases", "",
             "It starts at the first phase whose script, settings or inputs changed since that phase was done.", ""},
         footer = {"", "Examples:", "  vm-auto-install                 install, or go on with a broken installation",
             "  vm-auto-install --from 3 --yes  phase 3 again, and replace the VM", "",
-            "Exit codes: 0 done, or nothing to do; 1 a phase failed; 2 usage, or replacing the VM was not confirmed; 69 ISO, QEMU or",
-            "phase scripts are missing, the VM runs or is locked, QEMU died; 124 a time limit."})
+            "Exit codes: 0 done, or nothing to do; 1 a phase failed; 2 usage, or replacing",
+            "the VM was not confirmed; 69 ISO, QEMU or phase scripts are missing, the VM",
+            "runs or is locked, QEMU died; 124 a time limit."})
 final class VmAutoInstall implements Callable<Integer> {
     static final List<String> SCRIPTS = List.of("phase1-install.sh", "phase2-update.sh", "phase3-provision.sh");
     static final List<String> TOOLS = List.of("go", "bash", "git", "rsync", "curl", "wget", "doas", "gmake");
     private static final int LAST = SCRIPTS.size();
     private static final String QEMU = "qemu-system-x86_64";
-    private static final String PANIC = "the kernel panicked";
-    private static final String NO_ROOT = "the kernel cannot mount its root file system";
+    private static final String UNFINISHED = ".*\\.(part|iso)"; // a CD holds a password
 
     @Spec
     CommandSpec spec;
 
-    @Option(names = "--from", paramLabel = "N", description = "Start at phase N; those before it are taken as they are.")
+    private volatile boolean interrupted;
+    private volatile boolean asking;
+
+    @Option(names = "--from", description = "Start at this phase; those before it are taken as they are.")
     int from;
 
-    @Option(names = "--to", paramLabel = "N", description = "End after phase N; only phase 3, the default, changes the VM.")
+    @Option(names = "--to", description = "End after this phase; only phase 3, the default, changes the VM.")
     int to = LAST;
 
     @Option(names = "--force", description = "All phases again.")
@@ -141,63 +140,63 @@ final class VmAutoInstall implements Callable<Integer> {
     @Option(names = "--yes", description = "Replace an installed VM, its disk and its snapshots, without asking.")
     boolean yes;
 
-    @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = ScopeType.INHERIT,
-            paramLabel = "DIR", description = "Where everything about the VMs lies (VM_DIR; default: ${DEFAULT-VALUE}).")
+    @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = INHERIT,
+            description = "Where everything about the VMs lies (VM_DIR; default: ${DEFAULT-VALUE}).")
     void setVmDir(String value) {
         vmDir = userPath(value);
     }
 
     Path vmDir;
 
-    @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = ScopeType.INHERIT, paramLabel = "NAME",
+    @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = INHERIT,
             description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
     String name;
 
-    @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2", scope = ScopeType.INHERIT,
-            paramLabel = "VERSION", description = "The release (DFLY_VERSION; default: ${DEFAULT-VALUE}).")
+    @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2", scope = INHERIT,
+            description = "The release (DFLY_VERSION; default: ${DEFAULT-VALUE}).")
     String version;
 
-    @Option(names = "--image", descriptionKey = "VM_IMAGE", scope = ScopeType.INHERIT, paramLabel = "ISO",
+    @Option(names = "--image", descriptionKey = "VM_IMAGE", scope = INHERIT,
             description = "A local installer ISO instead of VM_DIR/dfly-VERSION.iso (VM_IMAGE).")
     String image;
 
-    @Option(names = "--phases", descriptionKey = "VM_PHASES", scope = ScopeType.INHERIT, paramLabel = "DIR",
+    @Option(names = "--phases", descriptionKey = "VM_PHASES", scope = INHERIT,
             description = "The phase scripts (VM_PHASES; default: the nearest phases/ upwards that holds all three).")
-    String phasesDir;
+    String phases;
 
-    @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "20G", scope = ScopeType.INHERIT, paramLabel = "SIZE",
+    @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "20G", scope = INHERIT,
             description = "Of the VM's sparse disk (VM_DISK_SIZE; default: ${DEFAULT-VALUE}).")
     String diskSize;
 
-    @Option(names = "--memory", descriptionKey = "VM_MEMORY", scope = ScopeType.INHERIT, paramLabel = "SIZE",
+    @Option(names = "--memory", descriptionKey = "VM_MEMORY", scope = INHERIT,
             description = "Of the VM (VM_MEMORY; default: a quarter of this machine's within 2G-8G).")
     String memory;
 
-    @Option(names = "--cpus", descriptionKey = "VM_CPUS", scope = ScopeType.INHERIT, paramLabel = "N",
+    @Option(names = "--cpus", descriptionKey = "VM_CPUS", scope = INHERIT,
             description = "Of the VM (VM_CPUS; default: half of this machine's within 2-4).")
     Integer cpus;
 
-    @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", scope = ScopeType.INHERIT, paramLabel = "NAME",
+    @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", scope = INHERIT,
             description = "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}, which believes a probe).")
     String accel;
 
-    @Option(names = "--cpu", descriptionKey = "VM_CPU", scope = ScopeType.INHERIT, paramLabel = "MODEL",
+    @Option(names = "--cpu", descriptionKey = "VM_CPU", scope = INHERIT,
             description = "QEMU's CPU model (VM_CPU; default: kvm Broadwell-v4,+hypervisor,pmu=off; hvf host; tcg qemu64).")
     String cpu;
 
-    @Option(names = "--qemu-args", descriptionKey = "VM_QEMU_ARGS", defaultValue = "", scope = ScopeType.INHERIT, paramLabel = "ARGS",
+    @Option(names = "--qemu-args", descriptionKey = "VM_QEMU_ARGS", defaultValue = "", scope = INHERIT,
             description = "Appended to QEMU's arguments, split like a shell does (VM_QEMU_ARGS).")
     String qemuArgs;
 
     @Option(names = "--dports-clone", descriptionKey = "VM_DPORTS_CLONE", defaultValue = "no", fallbackValue = "yes", arity = "0..1",
-            scope = ScopeType.INHERIT, paramLabel = "yes|no", description = "Clone DPorts into /usr/dports (VM_DPORTS_CLONE; default: no).")
+            scope = INHERIT, description = "yes: clone DPorts into /usr/dports (VM_DPORTS_CLONE; default: no).")
     String dportsClone;
 
-    @Option(names = "--time-limit", descriptionKey = "VM_TIME_LIMIT", scope = ScopeType.INHERIT, paramLabel = "MINUTES",
+    @Option(names = "--time-limit", descriptionKey = "VM_TIME_LIMIT", scope = INHERIT, paramLabel = "<minutes>",
             description = "For each phase; its console may be silent a sixth of that (VM_TIME_LIMIT; default: 60, emulated 240).")
     Integer timeLimit;
 
-    @Option(names = "-v", scope = ScopeType.INHERIT, description = "Echo every external command.")
+    @Option(names = "-v", scope = INHERIT, description = "Echo every external command.")
     boolean verbose;
 
     public static void main(String... args) {
@@ -217,24 +216,31 @@ final class VmAutoInstall implements Callable<Integer> {
         Path iso = installer();
         return locked("vm-auto-install", () -> {
             JsonObject ledger = readLedger();
-            List<Phase> phases = phases(scripts, isoSum(iso, ledger));
+            List<Phase> phases = new ArrayList<>();
+            for (Path script : scripts) {
+                phases.add(phase(phases.size() + 1, script, iso, ledger));
+            }
             Path clean = file("-clean.qcow2");
-            String changed = firstChange(phases, part(part(ledger, "installed"), "phases")).why;
-            if (Files.exists(clean) && changed.isEmpty() && !force && from == 0 && to == LAST) {
+            Start changed = firstChange(phases, part(part(ledger, "installed"), "phases"));
+            if (Files.exists(clean) && changed.why.isEmpty() && !force && from == 0 && to == LAST) {
                 say(name + " is installed, and nothing it was made from has changed; install it again: vm-auto-install --force");
                 return clean;
             }
             Start start = force ? new Start(1, "--force") : from > 0 ? new Start(from, "--from")
                     : firstChange(phases, part(ledger, "phases"));
+            if (Files.exists(clean) && !changed.equals(start) && !changed.why.isEmpty()) {
+                say("phase " + changed.phase + " of the installed VM " + changed.why);
+            }
             say(start.phase > to ? "phases 1 to " + to + " are done" : "beginning at phase " + start.phase + ": " + start.why);
             if (to == LAST) {
                 confirmReplacing();
             }
-            Machine machine = machine();
+            chooseAccelerator();
             for (Phase phase : phases.subList(Math.min(start.phase - 1, to), to)) {
-                run(phase, iso, writeIso(install("phase" + phase.number + ".iso"), phase.disc), machine, ledger);
+                Path cd = writeIso(install("phase" + phase.number + ".iso"), phase.disc);
+                run(phase, iso, cd, ledger, again() + " --from " + phase.number);
             }
-            return to < LAST ? install("phase" + to + ".qcow2") : putInPlace(iso, machine, ledger);
+            return to < LAST ? install("phase" + to + ".qcow2") : putInPlace(iso, ledger);
         });
     }
 
@@ -245,8 +251,17 @@ final class VmAutoInstall implements Callable<Integer> {
     int makeIso(@Parameters(paramLabel = "SCRIPT", description = "An executable sh script.") Path script,
             @Parameters(paramLabel = "OUT", description = "The ISO to write.") Path out,
             @Parameters(paramLabel = "DATA_DIR", arity = "0..1", description = "A directory of plain files.") Path data) throws Exception {
-        return locked("vm-auto-install make-iso",
-                () -> writeIso(out.toAbsolutePath(), discOf(script, data == null ? ownData() : filesOf(data))));
+        SortedMap<String, byte[]> disc = discOf(script, data == null ? new TreeMap<>() : filesOf(data)); // a refused one leaves nothing
+        Path iso = out.toAbsolutePath();
+        if (Files.isDirectory(iso) || !Files.isWritable(iso.getParent())) {
+            throw new VmException(2, "cannot write the CD to " + iso + ": name a file in a directory of yours");
+        }
+        return locked("vm-auto-install make-iso", () -> {
+            if (data == null) {
+                disc.putAll(ownData());
+            }
+            return writeIso(iso, disc);
+        });
     }
 
     @Command(name = "run-phase", description = {"Run one phase from a CD that make-iso wrote", "",
@@ -265,50 +280,53 @@ final class VmAutoInstall implements Callable<Integer> {
         checkIso(cd, "the phase's CD is missing: ");
         if (dryRun) {
             Path part = install("phase" + number + ".part");
-            spec.commandLine().getOut().println(shellQuoted(createDisk(part, number, diskSize)));
-            spec.commandLine().getOut().println(shellQuoted(qemuCommand(machine(), name + "-phase" + number, part, cds(number, iso, cd),
+            spec.commandLine().getOut().println(shellQuoted(createDisk(part, diskSize, backing(number))));
+            chooseAccelerator();
+            spec.commandLine().getOut().println(shellQuoted(qemuCommand(name + "-phase" + number, part, cds(number, iso, cd),
                     install("qmp"), 0)));
             return 0;
         }
         Phase phase = new Phase(number, null, object("the CD of run-phase", cd.toString()));
-        return locked("vm-auto-install run-phase " + number, () -> run(phase, iso, cd, machine(), readLedger()));
+        return locked("vm-auto-install run-phase " + number, () -> {
+            chooseAccelerator();
+            return run(phase, iso, cd, readLedger(), again());
+        });
     }
 
     @Command(name = "provision", description = {"Do phase 3's work again, over ssh, in the running VM", "",
         "After a change to phase3-provision.sh: vm-ctl restore, vm-ctl start, vm-auto-install provision, vm-ctl snapshot clean.", ""},
-            footer = {"", "Exit codes: 0 done; 1 the script failed; 3 the VM is not running; 69 no ssh, or no script; 124 the time limit."})
+            footer = {"", "Example: vm-auto-install provision", "",
+                "Exit codes: 0 done; 1 the script failed; 3 the VM is not running; 69 no ssh, or", "no script; 124 the time limit."})
     int provision() throws Exception {
         Path script = findScripts().get(LAST - 1);
         if (livePid(file(".pid")).isEmpty()) {
             throw new VmException(3, "VM " + name + " is not running; start it: vm-ctl start");
         }
         return locked("vm-auto-install provision", () -> {
-            Watcher watcher = new Watcher(LAST);
+            JsonObject ledger = readLedger();
+            Phase phase = phase(LAST, script, null, ledger);
             // A new ControlMaster would hold our end of its stderr for as long as it persists.
             List<String> ssh = List.of("ssh", "-F", vmDir.resolve("ssh_config").toString(), "-o", "ControlMaster=no", name, "sh -s");
-            int code = feed(limit("tcg"), vmDir, ssh, guestScript(discOf(script, ownData())), line -> {
-                watcher.feed((line + "\n").getBytes(UTF_8));
-                say(line);
-            });
+            int code = feed(limit(), vmDir, ssh, guestScript(phase.disc), line -> say(printable(line)));
             if (code == 255) {
-                throw new VmException(69, "ssh to " + name + " failed; its console says:\n" + quoted(tail(file(".console.log"))));
-            } else if (code != 0 || !watcher.done) {
-                throw new VmException(1, "phase " + LAST + " failed at " + watcher.where() + " (exit code " + code + "), see above");
+                throw new VmException(69, "ssh to " + name + " failed: vm-ctl status tells how the VM is");
+            } else if (code != 0) {
+                throw new VmException(1, "phase " + LAST + " failed with exit code " + code + ", see above");
             }
+            ledger.put("provisioned", object("inputs", phase.inputs, "finished", Instant.now().toString()));
+            saveLedger(ledger);
             say("provisioned; to keep it as the clean state: vm-ctl snapshot clean");
             return null;
         });
     }
 
     @Command(name = "clean-phases", description = "Remove the phase CDs and whatever is unfinished, with --disks the phases' disks too",
-            footer = {"", "The VM needs neither; without the disks a changed phase 3 begins at phase 1. Exit codes: 0 done; 69 locked."})
+            footer = {"", "Example: vm-auto-install clean-phases --disks", "",
+                "The VM needs neither; without the disks a changed phase 3 begins at phase 1.", "Exit codes: 0 done; 69 locked."})
     int cleanPhases(@Option(names = "--disks", description = "The phases' disks too.") boolean disks) throws Exception {
         return locked("vm-auto-install clean-phases", () -> {
             if (disks) {
-                JsonObject ledger = readLedger();
-                ledger.remove("phases");
-                saveLedger(ledger);
-                removeInstall("phase\\d\\.qcow2");
+                forget(1, readLedger());
             }
             return null;
         });
@@ -321,61 +339,72 @@ final class VmAutoInstall implements Callable<Integer> {
 
     record Start(int phase, String why) {}
 
-    record Machine(String accel, String cpu, String memory, int cpus, List<String> more) {}
-
-    /** Runs a command that changes this VM, alone, and prints its answer, if any. No CD stays (a password is on it), nor half a disk. */
+    /** Runs a command that changes this VM, alone, and prints its answer, if any. Nothing unfinished stays, unless of a kill -9. */
     private int locked(String command, Callable<Path> work) throws Exception {
-        privateDirectory(vmDir);
-        FileChannel lock = lock(file(".lock"), command);
+        FileChannel lock = lock(privateDirectory(vmDir).resolve(name + ".lock"), command);
+        CountDownLatch done = new CountDownLatch(1);
+        Runtime.getRuntime().addShutdownHook(new Thread(() -> {
+            interrupted = done.getCount() > 0;
+            try {
+                done.await(asking ? 0 : 10, TimeUnit.SECONDS); // the guest's end and the cleaning up take less than one
+            } catch (InterruptedException enough) {
+                // then it stays
+            }
+        }));
         privateDirectory(install(""));
         try {
-            removeInstall(".*\\.(part|iso)");
+            removeInstall(UNFINISHED);
             Path answer = work.call();
             if (answer != null) {
                 spec.commandLine().getOut().println(answer);
             }
             return 0;
         } catch (IOException failed) {
-            boolean full = ("" + failed.getMessage()).contains("No space left on device");
+            boolean full = ("" + failed.getMessage()).contains("No space left on device") || vmDir.toFile().getUsableSpace() < 1 << 20;
             throw full ? new VmException(1, "no space left for " + vmDir + ": free some, or choose another --vm-dir") : failed;
         } finally {
-            removeInstall(".*\\.(part|iso)");
+            removeInstall(UNFINISHED);
             lock.close();
+            done.countDown();
         }
+    }
+
+    /** This command as it was typed, to be typed again; a new start needs no --force or --from. */
+    private String again() {
+        String typed = shellQuoted(spec.root().commandLine().getParseResult().originalArgs());
+        return ("vm-auto-install " + typed.replaceAll("--(force|from[= ]\\d)( |$)", "")).strip();
     }
 
     private SortedMap<String, byte[]> ownData() throws IOException {
         return new TreeMap<>(provisioning(privateDirectory(file(".ssh")), name, dportsClone));
     }
 
-    private List<Phase> phases(List<Path> scripts, String isoSum) throws IOException {
+    private Phase phase(int number, Path script, Path iso, JsonObject ledger) throws IOException {
         SortedMap<String, byte[]> data = ownData();
-        List<Phase> phases = new ArrayList<>();
-        for (int n = 1; n <= LAST; n++) {
-            SortedMap<String, byte[]> disc = discOf(scripts.get(n - 1), data);
-            JsonObject inputs = object("its script", sha256(new ByteArrayInputStream(disc.get("phase" + n + ".sh"))));
-            if (n == 1) {
-                inputs.put("the installer ISO", isoSum);
-                inputs.put("VM_DISK_SIZE", diskSize);
-            } else if (n == LAST) {
-                for (Map.Entry<String, byte[]> file : data.entrySet()) {
-                    inputs.put(file.getKey(), sha256(new ByteArrayInputStream(file.getValue())));
-                }
+        SortedMap<String, byte[]> disc = discOf(script, data);
+        JsonObject inputs = object("its script", sha256(new ByteArrayInputStream(Files.readAllBytes(script))));
+        if (number == 1) {
+            inputs.putAll(object("DFLY_VERSION", version, "the installer ISO", isoSum(iso, ledger), "VM_DISK_SIZE", diskSize));
+        } else if (number == LAST) {
+            inputs.put("VM_DPORTS_CLONE", dportsClone);
+            for (Map.Entry<String, byte[]> file : data.entrySet()) {
+                inputs.put(file.getKey(), sha256(new ByteArrayInputStream(file.getValue())));
             }
-            phases.add(new Phase(n, disc, inputs));
         }
-        return phases;
+        return new Phase(number, disc, inputs);
     }
 
     /** The first phase that was not done from these inputs, and why; one past the last, and no reason, if all were. */
     static Start firstChange(List<Phase> phases, JsonObject done) {
         for (Phase phase : phases) {
             JsonObject before = part(part(done, "" + phase.number), "inputs");
-            TreeSet<String> names = new TreeSet<>(phase.inputs.keySet());
-            names.addAll(before.keySet());
-            names.removeIf(key -> Objects.equals(phase.inputs.get(key), before.get(key)));
-            if (!names.isEmpty()) {
-                return new Start(phase.number, before.isEmpty() ? "it was not done yet" : "changed since: " + String.join(", ", names));
+            String changes = Stream.concat(phase.inputs.keySet().stream(), before.keySet().stream()).distinct().sorted()
+                    .filter(key -> !Objects.equals(phase.inputs.get(key), before.get(key)))
+                    .map(key -> key.matches("[A-Z_]+") && before.has(key) && phase.inputs.has(key)
+                            ? key + " (" + before.get(key) + " -> " + phase.inputs.get(key) + ")" : key)
+                    .collect(Collectors.joining(", "));
+            if (!changes.isEmpty()) {
+                return new Start(phase.number, before.isEmpty() ? "it was not done yet" : "changed since: " + changes);
             }
         }
         return new Start(phases.size() + 1, "");
@@ -394,8 +423,10 @@ final class VmAutoInstall implements Callable<Integer> {
             throw new VmException(2, what + "; confirm it with --yes");
         }
         print(what + ". Go on? [y/N] ");
-        String answer = new BufferedReader(new InputStreamReader(System.in, UTF_8)).readLine();
-        if (answer == null || !answer.strip().toLowerCase().startsWith("y")) {
+        asking = true;
+        int answer = System.in.read();
+        asking = false;
+        if (answer != 'y' && answer != 'Y') {
             throw new VmException(2, "nothing was changed");
         }
     }
@@ -403,34 +434,49 @@ final class VmAutoInstall implements Callable<Integer> {
     // The phases.
 
     /** Runs a phase. Its disk, and what the ledger says of it, change only after success; disks built on the old one go first. */
-    private Path run(Phase phase, Path iso, Path cd, Machine machine, JsonObject ledger) throws Exception {
+    private Path run(Phase phase, Path iso, Path cd, JsonObject ledger, String goOn) throws Exception {
         int n = phase.number;
-        JsonObject done = part(ledger, "phases");
-        if (n > 1 && !done.has("" + (n - 1))) {
+        if (n > 1 && !part(ledger, "phases").has("" + (n - 1))) {
             throw new VmException(69, "phase " + n + " needs the disk of phase " + (n - 1) + ": let vm-auto-install make it first");
         }
         Path part = install("phase" + n + ".part");
         Path disk = install("phase" + n + ".qcow2");
         long started = System.nanoTime();
-        qemuImg(createDisk(part, n, diskSize));
-        try (Guest guest = new Guest("phase" + n, new Watcher(n), machine, part, cds(n, iso, cd), 0)) {
-            Failure failure = guest.follow(() -> false);
+        qemuImg(createDisk(part, diskSize, backing(n)));
+        try (Guest guest = new Guest(n, part, cds(n, iso, cd), 0)) {
+            Failure failure = guest.follow();
             if (failure != null) {
-                throw guest.report("phase " + n, failure, "vm-auto-install --from " + n);
+                throw guest.report(failure, goOn);
             }
         }
-        Files.setPosixFilePermissions(part, PosixFilePermissions.fromString("r--------"));
-        for (int later = n; later <= LAST; later++) {
-            done.remove("" + later);
-        }
+        forget(n, ledger);
+        freeze(part, disk);
+        Duration taken = Duration.ofNanos(System.nanoTime() - started);
+        part(ledger, "phases").put("" + n, object("inputs", phase.inputs, "finished", Instant.now().toString(),
+                "seconds", taken.toMillis() / 1000.0));
         saveLedger(ledger);
-        removeInstall("phase[" + n + "-9]\\.qcow2");
-        Files.move(part, disk, StandardCopyOption.ATOMIC_MOVE);
-        done.put("" + n, object("inputs", phase.inputs, "finished", Instant.now().toString(),
-                "seconds", Duration.ofNanos(System.nanoTime() - started).toMillis() / 1000.0));
-        saveLedger(ledger);
-        say("phase " + n + " done in " + text(Duration.ofNanos(System.nanoTime() - started)));
+        say("phase " + n + " done in " + text(taken));
         return disk;
+    }
+
+    /** Removes the disks from this phase on, and what is known of them. */
+    private void forget(int phase, JsonObject ledger) throws IOException {
+        part(ledger, "phases").keySet().removeIf(done -> Integer.parseInt(done) >= phase);
+        saveLedger(ledger);
+        removeInstall("phase[" + phase + "-9]\\.qcow2");
+    }
+
+    /** A finished disk gets its name once all of it is on the host's disk: QEMU and qemu-img do not flush. */
+    private static void freeze(Path part, Path disk) throws IOException {
+        try (FileChannel channel = FileChannel.open(part, StandardOpenOption.WRITE)) {
+            channel.force(true);
+        }
+        Files.setPosixFilePermissions(part, PosixFilePermissions.fromString("r--------"));
+        Files.move(part, disk, StandardCopyOption.ATOMIC_MOVE);
+    }
+
+    private static String backing(int phase) {
+        return phase == 1 ? null : "phase" + (phase - 1) + ".qcow2";
     }
 
     /** The installer's root is cd0; pfi looks at cd0 and cd1; phase 1 copies from cd2, the same ISO without memory disks over it. */
@@ -439,43 +485,45 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     /** The last disk is flattened, booted once, and asked what is in it; only then it becomes the clean disk. */
-    private Path putInPlace(Path iso, Machine machine, JsonObject ledger) throws Exception {
+    private Path putInPlace(Path iso, JsonObject ledger) throws Exception {
         Path clean = file("-clean.qcow2");
         Path flat = install("clean.part");
         say("flattening the disk");
-        Path last = install("phase" + LAST + ".qcow2");
-        qemuImg(List.of("qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", last.toString(), flat.toString()));
-        Files.setPosixFilePermissions(flat, PosixFilePermissions.fromString("r--------"));
-        JsonObject versions = verify(flat, machine);
+        String last = install("phase" + LAST + ".qcow2").toString();
+        qemuImg(List.of("qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", last, flat.toString()));
+        JsonObject versions = verify(flat);
         // Should we be killed before the last line, readLedger tells by the disk's identity whether it got into place.
         ledger.put("placing", object("version", version, "iso", iso.toString(), "isoSha256", isoSum(iso, ledger),
-                "versions", versions, "phases", part(ledger, "phases"), "accelerator", machine.accel,
+                "versions", versions, "phases", part(ledger, "phases"), "accelerator", accel,
                 "finished", Instant.now().toString(), "disk", identity(flat),
                 "qemu", run(Duration.ofSeconds(20), List.of(QEMU, "--version")).outputUTF8().split("\n")[0]));
         saveLedger(ledger);
         Files.deleteIfExists(file(".qcow2"));
         run(Duration.ofMinutes(5), List.of("rm", "-rf", file(".snapshots").toString()));
-        Files.move(flat, clean, StandardCopyOption.ATOMIC_MOVE);
+        freeze(flat, clean);
         saveLedger(readLedger());
         say(name + " is installed: " + versions.getString("uname") + ", " + versions.getString("go") + "; start it: vm-ctl start");
         return clean;
     }
 
     /** Boots a disk through a throw-away overlay and asks it over ssh, with the pinned host key, for its tools' versions. */
-    private JsonObject verify(Path disk, Machine machine) throws Exception {
+    private JsonObject verify(Path disk) throws Exception {
         say("booting it once, to see that it answers");
         Path overlay = install("verify.part");
-        qemuImg(List.of("qemu-img", "create", "-q", "-f", "qcow2", "-b", disk.getFileName().toString(), "-F", "qcow2", overlay.toString()));
+        qemuImg(createDisk(overlay, "", disk.getFileName().toString()));
         int port;
         try (ServerSocket free = new ServerSocket(0, 1, InetAddress.getLoopbackAddress())) {
             port = free.getLocalPort();
         }
-        Watcher watcher = new Watcher(0);
-        try (Guest guest = new Guest("verify", watcher, machine, overlay, List.of(), port)) {
-            Failure failure = guest.follow(() -> watcher.done);
+        try (Guest guest = new Guest(0, overlay, List.of(), port)) {
+            Failure failure = guest.follow();
             if (failure == null) {
                 List<String> said = new ArrayList<>();
-                int code = feed(limit(machine.accel).dividedBy(4), file(".ssh"), verifyCommand(name, port), VERSIONS, said::add);
+                // Run in the key directory: relative names need none of ssh's quoting.
+                int code = feed(limit().dividedBy(4), file(".ssh"), List.of("ssh", "-F", "/dev/null", "-o", "BatchMode=yes",
+                        "-o", "ConnectTimeout=60", "-o", "StrictHostKeyChecking=yes", "-o", "UserKnownHostsFile=known_hosts",
+                        "-o", "GlobalKnownHostsFile=/dev/null", "-o", "HostKeyAlias=" + name, "-o", "IdentitiesOnly=yes",
+                        "-o", "IdentityFile=id_ed25519", "-p", "" + port, "root@127.0.0.1", "sh -s"), VERSIONS, said::add);
                 JsonObject versions = new JsonObject();
                 said.stream().map(line -> line.split("=", 2)).filter(pair -> pair.length == 2 && !pair[1].isBlank())
                         .forEach(pair -> versions.put(pair[0], pair[1]));
@@ -485,11 +533,11 @@ final class VmAutoInstall implements Callable<Integer> {
                 failure = code == 255 ? new Failure(69, "ssh with this VM's key and pinned host key: " + String.join(" ", said))
                         : new Failure(1, "a tool is missing or broken; what they say of themselves:\n" + quoted(said));
             }
-            throw guest.report("the check of the installed disk", failure, "vm-auto-install");
+            throw guest.report(failure, again());
         }
     }
 
-    static final String VERSIONS = """
+    private static final String VERSIONS = """
             echo "uname=$(uname -srm)"
             echo "go=$(go version)"
             echo "bash=$(bash -c 'echo $BASH_VERSION')"
@@ -498,13 +546,6 @@ final class VmAutoInstall implements Callable<Integer> {
             done
             doas true && echo "doas=$(command -v doas)"
             """;
-
-    /** Run in the key directory: relative names need none of ssh's quoting. */
-    static List<String> verifyCommand(String name, int port) {
-        return List.of("ssh", "-F", "/dev/null", "-o", "BatchMode=yes", "-o", "ConnectTimeout=60", "-o", "StrictHostKeyChecking=yes",
-                "-o", "UserKnownHostsFile=known_hosts", "-o", "GlobalKnownHostsFile=/dev/null", "-o", "HostKeyAlias=" + name,
-                "-o", "IdentitiesOnly=yes", "-o", "IdentityFile=id_ed25519", "-p", "" + port, "root@127.0.0.1", "sh -s");
-    }
 
     /** A script for the guest's sh that unpacks a disc's files into a private directory and runs phase 3 from there. */
     static String guestScript(SortedMap<String, byte[]> disc) {
@@ -516,22 +557,25 @@ final class VmAutoInstall implements Callable<Integer> {
 
     // The phase's CD.
 
-    /** What the CD of a phase holds: pfi.conf, the script as phaseN.sh, or under its own name if that is short, and the data files. */
+    /** What the CD of a phase holds: pfi.conf, the script, under its own name or as phaseN.sh, and the data files. */
     static SortedMap<String, byte[]> discOf(Path script, SortedMap<String, byte[]> data) throws IOException {
         if (!Files.isRegularFile(script)) {
             throw new VmException(2, "there is no script " + script);
         }
         String text = Files.readString(script, ISO_8859_1);
+        String discName = discName(Path.of(script.getFileName().toString().replaceFirst("^(phase\\d)[^.]*(?=\\.sh$)", "$1")));
         if (!Files.isExecutable(script)) {
             throw new VmException(2, script + " is not executable, and pfi silently skips such a script: chmod +x it");
+        } else if (!discName.endsWith(".sh")) {
+            throw new VmException(2, script + " would not be executable on the CD: name it NAME.sh");
         } else if (text.indexOf('\r') >= 0) {
             throw new VmException(2, script + " has CR line ends, which the guest's sh does not take: convert it to LF");
         }
-        Matcher phase = Pattern.compile("(phase\\d)[^.]*\\.sh").matcher(script.getFileName().toString());
-        String discName = phase.matches() ? phase.group(1) + ".sh" : discName(script);
         SortedMap<String, byte[]> disc = new TreeMap<>(data);
-        disc.put(discName, text.getBytes(ISO_8859_1));
-        disc.put("pfi.conf", ("pfi_script=" + discName + "\n").getBytes(UTF_8));
+        if (disc.put(discName, text.getBytes(ISO_8859_1)) != null
+                | disc.put("pfi.conf", ("pfi_script=" + discName + "\n").getBytes(UTF_8)) != null) {
+            throw new VmException(2, "the CD's own pfi.conf and " + discName + " must not be among the data files, too");
+        }
         return disc;
     }
 
@@ -543,7 +587,7 @@ final class VmAutoInstall implements Callable<Integer> {
             }
             return files;
         } catch (IOException unreadable) {
-            throw new VmException(2, directory + " must be a directory of plain files (" + unreadable + ")");
+            throw new VmException(2, directory + " must be a directory of plain files (" + reason(unreadable) + ")");
         }
     }
 
@@ -558,18 +602,21 @@ final class VmAutoInstall implements Callable<Integer> {
 
     // QEMU.
 
-    static List<String> createDisk(Path disk, int phase, String size) {
-        List<String> command = new ArrayList<>(List.of("qemu-img", "create", "-q", "-f", "qcow2"));
-        List<String> based = List.of("-b", "phase" + (phase - 1) + ".qcow2", "-F", "qcow2", disk.toString());
-        command.addAll(phase == 1 ? List.of(disk.toString(), size) : based);
-        return command;
+    /** A blank disk of this size, or an overlay on a disk beside it. */
+    static List<String> createDisk(Path disk, String size, String backing) {
+        List<String> from = backing == null ? List.of(disk.toString(), size) : List.of("-b", backing, "-F", "qcow2", disk.toString());
+        return Stream.concat(Stream.of("qemu-img", "create", "-q", "-f", "qcow2"), from.stream()).toList();
     }
 
     /** The serial console is QEMU's stdin and stdout. With more than one CD it boots from the first. */
-    static List<String> qemuCommand(Machine machine, String title, Path disk, List<Path> cds, Path qmp, int sshPort) {
+    List<String> qemuCommand(String title, Path disk, List<Path> cds, Path qmp, int sshPort) {
         boolean fromCd = cds.size() > 1;
-        List<String> command = new ArrayList<>(List.of(QEMU, "-name", title, "-machine", "pc", "-accel", machine.accel, "-cpu", machine.cpu,
-                "-m", machine.memory, "-smp", "" + machine.cpus, "-nodefaults", "-vga", "std", "-display", "none", "-no-reboot",
+        String model = Map.of("kvm", "Broadwell-v4,+hypervisor,pmu=off", "hvf", "host", "tcg", "qemu64").get(accel);
+        long host = ManagementFactory.getPlatformMXBean(OperatingSystemMXBean.class).getTotalMemorySize() >> 20;
+        List<String> command = new ArrayList<>(List.of(QEMU, "-name", title, "-machine", "pc", "-accel", accel,
+                "-cpu", cpu != null ? cpu : model, "-m", memory != null ? memory : Math.max(2048, Math.min(8192, host / 4)) + "M",
+                "-smp", "" + (cpus != null ? cpus : Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2))),
+                "-nodefaults", "-vga", "std", "-display", "none", "-no-reboot",
                 "-chardev", "stdio,id=serial0,signal=off", "-serial", "chardev:serial0",
                 "-chardev", "socket,id=qmp0,server=on,wait=off,path=" + qmp.toString().replace(",", ",,"),
                 "-mon", "chardev=qmp0,mode=control",
@@ -584,195 +631,178 @@ final class VmAutoInstall implements Callable<Integer> {
                     "file", object("driver", "file", "filename", cds.get(i).toString()))),
                     "-device", "ide-cd,drive=cd" + i + ",bus=ide." + i / 2 + ",unit=" + i % 2 + (fromCd && i == 0 ? ",bootindex=0" : "")));
         }
-        command.addAll(machine.more);
+        command.addAll(split(qemuArgs));
         return command;
     }
 
-    private Machine machine() throws IOException {
+    /** Turns "auto" into the accelerator that it stands for. */
+    private void chooseAccelerator() throws IOException {
         Accelerator found = accelerator(accel, QEMU, Files.isDirectory(vmDir) ? vmDir : Path.of(System.getProperty("java.io.tmpdir")));
         say("accelerator: " + found.name() + " (" + found.reason() + ")");
-        String model = Map.of("kvm", "Broadwell-v4,+hypervisor,pmu=off", "hvf", "host", "tcg", "qemu64").get(found.name());
-        long host = ManagementFactory.getPlatformMXBean(OperatingSystemMXBean.class).getTotalMemorySize() >> 20;
-        return new Machine(found.name(), cpu != null ? cpu : model,
-                memory != null ? memory : Math.max(2048, Math.min(8192, host / 4)) + "M",
-                cpus != null ? cpus : Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2)), split(qemuArgs));
+        accel = found.name();
     }
 
     /** Why a run failed, and the exit code for it. */
     record Failure(int code, String cause) {}
 
-    /** A QEMU that lives in this process's shadow, its console and its monitor read by threads into one queue. */
+    /** A QEMU that lives in this process's shadow: its console's output is the log, its input a pipe, its monitor a socket. */
     final class Guest implements AutoCloseable {
+        final Watcher watcher;
         private final Process process;
-        private final BlockingQueue<Object> events = new LinkedBlockingQueue<>(); // console: byte[], monitor: JsonObject, end: exit code
-        private final Path socket = Files.createTempDirectory("vm-install").resolve("qmp"); // VM_DIR's path may be too long for one
+        private final String title;
         private final Path log;
-        private final Path errors;
-        private final Watcher watcher;
-        private final Duration limit;
+        private final Path picture;
+        private boolean pictured;
+        private final Path socket = Files.createTempDirectory("vm-install").resolve("qmp"); // VM_DIR's path may be too long for one
+        private final StringBuilder monitored = new StringBuilder(); // what the monitor said and nobody has read yet
+        private SocketChannel monitor;
+        private final Duration limit = limit();
         private final long started = System.nanoTime();
-        private final Thread hook;
-        private volatile OutputStream monitor;
         private final boolean live = onTerminal(2);
 
-        Guest(String run, Watcher watcher, Machine machine, Path disk, List<Path> cds, int sshPort) throws IOException {
-            this.watcher = watcher;
-            log = install(run + ".log");
-            errors = install(run + ".errors.part");
-            limit = limit(machine.accel);
+        /** Phase 0 is the check of the installed disk. */
+        Guest(int phase, Path disk, List<Path> cds, int sshPort) throws IOException {
+            title = phase > 0 ? "phase " + phase : "the check of the installed disk";
+            String file = phase > 0 ? "phase" + phase : "verify";
+            log = install(file + ".log");
+            picture = install(file + ".png");
+            Files.deleteIfExists(picture);
+            watcher = new Watcher(phase, live ? step -> { } : step -> say(elapsed() + title + ", " + step));
             // On Linux the kernel ends QEMU when this process dies, even of kill -9.
             boolean linux = System.getProperty("os.name").equals("Linux");
             List<String> command = new ArrayList<>(linux ? List.of("setpriv", "--pdeathsig", "KILL") : List.of());
-            command.addAll(qemuCommand(machine, name + "-" + run, disk, cds, socket, sshPort));
+            command.addAll(qemuCommand(name + "-" + file, disk, cds, socket, sshPort));
             if (verbose) {
                 say("+ " + shellQuoted(command));
             }
-            say(run + "; its console: tail -f " + shellQuoted(List.of(log.toString())));
-            try {
-                process = new ProcessBuilder(command).redirectError(errors.toFile()).start();
-            } catch (IOException missing) {
-                Files.delete(socket.getParent());
-                throw new VmException(69, "QEMU cannot be run ('vm-setup check' tells what is missing): " + missing.getMessage());
-            }
-            hook = new Thread(process::destroyForcibly);
-            Runtime.getRuntime().addShutdownHook(hook);
-            Thread reader = reader(this::readMonitor);
-            reader(() -> {
-                readConsole();
-                reader.join(5000);
-                events.add(process.waitFor()); // after all that both said
-            });
+            say(title + "; its console: tail -f " + shellQuoted(List.of(log.toString())));
+            process = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(log.toFile()).start();
         }
 
-        private interface Work {
-            void run() throws IOException, InterruptedException;
-        }
-
-        private static Thread reader(Work work) {
-            Thread thread = new Thread(() -> {
-                try {
-                    work.run();
-                } catch (IOException | InterruptedException ended) {
-                    // with QEMU
-                }
-            });
-            thread.setDaemon(true);
-            thread.start();
-            return thread;
-        }
-
-        private void readConsole() throws IOException {
-            byte[] buffer = new byte[8192];
-            for (int n = process.getInputStream().read(buffer); n >= 0; n = process.getInputStream().read(buffer)) {
-                events.add(Arrays.copyOf(buffer, n));
-            }
-        }
-
-        private void readMonitor() throws IOException, InterruptedException {
-            while (!Files.exists(socket) && process.isAlive()) {
-                Thread.sleep(20);
-            }
-            try (SocketChannel channel = SocketChannel.open(UnixDomainSocketAddress.of(socket))) {
-                monitor = Channels.newOutputStream(channel);
-                write(monitor, "{\"execute\": \"qmp_capabilities\"}\n");
-                BufferedReader in = new BufferedReader(Channels.newReader(channel, UTF_8));
-                for (String line = in.readLine(); line != null; line = in.readLine()) {
-                    events.add(json(line));
-                }
-            }
-        }
-
-        /** Writes to the console or the monitor; a QEMU that has ended does not take it. */
-        private static boolean write(OutputStream out, String text) {
-            try {
-                out.write(text.getBytes(UTF_8));
-                out.flush();
-                return true;
-            } catch (IOException ended) {
-                return false;
-            }
-        }
-
-        /** Watches until QEMU ends or it is {@code enough}; null if that went well. */
-        Failure follow(BooleanSupplier enough) throws IOException, InterruptedException {
-            Dialogue dialogue = watcher.phase == 1 ? new Dialogue() : null;
+        /** Watches until QEMU ends, or until the installed disk's login prompt; null if that went well. */
+        Failure follow() throws IOException, InterruptedException {
+            boolean blind = false;
             String reason = null;
-            Failure failure = null;
             long heard = started;
             long failed = 0;
-            try (OutputStream file = Files.newOutputStream(log)) {
+            try (InputStream console = Files.newInputStream(log)) {
                 while (true) {
-                    Object event = events.poll(200, TimeUnit.MILLISECONDS);
+                    boolean alive = process.isAlive(); // asked before reading: the last words count, too
+                    byte[] said = console.readNBytes(1 << 16);
                     long now = System.nanoTime();
-                    if (event instanceof byte[] bytes) {
-                        heard = now;
-                        file.write(bytes);
-                        watcher.feed(bytes);
-                    } else if (event instanceof JsonObject said) {
-                        JsonObject data = part(said, "data");
-                        reason = "SHUTDOWN".equals(said.get("event")) ? data.getString("reason") : reason;
-                        if ("BLOCK_IO_ERROR".equals(said.get("event")) && "stop".equals(data.get("action"))) {
-                            failure = new Failure(1, "this machine cannot write the VM's disk: " + data.getString("reason"));
+                    heard = said.length > 0 ? now : heard;
+                    watcher.feed(said);
+                    for (JsonObject event : ask("")) {
+                        JsonObject data = part(event, "data");
+                        reason = "SHUTDOWN".equals(event.get("event")) ? data.getString("reason") : reason;
+                        if ("BLOCK_IO_ERROR".equals(event.get("event")) && "stop".equals(data.get("action"))) {
+                            watcher.fail(1, "this machine cannot write the VM's disk (" + data.getString("reason")
+                                    + "): free some space for " + vmDir);
                         }
-                    } else if (event instanceof Integer code) {
-                        return failure != null ? failure : verdict(watcher, reason, code, String.join(" ", tail(errors)));
                     }
-                    String keys = dialogue == null ? "" : dialogue.answer(watcher.prompts, now - started);
-                    if (keys == null) {
-                        dialogue = null;
-                        say("the boot loader does not answer on the serial line: going on blind, its menu boots by itself");
-                    } else {
-                        write(process.getOutputStream(), keys);
-                    }
-                    boolean blind = watcher.phase == 1 && dialogue == null; // then nothing is heard, and only the time counts
-                    failure = failure == null ? watcher.failure : failure;
-                    if (failure == null && !blind && now - heard > limit.toNanos() / 6) {
-                        failure = new Failure(124, "its console has been silent for " + text(limit.dividedBy(6)));
-                    } else if (failure == null && now - started > limit.toNanos()) {
-                        failure = new Failure(124, "it did not end within " + text(limit));
-                    }
-                    failed = failed == 0 && failure != null ? now : failed;
-                    if (failed != 0 && now - failed > 2e9) { // what comes right after tells more
-                        return failure;
-                    } else if (failed == 0 && enough.getAsBoolean()) {
+                    if (interrupted) {
+                        throw new VmException(130, "interrupted");
+                    } else if (watcher.phase == 0 && watcher.done) {
                         return null;
+                    } else if (!alive && said.length == 0) {
+                        return verdict(watcher, reason, process.exitValue());
+                    }
+                    if (alive) {
+                        type(watcher.keys());
+                    }
+                    if (!blind && watcher.asked() && now - heard > 120e9) { // under emulation the menu takes seconds
+                        blind = true;
+                        watcher.hints.add("the boot loader did not answer, so the console was not heard");
+                        say("the boot loader does not answer on the serial line: going on blind, its menu boots by itself");
+                    }
+                    if (!blind && now - heard > limit.toNanos() / 6) {
+                        watcher.fail(124, "its console has been silent for " + text(limit.dividedBy(6)));
+                    } else if (now - started > limit.toNanos()) {
+                        watcher.fail(124, "it did not end within " + text(limit));
+                    } else if (watcher.bytes > 200e6) {
+                        watcher.fail(1, "it floods its console, whose log fills this machine's disk");
+                    }
+                    if (failed == 0 && watcher.failure != null) {
+                        failed = now;
+                        takePicture(); // at once: a guest that reboots takes QEMU along
+                    }
+                    if (failed != 0 && now - failed > 2e9) { // what comes right after tells more
+                        return watcher.failure;
                     }
                     show();
+                    Thread.sleep(said.length > 0 ? 0 : 50);
                 }
             } finally {
                 print(live ? "\r\033[K" : "");
             }
         }
 
-        /** One live line on a terminal; elsewhere a line for each step. */
-        private void show() {
-            String name = watcher.phase > 0 ? "phase " + watcher.phase + ", " : "check, ";
-            String elapsed = "[" + text(Duration.ofNanos(System.nanoTime() - started)) + "] ";
-            if (live) {
-                String line = watcher.lastLines().stream().reduce("", (before, last) -> last);
-                String text = elapsed + name + watcher.where() + ", " + watcher.bytes / 1024 + " kB | " + line;
-                print("\r" + text.substring(0, Math.min(79, text.length())) + "\033[K");
-            } else {
-                watcher.passed.forEach(where -> say(elapsed + name + where));
+        private void type(String keys) {
+            try {
+                process.getOutputStream().write(keys.getBytes(UTF_8));
+                process.getOutputStream().flush();
+            } catch (IOException ended) {
+                // and the next look at QEMU tells how
             }
-            watcher.passed.clear();
         }
 
-        /** Takes a picture of the screen, ends QEMU, and says what a person needs to know. */
-        VmException report(String what, Failure failure, String goOn) throws IOException, InterruptedException {
-            Path picture = log.resolveSibling(log.getFileName().toString().replace(".log", ".png"));
-            Files.deleteIfExists(picture);
-            events.clear();
-            JsonObject arguments = object("filename", picture.toString(), "format", "png"); // PNG since QEMU 7.1
-            String request = JsonWriter.string(object("execute", "screendump", "arguments", arguments)) + "\n";
-            if (monitor != null && write(monitor, request)) {
-                Object answer = events.poll(5, TimeUnit.SECONDS);
-                while (answer instanceof byte[] || answer instanceof JsonObject said && said.has("event")) {
-                    answer = events.poll(5, TimeUnit.SECONDS);
+        /** Tells the monitor something, or nothing, and returns what it said since the last time. */
+        private List<JsonObject> ask(String request) throws IOException {
+            try {
+                if (monitor == null && Files.exists(socket)) {
+                    monitor = SocketChannel.open(UnixDomainSocketAddress.of(socket));
+                    monitor.configureBlocking(false);
+                    Files.delete(socket); // a kill -9 leaves no litter
+                    Files.delete(socket.getParent());
+                    monitor.write(UTF_8.encode("{\"execute\": \"qmp_capabilities\"}\n"));
+                } else if (monitor != null) {
+                    ByteBuffer buffer = ByteBuffer.allocate(8192);
+                    while (monitor.read(buffer.clear()) > 0) {
+                        monitored.append(ISO_8859_1.decode(buffer.flip())); // QEMU's JSON is ASCII
+                    }
+                    monitor.write(UTF_8.encode(request)); // after the last words of a QEMU that takes no more
                 }
+            } catch (IOException ended) {
+                // with QEMU, or it does not listen yet
+            }
+            List<JsonObject> events = new ArrayList<>();
+            for (int end = monitored.indexOf("\n"); end >= 0; end = monitored.indexOf("\n")) {
+                events.add(json(monitored.substring(0, end)));
+                pictured |= events.get(events.size() - 1).has("id");
+                monitored.delete(0, end + 1);
+            }
+            return events;
+        }
+
+        /** The live line, on a terminal. */
+        private void show() {
+            if (live) {
+                String line = watcher.lastLines().stream().reduce("", (before, last) -> last);
+                String text = elapsed() + title + ", " + watcher.where + ", " + watcher.bytes / 1024 + " kB | " + line;
+                print("\r" + text.substring(0, Math.min(79, text.length())) + "\033[K");
+            }
+        }
+
+        private String elapsed() {
+            return "[" + text(Duration.ofNanos(System.nanoTime() - started)) + "] ";
+        }
+
+        private void takePicture() throws IOException {
+            JsonObject arguments = object("filename", picture.toString(), "format", "png"); // PNG since QEMU 7.1
+            ask(JsonWriter.string(object("execute", "screendump", "arguments", arguments, "id", "picture")) + "\n");
+        }
+
+        /** Takes a picture of the screen unless there is one, ends QEMU, and says what a person needs to know. */
+        VmException report(Failure failure, String goOn) throws IOException, InterruptedException {
+            for (int i = 0; i < 100 && !pictured && process.isAlive(); i++) { // 5 s
+                if (i == 0) {
+                    takePicture();
+                }
+                Thread.sleep(50);
+                ask("");
             }
             close();
-            return new VmException(failure.code, what + " failed at " + watcher.where() + " after "
+            return new VmException(failure.code, title + " failed at " + watcher.where + " after "
                     + text(Duration.ofNanos(System.nanoTime() - started)) + ": " + failure.cause
                     + "\nthe last console lines:\n" + quoted(watcher.lastLines()) + "whole log: " + log
                     + (Files.exists(picture) ? "\nscreenshot: " + picture : "") + "\nto go on from there: " + goOn);
@@ -781,10 +811,8 @@ final class VmAutoInstall implements Callable<Integer> {
         @Override
         public void close() throws IOException {
             process.destroyForcibly().onExit().orTimeout(30, TimeUnit.SECONDS).join();
-            try {
-                Runtime.getRuntime().removeShutdownHook(hook);
-            } catch (IllegalStateException shuttingDown) {
-                // the hook is at work
+            if (monitor != null) {
+                monitor.close();
             }
             Files.deleteIfExists(socket);
             Files.deleteIfExists(socket.getParent());
@@ -792,14 +820,14 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     /** What QEMU's end means. A phase is done if its script said so and the guest then powered itself off: null. */
-    static Failure verdict(Watcher watcher, String reason, int exitCode, String errors) {
+    static Failure verdict(Watcher watcher, String reason, int exitCode) {
         if (watcher.failure != null) {
             return watcher.failure;
         } else if ("guest-reset".equals(reason)) {
-            return new Failure(1, watcher.hinted("the guest rebooted instead of powering off"));
+            return new Failure(1, watcher.hinted(Watcher.REBOOTED));
         } else if (exitCode != 0 || reason == null && watcher.stage != Watcher.OFF) {
-            return new Failure(69, "QEMU ended by itself with " + (exitCode > 128 ? "signal " + (exitCode - 128) : "exit code " + exitCode)
-                    + (errors.isBlank() ? "" : ": " + errors));
+            String how = exitCode > 128 ? "signal " + (exitCode - 128) : "exit code " + exitCode;
+            return new Failure(69, "QEMU ended by itself with " + how);
         } else if (reason != null && !reason.equals("guest-shutdown")) {
             return new Failure(69, "QEMU was ended from outside (" + reason + ")");
         }
@@ -808,6 +836,9 @@ final class VmAutoInstall implements Callable<Integer> {
 
     /** Reads the serial console byte by byte: the same bytes say the same, in whatever chunks they come. Phase 0 has no script. */
     static final class Watcher {
+        private static final String PANIC = "the kernel panicked";
+        private static final String NO_ROOT = "the kernel cannot mount its root file system";
+        private static final String REBOOTED = "the guest rebooted instead of powering off";
         /** Where a guest is on its way, in the order in which it gets there. */
         private static final Map<Pattern, String> STAGES = patterns(
                 "(?!)", "power-on",
@@ -822,7 +853,6 @@ final class VmAutoInstall implements Callable<Integer> {
                 "Powering system off", "power-off");
         private static final List<Pattern> STAGE_SIGNS = List.copyOf(STAGES.keySet());
         private static final List<String> STAGE_NAMES = List.copyOf(STAGES.values());
-        private static final int KERNEL = 2;
         private static final int PFI = 6;
         private static final int SCRIPT = 7;
         private static final int OFF = 9;
@@ -837,12 +867,10 @@ final class VmAutoInstall implements Callable<Integer> {
                 "^The operating system has halted\\.|^Please press any key to reboot\\.", "the guest halted without powering off",
                 "power-off failed|AcpiEnterSleepState failed", "ACPI cannot power the guest off",
                 "^giving up on \\d+ buffers", "the guest could not write all its data to the disk",
-                "^Rebooting\\.\\.\\.", "the guest rebooted instead of powering off");
-        /** The same, as long as the kernel does not speak. */
-        private static final Map<Pattern, String> EARLY_FAILURES = patterns(
-                "No /loader|Bad label|Bad partition|Bad format|fs probe failed", "the boot blocks find no loader",
-                "Unable to load |can't load 'kernel'|no bootable kernel", "the loader cannot load the kernel",
-                "Can't work out which disk", "the loader does not know its boot disk");
+                "^Rebooting\\.\\.\\.", REBOOTED,
+                "^No /loader|^Bad (label|partition|format)$|^fs probe failed", "the boot blocks find no loader",
+                "^Unable to load |^can't load 'kernel'|^no bootable kernel", "the loader cannot load the kernel",
+                "^Can't work out which disk", "the loader does not know its boot disk");
         /** What stands at the end of the output, waiting for somebody to type. */
         private static final Map<Pattern, String> QUESTIONS = patterns(
                 "^db> $", PANIC + " and sits in its debugger",
@@ -853,26 +881,30 @@ final class VmAutoInstall implements Callable<Integer> {
         private static final Map<Pattern, String> HINTS = patterns(
                 "No active remote repositories", "pkg has lost its repository file",
                 "lua script failed", "pkg's upgrade of itself failed in a lua script");
+        /** Tells the installer's boot loader, prompt by prompt, that the serial line is the kernel's console. */
+        private static final List<String> ANSWERS = List.of("9", "set console=comconsole\r", "boot\r");
         private static final Pattern MARK = Pattern.compile("STEP (\\d+): *(.*)|DONE WITH PHASE (\\d+)\\.|PHASE (\\d+) FAILED: *(.*)");
 
         final int phase;
+        private final Consumer<String> passed;
         int stage;
-        String step = "";
+        String where = "power-on"; // its stage, or the step of its script; where it failed
         Failure failure;
         boolean done;
         long bytes;
-        int prompts; // of the boot loader: its countdown is one, each OK another
-        final List<String> passed = new ArrayList<>(List.of("power-on")); // where it has been; whoever shows it clears it
-        private String reached = "power-on";
-        private final StringBuilder line = new StringBuilder(); // a char is a byte
-        private final Deque<String> last = new ArrayDeque<>();
-        private final TreeSet<String> hints = new TreeSet<>();
-        private String ended = ""; // a line that CR ended: LF keeps it, anything else overwrites it
-        private String failedAt;
+        private int prompts; // of the boot loader: its countdown is one, each OK another
+        private int answered;
+        final Set<String> hints = new TreeSet<>();
+        private String step = "";
         private String pfi = "the guest booted without looking for the phase's CD (a stale /etc/pfi.conf, or no rc.d/pfi)";
+        private final ByteArrayOutputStream line = new ByteArrayOutputStream();
+        private boolean returned; // by a CR: LF ends the line, anything else overwrites it
+        private final List<String> last = new ArrayList<>();
 
-        Watcher(int phase) {
+        /** Tells {@code passed} of each place that the guest reaches. */
+        Watcher(int phase, Consumer<String> passed) {
             this.phase = phase;
+            this.passed = passed;
         }
 
         private static Map<Pattern, String> patterns(String... pairs) {
@@ -885,37 +917,35 @@ final class VmAutoInstall implements Callable<Integer> {
 
         void feed(byte[] chunk) {
             for (byte next : chunk) {
-                bytes++;
-                accept(next & 0xff);
-            }
-        }
-
-        private void accept(int b) {
-            if (b == '\n' || b == '\r' || line.length() == 4096) {
-                String text = printable(new String(line.toString().getBytes(ISO_8859_1), UTF_8)).stripTrailing();
-                line.setLength(0);
-                read(text);
-                ended = text.isEmpty() ? ended : text;
-                if (b != '\r') {
-                    keep(ended);
-                    ended = "";
+                if (returned && next != '\n' && next != '\r') {
+                    line.reset();
+                }
+                returned = next == '\r';
+                if (next != '\n' && next != '\r') {
+                    line.write(next);
+                }
+                if (next == '\n' || line.size() == 4096) {
+                    String text = text().stripTrailing();
+                    line.reset();
+                    read(text);
+                    keep(text);
+                } else if ((next == ' ' || next == ':') && line.size() < 200) { // prompts are short, and a flood of text must not cost
+                    prompt(text());
                 }
             }
-            if (b != '\n' && b != '\r') {
-                ended = "";
-                line.append((char) b);
-            }
-            if ((b == ' ' || b == ':') && line.length() < 200) { // prompts are short, and a flood of text must not cost
-                prompt(printable(line.toString()));
-            }
+            bytes += chunk.length;
+        }
+
+        private String text() {
+            return printable(line.toString(UTF_8));
         }
 
         private void keep(String text) {
             if (!text.isEmpty()) {
-                last.addLast(text.length() > 200 ? text.substring(0, 200) + "..." : text);
+                last.add(text.length() > 200 ? text.substring(0, 200) + "..." : text);
             }
             if (last.size() > 15) {
-                last.removeFirst();
+                last.remove(0);
             }
         }
 
@@ -941,18 +971,22 @@ final class VmAutoInstall implements Callable<Integer> {
                 pfi = "pfi found the phase's CD but did not run the script, or that printed nothing";
             }
             Matcher mark = MARK.matcher(text);
-            if (phase > 0 && mark.matches()) {
-                mark(mark);
+            boolean marked = phase > 0 && mark.matches();
+            step = marked && mark.group(1) != null ? "step " + mark.group(1) + " (" + mark.group(2) + ")" : step;
+            String now = stage == SCRIPT && !step.isEmpty() ? step : STAGE_NAMES.get(stage);
+            if (failure == null && !now.equals(where)) {
+                where = now;
+                passed.accept(where);
             }
-            if (!where().equals(reached)) {
-                reached = where();
-                passed.add(reached);
+            String over = marked ? mark.group(3) != null ? mark.group(3) : mark.group(4) : null;
+            if (over != null && !over.equals("" + phase)) {
+                fail("the CD holds the script of phase " + over);
+            } else if (over != null && mark.group(3) == null) { // what it printed before says why
+                fail(hinted("its script gave up: " + mark.group(5) + (last.isEmpty() ? "" : ": " + last.get(last.size() - 1))));
             }
+            done |= over != null && failure == null;
             match(HINTS, text, hints::add);
             match(FAILURES, text, cause -> fail(cause + ": " + text));
-            if (stage < KERNEL) {
-                match(EARLY_FAILURES, text, cause -> fail(cause + ": " + text));
-            }
         }
 
         private static void match(Map<Pattern, String> patterns, String text, Consumer<String> then) {
@@ -963,54 +997,32 @@ final class VmAutoInstall implements Callable<Integer> {
             });
         }
 
-        private void mark(Matcher mark) {
-            String other = mark.group(3) != null ? mark.group(3) : mark.group(4);
-            if (other == null) {
-                step = "step " + mark.group(1) + " (" + mark.group(2) + ")";
-            } else if (!other.equals("" + phase)) {
-                fail("the CD holds the script of phase " + other);
-            } else if (mark.group(3) != null) {
-                done = true;
-            } else { // what it printed before says why
-                fail(hinted("its script gave up: " + mark.group(5) + (last.isEmpty() ? "" : ": " + last.getLast())));
-            }
+        private void fail(String cause) {
+            fail(1, cause);
         }
 
-        private void fail(String cause) {
-            if (failure == null) {
-                failedAt = where();
-                failure = new Failure(1, cause);
-            }
+        /** The first failure counts: it is the cause of the others. */
+        void fail(int code, String cause) {
+            failure = failure == null ? new Failure(code, cause) : failure;
+        }
+
+        /** What to type now. A key that came before its prompt would be lost. */
+        String keys() {
+            return asked() && prompts > answered ? ANSWERS.get(answered++) : "";
+        }
+
+        /** Whether the boot loader has yet to ask for something. */
+        boolean asked() {
+            return phase == 1 && answered < ANSWERS.size();
         }
 
         String hinted(String cause) {
             return hints.isEmpty() ? cause : cause + " (" + String.join("; ", hints) + ")";
         }
 
-        String where() {
-            return failedAt != null ? failedAt : stage == SCRIPT && !step.isEmpty() ? step : STAGE_NAMES.get(stage);
-        }
-
         /** The last lines, and what stands there without a line end. */
         List<String> lastLines() {
-            return Stream.concat(last.stream(), Stream.of(printable(line.toString())).filter(text -> !text.isBlank())).toList();
-        }
-    }
-
-    /** Tells the installer's boot loader that the serial line is the kernel's console. A key that comes too early is lost there. */
-    static final class Dialogue {
-        private static final List<String> ANSWERS = List.of("9", "set console=comconsole\r", "boot\r");
-        private int answered;
-        private long since;
-
-        /** What to type now, after so many prompts; null if the loader does not speak. */
-        String answer(int prompts, long nanos) {
-            if (answered < ANSWERS.size() && prompts > answered) {
-                since = nanos;
-                return ANSWERS.get(answered++);
-            }
-            // Under emulation the menu takes seconds, its answers less; the countdown of ten has long passed then.
-            return answered < ANSWERS.size() && nanos - since > 120e9 ? null : "";
+            return Stream.concat(last.stream(), Stream.of(text()).filter(text -> !text.isBlank())).toList();
         }
     }
 
@@ -1027,12 +1039,12 @@ final class VmAutoInstall implements Callable<Integer> {
     /** The nearest phases/ upwards that holds all three scripts, or the directory that was named. */
     private List<Path> findScripts() {
         for (Path above = userPath(""); above != null; above = above.getParent()) {
-            Path phases = phasesDir == null ? above.resolve("phases") : userPath(phasesDir);
-            if (SCRIPTS.stream().allMatch(script -> Files.isRegularFile(phases.resolve(script)))) {
-                say("phases: " + phases);
-                return SCRIPTS.stream().map(phases::resolve).toList();
-            } else if (phasesDir != null) {
-                throw new VmException(69, phases + " does not hold " + String.join(", ", SCRIPTS));
+            Path found = phases == null ? above.resolve("phases") : userPath(phases);
+            if (SCRIPTS.stream().allMatch(script -> Files.isRegularFile(found.resolve(script)))) {
+                say("phases: " + found);
+                return SCRIPTS.stream().map(found::resolve).toList();
+            } else if (phases != null) {
+                throw new VmException(69, found + " does not hold " + String.join(", ", SCRIPTS));
             }
         }
         throw new VmException(69, "no phases/ with " + String.join(", ", SCRIPTS) + " here or above: copy it from where "
@@ -1067,7 +1079,7 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
-    /** What is known of the phases whose disks are there, and of the installed disk: one being put in place counts if it got there. */
+    /** What is known of the phases whose disks are there, and of the clean disk: what was to become of it counts if it did. */
     private JsonObject readLedger() throws IOException {
         Path file = install("install.json");
         JsonObject ledger = Files.exists(file) ? json(Files.readString(file)) : new JsonObject();
@@ -1076,6 +1088,16 @@ final class VmAutoInstall implements Callable<Integer> {
         if (ledger.remove("placing") instanceof JsonObject placed && Files.exists(file("-clean.qcow2"))
                 && part(placed, "disk").equals(identity(file("-clean.qcow2")))) {
             ledger.put("installed", placed);
+            ledger.remove("provisioned");
+        }
+        Path kept = file(".snapshots").resolve("clean/snapshot.json");
+        if (ledger.has("provisioned") && Files.exists(kept)) {
+            JsonObject snapshot = json(Files.readString(kept));
+            JsonObject provisioned = part(ledger, "provisioned");
+            if (!snapshot.getBoolean("automatic") && snapshot.getString("made").compareTo(provisioned.getString("finished")) > 0) {
+                part(part(part(ledger, "installed"), "phases"), "" + LAST).put("inputs", provisioned.get("inputs"));
+                ledger.remove("provisioned");
+            }
         }
         return ledger;
     }
@@ -1143,26 +1165,23 @@ final class VmAutoInstall implements Callable<Integer> {
             throw new VmException(124, command.get(0) + " did not end within " + text(limit));
         } catch (InterruptedException interrupted) {
             throw new VmException(130, "interrupted");
+        } catch (IOException missing) {
+            throw new VmException(69, command.get(0) + " cannot be run (is it installed? 'vm-setup check' tells): " + missing.getMessage());
         }
     }
 
-    private Duration limit(String accelerator) {
-        return Duration.ofMinutes(timeLimit != null ? timeLimit : accelerator.equals("tcg") ? 240 : 60);
-    }
-
-    private static List<String> tail(Path file) throws IOException {
-        List<String> lines = Files.exists(file) ? printable(Files.readString(file, ISO_8859_1)).lines().toList() : List.of();
-        return lines.subList(Math.max(0, lines.size() - 10), lines.size());
+    private Duration limit() {
+        return Duration.ofMinutes(timeLimit != null ? timeLimit : accel.matches("kvm|hvf") ? 60 : 240);
     }
 
     private static String quoted(List<String> lines) {
         return lines.stream().map(line -> "  | " + line + "\n").collect(Collectors.joining());
     }
 
-    /** Without escape sequences, what a backspace took back, and control characters. */
+    /** Without escape sequences, what a backspace took back, and what a terminal takes for a command or a change of direction. */
     private static String printable(String text) {
         return text.replaceAll("\033(\\[[0-?]*[ -/]*[@-~]|\\][^\007\033]*\007?|[ -/]*[0-~])|[^\b]\b", "")
-                .replaceAll("[\\p{Cntrl}&&[^\n\t]]", "");
+                .replaceAll("[\\p{Cc}\\p{Cf}&&[^\n\t]]", "");
     }
 
     private static String text(Duration duration) {

@@ -8,7 +8,6 @@ import static java.nio.charset.StandardCharsets.UTF_8;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNull;
-import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.grack.nanojson.JsonObject;
@@ -23,7 +22,7 @@ import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.attribute.PosixFilePermissions;
-import java.time.Duration;
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HexFormat;
 import java.util.List;
@@ -69,8 +68,8 @@ class VmAutoInstallTest {
 
     // The console.
 
-    private static VmAutoInstall.Watcher watch(int phase, byte[] bytes, int chunk) {
-        VmAutoInstall.Watcher watcher = new VmAutoInstall.Watcher(phase);
+    private static VmAutoInstall.Watcher watch(int phase, byte[] bytes, int chunk, List<String> passed) {
+        VmAutoInstall.Watcher watcher = new VmAutoInstall.Watcher(phase, passed::add);
         for (int i = 0; i < bytes.length; i += chunk) {
             watcher.feed(Arrays.copyOfRange(bytes, i, Math.min(bytes.length, i + chunk)));
         }
@@ -78,57 +77,61 @@ class VmAutoInstallTest {
     }
 
     private static VmAutoInstall.Watcher watch(int phase, String text) {
-        return watch(phase, text.getBytes(UTF_8), Integer.MAX_VALUE / 2);
-    }
-
-    private static List<Object> state(VmAutoInstall.Watcher watcher) {
-        return Arrays.asList(watcher.stage, watcher.where(), watcher.failure, watcher.done, watcher.prompts, watcher.bytes,
-                watcher.lastLines());
+        return watch(phase, text.getBytes(UTF_8), Integer.MAX_VALUE / 2, new ArrayList<>());
     }
 
     @Test
-    void aWholePhaseIsFollowed() {
-        assertEquals(1, watch(1, LOADER).prompts);
-        assertEquals("the boot loader", watch(1, LOADER).where());
-        assertEquals(3, watch(1, LOADER + PROMPTS).prompts);
-        assertEquals("pfi", watch(1, LOADER + PROMPTS + KERNEL).where());
-        VmAutoInstall.Watcher script = watch(1, LOADER + PROMPTS + KERNEL + SCRIPT);
-        assertEquals("step 2 (gr\u00fc\u00dfe)", script.where());
-        assertFalse(script.done, "an echoed command is not the mark");
-        VmAutoInstall.Watcher end = watch(1, LOADER + PROMPTS + KERNEL + SCRIPT + END);
-        assertTrue(end.done);
-        assertEquals(List.of("power-on", "the boot loader", "the kernel's start", "the root mount", "rc", "pfi",
-                "step 1 (look at the machine)", "step 2 (gr\u00fc\u00dfe)", "the shutdown", "power-off"), end.passed, "all in one chunk");
-        assertNull(end.failure);
-        assertEquals("power-off", end.where());
-        assertEquals("acpi0: Powering system off", end.lastLines().get(end.lastLines().size() - 1));
+    void aWholePhaseIsFollowedInWhateverChunksItComes() {
+        List<String> passed = List.of("the boot loader", "the kernel's start", "the root mount", "rc", "pfi",
+                "step 1 (look at the machine)", "step 2 (gr\u00fc\u00dfe)", "the shutdown", "power-off");
+        byte[] phase = (LOADER + PROMPTS + KERNEL + SCRIPT + END).getBytes(UTF_8);
+        for (int chunk = 1; chunk <= phase.length; chunk++) {
+            List<String> seen = new ArrayList<>();
+            VmAutoInstall.Watcher end = watch(1, phase, chunk, seen);
+            assertEquals(passed, seen, "in chunks of " + chunk);
+            assertEquals("power-off, acpi0: Powering system off", end.where + ", " + end.lastLines().get(end.lastLines().size() - 1));
+            assertTrue(end.done && end.failure == null && end.bytes == phase.length);
+        }
+        assertFalse(watch(1, LOADER + PROMPTS + KERNEL + SCRIPT).done, "an echoed command is not the mark");
     }
 
     @Test
-    void chunksDoNotMatter() {
+    void chunksDoNotMatterToAHostileGuest() {
         ByteArrayOutputStream all = new ByteArrayOutputStream();
         all.writeBytes((LOADER + PROMPTS + KERNEL + SCRIPT).getBytes(UTF_8));
         all.writeBytes(new byte[] {0, 0, (byte) 0xff, (byte) 0xc3, 'x', '\r', '\n', 27, '[', '3', '1', ';', '\r', '\n', 27});
         all.writeBytes("c[1/9] Fetching go: 10%\r[1/9] Fetching go: 99%\rdone\r\n".getBytes(UTF_8));
         all.writeBytes("Fatal trap 12: page fault\r\npanic: oh\r\ndb> ".getBytes(UTF_8));
-        List<Object> whole = state(watch(1, all.toByteArray(), all.size()));
-        assertEquals(new VmAutoInstall.Failure(1, "the kernel panicked: Fatal trap 12: page fault"), whole.get(2));
-        for (int chunk = 1; chunk < all.size(); chunk++) {
-            assertEquals(whole, state(watch(1, all.toByteArray(), chunk)), "in chunks of " + chunk);
+        for (int chunk = 1; chunk <= all.size(); chunk++) {
+            VmAutoInstall.Watcher end = watch(1, all.toByteArray(), chunk, new ArrayList<>());
+            assertEquals(new VmAutoInstall.Failure(1, "the kernel panicked: Fatal trap 12: page fault"), end.failure);
+            assertEquals("step 2 (gr\u00fc\u00dfe)", end.where);
+            assertEquals(List.of("\ufffd\ufffdx", "31;", "done", "Fatal trap 12: page fault", "panic: oh", "db> "),
+                    end.lastLines().subList(end.lastLines().size() - 6, end.lastLines().size()), "in chunks of " + chunk);
         }
     }
 
     @Test
-    void lastLinesAreFitToPrint() {
-        VmAutoInstall.Watcher watcher = watch(2, "\033]0;title\007\033[31mred\033[0m \000\007plain\r\n"
-                + "10%\r20%\rfinished\r\n\r\n\r\nprompt? ");
-        assertEquals(List.of("red plain", "finished", "prompt? "), watcher.lastLines());
-        byte[] bad = {(byte) 0xc3, 'a', (byte) 0x9b, '3', '1', 'm', '\n'};
-        assertFalse(watch(2, bad, 1).lastLines().get(0).matches(".*\\p{Cntrl}.*"));
-        VmAutoInstall.Watcher huge = watch(2, "x".repeat(3_000_000) + "\r\nSTEP 4: after it\r\n" + "y\n".repeat(100));
-        assertEquals("step 4 (after it)", huge.where());
-        assertEquals(15, huge.lastLines().size());
-        assertTrue(watch(2, "z".repeat(100_000)).lastLines().stream().allMatch(line -> line.length() < 5000));
+    void whatIsShownCannotHarmATerminal() {
+        assertEquals(List.of("red plain", "finished", "prompt? "), watch(2, "\033]0;title\007\033[31mred\033[0m \000\007plain\r\n"
+                + "10%\r20%\rfinished\r\n\r\n\r\nprompt? ").lastLines());
+        VmAutoInstall.Watcher hostile = watch(2, "STEP 1: \u009b31m\u202eevil\033[2J\007\033]52;c;aGk=\007\n"
+                + "\033[\033[31mnested \u0085\u009d0;x\u009c a\bb\n");
+        assertEquals("step 1 (31mevil)", hostile.where);
+        String shown = String.join("|", hostile.lastLines());
+        assertFalse(shown.matches("(?s).*[\\p{Cc}\\p{Cf}].*"), shown);
+    }
+
+    @Test
+    void aFloodCostsNeitherMemoryNorTime() {
+        long start = System.nanoTime();
+        for (String flood : List.of("x".repeat(3_000_000), "a: ".repeat(1_000_000), "\r.".repeat(1_000_000), "\033[".repeat(1_000_000))) {
+            VmAutoInstall.Watcher huge = watch(2, flood + "\r\nSTEP 4: after it\r\n" + "y\n".repeat(100));
+            assertEquals("step 4 (after it)", huge.where);
+            assertEquals(15, huge.lastLines().size());
+            assertTrue(watch(2, flood).lastLines().stream().allMatch(line -> line.length() < 5000));
+        }
+        assertTrue(System.nanoTime() - start < 60e9, "24 MB in a minute, on any machine");
     }
 
     @ParameterizedTest
@@ -170,9 +173,11 @@ class VmAutoInstallTest {
             """)
     void everyKnownFailureIsSeen(String console, String cause) {
         String text = console.replace("\\r", "\r").replace("\\n", "\n").replace("\\s", " ");
-        VmAutoInstall.Watcher watcher = watch(2, text);
-        assertEquals(1, watcher.failure.code(), watcher.failure.cause());
-        assertTrue(watcher.failure.cause().contains(cause), watcher.failure.cause());
+        for (int chunk = 1; chunk <= 40; chunk++) {
+            VmAutoInstall.Watcher watcher = watch(2, text.getBytes(UTF_8), chunk, new ArrayList<>());
+            assertEquals(1, watcher.failure.code(), watcher.failure.cause());
+            assertTrue(watcher.failure.cause().contains(cause), watcher.failure.cause());
+        }
         assertTrue(text.contains("/loader: ") || watch(2, "# " + text.stripTrailing()).failure == null, "no line yet");
     }
 
@@ -195,43 +200,38 @@ class VmAutoInstallTest {
                 + "PHASE 2 FAILED: upgrade\n");
         assertEquals("its script gave up: upgrade: mirror gone "
                 + "(pkg has lost its repository file; pkg's upgrade of itself failed in a lua script)", watcher.failure.cause());
-        assertEquals("step 3 (upgrade)", watcher.where());
+        assertEquals("step 3 (upgrade)", watcher.where);
         String mended = "pkg: lua script failed\nNo active remote repositories configured.\nSTEP 4: go on\n";
         assertNull(watch(2, mended).failure, "phase 2 mends both");
     }
 
     @Test
     void theLoaderIsAnsweredAndNotTypedAt() {
-        VmAutoInstall.Dialogue dialogue = new VmAutoInstall.Dialogue();
-        VmAutoInstall.Watcher watcher = new VmAutoInstall.Watcher(1);
-        assertEquals("", dialogue.answer(watcher.prompts, 0));
-        watcher.feed(LOADER.getBytes(UTF_8));
-        assertEquals("9", dialogue.answer(watcher.prompts, 1));
-        watcher.feed("\rBooting in 9 seconds... 9\r\nType '?' for a list of commands\r\n".getBytes(UTF_8));
-        assertEquals("", dialogue.answer(watcher.prompts, 2));
-        watcher.feed("OK ".getBytes(UTF_8));
-        assertEquals("set console=comconsole\r", dialogue.answer(watcher.prompts, 3));
-        watcher.feed("set console=comconsole\r\n".getBytes(UTF_8));
-        assertEquals("", dialogue.answer(watcher.prompts, 4));
-        watcher.feed("OK ".getBytes(UTF_8));
-        assertEquals("boot\r", dialogue.answer(watcher.prompts, 5));
-        assertEquals("", dialogue.answer(watcher.prompts, Duration.ofHours(1).toNanos()), "it has said all it had to say");
-        assertNull(new VmAutoInstall.Dialogue().answer(0, Duration.ofMinutes(5).toNanos()), "a loader that never speaks");
+        VmAutoInstall.Watcher watcher = new VmAutoInstall.Watcher(1, step -> { });
+        String said = "";
+        for (String[] turn : new String[][] {{"", ""}, {LOADER, "9"}, {"\rBooting in 9 seconds... 9\r\nType '?' for a list\r\n", ""},
+            {"OK ", "set console=comconsole\r"}, {"set console=comconsole\r\n", ""}, {"OK ", "boot\r"}, {"boot\r\nOK ", ""}}) {
+            assertEquals(!said.endsWith("boot\r"), watcher.asked());
+            watcher.feed(turn[0].getBytes(UTF_8));
+            assertEquals(turn[1], watcher.keys(), "after " + turn[0]);
+            assertEquals("", watcher.keys(), "nothing is typed twice");
+            said += turn[1];
+        }
+        assertEquals("", watch(2, LOADER).keys(), "an installed disk needs no typing");
     }
 
     @Test
     void aPhaseSucceedsByItsMarkFollowedByPowerOffOnly() {
         VmAutoInstall.Watcher good = watch(1, KERNEL + SCRIPT + END);
-        assertNull(VmAutoInstall.verdict(good, "guest-shutdown", 0, ""));
-        assertNull(VmAutoInstall.verdict(good, null, 0, ""), "the event may be lost, the console has seen the power-off");
-        assertEquals(1, VmAutoInstall.verdict(good, "guest-reset", 0, "").code());
-        assertEquals(69, VmAutoInstall.verdict(good, "host-signal", 0, "").code());
-        assertTrue(VmAutoInstall.verdict(good, null, 137, "").cause().contains("signal 9"));
-        assertTrue(VmAutoInstall.verdict(good, null, 1, "could not open").cause().contains("could not open"));
+        assertNull(VmAutoInstall.verdict(good, "guest-shutdown", 0));
+        assertNull(VmAutoInstall.verdict(good, null, 0), "the event may be lost, the console has seen the power-off");
+        assertEquals(1, VmAutoInstall.verdict(good, "guest-reset", 0).code());
+        assertEquals(69, VmAutoInstall.verdict(good, "host-signal", 0).code());
+        assertTrue(VmAutoInstall.verdict(good, null, 137).cause().contains("signal 9"));
         VmAutoInstall.Watcher unfinished = watch(1, KERNEL + SCRIPT + END.replace("DONE", "DUNE"));
-        assertTrue(VmAutoInstall.verdict(unfinished, "guest-shutdown", 0, "").cause().contains("never said DONE"));
+        assertTrue(VmAutoInstall.verdict(unfinished, "guest-shutdown", 0).cause().contains("never said DONE"));
         VmAutoInstall.Watcher cut = watch(1, KERNEL + SCRIPT + "DONE WITH PHASE 1.\n");
-        assertEquals(69, VmAutoInstall.verdict(cut, null, 0, "").code(), "no power-off was seen");
+        assertEquals(69, VmAutoInstall.verdict(cut, null, 0).code(), "no power-off was seen");
     }
 
     // The CD.
@@ -298,23 +298,36 @@ class VmAutoInstallTest {
         }
     }
 
-    @Test
-    void whatCannotWorkInTheGuestIsRefused() throws IOException {
-        assertRefused("CR line ends", () -> VmAutoInstall.discOf(script("phase1-x.sh", "#!/bin/sh\r\ntrue\r\n"), new TreeMap<>()));
-        Path script = script("phase2-x.sh", "#!/bin/sh\n");
-        Files.setPosixFilePermissions(script, PosixFilePermissions.fromString("rw-r--r--"));
-        assertRefused("chmod +x", () -> VmAutoInstall.discOf(script, new TreeMap<>()));
-        for (String name : List.of("Upper.sh", "two.dots.sh", "sp ace.sh", "minus-minus.sh", "\u00e9.sh", "a".repeat(31))) {
-            assertRefused("does not fit", () -> VmAutoInstall.discName(Path.of(name)));
+    @ParameterizedTest
+    @CsvSource(delimiter = '|', textBlock = """
+            phase1-x.sh     | \\r\\n | rwxr-xr-x | vm.conf      | CR line ends
+            phase2-x.sh     | \\n    | rw-r--r-- | vm.conf      | chmod +x
+            phase2          | \\n    | rwxr-xr-x | vm.conf      | name it NAME.sh
+            mine.sh         | \\n    | rwxr-xr-x | pfi.conf     | must not be among the data files
+            mine.sh         | \\n    | rwxr-xr-x | mine.sh      | must not be among the data files
+            mine.sh         | \\n    | rwxr-xr-x | Upper        | the name Upper does not fit
+            mine.sh         | \\n    | rwxr-xr-x | two.dots.sh  | the name two.dots.sh does not fit
+            mine.sh         | \\n    | rwxr-xr-x | sp ace       | the name sp ace does not fit
+            mine.sh         | \\n    | rwxr-xr-x | min-us       | the name min-us does not fit
+            mine.sh         | \\n    | rwxr-xr-x | \u00e9       | does not fit
+            mine.sh         | \\n    | rwxr-xr-x | a234567890123456789012345678901 | at most 30
+            mine.sh         | \\n    | rwxr-xr-x | directory/x  | must be a directory of plain files
+            phase1 twice.sh | \\n    | rwxr-xr-x | vm.conf      | 0
+            """)
+    void whatCannotWorkInTheGuestIsRefused(String script, String end, String mode, String data, String message) throws IOException {
+        Path file = script(script, "#!/bin/sh" + end.replace("\\r", "\r").replace("\\n", "\n"));
+        Files.setPosixFilePermissions(file, PosixFilePermissions.fromString(mode));
+        Files.createDirectories(tmp.resolve("data/" + data).getParent());
+        Files.writeString(tmp.resolve("data/" + data), "x");
+        Path iso = tmp.resolve("out.iso");
+        boolean fits = message.equals("0");
+        assertEquals(fits ? 0 : 2, run("make-iso", file.toString(), iso.toString(), tmp.resolve("data").toString()));
+        assertEquals(fits, Files.exists(iso));
+        if (!fits) {
+            says(message);
+            assertEquals(1, err.toString().lines().count(), err.toString());
+            assertFalse(Files.exists(vmDir()), "nothing is made");
         }
-        assertEquals("authorized_keys", VmAutoInstall.discName(Path.of("/x y/authorized_keys")));
-        assertTrue(VmAutoInstall.discOf(script("mine.sh", "#!/bin/sh\n"), new TreeMap<>()).containsKey("mine.sh"));
-    }
-
-    private static void assertRefused(String message, org.junit.jupiter.api.function.Executable work) {
-        VmAutoInstall.VmException refused = assertThrows(VmAutoInstall.VmException.class, work);
-        assertEquals(2, refused.exitCode);
-        assertTrue(refused.getMessage().contains(message), refused.getMessage());
     }
 
     // Command line and settings.
@@ -391,13 +404,18 @@ class VmAutoInstallTest {
     }
 
     @Test
-    void theCommandLineIsStrict() {
+    void theCommandLineIsStrict() throws IOException {
         assertEquals(2, run("--forse"));
         says("--force");
         assertEquals(2, run("--from", "3", "--to", "2"));
         assertEquals(2, run("--to", "4"));
         assertEquals(2, run("run-phase", "4", "x.iso"));
         assertEquals(2, run("make-iso", "/nowhere/x.sh", tmp.resolve("o.iso").toString()));
+        String mine = script("mine.sh", "#!/bin/sh\n").toString();
+        for (String out : List.of("/nowhere/o.iso", tmp.toString())) {
+            assertEquals(2, run("make-iso", mine, out));
+            says("cannot write the CD to " + out);
+        }
         assertEquals(0, run("--help"));
         assertTrue(out.toString().contains("Exit codes"));
         for (String command : List.of("make-iso", "run-phase", "provision", "clean-phases")) {
@@ -441,26 +459,25 @@ class VmAutoInstallTest {
 
     @Test
     void theMachineIsTheOneTheScriptsExpect() {
-        VmAutoInstall.Machine machine = new VmAutoInstall.Machine("tcg", "qemu64", "2G", 2, List.of("-more"));
+        VmAutoInstall tool = new VmAutoInstall();
+        CommandLine.populateCommand(tool, "--accel", "tcg", "--memory", "2G", "--cpus", "3", "--qemu-args", "-more");
         Path odd = Path.of("/a,b 'c\"/d:e");
-        List<Path> cds = List.of(odd.resolve("i"), odd.resolve("p"), odd.resolve("i"));
-        List<String> phase1 = VmAutoInstall.qemuCommand(machine, "x", odd.resolve("disk"), cds, Path.of("/q,q"), 0);
+        List<String> phase1 = tool.qemuCommand("x", odd.resolve("disk"), List.of(odd.resolve("i"), odd, odd), Path.of("/q,q"), 0);
         assertEquals("-more", phase1.get(phase1.size() - 1));
+        assertTrue(String.join(" ", phase1).contains(" -accel tcg -cpu qemu64 -m 2G -smp 3 "), phase1.toString());
         assertTrue(phase1.containsAll(List.of("-no-reboot", "virtio-net-pci,netdev=net0", "user,id=net0",
                 "scsi-hd,drive=disk0,bus=scsi0.0,bootindex=1", "ide-cd,drive=cd0,bus=ide.0,unit=0,bootindex=0",
-                "ide-cd,drive=cd1,bus=ide.0,unit=1", "ide-cd,drive=cd2,bus=ide.1,unit=0")), phase1.toString());
-        assertTrue(phase1.contains("socket,id=qmp0,server=on,wait=off,path=/q,,q"), phase1.toString());
+                "ide-cd,drive=cd1,bus=ide.0,unit=1", "ide-cd,drive=cd2,bus=ide.1,unit=0",
+                "socket,id=qmp0,server=on,wait=off,path=/q,,q")), phase1.toString());
         String disk = phase1.stream().filter(word -> word.contains("\"disk0\"")).findFirst().orElseThrow();
         for (String part : List.of("\"/a,b 'c\\\"/d:e/disk\"", "\"detect-zeroes\":\"unmap\"", "\"no-flush\":true")) {
             assertTrue(disk.contains(part), disk);
         }
-        List<String> phase2 = VmAutoInstall.qemuCommand(machine, "x", odd, List.of(odd), Path.of("/q"), 0);
-        assertTrue(phase2.contains("scsi-hd,drive=disk0,bus=scsi0.0,bootindex=0"), phase2.toString());
-        assertTrue(phase2.contains("ide-cd,drive=cd0,bus=ide.0,unit=0"), phase2.toString());
-        List<String> verify = VmAutoInstall.qemuCommand(machine, "x", odd, List.of(), Path.of("/q"), 2345);
-        assertTrue(verify.contains("user,id=net0,hostfwd=tcp:127.0.0.1:2345-:22"), verify.toString());
+        assertTrue(tool.qemuCommand("x", odd, List.of(odd), odd, 0).containsAll(List.of(
+                "scsi-hd,drive=disk0,bus=scsi0.0,bootindex=0", "ide-cd,drive=cd0,bus=ide.0,unit=0")));
+        assertTrue(tool.qemuCommand("x", odd, List.of(), odd, 2345).contains("user,id=net0,hostfwd=tcp:127.0.0.1:2345-:22"));
         assertEquals(List.of("qemu-img", "create", "-q", "-f", "qcow2", "-b", "phase2.qcow2", "-F", "qcow2", "/v/p"),
-                VmAutoInstall.createDisk(Path.of("/v/p"), 3, "9G"));
+                VmAutoInstall.createDisk(Path.of("/v/p"), "9G", "phase2.qcow2"));
     }
 
     @Test
@@ -509,8 +526,9 @@ class VmAutoInstallTest {
         assertEquals(new VmAutoInstall.Start(4, ""), VmAutoInstall.firstChange(phases, same));
         JsonObject edited = ledger("{" + two + ", '3': {'inputs': {'its script': 'x'}}}");
         assertEquals(new VmAutoInstall.Start(3, "changed since: its script"), VmAutoInstall.firstChange(phases, edited));
-        assertEquals(new VmAutoInstall.Start(1, "changed since: VM_DISK_SIZE, its script"), VmAutoInstall.firstChange(phases,
-                ledger("{'1': {'inputs': {'its script': 'x', 'VM_DISK_SIZE': '9G'}}}")));
+        phases.get(0).inputs().put("VM_DISK_SIZE", "20G");
+        assertEquals(new VmAutoInstall.Start(1, "changed since: VM_DISK_SIZE (9G -> 20G), gone, its script"), VmAutoInstall.firstChange(
+                phases, ledger("{'1': {'inputs': {'its script': 'x', 'VM_DISK_SIZE': '9G', 'gone': '1'}}}")));
     }
 
     private static JsonObject ledger(String json) throws Exception {
@@ -572,7 +590,7 @@ class VmAutoInstallTest {
         says("its script gave up: fetch: no route to host");
         says("  | no route to host\n");
         says("whole log: " + install("phase2.log"));
-        says("to go on from there: vm-auto-install --from 2\n");
+        says("to go on from there: vm-auto-install run-phase 2 '" + tmp);
         assertEquals("\u0089PNG", new String(Files.readAllBytes(install("phase2.png")), ISO_8859_1).substring(0, 4));
         assertEquals("an older one", Files.readString(install("phase2.qcow2")));
         assertTrue(ProcessHandle.current().descendants().noneMatch(VmAutoInstallTest::isQemu), "QEMU is gone");
@@ -612,19 +630,29 @@ class VmAutoInstallTest {
         throw new AssertionError("no QEMU");
     }
 
-    @Test
-    void killedWithoutMercyItTakesQemuAlong() throws Exception {
+    /** Ends the tool from outside while a guest runs: QEMU goes with it, and the next run needs no cleaning up. */
+    @ParameterizedTest
+    @CsvSource({"KILL, 137", "TERM, 143", "INT, 130"})
+    void whoeverEndsItTakesQemuAlong(String signal, int code) throws Exception {
         String[] command = secondPhaseOf("STEP 1: wait\r\n", HANG);
-        ProcessBuilder tool = new ProcessBuilder("java", "-cp", System.getProperty("java.class.path"), "VmAutoInstall");
-        tool.command().addAll(List.of(command));
-        tool.environment().putAll(Map.of("VM_DIR", vmDir().toString(), "VM_ACCEL", "tcg"));
-        Process process = tool.redirectErrorStream(true).redirectOutput(tmp.resolve("tool.out").toFile()).start();
-        ProcessHandle qemu = awaitQemu(process.toHandle());
-        process.destroyForcibly().waitFor();
+        Process tool = tool(command).redirectOutput(tmp.resolve("tool.out").toFile()).start();
+        ProcessHandle qemu = awaitQemu(tool.toHandle());
+        assertEquals(0, new ProcessBuilder("kill", "-" + signal, "" + tool.pid()).start().waitFor());
+        assertTrue(tool.waitFor(30, TimeUnit.SECONDS));
+        assertEquals(code, tool.exitValue());
         qemu.onExit().get(10, TimeUnit.SECONDS);
-        assertTrue(Files.exists(install("phase2.part")));
-        assertEquals(0, run(secondPhaseOf("DONE WITH PHASE 2.\r\n", POWER_OFF)), err.toString()); // without any cleaning up
+        assertFalse(Files.readString(tmp.resolve("tool.out")).contains("failed"), "nothing went wrong but the signal");
+        assertEquals(signal.equals("KILL"), Files.exists(install("phase2.part")), "only a kill -9 leaves it to the next run");
+        assertEquals(0, run(secondPhaseOf("DONE WITH PHASE 2.\r\n", POWER_OFF)), err.toString());
         assertFalse(Files.exists(install("phase2.part")));
+    }
+
+    /** The tool in a process of its own, both its outputs in one. */
+    private ProcessBuilder tool(String... arguments) {
+        ProcessBuilder tool = new ProcessBuilder("java", "-cp", System.getProperty("java.class.path"), "VmAutoInstall");
+        tool.command().addAll(List.of(arguments));
+        tool.environment().putAll(Map.of("VM_DIR", vmDir().toString(), "VM_ACCEL", "tcg", "VM_PHASES", tmp.resolve("phases").toString()));
+        return tool.redirectErrorStream(true);
     }
 
     // What a person still wants.
@@ -644,6 +672,23 @@ class VmAutoInstallTest {
         assertEquals(69, run("--force", "--yes"));
         says("vm-ctl stop");
         assertEquals("precious", Files.readString(clean));
+    }
+
+    @Test
+    void onATerminalItAsks() throws Exception {
+        phaseScripts();
+        installer();
+        Files.writeString(vmDir().resolve("dfly-vm-clean.qcow2"), "precious");
+        ProcessBuilder asked = tool("--dfly-version", "6.4.2");
+        asked.command(List.of("script", "-qec", VmAutoInstall.shellQuoted(asked.command()), "/dev/null"));
+        Process process = asked.start();
+        process.getOutputStream().write("n\n".getBytes(UTF_8));
+        process.getOutputStream().flush();
+        String said = new String(process.getInputStream().readAllBytes(), UTF_8);
+        assertEquals(2, process.waitFor(), said);
+        assertTrue(said.contains("this replaces VM dfly-vm with all its snapshots. Go on? [y/N] "), said);
+        assertTrue(said.contains("nothing was changed"), said);
+        assertEquals("precious", Files.readString(vmDir().resolve("dfly-vm-clean.qcow2")));
     }
 
     @ParameterizedTest
