@@ -39,6 +39,7 @@ import java.net.Socket;
 import java.net.StandardProtocolFamily;
 import java.net.UnixDomainSocketAddress;
 import java.nio.ByteBuffer;
+import java.nio.channels.AsynchronousCloseException;
 import java.nio.channels.Channels;
 import java.nio.channels.FileChannel;
 import java.nio.channels.ServerSocketChannel;
@@ -73,7 +74,6 @@ import java.util.SortedMap;
 import java.util.TreeMap;
 import java.util.concurrent.Callable;
 import java.util.concurrent.CompletableFuture;
-import java.util.concurrent.Executor;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
 import java.util.function.Function;
@@ -83,6 +83,7 @@ import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import java.util.zip.CRC32C;
+import java.util.zip.CheckedInputStream;
 import org.zeroturnaround.exec.ProcessExecutor;
 import org.zeroturnaround.exec.ProcessResult;
 import picocli.CommandLine;
@@ -179,8 +180,8 @@ final class VmCtl {
                 description = "The host's port to the guest's sshd (VM_SSH_PORT; default: 2222 or the next free one).")
         String sshPort;
 
-        @Option(names = "--forward", paramLabel = "HOST:GUEST",
-                description = "Forward one more port of 127.0.0.1 to the guest, as 8080:80; may be repeated.")
+        @Option(names = "--forward", paramLabel = "HOST:GUEST", description = "Forward one more port of 127.0.0.1 to the guest, as "
+            + "8080:80; may be repeated. restart and restore keep those of the running VM.")
         List<String> forwards;
 
         @Option(names = "--timeout", defaultValue = "15m", paramLabel = "TIME",
@@ -196,17 +197,14 @@ final class VmCtl {
             @Option(names = "--dry-run", description = "Print the commands, shell-quoted, and do nothing.") boolean dryRun)
             throws IOException {
         openVm();
-        if (!Files.exists(vm.disk()) && !Files.exists(vm.clean())) {
-            throw new VmException(69, "there is no disk for " + vm.name() + " in " + vm.dir() + ": run vm-auto-install, or vm-ctl install");
-        }
         Boot boot = boot(machine, !noWait, List.of());
         if (dryRun) {
-            Optional<Snapshot> below = vm.below();
+            Snapshot below = vm.below().orElse(null);
             if (!Files.exists(vm.disk())) {
-                answer(shellQuoted(overlayCommand(below.map(Snapshot::disk).orElse(vm.clean()), vm.disk())));
+                answer(shellQuoted(overlayCommand(below == null ? vm.clean() : below.disk(), vm.disk())));
             }
-            boolean incoming = below.isPresent() && below.get().ramProblem(boot.hardware()).isEmpty();
-            answer(shellQuoted(qemuArguments(vm, boot, freePorts(boot.port()).get(0), incoming)));
+            boolean warm = below != null && below.ramProblem(boot.hardware()) == null;
+            answer(shellQuoted(qemuArguments(vm, boot, freePorts(boot.port()).get(0), warm ? below.ram() : null)));
             return 0;
         }
         locked("start", () -> {
@@ -221,7 +219,7 @@ final class VmCtl {
             if (!noWait) {
                 awaitAnswer(running, boot.limit());
             }
-            say(vm.name() + " runs already: ssh on port " + running.getInt("port") + " (pid " + running.getLong("pid") + ")");
+            say(vm.name() + " runs already: " + describe(running));
         });
         return 0;
     }
@@ -231,14 +229,7 @@ final class VmCtl {
     int stop(@Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.") boolean force)
             throws IOException {
         openVm();
-        locked("stop", () -> {
-            JsonObject running = running();
-            if (running == null) {
-                say(vm.name() + " is not running");
-            } else {
-                shutDown(running, force);
-            }
-        });
+        locked("stop", () -> shutDown(force));
         return 0;
     }
 
@@ -246,8 +237,13 @@ final class VmCtl {
     int restart(@Mixin Machine machine,
             @Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.") boolean force)
             throws IOException {
-        stop(force);
-        return start(machine, false, false);
+        openVm();
+        Boot boot = boot(machine, true, List.of());
+        locked("restart", () -> {
+            shutDown(force);
+            boot(boot, true);
+        });
+        return 0;
     }
 
     @Command(name = "status", footer = {"", "Example: vm-ctl status --json", "A stopped VM is exit code 3, a panicked or hung one 69."},
@@ -258,7 +254,7 @@ final class VmCtl {
         openVm();
         Report report = report(vm);
         JsonObject running = report.running();
-        JsonObject answer = object("name", vm.name(), "state", report.state().name().toLowerCase(Locale.ROOT), "reason", report.reason());
+        JsonObject answer = object("name", vm.name(), "state", report.state(), "reason", report.reason());
         for (String key : List.of("pid", "port", "accel", "memory", "cpus", "forwards")) {
             answer.put(key, running == null ? null : running.get(key));
         }
@@ -276,7 +272,7 @@ final class VmCtl {
             answer.values().removeAll(Arrays.asList(null, List.of()));
             answer.forEach((key, value) -> answer(String.format("%-14s %s", key, value.toString().replaceAll("^\\[|]$", ""))));
         }
-        return report.state().exitCode;
+        return report.exitCode();
     }
 
     @Command(name = "list", footer = {"", "Example: vm-ctl list"}, description = "List all VMs in VM_DIR.")
@@ -285,13 +281,13 @@ final class VmCtl {
         for (String name : vm.names()) {
             Report report = report(new Vm(vm.dir(), name));
             String where = report.running() == null ? "" : "  port " + report.running().getInt("port");
-            answer(String.format("%-20s %s%s", name, report.state().name().toLowerCase(Locale.ROOT), where));
+            answer(String.format("%-20s %s%s", name, report.state(), where));
         }
         return 0;
     }
 
     @Command(name = "snapshot", footer = {"", "Example: vm-ctl snapshot before-upgrade; vm-ctl snapshot --list"},
-            description = "Freeze the VM under a name: the disk of a stopped one, disk and RAM of a running one. Nothing is copied.")
+            description = "Freeze the VM under a name: the disk of a stopped one, disk and RAM of a running one. No disk is copied.")
     int snapshot(@Parameters(arity = "0..1", paramLabel = "NAME", defaultValue = CLEAN,
             description = "Default: ${DEFAULT-VALUE}.") String name,
             @Option(names = "--list", description = "List the snapshots.") boolean list,
@@ -317,14 +313,13 @@ final class VmCtl {
             JsonObject running = running();
             if (running != null && running.getBoolean("byHand")) {
                 say("shutting down: the RAM of a VM with the installer's CDs is not worth keeping");
-                shutDown(running, false);
+                shutDown(false);
                 Files.deleteIfExists(vm.file(".setup.iso")); // the root password is on it
-                running = null;
             }
-            if (running != null) {
+            if (running() != null) {
                 freezeRunning(running, name, false, Duration.ofMinutes(15));
             } else {
-                thaw(vm.freeze(name, null, false));
+                thaw(vm.freeze(name, object(), false));
                 say("froze the disk as " + name);
             }
         });
@@ -339,20 +334,19 @@ final class VmCtl {
             throws IOException {
         openVm();
         checkSnapshotName(name);
-        if (vm.snapshot(name).isEmpty() && !(name.equals(CLEAN) && Files.exists(vm.clean()))) {
-            throw new VmException(69, vm.name() + " has no usable snapshot " + name + "; it has: "
-                    + vm.snapshots().stream().map(Snapshot::name).collect(Collectors.joining(", ")));
+        Snapshot snapshot = vm.snapshot(name).orElse(null);
+        if (snapshot == null && !(name.equals(CLEAN) && Files.exists(vm.clean()))) {
+            throw new VmException(69, vm.name() + " has no usable snapshot " + name + (name.equals(CLEAN)
+                    ? ": run vm-auto-install, or vm-ctl install" : ": vm-ctl snapshot --list names those it has"));
         }
         Boot boot = boot(machine, true, List.of());
         locked("restore", () -> {
             JsonObject running = running();
             if (running != null) {
-                closeSshMaster();
                 kill(running.getLong("pid")); // its disk is thrown away: nothing to write back
             }
-            Optional<Snapshot> snapshot = vm.snapshot(name);
-            overlay(snapshot.map(Snapshot::disk).orElse(vm.clean()));
-            if (running != null || snapshot.isPresent() && snapshot.get().ram() != null) {
+            overlay(vm.snapshot(name).map(Snapshot::disk).orElse(vm.clean()));
+            if (running != null || snapshot != null && snapshot.ram() != null) {
                 boot(boot, true);
             } else {
                 say("restored the disk of " + name + ": vm-ctl start boots it");
@@ -367,7 +361,8 @@ final class VmCtl {
             throws IOException {
         openVm();
         if (log) {
-            return followLog();
+            followLog();
+            return 0;
         }
         needRunning();
         boolean terminal = isTerminal();
@@ -376,8 +371,16 @@ final class VmCtl {
             interactive(List.of("stty", "raw", "-echo"), null);
         }
         try (SocketChannel guest = SocketChannel.open(UnixDomainSocketAddress.of(vm.socket(".console")))) {
-            CompletableFuture.anyOf(inBackground(Channels.newInputStream(guest), System.out, -1),
-                    inBackground(System.in, Channels.newOutputStream(guest), terminal ? 0x1d : -1)).join();
+            Thread keyboard = new Thread(() -> type(guest, terminal ? 0x1d : -1));
+            keyboard.setDaemon(true); // it waits for a key that need not come
+            keyboard.start();
+            ByteBuffer said = ByteBuffer.allocate(1 << 16);
+            while (guest.read(said.clear()) >= 0) {
+                System.out.write(said.array(), 0, said.position());
+                System.out.flush();
+            }
+        } catch (AsynchronousCloseException detached) {
+            return 0;
         } finally {
             if (terminal) {
                 interactive(List.of("stty", "sane"), null);
@@ -386,16 +389,22 @@ final class VmCtl {
         return 0;
     }
 
+    /** Sends what is typed to the guest, until the end or the key that detaches. */
+    private static void type(SocketChannel guest, int detach) {
+        try (guest) {
+            for (int key = System.in.read(); key >= 0 && key != detach; key = System.in.read()) {
+                guest.write(ByteBuffer.wrap(new byte[] {(byte) key}));
+            }
+        } catch (IOException gone) {
+            // the reading side sees it too, and ends the command
+        }
+    }
+
     @Command(name = "screenshot", footer = {"", "Example: vm-ctl screenshot now.png"}, description = "Write what the guest's screen shows.")
     int screenshot(@Parameters(paramLabel = "FILE.png", description = "Where to.") Path file) throws IOException {
         openVm();
         needRunning();
-        if (!Files.isDirectory(file.toAbsolutePath().getParent())) {
-            throw new VmException(69, "there is no directory " + file.toAbsolutePath().getParent());
-        }
-        Path beside = vm.file(".screenshot.png");
-        qmp("screendump", "filename", beside.toString(), "format", "png");
-        Files.move(beside, file.toAbsolutePath(), StandardCopyOption.REPLACE_EXISTING);
+        qmp("screendump", "filename", file.toAbsolutePath().toString(), "format", "png");
         return 0;
     }
 
@@ -411,14 +420,21 @@ final class VmCtl {
             "Several words are a command and its arguments; a single one is a line for the guest's sh."},
             description = "Run a command in the guest, with this command's input; its exit code is the exit code.")
     int exec(@Parameters(arity = "1..*", paramLabel = "WORD", description = "The command, after --.") List<String> words,
-            @Option(names = "--env", paramLabel = "K=V", description = "Set a variable for it; may be repeated.")
-            Map<String, String> environment,
-            @Option(names = "--timeout", paramLabel = "TIME", description = "Leave it after this long: exit code 124.") String timeout)
-            throws IOException {
+            @Option(names = "--env", paramLabel = "K=V", description = "Set a variable for it; may be repeated.") List<String> environment,
+            @Option(names = "--timeout", paramLabel = "TIME",
+                    description = "Kill it with its process group after this long: exit code 124.") String timeout) throws IOException {
         openVm();
+        Duration limit = timeout == null ? null : duration(timeout);
+        List<String> variables = environment == null ? List.of() : environment;
+        variables.forEach(variable -> require("--env", variable, "(?s)[A-Za-z_]\\w*=.*", "a variable such as K=V"));
         needRunning();
-        List<String> command = ssh(remoteCommand(words, environment == null ? Map.of() : environment));
-        return sshResult(interactive(command, timeout == null ? null : duration(timeout)));
+        long begun = System.nanoTime();
+        String command = remoteCommand(words, variables, limit);
+        int code = interactive(ssh(command), limit == null ? null : limit.plusSeconds(15)); // the guest kills it, if it can
+        if (code == 255 && limit != null && System.nanoTime() - begun >= limit.toNanos()) {
+            throw new VmException(124, "killed after " + limit.toSeconds() + " s");
+        }
+        return sshResult(code);
     }
 
     @Command(name = "install", footer = {"", "Example: vm-ctl install --vm-name by-hand"},
@@ -449,7 +465,7 @@ final class VmCtl {
             }
             int screen = IntStream.range(5900, 6000).filter(VmCtl::isFree).findFirst().orElseThrow();
             machine.qemuArgs += " -vnc 127.0.0.1:" + (screen - 5900);
-            JsonObject running = launch(boot(machine, false, List.of(installer, provisioningDisc(scripts), installer)), false);
+            JsonObject running = launch(boot(machine, false, List.of(installer, provisioningDisc(scripts), installer)), null);
             say("it boots the CD, or da0 once installed. Its screen is VNC on 127.0.0.1:" + screen + ", its serial line 'vm-ctl console'.\n"
                     + "Install to da0 with the installer; without it, log in as root and type\n\n"
                     + "  mount_cd9660 /dev/cd1 /mnt && sh /mnt/phase1.sh\n\n"
@@ -471,7 +487,6 @@ final class VmCtl {
         }
         confirm("destroy " + vm.name() + " with all its disks and snapshots", yes);
         locked("destroy", () -> {
-            closeSshMaster();
             JsonObject running = running();
             if (running != null) {
                 kill(running.getLong("pid"));
@@ -493,7 +508,7 @@ final class VmCtl {
     record Vm(Path dir, String name) {
         /** What a VM may leave, by the suffix to its name; the sockets may lie elsewhere. */
         private static final List<String> FILES = List.of("-clean.qcow2", ".qcow2", ".snapshots", ".install", ".ssh", ".test", ".sync",
-                ".pid", ".qemu-pid", ".qemu.log", ".console.log", ".console.log.1", ".setup.iso", ".screenshot.png", ".new", ".lock");
+                ".pid", ".qemu-pid", ".qemu.log", ".console.log", ".console.log.1", ".setup.iso", ".new", ".lock");
         private static final List<String> SOCKETS = List.of(".qmp", ".console", ".control", ".ram");
 
         Path file(String suffix) {
@@ -531,10 +546,10 @@ final class VmCtl {
             return files.stream().filter(file -> Files.exists(file, LinkOption.NOFOLLOW_LINKS)).toList();
         }
 
-        /** A disk and all it builds on, as far as the files exist. */
+        /** A disk and all it builds on; as its last the first one that is missing or damaged. */
         static List<Path> chain(Path top) throws IOException {
             List<Path> chain = new ArrayList<>();
-            for (Path disk = top; disk != null && !chain.contains(disk); disk = Files.exists(disk) ? Qcow2.read(disk).backing() : null) {
+            for (Path disk = top; disk != null && !chain.contains(disk); disk = Qcow2.isOne(disk) ? Qcow2.read(disk).backing() : null) {
                 chain.add(disk);
             }
             return chain;
@@ -544,7 +559,7 @@ final class VmCtl {
         static boolean isSound(Path top) throws IOException {
             FileTime above = null;
             for (Path disk : chain(top)) {
-                if (!Files.exists(disk) || above != null && Files.getLastModifiedTime(disk).compareTo(above) > 0) {
+                if (!Qcow2.isOne(disk) || above != null && Files.getLastModifiedTime(disk).compareTo(above) > 0) {
                     return false;
                 }
                 above = Files.getLastModifiedTime(disk);
@@ -554,8 +569,8 @@ final class VmCtl {
 
         /** A snapshot by its name, if it can be used. */
         Optional<Snapshot> snapshot(String snapshot) throws IOException {
-            Optional<Snapshot> found = Snapshot.read(this, file(".snapshots").resolve(snapshot).resolve("snapshot.json"));
-            return found.isPresent() && isSound(found.get().disk()) ? found : Optional.empty();
+            Snapshot found = Snapshot.read(this, file(".snapshots").resolve(snapshot).resolve("snapshot.json"));
+            return found != null && isSound(found.disk()) ? Optional.of(found) : Optional.empty();
         }
 
         List<Snapshot> snapshots() throws IOException {
@@ -582,41 +597,27 @@ final class VmCtl {
                     : !Files.exists(disk()) || Qcow2.read(disk()).empty() && clean().equals(Qcow2.read(disk()).backing());
         }
 
-        /** The names of the snapshots that build on a snapshot's disk. */
-        List<String> buildersOn(Snapshot snapshot) throws IOException {
-            List<String> builders = new ArrayList<>();
-            for (Snapshot other : snapshots()) {
-                if (!other.name().equals(snapshot.name()) && chain(other.disk()).contains(snapshot.disk())) {
-                    builders.add(other.name());
-                }
-            }
-            return builders;
-        }
-
         /**
          * Gives the working disk, which nobody may write to meanwhile, a second name and writes the record, which is the moment the
-         * snapshot exists. {@link VmCtl#thaw} must follow; {@link VmCtl#mend} makes up for one that did not.
+         * snapshot exists. {@link VmCtl#thaw} must follow; {@link VmCtl#mend} makes up for one that did not. The RAM is what
+         * {@link VmCtl#saveRam} tells, or empty.
          */
-        Path freeze(String snapshot, Ram ram, boolean automatic) throws IOException {
+        Path freeze(String snapshot, JsonObject ram, boolean automatic) throws IOException {
             Path directory = Files.createDirectories(file(".snapshots").resolve(snapshot));
             Path frozen = snapshot.equals(CLEAN) && !Files.exists(clean()) ? clean() : unused(directory, "disk", ".qcow2");
             Files.createLink(frozen, disk());
             JsonObject record = object("disk", dir.relativize(frozen).toString(), "made", Instant.now().toString(),
-                    "automatic", automatic || frozen.equals(clean()) && ram == null); // the first start adds the RAM
-            if (ram != null) {
-                record.putAll(object("ram", ram.file().getFileName().toString(), "ramBytes", ram.bytes(), "ramCrc32c", ram.crc(),
-                        "hardware", ram.hardware()));
-            }
+                    "automatic", automatic || frozen.equals(clean()) && ram.isEmpty()); // the first start adds the RAM
+            record.putAll(ram);
             writeFile(directory.resolve("snapshot.json"), JsonWriter.string(record), "rw-------");
             return frozen;
         }
 
-        /** The frozen disk that the working disk still is: a freeze was interrupted after the record was written. */
+        /** The frozen disk that the working disk still is, a freeze having been interrupted after the record was written; or null. */
         Path halfFrozen() throws IOException {
-            List<Path> frozen = new ArrayList<>(List.of(clean()));
-            snapshots().forEach(snapshot -> frozen.add(snapshot.disk()));
-            for (Path disk : frozen) {
-                if (Files.exists(disk) && Files.exists(disk()) && Files.isSameFile(disk, disk())) {
+            Stream<Path> frozen = Stream.concat(Stream.of(clean()), snapshots().stream().map(Snapshot::disk));
+            for (Path disk : frozen.filter(Files::exists).toList()) {
+                if (Files.exists(disk()) && Files.isSameFile(disk, disk())) {
                     return disk;
                 }
             }
@@ -632,19 +633,19 @@ final class VmCtl {
         /** Removes what no record and no disk refers to any more; nothing at all while a record or a chain is damaged. */
         void sweep() throws IOException {
             Set<Path> needed = new HashSet<>(chain(disk()));
+            needed.remove(disk()); // it may have yet to be made
             List<Path> directories = entries(file(".snapshots"));
             for (Path directory : directories) {
                 Path record = directory.resolve("snapshot.json");
-                Optional<Snapshot> snapshot = Snapshot.read(this, record);
-                if (snapshot.isPresent()) {
-                    needed.addAll(chain(snapshot.get().disk()));
-                    needed.addAll(snapshot.get().ram() == null ? List.of(record) : List.of(record, snapshot.get().ram()));
+                Snapshot snapshot = Snapshot.read(this, record);
+                if (snapshot != null) {
+                    needed.addAll(chain(snapshot.disk()));
+                    needed.addAll(snapshot.ram() == null ? List.of(record) : List.of(record, snapshot.ram()));
                 } else if (Files.exists(record)) {
                     return;
                 }
             }
-            needed.remove(disk());
-            if (!needed.stream().allMatch(Files::exists)) {
+            if (!needed.stream().allMatch(file -> file.toString().endsWith(".qcow2") ? Qcow2.isOne(file) : Files.exists(file))) {
                 return;
             }
             for (Path directory : directories) {
@@ -662,10 +663,18 @@ final class VmCtl {
 
     /** A qcow2 image's header; read directly, as it is needed often, and QEMU's lock is in the way of qemu-img. Empty: never written to. */
     record Qcow2(Path backing, long size, boolean empty) {
+        static boolean isOne(Path file) {
+            try {
+                return read(file).size() > 0;
+            } catch (IOException | VmException damaged) {
+                return false;
+            }
+        }
+
         static Qcow2 read(Path file) throws IOException {
             try (RandomAccessFile image = new RandomAccessFile(file.toFile(), "r")) {
                 if (image.length() < 72 || image.readInt() != 0x514649fb) {
-                    throw new VmException(69, file + " is no qcow2 image");
+                    throw new VmException(69, file + " is no qcow2 image: vm-ctl restore makes a new one");
                 }
                 image.seek(8);
                 long nameAt = image.readLong();
@@ -684,75 +693,71 @@ final class VmCtl {
         }
     }
 
-    /** A RAM file, its checksum, and the hardware that can take it over: QEMU's version and the arguments that make the machine. */
-    record Ram(Path file, long bytes, long crc, List<String> hardware) {}
-
     /** A frozen disk and, unless the VM was stopped, the RAM that belongs to it. */
     record Snapshot(String name, Path disk, Path ram, JsonObject said) {
-        /** Nothing if there is no record, or a damaged one. */
-        static Optional<Snapshot> read(Vm vm, Path record) {
+        /** Null if there is no record, or a damaged one. */
+        static Snapshot read(Vm vm, Path record) {
             try {
                 JsonObject said = json(Files.readString(record));
-                return Optional.of(new Snapshot(record.getParent().getFileName().toString(), vm.dir().resolve(said.getString("disk", "?")),
-                        said.has("ram") ? record.resolveSibling(said.getString("ram")) : null, said));
+                return new Snapshot(record.getParent().getFileName().toString(), vm.dir().resolve(said.getString("disk", "?")),
+                        said.has("ram") ? record.resolveSibling(said.getString("ram")) : null, said);
             } catch (IOException none) {
-                return Optional.empty();
+                return null;
             }
         }
 
-        /** Why the RAM cannot be used on this hardware, if so. */
-        Optional<String> ramProblem(List<String> now) throws IOException {
+        /** Why the RAM cannot be used on this hardware; null if it can, unless its checksum is wrong. */
+        String ramProblem(List<String> now) throws IOException {
             if (ram == null || !Files.exists(ram)) {
-                return Optional.of("there is none");
+                return "there is none";
             } else if (Files.size(ram) != said.getLong("ramBytes")) {
-                return Optional.of("its file has " + Files.size(ram) + " bytes instead of " + said.getLong("ramBytes"));
+                return "its file has " + Files.size(ram) + " bytes instead of " + said.getLong("ramBytes");
             }
-            List<String> then = said.getArray("hardware").stream().map(String.class::cast).toList();
+            List<String> then = strings(said, "hardware");
             for (int i = 0; i < Math.min(then.size(), now.size()); i++) {
                 if (!then.get(i).equals(now.get(i))) {
                     String option = i > 0 && then.get(i - 1).startsWith("-") ? then.get(i - 1) + " " : "";
-                    return Optional.of("it was made with " + option + then.get(i) + ", now it is " + now.get(i));
+                    return "it was made with " + option + then.get(i) + ", now it is " + now.get(i);
                 }
             }
-            return then.size() == now.size() ? Optional.empty() : Optional.of("it was made with other QEMU arguments");
+            return then.size() == now.size() ? null : "it was made with other QEMU arguments";
         }
     }
 
     /** A start: the machine, and what does not matter to its RAM. Port 0: any. */
     record Boot(List<String> hardware, String cache, int port, List<String> forwards, List<Path> discs, Duration limit, boolean waits) {}
 
-    /** A VM's state and the exit code of its status. */
-    enum State {
-        STOPPED(3), GONE(3), STARTING(0), RUNNING(0), PAUSED(0), PANICKED(69), HUNG(69);
-
-        final int exitCode;
-
-        State(int exitCode) {
-            this.exitCode = exitCode;
-        }
-    }
-
-    record Report(State state, String reason, JsonObject running) {}
+    /** A VM's state, the exit code of its status, why it is so (or null), and its pid file's record unless it is stopped. */
+    record Report(String state, int exitCode, String reason, JsonObject running) {}
 
     // Starting.
 
+    /** What the options say, checked; forwards that they do not name are those of the VM that runs. */
     private Boot boot(Machine machine, boolean waits, List<Path> discs) throws IOException {
-        List<String> forwards = machine.forwards == null ? List.of() : machine.forwards;
-        forwards.forEach(forward -> require("--forward", forward, "[1-9]\\d{0,4}:[1-9]\\d{0,4}", "two ports such as 8080:80"));
-        String accelerator = accelerator(machine.accel, QEMU, vm.dir()).name();
+        long mebibytes = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean()).getTotalMemorySize() >> 20;
+        String memory = machine.memory == null ? Math.max(2048, Math.min(8192, mebibytes / 4)) + "M" : machine.memory;
+        int half = Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2));
+        String cpus = machine.cpus == null ? String.valueOf(half) : machine.cpus;
+        JsonObject before = running();
+        List<String> forwards = machine.forwards != null ? machine.forwards : before == null ? List.of() : strings(before, "forwards");
+        String port = VALUES.get("VM_SSH_PORT").get(0);
+        forwards.forEach(forward -> require("--forward", forward, "(" + port + "):(" + port + ")", "two ports such as 8080:80"));
+        Duration limit = duration(machine.timeout);
+        List<String> more = split(machine.qemuArgs);
+        if (!Files.exists(vm.disk()) && !Files.exists(vm.clean())) {
+            throw new VmException(69, "there is no disk for " + vm.name() + " in " + vm.dir() + ": run vm-auto-install, or vm-ctl install");
+        }
+        String accelerator = accelerator(machine.accel, QEMU, privateDirectory(vm.dir())).name();
         String cpu = machine.cpu != null ? machine.cpu : switch (accelerator) {
             case "kvm" -> "Broadwell-v4,+hypervisor,pmu=off"; // never +invtsc: QEMU then refuses to save the RAM
             case "hvf" -> "host";
             default -> "qemu64";
         };
-        long mebibytes = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean()).getTotalMemorySize() >> 20;
-        String memory = machine.memory == null ? Math.max(2048, Math.min(8192, mebibytes / 4)) + "M" : machine.memory;
-        int half = Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2));
         List<String> hardware = new ArrayList<>(run(SOON, List.of(QEMU, "--version")).outputUTF8().lines().limit(1).toList());
-        hardware.addAll(hardware(accelerator, cpu, memory, machine.cpus == null ? "" + half : machine.cpus, discs.size()));
-        hardware.addAll(split(machine.qemuArgs));
-        return new Boot(hardware, machine.cache, machine.sshPort == null ? 0 : Integer.parseInt(machine.sshPort), forwards, discs,
-                duration(machine.timeout), waits);
+        hardware.addAll(hardware(accelerator, cpu, memory, cpus, discs.size()));
+        hardware.addAll(more);
+        return new Boot(hardware, machine.cache, machine.sshPort == null ? 0 : Integer.parseInt(machine.sshPort), forwards, discs, limit,
+                waits);
     }
 
     /** The arguments that make the machine, as the guest and its RAM see it. */
@@ -771,12 +776,12 @@ final class VmCtl {
         return arguments;
     }
 
-    /** QEMU's command line, with nothing in it that a path could break. */
-    static List<String> qemuArguments(Vm vm, Boot boot, int port, boolean incoming) throws IOException {
+    /** QEMU's command line, with nothing in it that a path could break. With RAM, the guest is there and stands still. */
+    static List<String> qemuArguments(Vm vm, Boot boot, int port, Path ram) throws IOException {
         List<String> arguments = new ArrayList<>(List.of(QEMU, "-name", vm.name(), "-pidfile", vm.file(".qemu-pid").toString(),
                 "-daemonize", "-display", "none"));
         if (!vm.dir().toString().contains("%")) { // QEMU puts its pid there
-            arguments.addAll(List.of("-D", vm.file(".qemu.log").toString(), "-d", "strace")); // errors alone, for want of a user-mode guest
+            arguments.addAll(List.of("-D", vm.file(".qemu.log").toString(), "-d", "strace")); // errors alone: no guest is in user mode
         }
         if (System.getProperty("os.name").equals("Linux")) {
             arguments.addAll(List.of("-sandbox", "on,resourcecontrol=deny")); // denying more does not go with -daemonize
@@ -795,8 +800,8 @@ final class VmCtl {
         arguments.addAll(List.of("-netdev", network.toString(),
                 "-chardev", socket + "qmp0,path=" + doubled(vm.socket(".qmp")), "-mon", "chardev=qmp0,mode=control",
                 "-chardev", socket + "serial0,path=" + doubled(vm.socket(".console")) + log));
-        if (incoming) {
-            arguments.addAll(List.of("-incoming", "unix:" + vm.socket(".ram")));
+        if (ram != null) {
+            arguments.addAll(List.of("-S", "-incoming", "exec:exec cat " + shellQuoted(List.of(ram.toString()))));
         }
         arguments.addAll(boot.hardware().subList(1, boot.hardware().size()));
         return arguments;
@@ -821,10 +826,10 @@ final class VmCtl {
             throw new VmException(69, "what " + vm.disk() + " builds on is gone or was made anew: vm-ctl restore goes back to clean");
         }
         if (below != null && below.ram() != null) {
-            String problem = below.ramProblem(boot.hardware()).orElse(null);
+            String problem = below.ramProblem(boot.hardware());
             if (problem == null) {
-                JsonObject running = launch(boot, true);
-                problem = feed(below, running);
+                JsonObject running = launch(boot, below.ram());
+                problem = wake(below, running);
                 if (problem == null) {
                     awaitAnswer(running, boot.limit());
                     say("restored " + below.name() + " with its RAM in " + seconds(begun) + ": " + describe(running));
@@ -835,7 +840,7 @@ final class VmCtl {
             say("the RAM of " + below.name() + " cannot be used: " + problem + "; booting its disk");
             overlay(asInstalled ? vm.clean() : below.disk());
         }
-        JsonObject running = launch(boot, false);
+        JsonObject running = launch(boot, null);
         if (!boot.waits()) {
             say("started " + vm.name() + ", which has yet to boot: " + describe(running));
             return;
@@ -858,44 +863,65 @@ final class VmCtl {
         return "ssh on port " + running.getInt("port") + " (pid " + running.getLong("pid") + ", " + running.getString("accel") + ")";
     }
 
+    /** Cuts the console's log whenever it has grown by 10 MB, as long as QEMU (a pid file, a pid, the log) lives. */
+    private static final String LOG_KEEPER = """
+            cd /
+            trap '' HUP INT
+            while [ "$(cat "$1")" = "$2" ] && kill -0 "$2"; do
+                if [ "$(wc -c <"$3")" -gt 10000000 ]; then tail -c 1000000 "$3" >"$3.1"; : >"$3"; fi
+                sleep 1
+            done </dev/null >/dev/null 2>&1 &
+            """;
+
     /** Starts QEMU on the first port it can have, and writes down what runs. */
-    JsonObject launch(Boot boot, boolean incoming) throws IOException {
+    JsonObject launch(Boot boot, Path ram) throws IOException {
+        closeSshMaster();
         Path log = vm.file(".console.log");
-        if (Files.exists(log) && Files.size(log) > 10_000_000) {
-            Files.move(log, vm.file(".console.log.1"), StandardCopyOption.REPLACE_EXISTING);
-        }
         long consoleAt = Files.exists(log) ? Files.size(log) : 0;
         for (String forward : boot.forwards()) {
             freePorts(Integer.parseInt(forward.split(":")[0]));
         }
         String said = "";
         for (int port : freePorts(boot.port())) {
-            ProcessResult started = run(SOON, qemuArguments(vm, boot, port, incoming));
-            said = printable(started.outputUTF8()).strip();
+            ProcessResult started = run(SOON, qemuArguments(vm, boot, port, ram));
+            said = printable(started.outputUTF8() + end(vm.file(".qemu.log"), 0, 1 << 12)).strip(); // its stderr is the log
             if (started.getExitValue() == 0) {
-                long pid = Long.parseLong(Files.readString(vm.file(".qemu-pid")).strip());
+                String pidText = Files.readString(vm.file(".qemu-pid")).strip();
+                long pid = Long.parseLong(pidText);
                 JsonObject running = object("pid", pid, "bootId", bootId(), "startTicks", startTicks(pid), "port", port,
-                        "accel", boot.hardware().get(2), "memory", boot.hardware().get(6), "cpus", boot.hardware().get(8),
-                        "hardware", boot.hardware(), "cache", boot.cache(), "forwards", boot.forwards(), "byHand", !boot.discs().isEmpty(),
-                        "started", Instant.now().toString(), "consoleAt", consoleAt, "restored", incoming, "ready", false);
+                        "wantedPort", boot.port(), "accel", boot.hardware().get(2), "memory", boot.hardware().get(6),
+                        "cpus", boot.hardware().get(8), "hardware", boot.hardware(), "cache", boot.cache(), "forwards", boot.forwards(),
+                        "byHand", !boot.discs().isEmpty(), "started", Instant.now().toString(), "consoleAt", consoleAt,
+                        "restored", ram != null, "ready", false);
                 writeFile(vm.pidFile(), JsonWriter.string(running), "rw-------");
+                run(SOON, List.of("sh", "-c", LOG_KEEPER, "log-keeper", vm.file(".qemu-pid").toString(), pidText, log.toString()));
                 Path keys = privateDirectory(vm.file(".ssh"));
                 writeFile(keys.resolve("config"), sshConfig(vm.name(), port, keys, vm.socket(".control")), "rw-------");
                 writeSshConfig();
                 return json(Files.readString(vm.pidFile()));
-            } else if (!said.contains("host forwarding")) {
+            } else if (!said.contains("tcp:127.0.0.1:" + port + "-")) {
                 break; // else somebody took the port meanwhile
             }
         }
-        throw new VmException(69, "QEMU did not start: " + said);
+        boolean full = vm.dir().toFile().getUsableSpace() < 1 << 20; // then QEMU cannot say why
+        throw new VmException(full ? 1 : 69, "QEMU did not start: "
+                + (full ? "no space left in " + vm.dir() : said.isEmpty() ? "somebody ended it; try again" : said));
     }
 
     /** The port asked for, which must be free, or all free ones from 2222 on. */
     private List<Integer> freePorts(int wanted) throws IOException {
-        if (wanted > 0 && !isFree(wanted)) {
-            throw new VmException(69, "port " + wanted + " of 127.0.0.1 is taken by " + portHolder(wanted) + ": choose another");
+        if (wanted == 0) {
+            return IntStream.range(2222, 2322).filter(VmCtl::isFree).boxed().toList();
         }
-        return wanted > 0 ? List.of(wanted) : IntStream.range(2222, 2322).filter(VmCtl::isFree).boxed().toList();
+        long deadline = System.nanoTime() + Duration.ofSeconds(10).toNanos();
+        for (; !isFree(wanted); pause(50)) {
+            Optional<String> holder = portHolder(wanted);
+            if (holder.isPresent() || System.nanoTime() > deadline) { // a QEMU that is killed counts as dead before its port is free
+                throw new VmException(69, "port " + wanted + " of 127.0.0.1 is taken by "
+                        + holder.orElse("another user's process") + ": choose another");
+            }
+        }
+        return List.of(wanted);
     }
 
     static boolean isFree(int port) {
@@ -907,19 +933,19 @@ final class VmCtl {
     }
 
     /** Who listens on a port of this host, as far as this user may know. */
-    private String portHolder(int port) throws IOException {
+    private Optional<String> portHolder(int port) throws IOException {
         try {
             String listeners = run(SOON, List.of("ss", "-Hltnp", "sport = :" + port)).outputUTF8();
-            Matcher user = Pattern.compile("\"(.*?)\",pid=(\\d+)").matcher(listeners);
-            return user.find() ? user.group(1) + " (pid " + user.group(2) + ")" : "another user's process";
+            return Pattern.compile("\"(.*?)\",pid=(\\d+)").matcher(listeners).results().findFirst()
+                    .map(user -> user.group(1) + " (pid " + user.group(2) + ")");
         } catch (VmException noSs) {
-            return "another process";
+            return Optional.of("another process");
         }
     }
 
     // Waiting for the guest.
 
-    /** Waits until the guest's sshd answers a command; says why if it does not. A restored guest's clock, which stood still, is set. */
+    /** Waits until the guest's sshd answers a command; says why if it does not. A restored guest's clock is set. */
     private void awaitAnswer(JsonObject running, Duration limit) throws IOException {
         int port = running.getInt("port");
         String last = "sshd does not answer on port " + port;
@@ -933,17 +959,16 @@ final class VmCtl {
             if (trouble.isPresent()) {
                 throw new VmException(69, "the guest is in trouble: " + trouble.get() + consoleEnd());
             }
-            Said first = hasBanner(port, patience) ? ask(SOON, "true") : null;
+            Said first = hasBanner(port, patience) ? ask(SOON.dividedBy(2), "true") : null;
             if (first != null && first.done()) {
-                boolean setClock = running.getBoolean("restored") && !running.getBoolean("ready");
-                DateTimeFormatter form = DateTimeFormatter.ofPattern("yyyyMMddHHmm.ss").withZone(ZoneOffset.UTC); // the BSD date's
-                if (setClock && !ask(SOON, "date -u " + form.format(Instant.now().plusMillis(500))).done()) { // rounded to a second
-                    say("the guest's clock could not be set; it stands at the moment of the snapshot");
+                if (running.getBoolean("restored") && !running.getBoolean("ready")) {
+                    setClock();
                 }
                 running.put("ready", true);
                 writeFile(vm.pidFile(), JsonWriter.string(running), "rw-------");
                 return;
             } else if (first != null) {
+                closeSshMaster(); // the next try has a connection of its own
                 last = first.text().substring(first.text().lastIndexOf('\n') + 1);
                 refusals += last.contains("Permission denied") ? 1 : 0;
                 if (last.contains("Host key verification failed") || refusals == 3) {
@@ -953,6 +978,20 @@ final class VmCtl {
             pause(50);
         }
         throw new VmException(124, "no answer after " + limit.toSeconds() + " s: " + last + consoleEnd());
+    }
+
+    /** A restored guest's clock stood still. The BSD date takes whole seconds; a try that took long is repeated, with its delay. */
+    private void setClock() throws IOException {
+        DateTimeFormatter form = DateTimeFormatter.ofPattern("yyyyMMddHHmm.ss").withZone(ZoneOffset.UTC);
+        long delay = 0;
+        for (int attempt = 0; attempt < 3 && (attempt == 0 || delay > 150); attempt++) {
+            Instant begun = Instant.now();
+            if (!ask(SOON, "date -u " + form.format(begun.plusMillis(500 + delay))).done()) {
+                say("the guest's clock could not be set; it stands at the moment of the snapshot");
+                return;
+            }
+            delay = Duration.between(begun, Instant.now()).toMillis() / 2;
+        }
     }
 
     /** QEMU's network accepts a connection before the guest does, so only the first bytes tell. */
@@ -987,27 +1026,18 @@ final class VmCtl {
 
     // RAM.
 
-    /** Writes a running guest's RAM to a file. If this fails, or this process dies, QEMU lets the guest go on. */
-    Ram saveRam(Path file, List<String> hardware, Duration limit) throws IOException {
+    /** Writes a running guest's RAM to a file; what its record will say. If this fails, or this process dies, the guest goes on. */
+    JsonObject saveRam(Path file, List<String> hardware, Duration limit) throws IOException {
         Path socket = vm.socket(".ram");
         Files.deleteIfExists(socket);
         CRC32C crc = new CRC32C();
-        long bytes = 0;
-        try (ServerSocketChannel server = ServerSocketChannel.open(StandardProtocolFamily.UNIX).bind(UnixDomainSocketAddress.of(socket));
-                FileChannel to = FileChannel.open(file, Set.of(StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE),
-                        PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")))) {
+        try (ServerSocketChannel server = ServerSocketChannel.open(StandardProtocolFamily.UNIX).bind(UnixDomainSocketAddress.of(socket))) {
             qmp("migrate-set-parameters", "max-bandwidth", 1L << 40, "downtime-limit", 600_000); // the defaults are for networks
             qmp("migrate", "uri", "unix:" + socket);
-            try (SocketChannel from = limited(server.accept(), limit)) {
-                ByteBuffer buffer = ByteBuffer.allocateDirect(1 << 20);
-                while (from.read(buffer.clear()) >= 0) {
-                    crc.update(buffer.flip());
-                    bytes += buffer.limit();
-                    for (buffer.rewind(); buffer.hasRemaining(); ) {
-                        to.write(buffer);
-                    }
-                }
+            try (InputStream in = new CheckedInputStream(Channels.newInputStream(limited(server.accept(), limit)), crc)) {
+                Files.copy(in, file);
             }
+            Files.setPosixFilePermissions(file, PosixFilePermissions.fromString("rw-------"));
             JsonObject migration = qmp("query-migrate");
             for (; !migration.getString("status").equals("completed"); migration = qmp("query-migrate")) {
                 if (migration.getString("status").equals("failed")) {
@@ -1015,43 +1045,38 @@ final class VmCtl {
                 }
                 pause(10);
             }
-            return new Ram(file, bytes, crc.getValue(), hardware);
+            return object("ram", file.getFileName().toString(), "ramBytes", Files.size(file), "ramCrc32c", crc.getValue(),
+                    "hardware", hardware);
         } catch (IOException | VmException failed) {
             Files.deleteIfExists(file);
             boolean full = String.valueOf(failed.getMessage()).contains("No space");
-            throw new VmException(full ? 1 : 69, "the RAM could not be saved: " + failed.getMessage() + "; the guest goes on");
+            throw new VmException(full ? 1 : 69, "the RAM could not be saved: " + failed.getMessage()
+                    + (running() == null ? "; QEMU ended" : "; the guest goes on"));
         } finally {
             Files.deleteIfExists(socket);
         }
     }
 
-    /** Hands a snapshot's RAM to a QEMU that waits for it, its end last, so that what is damaged never runs; why it failed, or null. */
-    String feed(Snapshot snapshot, JsonObject running) throws IOException {
+    /** Lets a guest go on from the RAM that its QEMU reads, if that is not damaged; else tells why not. */
+    String wake(Snapshot snapshot, JsonObject running) throws IOException {
         CRC32C crc = new CRC32C();
-        try (FileChannel from = FileChannel.open(snapshot.ram());
-                SocketChannel to = limited(SocketChannel.open(UnixDomainSocketAddress.of(vm.socket(".ram"))), SOON.multipliedBy(10))) {
-            ByteBuffer buffer = ByteBuffer.allocateDirect(1 << 20);
-            for (long left = snapshot.said().getLong("ramBytes"); left > 0; left -= buffer.limit()) {
-                buffer.clear().limit((int) ((left - 1) % buffer.capacity() + 1)); // the first part is short, so the last one is full
-                while (buffer.hasRemaining() && from.read(buffer) >= 0) {
-                    // a file is read in as many pieces as it likes
-                }
-                crc.update(buffer.flip());
-                if (buffer.limit() == 0 || buffer.limit() == left && crc.getValue() != snapshot.said().getLong("ramCrc32c")) {
-                    return "it is damaged (its checksum is wrong)";
-                }
-                for (buffer.rewind(); buffer.hasRemaining(); ) {
-                    to.write(buffer);
-                }
+        try (FileChannel ram = FileChannel.open(snapshot.ram())) { // while QEMU reads it, too
+            for (ByteBuffer part = ByteBuffer.allocateDirect(1 << 20); ram.read(part.clear()) >= 0; ) {
+                crc.update(part.flip());
             }
-        } catch (IOException refused) {
-            return "QEMU refuses it: " + lastLines(vm.file(".qemu.log"), 2);
         }
-        long deadline = System.nanoTime() + SOON.toNanos();
-        while (startTicks(running.getLong("pid")) > 0 && !runState(vm, SOON).equals("running") && System.nanoTime() < deadline) {
-            pause(10);
+        if (crc.getValue() != snapshot.said().getLong("ramCrc32c")) {
+            return "it is damaged (its checksum is wrong)";
         }
-        return runState(vm, SOON).equals("running") ? null : "QEMU refuses it: " + lastLines(vm.file(".qemu.log"), 2);
+        long deadline = System.nanoTime() + SOON.multipliedBy(10).toNanos();
+        for (String state = "inmigrate"; state.equals("inmigrate") && System.nanoTime() < deadline; pause(10)) {
+            state = runState(vm, SOON);
+            if (state.equals("paused")) {
+                qmp("cont");
+                return null;
+            }
+        }
+        return "QEMU refuses it: " + lastLines(vm.file(".qemu.log"), 2);
     }
 
     // Snapshots.
@@ -1061,19 +1086,19 @@ final class VmCtl {
         long begun = System.nanoTime();
         if (!runState(vm, SOON).equals("running")) {
             throw new VmException(69, vm.name() + " stands still: vm-ctl start lets it go on, vm-ctl stop lets its disk alone be frozen");
-        } else if (!ask(SOON, "sync").done()) { // for the day when the disk alone can be used
+        } else if (!hasBanner(running.getInt("port"), 5000) || !ask(SOON, "sync").done()) { // for the day when the disk alone can be used
             throw new VmException(69, "the guest does not answer ssh: vm-ctl stop lets its disk alone be frozen");
         }
         closeSshMaster(); // or the frozen guest keeps a dead session for ever
         Path directory = Files.createDirectories(vm.file(".snapshots").resolve(name));
-        List<String> hardware = running.getArray("hardware").stream().map(String.class::cast).toList();
-        Ram ram = saveRam(Vm.unused(directory, "ram", ""), hardware, limit);
+        List<String> hardware = strings(running, "hardware");
+        JsonObject ram = saveRam(Vm.unused(directory, "ram", ""), hardware, limit);
         Path frozen = vm.freeze(name, ram, automatic);
         kill(running.getLong("pid")); // it stands still, and has written everything
         thaw(frozen);
-        say("froze disk and RAM (" + (ram.bytes() >> 20) + " MiB) as " + name + " in " + seconds(begun));
-        boot(new Boot(hardware, running.getString("cache"), isFree(running.getInt("port")) ? running.getInt("port") : 0,
-                running.getArray("forwards").stream().map(String.class::cast).toList(), List.of(), limit, true), false);
+        say("froze disk and RAM (" + (ram.getLong("ramBytes") >> 20) + " MiB) as " + name + " in " + seconds(begun));
+        boot(new Boot(hardware, running.getString("cache"), running.getInt("wantedPort"), strings(running, "forwards"), List.of(), limit,
+                true), false);
     }
 
     /** Ends a freeze: what was the working disk keeps its new name alone, read-only, and a fresh overlay takes the old one. */
@@ -1108,7 +1133,12 @@ final class VmCtl {
             throw new VmException(2, "clean is what the VM was installed as; vm-ctl destroy deletes the VM");
         }
         Snapshot snapshot = vm.snapshot(name).orElseThrow(() -> new VmException(69, vm.name() + " has no snapshot " + name));
-        List<String> builders = vm.buildersOn(snapshot);
+        List<String> builders = new ArrayList<>();
+        for (Snapshot other : vm.snapshots()) {
+            if (!other.name().equals(name) && Vm.chain(other.disk()).contains(snapshot.disk())) {
+                builders.add(other.name());
+            }
+        }
         if (!builders.isEmpty()) {
             throw new VmException(69, name + " cannot be deleted, others build on it: " + String.join(", ", builders));
         }
@@ -1135,18 +1165,25 @@ final class VmCtl {
     /** After a kill of QEMU, of a command or of the host at any point: makes the files say what is so. */
     private void mend() throws IOException {
         JsonObject running = running();
+        Path frozen = vm.halfFrozen();
         if (running == null) {
-            killOrphan();
-            for (Path file : List.of(vm.pidFile(), vm.file(".qemu-pid"), vm.socket(".qmp"), vm.socket(".console"), vm.socket(".ram"))) {
+            Path qemuPid = vm.file(".qemu-pid");
+            String pid = Files.exists(qemuPid) ? Files.readString(qemuPid).strip() : "";
+            Path commandLine = Path.of("/proc/" + pid + "/cmdline");
+            if (!pid.isEmpty() && Files.exists(commandLine) && Files.readString(commandLine).contains("\0" + qemuPid + "\0")) {
+                kill(Long.parseLong(pid)); // its starter was killed before it could write the pid file
+            }
+            for (Path file : List.of(vm.pidFile(), qemuPid, vm.socket(".qmp"), vm.socket(".console"), vm.socket(".ram"))) {
                 Files.deleteIfExists(file);
             }
-        }
-        Path frozen = vm.halfFrozen();
-        String state = running == null ? "" : runState(vm, Duration.ofSeconds(5));
-        if (running != null && (frozen != null || state.equals("inmigrate"))) { // it stands still on a frozen disk, or half restored
-            kill(running.getLong("pid"));
-        } else if (state.equals("postmigrate")) {
-            qmp("cont"); // its RAM was saved, but no snapshot came of it
+        } else {
+            String state = runState(vm, Duration.ofSeconds(5));
+            boolean halfRestored = running.getBoolean("restored") && !running.getBoolean("ready");
+            if (frozen != null || state.equals("inmigrate") || halfRestored && state.equals("paused")) {
+                kill(running.getLong("pid")); // it stands still: on a frozen disk, or before it was woken
+            } else if (state.equals("postmigrate")) {
+                qmp("cont"); // its RAM was saved, but no snapshot came of it
+            }
         }
         if (frozen != null) {
             thaw(frozen);
@@ -1154,22 +1191,9 @@ final class VmCtl {
         vm.sweep();
     }
 
-    /** Ends a QEMU whose starter was killed before it could write the pid file. */
-    private void killOrphan() throws IOException {
-        Path pidFile = vm.file(".qemu-pid");
-        String pid = Files.exists(pidFile) ? Files.readString(pidFile).strip() : "";
-        Path commandLine = Path.of("/proc/" + pid + "/cmdline");
-        if (!pid.isEmpty() && Files.exists(commandLine) && Files.readString(commandLine).contains("\0" + pidFile + "\0")) {
-            kill(Long.parseLong(pid));
-        }
-    }
-
-    /** What the pid file says, if its QEMU still runs. */
+    /** What the pid file says, if its QEMU still runs; else null. */
     JsonObject running() throws IOException {
-        if (livePid(vm.pidFile()).isEmpty()) {
-            return null;
-        }
-        return json(Files.readString(vm.pidFile()));
+        return livePid(vm.pidFile()).isEmpty() ? null : json(Files.readString(vm.pidFile()));
     }
 
     private void needRunning() throws IOException {
@@ -1178,11 +1202,13 @@ final class VmCtl {
         }
     }
 
-    private static void kill(long pid) {
+    private boolean kill(long pid) throws IOException {
+        closeSshMaster();
         ProcessHandle.of(pid).ifPresent(ProcessHandle::destroyForcibly);
         if (!isGone(pid, SOON)) {
             throw new VmException(69, "QEMU (pid " + pid + ") does not die: it waits for the host's kernel, likely for a disk");
         }
+        return true;
     }
 
     private static boolean isGone(long pid, Duration limit) {
@@ -1197,7 +1223,12 @@ final class VmCtl {
     /** A way to end a VM, and how long it may take. */
     private record Rung(String name, Duration limit, Callable<Boolean> step) {}
 
-    private void shutDown(JsonObject running, boolean force) throws IOException {
+    private void shutDown(boolean force) throws IOException {
+        JsonObject running = running();
+        if (running == null) {
+            say(vm.name() + " is not running");
+            return;
+        }
         long begun = System.nanoTime();
         long pid = running.getLong("pid");
         Optional<String> trouble = trouble(consoleSince(vm, running));
@@ -1205,11 +1236,11 @@ final class VmCtl {
             say("the guest cannot be asked: " + trouble.get());
         }
         List<Rung> rungs = List.of( // rc.shutdown and init may take 150 s by their own limits
-                new Rung("shutdown -p now over ssh", Duration.ofSeconds(160), 
+                new Rung("shutdown -p now over ssh", Duration.ofSeconds(160),
                         () -> hasBanner(running.getInt("port"), 5000) && ask(SOON, "shutdown -p now").done()),
                 new Rung("the power button", Duration.ofSeconds(60), () -> qmp("system_powerdown") != null),
                 new Rung("QMP quit", Duration.ofSeconds(30), () -> qmp("quit") != null),
-                new Rung("SIGKILL", SOON, () -> ProcessHandle.of(pid).map(ProcessHandle::destroyForcibly).isPresent()));
+                new Rung("SIGKILL", SOON, () -> kill(pid)));
         for (Rung rung : force || trouble.isPresent() ? rungs.subList(2, 4) : rungs) {
             try {
                 boolean taken = rung.step().call();
@@ -1219,33 +1250,33 @@ final class VmCtl {
                     say("stopped " + vm.name() + " by " + rung.name() + " in " + seconds(begun));
                     return;
                 }
-            } catch (Exception noAnswer) {
-                // the next rung asks less
+                say(rung.name() + ": no effect");
+            } catch (Exception noAnswer) { // the next rung asks less
+                say(rung.name() + ": " + noAnswer.getMessage());
             }
-            say(rung.name() + ": no effect");
         }
-        kill(pid); // says why it cannot
+        throw new VmException(69, vm.name() + " could not be stopped");
     }
 
     /** What can be said of a VM at once: nobody is asked who might not answer within a second. */
     private Report report(Vm vm) throws IOException {
         if (livePid(vm.pidFile()).isEmpty()) {
             boolean left = Files.exists(vm.pidFile()) && Files.readString(vm.pidFile()).contains(bootId());
-            return left ? new Report(State.GONE, "QEMU is gone but its pid file is not", null) : new Report(State.STOPPED, null, null);
+            return left ? new Report("gone", 3, "QEMU is gone but its pid file is not", null) : new Report("stopped", 3, null, null);
         }
         JsonObject running = json(Files.readString(vm.pidFile()));
         String console = consoleSince(vm, running);
         String state = runState(vm, Duration.ofSeconds(1));
         Optional<String> trouble = trouble(console);
         if (state.equals("unknown")) {
-            return new Report(State.HUNG, "QEMU does not answer", running);
+            return new Report("hung", 69, "QEMU does not answer", running);
         } else if (!state.equals("running") && !state.equals("inmigrate")) {
-            return new Report(State.PAUSED, state + (state.equals("io-error") ? ": no space? vm-ctl start lets it go on" : ""), running);
+            return new Report("paused", 0, state + (state.equals("io-error") ? ": no space? vm-ctl start lets it go on" : ""), running);
         } else if (trouble.isPresent()) {
-            return new Report(State.PANICKED, trouble.get(), running);
+            return new Report("panicked", 69, trouble.get(), running);
         }
         boolean panicked = console.contains("\npanic: ") && console.lastIndexOf(KERNEL_STARTS) > console.indexOf("\npanic: ");
-        return new Report(running.getBoolean("ready") || hasBanner(running.getInt("port"), 500) ? State.RUNNING : State.STARTING,
+        return new Report(running.getBoolean("ready") || hasBanner(running.getInt("port"), 500) ? "running" : "starting", 0,
                 panicked ? "rebooted after a panic" : null, running);
     }
 
@@ -1339,10 +1370,17 @@ final class VmCtl {
         }
     }
 
-    /** What sshd hands to root's shell, which may be csh: quoted words. */
-    static String remoteCommand(List<String> words, Map<String, String> environment) {
-        List<String> command = new ArrayList<>(environment.isEmpty() ? List.of() : List.of("env"));
-        environment.forEach((name, value) -> command.add(name + "=" + value));
+    /** What sshd hands to root's shell, which may be csh: quoted words. At the limit the guest itself kills the process group. */
+    static String remoteCommand(List<String> words, List<String> environment, Duration limit) {
+        List<String> command = new ArrayList<>();
+        if (limit != null) {
+            command.addAll(List.of("sh", "-c", "(n=" + limit.toSeconds() + "; while [ $n -gt 0 ] && kill -0 $$; do sleep 1; n=$((n - 1)); "
+                    + "done; kill -0 $$ && kill -KILL 0) </dev/null >/dev/null 2>&1 & exec \"$@\"", "sh"));
+        }
+        if (!environment.isEmpty()) {
+            command.add("env");
+            command.addAll(environment);
+        }
         command.addAll(words.size() == 1 ? List.of("sh", "-c", words.get(0)) : words);
         return shellQuoted(command);
     }
@@ -1366,7 +1404,7 @@ final class VmCtl {
             if (process.waitFor(limit == null ? Long.MAX_VALUE : limit.toMillis(), TimeUnit.MILLISECONDS)) {
                 return process.exitValue();
             }
-            throw new VmException(124, "not done after " + limit.toSeconds() + " s; it may go on in the guest");
+            throw new VmException(124, "not done after " + limit.toSeconds() + " s; the guest hangs: vm-ctl restore" + consoleEnd());
         } catch (InterruptedException interrupted) {
             throw new VmException(130, "interrupted");
         } finally {
@@ -1424,6 +1462,9 @@ final class VmCtl {
         while (!Files.exists(there)) {
             there = there.getParent();
         }
+        if (!Files.isDirectory(there) || !Files.isReadable(there)) {
+            throw new VmException(69, there + " is no directory that you may read: choose another with --vm-dir or VM_DIR");
+        }
         vm = new Vm(there.toRealPath().resolve(there.relativize(dir)).normalize(), nameOption);
     }
 
@@ -1444,12 +1485,16 @@ final class VmCtl {
     }
 
     /** A JSON object of name, value, name, value. */
-    private static JsonObject object(Object... pairs) {
+    static JsonObject object(Object... pairs) {
         JsonObject object = new JsonObject();
         for (int i = 0; i < pairs.length; i += 2) {
             object.put((String) pairs[i], pairs[i + 1]);
         }
         return object;
+    }
+
+    private static List<String> strings(JsonObject object, String key) {
+        return object.getArray(key).stream().map(String.class::cast).toList();
     }
 
     private void say(String message) {
@@ -1503,20 +1548,22 @@ final class VmCtl {
         }
     }
 
-    private int followLog() throws IOException {
-        try (InputStream log = Files.newInputStream(vm.file(".console.log"))) {
-            do {
-                spec.commandLine().getOut().print(printable(new String(log.readAllBytes(), UTF_8))); // what came since the last time
-                spec.commandLine().getOut().flush();
-                pause(200);
-            } while (running() != null);
-            return 0;
-        } catch (NoSuchFileException none) {
+    private void followLog() throws IOException {
+        Path log = vm.file(".console.log");
+        if (!Files.exists(log)) {
             throw new VmException(3, vm.name() + " has not run yet; start it: vm-ctl start");
+        }
+        boolean runs = true;
+        for (long at = 0, size; runs; at = size) {
+            runs = running() != null;
+            size = Files.size(log);
+            spec.commandLine().getOut().print(printable(end(log, at, (int) Math.min(size, Integer.MAX_VALUE))));
+            spec.commandLine().getOut().flush();
+            pause(200);
         }
     }
 
-    /** What stands in a text file from a position on, its end if that is too much. */
+    /** What stands in a text file from a position on, its end if that is too much; all of a file that was cut since. */
     private static String end(Path file, long from, int bytes) throws IOException {
         try (FileChannel channel = FileChannel.open(file)) {
             long start = Math.max(from <= channel.size() ? from : 0, channel.size() - bytes);
@@ -1534,25 +1581,6 @@ final class VmCtl {
     /** Without what a terminal would obey: a guest may print anything. */
     static String printable(String text) {
         return text.replaceAll("\\x1b\\[[0-9;?]*[ -/]*[@-~]|\\r", "").replaceAll("[\\p{Cntrl}\\x80-\\x9f&&[^\\n\\t]]", "?");
-    }
-
-    /** Copies until the end, or a byte that means it, in a thread that keeps nobody from leaving. */
-    private static CompletableFuture<Void> inBackground(InputStream from, OutputStream to, int end) {
-        Executor thread = copy -> {
-            Thread daemon = new Thread(copy);
-            daemon.setDaemon(true);
-            daemon.start();
-        };
-        return CompletableFuture.runAsync(() -> {
-            try {
-                for (int next = from.read(); next >= 0 && next != end; next = from.read()) {
-                    to.write(next);
-                    to.flush();
-                }
-            } catch (IOException closed) {
-                // the other side is gone
-            }
-        }, thread);
     }
 
     /** Closes a channel when its time is up: whoever waits on it gets an exception. */

@@ -1,7 +1,10 @@
+import static java.nio.charset.StandardCharsets.ISO_8859_1;
+import static java.nio.charset.StandardCharsets.UTF_8;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
+import java.io.OutputStream;
 import java.io.UncheckedIOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -167,6 +170,39 @@ record Guest(Map<String, String> settings) {
         Path directory = Files.createDirectories(BUILD.resolve("test/work"));
         return builder(command(script, arguments), directory).redirectInput(new java.io.File("/dev/null"))
                 .redirectErrorStream(true).redirectOutput(output.toFile()).start();
+    }
+
+    /** The same with a keyboard: its standard input is the process's output stream here. */
+    Process attach(Path output, String script, String... arguments) throws IOException {
+        return builder(command(script, arguments), Files.createDirectories(BUILD.resolve("test/work")))
+                .redirectErrorStream(true).redirectOutput(output.toFile()).start();
+    }
+
+    /** Types on a console until a text shows in what its log has got since. Early keys may be lost, so a single one is repeated. */
+    static void type(OutputStream keys, Path log, String text, String until) throws IOException, InterruptedException {
+        int from = Files.readString(log, ISO_8859_1).length();
+        long deadline = System.nanoTime() + LIMIT.toNanos();
+        for (int i = 0; System.nanoTime() < deadline; i++) {
+            if (i == 0 || i % 20 == 0 && text.length() == 1) {
+                keys.write(text.getBytes(UTF_8));
+                keys.flush();
+            }
+            Thread.sleep(100);
+            if (Files.readString(log, ISO_8859_1).substring(from).contains(until)) {
+                return;
+            }
+        }
+        throw new AssertionError("'" + until + "' never came:\n" + Files.readString(log, ISO_8859_1));
+    }
+
+    /** Waits for a text in a file that another process writes. */
+    static void await(Path log, String text) throws IOException, InterruptedException {
+        for (long deadline = System.nanoTime() + LIMIT.toNanos(); System.nanoTime() < deadline; Thread.sleep(100)) {
+            if (Files.exists(log) && Files.readString(log, ISO_8859_1).contains(text)) {
+                return;
+            }
+        }
+        throw new AssertionError("'" + text + "' never came:\n" + Files.readString(log, ISO_8859_1));
     }
 
     private ProcessBuilder builder(List<String> command, Path directory) {

@@ -25,6 +25,7 @@ import java.net.Socket;
 import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
 import java.nio.file.attribute.FileTime;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.time.Duration;
@@ -34,6 +35,7 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.concurrent.TimeUnit;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
@@ -151,11 +153,11 @@ final class VmCtlTest {
             assertEquals(1, result.err().lines().count());
         }
         ctl(Map.of("VM_NAME", "x-clean"), "status").exits(2).says("-clean");
-        ctl("snapshot", "../up").exits(2);
-        ctl("restore", "../up").exits(2);
-        ctl("snapshot", "--delete", "../up").exits(2);
-        ctl("start", "--forward", "80").exits(2);
-        ctl("start", "--timeout", "soon").exits(2);
+        ctl(Map.of("VM_SSH_PORT", "65536"), "start").exits(2).says("VM_SSH_PORT");
+        for (String line : List.of("snapshot ../up", "restore ../up", "snapshot --delete ../up", "start --forward 80", "start --forward 0:80",
+                "start --forward 80:65536", "start --timeout soon", "exec --timeout 5 true", "exec --env =x true")) {
+            assertEquals(1, ctl(line.split(" ")).exits(2).err().lines().count(), line);
+        }
         assertEquals(List.of(vm.clean()), vm.files());
     }
 
@@ -190,6 +192,7 @@ final class VmCtlTest {
         ctl("snapshot").exits(69);
         ctl("install").exits(69).says("vm-setup");
         ctl("list").exits(0);
+        ctl("list", "--vm-dir", "/proc/version").exits(69).says("VM_DIR");
         makeVm();
         ctl("restore", "no-such").exits(69).says("no-such");
         ctl("snapshot", "--delete", "no-such").exits(69);
@@ -205,19 +208,19 @@ final class VmCtlTest {
 
     @Test
     void everythingListensOnLoopbackOrInThePrivateDirectory() throws IOException {
-        List<String> arguments = VmCtl.qemuArguments(vm, boot("kvm", List.of("8080:80")), 2222, false);
+        List<String> arguments = VmCtl.qemuArguments(vm, boot("kvm", List.of("8080:80")), 2222, null);
         assertTrue(arguments.contains("user,id=net0,hostfwd=tcp:127.0.0.1:2222-:22,hostfwd=tcp:127.0.0.1:8080-:80"));
         assertTrue(arguments.stream().noneMatch(argument -> argument.contains("invtsc")));
         List<String> sockets = arguments.stream().filter(argument -> argument.startsWith("socket,")).toList();
         assertEquals(2, sockets.size());
         assertTrue(sockets.stream().allMatch(socket -> socket.contains("path=/")), sockets.toString());
         assertFalse(arguments.contains("-incoming"));
-        assertTrue(VmCtl.qemuArguments(vm, boot("kvm", List.of()), 2222, true).contains("-incoming"));
+        assertTrue(VmCtl.qemuArguments(vm, boot("kvm", List.of()), 2222, dir.resolve("ram")).contains("-incoming"));
     }
 
     @Test
     void theDiskGivesSpaceBackAndItsNameIsSafe() throws Exception {
-        List<String> arguments = VmCtl.qemuArguments(vm, boot("tcg", List.of()), 2222, false);
+        List<String> arguments = VmCtl.qemuArguments(vm, boot("tcg", List.of()), 2222, null);
         JsonObject disk = JsonParser.object().from(arguments.get(arguments.indexOf("-blockdev") + 1));
         assertEquals("unmap", disk.getString("discard"));
         assertEquals("unmap", disk.getString("detect-zeroes"));
@@ -228,7 +231,7 @@ final class VmCtlTest {
     void sshItselfUnderstandsTheConfig() throws Exception {
         makeVm();
         ctl("start", "--no-wait").exits(0);
-        int port = Json.of(ctl("status", "--json").out()).getInt("port");
+        int port = VmCtl.json(ctl("status", "--json").out()).getInt("port");
         String config = sh("ssh", "-G", "-F", dir.resolve("ssh_config").toString(), "x");
         for (String line : List.of("hostname 127.0.0.1", "port " + port, "user root", "hostkeyalias x", "stricthostkeychecking true",
                 "batchmode yes", "identitiesonly yes", "controlmaster auto", "controlpersist 60")) {
@@ -239,19 +242,12 @@ final class VmCtlTest {
         assertEquals("rw-------", PosixFilePermissions.toString(Files.getPosixFilePermissions(vm.file(".ssh").resolve("config"))));
     }
 
-    /** nanojson's checked exception out of the way. */
-    static final class Json {
-        static JsonObject of(String text) throws IOException {
-            return VmCtl.json(text);
-        }
-    }
-
     @Test
     void theGuestsShellGetsTheWordsAsTheyWere() throws IOException {
         List<String> words = List.of("printf", "%s|", "a b", "it's", "$HOME", "", "*", "!x", "\\", "\u00e9");
-        String said = sh("sh", "-c", VmCtl.remoteCommand(words, Map.of()));
+        String said = sh("sh", "-c", VmCtl.remoteCommand(words, List.of(), null));
         assertEquals("a b|it's|$HOME||*|!x|\\|\u00e9|", new String(said.getBytes(ISO_8859_1), UTF_8));
-        assertEquals("a 'b' $c\n", sh("sh", "-c", VmCtl.remoteCommand(List.of("echo \"$G\""), Map.of("G", "a 'b' $c"))));
+        assertEquals("a 'b' $c\n", sh("sh", "-c", VmCtl.remoteCommand(List.of("echo \"$G\""), List.of("G=a 'b' $c"), null)));
     }
 
     @Test
@@ -307,7 +303,9 @@ final class VmCtlTest {
         write(vm.disk(), 2);
         assertFalse(VmCtl.Qcow2.read(vm.disk()).empty());
         Files.writeString(vm.disk(), "no image");
-        ctl("start").exits(69).says("no qcow2");
+        ctl("start").exits(69).says("no qcow2").says("vm-ctl restore");
+        ctl("restore").exits(0);
+        assertTrue(VmCtl.Qcow2.read(vm.disk()).empty());
     }
 
     /** The original's way to lose everything: a restore, then a snapshot over the snapshot just restored. */
@@ -387,7 +385,7 @@ final class VmCtlTest {
     void aFreezeThatWasCutOffAfterItsRecordIsFinished() throws IOException {
         makeVm();
         write(vm.disk(), 2);
-        Path frozen = vm.freeze("one", null, false);
+        Path frozen = vm.freeze("one", new JsonObject(), false);
         assertTrue(Files.isSameFile(frozen, vm.disk()));
         ctl("stop").exits(0);
         assertFalse(Files.isSameFile(frozen, vm.disk()));
@@ -402,7 +400,7 @@ final class VmCtlTest {
     void anInstallationByHandBecomesTheCleanDisk() throws IOException {
         sh("qemu-img", "create", "-q", "-f", "qcow2", vm.disk().toString(), "1G");
         write(vm.disk(), 5);
-        vm.freeze("clean", null, false);
+        vm.freeze("clean", new JsonObject(), false);
         Files.delete(vm.file(".snapshots").resolve("clean/snapshot.json")); // cut off even before the record
         ctl("stop").exits(0);
         assertEquals(vm.clean(), VmCtl.Qcow2.read(vm.disk()).backing());
@@ -459,7 +457,7 @@ final class VmCtlTest {
         String text = Files.readString(record);
         Files.writeString(record, text.substring(0, 20));
         ctl("status").exits(3);
-        ctl("restore", "one").exits(69).says("two");
+        ctl("restore", "one").exits(69).says("--list");
         ctl("restore", "two").exits(0);
         holds(vm.disk(), 3);
         Files.writeString(record, text);
@@ -474,20 +472,20 @@ final class VmCtlTest {
         makeVm();
         Path file = Files.writeString(dir.resolve("ram"), "12345");
         List<String> hardware = boot("tcg", List.of()).hardware();
-        vm.freeze("one", new VmCtl.Ram(file, 5, 0, hardware), false);
+        vm.freeze("one", VmCtl.object("ram", "ram", "ramBytes", 5, "ramCrc32c", 0, "hardware", hardware), false);
         Files.move(file, vm.file(".snapshots").resolve("one/ram"));
         VmCtl.Snapshot snapshot = vm.snapshot("one").orElseThrow();
-        assertEquals(Optional.empty(), snapshot.ramProblem(hardware));
+        assertNull(snapshot.ramProblem(hardware));
         List<String> other = new ArrayList<>(hardware);
         other.set(6, "128M");
-        assertEquals("it was made with -m 64M, now it is 128M", snapshot.ramProblem(other).orElseThrow());
+        assertEquals("it was made with -m 64M, now it is 128M", snapshot.ramProblem(other));
         other.set(0, "QEMU 2");
-        assertEquals("it was made with QEMU 1, now it is QEMU 2", snapshot.ramProblem(other).orElseThrow());
+        assertEquals("it was made with QEMU 1, now it is QEMU 2", snapshot.ramProblem(other));
         List<String> more = new ArrayList<>(hardware);
         more.add("-device");
-        assertTrue(snapshot.ramProblem(more).orElseThrow().contains("other QEMU arguments"));
+        assertTrue(snapshot.ramProblem(more).contains("other QEMU arguments"));
         Files.writeString(snapshot.ram(), "1234");
-        assertTrue(snapshot.ramProblem(hardware).orElseThrow().contains("4 bytes instead of 5"));
+        assertTrue(snapshot.ramProblem(hardware).contains("4 bytes instead of 5"));
     }
 
     // Processes and ports.
@@ -522,19 +520,58 @@ final class VmCtlTest {
         }
     }
 
+    /** The tool as a process of its own, to be killed. */
+    private Process start(Path said, String... arguments) throws IOException {
+        List<String> command = new ArrayList<>(List.of("java", "-XX:TieredStopAtLevel=1", "-cp", System.getProperty("java.class.path"), "VmCtl"));
+        command.addAll(List.of(arguments));
+        command.addAll(List.of("--vm-dir", dir.toString(), "--vm-name", "x"));
+        ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(said.toFile());
+        builder.environment().put("VM_ACCEL", "tcg"); // no probe
+        return builder.start();
+    }
+
     @Test
     void aLockThatAnotherProcessHoldsIsNamed() throws Exception {
         makeVm();
         try (FileChannel held = VmCtl.lock(vm.file(".lock"), "a test")) {
             for (String command : List.of("start", "stop", "restore")) {
                 Path said = temporary.resolve("said");
-                Process other = new ProcessBuilder("java", "-XX:TieredStopAtLevel=1", "-cp", System.getProperty("java.class.path"),
-                        "VmCtl", command, "--vm-dir", dir.toString(), "--vm-name", "x")
-                        .redirectErrorStream(true).redirectOutput(said.toFile()).start();
-                assertEquals(69, other.waitFor());
+                assertEquals(69, start(said, command).waitFor());
                 assertTrue(Files.readString(said).contains("a test (pid " + ProcessHandle.current().pid()), Files.readString(said));
             }
             assertTrue(held.isOpen());
+        }
+    }
+
+    @Test
+    void aToolKilledAtAnyMomentLosesNothing() throws Exception {
+        makeVm();
+        write(vm.disk(), 2);
+        ctl("snapshot", "kept").exits(0);
+        for (String command : List.of("start --no-wait", "stop --force", "snapshot other --yes", "snapshot kept --yes",
+                "restore kept")) {
+            for (int millis : List.of(400, 800)) {
+                Process tool = start(temporary.resolve("said"), command.split(" "));
+                tool.waitFor(millis, TimeUnit.MILLISECONDS);
+                tool.destroyForcibly().waitFor();
+                ctl("stop", "--force").exits(0);
+                assertEquals(List.of(), qemus(), command);
+                ctl("restore", "kept").exits(0);
+                holds(vm.disk(), 2);
+            }
+        }
+        Process destroy = start(temporary.resolve("said"), "destroy", "--yes");
+        while (Files.exists(vm.clean()) && destroy.isAlive()) {
+            Thread.sleep(1);
+        }
+        destroy.destroyForcibly().waitFor();
+        ctl("destroy", "--yes").exits(0);
+        assertEquals(List.of(), vm.files());
+    }
+
+    private List<Long> qemus() {
+        try (Stream<ProcessHandle> all = ProcessHandle.allProcesses()) {
+            return all.filter(process -> process.info().commandLine().orElse("").contains(vm.disk().toString())).map(ProcessHandle::pid).toList();
         }
     }
 
@@ -544,15 +581,16 @@ final class VmCtlTest {
     void aBareQemuIsStartedSeenAndStopped() throws Exception {
         makeVm();
         ctl("start", "--no-wait").exits(0);
-        JsonObject status = Json.of(ctl("status", "--json").exits(0).out());
+        JsonObject status = VmCtl.json(ctl("status", "--json").exits(0).out());
         assertEquals("starting", status.getString("state"));
         assertEquals("64M", status.getString("memory"));
         long pid = status.getLong("pid");
         ctl("start", "--no-wait").exits(0).says("runs already");
-        assertEquals(pid, Json.of(ctl("status", "--json").out()).getLong("pid"));
+        assertEquals(pid, VmCtl.json(ctl("status", "--json").out()).getLong("pid"));
         ctl("list").answers("starting");
         ctl("snapshot", "--yes").exits(69).says("ssh");
         Path picture = temporary.resolve("screen, 1.png");
+        ctl("screenshot", temporary.toString()).exits(69).says("directory");
         ctl("screenshot", picture.toString()).exits(0);
         assertEquals("\u0089PNG", new String(Files.readAllBytes(picture), ISO_8859_1).substring(0, 4));
 
@@ -580,17 +618,70 @@ final class VmCtlTest {
     void aKilledQemuOrOneWithoutItsPidFileIsClearedAway() throws Exception {
         makeVm();
         ctl("start", "--no-wait").exits(0);
-        long pid = Json.of(ctl("status", "--json").out()).getLong("pid");
+        long pid = VmCtl.json(ctl("status", "--json").out()).getLong("pid");
         sh("kill", "-KILL", String.valueOf(pid));
         while (VmCtl.startTicks(pid) > 0) {
             Thread.sleep(10);
         }
         ctl("status").exits(3).answers("gone");
         ctl("start", "--no-wait").exits(0);
-        long orphan = Json.of(ctl("status", "--json").out()).getLong("pid");
+        long orphan = VmCtl.json(ctl("status", "--json").out()).getLong("pid");
         Files.delete(vm.pidFile()); // its starter was killed too soon
         ctl("start", "--no-wait").exits(0);
         assertTrue(VmCtl.startTicks(orphan) < 0, "two QEMUs on one disk");
+    }
+
+    @Test
+    void aDiskThatAnotherQemuHoldsIsSaid() throws Exception {
+        makeVm();
+        Process other = new ProcessBuilder("qemu-io", vm.disk().toString()).start(); // waits for a command, the disk locked
+        try {
+            other.getInputStream().read(); // its prompt
+            ctl("start").exits(69).says("lock");
+            ctl("status").exits(3);
+        } finally {
+            other.destroyForcibly().waitFor();
+        }
+        ctl("start", "--no-wait").exits(0);
+    }
+
+    @Test
+    void aFloodOfTheConsoleIsCut() throws Exception {
+        makeVm();
+        ctl("start", "--no-wait").exits(0);
+        Path log = vm.file(".console.log");
+        byte[] part = "login: the guest asks and asks for a name\n".repeat(1 << 15).getBytes(UTF_8);
+        long most = 0;
+        for (int i = 0; i < 75; i++) { // 100 MB, appended as QEMU does it
+            Files.write(log, part, StandardOpenOption.APPEND);
+            most = Math.max(most, Files.size(log));
+            Thread.sleep(most > 20_000_000 ? 100 : 20); // no guest is as fast as a file
+        }
+        for (int i = 0; i < 600 && Files.size(log) > 10_000_000; i++) {
+            Thread.sleep(100);
+        }
+        assertTrue(Files.size(log) <= 10_000_000 && most < 100_000_000, Files.size(log) + ", at most " + most);
+        assertEquals(1_000_000, Files.size(vm.file(".console.log.1")));
+    }
+
+    @Test
+    void restartAndRestoreKeepThePortAndTheForwards() throws Exception {
+        makeVm();
+        String port;
+        String forward;
+        try (ServerSocket one = new ServerSocket(0, 1, InetAddress.getLoopbackAddress());
+                ServerSocket two = new ServerSocket(0, 1, InetAddress.getLoopbackAddress())) {
+            port = String.valueOf(one.getLocalPort());
+            forward = two.getLocalPort() + ":80";
+        }
+        Map<String, String> byHand = Map.of("VM_SSH_PORT", port);
+        ctl(byHand, "start", "--no-wait", "--forward", forward).exits(0);
+        for (List<String> command : List.of(List.of("restart", "--force", "--timeout", "2s"), List.of("restore", "--timeout", "2s"))) {
+            ctl(byHand, command.toArray(String[]::new)).exits(124);
+            JsonObject status = VmCtl.json(ctl("status", "--json").out());
+            assertEquals(port, String.valueOf(status.getInt("port")));
+            assertEquals(List.of(forward), status.getArray("forwards"));
+        }
     }
 
     @Test
@@ -598,6 +689,10 @@ final class VmCtlTest {
         makeVm();
         ctl("start", "--qemu-args", "-device no-such-device").exits(69).says("no-such-device");
         ctl("status").exits(3);
+        try (ServerSocket taken = new ServerSocket(0, 1, InetAddress.getLoopbackAddress())) {
+            String rule = "tcp:127.0.0.1:" + taken.getLocalPort() + "-:1";
+            ctl("start", "--qemu-args", "-netdev user,id=n1,hostfwd=" + rule).exits(69).says(rule);
+        }
         ctl("start", "--no-wait").exits(0);
         ctl("start", "--timeout", "3s").exits(124).says("sshd does not answer");
     }
@@ -615,13 +710,14 @@ final class VmCtlTest {
 
         // While it is saved the guest runs; afterwards it stands still, and the next command lets it go on.
         Path directory = Files.createDirectories(vm.file(".snapshots").resolve("one"));
-        VmCtl.Ram ram = ctl.saveRam(directory.resolve("ram"), hardware, Duration.ofMinutes(1));
-        assertEquals("rw-------", PosixFilePermissions.toString(Files.getPosixFilePermissions(ram.file())));
-        assertEquals(Files.size(ram.file()), ram.bytes());
+        Path file = directory.resolve("ram");
+        JsonObject ram = ctl.saveRam(file, hardware, Duration.ofMinutes(1));
+        assertEquals("rw-------", PosixFilePermissions.toString(Files.getPosixFilePermissions(file)));
+        assertEquals(Files.size(file), ram.getLong("ramBytes"));
         assertEquals("postmigrate", VmCtl.runState(vm, Duration.ofSeconds(10)));
         ctl("start", "--no-wait").exits(0);
         assertEquals("running", VmCtl.runState(vm, Duration.ofSeconds(10)));
-        assertFalse(Files.exists(ram.file()), "RAM without a record is of no use");
+        assertFalse(Files.exists(file), "RAM without a record is of no use");
 
         // Killed between the record and the fresh overlay: the snapshot is there, the old QEMU does not go on.
         ram = ctl.saveRam(Files.createDirectories(directory).resolve("ram"), hardware, Duration.ofMinutes(1));
@@ -632,21 +728,21 @@ final class VmCtlTest {
 
         // The round trip.
         VmCtl.Snapshot snapshot = vm.below().orElseThrow();
-        assertEquals(Optional.empty(), snapshot.ramProblem(hardware));
-        JsonObject restored = ctl.launch(again, true);
-        assertNull(ctl.feed(snapshot, restored));
+        assertNull(snapshot.ramProblem(hardware));
+        JsonObject restored = ctl.launch(again, snapshot.ram());
+        assertNull(ctl.wake(snapshot, restored));
         assertEquals("running", VmCtl.runState(vm, Duration.ofSeconds(10)));
         ctl("stop", "--force").exits(0);
 
         // Damage in the middle and at the very end, and a QEMU that cannot take it.
-        for (long position : List.of(ram.bytes() / 2, ram.bytes() - 1)) {
+        for (long position : List.of(Files.size(file) / 2, Files.size(file) - 1)) {
             try (RandomAccessFile damage = new RandomAccessFile(snapshot.ram().toFile(), "rw")) {
                 damage.seek(position);
                 int old = damage.read();
                 damage.seek(position);
                 damage.write(old ^ 1);
-                JsonObject waiting = ctl.launch(again, true);
-                String problem = ctl.feed(snapshot, waiting);
+                JsonObject waiting = ctl.launch(again, snapshot.ram());
+                String problem = ctl.wake(snapshot, waiting);
                 assertTrue(problem.contains("damaged") || problem.contains("refuses"), problem);
                 assertNotEquals("running", VmCtl.runState(vm, Duration.ofSeconds(10)));
                 ctl("stop", "--force").exits(0);
