@@ -732,7 +732,7 @@ final class VmCtl {
 
     // Starting.
 
-    /** What the options say, checked; forwards that they do not name are those of the VM that runs. */
+    /** What the options say, checked; port and forwards that they do not name are those that the running VM was given. */
     private Boot boot(Machine machine, boolean waits, List<Path> discs) throws IOException {
         long mebibytes = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean()).getTotalMemorySize() >> 20;
         String memory = machine.memory == null ? Math.max(2048, Math.min(8192, mebibytes / 4)) + "M" : machine.memory;
@@ -740,8 +740,9 @@ final class VmCtl {
         String cpus = machine.cpus == null ? String.valueOf(half) : machine.cpus;
         JsonObject before = running();
         List<String> forwards = machine.forwards != null ? machine.forwards : before == null ? List.of() : strings(before, "forwards");
-        String port = VALUES.get("VM_SSH_PORT").get(0);
-        forwards.forEach(forward -> require("--forward", forward, "(" + port + "):(" + port + ")", "two ports such as 8080:80"));
+        String aPort = VALUES.get("VM_SSH_PORT").get(0);
+        forwards.forEach(forward -> require("--forward", forward, "(" + aPort + "):(" + aPort + ")", "two ports such as 8080:80"));
+        int port = machine.sshPort != null ? Integer.parseInt(machine.sshPort) : before == null ? 0 : before.getInt("wantedPort");
         Duration limit = duration(machine.timeout);
         List<String> more = split(machine.qemuArgs);
         if (!Files.exists(vm.disk()) && !Files.exists(vm.clean())) {
@@ -756,8 +757,7 @@ final class VmCtl {
         List<String> hardware = new ArrayList<>(run(SOON, List.of(QEMU, "--version")).outputUTF8().lines().limit(1).toList());
         hardware.addAll(hardware(accelerator, cpu, memory, cpus, discs.size()));
         hardware.addAll(more);
-        return new Boot(hardware, machine.cache, machine.sshPort == null ? 0 : Integer.parseInt(machine.sshPort), forwards, discs, limit,
-                waits);
+        return new Boot(hardware, machine.cache, port, forwards, discs, limit, waits);
     }
 
     /** The arguments that make the machine, as the guest and its RAM see it. */

@@ -677,7 +677,7 @@ final class VmCtlTest {
         Map<String, String> byHand = Map.of("VM_SSH_PORT", port);
         ctl(byHand, "start", "--no-wait", "--forward", forward).exits(0);
         for (List<String> command : List.of(List.of("restart", "--force", "--timeout", "2s"), List.of("restore", "--timeout", "2s"))) {
-            ctl(byHand, command.toArray(String[]::new)).exits(124);
+            ctl(command.toArray(String[]::new)).exits(124);
             JsonObject status = VmCtl.json(ctl("status", "--json").out());
             assertEquals(port, String.valueOf(status.getInt("port")));
             assertEquals(List.of(forward), status.getArray("forwards"));
