@@ -40,6 +40,7 @@ import java.net.StandardProtocolFamily;
 import java.net.UnixDomainSocketAddress;
 import java.nio.ByteBuffer;
 import java.nio.channels.AsynchronousCloseException;
+import java.nio.channels.Channel;
 import java.nio.channels.Channels;
 import java.nio.channels.FileChannel;
 import java.nio.channels.ServerSocketChannel;
@@ -1031,7 +1032,8 @@ final class VmCtl {
         Path socket = vm.socket(".ram");
         Files.deleteIfExists(socket);
         CRC32C crc = new CRC32C();
-        try (ServerSocketChannel server = ServerSocketChannel.open(StandardProtocolFamily.UNIX).bind(UnixDomainSocketAddress.of(socket))) {
+        try (ServerSocketChannel server = limited(ServerSocketChannel.open(StandardProtocolFamily.UNIX), SOON)) {
+            server.bind(UnixDomainSocketAddress.of(socket));
             qmp("migrate-set-parameters", "max-bandwidth", 1L << 40, "downtime-limit", 600_000); // the defaults are for networks
             qmp("migrate", "uri", "unix:" + socket);
             try (InputStream in = new CheckedInputStream(Channels.newInputStream(limited(server.accept(), limit)), crc)) {
@@ -1584,7 +1586,7 @@ final class VmCtl {
     }
 
     /** Closes a channel when its time is up: whoever waits on it gets an exception. */
-    private static SocketChannel limited(SocketChannel channel, Duration limit) {
+    private static <C extends Channel> C limited(C channel, Duration limit) {
         CompletableFuture.delayedExecutor(limit.toMillis(), TimeUnit.MILLISECONDS).execute(() -> {
             try {
                 channel.close();
