@@ -1400,7 +1400,12 @@ final class VmCtl {
         if (verbose) {
             say("+ " + shellQuoted(command));
         }
-        Process process = new ProcessBuilder(command).inheritIO().start();
+        ProcessBuilder builder = new ProcessBuilder(command).inheritIO();
+        Path stdin = Path.of("/proc/self/fd/0");
+        if (Files.isSymbolicLink(stdin) && Files.readSymbolicLink(stdin).startsWith(System.getProperty("java.home"))) {
+            builder.redirectInput(Path.of("/dev/null").toFile()); // it was closed, and a file of the JVM's took its number
+        }
+        Process process = builder.start();
         Runtime.getRuntime().addShutdownHook(new Thread(process::destroy)); // if this command is ended
         try {
             if (process.waitFor(limit == null ? Long.MAX_VALUE : limit.toMillis(), TimeUnit.MILLISECONDS)) {
