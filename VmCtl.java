@@ -1405,7 +1405,12 @@ final class VmCtl {
         if (Files.isSymbolicLink(stdin) && Files.readSymbolicLink(stdin).startsWith(System.getProperty("java.home"))) {
             builder.redirectInput(Path.of("/dev/null").toFile()); // it was closed, and a file of the JVM's took its number
         }
-        Process process = builder.start();
+        Process process;
+        try {
+            process = builder.start();
+        } catch (IOException refused) {
+            throw new VmException(69, refused.getMessage()); // it names the program, and whether it is missing or its line too long
+        }
         Runtime.getRuntime().addShutdownHook(new Thread(process::destroy)); // if this command is ended
         try {
             if (process.waitFor(limit == null ? Long.MAX_VALUE : limit.toMillis(), TimeUnit.MILLISECONDS)) {
