@@ -802,7 +802,7 @@ final class VmCtl {
                 "-chardev", socket + "qmp0,path=" + doubled(vm.socket(".qmp")), "-mon", "chardev=qmp0,mode=control",
                 "-chardev", socket + "serial0,path=" + doubled(vm.socket(".console")) + log));
         if (ram != null) {
-            arguments.addAll(List.of("-S", "-incoming", "exec:exec cat " + shellQuoted(List.of(ram.toString()))));
+            arguments.addAll(List.of("-S", "-incoming", "defer")); // until it is known to run
         }
         arguments.addAll(boot.hardware().subList(1, boot.hardware().size()));
         return arguments;
@@ -1061,6 +1061,7 @@ final class VmCtl {
 
     /** Lets a guest go on from the RAM that its QEMU reads, if that is not damaged; else tells why not. */
     String wake(Snapshot snapshot, JsonObject running) throws IOException {
+        qmp("migrate-incoming", "uri", "exec:exec cat " + shellQuoted(List.of(snapshot.ram().toString())));
         CRC32C crc = new CRC32C();
         try (FileChannel ram = FileChannel.open(snapshot.ram())) { // while QEMU reads it, too
             for (ByteBuffer part = ByteBuffer.allocateDirect(1 << 20); ram.read(part.clear()) >= 0; ) {
