@@ -21,9 +21,16 @@ data=${PFI_MEDIA:-/mnt}
 current=start
 complete=no
 
+# Told on the console and, in case the boot loader was not told to make that the serial line, on the serial line: its
+# call-out device is busy, and refuses, while it is the console.
+mark() { # LINE
+    printf '%s\n' "$1"
+    (printf '%s\n' "$1" >/dev/cuaa0) 2>/dev/null || true
+}
+
 step() { # NUMBER TEXT
     current=$2
-    printf 'STEP %s: %s\n' "$1" "$2"
+    mark "STEP $1: $2"
 }
 
 die() { # WHAT-HAPPENED
@@ -34,10 +41,11 @@ die() { # WHAT-HAPPENED
 finish() {
     trap - EXIT HUP INT TERM
     sync
+    printf '\n'
     if [ "$complete" = yes ]; then
-        printf '\nDONE WITH PHASE %s.\n' "$phase"
+        mark "DONE WITH PHASE $phase."
     else
-        printf '\nPHASE %s FAILED: %s\n' "$phase" "$current"
+        mark "PHASE $phase FAILED: $current"
     fi
     if [ "${PFI_POWEROFF:-yes}" != no ]; then
         poweroff || true

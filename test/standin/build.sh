@@ -15,7 +15,7 @@
 #   -fw_cfg name=opt/standin/mirror,string=http://10.0.2.2:PORT    stands for mirror-master.dragonflybsd.org
 #   -fw_cfg name=opt/standin/fault,string=NAME[@MOMENT]            goes wrong on request:
 #       panic mountroot fsck @boot; panic hang nonet norepo flood @phase1 @phase2 @phase3 @runtime;
-#       halt (power-off only halts), reboot-loop (it reboots instead)
+#       halt (power-off only halts), reboot-loop (it reboots instead), mute (the CD's loader knows no serial line)
 # Root can ask for most of them too: /usr/libexec/standin/fault NAME.
 #
 # Made from Debian or Ubuntu packages that apt downloads and verifies, without root. With the same inputs it answers
