@@ -8,6 +8,7 @@ import java.io.OutputStream;
 import java.io.UncheckedIOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardCopyOption;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -226,6 +227,22 @@ record Guest(Map<String, String> settings) {
         } catch (IOException gone) {
             return "";
         }
+    }
+
+    /** A copy of phases/ with one edit. */
+    static Path phasesWhere(String script, String from, String to) throws IOException {
+        Path copy = BUILD.resolve("test/phases edited");
+        delete(copy);
+        Files.createDirectories(copy);
+        try (Stream<Path> scripts = Files.list(Path.of("phases"))) {
+            for (Path phase : scripts.toList()) {
+                Files.copy(phase, copy.resolve(phase.getFileName()), StandardCopyOption.COPY_ATTRIBUTES);
+            }
+        }
+        String text = Files.readString(copy.resolve(script));
+        assertTrue(text.contains(from), script + " does not hold: " + from);
+        Files.writeString(copy.resolve(script), text.replace(from, to));
+        return copy;
     }
 
     /** A directory with all that is in it; nothing if there is none. */

@@ -4,6 +4,7 @@
 //SOURCES Mirror.java
 //DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
 
+import static java.nio.charset.StandardCharsets.ISO_8859_1;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -62,16 +63,16 @@ final class InstallTest {
     @Test
     @Order(1)
     void withoutAnIsoTheInstallationSaysHowToGetOne() {
-        withMirror("").install().exits(69).says("vm-setup");
+        withMirror().install().exits(69).says("vm-setup");
     }
 
     @Test
     @Order(2)
     void theInstallerComesFromTheMirrorOnce() {
-        withMirror("").setup("fetch", "--trust-mirror").exits(0);
+        withMirror().setup("fetch", "--trust-mirror").exits(0);
         assertTrue(Files.exists(GUEST.vmDir().resolve("dfly-6.4.2.iso")));
         mirror.forgetRequests();
-        withMirror("").setup("fetch", "--trust-mirror").exits(0);
+        withMirror().setup("fetch", "--trust-mirror").exits(0);
         assertEquals(List.of(), mirror.requests().stream().filter(request -> request.contains(".iso.bz2 200")).toList());
     }
 
@@ -80,90 +81,80 @@ final class InstallTest {
     void anIsoThatDoesNotMatchThePinnedSumsIsRefused() throws IOException {
         Path other = Guest.BUILD.resolve("test/pinned");
         Guest.delete(other);
-        withMirror("").with("VM_DIR", other.toString()).setup("fetch").exits(1).says("dfly-x86_64-6.4.2_REL.iso");
+        withMirror().with("VM_DIR", other.toString()).setup("fetch").exits(1).says("dfly-x86_64-6.4.2_REL.iso");
         assertFalse(Files.exists(other.resolve("dfly-6.4.2.iso")));
         Guest.delete(other);
     }
 
     @Test
     @Order(4)
-    void aFailingPhaseIsReportedAndNothingIsLeft() throws IOException {
-        Guest.Result result = withMirror("").with("VM_PHASES", phasesWhere("phase1-install.sh", "newfs /dev/", "newfs --bad /dev/").toString())
-                .install();
-        result.exits(1).says("PHASE 1 FAILED", "phase1.log", "--from 1");
-        assertFalse(Files.exists(GUEST.file("-clean.qcow2")));
+    void anotherVersionIsNamedAndReplacesNothingUnasked() throws IOException {
+        Files.createDirectories(GUEST.file(".install")); // what an installation of 6.4.0 left
+        Files.createDirectories(GUEST.file(".snapshots").resolve("of 6.4.0"));
+        Files.writeString(GUEST.file("-clean.qcow2"), "6.4.0");
+        Files.writeString(GUEST.file(".install").resolve("install.json"),
+                "{\"installed\": {\"phases\": {\"1\": {\"inputs\": {\"DFLY_VERSION\": \"6.4.0\"}}}}}");
+        withMirror().install().exits(2).says("DFLY_VERSION (6.4.0 -> 6.4.2)", "replaces VM guest with all its snapshots", "--yes");
+        assertEquals("6.4.0", Files.readString(GUEST.file("-clean.qcow2")));
     }
 
     @Test
     @Order(5)
     void threePhasesInstallWithoutAWord() throws IOException {
-        Guest.Result result = withMirror("").install().exits(0);
-        for (int phase = 1; phase <= 3; phase++) {
-            assertTrue(result.err().contains("DONE WITH PHASE " + phase + ".") || (result.err() + result.out()).contains("phase " + phase), result.err());
-        }
+        withMirror().install("--yes").exits(0)
+                .says("phase 1 done in ", "phase 2 done in ", "phase 3 done in ", "guest is installed: DragonFly 6.4.2");
+        assertFalse(Files.exists(GUEST.file(".snapshots")), "they back on the disk that is gone");
+        assertTrue(Files.readString(GUEST.file(".install").resolve("install.json")).contains("\"version\":\"6.4.2\""));
         Path clean = GUEST.file("-clean.qcow2");
-        assertFalse(PosixFilePermissions.toString(Files.getPosixFilePermissions(clean)).contains("w"));
+        assertEquals("r--------", mode(clean));
         String info = GUEST.run(List.of("qemu-img", "info", clean.toString())).exits(0).out();
         assertFalse(info.contains("backing file"), info);
         for (String secret : List.of("id_ed25519", "host_key", "root_password")) {
-            assertEquals("rw-------", PosixFilePermissions.toString(Files.getPosixFilePermissions(GUEST.file(".ssh").resolve(secret))), secret);
+            assertEquals("rw-------", mode(GUEST.file(".ssh").resolve(secret)), secret);
         }
-        assertEquals("rwx------", PosixFilePermissions.toString(Files.getPosixFilePermissions(GUEST.vmDir())));
+        assertEquals("rwx------", mode(GUEST.vmDir()));
         String password = Files.readString(GUEST.file(".ssh").resolve("root_password")).strip();
         try (Stream<Path> files = Files.walk(GUEST.vmDir())) {
             for (Path file : files.filter(Files::isRegularFile).filter(file -> !file.endsWith("root_password")).toList()) {
-                assertFalse(file.toString().endsWith(".iso") && file.toString().contains("phase"), "the phase disc holds a password: " + file);
-                if (Files.size(file) < 10_000_000) {
-                    assertFalse(new String(Files.readAllBytes(file), java.nio.charset.StandardCharsets.ISO_8859_1).contains(password), file.toString());
-                }
+                assertFalse(file.toString().matches(".*phase\\d\\.iso"), "the phase disc holds a password: " + file);
+                assertFalse(Files.size(file) < 10_000_000 && Files.readString(file, ISO_8859_1).contains(password), file.toString());
             }
         }
     }
 
     @Test
     @Order(6)
-    void aSecondRunHasNothingToDo() throws IOException {
+    void onlyAChangeIsInstalledAndNotUnasked() throws IOException {
         FileTime before = Files.getLastModifiedTime(GUEST.file("-clean.qcow2"));
-        withMirror("").install().exits(0);
+        withMirror().install().exits(0).says("nothing it was made from has changed");
+        edited().install().exits(2).says("beginning at phase 3: changed since: its script\n", "--yes");
+        withMirror().with("DFLY_VERSION", "6.4.3", "VM_IMAGE", GUEST.vmDir().resolve("dfly-6.4.2.iso").toString())
+                .install().exits(2).says("beginning at phase 1: changed since: DFLY_VERSION (6.4.2 -> 6.4.3)\n", "--yes");
         assertEquals(before, Files.getLastModifiedTime(GUEST.file("-clean.qcow2")));
     }
 
     @Test
     @Order(7)
-    void aChangedPhaseIsNamedAndNotRunUnasked() throws IOException {
-        FileTime before = Files.getLastModifiedTime(GUEST.file("-clean.qcow2"));
-        withMirror("").with("VM_PHASES", phasesWhere("phase3-provision.sh", "set -eu", "set -eu # edited").toString())
-                .install().exits(2).says("phase 3", "--yes");
-        assertEquals(before, Files.getLastModifiedTime(GUEST.file("-clean.qcow2")));
-    }
-
-    @Test
-    @Order(8)
     void anEditedPhase3RerunsPhase3Only() throws IOException {
-        Guest edited = withMirror("").with("VM_PHASES", phasesWhere("phase3-provision.sh", "set -eu", "set -eu # edited").toString());
         FileTime phase2 = Files.getLastModifiedTime(GUEST.file(".install").resolve("phase2.qcow2"));
-        edited.install("--yes").exits(0);
+        Guest.Result result = edited().install("--yes").exits(0).says("phase 3 done in ");
+        assertFalse(result.err().contains("phase 2 done"), result.err());
         assertEquals(phase2, Files.getLastModifiedTime(GUEST.file(".install").resolve("phase2.qcow2")));
+        String log = Files.readString(GUEST.file(".install").resolve("phase3.log"), ISO_8859_1);
+        String password = Files.readString(GUEST.file(".ssh").resolve("root_password")).strip();
+        assertTrue(log.contains("+ ") && !log.contains(password), "traced, and without the password");
         Files.createFile(Guest.BUILD.resolve("test/installed"));
     }
 
-    private static Guest withMirror(String fault) {
-        return GUEST.withFirmware(mirror.port(), fault);
+    private static Guest edited() throws IOException {
+        return withMirror().with("VM_PHASES", Guest.phasesWhere("phase3-provision.sh", "set -eu", "set -eux").toString());
     }
 
-    /** A copy of phases/ with one edit. */
-    static Path phasesWhere(String script, String from, String to) throws IOException {
-        Path copy = Guest.BUILD.resolve("test/phases edited");
-        Guest.delete(copy);
-        Files.createDirectories(copy);
-        try (Stream<Path> scripts = Files.list(Path.of("phases"))) {
-            for (Path phase : scripts.toList()) {
-                Files.copy(phase, copy.resolve(phase.getFileName()), java.nio.file.StandardCopyOption.COPY_ATTRIBUTES);
-            }
-        }
-        String text = Files.readString(copy.resolve(script));
-        assertTrue(text.contains(from), script + " does not hold: " + from);
-        Files.writeString(copy.resolve(script), text.replaceFirst(java.util.regex.Pattern.quote(from), java.util.regex.Matcher.quoteReplacement(to)));
-        return copy;
+    private static String mode(Path file) throws IOException {
+        return PosixFilePermissions.toString(Files.getPosixFilePermissions(file));
+    }
+
+    private static Guest withMirror() {
+        return GUEST.withFirmware(mirror.port(), "");
     }
 }
