@@ -710,7 +710,8 @@ final class VmAutoInstall implements Callable<Integer> {
                     if (alive) {
                         type(watcher.keys());
                     }
-                    if (!blind && watcher.asked() && now - heard > 120e9) { // under emulation the menu takes seconds
+                    // Under emulation the menu takes seconds. The script's own words come on the serial line either way.
+                    if (!blind && watcher.asked() && (now - heard > 120e9 || watcher.stage == Watcher.SCRIPT)) {
                         blind = true;
                         watcher.hints.add("the boot loader did not answer, so the console was not heard");
                         say("the boot loader does not answer on the serial line: going on blind, its menu boots by itself");

@@ -141,6 +141,11 @@ final class InstallFaultsTest {
     }
 
     @Test
+    void aLoaderThatNeverSpeaksDoesNotMatter() {
+        TWIN.withFirmware(mirror.port(), "mute").install("--yes", "--from", "1", "--to", "1").exits(0).says("going on blind", "phase 1 done");
+    }
+
+    @Test
     void aFullDiskIsNamed() throws Exception {
         Guest.delete(TWIN.vmDir());
         Files.createDirectories(TWIN.vmDir());
