@@ -14,18 +14,20 @@ PATH=/sbin:/bin:/usr/sbin:/usr/bin
 export PATH
 phase=1
 
-# shared:phase
-# Every phase names its steps, ends in a bare line that says how it went, and powers off either way: the boot would go on to
-# a login prompt, and nobody is there to log in. PFI_POWEROFF=no is for a phase run by hand or over ssh.
-current=start
-complete=no
-
+# shared:mark
 # Told on the console and, in case the boot loader was not told to make that the serial line, on the serial line: its
 # call-out device is busy, and refuses, while it is the console.
 mark() { # LINE
     printf '%s\n' "$1"
     (printf '%s\n' "$1" >/dev/cuaa0) 2>/dev/null || true
 }
+# end shared:mark
+
+# shared:phase
+# Every phase names its steps, ends in a bare line that says how it went, and powers off either way: the boot would go on to
+# a login prompt, and nobody is there to log in. PFI_POWEROFF=no is for a phase run by hand or over ssh.
+current=start
+complete=no
 
 step() { # NUMBER TEXT
     current=$2

@@ -3,12 +3,20 @@
 //SOURCES Guest.java
 //DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
 
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
+import java.util.concurrent.TimeUnit;
+import java.util.stream.Stream;
+import javax.xml.XMLConstants;
+import javax.xml.transform.stream.StreamSource;
+import javax.xml.validation.SchemaFactory;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
@@ -18,15 +26,32 @@ import org.junit.platform.console.ConsoleLauncher;
 final class SuitesTest {
 
     private static final Guest GUEST = Guest.installed();
+    /** For suites that need no build. */
+    private static final Guest UNBUILT = GUEST.with("VM_TEST_BUILD", "true");
+    private static final Path JUNIT = Guest.BUILD.resolve("test/junit.xml");
+    private static final Path JSON = Guest.BUILD.resolve("test/test.json");
+    private static final Path LOG = Guest.BUILD.resolve("test/suite.log");
 
     public static void main(String... args) {
         ConsoleLauncher.main(new String[] {"execute", "--select-class", "SuitesTest", "--disable-banner", "--details", "summary"});
     }
 
+    /** One call does it all: restores, syncs once, builds once, runs every suite over one connection. */
     @BeforeAll
-    static void aFreshGuestWithTheSample() {
-        GUEST.fresh();
-        GUEST.sync().exits(0);
+    static void aFreshGuestWithTheSample() throws Exception {
+        GUEST.ctl("start").exits(0);
+        GUEST.sh("touch /root/before-fresh").exits(0);
+        Guest.Result result = GUEST.with("VM_TEST_CONNECTIONS", "test ! -e /root/before-fresh && ps -axo command | grep -c '[s]shd: root@'",
+                        "VM_TEST_ORPHANING", "go test -c -tags=scenario -o /root/orphaning.test ./scenario/orphaning && "
+                                + "go test -c -tags=scenario -o /root/flooding.test ./scenario/flooding")
+                .test("--fresh", "--sync", "--junit", JUNIT.toString(), "--json", JSON.toString(), "unit", "phase4", "procctl", "orphans", "orphaning",
+                        "connections").exits(0)
+                .answers("== build passed", "== unit passed", "SKIP sample/internal/words TestCountsLongText", ": words_test.go:32: -short", "\n1\n== connections passed");
+        assertEquals(1, (result.out() + result.err()).split("gmake build", -1).length - 1, "built once");
+        assertEquals(1, result.err().split("synced", -1).length - 1, "synced once");
+        valid(JUNIT, "<testcase classname=\"sample/internal/worker\" name=\"TestMount\"", "name=\"build\"");
+        assertTrue(Files.lines(JSON).allMatch(line -> line.startsWith("{\"Time\":")), "what go test -json said, and nothing else");
+        assertTrue(Files.readString(GUEST.file(".test").resolve("phase4.json")).contains("\"verdict\":\"passed\""));
     }
 
     @AfterAll
@@ -35,50 +60,134 @@ final class SuitesTest {
         assertEquals(List.of(), GUEST.qemus());
     }
 
-    @Test
-    void severalSuitesAreBuiltOnceAndPass() throws Exception {
-        Path junit = Guest.BUILD.resolve("test/junit.xml");
-        Path json = Guest.BUILD.resolve("test/test.json");
-        Guest.Result result = GUEST.test("--junit", junit.toString(), "--json", json.toString(), "unit", "phase4").exits(0);
-        assertEquals(1, (result.out() + result.err()).split("gmake build", -1).length - 1, "built once");
-        assertTrue(Files.readString(junit).contains("<testcase"), Files.readString(junit));
-        assertTrue(Files.readString(json).contains("\"Action\":\"pass\""));
+    private static void valid(Path junit, String... parts) throws Exception {
+        SchemaFactory.newInstance(XMLConstants.W3C_XML_SCHEMA_NS_URI).newSchema(Path.of("test/junit.xsd").toFile()).newValidator()
+                .validate(new StreamSource(junit.toFile()));
+        Stream.of(parts).forEach(part -> assertTrue(read(junit).contains(part), part + " is not in " + junit));
+    }
+
+    private static String read(Path file) {
+        try {
+            return Files.readString(file, StandardCharsets.ISO_8859_1);
+        } catch (java.io.IOException gone) {
+            throw new java.io.UncheckedIOException(gone);
+        }
     }
 
     @Test
-    void aFailingTestIsReportedAsFailing() {
-        GUEST.test("unit", "--env", "SAMPLE_FAIL=1").exits(1);
+    void everyKindOfTestGetsItsOutcome() throws Exception {
+        String packages = Stream.of("failing", "skipping", "panicking", "nobuild", "novet", "nesting", "racing", "many", "ending")
+                .map(name -> " ./scenario/" + name).reduce("", String::concat);
+        Guest.Result result = UNBUILT.with("VM_TEST_SCENARIO", "go test -v -count=1 -tags=scenario" + packages)
+                .test("scenario", "--junit", JUNIT.toString(), "--json", JSON.toString()).exits(1)
+                .says("vm-test: scenario failed, guest exit code")
+                .answers("FAIL sample/scenario/failing TestFailsInSubtest/bad", "the subtest's reason",
+                        "SKIP sample/scenario/skipping TestSkipped", ": skipping_test.go:8: there is no moon tonight",
+                        "FAIL sample/scenario/panicking TestPanics", "panic: assignment to entry in nil map",
+                        "BUILD FAILED sample/scenario/nobuild\n       scenario/nobuild/nobuild.go:7:9: cannot use \"not a number\"",
+                        "BUILD FAILED sample/scenario/novet\n       scenario/novet/novet_test.go:8:36: ",
+                        "DID NOT FINISH sample/scenario/ending TestExits", "not UTF-8: \ufffd\ufffd");
+        valid(JUNIT, "name=\"TestMany/number_1999\"", "name=\"TestNesting/with_space/one\"", "name=\"TestNesting/with/slash/two\"", "name=\"TestSameName/twin#01\"");
+        assertEquals(2000 + 1, read(JUNIT).split("classname=\"sample/scenario/many\"", -1).length - 1);
+        assertFalse(read(JUNIT).contains("TestNotATest") && read(JUNIT).contains("classname=\"sample/not/a/package\""), "a print is no result");
+        assertTrue(read(JSON).contains("\"Test\":\"TestMany/number_1999\""));
+        List<String> shown = result.out().lines().filter(line -> line.matches("=== RUN .*|(ok  |FAIL)\t.*\t.*s"))
+                .map(line -> line.replaceFirst(".*(RUN|\tsample/scenario/\\w+).*", "$1")).toList();
+        for (String name : List.of("failing", "nesting", "many")) { // go test's own order: a package's lines, then its result
+            int end = shown.indexOf("\tsample/scenario/" + name);
+            assertTrue(end > 0 && shown.get(end - 1).equals("RUN"), name + ": " + shown);
+        }
     }
 
     @Test
-    void aCommandThatIsNotGoPassesThrough() {
-        GUEST.with("VM_TEST_GREET", "echo hello; exit 7").test("greet").exits(1).says("7");
-        GUEST.test("run", "--", "sh", "-c", "exit 7").exits(7);
+    void aRootSuiteThatLeavesThingsBehindFails() {
+        Guest leaking = UNBUILT.with("VM_TEST_LEAKING", "doas go test -count=1 -tags=scenario ./scenario/leaking", "VM_TEST_ROOT", "doas touch /build/again");
+        leaking.test("leaking").exits(1).answers("left behind", "process ", "sleep 600", "mount tmpfs", "/build/Workers/leak", "file /build/Workers/leak.log");
+        leaking.test("--leaks", "warn", "root").exits(0).says("root left behind: file /build/again");
+        leaking.sh("umount /build/Workers/leak && rm -r /build && kill -9 $(ps -axo pid,command | awk '/[s]leep 600/ { print $1 }')").exits(0);
+    }
+
+    @Test
+    void whatMakePrintsPassesThrough() throws Exception {
+        Guest make = GUEST.with("VM_TEST_MAKE", "gmake check");
+        make.test("make", "--env", "SAMPLE_FAIL=1").exits(1).answers("go test -v ./internal/words/\n=== RUN   TestCount\n", "--- FAIL: TestFailsWhenTold",
+                "== make failed, guest exit code 2");
+        make.test("unit", "-q", "--", "-run", "TestCount$", "./internal/...").exits(0).answers("== unit passed, 6 pass, ");
+        Process raw = make.start(LOG, "VmTest", "run", "--", "printf 'a\\000\\001\\377\\n\\r'; exit 7");
+        assertTrue(raw.waitFor(3, TimeUnit.MINUTES), "vm-test hangs");
+        assertEquals(7, raw.exitValue(), read(LOG));
+        assertArrayEquals(new byte[] {'a', 0, 1, (byte) 0xff, '\n', '\r'}, Files.readAllBytes(LOG));
     }
 
     @Test
     void aFailedBuildIsABuildFailure() {
-        GUEST.with("VM_TEST_BUILD", "gmake no-such-target").test("unit").exits(1).says("build");
+        GUEST.with("VM_TEST_BUILD", "gmake no-such-target").test("unit").exits(1).says("vm-test: build failed (build failed), guest exit code 2");
+        UNBUILT.with("VM_TEST_BROKEN", "go test -tags=scenario ./scenario/nobuild").test("broken").exits(1).says("vm-test: broken failed (build failed)");
     }
 
+    /** Processes in sessions of their own that ignore SIGTERM, and a test that hangs: none of it outlives the suite. */
     @Test
-    void theLimitKillsTheSuiteAndEverythingItStarted() {
-        GUEST.with("VM_TEST_SLEEPY", "sleep 987 & sleep 986", "VM_TEST_BUILD", "true").test("--timeout", "5s", "sleepy").exits(124);
-        assertEquals("", GUEST.sh("ps -axo command | grep 'sleep 98[67]' || true").exits(0).out());
-    }
-
-    @Test
-    void anUnknownSuiteIsRefusedWithTheNearest() {
-        GUEST.test("units").exits(2).says("unit");
-    }
-
-    @Test
-    void testsThatDoNotCompileAreABuildFailure() {
-        GUEST.sh("mkdir -p /root/sample/broken && echo 'package broken; func f() { x }' >/root/sample/broken/broken_test.go").exits(0);
-        try {
-            GUEST.with("VM_TEST_BROKEN", "go test ./broken/", "VM_TEST_BUILD", "true").test("broken").exits(1).says("build");
-        } finally {
-            GUEST.sh("rm -r /root/sample/broken").exits(0);
+    void nothingOutlivesASuite() throws Exception {
+        Guest orphans = UNBUILT.with("VM_TEST_ORPHANS", "/root/orphaning.test -test.v -test.timeout 10m");
+        orphans.test("--timeout", "5s", "orphans").exits(124).answers("left behind: ", "SIGQUIT: quit", "TestLeavesProcessesAndHangs(0x").says("orphans timed out");
+        assertEquals("", survivors());
+        for (boolean cut : new boolean[] {false, true}) {
+            Process suite = orphans.start(LOG, "VmTest", "orphans");
+            await(() -> read(LOG).split("left behind", -1).length == 4, "the suite's processes");
+            assertTrue(suite.isAlive(), "shown live");
+            assertFalse(survivors().isEmpty(), "else the test shows nothing");
+            if (cut) {
+                GUEST.run(List.of("ssh", "-F", GUEST.vmDir().resolve("ssh_config").toString(), "-O", "exit", "guest")).exits(0);
+            } else {
+                GUEST.test("unit").exits(69).says("another vm-test is at work");
+                GUEST.run(List.of("kill", "-INT", Long.toString(suite.pid()))).exits(0);
+            }
+            assertTrue(suite.waitFor(3, TimeUnit.MINUTES), "vm-test hangs");
+            assertEquals(cut ? 69 : 130, suite.exitValue(), read(LOG));
+            assertTrue(read(LOG).contains(cut ? "the connection was lost" : "== orphans interrupted"), read(LOG));
+            await(() -> survivors().isEmpty(), "the end of all that it started");
         }
+    }
+
+    private static String survivors() {
+        return GUEST.sh("ps -axww -o pid,command | grep '[s]leep 600\\|[o]rphaning.test' || true").exits(0).out();
+    }
+
+    private interface Condition {
+        boolean holds() throws Exception;
+    }
+
+    private static void await(Condition condition, String what) throws Exception {
+        for (long end = System.nanoTime() + TimeUnit.MINUTES.toNanos(3); !condition.holds(); Thread.sleep(100)) {
+            assertTrue(System.nanoTime() < end, () -> "no " + what + " after three minutes: " + read(LOG));
+        }
+    }
+
+    /** 200 MB as they come and 10 MB (160,000 lines) as events of go test, in a JVM that may use 64 MB. */
+    @Test
+    void muchOutputNeedsLittleMemory() throws Exception {
+        Guest small = UNBUILT.with("JAVA_TOOL_OPTIONS", "-Xmx64m", "VM_TEST_RAW", "/root/flooding.test",
+                "VM_TEST_EVENTS", "SAMPLE_FLOOD_MB=10 go test -tags=scenario -count=1 -v ./scenario/flooding");
+        for (String suite : List.of("raw", "events")) {
+            long started = System.nanoTime();
+            Process flood = small.start(LOG, "VmTest", suite);
+            long peak = 0; // KB
+            while (!flood.waitFor(20, TimeUnit.MILLISECONDS)) {
+                try (Stream<String> status = Files.lines(Path.of("/proc/" + flood.pid() + "/status"))) {
+                    peak = Math.max(peak, status.filter(line -> line.startsWith("VmHWM:")).mapToLong(line -> Long.parseLong(line.replaceAll("\\D", ""))).sum());
+                } catch (java.io.IOException ended) {
+                    // between the look at it and the look into it
+                }
+            }
+            double seconds = (System.nanoTime() - started) / 1e9;
+            assertEquals(0, flood.exitValue(), () -> read(LOG).substring(Math.max(0, read(LOG).length() - 2000)));
+            assertTrue(Files.size(LOG) >= (suite.equals("raw") ? 200L : 10L) << 20, Files.size(LOG) + " bytes shown");
+            assertTrue(peak > 0 && peak < 200_000, peak + " KB at most");
+            System.out.printf("%s: %d MB, %d KB of memory, %.1f s%n", suite, Files.size(LOG) >> 20, peak, seconds);
+        }
+        Files.delete(LOG);
+        long started = System.nanoTime();
+        GUEST.run(List.of("sh", "-c", "ssh -F \"$1\" guest /root/flooding.test >/dev/null", "sh", GUEST.vmDir().resolve("ssh_config").toString())).exits(0);
+        System.out.printf("ssh alone: %.1f s%n", (System.nanoTime() - started) / 1e9);
     }
 }
