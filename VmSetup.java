@@ -111,7 +111,9 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * <li>When all sums hold, the ISO gets its name.
  * </ol>
  * Each of these files is complete, or recognised as incomplete by the next run: the process can be killed at any point.
- * {@code disk} writes {@code <name>.qcow2}, under {@code <name>.lock}.
+ * {@code dfly-<version>.iso.lock}, which stays, keeps a second one out.
+ * {@code disk} writes {@code <name>.qcow2}, under {@code <name>.lock}. {@code check} reads {@code <name>.pid}, looks for
+ * {@code <name>-clean.qcow2}, and removes an {@code accel.json} that calls an accelerator useless which works.
  */
 @Command(name = "vm-setup", mixinStandardHelpOptions = true, version = "1",
         description = {"Check this machine and download the DragonFlyBSD installer",
@@ -212,8 +214,9 @@ final class VmSetup implements Callable<Integer> {
                 "Exit codes: 0 done or already there; 1 a wrong sum, or a full disk; 69 no mirror has it, or another fetch runs."})
     int fetch() throws Exception {
         privateDirectory(vmDir);
+        boolean there = image == null && isThere();
         try {
-            if (image != null || !isThere()) {
+            if (!there) {
                 FileChannel lock = lock(iso(".lock"), "vm-setup fetch");
                 try (lock) {
                     take();
@@ -239,7 +242,7 @@ final class VmSetup implements Callable<Integer> {
         try {
             if (Files.exists(disk)) {
                 ProcessResult info = run(Duration.ofMinutes(1), List.of("qemu-img", "info", disk.toString()));
-                if (info.getExitValue() != 0 && info.outputUTF8().contains("lock")) { // QEMU locks the disks it uses
+                if (info.getExitValue() != 0 && info.outputUTF8().contains("\" lock")) { // QEMU locks the disks it uses
                     throw new VmException(69, "the VM " + name + " is running: stop it first: vm-ctl stop");
                 }
                 confirm("replace " + disk + " (" + Files.size(disk) / MB + " MB) with a blank disk", yes);
@@ -551,6 +554,13 @@ final class VmSetup implements Callable<Integer> {
                         if (connected && ++fruitless == ATTEMPTS) {
                             throw new VmException(69, uri + " failed " + ATTEMPTS + " times in a row (" + cause(ended) + ")");
                         }
+                        try {
+                            if (in != null) {
+                                in.close();
+                            }
+                        } catch (IOException gone) {
+                            // which is known
+                        }
                         in = null;
                         Thread.sleep(fruitless == 0 ? 0 : pause.toMillis() << fruitless - 1); // once, 2, 4, 8 times the pause
                         continue;
@@ -629,6 +639,9 @@ final class VmSetup implements Callable<Integer> {
         Optional<Path> tool = Stream.of("lbzip2", "pbzip2").map(this::onPath).flatMap(Optional::stream).findFirst();
         Process process = !packed || tool.isEmpty() ? null // not by zt-exec, which feeds a program byte by byte
                 : new ProcessBuilder(tool.get().toString(), "-d", "-c").redirectError(ProcessBuilder.Redirect.DISCARD).start();
+        if (verbose && process != null) {
+            System.err.println("+ " + shellQuoted(List.of(tool.get().toString(), "-d", "-c")));
+        }
         PipedInputStream pipe = new PipedInputStream(1 << 20);
         OutputStream input = process != null ? process.getOutputStream() : new PipedOutputStream(pipe);
         IOException damage = null;
@@ -719,6 +732,10 @@ final class VmSetup implements Callable<Integer> {
             return withoutKvm(Files.exists(kvm), Files.readString(cpuinfo));
         }
         Accelerator found = probe(qemu, kvm);
+        Path kept = vmDir.resolve("accel.json");
+        if (!found.name.equals("tcg") && "tcg".equals(said(kept).getString("name"))) {
+            Files.delete(kept); // of a probe on a machine that was too busy: the next start probes again
+        }
         return Check.of("accelerator", !found.name.equals("tcg"), "note", found.name + ": " + found.reason,
                 "emulation, which is slow, is used; a KVM on the bare machine would work");
     }
@@ -760,7 +777,8 @@ final class VmSetup implements Callable<Integer> {
         try (ServerSocket socket = new ServerSocket(port, 1, InetAddress.getLoopbackAddress())) {
             return new Check("port", "ok", socket.getLocalPort() + " is free", "");
         } catch (BindException taken) {
-            String holder = taken.getMessage().contains("in use") ? portHolder(port) : "root alone (" + taken.getMessage() + ")";
+            String holder = port >= 1024 || taken.getMessage().contains("in use") // in the user's language
+                    ? portHolder(port) : "root alone (" + taken.getMessage() + ")";
             boolean own = holder.endsWith("(pid " + said(vmDir.resolve(name + ".pid")).getInt("pid") + ")");
             return Check.of("port", own || set == null, "fail", port + " is taken by " + holder
                     + (own ? ", the VM " + name + " itself" : set == null ? "; the next free one will be used" : ""),

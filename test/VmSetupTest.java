@@ -718,6 +718,15 @@ final class VmSetupTest {
         assertEquals(List.of("dfly-vm.lock"), List.of(vmDir.toFile().list()));
     }
 
+    @Test
+    void aDamagedDiskIsNotOneInUseWhateverItsName() throws IOException {
+        assumeTrue(Files.exists(Path.of("/usr/bin/qemu-img")), "qemu-img is not installed");
+        settings.put("VM_NAME", "block");
+        Files.write(Files.createDirectories(vmDir).resolve("block.qcow2"), new byte[] {'Q', 'F', 'I', (byte) 0xfb, 0, 0, 0, 9});
+        assertFailed(run("disk"), 2, "say --yes if it should");
+        assertEquals(0, run("disk", "--yes").code);
+    }
+
     // The doctor
 
     private Map<String, JsonObject> checks(int code, String... args) throws Exception {
@@ -828,7 +837,9 @@ final class VmSetupTest {
         assumeTrue(Files.exists(Path.of("/proc/cpuinfo")), "KVM is Linux's");
         searchPath = program("qemu-system-x86_64", "case \"$*\" in *'-accel kvm'*) " + underKvm + ";; *) exit 33;; esac").toString();
         kvm = node ? Files.createFile(scratch.resolve("kvm")) : scratch.resolve("kvm");
+        Path kept = Files.writeString(Files.createDirectories(vmDir).resolve("accel.json"), "{\"name\": \"tcg\"}");
         assertSays(checks(69, "--accel", "auto"), "accelerator", state, detail);
+        assertEquals(state.equals("note"), Files.exists(kept), "one that errs is removed");
     }
 
     @ParameterizedTest
