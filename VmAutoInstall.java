@@ -103,8 +103,9 @@ import picocli.CommandLine.UnmatchedArgumentException;
  *     it into place as the clean disk.
  * </ol>
  *
- * Reads {@code dfly-<version>.iso}, {@code <name>.pid} and {@code ssh_config} in VM_DIR. Writes {@code <name>.install/},
- * {@code <name>.ssh/} and {@code <name>-clean.qcow2}; removes {@code <name>.qcow2} and {@code <name>.snapshots/} of an older
+ * Reads {@code dfly-<version>.iso}, {@code <name>.pid}, {@code <name>.snapshots/clean/snapshot.json} and {@code ssh_config} in
+ * VM_DIR. Writes {@code <name>.install/}, {@code <name>.ssh/}, {@code accel.json} and, under {@code <name>.lock},
+ * {@code <name>-clean.qcow2}; removes {@code <name>.qcow2} and {@code <name>.snapshots/} of an older
  * installation. What is not finished is called {@code .part}: a kill -9 leaves nothing that the next run trips on.
  */
 @Command(name = "vm-auto-install", mixinStandardHelpOptions = true, version = "1", sortOptions = false, scope = INHERIT,
@@ -128,10 +129,10 @@ final class VmAutoInstall implements Callable<Integer> {
     private volatile boolean interrupted;
     private volatile boolean asking;
 
-    @Option(names = "--from", description = "Start at this phase; those before it are taken as they are.")
+    @Option(names = "--from", paramLabel = "PHASE", description = "Start at this phase; those before it are taken as they are.")
     int from;
 
-    @Option(names = "--to", description = "End after this phase; only phase 3, the default, changes the VM.")
+    @Option(names = "--to", paramLabel = "PHASE", description = "End after this phase; only phase 3, the default, changes the VM.")
     int to = LAST;
 
     @Option(names = "--force", description = "All phases again.")
@@ -140,7 +141,7 @@ final class VmAutoInstall implements Callable<Integer> {
     @Option(names = "--yes", description = "Replace an installed VM, its disk and its snapshots, without asking.")
     boolean yes;
 
-    @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = INHERIT,
+    @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = INHERIT, paramLabel = "DIR",
             description = "Where everything about the VMs lies (VM_DIR; default: ${DEFAULT-VALUE}).")
     void setVmDir(String value) {
         vmDir = userPath(value);
@@ -148,51 +149,51 @@ final class VmAutoInstall implements Callable<Integer> {
 
     Path vmDir;
 
-    @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = INHERIT,
+    @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = INHERIT, paramLabel = "NAME",
             description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
     String name;
 
-    @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2", scope = INHERIT,
+    @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2", scope = INHERIT, paramLabel = "VERSION",
             description = "The release (DFLY_VERSION; default: ${DEFAULT-VALUE}).")
     String version;
 
-    @Option(names = "--image", descriptionKey = "VM_IMAGE", scope = INHERIT,
+    @Option(names = "--image", descriptionKey = "VM_IMAGE", scope = INHERIT, paramLabel = "FILE",
             description = "A local installer ISO instead of VM_DIR/dfly-VERSION.iso (VM_IMAGE).")
     String image;
 
-    @Option(names = "--phases", descriptionKey = "VM_PHASES", scope = INHERIT,
+    @Option(names = "--phases", descriptionKey = "VM_PHASES", scope = INHERIT, paramLabel = "DIR",
             description = "The phase scripts (VM_PHASES; default: the nearest phases/ upwards that holds all three).")
     String phases;
 
-    @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "20G", scope = INHERIT,
+    @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "20G", scope = INHERIT, paramLabel = "SIZE",
             description = "Of the VM's sparse disk (VM_DISK_SIZE; default: ${DEFAULT-VALUE}).")
     String diskSize;
 
-    @Option(names = "--memory", descriptionKey = "VM_MEMORY", scope = INHERIT,
+    @Option(names = "--memory", descriptionKey = "VM_MEMORY", scope = INHERIT, paramLabel = "SIZE",
             description = "Of the VM (VM_MEMORY; default: a quarter of this machine's within 2G-8G).")
     String memory;
 
-    @Option(names = "--cpus", descriptionKey = "VM_CPUS", scope = INHERIT,
+    @Option(names = "--cpus", descriptionKey = "VM_CPUS", scope = INHERIT, paramLabel = "N",
             description = "Of the VM (VM_CPUS; default: half of this machine's within 2-4).")
     Integer cpus;
 
-    @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", scope = INHERIT,
+    @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", scope = INHERIT, paramLabel = "NAME",
             description = "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}, which believes a probe).")
     String accel;
 
-    @Option(names = "--cpu", descriptionKey = "VM_CPU", scope = INHERIT,
+    @Option(names = "--cpu", descriptionKey = "VM_CPU", scope = INHERIT, paramLabel = "MODEL",
             description = "QEMU's CPU model (VM_CPU; default: kvm Broadwell-v4,+hypervisor,pmu=off; hvf host; tcg qemu64).")
     String cpu;
 
-    @Option(names = "--qemu-args", descriptionKey = "VM_QEMU_ARGS", defaultValue = "", scope = INHERIT,
+    @Option(names = "--qemu-args", descriptionKey = "VM_QEMU_ARGS", defaultValue = "", scope = INHERIT, paramLabel = "ARGS",
             description = "Appended to QEMU's arguments, split like a shell does (VM_QEMU_ARGS).")
     String qemuArgs;
 
     @Option(names = "--dports-clone", descriptionKey = "VM_DPORTS_CLONE", defaultValue = "no", fallbackValue = "yes", arity = "0..1",
-            scope = INHERIT, description = "yes: clone DPorts into /usr/dports (VM_DPORTS_CLONE; default: no).")
+            scope = INHERIT, paramLabel = "yes|no", description = "yes: clone DPorts into /usr/dports (VM_DPORTS_CLONE; default: no).")
     String dportsClone;
 
-    @Option(names = "--time-limit", descriptionKey = "VM_TIME_LIMIT", scope = INHERIT, paramLabel = "<minutes>",
+    @Option(names = "--time-limit", descriptionKey = "VM_TIME_LIMIT", scope = INHERIT, paramLabel = "MINUTES",
             description = "For each phase; its console may be silent a sixth of that (VM_TIME_LIMIT; default: 60, emulated 240).")
     Integer timeLimit;
 
@@ -342,6 +343,7 @@ final class VmAutoInstall implements Callable<Integer> {
     /** Runs a command that changes this VM, alone, and prints its answer, if any. Nothing unfinished stays, unless of a kill -9. */
     private int locked(String command, Callable<Path> work) throws Exception {
         FileChannel lock = lock(privateDirectory(vmDir).resolve(name + ".lock"), command);
+        privateDirectory(install(""));
         CountDownLatch done = new CountDownLatch(1);
         Runtime.getRuntime().addShutdownHook(new Thread(() -> {
             interrupted = done.getCount() > 0;
@@ -351,7 +353,6 @@ final class VmAutoInstall implements Callable<Integer> {
                 // then it stays
             }
         }));
-        privateDirectory(install(""));
         try {
             removeInstall(UNFINISHED);
             Path answer = work.call();
@@ -363,9 +364,12 @@ final class VmAutoInstall implements Callable<Integer> {
             boolean full = ("" + failed.getMessage()).contains("No space left on device") || vmDir.toFile().getUsableSpace() < 1 << 20;
             throw full ? new VmException(1, "no space left for " + vmDir + ": free some, or choose another --vm-dir") : failed;
         } finally {
-            removeInstall(UNFINISHED);
-            lock.close();
-            done.countDown();
+            try {
+                removeInstall(UNFINISHED);
+            } finally {
+                lock.close();
+                done.countDown();
+            }
         }
     }
 
@@ -499,7 +503,10 @@ final class VmAutoInstall implements Callable<Integer> {
                 "qemu", run(Duration.ofSeconds(20), List.of(QEMU, "--version")).outputUTF8().split("\n")[0]));
         saveLedger(ledger);
         Files.deleteIfExists(file(".qcow2"));
-        run(Duration.ofMinutes(5), List.of("rm", "-rf", file(".snapshots").toString()));
+        ProcessResult removed = run(Duration.ofMinutes(5), List.of("rm", "-rf", file(".snapshots").toString()));
+        if (removed.getExitValue() != 0) { // one that stays would build on a disk that is gone
+            throw new VmException(69, "the old snapshots cannot be removed: " + removed.outputUTF8().lines().findFirst().orElse(""));
+        }
         freeze(flat, clean);
         saveLedger(readLedger());
         say(name + " is installed: " + versions.getString("uname") + ", " + versions.getString("go") + "; start it: vm-ctl start");
