@@ -24,6 +24,7 @@ import com.grack.nanojson.JsonParserException;
 import com.grack.nanojson.JsonWriter;
 import com.sun.management.OperatingSystemMXBean;
 import java.io.BufferedReader;
+import java.io.EOFException;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.InputStreamReader;
@@ -105,15 +106,16 @@ import picocli.CommandLine.UnmatchedArgumentException;
  *
  * <p>A start, in order: takes the VM's lock; mends what an interrupted command left; makes the working disk, an overlay on the
  * clean disk, if there is none; starts QEMU on a free port, with the RAM of the snapshot below if nothing was written since;
- * waits until ssh answers. The first start after an installation then freezes disk and RAM as snapshot "clean".
+ * waits until ssh answers. The first start after an installation then freezes disk and RAM as snapshot "clean". Beside QEMU lives
+ * a small sh that cuts {@code <name>.console.log} when it grows, keeping its end as {@code <name>.console.log.1}.
  *
  * <p>A snapshot gives the working disk a second name, writes the snapshot's record, and puts a new overlay in the working disk's
  * place: no disk is copied, or changed once frozen, and after a kill at any point the next command finds the old state or the new
  * one. The RAM of a running guest is what QEMU's migration writes; the guest goes on in a new QEMU, as after a restore.
  *
  * <p>Reads in VM_DIR: {@code <name>-clean.qcow2}, {@code <name>.ssh/}. Writes: {@code <name>.qcow2}, {@code <name>.snapshots/},
- * {@code <name>.pid}, {@code <name>.ssh/config}, {@code ssh_config}, {@code accel.json}, sockets and logs as {@link Vm} names them;
- * after an installation by hand also {@code <name>-clean.qcow2} and the keys.
+ * {@code <name>.lock}, {@code <name>.pid}, {@code <name>.ssh/config}, {@code ssh_config}, {@code accel.json}, sockets and logs as
+ * {@link Vm} names them; after an installation by hand also {@code <name>-clean.qcow2} and the keys.
  */
 @Command(name = "vm-ctl", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1", usageHelpWidth = 120,
         description = "Start, stop, snapshot and restore the DragonFlyBSD test VM", exitCodeListHeading = "%nExit codes:%n",
@@ -442,9 +444,9 @@ final class VmCtl {
             description = "Install by hand: boot the installer with a blank disk, the serial console, a VNC screen on loopback, and a "
                 + "CD that makes of the installed system what vm-auto-install would have made of it.")
     int install(@Mixin Machine machine,
-            @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2", paramLabel = "V",
+            @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2", paramLabel = "VERSION",
                     description = "Which installer (DFLY_VERSION; default: ${DEFAULT-VALUE}).") String version,
-            @Option(names = "--image", descriptionKey = "VM_IMAGE", paramLabel = "ISO",
+            @Option(names = "--image", descriptionKey = "VM_IMAGE", paramLabel = "FILE",
                     description = "A local installer ISO instead (VM_IMAGE).") String image,
             @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "20G", paramLabel = "SIZE",
                     description = "The blank disk's size (VM_DISK_SIZE; default: ${DEFAULT-VALUE}, sparse).") String diskSize,
@@ -452,7 +454,8 @@ final class VmCtl {
                     description = "The phase scripts (VM_PHASES; default: the nearest phases/ upwards).") String phases)
             throws IOException {
         openVm();
-        Path installer = image == null ? vm.dir().resolve("dfly-" + version + ".iso") : userPath(image);
+        // vm-setup unpacks a .bz2 that VM_IMAGE names
+        Path installer = image == null || image.endsWith(".bz2") ? vm.dir().resolve("dfly-" + version + ".iso") : userPath(image);
         if (!Files.isRegularFile(installer)) {
             throw new VmException(69, "the installer ISO is missing; fetch it with vm-setup: " + installer);
         }
@@ -464,7 +467,8 @@ final class VmCtl {
             if (!Files.exists(vm.disk())) {
                 makeDisk(beside -> List.of("qemu-img", "create", "-q", "-f", "qcow2", beside.toString(), diskSize));
             }
-            int screen = IntStream.range(5900, 6000).filter(VmCtl::isFree).findFirst().orElseThrow();
+            int screen = IntStream.range(5900, 6000).filter(VmCtl::isFree).findFirst()
+                    .orElseThrow(() -> new VmException(69, "no port from 5900 to 5999 is free for the screen"));
             machine.qemuArgs += " -vnc 127.0.0.1:" + (screen - 5900);
             JsonObject running = launch(boot(machine, false, List.of(installer, provisioningDisc(scripts), installer)), null);
             say("it boots the CD, or da0 once installed. Its screen is VNC on 127.0.0.1:" + screen + ", its serial line 'vm-ctl console'.\n"
@@ -679,17 +683,24 @@ final class VmCtl {
                 }
                 image.seek(8);
                 long nameAt = image.readLong();
-                byte[] name = new byte[image.readInt()];
+                int nameLength = image.readInt();
                 image.seek(24);
                 long size = image.readLong();
                 image.seek(36);
-                byte[] clusters = new byte[8 * image.readInt()];
+                int tables = image.readInt();
+                if (nameLength < 0 || nameLength > 1023 || tables < 0 || tables > 1 << 22) { // the format's own limits
+                    throw new VmException(69, file + " is damaged: vm-ctl restore makes a new one");
+                }
+                byte[] name = new byte[nameLength];
+                byte[] clusters = new byte[8 * tables];
                 image.seek(image.readLong());
                 image.readFully(clusters);
                 image.seek(nameAt);
                 image.readFully(name);
                 return new Qcow2(name.length == 0 ? null : file.resolveSibling(new String(name, UTF_8)).normalize(), size,
                         IntStream.range(0, clusters.length).allMatch(i -> clusters[i] == 0));
+            } catch (EOFException cut) {
+                throw new VmException(69, file + " is damaged: vm-ctl restore makes a new one");
             }
         }
     }
@@ -864,7 +875,7 @@ final class VmCtl {
         return "ssh on port " + running.getInt("port") + " (pid " + running.getLong("pid") + ", " + running.getString("accel") + ")";
     }
 
-    /** Cuts the console's log whenever it has grown by 10 MB, as long as QEMU (a pid file, a pid, the log) lives. */
+    /** Cuts the console's log when it is larger than 10 MB and keeps its last 1 MB as .1, while QEMU (pid file, pid, log) lives. */
     private static final String LOG_KEEPER = """
             cd /
             trap '' HUP INT
@@ -912,7 +923,11 @@ final class VmCtl {
     /** The port asked for, which must be free, or all free ones from 2222 on. */
     private List<Integer> freePorts(int wanted) throws IOException {
         if (wanted == 0) {
-            return IntStream.range(2222, 2322).filter(VmCtl::isFree).boxed().toList();
+            List<Integer> free = IntStream.range(2222, 2322).filter(VmCtl::isFree).boxed().toList();
+            if (free.isEmpty()) {
+                throw new VmException(69, "no port from 2222 to 2321 is free: choose one with VM_SSH_PORT");
+            }
+            return free;
         }
         long deadline = System.nanoTime() + Duration.ofSeconds(10).toNanos();
         for (; !isFree(wanted); pause(50)) {
@@ -1041,8 +1056,9 @@ final class VmCtl {
             }
             Files.setPosixFilePermissions(file, PosixFilePermissions.fromString("rw-------"));
             JsonObject migration = qmp("query-migrate");
+            long deadline = System.nanoTime() + SOON.toNanos(); // all is written
             for (; !migration.getString("status").equals("completed"); migration = qmp("query-migrate")) {
-                if (migration.getString("status").equals("failed")) {
+                if (Set.of("failed", "cancelled").contains(migration.getString("status")) || System.nanoTime() > deadline) {
                     throw new IOException(migration.getString("error-desc", "QEMU does not say why"));
                 }
                 pause(10);
@@ -1061,25 +1077,32 @@ final class VmCtl {
 
     /** Lets a guest go on from the RAM that its QEMU reads, if that is not damaged; else tells why not. */
     String wake(Snapshot snapshot, JsonObject running) throws IOException {
-        qmp("migrate-incoming", "uri", "exec:exec cat " + shellQuoted(List.of(snapshot.ram().toString())));
-        CRC32C crc = new CRC32C();
-        try (FileChannel ram = FileChannel.open(snapshot.ram())) { // while QEMU reads it, too
-            for (ByteBuffer part = ByteBuffer.allocateDirect(1 << 20); ram.read(part.clear()) >= 0; ) {
-                crc.update(part.flip());
+        try {
+            qmp("migrate-incoming", "uri", "exec:exec cat " + shellQuoted(List.of(snapshot.ram().toString())));
+            CRC32C crc = new CRC32C();
+            try (FileChannel ram = FileChannel.open(snapshot.ram())) { // while QEMU reads it, too
+                for (ByteBuffer part = ByteBuffer.allocateDirect(1 << 20); ram.read(part.clear()) >= 0; ) {
+                    crc.update(part.flip());
+                }
             }
-        }
-        if (crc.getValue() != snapshot.said().getLong("ramCrc32c")) {
-            return "it is damaged (its checksum is wrong)";
-        }
-        long deadline = System.nanoTime() + SOON.multipliedBy(10).toNanos();
-        for (String state = "inmigrate"; state.equals("inmigrate") && System.nanoTime() < deadline; pause(10)) {
-            state = runState(vm, SOON);
-            if (state.equals("paused")) {
-                qmp("cont");
-                return null;
+            if (crc.getValue() != snapshot.said().getLong("ramCrc32c")) {
+                return "it is damaged (its checksum is wrong)";
             }
+            long deadline = System.nanoTime() + SOON.multipliedBy(10).toNanos();
+            for (String state = "inmigrate"; state.equals("inmigrate") && System.nanoTime() < deadline; pause(10)) {
+                state = runState(vm, SOON);
+                if (state.equals("paused")) {
+                    qmp("cont");
+                    return null;
+                }
+            }
+            return "QEMU refuses it: " + lastLines(vm.file(".qemu.log"), 2);
+        } catch (VmException refused) {
+            if (refused.exitCode != 69) {
+                throw refused;
+            }
+            return refused.getMessage();
         }
-        return "QEMU refuses it: " + lastLines(vm.file(".qemu.log"), 2);
     }
 
     // Snapshots.
@@ -1566,13 +1589,13 @@ final class VmCtl {
         if (!Files.exists(log)) {
             throw new VmException(3, vm.name() + " has not run yet; start it: vm-ctl start");
         }
-        boolean runs = true;
-        for (long at = 0, size; runs; at = size) {
-            runs = running() != null;
-            size = Files.size(log);
-            spec.commandLine().getOut().print(printable(end(log, at, (int) Math.min(size, Integer.MAX_VALUE))));
-            spec.commandLine().getOut().flush();
-            pause(200);
+        try (FileChannel channel = FileChannel.open(log)) {
+            for (boolean runs = true; runs; pause(200)) {
+                runs = running() != null;
+                channel.position(channel.position() <= channel.size() ? channel.position() : 0); // else it was cut
+                spec.commandLine().getOut().print(printable(new String(Channels.newInputStream(channel).readAllBytes(), UTF_8)));
+                spec.commandLine().getOut().flush();
+            }
         }
     }
 

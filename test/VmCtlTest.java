@@ -31,6 +31,7 @@ import java.nio.file.attribute.PosixFilePermissions;
 import java.time.Duration;
 import java.time.Instant;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -191,9 +192,13 @@ final class VmCtlTest {
         ctl("restore").exits(69);
         ctl("snapshot").exits(69);
         ctl("install").exits(69).says("vm-setup");
+        Path packed = Files.writeString(temporary.resolve("dfly.iso.bz2"), "vm-setup unpacks it");
+        ctl(Map.of("VM_IMAGE", packed.toString()), "install").exits(69).says("vm-setup: " + dir.resolve("dfly-6.4.2.iso"));
         ctl("list").exits(0);
         ctl("list", "--vm-dir", "/proc/version").exits(69).says("VM_DIR");
         makeVm();
+        Files.writeString(vm.file(".console.log"), "login: ");
+        assertEquals("login: ", ctl("console", "--log").exits(0).out());
         ctl("restore", "no-such").exits(69).says("no-such");
         ctl("snapshot", "--delete", "no-such").exits(69);
     }
@@ -302,6 +307,16 @@ final class VmCtlTest {
         assertNull(VmCtl.Qcow2.read(vm.clean()).backing());
         write(vm.disk(), 2);
         assertFalse(VmCtl.Qcow2.read(vm.disk()).empty());
+        byte[] sound = Files.readAllBytes(vm.disk());
+        for (int at : List.of(16, 36)) { // a name's length, a table's
+            byte[] damaged = sound.clone();
+            Arrays.fill(damaged, at, at + 4, (byte) 0xff);
+            Files.write(vm.disk(), damaged);
+            assertFalse(VmCtl.Qcow2.isOne(vm.disk()));
+            ctl("start").exits(69).says("is damaged: vm-ctl restore");
+        }
+        Files.write(vm.disk(), Arrays.copyOf(sound, 80));
+        ctl("start").exits(69).says("is damaged: vm-ctl restore");
         Files.writeString(vm.disk(), "no image");
         ctl("start").exits(69).says("no qcow2").says("vm-ctl restore");
         ctl("restore").exits(0);
@@ -750,6 +765,8 @@ final class VmCtlTest {
                 damage.write(old);
             }
         }
+        assertTrue(ctl.wake(snapshot, ctl.launch(again, null)).startsWith("QEMU refuses")); // one that does not wait for RAM
+        ctl("stop", "--force").exits(0);
         assertTrue(VmCtl.Qcow2.read(vm.disk()).empty(), "nothing ran on the disk");
         // By the command, too: it says so and boots the disk.
         ctl("start", "--memory", "96M", "--timeout", "3s").exits(124).says("cannot be used: it was made with -m 64M, now it is 96M");
