@@ -112,7 +112,7 @@ vm-test-%: vm-sync .build/VmTest.jar
 
 .PHONY: vm-quick
 vm-quick: .build/VmTest.jar .build/VmSync.jar ## Sync, build and phase4 tests in one go
-	@$(RUN)VmTest.jar quick $(ARGS)
+	@VM_SYNC_CMD="$$VM_SYNC_CMD $(SYNC_ARGS)" $(RUN)VmTest.jar quick $(ARGS)
 
 .PHONY: vm-test-fixtures
 vm-test-fixtures: vm-sync .build/VmTest.jar ## Tests over the captured BSD fixtures
@@ -121,7 +121,7 @@ vm-test-fixtures: vm-sync .build/VmTest.jar ## Tests over the captured BSD fixtu
 .PHONY: vm-capture-fixtures
 vm-capture-fixtures: vm-sync .build/VmTest.jar ## Capture BSD fixtures in the VM and bring them back
 	@$(RUN)VmTest.jar run -- ./scripts/capture-bsd-fixtures.sh
-	@$(RUN)VmSync.jar pull stats/testdata/fixtures "$${VM_PROJECT:-.}/stats/testdata/fixtures"
+	@$(RUN)VmSync.jar pull stats/testdata/fixtures
 
 ##@ This project itself (Debian or Ubuntu; these may call apt)
 

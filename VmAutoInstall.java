@@ -1285,7 +1285,8 @@ final class VmAutoInstall implements Callable<Integer> {
     static String reason(IOException refused) {
         return (refused instanceof AccessDeniedException ? "permission denied: "
                 : refused instanceof FileAlreadyExistsException ? "a file is in the way: "
-                : refused instanceof NoSuchFileException ? "no such file: " : "") + refused.getMessage();
+                : refused instanceof NoSuchFileException ? "no such file: " : "")
+                + (refused.getMessage() == null ? refused.getClass().getSimpleName() : refused.getMessage());
     }
     // end shared:failure
 
@@ -1339,7 +1340,7 @@ final class VmAutoInstall implements Callable<Integer> {
                     }
                 }
             } catch (IOException unreadable) {
-                settings.problems.add("vm.env cannot be read: " + unreadable);
+                settings.problems.add("vm.env cannot be read (" + reason(unreadable) + "): mend it, or move it away");
             }
             return settings;
         }
@@ -1410,7 +1411,7 @@ final class VmAutoInstall implements Callable<Integer> {
     // end shared:paths
 
     // shared:process
-    /** The process that a pid file speaks of, if it still is that process: same host boot, same start time, a QEMU. */
+    /** The process that a pid file speaks of, if it still is that process: same host boot, same start time. */
     static OptionalLong livePid(Path pidFile) {
         try {
             JsonObject said = json(Files.readString(pidFile));

@@ -872,7 +872,8 @@ final class VmSetup implements Callable<Integer> {
     static String reason(IOException refused) {
         return (refused instanceof AccessDeniedException ? "permission denied: "
                 : refused instanceof FileAlreadyExistsException ? "a file is in the way: "
-                : refused instanceof NoSuchFileException ? "no such file: " : "") + refused.getMessage();
+                : refused instanceof NoSuchFileException ? "no such file: " : "")
+                + (refused.getMessage() == null ? refused.getClass().getSimpleName() : refused.getMessage());
     }
     // end shared:failure
 
@@ -926,7 +927,7 @@ final class VmSetup implements Callable<Integer> {
                     }
                 }
             } catch (IOException unreadable) {
-                settings.problems.add("vm.env cannot be read: " + unreadable);
+                settings.problems.add("vm.env cannot be read (" + reason(unreadable) + "): mend it, or move it away");
             }
             return settings;
         }

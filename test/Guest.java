@@ -6,6 +6,8 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import java.io.IOException;
 import java.io.OutputStream;
 import java.io.UncheckedIOException;
+import java.net.InetAddress;
+import java.net.ServerSocket;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
@@ -194,6 +196,15 @@ record Guest(Map<String, String> settings) {
             }
         }
         throw new AssertionError("'" + until + "' never came:\n" + Files.readString(log, ISO_8859_1));
+    }
+
+    /** A port of this host that nobody listens on now. */
+    static int freePort() {
+        try (ServerSocket free = new ServerSocket(0, 1, InetAddress.getLoopbackAddress())) {
+            return free.getLocalPort();
+        } catch (IOException none) {
+            throw new UncheckedIOException(none);
+        }
     }
 
     /** Waits for a text in a file that another process writes. */

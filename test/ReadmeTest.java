@@ -104,8 +104,9 @@ final class ReadmeTest {
         Map<String, String> listed = find("(?m)^\\| ([a-z0-9-]+) \\| (.*?) \\|$", section("Suites")).stream().filter(row -> !row.group(1).equals("suite"))
                 .collect(Collectors.toMap(row -> row.group(1), row -> row.group(2).replaceAll("`", ""), (one, other) -> one, TreeMap::new));
         listed.put("all", "unit integration phase4"); // in the table with a word more
+        VmTest.Settings none = new VmTest.Settings(Map.of(), Map.of());
         StringWriter out = new StringWriter();
-        assertEquals(0, SCRIPTS.get("vm-test").get().setOut(new PrintWriter(out, true)).execute("list"));
+        assertEquals(0, VmTest.commandLine(new VmTest(none), none).setOut(new PrintWriter(out, true)).execute("list"));
         assertEquals(out.toString().lines().map(line -> line.split(" +", 2)).collect(Collectors.toMap(row -> row[0], row -> row[1].strip(),
                 (one, other) -> one, TreeMap::new)), listed);
     }
