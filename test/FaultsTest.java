@@ -137,9 +137,9 @@ final class FaultsTest {
         String config = GUEST.vmDir().resolve("ssh_config").toString();
         String socket = GUEST.run(List.of("ssh", "-F", config, "-G", "guest")).out().lines().filter(line -> line.startsWith("controlpath "))
                 .findFirst().orElseThrow().substring("controlpath ".length());
-        assertEquals("1", GUEST.run(List.of("pgrep", "-fc", "--", socket.replaceAll("[^A-Za-z0-9/]+", ".+"))).out().strip(), "ssh masters");
+        assertEquals("1", GUEST.run(List.of("pgrep", "-fc", "--", "^ssh: " + socket.replaceAll("[^A-Za-z0-9/]+", ".+"))).out().strip(), "ssh masters");
         GUEST.ctl("stop").exits(0);
-        assertEquals("0", GUEST.run(List.of("pgrep", "-fc", "--", socket.replaceAll("[^A-Za-z0-9/]+", ".+"))).out().strip(), "ssh masters");
+        assertEquals("0", GUEST.run(List.of("pgrep", "-fc", "--", "^ssh: " + socket.replaceAll("[^A-Za-z0-9/]+", ".+"))).out().strip(), "ssh masters");
         assertEquals(List.of(), GUEST.qemus());
     }
 }
