@@ -117,7 +117,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
             "Without a command: make VM_REMOTE_DIR in the guest equal to VM_PROJECT. Left alone, here and there: vm/, VM_DIR, *.db, "
                 + "the built binary (a file named like the project), and what --exclude says."},
         footer = {"", "Examples:", "  vm-sync --dry-run --exclude /node_modules/", "  vm-sync --watch",
-            "  vm-sync pull stats/testdata/fixtures ./fixtures",
+            "  vm-sync pull stats/testdata/fixtures",
             "Exit codes: 0 done; 1 something could not be copied; 2 usage, or no sync made the remote directory; 3 the VM is not running; "
                 + "69 it does not answer, or has no rsync and was to."})
 final class VmSync implements Callable<Integer> {
@@ -217,13 +217,19 @@ final class VmSync implements Callable<Integer> {
             + "out, device nodes and .git directories are left out, named, and make the exit code 1."},
             footer = {"", "Example:", "  vm-sync pull coverage.out .",
                 "Exit codes: 0 done; 1 no such file, or something left out; 2 usage; 3 the VM is not running; 69 it does not answer."})
-    int pull(@Parameters(paramLabel = "REMOTE", description = "In the guest; relative to VM_REMOTE_DIR.") String remote,
-            @Parameters(paramLabel = "LOCAL", description = "The directory to fill; for a file, also its new name.") String local)
-            throws IOException {
+    int pull(@Parameters(index = "0", paramLabel = "REMOTE", description = "In the guest; relative to VM_REMOTE_DIR.") String remote,
+            @Parameters(index = "1", arity = "0..1", paramLabel = "LOCAL", description = "The directory to fill; for a file, also its "
+                    + "new name (default: the same place in VM_PROJECT).") String local) throws IOException {
+        if (dryRun || watch) {
+            throw new VmException(2, "--dry-run and --watch go with a sync, not with pull");
+        } else if (local == null && remote.startsWith("/")) {
+            throw new VmException(2, "LOCAL is missing: where to put " + remote + "?");
+        }
         started = System.nanoTime();
         running();
+        Path to = local == null ? project.resolve(remote).normalize() : userPath(local);
         String from = remote.startsWith("/") ? remote : remoteDir() + "/" + remote;
-        Pull pull = new Pull(userPath(local), local.endsWith("/"), bytesOf(from).replaceAll("(?s)/+$|.*/(?=[^/])", ""));
+        Pull pull = new Pull(to, local != null && local.endsWith("/"), bytesOf(from).replaceAll("(?s)/+$|.*/(?=[^/])", ""));
         try {
             Answer answer = exec("sh -s", in -> in.write(bytes(pullScript(bytesOf(from)))), pull::unpack);
             if (answer.status() == NO_INPUT) {
@@ -506,11 +512,16 @@ final class VmSync implements Callable<Integer> {
     }
 
     /** What the guest said to that: where its rsync is, if it has one, and the answer to what was asked after it. */
-    private static String[] looked(Answer answer) {
+    static String[] looked(Answer answer) {
         if (answer.status() != 0) {
             throw new VmException(answer.status() == REFUSED ? 2 : 1, "VM_REMOTE_DIR: " + answer.errors());
         }
-        return new String(answer.out(), ISO_8859_1).split("vm-sync rsync=", 2)[1].split("\n", 2);
+        String text = new String(answer.out(), ISO_8859_1);
+        Matcher said = Pattern.compile("vm-sync rsync=([^\n]*)\n(.*)", Pattern.DOTALL).matcher(text);
+        if (!said.find()) { // its .profile ended it, say
+            throw new VmException(69, "the guest's sh did not answer as asked, but: " + quoted(text.replaceFirst("(?s)\n.*", "")));
+        }
+        return new String[] {said.group(1), said.group(2)};
     }
 
     /** All names with a NUL after each, one more NUL, then a line for each in the same order. */
@@ -592,7 +603,8 @@ final class VmSync implements Callable<Integer> {
         return changes;
     }
 
-    /** Runs ssh, or rsync over it; 69 if the connection fails. Their own keep-alives end what hangs. */
+    /** Runs ssh, or rsync over it; 69 if the connection fails. Their keep-alives end it when it is dead; ssh's, a guest that hangs
+     * and still answers those, a limit: a look takes seconds. */
     private Answer pipe(List<String> command, String input) {
         if (verbose) {
             tell("+ " + command.stream().map(VmSync::word).collect(Collectors.joining(" ")));
@@ -600,14 +612,20 @@ final class VmSync implements Callable<Integer> {
         ByteArrayOutputStream out = new ByteArrayOutputStream();
         ByteArrayOutputStream errors = new ByteArrayOutputStream();
         try {
-            int status = new ProcessExecutor(command).redirectErrorStream(false).redirectInput(new ByteArrayInputStream(bytes(input)))
+            ProcessExecutor executor = new ProcessExecutor(command);
+            if (command.get(0).equals("ssh")) {
+                executor.timeout(10, TimeUnit.MINUTES);
+            }
+            int status = executor.redirectErrorStream(false).redirectInput(new ByteArrayInputStream(bytes(input)))
                     .redirectOutput(out).redirectError(errors).destroyOnExit().execute().getExitValue();
             String said = errors.toString(UTF_8).strip();
             if (status == 255) {
                 throw lost(said.isEmpty() ? "ssh failed" : said.lines().findFirst().get());
             }
             return new Answer(status, out.toByteArray(), said);
-        } catch (InterruptedException | TimeoutException interrupted) {
+        } catch (TimeoutException late) {
+            throw lost("no answer within ten minutes");
+        } catch (InterruptedException interrupted) {
             throw new VmException(130, "interrupted");
         } catch (IOException missing) {
             throw new VmException(69, command.get(0) + " cannot be run ('vm-setup check' tells what is missing): " + missing.getMessage());
@@ -673,12 +691,15 @@ final class VmSync implements Callable<Integer> {
 
     /** A line ends where the next begins: a link's target may hold anything. */
     private static final Pattern STAT = Pattern.compile(
-            "([0-7]+) (\\d+) (-?\\d+)\\.(\\d{9})\\d* (.*?)\\|\n(?=[0-7]+ \\d+ -?\\d+\\.|\\z)", Pattern.DOTALL);
+            "\\b([0-7]{1,6}) (\\d{1,18}) (-?\\d{1,18})\\.(\\d{9})\\d* (.*?)\\|\n(?=[0-7]+ \\d+ -?\\d+\\.|\\z)", Pattern.DOTALL);
 
     /** The guest's answer to LIST_SCRIPT; null if its parts do not fit together: the tree changed in between. */
     static TreeMap<String, Item> listing(String text) {
         TreeMap<String, Item> tree = new TreeMap<>();
         String[] names = text.split("\0"); // then an empty one, then the lines
+        if (names.length == 0) {
+            return null;
+        }
         List<MatchResult> lines = STAT.matcher(names[names.length - 1]).results().toList();
         if (!text.isEmpty() && lines.size() != names.length - 2) {
             return null;
@@ -905,7 +926,7 @@ final class VmSync implements Callable<Integer> {
             }
         } catch (IOException broken) {
             disconnect();
-            throw lost(String.valueOf(broken.getMessage()));
+            throw lost(reason(broken));
         }
     }
 
@@ -1060,10 +1081,16 @@ final class VmSync implements Callable<Integer> {
                     }
                     String as = directory ? name : bytesOf(local.getFileName());
                     unpack(tar, entry, single ? List.of(as) : parts(entry.getName()));
-                } catch (SecurityException unsafe) {
+                } catch (SecurityException | IllegalArgumentException unsafe) { // the latter: no name for a file, with a NUL in it
                     leftOut.add("left out: " + quoted(entry.getName()) + ": " + unsafe.getMessage());
                 } catch (FileSystemException failed) {
                     throw new VmException(1, "cannot write in " + local + ": " + reason(failed) + "; choose another LOCAL, or make room");
+                } catch (IOException failed) {
+                    if (String.valueOf(failed.getMessage()).contains("No space left")) { // a write's own kind of exception
+                        throw new VmException(1, "cannot write in " + local + ": " + failed.getMessage()
+                                + "; make room, or choose another LOCAL");
+                    }
+                    throw failed;
                 }
             }
             in.readAllBytes(); // a guest cut off before its end would call it an error
@@ -1082,6 +1109,9 @@ final class VmSync implements Callable<Integer> {
         }
 
         private void unpack(TarArchiveInputStream tar, TarArchiveEntry entry, List<String> parts) throws IOException {
+            if (parts.isEmpty() && !entry.isDirectory()) {
+                throw new SecurityException("it has no name"); // and would be written beside LOCAL, to take its place
+            }
             Path path = root;
             for (int depth = 1; depth <= parts.size(); depth++) {
                 path = path(path, parts.get(depth - 1));

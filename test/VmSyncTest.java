@@ -9,13 +9,16 @@ import static java.nio.charset.StandardCharsets.UTF_8;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNull;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
+import java.io.InputStream;
 import java.io.PrintWriter;
 import java.io.RandomAccessFile;
+import java.io.SequenceInputStream;
 import java.io.StringWriter;
 import java.lang.annotation.Retention;
 import java.lang.annotation.RetentionPolicy;
@@ -104,6 +107,8 @@ final class VmSyncTest {
     void aVmWithoutSshConfigCannotBeReached() throws IOException {
         Files.writeString(temp.resolve("dfly-vm.pid"), Sshd.thisProcess());
         call(Map.of("VM_DIR", temp.toString(), "VM_PROJECT", temp.toString()), Map.of()).exits(69).says("ssh_config is missing");
+        Files.createFile(temp.resolve("ssh_config"));
+        call(Map.of("VM_DIR", temp.toString()), Map.of(), "pull", "a", "b").exits(69).says("cannot be reached: no such file: ");
     }
 
     @ParameterizedTest
@@ -126,7 +131,10 @@ final class VmSyncTest {
     void usageErrorsAreOneLineAndExit2() {
         call(Map.of(), Map.of(), "--wacth").exits(2).says("--watch");
         call(Map.of(), Map.of(), "pul", "a", "b").exits(2).says("pull");
-        call(Map.of(), Map.of(), "pull", "a").exits(2).says("LOCAL");
+        call(Map.of(), Map.of(), "pull").exits(2).says("REMOTE");
+        call(Map.of(), Map.of(), "pull", "/a").exits(2).says("LOCAL");
+        call(Map.of(), Map.of(), "--dry-run", "pull", "a", "b").exits(2).says("not with pull");
+        call(Map.of(), Map.of(), "--watch", "pull", "a", "b").exits(2).says("not with pull");
         call(Map.of(), Map.of(), "--engine", "ftp").exits(2).says("--engine");
         call(Map.of("VM_NAME", "../x"), Map.of()).exits(2).says("VM_NAME in the environment");
         call(Map.of("VM_PROJECT", temp.resolve("none").toString()), Map.of()).exits(2).says("VM_PROJECT: " + temp.resolve("none") + " is not");
@@ -188,7 +196,18 @@ final class VmSyncTest {
         assertNull(VmSync.listing(".\0./a\0\0" + "40755 512 1700000000.000000000 |\n"));
         assertNull(VmSync.listing(".\0\0" + "40755 512 1700000000.000000000 |\n40755 512 1700000000.000000000 |\n"));
         assertNull(VmSync.listing(".\0"));
+        assertNull(VmSync.listing("\0"));
+        assertNull(VmSync.listing(".\0\0" + "40755 512 " + "1".repeat(30) + ".000000000 |\n"));
+        assertNull(VmSync.listing(".\0\0" + "7".repeat(30) + " 512 1700000000.000000000 |\n"));
         assertEquals(Map.of(), VmSync.listing(""));
+    }
+
+    @Test
+    void aShellThatDoesNotAnswerAsAskedIsTold() {
+        assertEquals(List.of("/bin/rsync", "list"), List.of(VmSync.looked(new VmSync.Answer(0, bytes("hi\nvm-sync rsync=/bin/rsync\nlist"), ""))));
+        for (String said : List.of("", "no more logins\n", "vm-sync rsync=")) {
+            assertEquals(69, assertThrows(VmSync.VmException.class, () -> VmSync.looked(new VmSync.Answer(0, bytes(said), ""))).exitCode, said);
+        }
     }
 
     @Test
@@ -244,7 +263,7 @@ final class VmSyncTest {
 
     // What a hostile guest may send
 
-    private VmSync.Pull unpack(Path local, TarArchiveEntry... entries) throws IOException {
+    private static byte[] tar(TarArchiveEntry... entries) throws IOException {
         ByteArrayOutputStream bytes = new ByteArrayOutputStream();
         try (TarArchiveOutputStream tar = new TarArchiveOutputStream(bytes, "ISO-8859-1")) {
             tar.setLongFileMode(TarArchiveOutputStream.LONGFILE_GNU);
@@ -255,8 +274,12 @@ final class VmSyncTest {
                 tar.closeArchiveEntry();
             }
         }
+        return bytes.toByteArray();
+    }
+
+    private VmSync.Pull unpack(Path local, TarArchiveEntry... entries) throws IOException {
         VmSync.Pull pull = new VmSync.Pull(local, false, "asked");
-        pull.unpack(new ByteArrayInputStream(bytes.toByteArray()));
+        pull.unpack(new ByteArrayInputStream(tar(entries)));
         return pull;
     }
 
@@ -283,12 +306,28 @@ final class VmSyncTest {
         VmSync.Pull pull = unpack(local, directory("."), file(temp + "/deep/absolute"), file("../precious"), file("a/../../precious"), link("out", "../precious"),
                 link("out2", temp.toString()), link("here", "."), link("bend", "here/../.."), link("d/up", "../.."), file("mine/precious"),
                 link("ok", "d"), file("ok/through"), file(".git/hooks/pre-commit"), file("sub/.GIT/config"), link("d/root", "../ok/fine"),
-                new TarArchiveEntry("pipe", TarConstants.LF_FIFO, true), new TarArchiveEntry("node", TarConstants.LF_CHR, true), hard("hard", "mine/precious"));
+                new TarArchiveEntry("pipe", TarConstants.LF_FIFO, true), new TarArchiveEntry("node", TarConstants.LF_CHR, true), hard("hard", "mine/precious"),
+                file("."), link("./.", "d"), file("nul\0" + "x".repeat(120)));
         assertEquals("mine", Files.readString(precious));
         Map<String, String> added = tree(temp);
         added.keySet().removeAll(before.keySet());
         assertEquals(Set.of("deep/local/here", "deep/local/ok", "deep/local/d", "deep/local/d/root"), added.keySet());
-        assertEquals(14, pull.leftOut.size(), pull.leftOut.toString());
+        assertEquals(17, pull.leftOut.size(), pull.leftOut.toString());
+    }
+
+    @Test
+    void aFullDiskIsNoLostConnection() throws IOException {
+        InputStream full = new InputStream() { // a write says it without a file's name, as this does
+            @Override
+            public int read() throws IOException {
+                throw new IOException("No space left on device");
+            }
+        };
+        InputStream in = new SequenceInputStream(new ByteArrayInputStream(tar(file("big")), 0, 512), full);
+        VmSync.VmException told = assertThrows(VmSync.VmException.class, () -> new VmSync.Pull(temp, false, "big").unpack(in));
+        assertEquals(1, told.exitCode);
+        assertTrue(told.getMessage().contains("make room"), told.getMessage());
+        assertEquals(Set.of("."), tree(temp).keySet());
     }
 
     private static TarArchiveEntry hard(String name, String target) {
@@ -705,6 +744,11 @@ final class VmSyncTest {
             assertFalse(Files.exists(local.resolve("escape"), LinkOption.NOFOLLOW_LINKS));
             sync("pull", "out/sub/a \n é", base.resolve("pulled").toString()).exits(0);
             assertEquals("newer", Files.readString(base.resolve("pulled/a \n é")));
+            sync("pull", "out/sub").exits(0); // to the same place in the project, wherever that was set
+            assertEquals("newer", Files.readString(project.resolve("out/sub/a \n é")));
+            Files.delete(project.resolve("out/sub/a \n é"));
+            sync("pull", "out/sub/a \n é").exits(0);
+            assertEquals("newer", Files.readString(project.resolve("out/sub/a \n é")));
             sync("pull", "out/none", local.toString()).exits(1).says("there is no file or directory");
             sync("pull", "out/sub/a \n é", base.resolve("pulled/new") + "/").exits(0);
             assertEquals("newer", Files.readString(base.resolve("pulled/new/a \n é")));
