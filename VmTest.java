@@ -225,6 +225,7 @@ final class VmTest implements Callable<Integer> {
             runSibling(syncCommand);
         }
         List<Report> done = new ArrayList<>();
+        boolean cutOff;
         try (PrintWriter events = new PrintWriter(json == null ? Writer.nullWriter() : Files.newBufferedWriter(json))) {
             for (Suite suite : chosen) {
                 boolean build = suite.name().equals("build");
@@ -236,6 +237,7 @@ final class VmTest implements Callable<Integer> {
                     break;
                 }
             }
+            cutOff = events.checkError(); // it throws nothing
         }
         if (junit != null) {
             try (Writer file = Files.newBufferedWriter(junit)) {
@@ -243,12 +245,17 @@ final class VmTest implements Callable<Integer> {
             }
         }
         System.err.println("vm-test: " + done.stream().map(Report::said).collect(Collectors.joining("; ")));
-        return done.stream().map(report -> report.verdict).max(Comparator.naturalOrder()).orElseThrow().exitCode;
+        int code = done.stream().map(report -> report.verdict).max(Comparator.naturalOrder()).orElseThrow().exitCode;
+        if (cutOff) {
+            System.err.println("vm-test: cannot write all of " + json + ": make room, or choose another place");
+        }
+        return cutOff && code == 0 ? 1 : code;
     }
 
     @Command(name = "list", mixinStandardHelpOptions = true, footer = {"", "Example: vm-test list", "Exit codes: 0 done, 2 usage."},
             description = "Show the suites, their commands, and the settings that gave them.")
     int list() {
+        refuseSuites();
         suites(settings).values().forEach(suite -> spec.commandLine().getOut().printf("%-18s %s%s%n", suite.name(),
                 suite.command() + String.join(" ", suite.parts()), suite.setting().isEmpty() ? "" : "  (" + suite.setting() + ")"));
         return 0;
@@ -260,6 +267,7 @@ final class VmTest implements Callable<Integer> {
             footer = {"", "Example: vm-test run -- ./scripts/capture-bsd-fixtures.sh", "Exit codes: the command's own; 2 usage,",
                 "3 the VM is not running, 69 the VM or the connection was lost, 124 time limit, 130/143 interrupted."})
     int run(@Parameters(arity = "1..*", paramLabel = "CMD", description = "The command.") List<String> command) throws Exception {
+        refuseSuites();
         takeVm(false);
         GuestRun guest = new GuestRun(command.size() == 1 ? command.get(0) : quoted(command), false);
         Verdict verdict = guest.run(text -> print(1, text), text -> print(2, text));
@@ -269,6 +277,13 @@ final class VmTest implements Callable<Integer> {
             case INTERRUPTED -> verdict.exitCode;
             default -> guest.code;
         };
+    }
+
+    /** Suites in front of a subcommand would not be run, and its 0 be taken for theirs. */
+    private void refuseSuites() {
+        if (!words.isEmpty()) {
+            throw new ParameterException(spec.commandLine(), "suites and a subcommand exclude each other");
+        }
     }
 
     // Suites
@@ -301,6 +316,9 @@ final class VmTest implements Callable<Integer> {
         Stream.concat(settings.environment().keySet().stream(), settings.file().keySet().stream())
                 .filter(key -> key.matches("VM_TEST_[A-Z0-9_]+") && settings.get(key) != null).distinct().sorted().forEach(key -> {
                     String name = key.substring("VM_TEST_".length()).toLowerCase(Locale.ROOT).replace('_', '-');
+                    if (Set.of("list", "run").contains(name)) {
+                        throw new VmException(2, key + ": '" + name + "' is a subcommand: give the suite another name");
+                    }
                     table.put(name, new Suite(name, settings.get(key), List.of(), key));
                 });
         return table;
@@ -449,7 +467,7 @@ final class VmTest implements Callable<Integer> {
                 mine $$ | head -n 100 | while read -r l; do say "leak process $l"; done
             }
             cd "$dir" || { say nowhere; exit; }
-            d=$(mktemp -d /tmp/vm-test.XXXXXX) || { say "leak no room in /tmp"; exit; }
+            d=$(mktemp -d /tmp/vm-test.XXXXXX) || { say full; exit; }
             [ -z "$leaks" ] || { mount >"$d/mounts"; files >"$d/files"; }
             table >"$d/before"
             (
@@ -617,6 +635,7 @@ final class VmTest implements Callable<Integer> {
                 switch (said[0]) {
                     case "exit" -> code = Integer.valueOf(said[1]);
                     case "leak" -> left.add(said[1]);
+                    case "full" -> trouble = "the guest has no room in /tmp: make some, or vm-ctl restore";
                     default -> trouble = guestDirectory() + " is not in the VM; vm-sync (or vm-test --sync) brings the project there";
                 }
                 if (said[0].equals("exit")) {
@@ -657,7 +676,11 @@ final class VmTest implements Callable<Integer> {
             report.add("VM", "unfinished", guest.trouble);
         }
         report.verdict = report.verdict == Verdict.PASSED && report.failed() ? Verdict.FAILED : report.verdict;
-        Files.writeString(vmDir.resolve(vmName + ".test").resolve(suite.name() + ".json"), report.json(command));
+        try { // by getBytes, which takes half a surrogate pair that a test printed, too
+            Files.write(vmDir.resolve(vmName + ".test").resolve(suite.name() + ".json"), report.json(command).getBytes(UTF_8));
+        } catch (IOException refused) { // the verdict is still to be told
+            System.err.println("vm-test: the result of " + suite.name() + " is not kept: " + reason(refused));
+        }
         return report;
     }
 
@@ -772,7 +795,8 @@ final class VmTest implements Callable<Integer> {
             } catch (JsonParserException notAll) {
                 // one by one, then
             }
-            return all.size() == lines.size() ? all.stream().map(JsonObject.class::cast) : lines.size() == 1 ? Stream.of(new JsonObject())
+            boolean oneEach = all.size() == lines.size() && all.stream().allMatch(JsonObject.class::isInstance);
+            return oneEach ? all.stream().map(JsonObject.class::cast) : lines.size() == 1 ? Stream.of(new JsonObject())
                     : lines.stream().flatMap(line -> objects(List.of(line)));
         }
 

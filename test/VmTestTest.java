@@ -69,7 +69,8 @@ final class VmTestTest {
     @Test
     void usageErrorsAreTwoAndOneLine() {
         for (String[] args : new String[][] {{}, {"--nonsense"}, {"unit", "--timeout", "soon"}, {"unit", "--timeout", "0"}, {"unti"}, {"--", "-run", "X"},
-                {"unit", "--leaks", "maybe"}, {"run"}, {"unit", "--junit", "/nonexistent/x.xml"}, {"unit", "--json", "."}, {"unit", "--env", "=x"}}) {
+                {"unit", "--leaks", "maybe"}, {"run"}, {"unit", "--junit", "/nonexistent/x.xml"}, {"unit", "--json", "."}, {"unit", "--env", "=x"},
+                {"unit", "list"}, {"all", "run", "--", "true"}}) {
             Ran ran = vmTest(args);
             assertEquals(2, ran.code(), String.join(" ", args));
             assertEquals(1, ran.err().lines().count(), ran.err());
@@ -77,6 +78,9 @@ final class VmTestTest {
         }
         assertTrue(vmTest("unti").err().contains("no suite 'unti', only build, unit, "), vmTest("unti").err());
         assertTrue(vmTest("unit", "--junitt", "x").err().contains("--junit"));
+        for (String setting : List.of("VM_TEST_LIST", "VM_TEST_RUN")) {
+            assertEquals(2, vmTest(Map.of(setting, "true"), Map.of(), "list").code(), setting);
+        }
     }
 
     @Test
@@ -265,6 +269,8 @@ final class VmTestTest {
             assertEquals(3, guest.code);
             assertEquals(List.of("process 7 x", "mount tmpfs on /build"), guest.left);
         }
+        assertTrue(guest.sift(new StringBuilder(guest.mark + "full\n"), text -> { }));
+        assertTrue(guest.trouble.contains("no room in /tmp"), guest.trouble);
     }
 
     // go test -json
@@ -521,11 +527,13 @@ final class VmTestTest {
                 {"Action":5}
                 {"no":"event"}
                 {not JSON
+                {"two":[{}
+                {}]},3
                 plain
                 """, "", 0);
         assertEquals("TestReal=pass", outcomes(report));
         assertFalse(report.failed());
-        assertTrue(screen.toString().endsWith("{\"Action\":5}\n{\"no\":\"event\"}\n{not JSON\nplain\n"), screen.toString());
+        assertTrue(screen.toString().endsWith("{\"Action\":5}\n{\"no\":\"event\"}\n{not JSON\n{\"two\":[{}\n{}]},3\nplain\n"), screen.toString());
         VmTest.Report raw = report(RAW, "", 1);
         assertEquals("TestNoNewline=unfinished TestNoNewlineFail=unfinished TestStderr=pass", outcomes(raw));
     }
