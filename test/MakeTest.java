@@ -68,6 +68,8 @@ final class MakeTest {
         make("vm-test-unit", "ARGS=-- -run TestCount ./internal/words/").exits(0).answers("TestCount");
         make("vm-test-fixtures").exits(0);
         make("vm-quick").exits(0);
+        make("vm-test-integration", "vm-test-integration-e2e", "vm-test-e2e", "vm-test-procctl", "vm-test-procfind", "vm-test-orphans",
+                "vm-test-build-integration", "vm-test-build-cancellation", "vm-test-all", "SYNC_ARGS=--no-delete").exits(0);
         make("vm-capture-fixtures").exits(0);
         assertTrue(Files.readString(PROJECT.resolve("stats/testdata/fixtures/uname.txt")).startsWith("DragonFly"));
         make("vm-provision").exits(0);
