@@ -149,7 +149,7 @@ final class LifecycleFaultsTest {
         return Stream.of(List.of("exec", "--", "sleep 600"), List.of("stop"), List.of("restore", "kept"),
                 List.of("snapshot", "torn", "--yes"), List.of("snapshot", "kept", "--yes")).map(words -> fault("kill -9 of vm-ctl " + words, () -> {
                     String[] command = words.toArray(String[]::new);
-                    for (int millis : words.contains("torn") ? List.of(700, 1200, 1800, 2500) : List.of(1300)) {
+                    for (int millis : words.get(0).matches("exec|stop") ? List.of(1300) : List.of(700, 1200, 1800, 2500)) {
                         Process tool = GUEST.start(LOG, "VmCtl", command);
                         tool.waitFor(millis, TimeUnit.MILLISECONDS);
                         tool.destroyForcibly().waitFor();
