@@ -148,6 +148,17 @@ test-faults: ## The long fault matrices
 	@$(MAKE) --no-print-directory --silent $(JARS) .build/Mirror.jar
 	@test/run faults
 
+.PHONY: bench
+bench: export BENCH_VmSetup = $(call java,VmSetup)
+bench: export BENCH_VmAutoInstall = $(call java,VmAutoInstall)
+bench: export BENCH_VmCtl = $(call java,VmCtl)
+bench: export BENCH_VmSync = $(call java,VmSync)
+bench: export BENCH_VmTest = $(call java,VmTest)
+bench: ## Measure it all, half an hour long, into README.md and bench/chart.svg
+	@test/install-packages
+	@$(MAKE) --no-print-directory --silent $(SCRIPTS:%=.build/%.jsa) .build/Mirror.jar
+	@.build/jbang --quiet bench/Bench.java $(ARGS)
+
 .PHONY: lint
 lint: .build/jbang ## javac -Xlint:all, shellcheck, the shared blocks, the headers
 	@test/lint
