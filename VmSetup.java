@@ -567,7 +567,7 @@ final class VmSetup implements Callable<Integer> {
                     }
                     if (read < 0) {
                         return; // of a server that does not say how much there is
-                    } else if (position == 0 && buffer[0] != 'B') { // bzip2 begins with "BZh"
+                    } else if (connected && position == 0 && buffer[0] != 'B') { // bzip2 begins with "BZh"
                         throw new VmException(69, uri + " is not a bzip2 file" + webPage(buffer[0] == '<'));
                     } else if (connected) {
                         keep.write(buffer, 0, read);

@@ -399,11 +399,11 @@ final class VmSetupTest {
 
     /** After a power failure; and of a file that is shorter by now. */
     @ParameterizedTest
-    @ValueSource(ints = {400_000, 2_000_000})
-    void aDamagedBeginningCostsASecondDownloadNotAFailure(int length) throws IOException {
+    @CsvSource({"400000,0", "400000,100000", "2000000,100000"})
+    void aDamagedBeginningCostsASecondDownloadNotAFailure(int length, int hole) throws IOException {
         haveABeginning();
         byte[] bytes = Arrays.copyOf(Files.readAllBytes(part()), length);
-        Arrays.fill(bytes, 100_000, 200_000, (byte) 0);
+        Arrays.fill(bytes, hole, 200_000, (byte) 0);
         Files.write(part(), bytes);
         Result result = run();
         assertFetched(result);
