@@ -122,8 +122,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
             "Exit codes: 0 done or already there; 1 a wrong sum, or a full disk; 2 usage; 69 no mirror has it, or another fetch runs."})
 final class VmSetup implements Callable<Integer> {
     private static final String QEMU = "qemu-system-x86_64";
-    private static final long MB = 1_000_000;
-    private static final long GB = 1L << 30;
+    private static final long MB = 1_000_000; // as mirrors and disks count
+    private static final long GB = 1L << 30; // as QEMU counts
     /** Connections in a row that bring nothing new before a mirror is given up. */
     private static final int ATTEMPTS = 5;
 
@@ -214,17 +214,17 @@ final class VmSetup implements Callable<Integer> {
                 "Exit codes: 0 done or already there; 1 a wrong sum, or a full disk; 69 no mirror has it, or another fetch runs."})
     int fetch() throws Exception {
         privateDirectory(vmDir);
-        boolean there = image == null && isThere();
-        try {
-            if (!there) {
+        if (image != null || !isThere()) {
+            try {
                 FileChannel lock = lock(iso(".lock"), "vm-setup fetch");
                 try (lock) {
                     take();
                 }
+            } catch (UncheckedIOException | IOException full) { // what a network does is a VmException by now
+                throw new VmException(1, "cannot write to " + vmDir + " ("
+                        + reason(full instanceof UncheckedIOException kept ? kept.getCause() : (IOException) full)
+                        + "): make room (about 1100 MB in all) and run it again: what came is kept");
             }
-        } catch (UncheckedIOException | IOException full) { // what a network does is a VmException by now
-            throw new VmException(1, "cannot write to " + vmDir + " (" + reason(full instanceof UncheckedIOException kept ? kept.getCause()
-                    : (IOException) full) + "): make room (about 1100 MB in all) and run it again: what came is kept");
         }
         spec.commandLine().getOut().println(iso());
         return 0;
@@ -330,10 +330,11 @@ final class VmSetup implements Callable<Integer> {
         } else if (trustMirror) {
             say("WARNING: --trust-mirror: the sums known for DragonFly " + version + " are NOT checked" + rest);
         }
-        if (image != null && !(Files.isRegularFile(image) && Files.isReadable(image))) {
-            throw new VmException(69, "VM_IMAGE: " + image + " is no file that can be read");
-        } else if (image != null) {
-            take(out -> Files.copy(image, out), image.toString().endsWith(".bz2"), image.toString(), Sums.NONE);
+        if (image != null) {
+            if (!(Files.isRegularFile(image) && Files.isReadable(image))) {
+                throw new VmException(69, "VM_IMAGE: " + image + " is no file that can be read");
+            }
+            makeIso(out -> Files.copy(image, out), image.toString().endsWith(".bz2"), image.toString(), Sums.NONE);
             return;
         }
         List<String> problems = new ArrayList<>();
@@ -355,14 +356,14 @@ final class VmSetup implements Callable<Integer> {
     }
 
     private void takeFrom(URI mirror) throws IOException, InterruptedException {
-        Map<String, String> listed = sums(mirror);
+        Map<String, String> listed = published(mirror);
         Sums sums = new Sums(listed.get(archiveName()), null, listed.get(archiveName().replace(".bz2", "")));
         compare(mirror + "md5.txt: " + archiveName(), sums, pinned());
         URI uri = mirror.resolve(archiveName());
         Path part = iso(".bz2." + sums.archiveMd5 + ".part");
         boolean resumed = Files.exists(part);
         try {
-            take(new Download(uri, part), true, uri.toString(), sums);
+            makeIso(new Download(uri, part), true, uri.toString(), sums);
         } catch (VmException problem) {
             if (problem.exitCode != 1) {
                 throw problem; // what came so far is good for the next mirror, or the next run
@@ -388,7 +389,7 @@ final class VmSetup implements Callable<Integer> {
     }
 
     /** Unpacks and verifies an archive, or copies and verifies an image, and only then gives the ISO its name. */
-    private void take(Source source, boolean packed, String what, Sums listed) throws IOException, InterruptedException {
+    private void makeIso(Source source, boolean packed, String what, Sums listed) throws IOException, InterruptedException {
         Path part = iso(".part");
         try {
             Sums found = unpack(source, packed, part, what);
@@ -420,17 +421,8 @@ final class VmSetup implements Callable<Integer> {
         }
     }
 
-    /** What a file says; empty if there is none. */
-    private static JsonObject said(Path file) {
-        try {
-            return json(Files.readString(file));
-        } catch (IOException none) {
-            return new JsonObject();
-        }
-    }
-
     /** What a mirror's md5.txt says, by file; 69 if it does not know the version. */
-    private Map<String, String> sums(URI mirror) {
+    private Map<String, String> published(URI mirror) {
         try {
             String text = text(mirror.resolve("md5.txt"));
             Map<String, String> sums = sums(text);
@@ -459,8 +451,7 @@ final class VmSetup implements Callable<Integer> {
     }
 
     private static String cause(IOException failure) {
-        return (failure instanceof UnknownHostException ? "unknown host " : "")
-                + (failure.getMessage() == null ? failure.getClass().getSimpleName() : failure.getMessage());
+        return (failure instanceof UnknownHostException ? "unknown host " : "") + reason(failure);
     }
 
     private String text(URI uri) throws IOException {
@@ -807,13 +798,22 @@ final class VmSetup implements Callable<Integer> {
         List<String> problems = new ArrayList<>();
         for (URI mirror : mirrors) {
             try {
-                sums(mirror);
+                published(mirror);
                 return new Check("installer", "ok", mirror + " has DragonFly " + version, "");
             } catch (VmException refused) {
                 problems.add(refused.getMessage());
             }
         }
         return new Check("installer", "fail", String.join("; ", problems), "set https_proxy, VM_MIRROR or VM_IMAGE");
+    }
+
+    /** What a JSON file says; nothing if there is none. */
+    private static JsonObject said(Path file) {
+        try {
+            return json(Files.readString(file));
+        } catch (IOException none) {
+            return new JsonObject();
+        }
     }
 
     private Optional<Path> onPath(String program) {
