@@ -60,6 +60,7 @@ import java.time.Duration;
 import java.time.Instant;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.Comparator;
 import java.util.HashMap;
 import java.util.HexFormat;
@@ -87,9 +88,11 @@ import org.zeroturnaround.exec.ProcessExecutor;
 import org.zeroturnaround.exec.ProcessResult;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.IModelTransformer;
 import picocli.CommandLine.ITypeConverter;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Model.OptionSpec;
+import picocli.CommandLine.Model.UsageMessageSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.ParameterException;
 import picocli.CommandLine.ParseResult;
@@ -115,15 +118,21 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * {@code disk} writes {@code <name>.qcow2}, under {@code <name>.lock}. {@code check} reads {@code <name>.pid}, looks for
  * {@code <name>-clean.qcow2}, and removes an {@code accel.json} that calls an accelerator useless which works.
  */
-@Command(name = "vm-setup", mixinStandardHelpOptions = true, version = "1",
-        description = {"Check this machine and download the DragonFlyBSD installer",
-            "Without a command: fetch: download, verify and unpack the installer into VM_DIR. Killed, it goes on where it was."},
-        footer = {"", "Examples:", "  vm-setup check", "  vm-setup", "  VM_MIRROR=https://avalon.dragonflybsd.org/iso-images/ vm-setup",
-            "Exit codes: 0 done or already there; 1 a wrong sum, or a full disk; 2 usage; 69 no mirror has it, or another fetch runs."})
+@Command(name = "vm-setup", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1", usageHelpWidth = 120,
+        modelTransformer = VmSetup.ExamplesBeforeExitCodes.class, descriptionHeading = "%n", optionListHeading = "%nOptions:%n",
+        commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
+        description = {"Check this machine and download the DragonFlyBSD installer", "",
+            "Without a command it does what fetch does. An option beats the environment, which beats vm.env (KEY=VALUE lines) in the "
+                + "working directory, which beats the default."},
+        footer = {"  vm-setup check    # what this machine lacks, and what mends it", "  vm-setup          # the installer, into VM_DIR",
+            "  VM_MIRROR=https://avalon.dragonflybsd.org/iso-images/ vm-setup"},
+        exitCodeList = {"0:done, or already there", "1:the job failed (a wrong sum, a damaged file, disk full)",
+            "2:wrong usage, or refused for want of --yes", "69:something needed is not available (a mirror, QEMU, the lock)",
+            "124:a time limit", "130, 143:interrupted"})
 final class VmSetup implements Callable<Integer> {
     private static final String QEMU = "qemu-system-x86_64";
-    private static final long MB = 1_000_000;
-    private static final long GB = 1L << 30;
+    private static final long MB = 1_000_000; // as mirrors and disks count
+    private static final long GB = 1L << 30; // as QEMU counts
     /** Connections in a row that bring nothing new before a mirror is given up. */
     private static final int ATTEMPTS = 5;
 
@@ -151,29 +160,32 @@ final class VmSetup implements Callable<Integer> {
     String version;
 
     @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = ScopeType.INHERIT,
-            paramLabel = "NAME", description = "The VM (VM_NAME; default: ${DEFAULT-VALUE}).")
+            paramLabel = "NAME", description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
     String name;
 
-    @Option(names = "--mirror", descriptionKey = "VM_MIRROR", split = "[,\\s]+", splitSynopsisLabel = ",", scope = ScopeType.INHERIT,
-            converter = Web.class,
-            defaultValue = "https://mirror-master.dragonflybsd.org/iso-images/,https://avalon.dragonflybsd.org/iso-images/,"
-                    + "https://pub.allbsd.org/DragonFly/iso-images/,https://mirror.sjtu.edu.cn/dragonflybsd/iso-images/",
-            paramLabel = "URL", description = "Where md5.txt and the images lie, in this order (VM_MIRROR; default: ${DEFAULT-VALUE}).")
+    @Option(names = "--mirror", descriptionKey = "VM_MIRROR", split = "[,\\s]+", scope = ScopeType.INHERIT, converter = Web.class,
+            defaultValue = """
+                https://mirror-master.dragonflybsd.org/iso-images/
+                https://avalon.dragonflybsd.org/iso-images/
+                https://pub.allbsd.org/DragonFly/iso-images/
+                https://mirror.sjtu.edu.cn/dragonflybsd/iso-images/""", paramLabel = "URL,...", hideParamSyntax = true,
+            description = {"fetch, check: where md5.txt and the images lie, tried in this order",
+                "(VM_MIRROR; default: ${DEFAULT-VALUE})."})
     List<URI> mirrors;
 
     @Option(names = "--image", descriptionKey = "VM_IMAGE", scope = ScopeType.INHERIT, paramLabel = "FILE",
-            description = "A local .iso or .iso.bz2 instead of a mirror (VM_IMAGE; default: none).")
+            description = "fetch, check: a local .iso or .iso.bz2 instead of a mirror (VM_IMAGE; default: none).")
     void setImage(String value) {
         image = userPath(value);
     }
 
     @Option(names = "--trust-mirror", scope = ScopeType.INHERIT,
-            description = "Skip the sums known to this script and believe the mirror's md5.txt, or VM_IMAGE: for an image that is not "
-                    + "the release whose name it bears, such as a stand-in for tests.")
+            description = "fetch: skip the sums known to this script and believe the mirror's md5.txt, or VM_IMAGE: for an image that is "
+                    + "not the release whose name it bears, such as a stand-in for tests.")
     boolean trustMirror;
 
     @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "20G", scope = ScopeType.INHERIT,
-            paramLabel = "SIZE", description = "Of the VM's sparse disk (VM_DISK_SIZE; default: ${DEFAULT-VALUE}).")
+            paramLabel = "SIZE", description = "disk, check: the blank disk's size (VM_DISK_SIZE; default: ${DEFAULT-VALUE}, sparse).")
     String diskSize;
 
     @Option(names = "-v", scope = ScopeType.INHERIT, description = "Echo every external command.")
@@ -208,33 +220,39 @@ final class VmSetup implements Callable<Integer> {
         return fetch();
     }
 
-    @Command(name = "fetch", mixinStandardHelpOptions = true,
-            description = "Download, verify and unpack the installer: what vm-setup does without a command. Prints the ISO's path.",
-            footer = {"", "Example: vm-setup fetch --dfly-version 6.4.0",
-                "Exit codes: 0 done or already there; 1 a wrong sum, or a full disk; 69 no mirror has it, or another fetch runs."})
+    @Command(name = "fetch",
+            description = {"Download, verify and unpack the installer: what vm-setup does without a command. Prints the ISO's path.", "",
+                "Writes dfly-VERSION.iso in VM_DIR, which gets its name once all sums hold. What came so far lies beside it in a .part "
+                    + "file, and the next run goes on with it. Uses https_proxy, http_proxy, no_proxy, and lbzip2 or pbzip2 if installed."},
+            footer = {"  vm-setup fetch --dfly-version 6.4.0", "  vm-setup fetch --image ~/Downloads/dfly-x86_64-6.4.2_REL.iso.bz2"},
+            exitCodeList = {"0:done, or already there", "1:the job failed (a wrong sum, a damaged file, disk full)", "2:wrong usage",
+                "69:something needed is not available (a mirror that has it, VM_IMAGE, VM_DIR, the lock)", "130, 143:interrupted"})
     int fetch() throws Exception {
         privateDirectory(vmDir);
-        boolean there = image == null && isThere();
-        try {
-            if (!there) {
+        if (image != null || !isThere()) {
+            try {
                 FileChannel lock = lock(iso(".lock"), "vm-setup fetch");
                 try (lock) {
                     take();
                 }
+            } catch (UncheckedIOException | IOException full) { // what a network does is a VmException by now
+                throw new VmException(1, "cannot write to " + vmDir + " ("
+                        + reason(full instanceof UncheckedIOException kept ? kept.getCause() : (IOException) full)
+                        + "): make room (about 1100 MB in all) and run it again: what came is kept");
             }
-        } catch (UncheckedIOException | IOException full) { // what a network does is a VmException by now
-            throw new VmException(1, "cannot write to " + vmDir + " (" + reason(full instanceof UncheckedIOException kept ? kept.getCause()
-                    : (IOException) full) + "): make room (about 1100 MB in all) and run it again: what came is kept");
         }
         spec.commandLine().getOut().println(iso());
         return 0;
     }
 
-    @Command(name = "disk", mixinStandardHelpOptions = true,
-            description = "Make a blank disk, <name>.qcow2, for an installation by hand. Prints its path.",
-            footer = {"", "Example: vm-setup disk --disk-size 40G",
-                "Exit codes: 0 done; 1 the disk is full; 2 there is one and --yes is missing; 69 no qemu-img, or the VM is in use."})
-    int disk(@Option(names = "--yes", description = "Replace a disk that is there.") boolean yes) throws Exception {
+    @Command(name = "disk",
+            description = {"Make a blank disk for an installation by hand with vm-ctl install. Prints its path.", "",
+                "Writes NAME.qcow2 in VM_DIR; replacing one that is there asks on a terminal, and elsewhere wants --yes."},
+            footer = {"  vm-setup disk --disk-size 40G", "  vm-setup disk --vm-name by-hand --yes"},
+            exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage, or refused for want of --yes",
+                "69:something needed is not available (qemu-img, VM_DIR, the lock, the disk of a running VM)", "124:a time limit",
+                "130, 143:interrupted"})
+    int disk(@Option(names = "--yes", description = "Replace a disk that is there without asking.") boolean yes) throws Exception {
         privateDirectory(vmDir);
         Path disk = vmDir.resolve(name + ".qcow2");
         Path beside = vmDir.resolve("." + name + ".qcow2.new");
@@ -262,16 +280,20 @@ final class VmSetup implements Callable<Integer> {
         return 0;
     }
 
-    @Command(name = "check", mixinStandardHelpOptions = true,
-            description = "Tell what this machine lacks for the VM as configured, a line each, with the command that mends it.",
-            footer = {"", "Example: VM_MEMORY=4G vm-setup check", "Exit codes: 0 nothing is missing (notes or not); 69 something is."})
+    @Command(name = "check",
+            description = {"Tell what this machine lacks for the VM as configured, a line each, with the command that mends it.", "",
+                "A line begins with ok, note (it works, but not as well as it could) or fail. Changes nothing, but removes an accel.json "
+                    + "from VM_DIR that calls a working accelerator useless."},
+            footer = {"  vm-setup check", "  VM_MEMORY=4G vm-setup check --json"},
+            exitCodeList = {"0:nothing is missing, notes or not", "2:wrong usage", "69:something is missing", "130, 143:interrupted"})
     int check(@Option(names = "--json", description = "Print {ok, checks: [{name, state, detail, fix}]}.") boolean json,
             @Option(names = "--memory", descriptionKey = "VM_MEMORY", paramLabel = "SIZE",
-                    description = "Of the VM (VM_MEMORY; default: a quarter of this machine's within 2G-8G).") String memory,
+                    description = "As 2G or 512M (VM_MEMORY; default: a quarter of the host's within 2G-8G).") String memory,
             @Option(names = "--ssh-port", descriptionKey = "VM_SSH_PORT", paramLabel = "PORT",
-                    description = "Forwarded to the VM's ssh (VM_SSH_PORT; default: 2222 or the next free one).") Integer sshPort,
-            @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", paramLabel = "NAME",
-                    description = "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}).") String accel) throws Exception {
+                    description = "The host's port to the guest's sshd (VM_SSH_PORT; default: 2222 or the next free one).") Integer sshPort,
+            @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", paramLabel = "NAME", description =
+                    "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}: what runs a probe guest well).") String accel)
+            throws Exception {
         long total = ManagementFactory.getPlatformMXBean(OperatingSystemMXBean.class).getTotalMemorySize();
         long wanted = memory != null ? bytes(memory) : Math.max(2 * GB, Math.min(8 * GB, total / 4));
         boolean ok = true;
@@ -330,10 +352,11 @@ final class VmSetup implements Callable<Integer> {
         } else if (trustMirror) {
             say("WARNING: --trust-mirror: the sums known for DragonFly " + version + " are NOT checked" + rest);
         }
-        if (image != null && !(Files.isRegularFile(image) && Files.isReadable(image))) {
-            throw new VmException(69, "VM_IMAGE: " + image + " is no file that can be read");
-        } else if (image != null) {
-            take(out -> Files.copy(image, out), image.toString().endsWith(".bz2"), image.toString(), Sums.NONE);
+        if (image != null) {
+            if (!(Files.isRegularFile(image) && Files.isReadable(image))) {
+                throw new VmException(69, "VM_IMAGE: " + image + " is no file that can be read");
+            }
+            makeIso(out -> Files.copy(image, out), image.toString().endsWith(".bz2"), image.toString(), Sums.NONE);
             return;
         }
         List<String> problems = new ArrayList<>();
@@ -355,14 +378,14 @@ final class VmSetup implements Callable<Integer> {
     }
 
     private void takeFrom(URI mirror) throws IOException, InterruptedException {
-        Map<String, String> listed = sums(mirror);
+        Map<String, String> listed = published(mirror);
         Sums sums = new Sums(listed.get(archiveName()), null, listed.get(archiveName().replace(".bz2", "")));
         compare(mirror + "md5.txt: " + archiveName(), sums, pinned());
         URI uri = mirror.resolve(archiveName());
         Path part = iso(".bz2." + sums.archiveMd5 + ".part");
         boolean resumed = Files.exists(part);
         try {
-            take(new Download(uri, part), true, uri.toString(), sums);
+            makeIso(new Download(uri, part), true, uri.toString(), sums);
         } catch (VmException problem) {
             if (problem.exitCode != 1) {
                 throw problem; // what came so far is good for the next mirror, or the next run
@@ -388,7 +411,7 @@ final class VmSetup implements Callable<Integer> {
     }
 
     /** Unpacks and verifies an archive, or copies and verifies an image, and only then gives the ISO its name. */
-    private void take(Source source, boolean packed, String what, Sums listed) throws IOException, InterruptedException {
+    private void makeIso(Source source, boolean packed, String what, Sums listed) throws IOException, InterruptedException {
         Path part = iso(".part");
         try {
             Sums found = unpack(source, packed, part, what);
@@ -420,17 +443,8 @@ final class VmSetup implements Callable<Integer> {
         }
     }
 
-    /** What a file says; empty if there is none. */
-    private static JsonObject said(Path file) {
-        try {
-            return json(Files.readString(file));
-        } catch (IOException none) {
-            return new JsonObject();
-        }
-    }
-
     /** What a mirror's md5.txt says, by file; 69 if it does not know the version. */
-    private Map<String, String> sums(URI mirror) {
+    private Map<String, String> published(URI mirror) {
         try {
             String text = text(mirror.resolve("md5.txt"));
             Map<String, String> sums = sums(text);
@@ -459,8 +473,7 @@ final class VmSetup implements Callable<Integer> {
     }
 
     private static String cause(IOException failure) {
-        return (failure instanceof UnknownHostException ? "unknown host " : "")
-                + (failure.getMessage() == null ? failure.getClass().getSimpleName() : failure.getMessage());
+        return (failure instanceof UnknownHostException ? "unknown host " : "") + reason(failure);
     }
 
     private String text(URI uri) throws IOException {
@@ -567,7 +580,7 @@ final class VmSetup implements Callable<Integer> {
                     }
                     if (read < 0) {
                         return; // of a server that does not say how much there is
-                    } else if (position == 0 && buffer[0] != 'B') { // bzip2 begins with "BZh"
+                    } else if (connected && position == 0 && buffer[0] != 'B') { // bzip2 begins with "BZh"
                         throw new VmException(69, uri + " is not a bzip2 file" + webPage(buffer[0] == '<'));
                     } else if (connected) {
                         keep.write(buffer, 0, read);
@@ -807,13 +820,22 @@ final class VmSetup implements Callable<Integer> {
         List<String> problems = new ArrayList<>();
         for (URI mirror : mirrors) {
             try {
-                sums(mirror);
+                published(mirror);
                 return new Check("installer", "ok", mirror + " has DragonFly " + version, "");
             } catch (VmException refused) {
                 problems.add(refused.getMessage());
             }
         }
         return new Check("installer", "fail", String.join("; ", problems), "set https_proxy, VM_MIRROR or VM_IMAGE");
+    }
+
+    /** What a JSON file says; nothing if there is none. */
+    private static JsonObject said(Path file) {
+        try {
+            return json(Files.readString(file));
+        } catch (IOException none) {
+            return new JsonObject();
+        }
     }
 
     private Optional<Path> onPath(String program) {
@@ -853,6 +875,17 @@ final class VmSetup implements Callable<Integer> {
                 // which is no address either
             }
             throw new TypeConversionException("'" + value + "' is no http or https address");
+        }
+    }
+
+    /** A manual's order. */
+    static final class ExamplesBeforeExitCodes implements IModelTransformer {
+        @Override
+        public CommandSpec transform(CommandSpec command) {
+            List<String> keys = new ArrayList<>(command.usageMessage().sectionKeys());
+            Collections.rotate(keys.subList(keys.indexOf(UsageMessageSpec.SECTION_KEY_EXIT_CODE_LIST_HEADING), keys.size()), 2);
+            command.usageMessage().sectionKeys(keys);
+            return command;
         }
     }
 

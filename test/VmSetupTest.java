@@ -35,6 +35,7 @@ import java.util.Random;
 import java.util.concurrent.Callable;
 import java.util.concurrent.FutureTask;
 import java.util.concurrent.TimeUnit;
+import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
@@ -47,7 +48,9 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.MethodSource;
 import org.junit.jupiter.params.provider.ValueSource;
+import picocli.CommandLine;
 
 /** VmSetup against a real HTTP server, real files, real processes. The images are small; everything else is as it is in use. */
 final class VmSetupTest {
@@ -399,11 +402,11 @@ final class VmSetupTest {
 
     /** After a power failure; and of a file that is shorter by now. */
     @ParameterizedTest
-    @ValueSource(ints = {400_000, 2_000_000})
-    void aDamagedBeginningCostsASecondDownloadNotAFailure(int length) throws IOException {
+    @CsvSource({"400000,0", "400000,100000", "2000000,100000"})
+    void aDamagedBeginningCostsASecondDownloadNotAFailure(int length, int hole) throws IOException {
         haveABeginning();
         byte[] bytes = Arrays.copyOf(Files.readAllBytes(part()), length);
-        Arrays.fill(bytes, 100_000, 200_000, (byte) 0);
+        Arrays.fill(bytes, hole, 200_000, (byte) 0);
         Files.write(part(), bytes);
         Result result = run();
         assertFetched(result);
@@ -887,11 +890,30 @@ final class VmSetupTest {
         assertFailed(run("disk"), 69, "cannot write to /proc/nowhere");
     }
 
+    private static CommandLine commandLine() {
+        return VmSetup.commandLine(new VmSetup(), new VmSetup.Settings(Map.of("VM_DISK_SIZE", "7G"), Map.of()));
+    }
+
+    static Stream<CommandLine> commands() {
+        return Stream.concat(Stream.of(commandLine()), commandLine().getSubcommands().values().stream());
+    }
+
     @ParameterizedTest
-    @ValueSource(strings = {"--help", "fetch --help", "disk --help", "check --help"})
-    void everyCommandHasHelpWithAnExampleAndExitCodes(String line) {
-        Result help = run(line.split(" "));
-        assertEquals(0, help.code);
-        assertTrue(help.out.contains("Example") && help.out.contains("Exit codes: 0"), help.out);
+    @MethodSource("commands")
+    void everyHelpHasExamplesThatParseExitCodesAndTheDefaultOfEachVariable(CommandLine command) {
+        String help = command.getUsageMessage(CommandLine.Help.Ansi.OFF);
+        assertTrue(help.lines().allMatch(line -> line.length() <= 120), help);
+        Matcher page = Pattern.compile("(?s).*\n\nOptions:\n.*\n\nExamples:\n(.*)\n\nExit codes:\n  0 .*\n  2 .*\n  69 .*").matcher(help);
+        assertTrue(page.matches(), help);
+        for (String example : page.group(1).lines().toList()) {
+            String args = example.replaceFirst(".*?vm-setup ?", "").replaceFirst(" *#.*", "");
+            commandLine().parseArgs(args.isEmpty() ? new String[0] : args.split(" "));
+        }
+        String text = help.replaceAll("\\s+", " ");
+        command.getCommandSpec().options().stream().filter(option -> option.descriptionKey().matches("[A-Z_]+")).forEach(option -> {
+            String line = option.longestName() + "=\\S+ [^(]*\\(" + option.descriptionKey() + "; default: [^;)]+\\)";
+            assertTrue(Pattern.compile(line).matcher(text).find(), option.longestName() + " in " + help);
+        });
+        assertTrue(text.contains("(VM_DISK_SIZE; default: 7G, sparse)"), "the default is the one that holds here: " + help);
     }
 }
