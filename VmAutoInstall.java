@@ -718,7 +718,7 @@ final class VmAutoInstall implements Callable<Integer> {
                         type(watcher.keys());
                     }
                     // Under emulation the menu takes seconds. The script's own words come on the serial line either way.
-                    if (!blind && watcher.asked() && (now - heard > 120e9 || watcher.stage == Watcher.SCRIPT)) {
+                    if (!blind && watcher.asked() && (now - heard > 120e9 || watcher.stage == Stage.SCRIPT)) {
                         blind = true;
                         watcher.hints.add("the boot loader did not answer, so the console was not heard");
                         say("the boot loader does not answer on the serial line: going on blind, its menu boots by itself");
@@ -833,7 +833,7 @@ final class VmAutoInstall implements Callable<Integer> {
             return watcher.failure;
         } else if ("guest-reset".equals(reason)) {
             return new Failure(1, watcher.hinted(Watcher.REBOOTED));
-        } else if (exitCode != 0 || reason == null && watcher.stage != Watcher.OFF) {
+        } else if (exitCode != 0 || reason == null && watcher.stage != Stage.OFF) {
             String how = exitCode > 128 ? "signal " + (exitCode - 128) : "exit code " + exitCode;
             return new Failure(69, "QEMU ended by itself with " + how);
         } else if (reason != null && !reason.equals("guest-shutdown")) {
@@ -847,23 +847,6 @@ final class VmAutoInstall implements Callable<Integer> {
         private static final String PANIC = "the kernel panicked";
         private static final String NO_ROOT = "the kernel cannot mount its root file system";
         private static final String REBOOTED = "the guest rebooted instead of powering off";
-        /** Where a guest is on its way, in the order in which it gets there. */
-        private static final Map<Pattern, String> STAGES = patterns(
-                "(?!)", "power-on",
-                "Console: serial port|Escape to loader prompt|Type '\\?' for a list of commands|Booting in ", "the boot loader",
-                "The DragonFly Project\\.|real memory  =", "the kernel's start",
-                "Mounting root from ", "the root mount",
-                "start_init: trying|Starting file system checks|FILESYSTEM CLEAN; SKIPPING CHECKS", "rc",
-                "vtnet0: flags=", "rc, network",
-                "Starting pfi|Looking for pfi\\.conf", "pfi",
-                "^STEP \\d+: |^DONE WITH PHASE |^PHASE \\d+ FAILED: ", "the phase script",
-                "Shutdown NOW!|System shutdown time has arrived|syncing disks\\.\\.\\.", "the shutdown",
-                "Powering system off", "power-off");
-        private static final List<Pattern> STAGE_SIGNS = List.copyOf(STAGES.keySet());
-        private static final List<String> STAGE_NAMES = List.copyOf(STAGES.values());
-        private static final int PFI = 6;
-        private static final int SCRIPT = 7;
-        private static final int OFF = 9;
         /** What a line says that means failure. */
         private static final Map<Pattern, String> FAILURES = patterns(
                 "^panic: |^SECONDARY PANIC|Debugger\\(\"panic\"\\)|^Fatal trap ", PANIC,
@@ -881,6 +864,34 @@ final class VmAutoInstall implements Callable<Integer> {
                 "^Can't work out which disk", "the loader does not know its boot disk");
         /** What stands at the end of the output, waiting for somebody to type. */
         private static final Map<Pattern, String> QUESTIONS = patterns(
+    /** Where a guest is on its way, in the order in which it gets there, and what the console says then. */
+    enum Stage {
+        POWER_ON("power-on", ""),
+        LOADER("the boot loader", "Console: serial port|Escape to loader prompt|Type '\\?' for a list of commands|Booting in "),
+        KERNEL("the kernel's start", "The DragonFly Project\\.|real memory  ="),
+        ROOT("the root mount", "Mounting root from "),
+        RC("rc", "start_init: trying|Starting file system checks|FILESYSTEM CLEAN; SKIPPING CHECKS"),
+        NETWORK("rc, network", "vtnet0: flags="),
+        PFI("pfi", "Starting pfi|Looking for pfi\\.conf"),
+        SCRIPT("the phase script", "^STEP \\d+: |^DONE WITH PHASE |^PHASE \\d+ FAILED: "),
+        SHUTDOWN("the shutdown", "Shutdown NOW!|System shutdown time has arrived|syncing disks\\.\\.\\."),
+        OFF("power-off", "Powering system off");
+
+        final String title;
+        private final Pattern sign;
+
+        Stage(String title, String sign) {
+            this.title = title;
+            this.sign = Pattern.compile(sign);
+        }
+
+        /** This stage, or the last one beyond it that a line tells of. */
+        Stage after(String line) {
+            return Stream.of(values()).filter(next -> next.compareTo(this) > 0 && next.sign.matcher(line).find())
+                    .reduce(this, (before, next) -> next);
+        }
+    }
+
                 "^db> $", PANIC + " and sits in its debugger",
                 "^mountroot> $", NO_ROOT,
                 "/loader: $", "the boot blocks find no loader, or a key interrupted them",
@@ -895,8 +906,8 @@ final class VmAutoInstall implements Callable<Integer> {
 
         final int phase;
         private final Consumer<String> passed;
-        int stage;
-        String where = "power-on"; // its stage, or the step of its script; where it failed
+        Stage stage = Stage.POWER_ON;
+        String where = stage.title; // its stage, or the step of its script; where it failed
         Failure failure;
         boolean done;
         long bytes;
@@ -963,25 +974,23 @@ final class VmAutoInstall implements Callable<Integer> {
             } else if (phase == 0 && text.equals("login: ")) {
                 done = true;
             } else if (!done && text.equals("login: ")) {
-                fail(hinted(stage == SCRIPT ? "the phase script ended without a word" : pfi));
+                fail(hinted(stage == Stage.SCRIPT ? "the phase script ended without a word" : pfi));
             }
             match(QUESTIONS, text, this::fail);
         }
 
         private void read(String text) {
-            for (int next = stage + 1; next < STAGES.size(); next++) {
-                stage = STAGE_SIGNS.get(next).matcher(text).find() ? next : stage;
-            }
+            stage = stage.after(text);
             if (text.contains("Looking for pfi.conf")) {
                 pfi = "pfi did not find the phase's CD";
             }
-            if (stage == PFI && text.contains(" found!")) {
+            if (stage == Stage.PFI && text.contains(" found!")) {
                 pfi = "pfi found the phase's CD but did not run the script, or that printed nothing";
             }
             Matcher mark = MARK.matcher(text);
             boolean marked = phase > 0 && mark.matches();
             step = marked && mark.group(1) != null ? "step " + mark.group(1) + " (" + mark.group(2) + ")" : step;
-            String now = stage == SCRIPT && !step.isEmpty() ? step : STAGE_NAMES.get(stage);
+            String now = stage == Stage.SCRIPT && !step.isEmpty() ? step : stage.title;
             if (failure == null && !now.equals(where)) {
                 where = now;
                 passed.accept(where);
