@@ -665,7 +665,8 @@ final class VmAutoInstall implements Callable<Integer> {
         private SocketChannel monitor;
         private final Duration limit = limit();
         private final long started = System.nanoTime();
-        private final boolean live = onTerminal(2);
+        private final boolean live = onTerminal(2); // then one line, written over and over, tells how far the guest is
+        private final String clear = live ? "\r\033[K" : "";
 
         /** Phase 0 is the check of the installed disk. */
         Guest(int phase, Path disk, List<Path> cds, int sshPort) throws IOException {
@@ -721,7 +722,7 @@ final class VmAutoInstall implements Callable<Integer> {
                     if (!blind && watcher.asked() && (now - heard > 120e9 || watcher.stage == Stage.SCRIPT)) {
                         blind = true;
                         watcher.hints.add("the boot loader did not answer, so the console was not heard");
-                        say("the boot loader does not answer on the serial line: going on blind, its menu boots by itself");
+                        say(clear + "the boot loader does not answer on the serial line: going on blind, its menu boots by itself");
                     }
                     if (!blind && now - heard > limit.toNanos() / 6) {
                         watcher.fail(124, "its console has been silent for " + text(limit.dividedBy(6)));
@@ -741,7 +742,7 @@ final class VmAutoInstall implements Callable<Integer> {
                     Thread.sleep(said.length > 0 ? 0 : 50);
                 }
             } finally {
-                print(live ? "\r\033[K" : "");
+                print(clear);
             }
         }
 
@@ -782,7 +783,6 @@ final class VmAutoInstall implements Callable<Integer> {
             return events;
         }
 
-        /** The live line, on a terminal. */
         private void show() {
             if (live) {
                 String line = watcher.lastLines().stream().reduce("", (before, last) -> last);
