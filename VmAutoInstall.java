@@ -118,7 +118,6 @@ import picocli.CommandLine.UnmatchedArgumentException;
             "runs or is locked, QEMU died; 124 a time limit."})
 final class VmAutoInstall implements Callable<Integer> {
     static final List<String> SCRIPTS = List.of("phase1-install.sh", "phase2-update.sh", "phase3-provision.sh");
-    static final List<String> TOOLS = List.of("go", "bash", "git", "rsync", "curl", "wget", "doas", "gmake");
     private static final int LAST = SCRIPTS.size();
     private static final String QEMU = "qemu-system-x86_64";
     private static final String UNFINISHED = ".*\\.(part|iso)"; // a CD holds a password
@@ -281,10 +280,9 @@ final class VmAutoInstall implements Callable<Integer> {
         checkIso(cd, "the phase's CD is missing: ");
         if (dryRun) {
             Path part = install("phase" + number + ".part");
-            spec.commandLine().getOut().println(shellQuoted(createDisk(part, diskSize, backing(number))));
+            answer(shellQuoted(createDisk(part, diskSize, backing(number))));
             chooseAccelerator();
-            spec.commandLine().getOut().println(shellQuoted(qemuCommand(name + "-phase" + number, part, cds(number, iso, cd),
-                    install("qmp"), 0)));
+            answer(shellQuoted(qemuCommand(name + "-phase" + number, part, cds(number, iso, cd), install("qmp"), 0)));
             return 0;
         }
         Phase phase = new Phase(number, null, object("the CD of run-phase", cd.toString()));
@@ -357,7 +355,7 @@ final class VmAutoInstall implements Callable<Integer> {
             removeInstall(UNFINISHED);
             Path answer = work.call();
             if (answer != null) {
-                spec.commandLine().getOut().println(answer);
+                answer(answer.toString());
             }
             return 0;
         } catch (IOException failed) {
@@ -386,7 +384,7 @@ final class VmAutoInstall implements Callable<Integer> {
     private Phase phase(int number, Path script, Path iso, JsonObject ledger) throws IOException {
         SortedMap<String, byte[]> data = ownData();
         SortedMap<String, byte[]> disc = discOf(script, data);
-        JsonObject inputs = object("its script", sha256(new ByteArrayInputStream(Files.readAllBytes(script))));
+        JsonObject inputs = object("its script", sha256(Files.newInputStream(script)));
         if (number == 1) {
             inputs.putAll(object("DFLY_VERSION", version, "the installer ISO", isoSum(iso, ledger), "VM_DISK_SIZE", diskSize));
         } else if (number == LAST) {
@@ -578,10 +576,9 @@ final class VmAutoInstall implements Callable<Integer> {
         } else if (text.indexOf('\r') >= 0) {
             throw new VmException(2, script + " has CR line ends, which the guest's sh does not take: convert it to LF");
         }
-        SortedMap<String, byte[]> disc = new TreeMap<>(data);
-        if (disc.put(discName, text.getBytes(ISO_8859_1)) != null
-                | disc.put("pfi.conf", ("pfi_script=" + discName + "\n").getBytes(UTF_8)) != null) {
+        if (data.containsKey("pfi.conf") || data.containsKey(discName)) {
             throw new VmException(2, "the CD's own pfi.conf and " + discName + " must not be among the data files, too");
+    private static final List<String> TOOLS = List.of("go", "bash", "git", "rsync", "curl", "wget", "doas", "gmake");
         }
         return disc;
     }
@@ -621,6 +618,9 @@ final class VmAutoInstall implements Callable<Integer> {
         String model = Map.of("kvm", "Broadwell-v4,+hypervisor,pmu=off", "hvf", "host", "tcg", "qemu64").get(accel);
         long host = ManagementFactory.getPlatformMXBean(OperatingSystemMXBean.class).getTotalMemorySize() >> 20;
         List<String> command = new ArrayList<>(List.of(QEMU, "-name", title, "-machine", "pc", "-accel", accel,
+        SortedMap<String, byte[]> disc = new TreeMap<>(data);
+        disc.put("pfi.conf", ("pfi_script=" + discName + "\n").getBytes(UTF_8));
+        disc.put(discName, text.getBytes(ISO_8859_1));
                 "-cpu", cpu != null ? cpu : model, "-m", memory != null ? memory : Math.max(2048, Math.min(8192, host / 4)) + "M",
                 "-smp", "" + (cpus != null ? cpus : Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2))),
                 "-nodefaults", "-vga", "std", "-display", "none", "-no-reboot",
@@ -776,8 +776,9 @@ final class VmAutoInstall implements Callable<Integer> {
             }
             List<JsonObject> events = new ArrayList<>();
             for (int end = monitored.indexOf("\n"); end >= 0; end = monitored.indexOf("\n")) {
-                events.add(json(monitored.substring(0, end)));
-                pictured |= events.get(events.size() - 1).has("id");
+                JsonObject event = json(monitored.substring(0, end));
+                pictured |= event.has("id");
+                events.add(event);
                 monitored.delete(0, end + 1);
             }
             return events;
@@ -803,9 +804,6 @@ final class VmAutoInstall implements Callable<Integer> {
         /** Takes a picture of the screen unless there is one, ends QEMU, and says what a person needs to know. */
         VmException report(Failure failure, String goOn) throws IOException, InterruptedException {
             for (int i = 0; i < 100 && !pictured && process.isAlive(); i++) { // 5 s
-                if (i == 0) {
-                    takePicture();
-                }
                 Thread.sleep(50);
                 ask("");
             }
@@ -840,6 +838,9 @@ final class VmAutoInstall implements Callable<Integer> {
             return new Failure(69, "QEMU was ended from outside (" + reason + ")");
         }
         return watcher.done ? null : new Failure(1, watcher.hinted("the guest powered off, but its script never said DONE"));
+            if (!pictured) {
+                takePicture();
+            }
     }
 
     /** Reads the serial console byte by byte: the same bytes say the same, in whatever chunks they come. Phase 0 has no script. */
@@ -1255,6 +1256,10 @@ final class VmAutoInstall implements Callable<Integer> {
     // shared:provisioning
     /** What a phase's disc tells the guest: who may log in, which host key to have, the addresses of QEMU's network. Made once. */
     Map<String, byte[]> provisioning(Path keys, String name, String dportsClone) throws IOException {
+    private void answer(String text) {
+        spec.commandLine().getOut().println(text);
+    }
+
         for (String key : List.of("id_ed25519", "host_key")) {
             if (!Files.exists(keys.resolve(key)) || !Files.exists(keys.resolve(key + ".pub"))) {
                 Files.deleteIfExists(keys.resolve("half"));
