@@ -206,7 +206,7 @@ final class VmAutoInstall implements Callable<Integer> {
     @Option(names = "-v", scope = INHERIT, description = "Echo every external command.")
     boolean verbose;
 
-    /** What a subcommand goes by; of the settings of the installation it takes no others. */
+    /** The inherited options that a subcommand goes by; it refuses the others. */
     private static final Map<String, List<String>> TAKES = Map.of(
             "make-iso", List.of("--vm-dir", "--vm-name", "--dports-clone", "-v"),
             "run-phase", List.of("--vm-dir", "--vm-name", "--dfly-version", "--image", "--disk-size", "--memory", "--cpus", "--accel",
@@ -281,8 +281,9 @@ final class VmAutoInstall implements Callable<Integer> {
                     description = "A directory of plain files (default: this VM's own keys, root password and vm.conf).") Path data)
             throws Exception {
         SortedMap<String, byte[]> disc = discOf(script, data == null ? new TreeMap<>() : filesOf(data)); // a refused one leaves nothing
-        Path iso = out.toAbsolutePath();
-        if (Files.isDirectory(iso) || !Files.isWritable(iso.getParent())) {
+        Path iso = out.toAbsolutePath().normalize();
+        boolean swept = iso.startsWith(file(".install")); // every command removes the CDs there
+        if (swept || Files.isDirectory(iso) || !Files.isWritable(iso.getParent())) {
             throw new VmException(2, "cannot write the CD to " + iso + ": name a file in a directory of yours");
         }
         return locked("vm-auto-install make-iso", () -> {
@@ -374,6 +375,7 @@ final class VmAutoInstall implements Callable<Integer> {
     /** A phase and what its result depends on; {@code disc} is null where the CD was made elsewhere. */
     record Phase(int number, SortedMap<String, byte[]> disc, JsonObject inputs) {}
 
+    /** Where to begin, and why. */
     record Start(int phase, String why) {}
 
     /** Runs a command that changes this VM, alone, and prints its answer, if any. Nothing unfinished stays, unless of a kill -9. */
@@ -459,7 +461,7 @@ final class VmAutoInstall implements Callable<Integer> {
             return;
         }
         String what = "this replaces VM " + name + " with all its snapshots";
-        if (!onTerminal(0) || !onTerminal(2)) {
+        if (!isTerminal(0) || !isTerminal(2)) {
             throw new VmException(2, what + "; confirm it with --yes");
         }
         print(what + ". Go on? [y/N] ");
@@ -703,7 +705,7 @@ final class VmAutoInstall implements Callable<Integer> {
         private SocketChannel monitor;
         private final Duration limit = limit();
         private final long started = System.nanoTime();
-        private final boolean live = onTerminal(2); // then one line, written over and over, tells how far the guest is
+        private final boolean live = isTerminal(2); // then one line, written over and over, tells how far the guest is
         private final String clear = live ? "\r\033[K" : "";
 
         /** Phase 0 is the check of the installed disk. */
@@ -1248,7 +1250,7 @@ final class VmAutoInstall implements Callable<Integer> {
         return duration.toMinutes() > 0 ? duration.toMinutes() + "m" + duration.toSecondsPart() + "s" : duration.toSeconds() + " s";
     }
 
-    private static boolean onTerminal(int descriptor) {
+    private static boolean isTerminal(int descriptor) {
         try {
             return new ProcessBuilder("test", "-t", "" + descriptor).inheritIO().start().waitFor() == 0;
         } catch (IOException | InterruptedException unknown) {
