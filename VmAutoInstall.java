@@ -759,7 +759,7 @@ final class VmAutoInstall implements Callable<Integer> {
                         type(watcher.keys());
                     }
                     // Under emulation the menu takes seconds. The script's own words come on the serial line either way.
-                    if (!blind && watcher.asked() && (now - heard > 120e9 || watcher.stage == Stage.SCRIPT)) {
+                    if (!blind && watcher.awaitsLoader() && (now - heard > 120e9 || watcher.stage == Stage.SCRIPT)) {
                         blind = true;
                         watcher.hints.add("the boot loader did not answer, so the console was not heard");
                         say(clear + "the boot loader does not answer on the serial line: going on blind, its menu boots by itself");
@@ -1066,11 +1066,11 @@ final class VmAutoInstall implements Callable<Integer> {
 
         /** What to type now. A key that came before its prompt would be lost. */
         String keys() {
-            return asked() && prompts > answered ? ANSWERS.get(answered++) : "";
+            return awaitsLoader() && prompts > answered ? ANSWERS.get(answered++) : "";
         }
 
         /** Whether the boot loader has yet to ask for something. */
-        boolean asked() {
+        boolean awaitsLoader() {
             return phase == 1 && answered < ANSWERS.size();
         }
 

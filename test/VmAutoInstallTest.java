@@ -211,7 +211,7 @@ class VmAutoInstallTest {
         String said = "";
         for (String[] turn : new String[][] {{"", ""}, {LOADER, "9"}, {"\rBooting in 9 seconds... 9\r\nType '?' for a list\r\n", ""},
             {"OK ", "set console=comconsole\r"}, {"set console=comconsole\r\n", ""}, {"OK ", "boot\r"}, {"boot\r\nOK ", ""}}) {
-            assertEquals(!said.endsWith("boot\r"), watcher.asked());
+            assertEquals(!said.endsWith("boot\r"), watcher.awaitsLoader());
             watcher.feed(turn[0].getBytes(UTF_8));
             assertEquals(turn[1], watcher.keys(), "after " + turn[0]);
             assertEquals("", watcher.keys(), "nothing is typed twice");
