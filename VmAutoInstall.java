@@ -56,6 +56,7 @@ import java.time.Duration;
 import java.time.Instant;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.HashMap;
 import java.util.HexFormat;
 import java.util.LinkedHashMap;
@@ -108,17 +109,23 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * {@code <name>-clean.qcow2}; removes {@code <name>.qcow2} and {@code <name>.snapshots/} of an older
  * installation. What is not finished is called {@code .part}: a kill -9 leaves nothing that the next run trips on.
  */
-@Command(name = "vm-auto-install", mixinStandardHelpOptions = true, version = "1", sortOptions = false, scope = INHERIT,
+@Command(name = "vm-auto-install", scope = INHERIT, mixinStandardHelpOptions = true, version = "1", usageHelpWidth = 120,
+        abbreviateSynopsis = true, sortOptions = false, parameterListHeading = "%n", optionListHeading = "%nOptions:%n",
+        commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
         description = {"Install DragonFlyBSD into a VM with zero interaction, in three phases", "",
-            "It starts at the first phase whose script, settings or inputs changed since that phase was done.", ""},
-        footer = {"", "Examples:", "  vm-auto-install                 install, or go on with a broken installation",
-            "  vm-auto-install --from 3 --yes  phase 3 again, and replace the VM", "",
-            "Exit codes: 0 done, or nothing to do; 1 a phase failed; 2 usage, or replacing",
-            "the VM was not confirmed; 69 ISO, QEMU or phase scripts are missing, the VM",
-            "runs or is locked, QEMU died; 124 a time limit."})
+            "It begins at the first phase whose script, settings or inputs changed since that phase was done, and so goes on where "
+                + "a broken installation ended. It reads VM_DIR/dfly-VERSION.iso, which vm-setup fetches, and the scripts in phases/; "
+                + "it writes VM_DIR/NAME-clean.qcow2, the disk that vm-ctl start builds on, and keeps each phase's disk and console log "
+                + "in VM_DIR/NAME.install/. The path of the new disk is printed."},
+        footer = {"  vm-auto-install                         install, or go on with a broken installation",
+            "  vm-auto-install --from 3 --yes          phase 3 again, and replace the VM",
+            "  vm-auto-install --to 2                  prepare the disk of phase 2, and leave the VM as it is",
+            "  vm-auto-install --vm-name big --disk-size 60G --memory 8G"},
+        exitCodeList = {"0:done, or nothing to do", "1:a phase failed, or the disk is full", "2:wrong usage, or refused for want of --yes",
+            "69:something needed is not available (ISO, QEMU, phase scripts, the lock), or the VM runs", "124:a time limit",
+            "130, 143:interrupted"})
 final class VmAutoInstall implements Callable<Integer> {
     static final List<String> SCRIPTS = List.of("phase1-install.sh", "phase2-update.sh", "phase3-provision.sh");
-    static final List<String> TOOLS = List.of("go", "bash", "git", "rsync", "curl", "wget", "doas", "gmake");
     private static final int LAST = SCRIPTS.size();
     private static final String QEMU = "qemu-system-x86_64";
     private static final String UNFINISHED = ".*\\.(part|iso)"; // a CD holds a password
@@ -129,13 +136,15 @@ final class VmAutoInstall implements Callable<Integer> {
     private volatile boolean interrupted;
     private volatile boolean asking;
 
-    @Option(names = "--from", paramLabel = "PHASE", description = "Start at this phase; those before it are taken as they are.")
+    @Option(names = "--from", paramLabel = "PHASE",
+            description = "Begin at this phase; those before it are taken as they are (default: the first that changed).")
     int from;
 
-    @Option(names = "--to", paramLabel = "PHASE", description = "End after this phase; only phase 3, the default, changes the VM.")
+    @Option(names = "--to", paramLabel = "PHASE",
+            description = "End after this phase (default: ${DEFAULT-VALUE}); only phase 3 changes the VM.")
     int to = LAST;
 
-    @Option(names = "--force", description = "All phases again.")
+    @Option(names = "--force", description = "Do all phases again.")
     boolean force;
 
     @Option(names = "--yes", description = "Replace an installed VM, its disk and its snapshots, without asking.")
@@ -143,54 +152,51 @@ final class VmAutoInstall implements Callable<Integer> {
 
     @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = INHERIT, paramLabel = "DIR",
             description = "Where everything about the VMs lies (VM_DIR; default: ${DEFAULT-VALUE}).")
-    void setVmDir(String value) {
-        vmDir = userPath(value);
-    }
-
-    Path vmDir;
+    String dirOption;
 
     @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = INHERIT, paramLabel = "NAME",
             description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
     String name;
 
     @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2", scope = INHERIT, paramLabel = "VERSION",
-            description = "The release (DFLY_VERSION; default: ${DEFAULT-VALUE}).")
+            description = "Which installer (DFLY_VERSION; default: ${DEFAULT-VALUE}).")
     String version;
 
     @Option(names = "--image", descriptionKey = "VM_IMAGE", scope = INHERIT, paramLabel = "FILE",
-            description = "A local installer ISO instead of VM_DIR/dfly-VERSION.iso (VM_IMAGE).")
+            description = "A local installer ISO instead (VM_IMAGE; default: VM_DIR/dfly-VERSION.iso).")
     String image;
 
     @Option(names = "--phases", descriptionKey = "VM_PHASES", scope = INHERIT, paramLabel = "DIR",
-            description = "The phase scripts (VM_PHASES; default: the nearest phases/ upwards that holds all three).")
-    String phases;
+            description = "The phase scripts (VM_PHASES; default: the nearest phases/ upwards).")
+    String phasesOption;
 
     @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "20G", scope = INHERIT, paramLabel = "SIZE",
-            description = "Of the VM's sparse disk (VM_DISK_SIZE; default: ${DEFAULT-VALUE}).")
+            description = "The blank disk's size (VM_DISK_SIZE; default: ${DEFAULT-VALUE}, sparse).")
     String diskSize;
 
     @Option(names = "--memory", descriptionKey = "VM_MEMORY", scope = INHERIT, paramLabel = "SIZE",
-            description = "Of the VM (VM_MEMORY; default: a quarter of this machine's within 2G-8G).")
+            description = "As 2G or 512M (VM_MEMORY; default: a quarter of the host's within 2G-8G).")
     String memory;
 
     @Option(names = "--cpus", descriptionKey = "VM_CPUS", scope = INHERIT, paramLabel = "N",
-            description = "Of the VM (VM_CPUS; default: half of this machine's within 2-4).")
+            description = "Processors (VM_CPUS; default: half the host's within 2-4).")
     Integer cpus;
 
     @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", scope = INHERIT, paramLabel = "NAME",
-            description = "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}, which believes a probe).")
+            description = "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}: what runs a probe guest well).")
     String accel;
 
     @Option(names = "--cpu", descriptionKey = "VM_CPU", scope = INHERIT, paramLabel = "MODEL",
-            description = "QEMU's CPU model (VM_CPU; default: kvm Broadwell-v4,+hypervisor,pmu=off; hvf host; tcg qemu64).")
+            description = "QEMU's CPU model (VM_CPU; default: kvm Broadwell-v4,+hypervisor,pmu=off, hvf host, tcg qemu64).")
     String cpu;
 
     @Option(names = "--qemu-args", descriptionKey = "VM_QEMU_ARGS", defaultValue = "", scope = INHERIT, paramLabel = "ARGS",
-            description = "Appended to QEMU's arguments, split like a shell does (VM_QEMU_ARGS).")
+            description = "Appended to QEMU's arguments, split like a shell does (VM_QEMU_ARGS; default: none).")
     String qemuArgs;
 
     @Option(names = "--dports-clone", descriptionKey = "VM_DPORTS_CLONE", defaultValue = "no", fallbackValue = "yes", arity = "0..1",
-            scope = INHERIT, paramLabel = "yes|no", description = "yes: clone DPorts into /usr/dports (VM_DPORTS_CLONE; default: no).")
+            scope = INHERIT, paramLabel = "yes|no",
+            description = "Whether phase 3 clones DPorts into /usr/dports (VM_DPORTS_CLONE; default: ${DEFAULT-VALUE}).")
     String dportsClone;
 
     @Option(names = "--time-limit", descriptionKey = "VM_TIME_LIMIT", scope = INHERIT, paramLabel = "MINUTES",
@@ -200,12 +206,30 @@ final class VmAutoInstall implements Callable<Integer> {
     @Option(names = "-v", scope = INHERIT, description = "Echo every external command.")
     boolean verbose;
 
+    /** The inherited options that a subcommand goes by; it refuses the others. */
+    private static final Map<String, List<String>> TAKES = Map.of(
+            "make-iso", List.of("--vm-dir", "--vm-name", "--dports-clone", "-v"),
+            "run-phase", List.of("--vm-dir", "--vm-name", "--dfly-version", "--image", "--disk-size", "--memory", "--cpus", "--accel",
+                    "--cpu", "--qemu-args", "--time-limit", "-v"),
+            "provision", List.of("--vm-dir", "--vm-name", "--phases", "--dports-clone", "--time-limit", "-v"),
+            "clean-phases", List.of("--vm-dir", "--vm-name", "-v"));
+
     public static void main(String... args) {
         System.exit(commandLine().execute(args));
     }
 
     static CommandLine commandLine() {
-        return commandLine(new VmAutoInstall(), Settings.read(System.getenv(), Path.of("")));
+        return commandLine(Settings.read(System.getenv(), Path.of("")));
+    }
+
+    static CommandLine commandLine(Settings settings) {
+        CommandLine line = commandLine(new VmAutoInstall(), settings);
+        line.getSubcommands().forEach((name, command) -> List.copyOf(command.getCommandSpec().options()).stream()
+                .filter(option -> option.inherited() && !TAKES.get(name).contains(option.longestName()))
+                .forEach(command.getCommandSpec()::remove));
+        List<String> sections = new ArrayList<>(line.getHelpSectionKeys());
+        Collections.rotate(sections.subList(sections.size() - 4, sections.size()), 2); // the footer's examples before the exit codes
+        return line.setHelpSectionKeys(sections);
     }
 
     @Override
@@ -246,15 +270,20 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     @Command(name = "make-iso", description = {"Write the CD of a phase, as the guest's rc.d/pfi looks for it", "",
-        "It holds pfi.conf, the script as phaseN.sh, and the files of DATA_DIR: by default this VM's keys, root password and vm.conf.", ""},
-            footer = {"", "Example: vm-auto-install make-iso phases/phase1-install.sh /tmp/p1.iso", "",
-                "Only its owner may read the CD. Exit codes: 0 done; 2 the script or a file's name does not fit."})
+        "It holds pfi.conf, the script as phaseN.sh, and the files of DATA_DIR. Only its owner may read it. Its path is printed."},
+            footer = {"  vm-auto-install make-iso phases/phase1-install.sh /tmp/p1.iso",
+                "  vm-auto-install make-iso ./mine.sh mine.iso files/"},
+            exitCodeList = {"0:done", "1:the disk is full", "2:wrong usage: the script or a data file does not fit on such a CD",
+                "69:something needed is not available (VM_DIR, the lock)", "130, 143:interrupted"})
     int makeIso(@Parameters(paramLabel = "SCRIPT", description = "An executable sh script.") Path script,
             @Parameters(paramLabel = "OUT", description = "The ISO to write.") Path out,
-            @Parameters(paramLabel = "DATA_DIR", arity = "0..1", description = "A directory of plain files.") Path data) throws Exception {
+            @Parameters(paramLabel = "DATA_DIR", arity = "0..1",
+                    description = "A directory of plain files (default: this VM's own keys, root password and vm.conf).") Path data)
+            throws Exception {
         SortedMap<String, byte[]> disc = discOf(script, data == null ? new TreeMap<>() : filesOf(data)); // a refused one leaves nothing
-        Path iso = out.toAbsolutePath();
-        if (Files.isDirectory(iso) || !Files.isWritable(iso.getParent())) {
+        Path iso = out.toAbsolutePath().normalize();
+        boolean swept = iso.startsWith(file(".install")); // every command removes the CDs there
+        if (swept || Files.isDirectory(iso) || !Files.isWritable(iso.getParent())) {
             throw new VmException(2, "cannot write the CD to " + iso + ": name a file in a directory of yours");
         }
         return locked("vm-auto-install make-iso", () -> {
@@ -266,9 +295,12 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     @Command(name = "run-phase", description = {"Run one phase from a CD that make-iso wrote", "",
-        "Phase 1 boots the installer with a blank disk, a later one the disk of the phase before. The new disk is kept: "
-            + "vm-auto-install --from N+1 goes on from it.", ""},
-            footer = {"", "Example: vm-auto-install run-phase 1 /tmp/p1.iso", "", "Exit codes: those of vm-auto-install."})
+        "Phase 1 boots the installer with a blank disk, a later one the disk of the phase before. The new disk is kept, and its path "
+            + "printed: vm-auto-install --from N+1 goes on from it."},
+            footer = {"  vm-auto-install run-phase 1 /tmp/p1.iso", "  vm-auto-install run-phase 1 /tmp/p1.iso --dry-run"},
+            exitCodeList = {"0:done", "1:the phase failed, or the disk is full", "2:wrong usage",
+                "69:something needed is not available (ISO, QEMU, the disk of the phase before, the lock)", "124:a time limit",
+                "130, 143:interrupted"})
     int runPhase(@Parameters(paramLabel = "N", description = "1, 2 or 3.") int number,
             @Parameters(paramLabel = "ISO", description = "The phase's CD.") Path disc,
             @Option(names = "--dry-run", description = "Print what would be run, shell-quoted, and do nothing.") boolean dryRun)
@@ -281,10 +313,9 @@ final class VmAutoInstall implements Callable<Integer> {
         checkIso(cd, "the phase's CD is missing: ");
         if (dryRun) {
             Path part = install("phase" + number + ".part");
-            spec.commandLine().getOut().println(shellQuoted(createDisk(part, diskSize, backing(number))));
+            answer(shellQuoted(createDisk(part, diskSize, backing(number))));
             chooseAccelerator();
-            spec.commandLine().getOut().println(shellQuoted(qemuCommand(name + "-phase" + number, part, cds(number, iso, cd),
-                    install("qmp"), 0)));
+            answer(shellQuoted(qemuCommand(name + "-phase" + number, part, cds(number, iso, cd), install("qmp"), 0)));
             return 0;
         }
         Phase phase = new Phase(number, null, object("the CD of run-phase", cd.toString()));
@@ -295,9 +326,12 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     @Command(name = "provision", description = {"Do phase 3's work again, over ssh, in the running VM", "",
-        "After a change to phase3-provision.sh: vm-ctl restore, vm-ctl start, vm-auto-install provision, vm-ctl snapshot clean.", ""},
-            footer = {"", "Example: vm-auto-install provision", "",
-                "Exit codes: 0 done; 1 the script failed; 3 the VM is not running; 69 no ssh, or", "no script; 124 the time limit."})
+        "After a change to phase3-provision.sh, instead of another installation. vm-ctl snapshot clean then keeps the result as the "
+            + "clean state."},
+            footer = {"  vm-auto-install provision",
+                "  vm-ctl restore && vm-ctl start && vm-auto-install provision && vm-ctl snapshot clean"},
+            exitCodeList = {"0:done", "1:the script failed", "2:wrong usage", "3:the VM is not running",
+                "69:something needed is not available (ssh, phase scripts, the lock)", "124:a time limit", "130, 143:interrupted"})
     int provision() throws Exception {
         Path script = findScripts().get(LAST - 1);
         if (livePid(file(".pid")).isEmpty()) {
@@ -307,8 +341,8 @@ final class VmAutoInstall implements Callable<Integer> {
             JsonObject ledger = readLedger();
             Phase phase = phase(LAST, script, null, ledger);
             // A new ControlMaster would hold our end of its stderr for as long as it persists.
-            List<String> ssh = List.of("ssh", "-F", vmDir.resolve("ssh_config").toString(), "-o", "ControlMaster=no", name, "sh -s");
-            int code = feed(limit(), vmDir, ssh, guestScript(phase.disc), line -> say(printable(line)));
+            List<String> ssh = List.of("ssh", "-F", vmDir().resolve("ssh_config").toString(), "-o", "ControlMaster=no", name, "sh -s");
+            int code = feed(limit(), vmDir(), ssh, guestScript(phase.disc), line -> say(printable(line)));
             if (code == 255) {
                 throw new VmException(69, "ssh to " + name + " failed: vm-ctl status tells how the VM is");
             } else if (code != 0) {
@@ -321,9 +355,12 @@ final class VmAutoInstall implements Callable<Integer> {
         });
     }
 
-    @Command(name = "clean-phases", description = "Remove the phase CDs and whatever is unfinished, with --disks the phases' disks too",
-            footer = {"", "Example: vm-auto-install clean-phases --disks", "",
-                "The VM needs neither; without the disks a changed phase 3 begins at phase 1.", "Exit codes: 0 done; 69 locked."})
+    @Command(name = "clean-phases", description = {
+        "Remove the phase CDs and whatever is unfinished, with --disks the phases' disks too", "",
+        "The VM needs none of them. Without the disks a changed phase 3 begins at phase 1."},
+            footer = {"  vm-auto-install clean-phases --disks"},
+            exitCodeList = {"0:done", "1:the disk is full", "2:wrong usage", "69:something needed is not available (VM_DIR, the lock)",
+                "130, 143:interrupted"})
     int cleanPhases(@Option(names = "--disks", description = "The phases' disks too.") boolean disks) throws Exception {
         return locked("vm-auto-install clean-phases", () -> {
             if (disks) {
@@ -338,11 +375,12 @@ final class VmAutoInstall implements Callable<Integer> {
     /** A phase and what its result depends on; {@code disc} is null where the CD was made elsewhere. */
     record Phase(int number, SortedMap<String, byte[]> disc, JsonObject inputs) {}
 
+    /** Where to begin, and why. */
     record Start(int phase, String why) {}
 
     /** Runs a command that changes this VM, alone, and prints its answer, if any. Nothing unfinished stays, unless of a kill -9. */
     private int locked(String command, Callable<Path> work) throws Exception {
-        FileChannel lock = lock(privateDirectory(vmDir).resolve(name + ".lock"), command);
+        FileChannel lock = lock(privateDirectory(vmDir()).resolve(name + ".lock"), command);
         privateDirectory(install(""));
         CountDownLatch done = new CountDownLatch(1);
         Runtime.getRuntime().addShutdownHook(new Thread(() -> {
@@ -357,12 +395,12 @@ final class VmAutoInstall implements Callable<Integer> {
             removeInstall(UNFINISHED);
             Path answer = work.call();
             if (answer != null) {
-                spec.commandLine().getOut().println(answer);
+                answer(answer.toString());
             }
             return 0;
         } catch (IOException failed) {
-            boolean full = ("" + failed.getMessage()).contains("No space left on device") || vmDir.toFile().getUsableSpace() < 1 << 20;
-            throw full ? new VmException(1, "no space left for " + vmDir + ": free some, or choose another --vm-dir") : failed;
+            boolean full = ("" + failed.getMessage()).contains("No space left on device") || vmDir().toFile().getUsableSpace() < 1 << 20;
+            throw full ? new VmException(1, "no space left for " + vmDir() + ": free some, or choose another --vm-dir") : failed;
         } finally {
             try {
                 removeInstall(UNFINISHED);
@@ -386,7 +424,7 @@ final class VmAutoInstall implements Callable<Integer> {
     private Phase phase(int number, Path script, Path iso, JsonObject ledger) throws IOException {
         SortedMap<String, byte[]> data = ownData();
         SortedMap<String, byte[]> disc = discOf(script, data);
-        JsonObject inputs = object("its script", sha256(new ByteArrayInputStream(Files.readAllBytes(script))));
+        JsonObject inputs = object("its script", sha256(Files.newInputStream(script)));
         if (number == 1) {
             inputs.putAll(object("DFLY_VERSION", version, "the installer ISO", isoSum(iso, ledger), "VM_DISK_SIZE", diskSize));
         } else if (number == LAST) {
@@ -423,7 +461,7 @@ final class VmAutoInstall implements Callable<Integer> {
             return;
         }
         String what = "this replaces VM " + name + " with all its snapshots";
-        if (!onTerminal(0) || !onTerminal(2)) {
+        if (!isTerminal(0) || !isTerminal(2)) {
             throw new VmException(2, what + "; confirm it with --yes");
         }
         print(what + ". Go on? [y/N] ");
@@ -544,6 +582,7 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
+    private static final List<String> TOOLS = List.of("go", "bash", "git", "rsync", "curl", "wget", "doas", "gmake");
     private static final String VERSIONS = """
             echo "uname=$(uname -srm)"
             echo "go=$(go version)"
@@ -578,11 +617,12 @@ final class VmAutoInstall implements Callable<Integer> {
         } else if (text.indexOf('\r') >= 0) {
             throw new VmException(2, script + " has CR line ends, which the guest's sh does not take: convert it to LF");
         }
-        SortedMap<String, byte[]> disc = new TreeMap<>(data);
-        if (disc.put(discName, text.getBytes(ISO_8859_1)) != null
-                | disc.put("pfi.conf", ("pfi_script=" + discName + "\n").getBytes(UTF_8)) != null) {
+        if (data.containsKey("pfi.conf") || data.containsKey(discName)) {
             throw new VmException(2, "the CD's own pfi.conf and " + discName + " must not be among the data files, too");
         }
+        SortedMap<String, byte[]> disc = new TreeMap<>(data);
+        disc.put("pfi.conf", ("pfi_script=" + discName + "\n").getBytes(UTF_8));
+        disc.put(discName, text.getBytes(ISO_8859_1));
         return disc;
     }
 
@@ -644,7 +684,7 @@ final class VmAutoInstall implements Callable<Integer> {
 
     /** Turns "auto" into the accelerator that it stands for. */
     private void chooseAccelerator() throws IOException {
-        Accelerator found = accelerator(accel, QEMU, Files.isDirectory(vmDir) ? vmDir : Path.of(System.getProperty("java.io.tmpdir")));
+        Accelerator found = accelerator(accel, QEMU, privateDirectory(vmDir()));
         say("accelerator: " + found.name() + " (" + found.reason() + ")");
         accel = found.name();
     }
@@ -665,7 +705,8 @@ final class VmAutoInstall implements Callable<Integer> {
         private SocketChannel monitor;
         private final Duration limit = limit();
         private final long started = System.nanoTime();
-        private final boolean live = onTerminal(2);
+        private final boolean live = isTerminal(2); // then one line, written over and over, tells how far the guest is
+        private final String clear = live ? "\r\033[K" : "";
 
         /** Phase 0 is the check of the installed disk. */
         Guest(int phase, Path disk, List<Path> cds, int sshPort) throws IOException {
@@ -704,7 +745,7 @@ final class VmAutoInstall implements Callable<Integer> {
                         reason = "SHUTDOWN".equals(event.get("event")) ? data.getString("reason") : reason;
                         if ("BLOCK_IO_ERROR".equals(event.get("event")) && "stop".equals(data.get("action"))) {
                             watcher.fail(1, "this machine cannot write the VM's disk (" + data.getString("reason")
-                                    + "): free some space for " + vmDir);
+                                    + "): free some space for " + vmDir());
                         }
                     }
                     if (interrupted) {
@@ -718,10 +759,10 @@ final class VmAutoInstall implements Callable<Integer> {
                         type(watcher.keys());
                     }
                     // Under emulation the menu takes seconds. The script's own words come on the serial line either way.
-                    if (!blind && watcher.asked() && (now - heard > 120e9 || watcher.stage == Watcher.SCRIPT)) {
+                    if (!blind && watcher.awaitsLoader() && (now - heard > 120e9 || watcher.stage == Stage.SCRIPT)) {
                         blind = true;
                         watcher.hints.add("the boot loader did not answer, so the console was not heard");
-                        say("the boot loader does not answer on the serial line: going on blind, its menu boots by itself");
+                        say(clear + "the boot loader does not answer on the serial line: going on blind, its menu boots by itself");
                     }
                     if (!blind && now - heard > limit.toNanos() / 6) {
                         watcher.fail(124, "its console has been silent for " + text(limit.dividedBy(6)));
@@ -741,7 +782,7 @@ final class VmAutoInstall implements Callable<Integer> {
                     Thread.sleep(said.length > 0 ? 0 : 50);
                 }
             } finally {
-                print(live ? "\r\033[K" : "");
+                print(clear);
             }
         }
 
@@ -775,14 +816,14 @@ final class VmAutoInstall implements Callable<Integer> {
             }
             List<JsonObject> events = new ArrayList<>();
             for (int end = monitored.indexOf("\n"); end >= 0; end = monitored.indexOf("\n")) {
-                events.add(json(monitored.substring(0, end)));
-                pictured |= events.get(events.size() - 1).has("id");
+                JsonObject event = json(monitored.substring(0, end));
+                pictured |= event.has("id");
+                events.add(event);
                 monitored.delete(0, end + 1);
             }
             return events;
         }
 
-        /** The live line, on a terminal. */
         private void show() {
             if (live) {
                 String line = watcher.lastLines().stream().reduce("", (before, last) -> last);
@@ -802,10 +843,10 @@ final class VmAutoInstall implements Callable<Integer> {
 
         /** Takes a picture of the screen unless there is one, ends QEMU, and says what a person needs to know. */
         VmException report(Failure failure, String goOn) throws IOException, InterruptedException {
+            if (!pictured) {
+                takePicture();
+            }
             for (int i = 0; i < 100 && !pictured && process.isAlive(); i++) { // 5 s
-                if (i == 0) {
-                    takePicture();
-                }
                 Thread.sleep(50);
                 ask("");
             }
@@ -833,7 +874,7 @@ final class VmAutoInstall implements Callable<Integer> {
             return watcher.failure;
         } else if ("guest-reset".equals(reason)) {
             return new Failure(1, watcher.hinted(Watcher.REBOOTED));
-        } else if (exitCode != 0 || reason == null && watcher.stage != Watcher.OFF) {
+        } else if (exitCode != 0 || reason == null && watcher.stage != Stage.OFF) {
             String how = exitCode > 128 ? "signal " + (exitCode - 128) : "exit code " + exitCode;
             return new Failure(69, "QEMU ended by itself with " + how);
         } else if (reason != null && !reason.equals("guest-shutdown")) {
@@ -842,28 +883,39 @@ final class VmAutoInstall implements Callable<Integer> {
         return watcher.done ? null : new Failure(1, watcher.hinted("the guest powered off, but its script never said DONE"));
     }
 
+    /** Where a guest is on its way, in the order in which it gets there, and what the console says then. */
+    enum Stage {
+        POWER_ON("power-on", ""),
+        LOADER("the boot loader", "Console: serial port|Escape to loader prompt|Type '\\?' for a list of commands|Booting in "),
+        KERNEL("the kernel's start", "The DragonFly Project\\.|real memory  ="),
+        ROOT("the root mount", "Mounting root from "),
+        RC("rc", "start_init: trying|Starting file system checks|FILESYSTEM CLEAN; SKIPPING CHECKS"),
+        NETWORK("rc, network", "vtnet0: flags="),
+        PFI("pfi", "Starting pfi|Looking for pfi\\.conf"),
+        SCRIPT("the phase script", "^STEP \\d+: |^DONE WITH PHASE |^PHASE \\d+ FAILED: "),
+        SHUTDOWN("the shutdown", "Shutdown NOW!|System shutdown time has arrived|syncing disks\\.\\.\\."),
+        OFF("power-off", "Powering system off");
+
+        final String title;
+        private final Pattern sign;
+
+        Stage(String title, String sign) {
+            this.title = title;
+            this.sign = Pattern.compile(sign);
+        }
+
+        /** This stage, or the last one beyond it that a line tells of. */
+        Stage after(String line) {
+            return Stream.of(values()).filter(next -> next.compareTo(this) > 0 && next.sign.matcher(line).find())
+                    .reduce(this, (before, next) -> next);
+        }
+    }
+
     /** Reads the serial console byte by byte: the same bytes say the same, in whatever chunks they come. Phase 0 has no script. */
     static final class Watcher {
         private static final String PANIC = "the kernel panicked";
         private static final String NO_ROOT = "the kernel cannot mount its root file system";
         private static final String REBOOTED = "the guest rebooted instead of powering off";
-        /** Where a guest is on its way, in the order in which it gets there. */
-        private static final Map<Pattern, String> STAGES = patterns(
-                "(?!)", "power-on",
-                "Console: serial port|Escape to loader prompt|Type '\\?' for a list of commands|Booting in ", "the boot loader",
-                "The DragonFly Project\\.|real memory  =", "the kernel's start",
-                "Mounting root from ", "the root mount",
-                "start_init: trying|Starting file system checks|FILESYSTEM CLEAN; SKIPPING CHECKS", "rc",
-                "vtnet0: flags=", "rc, network",
-                "Starting pfi|Looking for pfi\\.conf", "pfi",
-                "^STEP \\d+: |^DONE WITH PHASE |^PHASE \\d+ FAILED: ", "the phase script",
-                "Shutdown NOW!|System shutdown time has arrived|syncing disks\\.\\.\\.", "the shutdown",
-                "Powering system off", "power-off");
-        private static final List<Pattern> STAGE_SIGNS = List.copyOf(STAGES.keySet());
-        private static final List<String> STAGE_NAMES = List.copyOf(STAGES.values());
-        private static final int PFI = 6;
-        private static final int SCRIPT = 7;
-        private static final int OFF = 9;
         /** What a line says that means failure. */
         private static final Map<Pattern, String> FAILURES = patterns(
                 "^panic: |^SECONDARY PANIC|Debugger\\(\"panic\"\\)|^Fatal trap ", PANIC,
@@ -895,8 +947,8 @@ final class VmAutoInstall implements Callable<Integer> {
 
         final int phase;
         private final Consumer<String> passed;
-        int stage;
-        String where = "power-on"; // its stage, or the step of its script; where it failed
+        Stage stage = Stage.POWER_ON;
+        String where = stage.title; // its stage, or the step of its script; where it failed
         Failure failure;
         boolean done;
         long bytes;
@@ -963,25 +1015,23 @@ final class VmAutoInstall implements Callable<Integer> {
             } else if (phase == 0 && text.equals("login: ")) {
                 done = true;
             } else if (!done && text.equals("login: ")) {
-                fail(hinted(stage == SCRIPT ? "the phase script ended without a word" : pfi));
+                fail(hinted(stage == Stage.SCRIPT ? "the phase script ended without a word" : pfi));
             }
             match(QUESTIONS, text, this::fail);
         }
 
         private void read(String text) {
-            for (int next = stage + 1; next < STAGES.size(); next++) {
-                stage = STAGE_SIGNS.get(next).matcher(text).find() ? next : stage;
-            }
+            stage = stage.after(text);
             if (text.contains("Looking for pfi.conf")) {
                 pfi = "pfi did not find the phase's CD";
             }
-            if (stage == PFI && text.contains(" found!")) {
+            if (stage == Stage.PFI && text.contains(" found!")) {
                 pfi = "pfi found the phase's CD but did not run the script, or that printed nothing";
             }
             Matcher mark = MARK.matcher(text);
             boolean marked = phase > 0 && mark.matches();
             step = marked && mark.group(1) != null ? "step " + mark.group(1) + " (" + mark.group(2) + ")" : step;
-            String now = stage == SCRIPT && !step.isEmpty() ? step : STAGE_NAMES.get(stage);
+            String now = stage == Stage.SCRIPT && !step.isEmpty() ? step : stage.title;
             if (failure == null && !now.equals(where)) {
                 where = now;
                 passed.accept(where);
@@ -1016,11 +1066,11 @@ final class VmAutoInstall implements Callable<Integer> {
 
         /** What to type now. A key that came before its prompt would be lost. */
         String keys() {
-            return asked() && prompts > answered ? ANSWERS.get(answered++) : "";
+            return awaitsLoader() && prompts > answered ? ANSWERS.get(answered++) : "";
         }
 
         /** Whether the boot loader has yet to ask for something. */
-        boolean asked() {
+        boolean awaitsLoader() {
             return phase == 1 && answered < ANSWERS.size();
         }
 
@@ -1036,8 +1086,12 @@ final class VmAutoInstall implements Callable<Integer> {
 
     // Files and small things.
 
+    private Path vmDir() {
+        return userPath(dirOption);
+    }
+
     private Path file(String suffix) {
-        return vmDir.resolve(name + suffix);
+        return vmDir().resolve(name + suffix);
     }
 
     private Path install(String fileName) {
@@ -1047,11 +1101,11 @@ final class VmAutoInstall implements Callable<Integer> {
     /** The nearest phases/ upwards that holds all three scripts, or the directory that was named. */
     private List<Path> findScripts() {
         for (Path above = userPath(""); above != null; above = above.getParent()) {
-            Path found = phases == null ? above.resolve("phases") : userPath(phases);
+            Path found = phasesOption == null ? above.resolve("phases") : userPath(phasesOption);
             if (SCRIPTS.stream().allMatch(script -> Files.isRegularFile(found.resolve(script)))) {
                 say("phases: " + found);
                 return SCRIPTS.stream().map(found::resolve).toList();
-            } else if (phases != null) {
+            } else if (phasesOption != null) {
                 throw new VmException(69, found + " does not hold " + String.join(", ", SCRIPTS));
             }
         }
@@ -1061,7 +1115,7 @@ final class VmAutoInstall implements Callable<Integer> {
 
     private Path installer() throws IOException {
         // vm-setup unpacks a .bz2 that VM_IMAGE names
-        Path iso = image == null || image.endsWith(".bz2") ? vmDir.resolve("dfly-" + version + ".iso") : userPath(image);
+        Path iso = image == null || image.endsWith(".bz2") ? vmDir().resolve("dfly-" + version + ".iso") : userPath(image);
         checkIso(iso, "the installer ISO is missing; fetch it with vm-setup: ");
         return iso;
     }
@@ -1196,12 +1250,16 @@ final class VmAutoInstall implements Callable<Integer> {
         return duration.toMinutes() > 0 ? duration.toMinutes() + "m" + duration.toSecondsPart() + "s" : duration.toSeconds() + " s";
     }
 
-    private static boolean onTerminal(int descriptor) {
+    private static boolean isTerminal(int descriptor) {
         try {
             return new ProcessBuilder("test", "-t", "" + descriptor).inheritIO().start().waitFor() == 0;
         } catch (IOException | InterruptedException unknown) {
             return false;
         }
+    }
+
+    private void answer(String text) {
+        spec.commandLine().getOut().println(text);
     }
 
     private void say(String text) {

@@ -211,7 +211,7 @@ class VmAutoInstallTest {
         String said = "";
         for (String[] turn : new String[][] {{"", ""}, {LOADER, "9"}, {"\rBooting in 9 seconds... 9\r\nType '?' for a list\r\n", ""},
             {"OK ", "set console=comconsole\r"}, {"set console=comconsole\r\n", ""}, {"OK ", "boot\r"}, {"boot\r\nOK ", ""}}) {
-            assertEquals(!said.endsWith("boot\r"), watcher.asked());
+            assertEquals(!said.endsWith("boot\r"), watcher.awaitsLoader());
             watcher.feed(turn[0].getBytes(UTF_8));
             assertEquals(turn[1], watcher.keys(), "after " + turn[0]);
             assertEquals("", watcher.keys(), "nothing is typed twice");
@@ -336,7 +336,7 @@ class VmAutoInstallTest {
         Map<String, String> settings = new TreeMap<>(Map.of("VM_DIR", vmDir().toString(), "VM_ACCEL", "tcg",
                 "VM_PHASES", tmp.resolve("phases").toString()));
         settings.putAll(environment);
-        CommandLine line = VmAutoInstall.commandLine(new VmAutoInstall(), new VmAutoInstall.Settings(settings, file));
+        CommandLine line = VmAutoInstall.commandLine(new VmAutoInstall.Settings(settings, file));
         out.getBuffer().setLength(0);
         err.getBuffer().setLength(0);
         return line.setOut(new PrintWriter(out, true)).setErr(new PrintWriter(err, true)).execute(args);
@@ -412,15 +412,41 @@ class VmAutoInstallTest {
         assertEquals(2, run("run-phase", "4", "x.iso"));
         assertEquals(2, run("make-iso", "/nowhere/x.sh", tmp.resolve("o.iso").toString()));
         String mine = script("mine.sh", "#!/bin/sh\n").toString();
-        for (String out : List.of("/nowhere/o.iso", tmp.toString())) {
+        Files.createDirectories(install(""));
+        for (String out : List.of("/nowhere/o.iso", tmp.toString(), install("o.iso").toString())) {
             assertEquals(2, run("make-iso", mine, out));
             says("cannot write the CD to " + out);
         }
-        assertEquals(0, run("--help"));
-        assertTrue(out.toString().contains("Exit codes"));
-        for (String command : List.of("make-iso", "run-phase", "provision", "clean-phases")) {
-            assertEquals(0, run(command, "--help"));
-            assertTrue(out.toString().contains("Exit codes") && out.toString().contains("VM_NAME"), out.toString());
+        for (String ignored : List.of("make-iso a.sh b.iso --memory=4G", "run-phase 1 a.iso --phases=x", "provision --disk-size=9G",
+                "clean-phases --accel=tcg")) {
+            assertEquals(2, run(ignored.split(" ")));
+            says("Unknown option: '--", "; see: vm-auto-install ");
+        }
+        assertEquals(List.of(), installFiles(), "nothing is made");
+    }
+
+    @ParameterizedTest
+    @ValueSource(strings = {"", "make-iso", "run-phase", "provision", "clean-phases"})
+    void everyHelpPageIsComplete(String command) {
+        CommandLine root = VmAutoInstall.commandLine(new VmAutoInstall.Settings(Map.of("VM_DISK_SIZE", "7G"), Map.of()));
+        assertEquals(4, root.getSubcommands().size(), "all are in the table");
+        CommandLine line = command.isEmpty() ? root : root.getSubcommands().get(command);
+        String help = line.getUsageMessage();
+        assertTrue(help.matches("(?s)Usage: vm-auto-install.*\n\nOptions:\n.*\n\nExamples:\n  .*\n\nExit codes:\n  0  .*"), help);
+        assertTrue(help.lines().allMatch(row -> row.length() <= 120), help);
+        String flat = help.replaceAll("\\s+", " ");
+        for (CommandLine.Model.OptionSpec option : line.getCommandSpec().options()) {
+            String variable = option.descriptionKey();
+            assertTrue(flat.contains(" " + option.longestName()), option.longestName());
+            assertTrue(!variable.matches("[A-Z_]+") || flat.contains("(" + variable + "; default: "), variable + " in " + help);
+        }
+        assertEquals(command.isEmpty() || command.equals("run-phase"), flat.contains("(VM_DISK_SIZE; default: 7G, sparse)"));
+        List<String> examples = help.lines().filter(row -> row.startsWith("  vm-auto-install")).toList();
+        assertFalse(examples.isEmpty());
+        for (String example : examples) {
+            String[] words = example.strip().split("  ")[0].split(" ");
+            assertTrue(example.contains(" " + command), example);
+            VmAutoInstall.commandLine(new VmAutoInstall.Settings(Map.of(), Map.of())).parseArgs(Arrays.copyOfRange(words, 1, words.length));
         }
     }
 
