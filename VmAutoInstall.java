@@ -227,9 +227,7 @@ final class VmAutoInstall implements Callable<Integer> {
         line.getSubcommands().forEach((name, command) -> List.copyOf(command.getCommandSpec().options()).stream()
                 .filter(option -> option.inherited() && !TAKES.get(name).contains(option.longestName()))
                 .forEach(command.getCommandSpec()::remove));
-        List<String> sections = new ArrayList<>(line.getHelpSectionKeys());
-        Collections.rotate(sections.subList(sections.size() - 4, sections.size()), 2); // the footer's examples before the exit codes
-        return line.setHelpSectionKeys(sections);
+        return line;
     }
 
     @Override
@@ -1351,7 +1349,10 @@ final class VmAutoInstall implements Callable<Integer> {
     // shared:cli
     /** A command line with the settings as its defaults; what goes wrong becomes one line on stderr and an exit code. */
     static CommandLine commandLine(Object command, Settings settings) {
-        return new CommandLine(command).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
+        CommandLine all = new CommandLine(command);
+        List<String> help = new ArrayList<>(all.getHelpSectionKeys());
+        Collections.rotate(help.subList(help.size() - 4, help.size()), 2); // the footer, which is examples, before the exit codes
+        return all.setHelpSectionKeys(help).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
                 .setDefaultValueProvider(arg -> settings.get(arg.descriptionKey()))
                 .setExecutionStrategy(parsed -> {
                     checkValues(settings, parsed);

@@ -65,6 +65,7 @@ import java.time.ZoneOffset;
 import java.time.format.DateTimeFormatter;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.Comparator;
 import java.util.HashMap;
 import java.util.HashSet;
@@ -163,7 +164,8 @@ final class VmCtl {
         List<Method> named = all.stream().filter(method -> List.of(args).contains(name(method))).toList();
         for (Method method : named.isEmpty() ? all : named) {
             root.addSubcommand(name(method), named.isEmpty() && args.length > 0 ? CommandSpec.create() : CommandSpec.forAnnotatedObject(method));
-            root.subcommands().get(name(method)).getCommandSpec().usageMessage().description(method.getAnnotation(Command.class).description());
+            root.subcommands().get(name(method)).getCommandSpec().usageMessage()
+                    .description(method.getAnnotation(Command.class).description());
         }
         return commandLine(root, Settings.read(System.getenv(), Path.of("")));
     }
@@ -1743,7 +1745,10 @@ final class VmCtl {
     // shared:cli
     /** A command line with the settings as its defaults; what goes wrong becomes one line on stderr and an exit code. */
     static CommandLine commandLine(Object command, Settings settings) {
-        return new CommandLine(command).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
+        CommandLine all = new CommandLine(command);
+        List<String> help = new ArrayList<>(all.getHelpSectionKeys());
+        Collections.rotate(help.subList(help.size() - 4, help.size()), 2); // the footer, which is examples, before the exit codes
+        return all.setHelpSectionKeys(help).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
                 .setDefaultValueProvider(arg -> settings.get(arg.descriptionKey()))
                 .setExecutionStrategy(parsed -> {
                     checkValues(settings, parsed);

@@ -88,11 +88,9 @@ import org.zeroturnaround.exec.ProcessExecutor;
 import org.zeroturnaround.exec.ProcessResult;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
-import picocli.CommandLine.IModelTransformer;
 import picocli.CommandLine.ITypeConverter;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Model.OptionSpec;
-import picocli.CommandLine.Model.UsageMessageSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.ParameterException;
 import picocli.CommandLine.ParseResult;
@@ -119,7 +117,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * {@code <name>-clean.qcow2}, and removes an {@code accel.json} that calls an accelerator useless which works.
  */
 @Command(name = "vm-setup", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1", usageHelpWidth = 120,
-        modelTransformer = VmSetup.ExamplesBeforeExitCodes.class, descriptionHeading = "%n", optionListHeading = "%nOptions:%n",
+        descriptionHeading = "%n", optionListHeading = "%nOptions:%n",
         commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
         description = {"Check this machine and download the DragonFlyBSD installer", "",
             "Without a command it does what fetch does. An option beats the environment, which beats vm.env (KEY=VALUE lines) in the "
@@ -878,17 +876,6 @@ final class VmSetup implements Callable<Integer> {
         }
     }
 
-    /** A manual's order. */
-    static final class ExamplesBeforeExitCodes implements IModelTransformer {
-        @Override
-        public CommandSpec transform(CommandSpec command) {
-            List<String> keys = new ArrayList<>(command.usageMessage().sectionKeys());
-            Collections.rotate(keys.subList(keys.indexOf(UsageMessageSpec.SECTION_KEY_EXIT_CODE_LIST_HEADING), keys.size()), 2);
-            command.usageMessage().sectionKeys(keys);
-            return command;
-        }
-    }
-
     // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */
     static final class VmException extends RuntimeException {
@@ -913,7 +900,10 @@ final class VmSetup implements Callable<Integer> {
     // shared:cli
     /** A command line with the settings as its defaults; what goes wrong becomes one line on stderr and an exit code. */
     static CommandLine commandLine(Object command, Settings settings) {
-        return new CommandLine(command).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
+        CommandLine all = new CommandLine(command);
+        List<String> help = new ArrayList<>(all.getHelpSectionKeys());
+        Collections.rotate(help.subList(help.size() - 4, help.size()), 2); // the footer, which is examples, before the exit codes
+        return all.setHelpSectionKeys(help).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
                 .setDefaultValueProvider(arg -> settings.get(arg.descriptionKey()))
                 .setExecutionStrategy(parsed -> {
                     checkValues(settings, parsed);

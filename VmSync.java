@@ -44,6 +44,7 @@ import java.time.Instant;
 import java.time.LocalTime;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.HashMap;
 import java.util.HashSet;
 import java.util.HexFormat;
@@ -1230,7 +1231,10 @@ final class VmSync implements Callable<Integer> {
     // shared:cli
     /** A command line with the settings as its defaults; what goes wrong becomes one line on stderr and an exit code. */
     static CommandLine commandLine(Object command, Settings settings) {
-        return new CommandLine(command).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
+        CommandLine all = new CommandLine(command);
+        List<String> help = new ArrayList<>(all.getHelpSectionKeys());
+        Collections.rotate(help.subList(help.size() - 4, help.size()), 2); // the footer, which is examples, before the exit codes
+        return all.setHelpSectionKeys(help).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
                 .setDefaultValueProvider(arg -> settings.get(arg.descriptionKey()))
                 .setExecutionStrategy(parsed -> {
                     checkValues(settings, parsed);
