@@ -491,20 +491,27 @@ final class VmSync implements Callable<Integer> {
                 PATH=$PATH:/usr/local/bin:/usr/local/sbin LC_ALL=C
                 export PATH LC_ALL
                 umask 022
-                inode() { ls -di "$d/." | { read -r i rest; echo "$i"; }; }
                 refuse() { echo "$1" >&2; exit %d; }
-                d=%s s=$HOME/.vm-sync/%s
-                if [ -e "$d" ] || [ -L "$d" ]; then
-                  [ -d "$d" ] || refuse 'is not a directory in the guest: choose another'
-                  [ -z "$(ls -A "$d/.")" ] || %s || [ "$(cat "$s/made" 2>/dev/null)" = "$(inode)" ] ||
-                    refuse 'was not made by a sync, which would delete there what the project lacks: choose another, or say --force'
+                d=%s s=$HOME/.vm-sync/%s made= inode=
+                look() { inode=$(ls -di "$d/." 2>/dev/null) && set -- $inode && inode=$1; }
+                [ ! -f "$s/made" ] || read -r made <"$s/made"
+                if ! look || [ "$inode" != "$made" ]; then
+                  if [ -e "$d" ] || [ -L "$d" ]; then
+                    [ -d "$d" ] || refuse 'is not a directory in the guest: choose another'
+                    [ -z "$(ls -A "$d/.")" ] || %s ||
+                      refuse 'was not made by a sync, which would delete there what the project lacks: choose another, or say --force'
+                  fi
+                  made=
                 fi
                 echo "vm-sync rsync=$(command -v rsync)"
                 """.formatted(REFUSED, word(bytesOf(remoteDir)), key(), force));
         if (!dryRun) {
             script.append("""
-                    mkdir -p "$d" "$s" && cd "$d" && rm -rf %s "$s/tree" && ln -s "$d" "$s/tree" &&
-                      inode >"$s/made.new" && mv -f "$s/made.new" "$s/made" || exit 73
+                    if [ -z "$made" ] || [ -e "$d/%1$s" ] || [ ! -L "$s/tree" ]; then
+                      mkdir -p "$d" "$s" && rm -rf "$d/%1$s" "$s/tree" && ln -s "$d" "$s/tree" &&
+                        look && echo "$inode" >"$s/made.new" && mv -f "$s/made.new" "$s/made" || exit 73
+                    fi
+                    cd "$d" || exit 73
                     """.formatted(PART));
             resend.forEach(file -> script.append("f=").append(word("./" + file)) // a time that no file of the project has
                     .append("; [ ! -f \"$f\" ] || [ -L \"$f\" ] || touch -c -t 197101010000 \"$f\"\n"));

@@ -49,6 +49,7 @@ import java.util.TreeMap;
 import java.util.UUID;
 import java.util.concurrent.Callable;
 import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Consumer;
 import java.util.function.IntFunction;
@@ -438,21 +439,36 @@ final class VmTest implements Callable<Integer> {
             say() { echo "$mark$*" >&3; }
             nap() { sleep 0.2; }
             table() { ps -axww -o pid,ppid,stat,command; }
-            files() { [ ! -d /build ] || find /build -xdev; }
-            mine() { # its processes: pid and command; $1 is the pid it hangs from
-                table | awk -v top="$1" -v watcher="$watcher" -v before="$d/before" '
-                    BEGIN { while ((getline line < before) > 0) { split(line, f, " "); old[f[1]] = 1 } }
-                    $1 + 0 > 0 { p = $1; parent[p] = $2; zombie[p] = $3 ~ /^Z/; sub(/^ *[0-9]+ +[0-9]+ +[^ ]+ +/, ""); name[p] = $0 }
+            state() { # processes; with the leak check also mounts and files, each after an empty line
+                table
+                [ -z "$leaks" ] || { echo; mount; echo; [ ! -d /build ] || find /build -xdev; }
+            }
+            mine() { # what is there and was not before: "process PID COMMAND" if it hangs from the pid $1 or from init; of "$2" the rest
+                "${2:-table}" | awk -v top="$1" -v watcher="$watcher" -v before="$d/before" '
+                    function process(line,  f) { split(line, f, " "); return f[1] + 0 }
+                    function say(line) { if (said++ < 200) print line }
+                    BEGIN {
+                        while ((getline line < before) > 0) {
+                            if (line == "" && was < 2) was++
+                            else if (was) old[was, line] = 1
+                            else old[process(line)] = 1
+                        }
+                    }
+                    /^$/ && now < 2 { now++; next }
+                    now { if (!((now, $0) in old)) rest[++n] = (now == 1 ? "mount " : "file ") $0; next }
+                    process($0) { p = process($0); parent[p] = $2; zombie[p] = $3 ~ /^Z/; sub(/^ *[0-9]+ +[0-9]+ +[^ ]+ +/, ""); name[p] = $0 }
                     END {
                         for (p in parent) if (parent[p] == 1 && name[p] ~ /^[^ ]*(sshd|getty|cron)/) old[p] = 1
                         for (p in parent) {
                             for (q = p; q in parent && !(q in old) && q != watcher; q = parent[q]) ;
-                            if (!(p in old) && !zombie[p] && (q == top || q == 1)) print p, name[p]
+                            if (!(p in old) && !zombie[p] && (q == top || q == 1)) say("process " p " " name[p])
                         }
+                        for (i = 1; i <= n; i++) say(rest[i])
                     }'
             }
-            pids() { mine $$ | awk "$1 { print \\$1 }"; }
-            tests() { pids '$2 ~ /\\.test$/ && / -test\\./'; }
+            pids() { mine $$ | awk "$1 { print \\$2 }"; }
+            tests() { pids '$3 ~ /\\.test$/ && / -test\\./'; }
+            report() { while read -r l; do say "leak $l"; done; }
             gone() { # up to $1 naps until $2 finds nothing
                 n=$1
                 while [ $n -gt 0 ] && [ -n "$($2)" ]; do nap; n=$((n - 1)); done
@@ -464,18 +480,18 @@ final class VmTest implements Callable<Integer> {
                 gone 10 pids
                 n=0
                 while nap; [ $n -lt 20 ] && [ -n "$(pids)" ]; do kill -KILL $(pids); n=$((n + 1)); done
-                mine $$ | head -n 100 | while read -r l; do say "leak process $l"; done
+                mine $$ | report
             }
             cd "$dir" || { say nowhere; exit; }
             d=$(mktemp -d /tmp/vm-test.XXXXXX) || { say full; exit; }
-            [ -z "$leaks" ] || { mount >"$d/mounts"; files >"$d/files"; }
-            table >"$d/before"
+            state >"$d/before"
             (
-                watcher=$(sh -c 'echo $PPID')
                 read -r order <&4
+                until read -r watcher <"$d/watcher"; do nap; done
                 stop
             ) >/dev/null &
-            waiting=$!
+            watcher=$!
+            echo $watcher >"$d/watcher"
             (
                 trap - HUP INT QUIT TERM PIPE
                 set -a
@@ -484,17 +500,13 @@ final class VmTest implements Callable<Integer> {
                 exec sh -c "$command"
             ) 2>&3 3>&- 4<&-
             code=$?
-            [ ! -e "$d/stopping" ] || wait $waiting
-            orphans() { mine none; }
+            [ ! -e "$d/stopping" ] || wait $watcher
             if [ -n "$leaks" ]; then
-                gone 15 orphans
-                {
-                    orphans | sed 's/^/process /'
-                    mount | grep -vxF -f "$d/mounts" | sed 's/^/mount /'
-                    files | grep -vxF -f "$d/files" | sed 's/^/file /'
-                } | head -n 200 | while read -r l; do say "leak $l"; done
+                n=15 # naps for what ends by itself
+                while left=$(mine none state); [ $n -gt 0 ] && [ "${left#process}" != "$left" ]; do nap; n=$((n - 1)); done
+                [ -z "$left" ] || printf '%s\\n' "$left" | report
             fi
-            kill -KILL $waiting
+            kill -KILL $watcher
             rm -r "$d"
             say exit $code
             say exit $code 3>&1
@@ -552,15 +564,16 @@ final class VmTest implements Callable<Integer> {
             Stream<String> setsid = Stream.of(System.getenv("PATH").split(":")).map(dir -> dir + "/setsid")
                     .filter(file -> Files.isExecutable(Path.of(file))).limit(1);
             Process process = start(new ProcessBuilder(Stream.concat(setsid, sshCommand(vmDir, vmName, script.length).stream()).toList()));
-            List<Thread> pumps = List.of(pump(process.getInputStream(), stdout), pump(process.getErrorStream(), stderr));
+            CountDownLatch open = new CountDownLatch(2);
+            pump(process.getInputStream(), stdout, open);
+            pump(process.getErrorStream(), stderr, open);
             long deadline = System.nanoTime() + timeout.toNanos();
             Verdict stop = null;
             OutputStream orders = process.getOutputStream();
             try {
                 orders.write(script);
                 orders.flush();
-                while (pumps.stream().anyMatch(Thread::isAlive)) {
-                    Thread.sleep(100);
+                while (!open.await(100, TimeUnit.MILLISECONDS)) {
                     boolean late = System.nanoTime() > deadline;
                     if (stop == null && (interrupted || late)) {
                         stop = interrupted ? Verdict.INTERRUPTED : Verdict.TIMED_OUT;
@@ -578,9 +591,7 @@ final class VmTest implements Callable<Integer> {
             } finally {
                 process.destroy();
             }
-            for (Thread pump : pumps) {
-                pump.join(2_000);
-            }
+            open.await(4, TimeUnit.SECONDS);
             return stop != null ? stop : code == null ? lost() : code == 0 ? Verdict.PASSED : Verdict.FAILED;
         }
 
@@ -611,7 +622,7 @@ final class VmTest implements Callable<Integer> {
             }
         }
 
-        private Thread pump(InputStream in, Consumer<String> sink) {
+        private void pump(InputStream in, Consumer<String> sink, CountDownLatch open) {
             Thread thread = new Thread(() -> {
                 char[] buffer = new char[1 << 16];
                 StringBuilder held = new StringBuilder();
@@ -619,11 +630,12 @@ final class VmTest implements Callable<Integer> {
                     for (int n = reader.read(buffer); n >= 0 && sift(held.append(buffer, 0, n), sink); n = reader.read(buffer)) { }
                 } catch (IOException closed) {
                     // ssh has ended
+                } finally {
+                    open.countDown();
                 }
             });
             thread.setDaemon(true);
             thread.start();
-            return thread;
         }
 
         /** Takes the supervisor's own lines out; they may stand in the middle of another, or come in pieces. False after the last. */
