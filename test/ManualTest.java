@@ -5,6 +5,7 @@
 //SOURCES ReadmeTest.java
 //DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
 
+import static org.junit.jupiter.api.Assertions.assertAll;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -75,17 +76,17 @@ final class ManualTest {
     @Test
     @Order(1)
     void theLinesThatUseTheVm() throws IOException {
-        for (String line : lines(ReadmeTest.ON_A_VM, INSTALLS.negate())) {
+        assertAll(lines(ReadmeTest.ON_A_VM, INSTALLS.negate()).stream().map(line -> () -> {
             if (line.equals("make vm-install")) {
                 Guest byHand = guest.with("VM_NAME", "by-hand");
                 type(byHand, TOP, line).exits(0).says("sh /mnt/setup.sh");
                 byHand.ctl("destroy", "--yes").exits(0);
-                continue;
+                return;
             }
             // Setting up is done with the VM down, and a start is one.
             guest.ctl(line.matches(".*make vm-(setup|auto-install|start)|.*vm-ctl start( --dry-run)?") ? "stop" : "start").exits(0);
             type(guest, TOP, line).exits(0);
-        }
+        }));
         assertTrue(Files.size(scratch.resolve("now.png")) > 0);
         assertTrue(Files.readString(scratch.resolve("all.xml")).contains("<testsuite"));
         assertTrue(Files.readString(scratch.resolve("coverage.out")).startsWith("mode: "));
@@ -142,12 +143,14 @@ final class ManualTest {
     }
 
     private static Guest.Result type(Guest where, Path directory, String line) {
-        String typed = line.replaceAll("(~|\\$HOME)/", scratch + "/").replace("/tmp/", scratch + "/").replace("dfly-vm", "guest")
+        String typed = line.replaceAll("(~|\\$HOME|/tmp)/", scratch + "/").replace("dfly-vm", "guest")
                 .replace("8080:", Guest.freePort() + ":");
         // The pinned sums are those of a release.
         String trusting = typed.replaceAll("^make vm-setup$", "make vm-setup ARGS=--trust-mirror");
-        System.err.println("$ " + trusting);
-        return where.run(List.of("bash", "-c", "cd \"$0\" && " + trusting, directory.toString()));
+        long started = System.nanoTime();
+        Guest.Result result = where.run(List.of("bash", "-c", "cd \"$0\" && " + trusting, directory.toString()));
+        System.err.printf("%4d s  $ %s%n", (System.nanoTime() - started) / 1_000_000_000, trusting);
+        return result;
     }
 
     private static String only(String language, String holds) {

@@ -62,7 +62,7 @@ final class ReadmeTest {
 
     /** Run by ManualTest. */
     static final List<String> ON_A_VM = List.of("make vm-(setup|install|auto-install|start|stop|restore|quick)",
-            "make vm-test-(?!vet).*", "VM_MEMORY=4G VM_CPUS=4 make vm-start",
+            "make vm-test-(?!vet|procctl-reaping).*", "VM_MEMORY=4G VM_CPUS=4 make vm-start",
             "jbang vm-ctl (ssh|exec|start|restart|snapshot|restore|screenshot).*", "jbang vm-sync( --dry-run| pull .*)?",
             "jbang vm-test (run|--).*", "jbang vm-auto-install (provision|--to 1|run-phase .*|--from 3 --yes)", "ssh -F .*", "rsync .*");
 
@@ -75,6 +75,7 @@ final class ReadmeTest {
             Map.entry("test/run [A-Z]\\w+", "the same"),
             Map.entry("sudo .*", "changes the machine"),
             Map.entry("jbang vm-ctl@OWNER/REPO status", "the internet"),
+            Map.entry("make vm-test-procctl-reaping", "DragonFly: a Linux toolchain builds nothing with the tag dragonfly"),
             Map.entry("jbang vm-ctl console --log", "stays until the VM stops; LifecycleTest follows the console"),
             Map.entry("jbang vm-sync --watch", "stays until Ctrl-C; SyncTest watches"));
 
