@@ -8,11 +8,14 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import java.io.File;
 import java.io.IOException;
 import java.io.PrintWriter;
 import java.io.StringWriter;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.attribute.PosixFilePermissions;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashSet;
@@ -25,6 +28,7 @@ import java.util.function.Supplier;
 import java.util.regex.MatchResult;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
+import javax.xml.parsers.DocumentBuilderFactory;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.function.Executable;
 import org.junit.platform.console.ConsoleLauncher;
@@ -32,19 +36,125 @@ import picocli.CommandLine;
 import picocli.CommandLine.MissingParameterException;
 import picocli.CommandLine.Model.OptionSpec;
 
-/** The README says what the scripts and the Makefile do: targets, commands, settings, defaults, suites, file names. */
+/**
+ * The README says what the scripts and the Makefile do: targets, commands, settings, defaults, suites, file names.
+ *
+ * <p>Each line of its sh fences is in one of three classes: it is run here, without a VM; it is run by ManualTest, on the stand-in;
+ * or it is named here with the reason why nothing runs it, and is only held against the scripts' options and the Makefile's targets.
+ */
 final class ReadmeTest {
+
+    /** Run here, in the README's order, in a copy of the checkout: a pattern and the exit codes it may have. */
+    private static final Map<String, Set<Integer>> HERE = Map.ofEntries(
+            Map.entry("make vm-check-prereqs", Set.of(0, 2)), // 2, make's own: whoever runs this may have no mirror, or no KVM
+            Map.entry("cp vm.env.example vm.env", Set.of(0)),
+            Map.entry("jbang catalog add .*", Set.of(0)),
+            Map.entry("jbang vm-ctl@dfly --help", Set.of(0)),
+            Map.entry("mkdir -p ~/hello/tools && cp .*", Set.of(0)),
+            Map.entry("cd ~/hello && jbang tools/VmCtl.java --help", Set.of(0)),
+            Map.entry("jbang vm-auto-install make-iso .*", Set.of(0)),
+            Map.entry("jbang vm-ctl status", Set.of(3)),
+            Map.entry("jbang vm-ctl list", Set.of(0)),
+            Map.entry("jbang vm-test list", Set.of(0)),
+            Map.entry("make vm-clean-phases", Set.of(0)),
+            Map.entry("make vm-destroy ARGS=--yes", Set.of(0)),
+            Map.entry("rm ~/.go-synth/vm/dfly-6.4.2.iso", Set.of(0)));
+
+    /** Run by ManualTest. */
+    static final List<String> ON_A_VM = List.of("make vm-(setup|install|auto-install|start|stop|restore|quick)",
+            "make vm-test-(?!vet|procctl-reaping).*", "VM_MEMORY=4G VM_CPUS=4 make vm-start",
+            "jbang vm-ctl (ssh|exec|start|restart|snapshot|restore|screenshot).*", "jbang vm-sync( --dry-run| pull .*)?",
+            "jbang vm-test (run|--).*", "jbang vm-auto-install (provision|--to 1|run-phase .*|--from 3 --yes)", "ssh -F .*", "rsync .*");
+
+    /** Run by ManualTest in a project that has the README's Makefile and vm.env. */
+    static final List<String> IN_THE_EXAMPLE = List.of("make vm-test-vet vm-test-unit vm-test-root");
+
+    /** Run by nobody, and why. */
+    private static final Map<String, String> NOWHERE = Map.ofEntries(
+            Map.entry("make (demo|test|test-faults|lint)", "whoever tests runs these"),
+            Map.entry("test/run [A-Z]\\w+", "the same"),
+            Map.entry("sudo .*", "changes the machine"),
+            Map.entry("jbang vm-ctl@OWNER/REPO status", "the internet"),
+            Map.entry("make vm-test-procctl-reaping", "DragonFly: a Linux toolchain builds nothing with the tag dragonfly"),
+            Map.entry("jbang vm-ctl console --log", "stays until the VM stops; LifecycleTest follows the console"),
+            Map.entry("jbang vm-sync --watch", "stays until Ctrl-C; SyncTest watches"));
 
     private static final Map<String, Supplier<CommandLine>> SCRIPTS = Map.of("vm-setup", VmSetup::commandLine, "vm-auto-install",
             VmAutoInstall::commandLine, "vm-ctl", VmCtl::commandLine, "vm-sync", VmSync::commandLine, "vm-test", VmTest::commandLine);
 
     private final String readme = read("README.md");
     /** What stands in fences and backticks. */
-    private final List<String> code = find("(?ms)^```\\n(.*?)^```|`([^`\\n]+)`", readme).stream()
+    private final List<String> code = find("(?ms)^```[a-z]+\\n(.*?)^```|`([^`\\n]+)`", readme).stream()
             .flatMap(match -> (match.group(1) == null ? match.group(2) : match.group(1)).lines()).map(String::strip).toList();
 
     public static void main(String... args) {
         ConsoleLauncher.main(new String[] {"execute", "--select-class", "ReadmeTest", "--disable-banner", "--details", "summary"});
+    }
+
+    @Test
+    void everyFencedLineIsRunOrNamed() {
+        assertEquals(Set.of("sh", "make", "ini", "text", "mermaid"), find("(?ms)^```(\\S*)\\n.*?^```$", readme).stream()
+                .map(fence -> fence.group(1)).collect(Collectors.toSet()), "each fence says what it is");
+        List<String> patterns = new ArrayList<>(HERE.keySet());
+        patterns.addAll(ON_A_VM);
+        patterns.addAll(IN_THE_EXAMPLE);
+        patterns.addAll(NOWHERE.keySet());
+        Set<String> used = new HashSet<>();
+        List<Executable> checks = new ArrayList<>();
+        for (String line : commands()) {
+            List<String> classes = patterns.stream().filter(line::matches).toList();
+            used.addAll(classes);
+            checks.add(() -> assertEquals(1, classes.size(), "'" + line + "' is in " + classes));
+        }
+        assertTrue(checks.size() > 50, "only " + checks.size() + " lines found");
+        checks.add(() -> assertEquals(Set.copyOf(patterns), used, "a class is of lines that are there"));
+        assertAll(checks);
+    }
+
+    @Test
+    void whatNeedsNoVmRuns() throws Exception {
+        Path scratch = checkout();
+        Files.createDirectories(scratch.resolve("home/.go-synth/vm"));
+        Files.createFile(scratch.resolve("home/.go-synth/vm/dfly-6.4.2.iso"));
+        Map<String, String> out = new TreeMap<>();
+        for (String line : commands()) {
+            for (var run : HERE.entrySet()) {
+                if (line.matches(run.getKey())) {
+                    Ran ran = shell(scratch, line.replace("~/", scratch + "/home/").replace("/tmp/", scratch + "/"));
+                    assertTrue(run.getValue().contains(ran.exitCode()), line + ": exit code " + ran.exitCode() + "\n" + ran.out() + ran.err());
+                    out.put(line, ran.out());
+                }
+            }
+        }
+        assertTrue(out.get("jbang vm-ctl@dfly --help").startsWith("Usage: vm-ctl "), out.toString());
+        assertEquals(out.get("jbang vm-ctl@dfly --help"), out.get("cd ~/hello && jbang tools/VmCtl.java --help"));
+        assertTrue(Files.size(scratch.resolve("p2.iso")) > 0);
+        Files.writeString(scratch.resolve("home/hello/Makefile"), fences("make").get(0));
+        assertEquals("jbang tools/VmCtl.java start\njbang tools/VmSync.java\njbang tools/VmTest.java --sync unit\n",
+                shell(scratch, "make -C home/hello --no-print-directory -n vm-start vm-sync vm-test-unit").out());
+    }
+
+    /** A picture that GitHub shows: no script, nothing of the machine it was made on; and where the measurements go. */
+    @Test
+    void thePicturesAndTheMeasurementsHaveTheirPlace() throws Exception {
+        String recording = read("bench/demo.svg");
+        DocumentBuilderFactory.newInstance().newDocumentBuilder().parse(new File("bench/demo.svg"));
+        assertTrue(recording.contains(">demo passed in ") && recording.length() < 150_000);
+        assertFalse(recording.matches("(?s).*(<script|href|/home/|/root/\\S*/\\.build|" + Pattern.quote(Path.of("").toAbsolutePath() + "/") + ").*"));
+        assertTrue(section("Speed").matches("(?s).*\\n<!-- bench:begin -->\\n(.*\\n)?<!-- bench:end -->\\n.*"));
+    }
+
+    @Test
+    void theCatalogSaysWhatTheScriptsSay() throws Exception {
+        String listed = shell(Path.of(""), "jbang alias list").out();
+        for (var script : SCRIPTS.entrySet()) {
+            String description = String.join("", script.getValue().get().getCommandSpec().usageMessage().description()[0]);
+            String file = find("\\w+\\.java", read("jbang-catalog.json")).stream().map(MatchResult::group)
+                    .filter(name -> name.equalsIgnoreCase(script.getKey().replace("-", "") + ".java")).findFirst().orElseThrow();
+            assertTrue(listed.matches("(?s)(.*\\n)?" + script.getKey() + "\\n +" + Pattern.quote(description) + "\\n.*" + file + "\\n.*"),
+                    script.getKey() + ": " + description + "\n" + listed);
+        }
+        assertEquals(5, find("(?m)^\\S+$", listed).size(), listed);
     }
 
     @Test
@@ -62,7 +172,7 @@ final class ReadmeTest {
     @Test
     void everyMakeCommandNamesTargetsThatExist() {
         Set<String> targets = new HashSet<>(words("[a-z0-9-]+", read("Makefile"), "(?m)^([a-z0-9-]+):"));
-        List<String> makes = code.stream().filter(line -> line.startsWith("make ")).toList();
+        List<String> makes = code.stream().map(line -> line.replaceAll("^([A-Z_]+=\\S+ )+", "")).filter(line -> line.startsWith("make ")).toList();
         assertTrue(makes.size() > 5, makes.toString());
         for (String line : makes) {
             for (String word : line.replaceAll("\\s+#.*|\\S+='[^']*'|\\S+=\\S+", "").split("\\s+")) {
@@ -123,6 +233,48 @@ final class ReadmeTest {
                 .filter(word -> !word.equals("install.json") && !word.equals("accel.json")).toList();
         assertFalse(files.isEmpty());
         files.forEach(file -> assertTrue(Files.exists(Path.of(file)), file));
+    }
+
+    /** The lines of the sh fences, without their comments. */
+    static List<String> commands() {
+        return fences("sh").stream().flatMap(String::lines).map(line -> line.replaceAll("\\s+# .*", "").strip())
+                .filter(line -> !line.isEmpty()).toList();
+    }
+
+    static List<String> fences(String language) {
+        return find("(?ms)^```" + language + "\\n(.*?)^```$", read("README.md")).stream().map(fence -> fence.group(1)).toList();
+    }
+
+    private record Ran(int exitCode, String out, String err) {
+    }
+
+    /** As a person would type it: with JBang in PATH and no settings but VM_DIR. Its catalogs are not the developer's. */
+    private static Ran shell(Path directory, String line) throws Exception {
+        Path build = Path.of(".build").toAbsolutePath();
+        Path home = build.resolve("test/readme");
+        Path bin = Files.createDirectories(home.resolve("bin"));
+        Files.writeString(bin.resolve("jbang"), "#!/bin/sh\nexec '" + build.resolve("jbang") + "' \"$@\"\n");
+        Files.setPosixFilePermissions(bin.resolve("jbang"), PosixFilePermissions.fromString("rwxr-xr-x"));
+        ProcessBuilder builder = new ProcessBuilder("bash", "-c", line).directory(directory.toAbsolutePath().toFile());
+        builder.environment().keySet().removeIf(name -> name.matches("(VM_|DFLY_|MAKE|MFLAGS|JBANG_).*"));
+        builder.environment().put("VM_DIR", home.resolve("vm").toString());
+        builder.environment().put("JBANG_DIR", home.resolve("jbang").toString());
+        builder.environment().put("JBANG_CACHE_DIR", System.getenv().getOrDefault("JBANG_CACHE_DIR", System.getProperty("user.home") + "/.jbang/cache"));
+        builder.environment().put("PATH", bin + ":" + System.getenv("PATH"));
+        File err = File.createTempFile("readme", ".txt");
+        Process process = builder.redirectError(err).redirectInput(new File("/dev/null")).start();
+        String out = new String(process.getInputStream().readAllBytes(), StandardCharsets.UTF_8);
+        Ran ran = new Ran(process.waitFor(), out, Files.readString(err.toPath()));
+        Files.delete(err.toPath());
+        return ran;
+    }
+
+    /** The checkout as far as a user's commands need it, to write into; it shares what is built. */
+    private static Path checkout() throws Exception {
+        Path scratch = Path.of(".build/test/readme").toAbsolutePath();
+        shell(Path.of(""), "rm -rf '" + scratch + "'/* && mkdir -p '" + scratch + "/checkout' && cp -pR Vm*.java phases Makefile jbang-catalog.json vm.env.example '" + scratch
+                + "/checkout/' && ln -s ../../.. '" + scratch + "/checkout/.build'");
+        return scratch.resolve("checkout");
     }
 
     private static void parse(List<String> words) {
