@@ -87,6 +87,12 @@ final class MakeTest {
     }
 
     @Test
+    void theBenchmarkMeasures() {
+        make("bench", "ARGS=nothing").exits(2).says("bench: the groups are start fetch install");
+        make("bench", "ARGS=many").exits(0).answers("| `vm-ctl list` | 1 VM", "| `vm-ctl restore` of a stopped VM | 1 snapshot");
+    }
+
+    @Test
     void theHelpListsTheTargets() {
         make("vm-help").exits(0).answers("vm-auto-install", "vm-quick", "vm-test-NAME");
         assertEquals(make("vm-help").out(), make().exits(0).out(), "the first target");
