@@ -162,8 +162,9 @@ final class VmCtl {
         CommandSpec root = CommandSpec.forAnnotatedObject(new VmCtl());
         List<Method> all = CommandLine.getCommandMethods(VmCtl.class, null);
         List<Method> named = all.stream().filter(method -> List.of(args).contains(name(method))).toList();
+        boolean hint = named.isEmpty() && args.length > 0;
         for (Method method : named.isEmpty() ? all : named) {
-            root.addSubcommand(name(method), named.isEmpty() && args.length > 0 ? CommandSpec.create() : CommandSpec.forAnnotatedObject(method));
+            root.addSubcommand(name(method), hint ? CommandSpec.create() : CommandSpec.forAnnotatedObject(method));
             root.subcommands().get(name(method)).getCommandSpec().usageMessage()
                     .description(method.getAnnotation(Command.class).description());
         }
