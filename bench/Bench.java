@@ -514,7 +514,8 @@ final class Bench {
 
     private ProcessBuilder builder(List<String> command, Map<String, String> more) {
         ProcessBuilder builder = new ProcessBuilder(command).redirectInput(new File("/dev/null"));
-        builder.environment().keySet().removeIf(name -> name.startsWith("VM_") && !name.endsWith("_CMD") || name.startsWith("DFLY_"));
+        builder.environment().keySet().removeIf(name -> name.startsWith("VM_") && !name.endsWith("_CMD") || name.startsWith("DFLY_")
+                || name.startsWith("MAKE"));
         builder.environment().putAll(settings);
         builder.environment().putAll(more);
         return builder;
