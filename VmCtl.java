@@ -159,20 +159,25 @@ final class VmCtl {
      * one want all names and descriptions; without arguments it has all.
      */
     static CommandLine commandLine(String... args) {
-        CommandSpec root = CommandSpec.forAnnotatedObject(new VmCtl());
-        List<Method> all = CommandLine.getCommandMethods(VmCtl.class, null);
-        List<Method> named = all.stream().filter(method -> List.of(args).contains(name(method))).toList();
-        boolean hint = named.isEmpty() && args.length > 0;
-        for (Method method : named.isEmpty() ? all : named) {
-            root.addSubcommand(name(method), hint ? CommandSpec.create() : CommandSpec.forAnnotatedObject(method));
-            root.subcommands().get(name(method)).getCommandSpec().usageMessage()
-                    .description(method.getAnnotation(Command.class).description());
-        }
-        return commandLine(root, Settings.read(System.getenv(), Path.of("")));
+        return commandLine(Settings.read(System.getenv(), Path.of("")), args);
     }
 
-    private static String name(Method command) {
-        return command.getAnnotation(Command.class).name();
+    static CommandLine commandLine(Settings settings, String... args) {
+        CommandSpec root = CommandSpec.forAnnotatedObject(new VmCtl());
+        List<Method> all = CommandLine.getCommandMethods(VmCtl.class, null);
+        List<String> words = Stream.of(args).takeWhile(word -> !word.matches("-h|--help")).toList(); // in front it asks for the list
+        List<Method> named = all.stream().filter(method -> words.contains(command(method).name())).toList();
+        boolean hint = named.isEmpty() && args.length > 0;
+        for (Method method : named.isEmpty() ? all : named) {
+            CommandSpec command = hint ? CommandSpec.create() : CommandSpec.forAnnotatedObject(method);
+            command.usageMessage().description(command(method).description());
+            root.addSubcommand(command(method).name(), command);
+        }
+        return commandLine(root, settings);
+    }
+
+    private static Command command(Method method) {
+        return method.getAnnotation(Command.class);
     }
 
     /** Options of every command that starts a VM. */

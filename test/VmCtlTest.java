@@ -98,7 +98,7 @@ final class VmCtlTest {
         settings.putAll(environment);
         StringWriter out = new StringWriter();
         StringWriter err = new StringWriter();
-        CommandLine line = VmCtl.commandLine(new VmCtl(), new VmCtl.Settings(settings, Map.of("VM_CPUS", "3", "VM_MEMORY", "96M")));
+        CommandLine line = VmCtl.commandLine(new VmCtl.Settings(settings, Map.of("VM_CPUS", "3", "VM_MEMORY", "96M")), arguments);
         int exitCode = line.setOut(new PrintWriter(out, true)).setErr(new PrintWriter(err, true)).execute(arguments);
         return new Result(exitCode, out.toString(), err.toString());
     }
@@ -851,7 +851,7 @@ final class VmCtlTest {
     void whatIsNoSettingInVmEnvIsSaid() throws IOException {
         for (String text : List.of("VM_NAME: a", "VM_NAME", "\u0000")) {
             StringWriter err = new StringWriter();
-            CommandLine line = VmCtl.commandLine(new VmCtl(), settings(text + "\n")).setErr(new PrintWriter(err, true));
+            CommandLine line = VmCtl.commandLine(settings(text + "\n"), "status").setErr(new PrintWriter(err, true));
             assertEquals(2, line.execute("status"), text);
             assertTrue(err.toString().startsWith("vm-ctl: vm.env: not KEY=VALUE: " + text), err.toString());
             assertEquals(0, line.setOut(new PrintWriter(new StringWriter())).execute("--help"), "the way out");
