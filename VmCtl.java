@@ -56,7 +56,6 @@ import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
-import java.nio.file.attribute.FileTime;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.security.SecureRandom;
 import java.time.Duration;
@@ -578,39 +577,40 @@ final class VmCtl {
             return files.stream().filter(file -> Files.exists(file, LinkOption.NOFOLLOW_LINKS)).toList();
         }
 
-        /** A disk and all it builds on; as its last the first one that is missing or damaged. */
-        static List<Path> chain(Path top) throws IOException {
-            List<Path> chain = new ArrayList<>();
-            for (Path disk = top; disk != null && !chain.contains(disk); disk = Qcow2.isOne(disk) ? Qcow2.read(disk).backing() : null) {
-                chain.add(disk);
+        /**
+         * Whether all that a disk builds on is there, and no newer than what builds on it: an installation may have replaced it. What
+         * is known already of some disks is believed and added to: many snapshots have their lower disks in common.
+         */
+        static boolean isSound(Path top, Map<Path, Boolean> known) throws IOException {
+            if (!known.containsKey(top)) {
+                known.put(top, false); // also if it builds on itself
+                Optional<Qcow2> disk = Qcow2.find(top);
+                Path backing = disk.map(Qcow2::backing).orElse(null);
+                known.put(top, disk.isPresent() && (backing == null || isSound(backing, known)
+                        && Files.getLastModifiedTime(backing).compareTo(Files.getLastModifiedTime(top)) <= 0));
             }
-            return chain;
-        }
-
-        /** Whether all that a disk builds on is there, and no newer than what builds on it: an installation may have replaced it. */
-        static boolean isSound(Path top) throws IOException {
-            FileTime above = null;
-            for (Path disk : chain(top)) {
-                if (!Qcow2.isOne(disk) || above != null && Files.getLastModifiedTime(disk).compareTo(above) > 0) {
-                    return false;
-                }
-                above = Files.getLastModifiedTime(disk);
-            }
-            return true;
+            return known.get(top);
         }
 
         /** A snapshot by its name, if it can be used. */
         Optional<Snapshot> snapshot(String snapshot) throws IOException {
-            Snapshot found = Snapshot.read(this, file(".snapshots").resolve(snapshot).resolve("snapshot.json"));
-            return found != null && isSound(found.disk()) ? Optional.of(found) : Optional.empty();
+            return snapshots(List.of(file(".snapshots").resolve(snapshot))).stream().findFirst();
         }
 
         List<Snapshot> snapshots() throws IOException {
-            List<Snapshot> found = new ArrayList<>();
-            for (Path directory : entries(file(".snapshots"))) {
-                snapshot(directory.getFileName().toString()).ifPresent(found::add);
+            return snapshots(entries(file(".snapshots")));
+        }
+
+        private List<Snapshot> snapshots(List<Path> directories) throws IOException {
+            List<Snapshot> usable = new ArrayList<>();
+            Map<Path, Boolean> known = new HashMap<>();
+            for (Path directory : directories) {
+                Snapshot snapshot = Snapshot.read(this, directory.resolve("snapshot.json"));
+                if (snapshot != null && isSound(snapshot.disk(), known)) {
+                    usable.add(snapshot);
+                }
             }
-            return found;
+            return usable;
         }
 
         /** The snapshot that the working disk still equals, nothing having been written to it; without one, what it will be made from. */
@@ -664,21 +664,31 @@ final class VmCtl {
 
         /** Removes what no record and no disk refers to any more; nothing at all while a record or a chain is damaged. */
         void sweep() throws IOException {
-            Set<Path> needed = new HashSet<>(chain(disk()));
-            needed.remove(disk()); // it may have yet to be made
+            Set<Path> needed = new HashSet<>();
+            List<Path> tops = new ArrayList<>(Files.exists(disk()) ? List.of(disk()) : List.of());
             List<Path> directories = entries(file(".snapshots"));
             for (Path directory : directories) {
                 Path record = directory.resolve("snapshot.json");
                 Snapshot snapshot = Snapshot.read(this, record);
                 if (snapshot != null) {
-                    needed.addAll(chain(snapshot.disk()));
+                    tops.add(snapshot.disk());
                     needed.addAll(snapshot.ram() == null ? List.of(record) : List.of(record, snapshot.ram()));
                 } else if (Files.exists(record)) {
                     return;
                 }
             }
-            if (!needed.stream().allMatch(file -> file.toString().endsWith(".qcow2") ? Qcow2.isOne(file) : Files.exists(file))) {
+            if (!needed.stream().allMatch(Files::exists)) {
                 return;
+            }
+            for (Path top : tops) {
+                Path disk = top;
+                while (disk != null && needed.add(disk)) {
+                    Optional<Qcow2> found = Qcow2.find(disk);
+                    if (found.isEmpty()) {
+                        return;
+                    }
+                    disk = found.get().backing();
+                }
             }
             for (Path directory : directories) {
                 for (Path file : entries(directory)) {
@@ -695,11 +705,12 @@ final class VmCtl {
 
     /** A qcow2 image's header; read directly, as it is needed often, and QEMU's lock is in the way of qemu-img. Empty: never written to. */
     record Qcow2(Path backing, long size, boolean empty) {
-        static boolean isOne(Path file) {
+        /** Empty if the file is missing or damaged. */
+        static Optional<Qcow2> find(Path file) {
             try {
-                return read(file).size() > 0;
+                return Optional.of(read(file)).filter(image -> image.size() > 0);
             } catch (IOException | VmException damaged) {
-                return false;
+                return Optional.empty();
             }
         }
 
@@ -861,7 +872,7 @@ final class VmCtl {
         boolean asInstalled = vm.isAsInstalled();
         if (!Files.exists(vm.disk())) {
             overlay(below == null ? vm.clean() : below.disk());
-        } else if (!Vm.isSound(vm.disk())) {
+        } else if (!Vm.isSound(vm.disk(), new HashMap<>())) {
             throw new VmException(69, "what " + vm.disk() + " builds on is gone or was made anew: vm-ctl restore goes back to clean");
         }
         if (below != null && below.ram() != null) {
@@ -1187,8 +1198,9 @@ final class VmCtl {
         }
         Snapshot snapshot = vm.snapshot(name).orElseThrow(() -> new VmException(69, vm.name() + " has no snapshot " + name));
         List<String> builders = new ArrayList<>();
+        Map<Path, Boolean> known = new HashMap<>(Map.of(snapshot.disk(), false)); // as if it were gone
         for (Snapshot other : vm.snapshots()) {
-            if (!other.name().equals(name) && Vm.chain(other.disk()).contains(snapshot.disk())) {
+            if (!other.name().equals(name) && !Vm.isSound(other.disk(), known)) {
                 builders.add(other.name());
             }
         }
