@@ -558,8 +558,16 @@ final class VmCtl {
             return file(".pid");
         }
 
+        /** Where a socket lies: in VM_DIR, or, as a socket's path holds 107 bytes at most, in a short private directory. */
         Path socket(String suffix) throws IOException {
-            return VmCtl.socket(dir, name + suffix);
+            Path socket = file(suffix);
+            if (socket.toString().getBytes(UTF_8).length <= 85) { // ssh appends 17 characters while it makes a ControlPath
+                return socket;
+            }
+            String runtime = System.getenv().getOrDefault("XDG_RUNTIME_DIR", "");
+            Path directory = Path.of(runtime.isEmpty() ? System.getProperty("java.io.tmpdir") : runtime)
+                    .resolve("vm-" + System.getProperty("user.name") + "-" + Integer.toHexString(dir.toString().hashCode()));
+            return privateDirectory(directory).resolve(name + suffix); // fails if it is somebody else's
         }
 
         /** The names of all VMs here. */
@@ -1267,13 +1275,12 @@ final class VmCtl {
         }
     }
 
-    private boolean kill(long pid) throws IOException {
+    private void kill(long pid) throws IOException {
         closeSshMaster();
         ProcessHandle.of(pid).ifPresent(ProcessHandle::destroyForcibly);
         if (!isGone(pid, SOON)) {
             throw new VmException(69, "QEMU (pid " + pid + ") does not die: it waits for the host's kernel, likely for a disk");
         }
-        return true;
     }
 
     private static boolean isGone(long pid, Duration limit) {
@@ -1305,7 +1312,10 @@ final class VmCtl {
                         () -> hasBanner(running.getInt("port"), 5000) && ask(SOON, "shutdown -p now").done()),
                 new Rung("the power button", Duration.ofSeconds(60), () -> qmp("system_powerdown") != null),
                 new Rung("QMP quit", Duration.ofSeconds(30), () -> qmp("quit") != null),
-                new Rung("SIGKILL", SOON, () -> kill(pid)));
+                new Rung("SIGKILL", SOON, () -> {
+                    kill(pid);
+                    return true;
+                }));
         for (Rung rung : force || trouble.isPresent() ? rungs.subList(2, 4) : rungs) {
             try {
                 boolean taken = rung.step().call();
@@ -1400,8 +1410,7 @@ final class VmCtl {
 
     /** The file that includes every VM's. */
     private void writeSshConfig() throws IOException {
-        String includes = entries(vm.dir()).stream().map(file -> file.resolve("config"))
-                .filter(file -> file.toString().endsWith(".ssh/config"))
+        String includes = entries(vm.dir()).stream().filter(file -> file.toString().endsWith(".ssh")).map(keys -> keys.resolve("config"))
                 .filter(Files::exists).map(file -> file.toString().replaceAll("[\\\\*?\\[]", "\\\\$0")) // a pattern for ssh
                 .map(pattern -> "Include \"" + pattern.replace("\\", "\\\\").replace("\"", "\\\"") + "\"\n").collect(Collectors.joining());
         writeFile(vm.dir().resolve("ssh_config"), includes, "rw-------");
@@ -1668,19 +1677,6 @@ final class VmCtl {
             }
         });
         return channel;
-    }
-
-    /** Where a socket of VM_DIR lies: there, or, as a socket's path holds 107 bytes at most, in a short private directory. */
-    static Path socket(Path vmDir, String fileName) throws IOException {
-        Path socket = vmDir.resolve(fileName);
-        if (socket.toString().getBytes(UTF_8).length <= 85) { // ssh appends 17 characters while it makes a ControlPath
-            return socket;
-        }
-        String runtime = System.getenv().getOrDefault("XDG_RUNTIME_DIR", "");
-        Path directory = Path.of(runtime.isEmpty() ? System.getProperty("java.io.tmpdir") : runtime)
-                .resolve("vm-" + System.getProperty("user.name") + "-" + Integer.toHexString(vmDir.toString().hashCode()));
-        privateDirectory(directory); // fails if it is somebody else's
-        return directory.resolve(fileName);
     }
 
     // shared:iso
