@@ -363,18 +363,18 @@ final class VmCtl {
             throws IOException {
         openVm();
         checkSnapshotName(name);
-        Snapshot snapshot = vm.snapshot(name).orElse(null);
-        if (snapshot == null && !(name.equals(CLEAN) && Files.exists(vm.clean()))) {
-            throw new VmException(69, vm.name() + " has no usable snapshot " + name + (name.equals(CLEAN)
-                    ? ": run vm-auto-install, or vm-ctl install" : ": vm-ctl snapshot --list names those it has"));
-        }
         Boot boot = boot(machine, true, List.of());
         locked("restore", () -> {
+            Snapshot snapshot = vm.snapshot(name).orElse(null);
+            if (snapshot == null && !(name.equals(CLEAN) && Files.exists(vm.clean()))) {
+                throw new VmException(69, vm.name() + " has no usable snapshot " + name + (name.equals(CLEAN)
+                        ? ": run vm-auto-install, or vm-ctl install" : ": vm-ctl snapshot --list names those it has"));
+            }
             JsonObject running = running();
             if (running != null) {
                 kill(running.getLong("pid")); // its disk is thrown away: nothing to write back
             }
-            overlay(vm.snapshot(name).map(Snapshot::disk).orElse(vm.clean()));
+            overlay(snapshot == null ? vm.clean() : snapshot.disk());
             if (running != null || snapshot != null && snapshot.ram() != null) {
                 boot(boot, true);
             } else {
