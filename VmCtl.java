@@ -317,11 +317,14 @@ final class VmCtl {
 
     @Command(name = "snapshot", footer = {"", "Example: vm-ctl snapshot before-upgrade; vm-ctl snapshot --list"},
             description = "Freeze the VM under a name: the disk of a stopped one, disk and RAM of a running one. No disk is copied.")
-    int snapshot(@Parameters(arity = "0..1", paramLabel = "NAME", defaultValue = CLEAN,
-            description = "Default: ${DEFAULT-VALUE}.") String name,
+    int snapshot(@Parameters(arity = "0..1", paramLabel = "NAME", description = "Default: clean.") String given,
             @Option(names = "--list", description = "List the snapshots.") boolean list,
             @Option(names = "--delete", paramLabel = "NAME", description = "Delete a snapshot that nothing builds on.") String delete,
             @Option(names = "--yes", description = "Replace a snapshot of this name without asking.") boolean yes) throws IOException {
+        if (Stream.of(given != null, list, delete != null).filter(wanted -> wanted).count() > 1) {
+            throw new VmException(2, "snapshot takes a NAME, --list or --delete NAME: one of them");
+        }
+        String name = given == null ? CLEAN : given;
         openVm();
         checkSnapshotName(delete == null ? name : delete);
         if (list) {

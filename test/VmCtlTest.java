@@ -155,7 +155,8 @@ final class VmCtlTest {
         }
         ctl(Map.of("VM_NAME", "x-clean"), "status").exits(2).says("-clean");
         ctl(Map.of("VM_SSH_PORT", "65536"), "start").exits(2).says("VM_SSH_PORT");
-        for (String line : List.of("snapshot ../up", "restore ../up", "snapshot --delete ../up", "start --forward 80", "start --forward 0:80",
+        for (String line : List.of("snapshot ../up", "restore ../up", "snapshot --delete ../up", "snapshot --list one",
+                "snapshot --list --delete one", "snapshot one --delete two", "start --forward 80", "start --forward 0:80",
                 "start --forward 80:65536", "start --timeout soon", "exec --timeout 5 true", "exec --env =x true")) {
             assertEquals(1, ctl(line.split(" ")).exits(2).err().lines().count(), line);
         }
