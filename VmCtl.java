@@ -170,7 +170,8 @@ final class VmCtl {
     static CommandLine commandLine(Settings settings, String... args) {
         CommandSpec root = CommandSpec.forAnnotatedObject(new VmCtl());
         List<Method> all = CommandLine.getCommandMethods(VmCtl.class, null);
-        List<String> words = Stream.of(args).takeWhile(word -> !word.matches("-h|--help")).toList(); // in front it asks for the list
+        boolean help = args.length > 0 && args[0].matches("-h|--help"); // of all, whatever follows
+        List<String> words = help ? List.of() : List.of(args);
         List<Method> named = all.stream().filter(method -> words.contains(command(method).name())).toList();
         boolean hint = named.isEmpty() && args.length > 0;
         for (Method method : named.isEmpty() ? all : named) {
