@@ -169,21 +169,17 @@ final class VmCtl {
      */
     static CommandLine commandLine(Settings settings, String... args) {
         CommandSpec root = CommandSpec.forAnnotatedObject(new VmCtl());
-        List<Method> all = CommandLine.getCommandMethods(VmCtl.class, null);
         boolean help = args.length > 0 && args[0].matches("-h|--help"); // of all, whatever follows
         List<String> words = help ? List.of() : List.of(args);
-        List<Method> named = all.stream().filter(method -> words.contains(command(method).name())).toList();
+        List<Method> named = Stream.of(VmCtl.class.getDeclaredMethods()) // a command's method bears its name
+                .filter(method -> words.contains(method.getName()) && method.isAnnotationPresent(Command.class)).toList();
         boolean hint = named.isEmpty() && args.length > 0;
-        for (Method method : named.isEmpty() ? all : named) {
+        for (Method method : named.isEmpty() ? CommandLine.getCommandMethods(VmCtl.class, null) : named) {
             CommandSpec command = hint ? CommandSpec.create() : CommandSpec.forAnnotatedObject(method);
-            command.usageMessage().description(command(method).description());
-            root.addSubcommand(command(method).name(), command);
+            command.usageMessage().description(method.getAnnotation(Command.class).description());
+            root.addSubcommand(method.getName(), command);
         }
         return commandLine(root, settings);
-    }
-
-    private static Command command(Method method) {
-        return method.getAnnotation(Command.class);
     }
 
     /** Options of every command that starts a VM. */
