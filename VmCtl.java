@@ -56,7 +56,6 @@ import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
-import java.nio.file.attribute.FileTime;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.security.SecureRandom;
 import java.time.Duration;
@@ -122,9 +121,15 @@ import picocli.CommandLine.UnmatchedArgumentException;
  */
 @Command(name = "vm-ctl", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1", usageHelpWidth = 120,
         addMethodSubcommands = false, // commandLine() does it
-        description = "Start, stop, snapshot and restore the DragonFlyBSD test VM", exitCodeListHeading = "%nExit codes:%n",
+        abbreviateSynopsis = true, parameterListHeading = "%n", descriptionHeading = "%n", optionListHeading = "%nOptions:%n",
+        commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
+        description = {"Start, stop, snapshot and restore the DragonFlyBSD test VM", "",
+            "It runs on VM_DIR/NAME.qcow2, an overlay on the disk that vm-auto-install made. An option beats the environment, which beats "
+                + "vm.env (KEY=VALUE lines) in the working directory, which beats the default."},
+        footer = {"  vm-ctl start", "  vm-ctl exec -- uname -a", "  vm-ctl snapshot before-upgrade",
+            "  vm-ctl restore before-upgrade    # no disk is copied", "  VM_NAME=other vm-ctl status"},
         exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage, or refused for want of --yes", "3:the VM is not running",
-            "69:something needed is not available (QEMU, a disk, the lock, ssh)", "124:a time limit", "130, 143:interrupted"})
+            "69:something needed is not available (QEMU, a disk, a port, the lock, ssh)", "124:a time limit", "130, 143:interrupted"})
 final class VmCtl {
     static final String QEMU = "qemu-system-x86_64";
     static final String CLEAN = "clean";
@@ -153,26 +158,28 @@ final class VmCtl {
         System.exit(commandLine(args).execute(args));
     }
 
+    static CommandLine commandLine(String... args) {
+        return commandLine(Settings.read(System.getenv(), Path.of("")), args);
+    }
+
     /**
      * The command line for these arguments. It takes picocli 5 ms to read the annotations of a subcommand and 1 ms to add it at all,
      * half a start for all of them: so it has those that the arguments name. Where they name none, --help and the hint at a mistyped
      * one want all names and descriptions; without arguments it has all.
      */
-    static CommandLine commandLine(String... args) {
+    static CommandLine commandLine(Settings settings, String... args) {
         CommandSpec root = CommandSpec.forAnnotatedObject(new VmCtl());
-        List<Method> all = CommandLine.getCommandMethods(VmCtl.class, null);
-        List<Method> named = all.stream().filter(method -> List.of(args).contains(name(method))).toList();
+        boolean help = args.length > 0 && args[0].matches("-h|--help"); // of all, whatever follows
+        List<String> words = help ? List.of() : List.of(args);
+        List<Method> named = Stream.of(VmCtl.class.getDeclaredMethods()) // a command's method bears its name
+                .filter(method -> words.contains(method.getName()) && method.isAnnotationPresent(Command.class)).toList();
         boolean hint = named.isEmpty() && args.length > 0;
-        for (Method method : named.isEmpty() ? all : named) {
-            root.addSubcommand(name(method), hint ? CommandSpec.create() : CommandSpec.forAnnotatedObject(method));
-            root.subcommands().get(name(method)).getCommandSpec().usageMessage()
-                    .description(method.getAnnotation(Command.class).description());
+        for (Method method : named.isEmpty() ? CommandLine.getCommandMethods(VmCtl.class, null) : named) {
+            CommandSpec command = hint ? CommandSpec.create() : CommandSpec.forAnnotatedObject(method);
+            command.usageMessage().description(method.getAnnotation(Command.class).description());
+            root.addSubcommand(method.getName(), command);
         }
-        return commandLine(root, Settings.read(System.getenv(), Path.of("")));
-    }
-
-    private static String name(Method command) {
-        return command.getAnnotation(Command.class).name();
+        return commandLine(root, settings);
     }
 
     /** Options of every command that starts a VM. */
@@ -206,23 +213,34 @@ final class VmCtl {
         String sshPort;
 
         @Option(names = "--forward", paramLabel = "HOST:GUEST", description = "Forward one more port of 127.0.0.1 to the guest, as "
-            + "8080:80; may be repeated. restart and restore keep those of the running VM.")
+            + "8080:80 (repeatable; default: none, or what the running VM has).")
         List<String> forwards;
+    }
 
+    /** The option of every command that waits for the guest. */
+    static final class Patience {
         @Option(names = "--timeout", defaultValue = "15m", paramLabel = "TIME",
                 description = "Give up on the guest after this long, as 90s, 5m or 1h (default: ${DEFAULT-VALUE}).")
         String timeout;
     }
 
-    @Command(name = "start", footer = {"", "Example: vm-ctl start --forward 8080:80"},
-            description = "Start the VM and wait until ssh answers. The first start after an installation freezes disk and RAM as snapshot "
-                + "clean; a start from an untouched snapshot is a restore of its RAM.")
-    int start(@Mixin Machine machine,
-            @Option(names = "--no-wait", description = "Return as soon as QEMU runs.") boolean noWait,
+    @Command(name = "start",
+            description = {"Start the VM and wait until ssh answers.", "",
+                "The first start after an installation freezes disk and RAM as snapshot clean. If nothing was written since a snapshot, a "
+                    + "start restores its RAM, unless QEMU, accelerator, CPU, memory or processors differ from then: so it boots. "
+                    + "A paused VM goes on. VM_DIR/ssh_config is written: ssh -F VM_DIR/ssh_config NAME works for every tool."},
+            footer = {"  vm-ctl start", "  vm-ctl start --memory 4G --forward 8080:80",
+                "  vm-ctl start --dry-run    # prints the commands, to be pasted into a shell"},
+            exitCodeList = {"0:done, or it runs already", "1:the job failed (disk full)", "2:wrong usage",
+                "69:something needed is not available (a disk, QEMU, a port, the lock), or the guest is in trouble", "124:a time limit",
+                "130, 143:interrupted"})
+    int start(@Mixin Machine machine, @Mixin Patience patience,
+            @Option(names = "--no-wait", description = "Return as soon as QEMU runs. Restored RAM is waited for, to set its clock.")
+            boolean noWait,
             @Option(names = "--dry-run", description = "Print the commands, shell-quoted, and do nothing.") boolean dryRun)
             throws IOException {
         openVm();
-        Boot boot = boot(machine, !noWait, List.of());
+        Boot boot = planned(machine, duration(patience.timeout), !noWait, List.of());
         if (dryRun) {
             Snapshot below = vm.below().orElse(null);
             if (!Files.exists(vm.disk())) {
@@ -249,8 +267,12 @@ final class VmCtl {
         return 0;
     }
 
-    @Command(name = "stop", footer = {"", "Example: vm-ctl stop --force"},
-            description = "Shut the guest down: by ssh, else by the power button, else QEMU by its monitor, else by SIGKILL.")
+    @Command(name = "stop",
+            description = {"Shut the guest down: by ssh, else by the power button, else QEMU by its monitor, else by SIGKILL.", "",
+                "It says which it was. A guest that panicked is not asked. The working disk stays; a start goes on with it."},
+            footer = {"  vm-ctl stop", "  vm-ctl stop --force"},
+            exitCodeList = {"0:done, or it did not run", "2:wrong usage", "69:something needed is not available (VM_DIR, the lock)",
+                "130, 143:interrupted"})
     int stop(@Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.") boolean force)
             throws IOException {
         openVm();
@@ -258,12 +280,17 @@ final class VmCtl {
         return 0;
     }
 
-    @Command(name = "restart", footer = {"", "Example: vm-ctl restart --memory 4G"}, description = "Stop the VM and start it again.")
-    int restart(@Mixin Machine machine,
+    @Command(name = "restart",
+            description = {"Stop the VM and start it again.", "", "It keeps the port and the forwards that it was started with."},
+            footer = {"  vm-ctl restart", "  vm-ctl restart --memory 4G --cpus 2"},
+            exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage",
+                "69:something needed is not available (a disk, QEMU, a port, the lock), or the guest is in trouble", "124:a time limit",
+                "130, 143:interrupted"})
+    int restart(@Mixin Machine machine, @Mixin Patience patience,
             @Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.") boolean force)
             throws IOException {
         openVm();
-        Boot boot = boot(machine, true, List.of());
+        Boot boot = planned(machine, duration(patience.timeout), true, List.of());
         locked("restart", () -> {
             shutDown(force);
             boot(boot, true);
@@ -271,10 +298,16 @@ final class VmCtl {
         return 0;
     }
 
-    @Command(name = "status", footer = {"", "Example: vm-ctl status --json", "A stopped VM is exit code 3, a panicked or hung one 69."},
-            description = "Tell the VM's state, without waiting for the guest.")
-    int status(@Option(names = "--json", description = "One JSON object.") boolean asJson,
-            @Option(names = "--guest", description = "Ask the guest for its name, uptime and clock, too.") boolean guest)
+    @Command(name = "status",
+            description = {"Tell the VM's state, without waiting for the guest.", "",
+                "The state is running, starting, paused, panicked, hung, stopped, or gone (it ended without being stopped). With it come "
+                    + "what the VM was started with, the size of its disk (as the guest sees it, and here), and its snapshots."},
+            footer = {"  vm-ctl status --guest", "  vm-ctl status --json"},
+            exitCodeList = {"0:it runs, starts or is paused", "2:wrong usage", "3:it is stopped or gone", "69:it panicked or hangs",
+                "130, 143:interrupted"})
+    int status(@Option(names = "--json", description = "Print {name, state, reason, pid, port, accel, memory, cpus, forwards, "
+                + "uptimeSeconds, diskBytes, diskFileBytes, snapshots, guest}.") boolean asJson,
+            @Option(names = "--guest", description = "Ask the guest for its name, uptime and clock, too, within 10 s.") boolean guest)
             throws IOException {
         openVm();
         Report report = report(vm);
@@ -300,7 +333,9 @@ final class VmCtl {
         return report.exitCode();
     }
 
-    @Command(name = "list", footer = {"", "Example: vm-ctl list"}, description = "List all VMs in VM_DIR.")
+    @Command(name = "list", description = "List all VMs in VM_DIR: name, state, port.",
+            footer = {"  vm-ctl list", "  vm-ctl list --vm-dir /var/tmp/vms"},
+            exitCodeList = {"0:done", "2:wrong usage", "69:something needed is not available (VM_DIR)", "130, 143:interrupted"})
     int list() throws IOException {
         openVm();
         for (String name : vm.names()) {
@@ -311,13 +346,24 @@ final class VmCtl {
         return 0;
     }
 
-    @Command(name = "snapshot", footer = {"", "Example: vm-ctl snapshot before-upgrade; vm-ctl snapshot --list"},
-            description = "Freeze the VM under a name: the disk of a stopped one, disk and RAM of a running one. No disk is copied.")
-    int snapshot(@Parameters(arity = "0..1", paramLabel = "NAME", defaultValue = CLEAN,
-            description = "Default: ${DEFAULT-VALUE}.") String name,
-            @Option(names = "--list", description = "List the snapshots.") boolean list,
-            @Option(names = "--delete", paramLabel = "NAME", description = "Delete a snapshot that nothing builds on.") String delete,
+    @Command(name = "snapshot",
+            description = {"Freeze the VM under a name: the disk of a stopped one, disk and RAM of a running one.", "",
+                "No disk is copied: the working disk becomes the snapshot's, in the VM's .snapshots/ in VM_DIR, and the VM goes on with an "
+                    + "overlay on it. A running guest has to answer ssh, and stands still until its RAM is written and read. "
+                    + "Replacing a snapshot asks on a terminal, and elsewhere wants --yes."},
+            footer = {"  vm-ctl snapshot before-upgrade", "  vm-ctl snapshot clean --yes    # from now on this is the clean state",
+                "  vm-ctl snapshot --list", "  vm-ctl snapshot --delete before-upgrade"},
+            exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage, or refused for want of --yes",
+                "69:something needed is not available (a disk, QEMU, the lock, ssh), or others build on the snapshot", "124:a time limit",
+                "130, 143:interrupted"})
+    int snapshot(@Parameters(arity = "0..1", paramLabel = "NAME", description = "What to freeze it as (default: clean).") String given,
+            @Option(names = "--list", description = "List the snapshots: name, time, what is in it.") boolean list,
+            @Option(names = "--delete", paramLabel = "NAME", description = "Delete a snapshot that no other builds on.") String delete,
             @Option(names = "--yes", description = "Replace a snapshot of this name without asking.") boolean yes) throws IOException {
+        if (Stream.of(given != null, list, delete != null).filter(wanted -> wanted).count() > 1) {
+            throw new VmException(2, "snapshot takes a NAME, --list or --delete NAME: one of them");
+        }
+        String name = given == null ? CLEAN : given;
         openVm();
         checkSnapshotName(delete == null ? name : delete);
         if (list) {
@@ -351,26 +397,31 @@ final class VmCtl {
         return 0;
     }
 
-    @Command(name = "restore", footer = {"", "Example: vm-ctl restore before-upgrade"},
-            description = "Throw the working disk away and go back to a snapshot. One with RAM comes back running, its clock set; "
-                + "one without leaves the VM running or stopped, as it was.")
-    int restore(@Mixin Machine machine,
-            @Parameters(arity = "0..1", paramLabel = "NAME", defaultValue = CLEAN, description = "Default: ${DEFAULT-VALUE}.") String name)
-            throws IOException {
+    @Command(name = "restore",
+            description = {"Throw the working disk away, unasked, and go back to a snapshot.", "",
+                "One with RAM comes back running, its clock set; one without leaves the VM running or stopped, as it was. The snapshots "
+                    + "stay. A running VM keeps the port and the forwards that it was started with."},
+            footer = {"  vm-ctl restore", "  vm-ctl restore before-upgrade"},
+            exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage",
+                "69:something needed is not available (the snapshot, QEMU, a port, the lock), or the guest is in trouble",
+                "124:a time limit", "130, 143:interrupted"})
+    int restore(@Mixin Machine machine, @Mixin Patience patience,
+            @Parameters(arity = "0..1", paramLabel = "NAME", defaultValue = CLEAN,
+                    description = "The snapshot (default: ${DEFAULT-VALUE}).") String name) throws IOException {
         openVm();
         checkSnapshotName(name);
-        Snapshot snapshot = vm.snapshot(name).orElse(null);
-        if (snapshot == null && !(name.equals(CLEAN) && Files.exists(vm.clean()))) {
-            throw new VmException(69, vm.name() + " has no usable snapshot " + name + (name.equals(CLEAN)
-                    ? ": run vm-auto-install, or vm-ctl install" : ": vm-ctl snapshot --list names those it has"));
-        }
-        Boot boot = boot(machine, true, List.of());
+        Boot boot = planned(machine, duration(patience.timeout), true, List.of());
         locked("restore", () -> {
+            Snapshot snapshot = vm.snapshot(name).orElse(null);
+            if (snapshot == null && !(name.equals(CLEAN) && Files.exists(vm.clean()))) {
+                throw new VmException(69, vm.name() + " has no usable snapshot " + name + (name.equals(CLEAN)
+                        ? ": run vm-auto-install, or vm-ctl install" : ": vm-ctl snapshot --list names those it has"));
+            }
             JsonObject running = running();
             if (running != null) {
                 kill(running.getLong("pid")); // its disk is thrown away: nothing to write back
             }
-            overlay(vm.snapshot(name).map(Snapshot::disk).orElse(vm.clean()));
+            overlay(snapshot == null ? vm.clean() : snapshot.disk());
             if (running != null || snapshot != null && snapshot.ram() != null) {
                 boot(boot, true);
             } else {
@@ -380,9 +431,14 @@ final class VmCtl {
         return 0;
     }
 
-    @Command(name = "console", footer = {"", "Example: vm-ctl console --log"},
-            description = "Attach to the guest's serial console; Ctrl-] detaches. With --log print what it said, and what it says.")
-    int console(@Option(names = "--log", description = "Print the console's log and follow it until the VM stops.") boolean log)
+    @Command(name = "console",
+            description = {"Attach to the guest's serial console; Ctrl-] detaches.", "",
+                "It works when ssh does not. What the guest prints is also in VM_DIR/NAME.console.log, whether one is attached or not."},
+            footer = {"  vm-ctl console", "  vm-ctl console --log"},
+            exitCodeList = {"0:done: detached, or the VM stopped", "2:wrong usage", "3:the VM is not running; with --log: it never ran",
+                "69:something needed is not available (the console)", "130, 143:interrupted"})
+    int console(@Option(names = "--log", description = "Print the console's log from its beginning, and follow it until the VM stops.")
+            boolean log)
             throws IOException {
         openVm();
         if (log) {
@@ -425,29 +481,44 @@ final class VmCtl {
         }
     }
 
-    @Command(name = "screenshot", footer = {"", "Example: vm-ctl screenshot now.png"}, description = "Write what the guest's screen shows.")
-    int screenshot(@Parameters(paramLabel = "FILE.png", description = "Where to.") Path file) throws IOException {
+    @Command(name = "screenshot", description = "Write what the guest's screen shows, as PNG.", footer = "  vm-ctl screenshot now.png",
+            exitCodeList = {"0:done", "2:wrong usage", "3:the VM is not running", "69:QEMU cannot write the file, or hangs",
+                "130, 143:interrupted"})
+    int screenshot(@Parameters(paramLabel = "FILE.png", description = "Where to; a file that is there is replaced.") Path file)
+            throws IOException {
         openVm();
         needRunning();
         qmp("screendump", "filename", file.toAbsolutePath().toString(), "format", "png");
         return 0;
     }
 
-    @Command(name = "ssh", footer = {"", "Example: vm-ctl ssh"}, description = "Open a shell in the guest.")
-    int ssh(@Parameters(arity = "0..*", paramLabel = "WORD", description = "Handed to ssh, after --.") List<String> words)
-            throws IOException {
+    @Command(name = "ssh", description = {"Open a shell in the guest, as root.", "",
+                "It is ssh -F VM_DIR/ssh_config NAME: keys, port and host key are settled."},
+            footer = {"  vm-ctl ssh", "  vm-ctl ssh -- -t top", "  vm-ctl ssh -- -L 8080:127.0.0.1:80"},
+            exitCodeList = {"N:what the shell or the command in the guest ended with", "2:wrong usage", "3:the VM is not running",
+                "69:the guest does not answer ssh", "130, 143:interrupted"})
+    int ssh(@Parameters(arity = "0..*", paramLabel = "WORD", description = "What else ssh is told, after --: its options, a command for "
+            + "root's shell (default: none, which is a shell on this terminal).") List<String> words) throws IOException {
         openVm();
         needRunning();
         return sshResult(interactive(ssh(words == null ? new String[0] : words.toArray(String[]::new)), null));
     }
 
-    @Command(name = "exec", footer = {"", "Example: vm-ctl exec --timeout 5m -- gmake -C /root/project test",
-            "Several words are a command and its arguments; a single one is a line for the guest's sh."},
-            description = "Run a command in the guest, with this command's input; its exit code is the exit code.")
-    int exec(@Parameters(arity = "1..*", paramLabel = "WORD", description = "The command, after --.") List<String> words,
-            @Option(names = "--env", paramLabel = "K=V", description = "Set a variable for it; may be repeated.") List<String> environment,
+    @Command(name = "exec",
+            description = {"Run a command in the guest, as root, with this command's input; its exit code is the exit code.", "",
+                "Several words are a command and its arguments, which reach it as they are. A single word is a line for the guest's sh. "
+                    + "There is no terminal: vm-ctl ssh -- -t COMMAND gives one."},
+            footer = {"  vm-ctl exec -- uname -a", "  vm-ctl exec 'cd /root/project && gmake 2>&1 | tail'",
+                "  vm-ctl exec --env GOFLAGS=-v --timeout 5m -- gmake -C /root/project test"},
+            exitCodeList = {"N:what the command in the guest ended with", "2:wrong usage", "3:the VM is not running",
+                "69:the guest does not answer ssh", "124:a time limit", "130, 143:interrupted"})
+    int exec(@Parameters(arity = "1..*", paramLabel = "WORD", description = "The command and its arguments, after --, or one line for sh.")
+            List<String> words,
+            @Option(names = "--env", paramLabel = "K=V", description = "An environment variable for the guest's command (repeatable).")
+            List<String> environment,
             @Option(names = "--timeout", paramLabel = "TIME",
-                    description = "Kill it with its process group after this long: exit code 124.") String timeout) throws IOException {
+                    description = "Kill it with its process group after this long, as 90s, 5m or 1h (default: none).") String timeout)
+            throws IOException {
         openVm();
         Duration limit = timeout == null ? null : duration(timeout);
         List<String> variables = environment == null ? List.of() : environment;
@@ -462,14 +533,21 @@ final class VmCtl {
         return sshResult(code);
     }
 
-    @Command(name = "install", footer = {"", "Example: vm-ctl install --vm-name by-hand"},
-            description = "Install by hand: boot the installer with a blank disk, the serial console, a VNC screen on loopback, and a "
-                + "CD that makes of the installed system what vm-auto-install would have made of it.")
+    @Command(name = "install",
+            description = {"Install by hand: boot the installer with a blank disk and a CD with the provisioning.", "",
+                "The CD makes of the installed system what vm-auto-install would have made of it; what to type is printed. There is the "
+                    + "serial console, and a VNC screen on 127.0.0.1. Reads VM_DIR/dfly-VERSION.iso, which vm-setup fetches, and the "
+                    + "scripts in phases/; writes NAME.qcow2, unless vm-setup disk made it, and NAME.ssh/ in VM_DIR. After a power-off run "
+                    + "it again. In the end vm-ctl snapshot clean makes it a VM like any other."},
+            footer = {"  vm-ctl install --vm-name by-hand", "  vm-ctl install --image ~/Downloads/dfly.iso --disk-size 40G"},
+            exitCodeList = {"0:done: it runs", "1:the job failed (disk full)", "2:wrong usage",
+                "69:something needed is not available (ISO, phase scripts, QEMU, a port, the lock), or it is installed already",
+                "124:a time limit", "130, 143:interrupted"})
     int install(@Mixin Machine machine,
             @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2", paramLabel = "VERSION",
                     description = "Which installer (DFLY_VERSION; default: ${DEFAULT-VALUE}).") String version,
             @Option(names = "--image", descriptionKey = "VM_IMAGE", paramLabel = "FILE",
-                    description = "A local installer ISO instead (VM_IMAGE).") String image,
+                    description = "A local installer ISO instead (VM_IMAGE; default: VM_DIR/dfly-VERSION.iso).") String image,
             @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "20G", paramLabel = "SIZE",
                     description = "The blank disk's size (VM_DISK_SIZE; default: ${DEFAULT-VALUE}, sparse).") String diskSize,
             @Option(names = "--phases", descriptionKey = "VM_PHASES", paramLabel = "DIR",
@@ -492,7 +570,7 @@ final class VmCtl {
             int screen = IntStream.range(5900, 6000).filter(VmCtl::isFree).findFirst()
                     .orElseThrow(() -> new VmException(69, "no port from 5900 to 5999 is free for the screen"));
             machine.qemuArgs += " -vnc 127.0.0.1:" + (screen - 5900);
-            JsonObject running = launch(boot(machine, false, List.of(installer, provisioningDisc(scripts), installer)), null);
+            JsonObject running = launch(planned(machine, SOON, false, List.of(installer, provisioningDisc(scripts), installer)), null);
             say("it boots the CD, or da0 once installed. Its screen is VNC on 127.0.0.1:" + screen + ", its serial line 'vm-ctl console'.\n"
                     + "Install to da0 with the installer; without it, log in as root and type\n\n"
                     + "  mount_cd9660 /dev/cd1 /mnt && sh /mnt/phase1.sh\n\n"
@@ -504,8 +582,12 @@ final class VmCtl {
         return 0;
     }
 
-    @Command(name = "destroy", footer = {"", "Example: vm-ctl destroy --yes"},
-            description = "Delete the VM: disks, snapshots, keys, logs. The installer ISO stays.")
+    @Command(name = "destroy",
+            description = {"Delete the VM: disks, snapshots, keys, logs. The installer ISO stays.", "",
+                "It asks on a terminal, and elsewhere wants --yes. A running VM is killed. Other VMs in VM_DIR are left alone."},
+            footer = {"  vm-ctl destroy", "  vm-ctl destroy --vm-name by-hand --yes"},
+            exitCodeList = {"0:done, or there is none", "2:wrong usage, or refused for want of --yes",
+                "69:something needed is not available (VM_DIR, the lock)", "130, 143:interrupted"})
     int destroy(@Option(names = "--yes", description = "Do not ask.") boolean yes) throws IOException {
         openVm();
         if (vm.files().isEmpty()) {
@@ -554,8 +636,16 @@ final class VmCtl {
             return file(".pid");
         }
 
+        /** Where a socket lies: in VM_DIR, or, as a socket's path holds 107 bytes at most, in a short private directory. */
         Path socket(String suffix) throws IOException {
-            return VmCtl.socket(dir, name + suffix);
+            Path socket = file(suffix);
+            if (socket.toString().getBytes(UTF_8).length <= 85) { // ssh appends 17 characters while it makes a ControlPath
+                return socket;
+            }
+            String runtime = System.getenv().getOrDefault("XDG_RUNTIME_DIR", "");
+            Path directory = Path.of(runtime.isEmpty() ? System.getProperty("java.io.tmpdir") : runtime)
+                    .resolve("vm-" + System.getProperty("user.name") + "-" + Integer.toHexString(dir.toString().hashCode()));
+            return privateDirectory(directory).resolve(name + suffix); // fails if it is somebody else's
         }
 
         /** The names of all VMs here. */
@@ -573,39 +663,40 @@ final class VmCtl {
             return files.stream().filter(file -> Files.exists(file, LinkOption.NOFOLLOW_LINKS)).toList();
         }
 
-        /** A disk and all it builds on; as its last the first one that is missing or damaged. */
-        static List<Path> chain(Path top) throws IOException {
-            List<Path> chain = new ArrayList<>();
-            for (Path disk = top; disk != null && !chain.contains(disk); disk = Qcow2.isOne(disk) ? Qcow2.read(disk).backing() : null) {
-                chain.add(disk);
+        /**
+         * Whether all that a disk builds on is there, and no newer than what builds on it: an installation may have replaced it. What
+         * is known already of some disks is believed and added to: many snapshots have their lower disks in common.
+         */
+        static boolean isSound(Path top, Map<Path, Boolean> known) throws IOException {
+            if (!known.containsKey(top)) {
+                known.put(top, false); // also if it builds on itself
+                Optional<Qcow2> disk = Qcow2.find(top);
+                Path backing = disk.map(Qcow2::backing).orElse(null);
+                known.put(top, disk.isPresent() && (backing == null || isSound(backing, known)
+                        && Files.getLastModifiedTime(backing).compareTo(Files.getLastModifiedTime(top)) <= 0));
             }
-            return chain;
-        }
-
-        /** Whether all that a disk builds on is there, and no newer than what builds on it: an installation may have replaced it. */
-        static boolean isSound(Path top) throws IOException {
-            FileTime above = null;
-            for (Path disk : chain(top)) {
-                if (!Qcow2.isOne(disk) || above != null && Files.getLastModifiedTime(disk).compareTo(above) > 0) {
-                    return false;
-                }
-                above = Files.getLastModifiedTime(disk);
-            }
-            return true;
+            return known.get(top);
         }
 
         /** A snapshot by its name, if it can be used. */
         Optional<Snapshot> snapshot(String snapshot) throws IOException {
-            Snapshot found = Snapshot.read(this, file(".snapshots").resolve(snapshot).resolve("snapshot.json"));
-            return found != null && isSound(found.disk()) ? Optional.of(found) : Optional.empty();
+            return snapshots(List.of(file(".snapshots").resolve(snapshot))).stream().findFirst();
         }
 
         List<Snapshot> snapshots() throws IOException {
-            List<Snapshot> found = new ArrayList<>();
-            for (Path directory : entries(file(".snapshots"))) {
-                snapshot(directory.getFileName().toString()).ifPresent(found::add);
+            return snapshots(entries(file(".snapshots")));
+        }
+
+        private List<Snapshot> snapshots(List<Path> directories) throws IOException {
+            List<Snapshot> usable = new ArrayList<>();
+            Map<Path, Boolean> known = new HashMap<>();
+            for (Path directory : directories) {
+                Snapshot snapshot = Snapshot.read(this, directory.resolve("snapshot.json"));
+                if (snapshot != null && isSound(snapshot.disk(), known)) {
+                    usable.add(snapshot);
+                }
             }
-            return found;
+            return usable;
         }
 
         /** The snapshot that the working disk still equals, nothing having been written to it; without one, what it will be made from. */
@@ -659,21 +750,31 @@ final class VmCtl {
 
         /** Removes what no record and no disk refers to any more; nothing at all while a record or a chain is damaged. */
         void sweep() throws IOException {
-            Set<Path> needed = new HashSet<>(chain(disk()));
-            needed.remove(disk()); // it may have yet to be made
+            Set<Path> needed = new HashSet<>();
+            List<Path> tops = new ArrayList<>(Files.exists(disk()) ? List.of(disk()) : List.of());
             List<Path> directories = entries(file(".snapshots"));
             for (Path directory : directories) {
                 Path record = directory.resolve("snapshot.json");
                 Snapshot snapshot = Snapshot.read(this, record);
                 if (snapshot != null) {
-                    needed.addAll(chain(snapshot.disk()));
+                    tops.add(snapshot.disk());
                     needed.addAll(snapshot.ram() == null ? List.of(record) : List.of(record, snapshot.ram()));
                 } else if (Files.exists(record)) {
                     return;
                 }
             }
-            if (!needed.stream().allMatch(file -> file.toString().endsWith(".qcow2") ? Qcow2.isOne(file) : Files.exists(file))) {
+            if (!needed.stream().allMatch(Files::exists)) {
                 return;
+            }
+            for (Path top : tops) {
+                Path disk = top;
+                while (disk != null && needed.add(disk)) {
+                    Optional<Qcow2> found = Qcow2.find(disk);
+                    if (found.isEmpty()) {
+                        return;
+                    }
+                    disk = found.get().backing();
+                }
             }
             for (Path directory : directories) {
                 for (Path file : entries(directory)) {
@@ -690,11 +791,12 @@ final class VmCtl {
 
     /** A qcow2 image's header; read directly, as it is needed often, and QEMU's lock is in the way of qemu-img. Empty: never written to. */
     record Qcow2(Path backing, long size, boolean empty) {
-        static boolean isOne(Path file) {
+        /** Empty if the file is missing or damaged. */
+        static Optional<Qcow2> find(Path file) {
             try {
-                return read(file).size() > 0;
+                return Optional.of(read(file)).filter(image -> image.size() > 0);
             } catch (IOException | VmException damaged) {
-                return false;
+                return Optional.empty();
             }
         }
 
@@ -767,7 +869,7 @@ final class VmCtl {
     // Starting.
 
     /** What the options say, checked; port and forwards that they do not name are those that the running VM was given. */
-    private Boot boot(Machine machine, boolean waits, List<Path> discs) throws IOException {
+    private Boot planned(Machine machine, Duration limit, boolean waits, List<Path> discs) throws IOException {
         long mebibytes = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean()).getTotalMemorySize() >> 20;
         String memory = machine.memory == null ? Math.max(2048, Math.min(8192, mebibytes / 4)) + "M" : machine.memory;
         int half = Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2));
@@ -777,7 +879,6 @@ final class VmCtl {
         String aPort = VALUES.get("VM_SSH_PORT").get(0);
         forwards.forEach(forward -> require("--forward", forward, "(" + aPort + "):(" + aPort + ")", "two ports such as 8080:80"));
         int port = machine.sshPort != null ? Integer.parseInt(machine.sshPort) : before == null ? 0 : before.getInt("wantedPort");
-        Duration limit = duration(machine.timeout);
         List<String> more = split(machine.qemuArgs);
         if (!Files.exists(vm.disk()) && !Files.exists(vm.clean())) {
             throw new VmException(69, "there is no disk for " + vm.name() + " in " + vm.dir() + ": run vm-auto-install, or vm-ctl install");
@@ -856,7 +957,7 @@ final class VmCtl {
         boolean asInstalled = vm.isAsInstalled();
         if (!Files.exists(vm.disk())) {
             overlay(below == null ? vm.clean() : below.disk());
-        } else if (!Vm.isSound(vm.disk())) {
+        } else if (!Vm.isSound(vm.disk(), new HashMap<>())) {
             throw new VmException(69, "what " + vm.disk() + " builds on is gone or was made anew: vm-ctl restore goes back to clean");
         }
         if (below != null && below.ram() != null) {
@@ -1182,8 +1283,9 @@ final class VmCtl {
         }
         Snapshot snapshot = vm.snapshot(name).orElseThrow(() -> new VmException(69, vm.name() + " has no snapshot " + name));
         List<String> builders = new ArrayList<>();
+        Map<Path, Boolean> known = new HashMap<>(Map.of(snapshot.disk(), false)); // as if it were gone
         for (Snapshot other : vm.snapshots()) {
-            if (!other.name().equals(name) && Vm.chain(other.disk()).contains(snapshot.disk())) {
+            if (!other.name().equals(name) && !Vm.isSound(other.disk(), known)) {
                 builders.add(other.name());
             }
         }
@@ -1250,13 +1352,12 @@ final class VmCtl {
         }
     }
 
-    private boolean kill(long pid) throws IOException {
+    private void kill(long pid) throws IOException {
         closeSshMaster();
         ProcessHandle.of(pid).ifPresent(ProcessHandle::destroyForcibly);
         if (!isGone(pid, SOON)) {
             throw new VmException(69, "QEMU (pid " + pid + ") does not die: it waits for the host's kernel, likely for a disk");
         }
-        return true;
     }
 
     private static boolean isGone(long pid, Duration limit) {
@@ -1288,7 +1389,10 @@ final class VmCtl {
                         () -> hasBanner(running.getInt("port"), 5000) && ask(SOON, "shutdown -p now").done()),
                 new Rung("the power button", Duration.ofSeconds(60), () -> qmp("system_powerdown") != null),
                 new Rung("QMP quit", Duration.ofSeconds(30), () -> qmp("quit") != null),
-                new Rung("SIGKILL", SOON, () -> kill(pid)));
+                new Rung("SIGKILL", SOON, () -> {
+                    kill(pid);
+                    return true;
+                }));
         for (Rung rung : force || trouble.isPresent() ? rungs.subList(2, 4) : rungs) {
             try {
                 boolean taken = rung.step().call();
@@ -1383,8 +1487,7 @@ final class VmCtl {
 
     /** The file that includes every VM's. */
     private void writeSshConfig() throws IOException {
-        String includes = entries(vm.dir()).stream().map(file -> file.resolve("config"))
-                .filter(file -> file.toString().endsWith(".ssh/config"))
+        String includes = entries(vm.dir()).stream().filter(file -> file.toString().endsWith(".ssh")).map(keys -> keys.resolve("config"))
                 .filter(Files::exists).map(file -> file.toString().replaceAll("[\\\\*?\\[]", "\\\\$0")) // a pattern for ssh
                 .map(pattern -> "Include \"" + pattern.replace("\\", "\\\\").replace("\"", "\\\"") + "\"\n").collect(Collectors.joining());
         writeFile(vm.dir().resolve("ssh_config"), includes, "rw-------");
@@ -1651,19 +1754,6 @@ final class VmCtl {
             }
         });
         return channel;
-    }
-
-    /** Where a socket of VM_DIR lies: there, or, as a socket's path holds 107 bytes at most, in a short private directory. */
-    static Path socket(Path vmDir, String fileName) throws IOException {
-        Path socket = vmDir.resolve(fileName);
-        if (socket.toString().getBytes(UTF_8).length <= 85) { // ssh appends 17 characters while it makes a ControlPath
-            return socket;
-        }
-        String runtime = System.getenv().getOrDefault("XDG_RUNTIME_DIR", "");
-        Path directory = Path.of(runtime.isEmpty() ? System.getProperty("java.io.tmpdir") : runtime)
-                .resolve("vm-" + System.getProperty("user.name") + "-" + Integer.toHexString(vmDir.toString().hashCode()));
-        privateDirectory(directory); // fails if it is somebody else's
-        return directory.resolve(fileName);
     }
 
     // shared:iso

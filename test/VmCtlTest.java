@@ -37,11 +37,15 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.concurrent.TimeUnit;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.MethodSource;
 import org.junit.platform.console.ConsoleLauncher;
 import picocli.CommandLine;
 
@@ -98,7 +102,7 @@ final class VmCtlTest {
         settings.putAll(environment);
         StringWriter out = new StringWriter();
         StringWriter err = new StringWriter();
-        CommandLine line = VmCtl.commandLine(new VmCtl(), new VmCtl.Settings(settings, Map.of("VM_CPUS", "3", "VM_MEMORY", "96M")));
+        CommandLine line = VmCtl.commandLine(new VmCtl.Settings(settings, Map.of("VM_CPUS", "3", "VM_MEMORY", "96M")), arguments);
         int exitCode = line.setOut(new PrintWriter(out, true)).setErr(new PrintWriter(err, true)).execute(arguments);
         return new Result(exitCode, out.toString(), err.toString());
     }
@@ -143,7 +147,34 @@ final class VmCtlTest {
         ctl("strt").exits(2).says("did you mean");
         ctl("start", "--no-wiat").exits(2).says("--no-wait");
         ctl().exits(2);
-        ctl("start", "--help").exits(0).answers("VM_MEMORY").answers("Example:").answers("Exit codes:");
+        ctl("--help", "start").exits(0).answers("Commands:").answers("  stop ").answers("  start ");
+        ctl("start", "--help").exits(0).answers("VM_MEMORY").answers("Examples:").answers("Exit codes:");
+    }
+
+    static Stream<CommandLine> commands() {
+        CommandLine all = VmCtl.commandLine(new VmCtl.Settings(Map.of("VM_DIR", "/var/vms"), Map.of()));
+        return Stream.concat(Stream.of(all), all.getSubcommands().values().stream());
+    }
+
+    @ParameterizedTest
+    @MethodSource("commands")
+    void everyHelpHasExamplesThatParseExitCodesAndTheDefaultOfEachVariable(CommandLine command) {
+        String help = command.getUsageMessage(CommandLine.Help.Ansi.OFF);
+        assertTrue(help.lines().allMatch(line -> line.length() <= 120), help);
+        Matcher page = Pattern.compile("(?s)Usage: .*\n\nOptions:\n.*\n\nExamples:\n(.*)\n\nExit codes:\n  [0N] .*\n  2 .*\n  69 .*")
+                .matcher(help);
+        assertTrue(page.matches(), help);
+        for (String example : page.group(1).lines().toList()) {
+            String[] words = example.replaceFirst(".*?vm-ctl ", "").replaceFirst(" *#.*", "").split(" ");
+            assertTrue(command.getParent() == null || words[0].equals(command.getCommandName()), example);
+            VmCtl.commandLine(new VmCtl.Settings(Map.of(), Map.of()), words).parseArgs(words);
+        }
+        String text = help.replaceAll("\\s+", " ");
+        command.getCommandSpec().options().stream().filter(option -> option.descriptionKey().matches("[A-Z_]+")).forEach(option -> {
+            String line = option.longestName() + "=\\S+ [^(]*\\(" + option.descriptionKey() + "; default: [^;)]+\\)";
+            assertTrue(Pattern.compile(line).matcher(text).find(), option.longestName() + " in " + help);
+        });
+        assertTrue(text.contains("(VM_DIR; default: /var/vms)"), "the default is the one that holds here: " + help);
     }
 
     @Test
@@ -155,7 +186,8 @@ final class VmCtlTest {
         }
         ctl(Map.of("VM_NAME", "x-clean"), "status").exits(2).says("-clean");
         ctl(Map.of("VM_SSH_PORT", "65536"), "start").exits(2).says("VM_SSH_PORT");
-        for (String line : List.of("snapshot ../up", "restore ../up", "snapshot --delete ../up", "start --forward 80", "start --forward 0:80",
+        for (String line : List.of("snapshot ../up", "restore ../up", "snapshot --delete ../up", "snapshot --list one",
+                "snapshot --list --delete one", "snapshot one --delete two", "start --forward 80", "start --forward 0:80",
                 "start --forward 80:65536", "start --timeout soon", "exec --timeout 5 true", "exec --env =x true")) {
             assertEquals(1, ctl(line.split(" ")).exits(2).err().lines().count(), line);
         }
@@ -312,7 +344,7 @@ final class VmCtlTest {
             byte[] damaged = sound.clone();
             Arrays.fill(damaged, at, at + 4, (byte) 0xff);
             Files.write(vm.disk(), damaged);
-            assertFalse(VmCtl.Qcow2.isOne(vm.disk()));
+            assertEquals(Optional.empty(), VmCtl.Qcow2.find(vm.disk()));
             ctl("start").exits(69).says("is damaged: vm-ctl restore");
         }
         Files.write(vm.disk(), Arrays.copyOf(sound, 80));
@@ -851,7 +883,7 @@ final class VmCtlTest {
     void whatIsNoSettingInVmEnvIsSaid() throws IOException {
         for (String text : List.of("VM_NAME: a", "VM_NAME", "\u0000")) {
             StringWriter err = new StringWriter();
-            CommandLine line = VmCtl.commandLine(new VmCtl(), settings(text + "\n")).setErr(new PrintWriter(err, true));
+            CommandLine line = VmCtl.commandLine(settings(text + "\n"), "status").setErr(new PrintWriter(err, true));
             assertEquals(2, line.execute("status"), text);
             assertTrue(err.toString().startsWith("vm-ctl: vm.env: not KEY=VALUE: " + text), err.toString());
             assertEquals(0, line.setOut(new PrintWriter(new StringWriter())).execute("--help"), "the way out");
