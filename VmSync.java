@@ -252,7 +252,7 @@ final class VmSync implements Callable<Integer> {
             IOUtils.closeQuietly(connection);
         }
         pull.leftOut.forEach(this::tell);
-        spec.commandLine().getOut().printf("pulled %s: %d files, %d bytes, %.2f s%n", from, pull.files, pull.bytes, seconds());
+        spec.commandLine().getOut().printf(Locale.ROOT, "pulled %s: %d files, %d bytes, %.2f s%n", from, pull.files, pull.bytes, seconds());
         return pull.leftOut.isEmpty() ? 0 : 1;
     }
 
@@ -501,7 +501,7 @@ final class VmSync implements Callable<Integer> {
                 PATH=$PATH:/usr/local/bin:/usr/local/sbin LC_ALL=C
                 export PATH LC_ALL
                 umask 022
-                refuse() { echo "$1" >&2; exit %d; }
+                refuse() { echo "$1" >&2; exit %s; }
                 d=%s s=$HOME/.vm-sync/%s made= inode=
                 look() { inode=$(ls -di "$d/." 2>/dev/null) && set -- $inode && inode=$1; }
                 [ ! -f "$s/made" ] || read -r made <"$s/made"
@@ -558,7 +558,7 @@ final class VmSync implements Callable<Integer> {
                 if [ -d "$f" ]; then cd "$f" && exec tar $t -cf - .
                 elif [ -f "$f" ]; then cd "${f%%/*}/" && exec tar $t -chf - "./${f##*/}"
                 fi
-                exit %d
+                exit %s
                 """.formatted(word(from), NO_INPUT);
     }
 
@@ -1004,7 +1004,7 @@ final class VmSync implements Callable<Integer> {
                 try {
                     Outcome outcome = sync();
                     if (vm != synced || !outcome.changes().isEmpty() || !outcome.complete()) {
-                        report(outcome, String.format("%tT ", LocalTime.now()));
+                        report(outcome, String.format(Locale.ROOT, "%tT ", LocalTime.now()));
                     }
                     synced = vm;
                     trouble = "";

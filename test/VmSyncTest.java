@@ -32,6 +32,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
@@ -242,6 +243,20 @@ final class VmSyncTest {
     void sshsConfigurationIsRead() {
         assertEquals(Map.of("host", "vm", "hostname", "127.0.0.1", "identityfile", "/a b/100% \"key\\ ", "port", "2222"),
                 VmSync.sshConfig("Host vm\n  HostName 127.0.0.1\n\tIdentityFile \"/a b/100%% \\\"key\\\\ \"\n  Port 2222\n"));
+    }
+
+    /** In Egypt %d writes other digits than a shell reads. */
+    @Test
+    void whatTheGuestIsAskedIsTheSameInEveryLocale() {
+        Locale before = Locale.getDefault();
+        String here = VmSync.pullScript("/a");
+        try {
+            Locale.setDefault(Locale.forLanguageTag("ar-EG"));
+            assertEquals("\u0667", String.format("%d", 7));
+            assertEquals(here, VmSync.pullScript("/a"));
+        } finally {
+            Locale.setDefault(before);
+        }
     }
 
     @Test
