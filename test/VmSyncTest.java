@@ -242,7 +242,7 @@ final class VmSyncTest {
     @Test
     void sshsConfigurationIsRead() {
         assertEquals(Map.of("host", "vm", "hostname", "127.0.0.1", "identityfile", "/a b/100% \"key\\ ", "port", "2222"),
-                VmSync.sshConfig("Host vm\n  HostName 127.0.0.1\n\tIdentityFile \"/a b/100%% \\\"key\\\\ \"\n  Port 2222\n"));
+                VmSync.keywords("Host vm\n  HostName 127.0.0.1\n\tIdentityFile \"/a b/100%% \\\"key\\\\ \"\n  Port 2222\n"));
     }
 
     /** In Egypt %d writes other digits than a shell reads. */
