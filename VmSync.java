@@ -155,7 +155,7 @@ final class VmSync implements Callable<Integer> {
     }
 
     @Option(names = "--remote-dir", descriptionKey = "VM_REMOTE_DIR", scope = ScopeType.INHERIT, converter = RemoteDirectory.class,
-            paramLabel = "DIR", description = "The project in the guest (VM_REMOTE_DIR; default: /root/<the project's name>).")
+            paramLabel = "DIR", description = "The project in the guest (VM_REMOTE_DIR; default: /root/<name of the project>).")
     String remoteDir;
 
     @Option(names = "--exclude", paramLabel = "PATTERN", description = "Leave this alone, here and in the guest (repeatable); as "
