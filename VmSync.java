@@ -1,6 +1,7 @@
 ///usr/bin/env jbang "$0" "$@" ; exit $?
 //DESCRIPTION Copy a project into the running VM, and results back
 //JAVA 17+
+//RUNTIME_OPTIONS -XX:TieredStopAtLevel=1 // starts faster (jbang: 0.76 s, 0.81 s without), and it ends before C2 would pay
 //DEPS info.picocli:picocli:4.7.7
 //DEPS org.zeroturnaround:zt-exec:1.13.0
 //DEPS com.hierynomus:sshj:0.40.0
@@ -111,16 +112,22 @@ import picocli.CommandLine.UnmatchedArgumentException;
  *
  * <p>Names are kept as the bytes they are, one char each (ISO 8859-1): so every name arrives, in every locale.
  *
- * <p>Reads {@code <name>.pid}, {@code ssh_config} and {@code <name>.ssh/}; writes {@code <name>.sync/}.
+ * <p>Reads in VM_DIR: {@code <name>.pid}, {@code ssh_config}, {@code <name>.ssh/}. Writes {@code <name>.sync/}: for each remote
+ * directory a file, which is the lock and says what the next sync sends again.
  */
-@Command(name = "vm-sync", mixinStandardHelpOptions = true, version = "1",
-        description = {"Copy a project into the running VM, and results back",
-            "Without a command: make VM_REMOTE_DIR in the guest equal to VM_PROJECT. Left alone, here and there: vm/, VM_DIR, *.db, "
-                + "the built binary (a file named like the project), and what --exclude says."},
-        footer = {"", "Examples:", "  vm-sync --dry-run --exclude /node_modules/", "  vm-sync --watch",
-            "  vm-sync pull stats/testdata/fixtures",
-            "Exit codes: 0 done; 1 something could not be copied; 2 usage, or no sync made the remote directory; 3 the VM is not running; "
-                + "69 it does not answer, or has no rsync and was to."})
+@Command(name = "vm-sync", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1", usageHelpWidth = 120,
+        abbreviateSynopsis = true, parameterListHeading = "%n", descriptionHeading = "%n", optionListHeading = "%nOptions:%n",
+        commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
+        description = {"Copy a project into the running VM, and results back", "",
+            "Without a command it makes VM_REMOTE_DIR in the guest equal to VM_PROJECT, but for what is left alone, here and there: vm/, "
+                + "VM_DIR, *.db, the built binary (a file named like the project), and what --exclude says. It reads VM_DIR/ssh_config and "
+                + "VM_DIR/NAME.ssh/, and keeps notes for the next sync in VM_DIR/NAME.sync/. An option beats the environment, which beats "
+                + "vm.env (KEY=VALUE lines) in the working directory, which beats the default."},
+        footer = {"  vm-sync --watch", "  vm-sync --dry-run --exclude /node_modules/", "  VM_PROJECT=~/go-synth vm-sync --no-delete",
+            "  vm-sync pull stats/testdata/fixtures    # and back"},
+        exitCodeList = {"0:done", "1:something could not be copied (unreadable, disk full)",
+            "2:wrong usage, or refused for want of --force", "3:the VM is not running",
+            "69:something needed is not available (ssh, rsync with --engine rsync, the lock)", "130, 143:interrupted"})
 final class VmSync implements Callable<Integer> {
     private static final Path ROOT = Path.of("/");
     /** Where the guest unpacks what is not yet complete: inside the tree, and so on its file system. */
@@ -138,30 +145,30 @@ final class VmSync implements Callable<Integer> {
     }
 
     @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = ScopeType.INHERIT,
-            paramLabel = "NAME", description = "The VM (VM_NAME; default: ${DEFAULT-VALUE}).")
+            paramLabel = "NAME", description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
     String name;
 
     @Option(names = "--project", descriptionKey = "VM_PROJECT", defaultValue = ".", scope = ScopeType.INHERIT, paramLabel = "DIR",
-            description = "The directory to copy (VM_PROJECT; default: the working directory).")
+            description = "The project on this machine (VM_PROJECT; default: ${DEFAULT-VALUE}).")
     void setProject(String value) {
         project = userPath(value);
     }
 
     @Option(names = "--remote-dir", descriptionKey = "VM_REMOTE_DIR", scope = ScopeType.INHERIT, converter = RemoteDirectory.class,
-            paramLabel = "DIR", description = "Where it goes in the guest (VM_REMOTE_DIR; default: /root/<name of the project>).")
+            paramLabel = "DIR", description = "The project in the guest (VM_REMOTE_DIR; default: /root/<name of the project>).")
     String remoteDir;
 
-    @Option(names = "--exclude", paramLabel = "PATTERN", description = "Leave this alone, here and in the guest; as rsync has it: "
-            + "'/docs/' at the top, '*.log' anywhere, '+ keep.log' before it an exception.")
+    @Option(names = "--exclude", paramLabel = "PATTERN", description = "Leave this alone, here and in the guest (repeatable); as "
+            + "rsync has it: '/docs/' at the top, '*.log' anywhere, '+ keep.log' before it an exception.")
     List<String> excludes = new ArrayList<>();
 
-    @Option(names = "--exclude-from", paramLabel = "FILE", description = "Such patterns from a file, one a line.")
+    @Option(names = "--exclude-from", paramLabel = "FILE", description = "Such patterns from a file, one a line (repeatable).")
     List<Path> excludeFiles = new ArrayList<>();
 
     @Option(names = "--watch", description = "Stay, and sync whenever something in the project changes, until Ctrl-C.")
     boolean watch;
 
-    @Option(names = "--dry-run", description = "Only print what would be sent, changed and deleted.")
+    @Option(names = "--dry-run", description = "Print what would be sent, changed and deleted, and do nothing.")
     boolean dryRun;
 
     @Option(names = "--no-delete", description = "Keep what is in the guest and not in the project.")
@@ -170,8 +177,8 @@ final class VmSync implements Callable<Integer> {
     @Option(names = "--force", description = "Also into a directory that no sync made: what the project lacks is deleted there.")
     boolean force;
 
-    @Option(names = "--engine", defaultValue = "AUTO", paramLabel = "ENGINE",
-            description = "rsync, tar (built in), or auto: rsync if this machine and the guest have it (default: auto).")
+    @Option(names = "--engine", defaultValue = "auto", paramLabel = "ENGINE",
+            description = "rsync, tar (built in), or auto: rsync if this machine and the guest have it (default: ${DEFAULT-VALUE}).")
     Engine engine;
 
     @Option(names = "-v", scope = ScopeType.INHERIT, description = "Echo every external command.")
@@ -209,15 +216,18 @@ final class VmSync implements Callable<Integer> {
         try {
             return watch ? watch() : report(sync(), "");
         } finally {
-            IOUtils.closeQuietly(connection);
+            disconnect();
         }
     }
 
-    @Command(name = "pull", description = {"Bring a file, or what is in a directory, back from the guest.",
-        "Overwrites, deletes nothing, and writes nowhere but in LOCAL, whatever the guest sends: absolute names, '..', links that lead "
-            + "out, device nodes and .git directories are left out, named, and make the exit code 1."},
-            footer = {"", "Example:", "  vm-sync pull coverage.out .",
-                "Exit codes: 0 done; 1 no such file, or something left out; 2 usage; 3 the VM is not running; 69 it does not answer."})
+    @Command(name = "pull",
+            description = {"Bring a file, or what is in a directory, back from the guest.", "",
+                "It overwrites, deletes nothing, and writes nowhere but in LOCAL, whatever the guest sends: absolute names, '..', links "
+                    + "that lead out, device nodes and .git directories are left out, named, and make the exit code 1."},
+            footer = {"  vm-sync pull stats/testdata/fixtures    # to the same place in VM_PROJECT", "  vm-sync pull coverage.out .",
+                "  vm-sync pull /var/log/messages /tmp/guest.log"},
+            exitCodeList = {"0:done", "1:no such file, something left out, or LOCAL cannot be written (disk full)", "2:wrong usage",
+                "3:the VM is not running", "69:something needed is not available (ssh)", "130, 143:interrupted"})
     int pull(@Parameters(index = "0", paramLabel = "REMOTE", description = "In the guest; relative to VM_REMOTE_DIR.") String remote,
             @Parameters(index = "1", arity = "0..1", paramLabel = "LOCAL", description = "The directory to fill; for a file, also its "
                     + "new name (default: the same place in VM_PROJECT).") String local) throws IOException {
@@ -227,7 +237,7 @@ final class VmSync implements Callable<Integer> {
             throw new VmException(2, "LOCAL is missing: where to put " + remote + "?");
         }
         started = System.nanoTime();
-        running();
+        requireRunning();
         Path to = local == null ? project.resolve(remote).normalize() : userPath(local);
         String from = remote.startsWith("/") ? remote : remoteDir() + "/" + remote;
         Pull pull = new Pull(to, local != null && local.endsWith("/"), bytesOf(from).replaceAll("(?s)/+$|.*/(?=[^/])", ""));
@@ -239,10 +249,10 @@ final class VmSync implements Callable<Integer> {
                 pull.leftOut.add("the guest's tar failed: " + answer.errors());
             }
         } finally {
-            IOUtils.closeQuietly(connection);
+            disconnect();
         }
         pull.leftOut.forEach(this::tell);
-        spec.commandLine().getOut().printf("pulled %s: %d files, %d bytes, %.2f s%n", from, pull.files, pull.bytes, seconds());
+        spec.commandLine().getOut().printf(Locale.ROOT, "pulled %s: %d files, %d bytes, %.2f s%n", from, pull.files, pull.bytes, seconds());
         return pull.leftOut.isEmpty() ? 0 : 1;
     }
 
@@ -284,7 +294,7 @@ final class VmSync implements Callable<Integer> {
 
     /** The user's rules first: so they can make exceptions from the built-in ones. */
     private Rules rules() throws IOException {
-        List<String> lines = excludes.stream().map(VmSync::bytesOf).collect(Collectors.toCollection(ArrayList::new));
+        List<String> lines = new ArrayList<>(excludes.stream().map(VmSync::bytesOf).toList());
         for (Path file : excludeFiles) {
             try {
                 Files.readString(file, ISO_8859_1).lines().filter(line -> !line.isBlank() && !line.matches("[;#].*")).forEach(lines::add);
@@ -405,7 +415,7 @@ final class VmSync implements Callable<Integer> {
      */
     private Outcome sync() throws IOException {
         started = System.nanoTime();
-        running();
+        requireRunning();
         if (dryRun) {
             return sync(Set.of());
         }
@@ -463,7 +473,7 @@ final class VmSync implements Callable<Integer> {
         return tar(resend);
     }
 
-    private void running() {
+    private void requireRunning() {
         if (livePid(vmDir.resolve(name + ".pid")).isEmpty()) {
             throw new VmException(3, "VM " + name + " is not running; start it: vm-ctl start");
         } else if (!Files.exists(Path.of(sshConfig()))) {
@@ -491,7 +501,7 @@ final class VmSync implements Callable<Integer> {
                 PATH=$PATH:/usr/local/bin:/usr/local/sbin LC_ALL=C
                 export PATH LC_ALL
                 umask 022
-                refuse() { echo "$1" >&2; exit %d; }
+                refuse() { echo "$1" >&2; exit %s; }
                 d=%s s=$HOME/.vm-sync/%s made= inode=
                 look() { inode=$(ls -di "$d/." 2>/dev/null) && set -- $inode && inode=$1; }
                 [ ! -f "$s/made" ] || read -r made <"$s/made"
@@ -548,7 +558,7 @@ final class VmSync implements Callable<Integer> {
                 if [ -d "$f" ]; then cd "$f" && exec tar $t -cf - .
                 elif [ -f "$f" ]; then cd "${f%%/*}/" && exec tar $t -chf - "./${f##*/}"
                 fi
-                exit %d
+                exit %s
                 """.formatted(word(from), NO_INPUT);
     }
 
@@ -580,7 +590,7 @@ final class VmSync implements Callable<Integer> {
     private Outcome rsync(String guestRsync) {
         Answer answer = pipe(rsyncCommand(project, sshConfig(), name + ":" + remoteDir + "/", guestRsync, !keep, dryRun),
                 rules.list().stream().map(rule -> rule.text() + "\0").collect(Collectors.joining()));
-        List<String> said = answer.errors().lines().collect(Collectors.toCollection(ArrayList::new));
+        List<String> said = new ArrayList<>(answer.errors().lines().toList());
         List<Change> changes = parse(answer.out(), said);
         String why = said.isEmpty() ? "rsync ended with " + answer.status() : said.get(0);
         if (List.of(10, 12, 30, 35).contains(answer.status()) && !answer.errors().contains("No space left")) {
@@ -611,8 +621,10 @@ final class VmSync implements Callable<Integer> {
         return changes;
     }
 
-    /** Runs ssh, or rsync over it; 69 if the connection fails. Their keep-alives end it when it is dead; ssh's, a guest that hangs
-     * and still answers those, a limit: a look takes seconds. */
+    /**
+     * Runs ssh, or rsync over it; 69 if the connection fails. Their keep-alives end it when it is dead; a limit ends ssh, whose look
+     * takes seconds, when the guest hangs and still answers those.
+     */
     private Answer pipe(List<String> command, String input) {
         if (verbose) {
             tell("+ " + command.stream().map(VmSync::word).collect(Collectors.joining(" ")));
@@ -620,12 +632,12 @@ final class VmSync implements Callable<Integer> {
         ByteArrayOutputStream out = new ByteArrayOutputStream();
         ByteArrayOutputStream errors = new ByteArrayOutputStream();
         try {
-            ProcessExecutor executor = new ProcessExecutor(command);
+            ProcessExecutor executor = new ProcessExecutor(command).redirectInput(new ByteArrayInputStream(bytes(input)))
+                    .redirectErrorStream(false).redirectOutput(out).redirectError(errors).destroyOnExit();
             if (command.get(0).equals("ssh")) {
                 executor.timeout(10, TimeUnit.MINUTES);
             }
-            int status = executor.redirectErrorStream(false).redirectInput(new ByteArrayInputStream(bytes(input)))
-                    .redirectOutput(out).redirectError(errors).destroyOnExit().execute().getExitValue();
+            int status = executor.execute().getExitValue();
             String said = errors.toString(UTF_8).strip();
             if (status == 255) {
                 throw lost(said.isEmpty() ? "ssh failed" : said.lines().findFirst().get());
@@ -697,10 +709,6 @@ final class VmSync implements Callable<Integer> {
         return tree;
     }
 
-    /** A line ends where the next begins: a link's target may hold anything. */
-    private static final Pattern STAT = Pattern.compile(
-            "\\b([0-7]{1,6}) (\\d{1,18}) (-?\\d{1,18})\\.(\\d{9})\\d* (.*?)\\|\n(?=[0-7]+ \\d+ -?\\d+\\.|\\z)", Pattern.DOTALL);
-
     /** The guest's answer to LIST_SCRIPT; null if its parts do not fit together: the tree changed in between. */
     static TreeMap<String, Item> listing(String text) {
         TreeMap<String, Item> tree = new TreeMap<>();
@@ -708,7 +716,10 @@ final class VmSync implements Callable<Integer> {
         if (names.length == 0) {
             return null;
         }
-        List<MatchResult> lines = STAT.matcher(names[names.length - 1]).results().toList();
+        // A line ends where the next begins: a link's target may hold anything.
+        List<MatchResult> lines = Pattern.compile(
+                "\\b([0-7]{1,6}) (\\d{1,18}) (-?\\d{1,18})\\.(\\d{9})\\d* (.*?)\\|\n(?=[0-7]+ \\d+ -?\\d+\\.|\\z)", Pattern.DOTALL)
+                .matcher(names[names.length - 1]).results().toList();
         if (!text.isEmpty() && lines.size() != names.length - 2) {
             return null;
         }
@@ -812,23 +823,20 @@ final class VmSync implements Callable<Integer> {
     /** A file that changes meanwhile is thrown away over there, and the next sync's. */
     private void sendFile(TarArchiveOutputStream tar, Change change, Set<String> unsent, List<String> said) throws IOException {
         Path file = path(project, change.name());
-        boolean readable = true;
-        boolean same = false;
         try (InputStream content = Files.newInputStream(file)) {
-            readable = put(tar, "t/" + change.name(), change.item(), content);
-            same = change.item().equals(Item.of(file));
+            boolean whole = put(tar, "t/" + change.name(), change.item(), content);
+            boolean same = change.item().equals(Item.of(file));
+            if (whole && same) {
+                return;
+            } else if (same) {
+                said.add("cannot read " + quoted(change.name()));
+            }
         } catch (NoSuchFileException gone) {
             // it is the next sync's to delete
-        } catch (FileSystemException failed) {
-            readable = false;
-            same = true;
-        }
-        if (!readable || !same) {
-            unsent.add(change.name());
-        }
-        if (!readable && same) {
+        } catch (FileSystemException refused) {
             said.add("cannot read " + quoted(change.name()));
         }
+        unsent.add(change.name());
     }
 
     private static TarArchiveOutputStream tarStream(OutputStream out) {
@@ -915,7 +923,9 @@ final class VmSync implements Callable<Integer> {
             tell("+ (built in) ssh " + name + " " + word(command));
         }
         try {
-            connection = connection == null ? connect() : connection;
+            if (connection == null) {
+                connection = connect();
+            }
             ByteArrayOutputStream errors = new ByteArrayOutputStream();
             try (Session session = connection.startSession(); Session.Command running = session.exec(command)) {
                 var drained = new StreamCopier(running.getErrorStream(), errors, LoggerFactory.DEFAULT).spawnDaemon("stderr");
@@ -928,7 +938,7 @@ final class VmSync implements Callable<Integer> {
                 drained.await();
                 running.join();
                 if (running.getExitStatus() == null) {
-                    throw new EOFException("the connection ended " + errors.toString(UTF_8).strip());
+                    throw new EOFException(("the connection ended " + errors.toString(UTF_8)).strip());
                 }
                 return new Answer(running.getExitStatus(), out, errors.toString(UTF_8).strip());
             }
@@ -941,7 +951,7 @@ final class VmSync implements Callable<Integer> {
     /** As {@code <name>.ssh/config} says; the host's key is the one in known_hosts, or there is no connection. */
     private SSHClient connect() throws IOException {
         SecurityUtils.setRegisterBouncyCastle(false); // the JDK has what OpenSSH speaks, and 0.3 s are saved
-        Map<String, String> config = sshConfig(Files.readString(vmDir.resolve(name + ".ssh/config")));
+        Map<String, String> config = keywords(Files.readString(vmDir.resolve(name + ".ssh/config")));
         DefaultConfig settings = new DefaultConfig();
         settings.setKeepAliveProvider(KeepAliveProvider.KEEP_ALIVE);
         SSHClient client = new SSHClient(settings);
@@ -965,7 +975,7 @@ final class VmSync implements Callable<Integer> {
     }
 
     /** "Key value" lines, the value perhaps in quotes, with backslashes before quotes and backslashes; keys in lower case. */
-    static Map<String, String> sshConfig(String text) {
+    static Map<String, String> keywords(String text) {
         return Pattern.compile("(?m)^\\s*(\\w+)\\s+(\"?)(.*?)\\2\\s*$").matcher(text).results().collect(Collectors.toMap(
                 line -> line.group(1).toLowerCase(Locale.ROOT),
                 line -> line.group(3).replaceAll("\\\\([\\\\\"])", "$1").replace("%%", "%"), (first, second) -> first));
@@ -994,7 +1004,7 @@ final class VmSync implements Callable<Integer> {
                 try {
                     Outcome outcome = sync();
                     if (vm != synced || !outcome.changes().isEmpty() || !outcome.complete()) {
-                        report(outcome, String.format("%tT ", LocalTime.now()));
+                        report(outcome, String.format(Locale.ROOT, "%tT ", LocalTime.now()));
                     }
                     synced = vm;
                     trouble = "";
@@ -1040,15 +1050,18 @@ final class VmSync implements Callable<Integer> {
 
     /** Watches the directories from here on. */
     private void register(Path top, WatchService service) {
+        WatchEvent.Kind<?>[] kinds = {StandardWatchEventKinds.ENTRY_CREATE, StandardWatchEventKinds.ENTRY_DELETE,
+            StandardWatchEventKinds.ENTRY_MODIFY};
         walk(project, top, rules, new ArrayList<>(), (name, item) -> {
+            if (item.type() != 'd') {
+                return;
+            }
             Path path = name.equals(".") ? project : path(project, name);
             try {
-                for (WatchKey key = null; item.type() == 'd' && (key == null || !key.watchable().equals(path)); ) {
-                    if (key != null) {
-                        key.cancel(); // it was moved here, and its events would come under its old name
-                    }
-                    key = path.register(service, StandardWatchEventKinds.ENTRY_CREATE, StandardWatchEventKinds.ENTRY_DELETE,
-                            StandardWatchEventKinds.ENTRY_MODIFY);
+                WatchKey key = path.register(service, kinds);
+                if (!key.watchable().equals(path)) { // it was moved here, and its events would come under its old name
+                    key.cancel();
+                    path.register(service, kinds);
                 }
             } catch (FileSystemException gone) {
                 // or unreadable, which the sync tells
@@ -1091,12 +1104,11 @@ final class VmSync implements Callable<Integer> {
                     unpack(tar, entry, single ? List.of(as) : parts(entry.getName()));
                 } catch (SecurityException | IllegalArgumentException unsafe) { // the latter: no name for a file, with a NUL in it
                     leftOut.add("left out: " + quoted(entry.getName()) + ": " + unsafe.getMessage());
-                } catch (FileSystemException failed) {
-                    throw new VmException(1, "cannot write in " + local + ": " + reason(failed) + "; choose another LOCAL, or make room");
                 } catch (IOException failed) {
-                    if (String.valueOf(failed.getMessage()).contains("No space left")) { // a write's own kind of exception
-                        throw new VmException(1, "cannot write in " + local + ": " + failed.getMessage()
-                                + "; make room, or choose another LOCAL");
+                    boolean full = String.valueOf(failed.getMessage()).contains("No space left"); // a write says it without the file
+                    if (failed instanceof FileSystemException || full) {
+                        throw new VmException(1, "cannot write in " + local + ": " + reason(failed)
+                                + "; choose another LOCAL, or make room");
                     }
                     throw failed;
                 }
@@ -1123,17 +1135,19 @@ final class VmSync implements Callable<Integer> {
             Path path = root;
             for (int depth = 1; depth <= parts.size(); depth++) {
                 path = path(path, parts.get(depth - 1));
-                boolean directory = entry.isDirectory() || depth < parts.size();
-                if (directory && !Files.exists(path, LinkOption.NOFOLLOW_LINKS)) {
+                boolean wanted = entry.isDirectory() || depth < parts.size();
+                if (wanted && !Files.exists(path, LinkOption.NOFOLLOW_LINKS)) {
                     Files.createDirectory(path);
-                } else if (directory != Files.isDirectory(path, LinkOption.NOFOLLOW_LINKS)) {
-                    throw new SecurityException(directory ? "what should be its directory is none" : "there is a directory of that name");
+                } else if (wanted != Files.isDirectory(path, LinkOption.NOFOLLOW_LINKS)) {
+                    throw new SecurityException(wanted ? "what should be its directory is none" : "there is a directory of that name");
                 }
             }
-            boolean file = "\00007S".indexOf(entry.getLinkFlag()) >= 0 && tar.canReadEntryData(entry);
             if (entry.isDirectory()) {
                 return;
-            } else if (!file && !entry.isSymbolicLink()) {
+            }
+            boolean file = List.of(TarConstants.LF_OLDNORM, TarConstants.LF_NORMAL, TarConstants.LF_CONTIG, TarConstants.LF_GNUTYPE_SPARSE)
+                    .contains(entry.getLinkFlag()) && tar.canReadEntryData(entry);
+            if (!file && !entry.isSymbolicLink()) {
                 throw new SecurityException("it is neither a file nor a directory nor a symbolic link");
             }
             Path beside = Files.createTempFile(path.getParent(), ".vm-sync", ".part");

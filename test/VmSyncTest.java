@@ -32,11 +32,14 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.TreeSet;
 import java.util.concurrent.TimeUnit;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
 import org.apache.commons.compress.archivers.tar.TarArchiveEntry;
@@ -51,8 +54,10 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.MethodSource;
 import org.junit.jupiter.params.provider.ValueSource;
 import org.junit.platform.console.ConsoleLauncher;
+import picocli.CommandLine;
 
 /**
  * VmSync without a VM. Both engines run against a real sshd on this machine (package openssh-server), whose sessions find a home of
@@ -151,13 +156,37 @@ final class VmSyncTest {
         call(Map.of("VM_PROJECT", temp.toString(), "VM_DIR", temp.toString()), Map.of()).exits(3).says("warning: " + temp + " is the checkout");
     }
 
-    @Test
-    void helpNamesEverySettingAndExitCode() {
-        Result help = call(Map.of(), Map.of(), "--help").exits(0);
-        for (String part : List.of("VM_DIR", "VM_NAME", "VM_PROJECT", "VM_REMOTE_DIR", "Exit codes", "--watch", "pull")) {
-            assertTrue(help.out().contains(part), part + " is not in: " + help.out());
+    static CommandLine commandLine() {
+        return VmSync.commandLine(new VmSync(), new VmSync.Settings(Map.of("VM_NAME", "mine"), Map.of()));
+    }
+
+    static Stream<CommandLine> commands() {
+        return Stream.concat(Stream.of(commandLine()), commandLine().getSubcommands().values().stream());
+    }
+
+    @ParameterizedTest
+    @MethodSource("commands")
+    void everyHelpHasExamplesThatParseExitCodesAndTheDefaultOfEachVariable(CommandLine command) {
+        String help = command.getUsageMessage(CommandLine.Help.Ansi.OFF);
+        assertTrue(help.lines().allMatch(line -> line.length() <= 120), help);
+        Matcher page = Pattern.compile("(?s).*\n\nOptions:\n.*\n\nExamples:\n(.*)\n\nExit codes:\n  0 .*\n  1 .*\n  2 .*\n  3 .*\n  69 .*").matcher(help);
+        assertTrue(page.matches(), help);
+        for (String example : page.group(1).lines().toList()) {
+            String args = example.replaceFirst(".*?vm-sync ?", "").replaceFirst(" *#.*", "");
+            commandLine().parseArgs(args.isEmpty() ? new String[0] : args.split(" "));
         }
-        assertTrue(call(Map.of("VM_NAME", "mine"), Map.of(), "--help").out().contains("mine"), "the effective default is shown");
+        String text = help.replaceAll("\\s+", " ");
+        command.getCommandSpec().options().stream().filter(option -> option.descriptionKey().matches("[A-Z_]+")).forEach(option -> {
+            String line = option.longestName() + "=\\S+ [^(]*\\(" + option.descriptionKey() + "; default: [^;)]+\\)";
+            assertTrue(Pattern.compile(line).matcher(text).find(), option.longestName() + " in " + help);
+        });
+        assertTrue(text.contains("(VM_NAME; default: mine)"), "the default is the one that holds here: " + help);
+    }
+
+    @Test
+    void helpNeedsNoArguments() {
+        assertTrue(call(Map.of(), Map.of(), "--help").exits(0).out().contains("--watch"));
+        assertTrue(call(Map.of(), Map.of(), "pull", "--help").exits(0).out().contains("LOCAL"));
     }
 
     // Pieces
@@ -213,7 +242,21 @@ final class VmSyncTest {
     @Test
     void sshsConfigurationIsRead() {
         assertEquals(Map.of("host", "vm", "hostname", "127.0.0.1", "identityfile", "/a b/100% \"key\\ ", "port", "2222"),
-                VmSync.sshConfig("Host vm\n  HostName 127.0.0.1\n\tIdentityFile \"/a b/100%% \\\"key\\\\ \"\n  Port 2222\n"));
+                VmSync.keywords("Host vm\n  HostName 127.0.0.1\n\tIdentityFile \"/a b/100%% \\\"key\\\\ \"\n  Port 2222\n"));
+    }
+
+    /** In Egypt %d writes other digits than a shell reads. */
+    @Test
+    void whatTheGuestIsAskedIsTheSameInEveryLocale() {
+        Locale before = Locale.getDefault();
+        String here = VmSync.pullScript("/a");
+        try {
+            Locale.setDefault(Locale.forLanguageTag("ar-EG"));
+            assertEquals("\u0667", String.format("%d", 7));
+            assertEquals(here, VmSync.pullScript("/a"));
+        } finally {
+            Locale.setDefault(before);
+        }
     }
 
     @Test
