@@ -1167,14 +1167,6 @@ final class VmAutoInstall implements Callable<Integer> {
         writeFile(install("install.json"), JsonWriter.indent("  ").string().value(ledger).done() + "\n", "rw-------");
     }
 
-    private static JsonObject object(Object... pairs) {
-        JsonObject object = new JsonObject();
-        for (int i = 0; i < pairs.length; i += 2) {
-            object.put((String) pairs[i], pairs[i + 1]);
-        }
-        return object;
-    }
-
     private static JsonObject part(JsonObject of, String key) {
         return of.getObject(key, new JsonObject());
     }
@@ -1249,14 +1241,6 @@ final class VmAutoInstall implements Callable<Integer> {
         return duration.toMinutes() > 0 ? duration.toMinutes() + "m" + duration.toSecondsPart() + "s" : duration.toSeconds() + " s";
     }
 
-    private static boolean isTerminal(int descriptor) {
-        try {
-            return new ProcessBuilder("test", "-t", "" + descriptor).inheritIO().start().waitFor() == 0;
-        } catch (IOException | InterruptedException unknown) {
-            return false;
-        }
-    }
-
     private void answer(String text) {
         spec.commandLine().getOut().println(text);
     }
@@ -1325,6 +1309,28 @@ final class VmAutoInstall implements Callable<Integer> {
                 "hostkey", Files.readAllBytes(keys.resolve("host_key")), "hostkey.pub", Files.readAllBytes(keys.resolve("host_key.pub")));
     }
     // end shared:provisioning
+
+    // shared:object
+    /** A JSON object of name, value, name, value. */
+    static JsonObject object(Object... pairs) {
+        JsonObject object = new JsonObject();
+        for (int i = 0; i < pairs.length; i += 2) {
+            object.put((String) pairs[i], pairs[i + 1]);
+        }
+        return object;
+    }
+    // end shared:object
+
+    // shared:terminal
+    /** Whether a file descriptor is a terminal; System.console() means something else in every Java. */
+    static boolean isTerminal(int descriptor) {
+        try {
+            return new ProcessBuilder("test", "-t", "" + descriptor).inheritIO().start().waitFor() == 0;
+        } catch (IOException | InterruptedException unknown) {
+            return false;
+        }
+    }
+    // end shared:terminal
 
     // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */

@@ -446,7 +446,7 @@ final class VmCtl {
             return 0;
         }
         needRunning();
-        boolean terminal = isTerminal();
+        boolean terminal = isTerminal(0);
         if (terminal) {
             say("attached to the console of " + vm.name() + "; Ctrl-] detaches");
             interactive(List.of("stty", "raw", "-echo"), null);
@@ -1645,15 +1645,6 @@ final class VmCtl {
         return Duration.parse("PT" + text);
     }
 
-    /** A JSON object of name, value, name, value. */
-    static JsonObject object(Object... pairs) {
-        JsonObject object = new JsonObject();
-        for (int i = 0; i < pairs.length; i += 2) {
-            object.put((String) pairs[i], pairs[i + 1]);
-        }
-        return object;
-    }
-
     private static List<String> strings(JsonObject object, String key) {
         return object.getArray(key).stream().map(String.class::cast).toList();
     }
@@ -1679,7 +1670,7 @@ final class VmCtl {
     }
 
     private void confirm(String what, boolean yes) throws IOException {
-        if (!yes && !isTerminal()) {
+        if (!yes && !isTerminal(0)) {
             throw new VmException(2, "this would " + what + ": say --yes if it should");
         } else if (!yes) {
             say("This will " + what + ". Type yes to go on:");
@@ -1687,10 +1678,6 @@ final class VmCtl {
                 throw new VmException(2, "not confirmed, nothing done");
             }
         }
-    }
-
-    private boolean isTerminal() throws IOException {
-        return interactive(List.of("test", "-t", "0"), null) == 0; // System.console() means something else in every Java
     }
 
     private static List<Path> entries(Path directory) {
@@ -1811,6 +1798,28 @@ final class VmCtl {
                 "hostkey", Files.readAllBytes(keys.resolve("host_key")), "hostkey.pub", Files.readAllBytes(keys.resolve("host_key.pub")));
     }
     // end shared:provisioning
+
+    // shared:object
+    /** A JSON object of name, value, name, value. */
+    static JsonObject object(Object... pairs) {
+        JsonObject object = new JsonObject();
+        for (int i = 0; i < pairs.length; i += 2) {
+            object.put((String) pairs[i], pairs[i + 1]);
+        }
+        return object;
+    }
+    // end shared:object
+
+    // shared:terminal
+    /** Whether a file descriptor is a terminal; System.console() means something else in every Java. */
+    static boolean isTerminal(int descriptor) {
+        try {
+            return new ProcessBuilder("test", "-t", "" + descriptor).inheritIO().start().waitFor() == 0;
+        } catch (IOException | InterruptedException unknown) {
+            return false;
+        }
+    }
+    // end shared:terminal
 
     // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */

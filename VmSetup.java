@@ -699,11 +699,6 @@ final class VmSetup implements Callable<Integer> {
         }
     }
 
-    /** Of this process's standard input (0) or error (2); System.console() means something else in every Java. */
-    private static boolean isTerminal(int descriptor) throws IOException, InterruptedException {
-        return new ProcessBuilder("test", "-t", "" + descriptor).inheritIO().start().waitFor() == 0;
-    }
-
     /** One finding of the doctor: "ok", "note" or "fail"; what mends it, or "". */
     record Check(String name, String state, String detail, String fix) {
         static Check of(String name, boolean good, String otherwise, String detail, String fix) {
@@ -875,6 +870,17 @@ final class VmSetup implements Callable<Integer> {
             throw new TypeConversionException("'" + value + "' is no http or https address");
         }
     }
+
+    // shared:terminal
+    /** Whether a file descriptor is a terminal; System.console() means something else in every Java. */
+    static boolean isTerminal(int descriptor) {
+        try {
+            return new ProcessBuilder("test", "-t", "" + descriptor).inheritIO().start().waitFor() == 0;
+        } catch (IOException | InterruptedException unknown) {
+            return false;
+        }
+    }
+    // end shared:terminal
 
     // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */
