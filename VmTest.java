@@ -52,7 +52,6 @@ import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Consumer;
-import java.util.function.IntFunction;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
@@ -667,18 +666,11 @@ final class VmTest implements Callable<Integer> {
     private Report runSuite(Suite suite, List<String> arguments, PrintWriter events) throws IOException, InterruptedException {
         String command = guestCommand(suite.command(), arguments);
         System.err.println("== " + suite.name() + ": " + harmless(command));
-        StringBuilder screen = new StringBuilder();
-        Report report = new Report(suite.name(), screen::append, events::print);
-        IntFunction<Consumer<String>> to = descriptor -> text -> {
-            report.take(descriptor, text);
-            print(descriptor, screen.toString());
-            screen.setLength(0);
-        };
+        Report report = new Report(suite.name(), events::print);
         boolean root = Pattern.compile("(^|[\\s;&|(])doas\\s").matcher(suite.command()).find();
         GuestRun guest = new GuestRun(command, root && leaks != Leaks.ignore);
-        report.verdict = guest.run(to.apply(1), to.apply(2));
-        report.end(guest.code);
-        print(1, screen.toString());
+        report.verdict = guest.run(text -> print(1, report.take(1, text)), text -> print(2, report.take(2, text)));
+        print(1, report.end(guest.code));
         if (leaks == Leaks.warn) {
             guest.left.forEach(what -> System.err.println("vm-test: " + suite.name() + " left behind: " + harmless(what)));
         } else if (!guest.left.isEmpty()) {
@@ -764,22 +756,20 @@ final class VmTest implements Callable<Integer> {
         private final Map<String, StringBuilder> waiting = new LinkedHashMap<>();
         private final Map<Integer, StringBuilder> partial = new TreeMap<>();
         private final StringBuilder plain = new StringBuilder();
-        private final Consumer<String> screen;
+        private final StringBuilder screen = new StringBuilder(); // what take and end return next
         private final Consumer<String> events;
         private final Set<String> ended = new HashSet<>();
         private String shown; // the package on the screen
 
-        Report(String suite, Consumer<String> screen, Consumer<String> events) {
+        Report(String suite, Consumer<String> events) {
             this.suite = suite;
-            this.screen = screen;
             this.events = events;
         }
 
-        /** Takes a piece of a stream. What is no event goes on as it is, at once unless it may yet become one. */
-        void take(int stream, String piece) {
+        /** Takes a piece of a stream; returns what to show now. What is no event is shown as it is, at once unless it may become one. */
+        String take(int stream, String piece) {
             StringBuilder text = partial.computeIfAbsent(stream, it -> new StringBuilder()).append(piece);
-            boolean events = text.indexOf("{") == 0 || text.indexOf("\n{") >= 0;
-            int end = events ? text.lastIndexOf("\n") + 1 : 0;
+            int end = text.indexOf("{") == 0 || text.indexOf("\n{") >= 0 ? text.lastIndexOf("\n") + 1 : 0;
             List<String> lines = Pattern.compile("(?<=\n)").splitAsStream(text.substring(0, end)).toList();
             text.delete(0, end);
             List<String> maybe = lines.stream().filter(line -> line.startsWith("{")).map(Report::decoded).toList();
@@ -793,6 +783,13 @@ final class VmTest implements Callable<Integer> {
                 pass(text.toString());
                 text.setLength(0);
             }
+            return toShow();
+        }
+
+        private String toShow() {
+            String text = screen.toString();
+            screen.setLength(0);
+            return text;
         }
 
         private static String decoded(String line) {
@@ -814,7 +811,7 @@ final class VmTest implements Callable<Integer> {
 
         private void pass(String text) {
             keep(plain, decoded(text));
-            screen.accept(text);
+            screen.append(text);
         }
 
         /** Takes note of an event of go test; false if it is none. */
@@ -830,7 +827,7 @@ final class VmTest implements Callable<Integer> {
             Test known = packages.getOrDefault(pkg, Map.of()).get(name);
             if (action.equals("build-output")) { // Go 1.24 and later
                 keep(plain, output);
-                screen.accept(new String(output.getBytes(UTF_8), WIRE));
+                screen.append(new String(output.getBytes(UTF_8), WIRE));
             } else if (action.equals("run")) {
                 packages.computeIfAbsent(pkg, it -> new LinkedHashMap<>()).put(name, new Test(pkg, name)); // with -count it runs again
             } else if (action.equals("output")) {
@@ -870,11 +867,11 @@ final class VmTest implements Callable<Integer> {
         }
 
         private void flush(String pkg) {
-            screen.accept(new String(waiting.remove(pkg).toString().getBytes(UTF_8), WIRE));
+            screen.append(new String(waiting.remove(pkg).toString().getBytes(UTF_8), WIRE));
         }
 
-        /** The command ended: what has no result now never gets one. A suite without tests is its own only test. */
-        void end(Integer exitCode) {
+        /** The command ended: what has no result now never gets one. A suite without tests is its own only test. Returns what to show. */
+        String end(Integer exitCode) {
             guestCode = exitCode;
             seconds = Duration.between(started, Instant.now()).toMillis() / 1000.0;
             List.copyOf(waiting.keySet()).forEach(this::flush);
@@ -889,6 +886,7 @@ final class VmTest implements Callable<Integer> {
                 String failure = verdict == Verdict.FAILED ? suite.equals("build") ? "broken" : "fail" : "unfinished";
                 add("", verdict == Verdict.PASSED ? "pass" : failure, plain.toString());
             }
+            return toShow();
         }
 
         Stream<Test> all() {

@@ -409,12 +409,16 @@ final class VmTestTest {
     private final StringBuilder screen = new StringBuilder();
     private final StringBuilder events = new StringBuilder();
 
+    private void take(VmTest.Report report, int stream, String piece) {
+        screen.append(report.take(stream, piece));
+    }
+
     private VmTest.Report report(String stdout, String stderr, int guestCode) {
-        VmTest.Report report = new VmTest.Report("unit", screen::append, events::append);
-        report.take(2, wire(stderr));
-        report.take(1, wire(stdout));
+        VmTest.Report report = new VmTest.Report("unit", events::append);
+        take(report, 2, wire(stderr));
+        take(report, 1, wire(stdout));
         report.verdict = guestCode == 0 ? VmTest.Verdict.PASSED : VmTest.Verdict.FAILED;
-        report.end(guestCode);
+        screen.append(report.end(guestCode));
         return report;
     }
 
@@ -440,19 +444,19 @@ final class VmTestTest {
 
     @Test
     void aPackageThatSaysVeryMuchDoesNotWaitAndLosesNothing() {
-        VmTest.Report report = new VmTest.Report("unit", screen::append, events::append);
-        report.take(1, events("a run TestA") + events("b run TestB"));
-        IntStream.range(0, 300).forEach(i -> report.take(1, events("b out TestB " + "x".repeat(9_999))));
+        VmTest.Report report = new VmTest.Report("unit", events::append);
+        take(report, 1, events("a run TestA") + events("b run TestB"));
+        IntStream.range(0, 300).forEach(i -> take(report, 1, events("b out TestB " + "x".repeat(9_999))));
         assertTrue(screen.length() > 1 << 20, "shown beside a");
         report.verdict = VmTest.Verdict.FAILED;
-        report.end(1);
+        screen.append(report.end(1));
         assertEquals(300 * 9_999, screen.chars().filter(c -> c == 'x').count());
     }
 
     @Test
     void theFirstPackageIsShownLive() {
-        VmTest.Report report = new VmTest.Report("unit", screen::append, events::append);
-        SIDE_BY_SIDE.lines().limit(8).forEach(line -> report.take(1, line + "\n"));
+        VmTest.Report report = new VmTest.Report("unit", events::append);
+        SIDE_BY_SIDE.lines().limit(8).forEach(line -> take(report, 1, line + "\n"));
         assertTrue(screen.toString().endsWith("=== RUN   TestSlow\n"), screen.toString());
     }
 
@@ -557,9 +561,9 @@ final class VmTestTest {
             assertTrue(kept.length() <= 128_000 + 20);
         }
         assertTrue(kept.toString().endsWith("line 99999\n") && kept.length() >= 64_000);
-        VmTest.Report report = new VmTest.Report("flood", screen::append, events::append);
-        report.take(1, "{");
-        IntStream.range(0, 17).forEach(i -> report.take(1, "x".repeat(64_000)));
+        VmTest.Report report = new VmTest.Report("flood", events::append);
+        take(report, 1, "{");
+        IntStream.range(0, 17).forEach(i -> take(report, 1, "x".repeat(64_000)));
         assertEquals(1 + 17 * 64_000, screen.length(), "a line without end is shown");
     }
 
@@ -568,14 +572,14 @@ final class VmTestTest {
         String event = "{\"Action\":\"output\",\"Package\":\"p\",\"Output\":\"größe\\n\"}\n";
         String text = "half a\u00ff\n\nline\r\n{\"Action\":\"deploy\",\"Package\":\"p\"}\n" + wire(event) + "{ no event\n{rest";
         for (int size = 1; size <= text.length(); size++) {
-            VmTest.Report report = new VmTest.Report("make", screen::append, events::append);
+            VmTest.Report report = new VmTest.Report("make", events::append);
             screen.setLength(0);
             events.setLength(0);
             for (int i = 0; i < text.length(); i += size) {
-                report.take(1, text.substring(i, Math.min(text.length(), i + size)));
+                take(report, 1, text.substring(i, Math.min(text.length(), i + size)));
             }
             report.verdict = VmTest.Verdict.PASSED;
-            report.end(0);
+            screen.append(report.end(0));
             assertEquals(text.replace(wire(event), wire("größe\n")), screen.toString(), "in pieces of " + size);
             assertEquals(event, events.toString());
         }
@@ -617,7 +621,7 @@ final class VmTestTest {
 
     @Test
     void theJunitReportSurvivesWhatTestsPrint() throws Exception {
-        VmTest.Report report = new VmTest.Report("greet", screen::append, events::append);
+        VmTest.Report report = new VmTest.Report("greet", events::append);
         report.verdict = VmTest.Verdict.FAILED;
         String odd = "\u0000\u001b[31m ]]> <&\"' größe \ud83d\ude00 \ud800 \uffff tab\t\n end";
         report.add("Test/" + odd, "fail", odd);
@@ -631,10 +635,10 @@ final class VmTestTest {
 
     @Test
     void anOrdinaryCommandIsOneTestCase() throws Exception {
-        VmTest.Report report = new VmTest.Report("build", screen::append, events::append);
-        report.take(2, "main.go:3:1: syntax error\ngmake: *** [all] Error 2\n");
+        VmTest.Report report = new VmTest.Report("build", events::append);
+        take(report, 2, "main.go:3:1: syntax error\ngmake: *** [all] Error 2\n");
         report.verdict = VmTest.Verdict.FAILED;
-        report.end(2);
+        screen.append(report.end(2));
         assertEquals("== build failed (build failed), guest exit code 2\n   BUILD FAILED build\n       main.go:3:1: syntax error\n       gmake: *** [all] Error 2\n",
                 report.summary().replaceFirst(", [0-9.]+ s\n", "\n"));
         Document xml = junit(report);
