@@ -217,7 +217,7 @@ final class VmTest implements Callable<Integer> {
         }
         Map<String, Suite> table = suites(settings);
         List<Suite> chosen = choose(table, names);
-        takeVm(fresh);
+        takeVm();
         if (fresh) {
             runSibling(ctlCommand + " restore");
         }
@@ -268,8 +268,8 @@ final class VmTest implements Callable<Integer> {
                 "3 the VM is not running, 69 the VM or the connection was lost, 124 time limit, 130/143 interrupted."})
     int run(@Parameters(arity = "1..*", paramLabel = "CMD", description = "The command.") List<String> command) throws Exception {
         refuseSuites();
-        takeVm(false);
-        GuestRun guest = new GuestRun(command.size() == 1 ? command.get(0) : quoted(command), false);
+        takeVm();
+        GuestRun guest = new GuestRun(command.size() == 1 ? command.get(0) : shellQuoted(command), false);
         Verdict verdict = guest.run(text -> print(1, text), text -> print(2, text));
         return switch (verdict) {
             case LOST -> throw new VmException(69, guest.trouble);
@@ -279,10 +279,11 @@ final class VmTest implements Callable<Integer> {
         };
     }
 
-    /** Suites in front of a subcommand would not be run, and its 0 be taken for theirs. */
+    /** Suites and their options in front of a subcommand would do nothing, and its 0 be taken for theirs. */
     private void refuseSuites() {
-        if (!words.isEmpty()) {
-            throw new ParameterException(spec.commandLine(), "suites and a subcommand exclude each other");
+        List<OptionSpec> given = spec.commandLine().getParseResult().matchedOptions();
+        if (!words.isEmpty() || given.stream().anyMatch(option -> option.scopeType() == ScopeType.LOCAL)) {
+            throw new ParameterException(spec.commandLine(), "a subcommand takes no suites and none of the options for suites alone");
         }
     }
 
@@ -305,7 +306,28 @@ final class VmTest implements Callable<Integer> {
             """;
 
     /** A suite: its command, or what it stands for; and the setting that gave it, or "". */
-    record Suite(String name, String command, List<String> parts, String setting) {}
+    record Suite(String name, String command, List<String> parts, String setting) {
+        /** A command line whose output goes nowhere but to its stdout: no pipe, redirection or subshell. */
+        private static final Pattern PLAIN = Pattern.compile("(?s)(?:'[^']*+'|\"[^\"]*+\"|\\\\.|\\|\\||2>&1|[^2|<>`()'\"\\\\]++|2)*+");
+        /** A go test at the start of one of its commands; quoted text is passed over. */
+        private static final Pattern GO_TEST = Pattern.compile(
+                "'[^']*'|\"[^\"]*\"|((?:^|[;&|\n])\\s*(?:(?:doas|env|exec|\\w+=\\S*)\\s+)*(?:[^\\s;&|]*/)?go\\s+test)(?=\\s|$)");
+        /** What names packages or files among the arguments of go test, unless it is the value of a flag. */
+        private static final Pattern PACKAGES = Pattern.compile(
+                "(?<!\\s--?(?:run|skip|bench|fuzz|tags|exec|o|C|trace|outputdir|\\w{1,9}profile))"
+                        + "\\s(?:\\.|\\.{0,2}/\\S*|[^-\\s]\\S*(?:\\.\\.\\.|\\.go))(?=\\s|$)");
+
+        /** What the guest's sh is given: the command with arguments; a go test with -json, and with their packages if they name some. */
+        String guestCommand(List<String> arguments) {
+            int go = command.lastIndexOf("go test");
+            String its = " " + String.join(" ", arguments.stream().takeWhile(word -> !word.equals("-args")).toList());
+            String kept = go >= 0 && PACKAGES.matcher(its).find()
+                    ? command.substring(0, go) + PACKAGES.matcher(command.substring(go)).replaceAll("") : command;
+            String whole = arguments.isEmpty() ? kept : kept + " " + shellQuoted(arguments);
+            return !PLAIN.matcher(whole).matches() ? whole : GO_TEST.matcher(whole)
+                    .replaceAll(found -> Matcher.quoteReplacement(found.group() + (found.group(1) == null ? "" : " -json")));
+        }
+    }
 
     /** The suites by name: the built-in ones, changed and extended by VM_TEST_<SUITE>. */
     static Map<String, Suite> suites(Settings settings) {
@@ -340,29 +362,8 @@ final class VmTest implements Callable<Integer> {
         return chosen.stream().filter(table::containsKey).map(table::get).toList();
     }
 
-    /** A command line whose output goes nowhere but to its stdout: no pipe, redirection or subshell. */
-    private static final Pattern PLAIN = Pattern.compile("(?s)(?:'[^']*+'|\"[^\"]*+\"|\\\\.|\\|\\||2>&1|[^2|<>`()'\"\\\\]++|2)*+");
-    /** A go test at the start of one of its commands; quoted text is passed over. */
-    private static final Pattern GO_TEST = Pattern.compile(
-            "'[^']*'|\"[^\"]*\"|((?:^|[;&|\n])\\s*(?:(?:doas|env|exec|\\w+=\\S*)\\s+)*(?:[^\\s;&|]*/)?go\\s+test)(?=\\s|$)");
-    /** What names packages or files among the arguments of go test, unless it is the value of a flag. */
-    private static final Pattern PACKAGES = Pattern.compile(
-            "(?<!\\s--?(?:run|skip|bench|fuzz|tags|exec|o|C|trace|outputdir|\\w{1,9}profile))"
-                    + "\\s(?:\\.|\\.{0,2}/\\S*|[^-\\s]\\S*(?:\\.\\.\\.|\\.go))(?=\\s|$)");
-
-    /** What the guest's sh is given: command and arguments; a go test with -json, and if the arguments name packages, with these alone. */
-    static String guestCommand(String command, List<String> arguments) {
-        int go = command.lastIndexOf("go test") + "go test".length();
-        boolean others = PACKAGES.matcher(" " + String.join(" ", arguments.stream().takeWhile(it -> !it.equals("-args")).toList())).find();
-        String suite = others && command.contains("go test")
-                ? command.substring(0, go) + PACKAGES.matcher(command.substring(go)).replaceAll("") : command;
-        String whole = suite + (arguments.isEmpty() ? "" : " " + quoted(arguments));
-        return !PLAIN.matcher(whole).matches() ? whole : GO_TEST.matcher(whole)
-                .replaceAll(found -> Matcher.quoteReplacement(found.group() + (found.group(1) == null ? "" : " -json")));
-    }
-
-    /** Words that sh reads back as they are. */
-    static String quoted(List<String> words) {
+    /** A command as a person could paste it into a shell. */
+    static String shellQuoted(List<String> words) {
         return words.stream().map(word -> word.matches("[A-Za-z0-9_@%+=:,./-]+") ? word : "'" + word.replace("'", "'\\''") + "'")
                 .collect(Collectors.joining(" "));
     }
@@ -370,7 +371,7 @@ final class VmTest implements Callable<Integer> {
     // Before the suites
 
     /** Checks what can be checked before anything runs, and keeps other vm-tests away: they would kill each other's processes. */
-    private void takeVm(boolean restoring) throws IOException {
+    private void takeVm() throws IOException {
         environment.keySet().stream().filter(name -> !name.matches("[A-Za-z_]\\w*")).forEach(name -> {
             throw new VmException(2, "--env: '" + name + "' is not the name of a variable");
         });
@@ -379,7 +380,7 @@ final class VmTest implements Callable<Integer> {
                 throw new VmException(2, "cannot write " + file + ": name a file in a folder that exists and is writable");
             }
         });
-        if (!alive() && !(restoring && Files.isDirectory(vmDir))) {
+        if (!alive() && !(fresh && Files.isDirectory(vmDir))) {
             throw new VmException(3, "VM " + vmName + " is not running; start it: vm-ctl start");
         }
         lock = FileChannel.open(Files.createDirectories(vmDir.resolve(vmName + ".test")).resolve("lock"),
@@ -415,7 +416,7 @@ final class VmTest implements Callable<Integer> {
 
     private Process start(ProcessBuilder builder) {
         if (verbose) {
-            System.err.println("+ " + quoted(builder.command()));
+            System.err.println("+ " + shellQuoted(builder.command()));
         }
         try {
             return builder.start();
@@ -518,7 +519,7 @@ final class VmTest implements Callable<Integer> {
     }
 
     private static String assignments(Map<String, String> values) {
-        return values.entrySet().stream().map(it -> it.getKey() + "=" + quoted(List.of(it.getValue())) + "\n")
+        return values.entrySet().stream().map(it -> it.getKey() + "=" + shellQuoted(List.of(it.getValue())) + "\n")
                 .collect(Collectors.joining());
     }
 
@@ -664,7 +665,7 @@ final class VmTest implements Callable<Integer> {
     // One suite
 
     private Report runSuite(Suite suite, List<String> arguments, PrintWriter events) throws IOException, InterruptedException {
-        String command = guestCommand(suite.command(), arguments);
+        String command = suite.guestCommand(arguments);
         System.err.println("== " + suite.name() + ": " + harmless(command));
         Report report = new Report(suite.name(), events::print);
         boolean root = Pattern.compile("(^|[\\s;&|(])doas\\s").matcher(suite.command()).find();
@@ -686,12 +687,6 @@ final class VmTest implements Callable<Integer> {
             System.err.println("vm-test: the result of " + suite.name() + " is not kept: " + reason(refused));
         }
         return report;
-    }
-
-    /** Adds to a text of which only the end is kept. */
-    static void keep(StringBuilder end, String text) {
-        end.append(text);
-        end.delete(0, end.length() > 128_000 ? end.length() - 64_000 : 0);
     }
 
     /** A test, or under the name "" its package. Outcomes: "" (it runs), pass, fail, skip, unfinished, broken (not built). */
@@ -807,6 +802,12 @@ final class VmTest implements Callable<Integer> {
             boolean oneEach = all.size() == lines.size() && all.stream().allMatch(JsonObject.class::isInstance);
             return oneEach ? all.stream().map(JsonObject.class::cast) : lines.size() == 1 ? Stream.of(new JsonObject())
                     : lines.stream().flatMap(line -> objects(List.of(line)));
+        }
+
+        /** Adds to a text of which only the end is kept. */
+        static void keep(StringBuilder end, String text) {
+            end.append(text);
+            end.delete(0, end.length() > 128_000 ? end.length() - 64_000 : 0);
         }
 
         private void pass(String text) {
@@ -968,7 +969,7 @@ final class VmTest implements Callable<Integer> {
     static void junit(List<Report> reports, String host, Writer file) throws XMLStreamException {
         XMLStreamWriter xml = XMLOutputFactory.newInstance().createXMLStreamWriter(file);
         xml.writeStartDocument();
-        start(xml, "testsuites");
+        begin(xml, "testsuites");
         int id = 0;
         for (Report report : reports) {
             List<Test> failures = report.failures();
@@ -976,24 +977,24 @@ final class VmTest implements Callable<Integer> {
                 List<Test> tests = pkg.getValue().values().stream()
                         .filter(test -> !test.name.isEmpty() || failures.contains(test) || test.pkg.equals(report.suite)).toList();
                 Map<String, Long> kinds = tests.stream().collect(Collectors.groupingBy(VmTest::junitKind, Collectors.counting()));
-                start(xml, "testsuite", "id", id++, "package", report.suite, "name", pkg.getKey(), "hostname", host,
+                begin(xml, "testsuite", "id", id++, "package", report.suite, "name", pkg.getKey(), "hostname", host,
                         "timestamp", report.started.truncatedTo(ChronoUnit.SECONDS).toString().replace("Z", ""),
                         "time", pkg.getValue().containsKey("") ? pkg.getValue().get("").seconds : 0.0, "tests", tests.size(),
                         "failures", kinds.getOrDefault("failure", 0L), "errors", kinds.getOrDefault("error", 0L),
                         "skipped", kinds.getOrDefault("skipped", 0L));
-                whole(xml, "", "properties");
+                element(xml, "", "properties");
                 for (Test test : tests) {
                     String kind = junitKind(test);
-                    start(xml, "testcase", "classname", test.pkg, "name", test.name.isEmpty() ? test.pkg : test.name, "time", test.seconds);
+                    begin(xml, "testcase", "classname", test.pkg, "name", test.name.isEmpty() ? test.pkg : test.name, "time", test.seconds);
                     if (kind.equals("skipped")) {
-                        whole(xml, "", kind, "message", test.said().strip());
+                        element(xml, "", kind, "message", test.said().strip());
                     } else if (!kind.isEmpty()) {
-                        whole(xml, report.reason(test), kind, "type", test.outcome, "message", test);
+                        element(xml, report.reason(test), kind, "type", test.outcome, "message", test);
                     }
                     xml.writeEndElement();
                 }
-                whole(xml, "", "system-out"); // Ant's schema wants all three
-                whole(xml, "", "system-err");
+                element(xml, "", "system-out"); // Ant's schema wants all three
+                element(xml, "", "system-err");
                 xml.writeEndElement();
             }
         }
@@ -1005,7 +1006,7 @@ final class VmTest implements Callable<Integer> {
         return Map.of("pass", "", "skip", "skipped", "fail", "failure").getOrDefault(test.outcome, "error");
     }
 
-    private static void start(XMLStreamWriter xml, String name, Object... attributes) throws XMLStreamException {
+    private static void begin(XMLStreamWriter xml, String name, Object... attributes) throws XMLStreamException {
         xml.writeStartElement(name);
         for (int i = 0; i < attributes.length; i += 2) {
             String format = attributes[i + 1] instanceof Double ? "%.3f" : "%s";
@@ -1013,8 +1014,8 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    private static void whole(XMLStreamWriter xml, String text, String name, Object... attributes) throws XMLStreamException {
-        start(xml, name, attributes);
+    private static void element(XMLStreamWriter xml, String text, String name, Object... attributes) throws XMLStreamException {
+        begin(xml, name, attributes);
         xml.writeCharacters(legal(text));
         xml.writeEndElement();
     }

@@ -148,6 +148,10 @@ final class VmTestTest {
         assertTrue(unknown.getMessage().contains("integration"), unknown.getMessage());
     }
 
+    private static String guestCommand(String command, List<String> arguments) {
+        return new VmTest.Suite("x", command, List.of(), "").guestCommand(arguments);
+    }
+
     @Test
     void goTestsGetJsonAndNothingElseDoes() {
         String[][] commands = {
@@ -160,11 +164,11 @@ final class VmTestTest {
             {"go test ./a2 2>&1 || exit 3", "go test -json ./a2 2>&1 || exit 3"},
         };
         for (String[] row : commands) {
-            assertEquals(row[1], VmTest.guestCommand(row[0], List.of()));
+            assertEquals(row[1], guestCommand(row[0], List.of()));
         }
         for (String same : List.of("gmake test", "go vet ./...", "go test ./... | tee log", "echo go test", "go testify", "go test ./... > log",
                 "(go test)", "sh -c 'go test ./...'", "echo 'a; go test b'", "go test 'open", "x=$(go test)", "go test `id`")) {
-            assertEquals(same, VmTest.guestCommand(same, List.of()));
+            assertEquals(same, guestCommand(same, List.of()));
         }
     }
 
@@ -180,7 +184,7 @@ final class VmTestTest {
             {"cd ./x && doas go test -json -run ./a -v .", "cd ./x && doas go test -run ./a ./b ./c", "-v", "."},
         };
         for (String[] row : commands) {
-            assertEquals(row[0], VmTest.guestCommand(row[1], List.of(row).subList(2, row.length)));
+            assertEquals(row[0], guestCommand(row[1], List.of(row).subList(2, row.length)));
         }
     }
 
@@ -205,7 +209,7 @@ final class VmTestTest {
     void theSupervisorRunsTheCommandAsGiven() throws Exception {
         Path work = Files.createDirectory(dir.resolve("it's a \"dir\""));
         String odd = "a'b\"c $HOME `id` \\ !x\n*";
-        String said = supervised(work.toString(), "pwd; printf '%s|' " + VmTest.quoted(List.of(odd, "", "-n")) + " \"$ODD\"; sleep 1; exit 7",
+        String said = supervised(work.toString(), "pwd; printf '%s|' " + VmTest.shellQuoted(List.of(odd, "", "-n")) + " \"$ODD\"; sleep 1; exit 7",
                 Map.of("ODD", odd));
         assertTrue(said.contains(work + "\n"), said);
         assertTrue(said.contains(odd + "||-n|" + odd + "|"), said);
@@ -557,7 +561,7 @@ final class VmTestTest {
     void memoryIsBounded() {
         StringBuilder kept = new StringBuilder();
         for (int i = 0; i < 100_000; i++) {
-            VmTest.keep(kept, "line " + i + "\n");
+            VmTest.Report.keep(kept, "line " + i + "\n");
             assertTrue(kept.length() <= 128_000 + 20);
         }
         assertTrue(kept.toString().endsWith("line 99999\n") && kept.length() >= 64_000);
