@@ -456,7 +456,10 @@ final class VmTest implements Callable<Integer> {
                     }
                     /^$/ && now < 2 { now++; next }
                     now { if (!((now, $0) in old)) rest[++n] = (now == 1 ? "mount " : "file ") $0; next }
-                    process($0) { p = process($0); parent[p] = $2; zombie[p] = $3 ~ /^Z/; sub(/^ *[0-9]+ +[0-9]+ +[^ ]+ +/, ""); name[p] = $0 }
+                    process($0) {
+                        p = process($0); parent[p] = $2; zombie[p] = $3 ~ /^Z/
+                        sub(/^ *[0-9]+ +[0-9]+ +[^ ]+ +/, ""); name[p] = $0
+                    }
                     END {
                         for (p in parent) if (parent[p] == 1 && name[p] ~ /^[^ ]*(sshd|getty|cron)/) old[p] = 1
                         for (p in parent) {
