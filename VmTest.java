@@ -396,7 +396,7 @@ final class VmTest implements Callable<Integer> {
     }
 
     private String guestDirectory() {
-        return remoteDir != null ? remoteDir : "/root/" + project.getFileName();
+        return remoteDir != null ? remoteDir : "/root/" + Path.of("/").relativize(project).getFileName(); // of /: vm-sync refuses "/root/"
     }
 
     /** vm-ctl or vm-sync, as a process with the same settings and its own time limits; what it says goes to stderr. */

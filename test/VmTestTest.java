@@ -104,6 +104,8 @@ final class VmTestTest {
             assertEquals(codes[1], ran.code(), ran.err());
             assertEquals("restore x" + codes[0] + " /root/my project\n", Files.readString(dir.resolve("said")));
         }
+        assertEquals(69, vmTest("--fresh", "unit", "--vm-name", "top", "--project", "/", "--ctl-cmd", "\"" + ctl + "\"").code());
+        assertEquals("restore top /root/\n", Files.readString(dir.resolve("said")), "which vm-sync refuses");
         Ran missing = vmTest("--fresh", "unit", "--ctl-cmd", "/nonexistent/ctl");
         assertEquals(69, missing.code());
         assertEquals("vm-test: no suite was run: '/nonexistent/ctl restore' failed with exit code 127\n", missing.err());
