@@ -225,7 +225,7 @@ final class VmTest implements Callable<Integer> {
             runSibling(syncCommand);
         }
         List<Report> done = new ArrayList<>();
-        boolean cutOff;
+        List<Path> cutOff = new ArrayList<>();
         try (PrintWriter events = new PrintWriter(json == null ? Writer.nullWriter() : Files.newBufferedWriter(json))) {
             for (Suite suite : chosen) {
                 boolean build = suite.name().equals("build");
@@ -237,19 +237,22 @@ final class VmTest implements Callable<Integer> {
                     break;
                 }
             }
-            cutOff = events.checkError(); // it throws nothing
+            if (events.checkError()) { // it throws nothing: the verdict comes first
+                cutOff.add(json);
+            }
         }
         if (junit != null) {
-            try (Writer file = Files.newBufferedWriter(junit)) {
+            try (PrintWriter file = new PrintWriter(Files.newBufferedWriter(junit))) {
                 junit(done, vmName, file);
+                if (file.checkError()) {
+                    cutOff.add(junit);
+                }
             }
         }
         System.err.println("vm-test: " + done.stream().map(Report::said).collect(Collectors.joining("; ")));
         int code = done.stream().map(report -> report.verdict).max(Comparator.naturalOrder()).orElseThrow().exitCode;
-        if (cutOff) {
-            System.err.println("vm-test: cannot write all of " + json + ": make room, or choose another place");
-        }
-        return cutOff && code == 0 ? 1 : code;
+        cutOff.forEach(file -> System.err.println("vm-test: cannot write all of " + file + ": make room, or choose another place"));
+        return code == 0 && !cutOff.isEmpty() ? 1 : code;
     }
 
     @Command(name = "list", mixinStandardHelpOptions = true, footer = {"", "Example: vm-test list", "Exit codes: 0 done, 2 usage."},
