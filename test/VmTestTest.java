@@ -24,6 +24,8 @@ import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
 import java.util.concurrent.TimeUnit;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
 import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
@@ -33,6 +35,8 @@ import javax.xml.transform.stream.StreamSource;
 import javax.xml.validation.SchemaFactory;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.MethodSource;
 import org.junit.platform.console.ConsoleLauncher;
 import org.w3c.dom.Document;
 import org.xml.sax.InputSource;
@@ -56,7 +60,7 @@ final class VmTestTest {
         VmTest.Settings settings = new VmTest.Settings(environment, file);
         StringWriter out = new StringWriter();
         StringWriter err = new StringWriter();
-        CommandLine line = VmTest.commandLine(new VmTest(settings), settings).setOut(new PrintWriter(out)).setErr(new PrintWriter(err));
+        CommandLine line = VmTest.commandLine(settings).setOut(new PrintWriter(out)).setErr(new PrintWriter(err));
         int code = line.execute(args);
         line.getOut().flush();
         return new Ran(code, out.toString(), err.toString());
@@ -70,7 +74,7 @@ final class VmTestTest {
     void usageErrorsAreTwoAndOneLine() {
         for (String[] args : new String[][] {{}, {"--nonsense"}, {"unit", "--timeout", "soon"}, {"unit", "--timeout", "0"}, {"unti"}, {"--", "-run", "X"},
                 {"unit", "--leaks", "maybe"}, {"run"}, {"unit", "--junit", "/nonexistent/x.xml"}, {"unit", "--json", "."}, {"unit", "--env", "=x"},
-                {"unit", "list"}, {"all", "run", "--", "true"}}) {
+                {"unit", "list"}, {"all", "run", "--", "true"}, {"--sync", "run", "--", "true"}, {"--leaks", "warn", "list"}, {"list", "--timeout", "5m"}}) {
             Ran ran = vmTest(args);
             assertEquals(2, ran.code(), String.join(" ", args));
             assertEquals(1, ran.err().lines().count(), ran.err());
@@ -111,11 +115,59 @@ final class VmTestTest {
         assertEquals("vm-test: no suite was run: '/nonexistent/ctl restore' failed with exit code 127\n", missing.err());
     }
 
+    private static CommandLine commandLine() {
+        return VmTest.commandLine(new VmTest.Settings(Map.of("VM_NAME", "other"), Map.of("VM_SYNC_CMD", "my-sync --now")));
+    }
+
+    static Stream<CommandLine> commands() {
+        return Stream.concat(Stream.of(commandLine()), commandLine().getSubcommands().values().stream());
+    }
+
+    @ParameterizedTest
+    @MethodSource("commands")
+    void everyHelpHasExamplesThatParseExitCodesAndTheDefaultOfEachVariable(CommandLine command) {
+        String help = command.getUsageMessage(CommandLine.Help.Ansi.OFF);
+        assertTrue(help.lines().allMatch(line -> line.length() <= 120), help);
+        Matcher page = Pattern.compile("(?s)Usage: vm-test .*\n\nOptions:\n.*\n\nExamples:\n(.*)\n\nExit codes:\n  [0N] .*\n  2 .*").matcher(help);
+        assertTrue(page.matches(), help);
+        for (String example : page.group(1).lines().toList()) {
+            String args = example.replaceFirst(".*?vm-test ", "").replaceFirst(" *#.*", "");
+            commandLine().parseArgs(Pattern.compile("'([^']*)'|\\S+").matcher(args).results()
+                    .map(word -> word.group(1) == null ? word.group() : word.group(1)).toArray(String[]::new));
+        }
+        String text = help.replaceAll("\\s+", " ");
+        command.getCommandSpec().options().stream().filter(option -> option.descriptionKey().matches("[A-Z_]+")).forEach(option -> {
+            String line = option.longestName() + "=\\S+ [^(]*\\(" + option.descriptionKey() + "; default: [^;)]+\\)";
+            assertTrue(Pattern.compile(line).matcher(text).find(), option.longestName() + " in " + help);
+        });
+        boolean list = command.getCommandName().equals("list");
+        assertEquals(!list, text.contains("(VM_NAME; default: other)"), "the default is the one that holds here: " + help);
+        assertEquals(!list, text.contains(", as 90s, 5m or 1h (default: 60m)"), help);
+    }
+
+    /** With a stand-in for ssh that runs the supervisor in this machine's sh: the verdict is told, whatever becomes of the reports. */
     @Test
-    void helpNamesVariablesAndEffectiveDefaults() {
-        String help = vmTest(Map.of("VM_SYNC_CMD", "my-sync --now"), Map.of(), "--help").out();
-        assertTrue(help.replaceAll("\\s+", " ").contains("VM_SYNC_CMD; default: my-sync --now"), help);
-        assertTrue(help.contains("Exit codes") && vmTest("run", "--help").out().contains("Exit codes") && vmTest("list", "--help").out().contains("Exit codes"));
+    void aReportThatCannotBeWrittenTakesNothingFromTheVerdict() throws Exception {
+        Path ssh = Files.writeString(Files.createDirectory(dir.resolve("bin")).resolve("ssh"), "#!/bin/sh\nfor last; do :; done\neval \"$last\"\n");
+        assertTrue(ssh.toFile().setExecutable(true));
+        long pid = ProcessHandle.current().pid();
+        Files.writeString(dir.resolve("dfly-vm.pid"),
+                JsonWriter.string(new JsonObject(Map.of("pid", pid, "bootId", VmTest.bootId(), "startTicks", VmTest.startTicks(pid)))));
+        for (String report : List.of("--json", "--junit")) {
+            for (String exit : List.of("0", "5")) {
+                ProcessBuilder builder = new ProcessBuilder(Path.of(System.getProperty("java.home"), "bin/java").toString(), "-XX:TieredStopAtLevel=1",
+                        "-cp", System.getProperty("java.class.path"), "VmTest", "it", report, "/dev/full");
+                builder.environment().putAll(Map.of("VM_DIR", dir.toString(), "VM_REMOTE_DIR", dir.toString(), "VM_TEST_BUILD", "true",
+                        "VM_TEST_IT", "yes '{\"Action\":\"start\",\"Package\":\"p\"}' | head -n 2000; seq 20000; exit " + exit,
+                        "PATH", dir.resolve("bin") + ":" + System.getenv("PATH")));
+                Process process = builder.redirectOutput(dir.resolve("out").toFile()).redirectError(dir.resolve("err").toFile()).start();
+                assertTrue(process.waitFor(60, TimeUnit.SECONDS));
+                String said = Files.readString(dir.resolve("err"));
+                assertEquals("vm-test: it " + (exit.equals("0") ? "passed" : "failed, guest exit code 5") + "\nvm-test: cannot write all of /dev/full: "
+                        + "make room, or choose another place\n", said.replaceFirst("(?s).*?(?=vm-test: )", ""));
+                assertEquals(1, process.exitValue(), said);
+            }
+        }
     }
 
     // Suites
