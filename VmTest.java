@@ -1,6 +1,7 @@
 ///usr/bin/env jbang "$0" "$@" ; exit $?
 //DESCRIPTION Build a project and run its tests in the running VM, and give a verdict
 //JAVA 17+
+//RUNTIME_OPTIONS -XX:TieredStopAtLevel=1 // starts faster (jbang: 0.76 s, 0.81 s without), and it ends before C2 would pay
 //DEPS info.picocli:picocli:4.7.7
 //DEPS com.grack:nanojson:1.10
 
@@ -52,7 +53,6 @@ import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Consumer;
-import java.util.function.IntFunction;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
@@ -89,17 +89,26 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * Reads {@code <name>.pid}, {@code ssh_config} (ssh does), {@code <name>.console.log}; writes {@code <name>.test/<suite>.json}, the
  * result and timings of its last run. {@code <name>.test/lock} keeps a second vm-test away from the VM.
  */
-@Command(name = "vm-test", mixinStandardHelpOptions = true, version = "1",
-        description = "Build a project and run its tests in the running VM, and give a verdict",
-        customSynopsis = {"vm-test [OPTIONS] SUITE... [-- ARGS]", "vm-test list", "vm-test run [OPTIONS] -- CMD"},
-        footer = {"", "Examples:",
-            "  vm-test unit                           build, then one suite",
-            "  vm-test unit -- -run TestX ./pkg/...   with arguments for its command",
-            "  vm-test --sync all --junit all.xml     sync, build, three suites, a report",
-            "  VM_TEST_VET='go vet ./...' vm-test vet    a suite of your own",
-            "", "Exit codes: 0 passed, 1 a test or the build failed, 2 usage, 3 the VM is not",
-            "running, 69 VM or connection lost, 124 time limit, 130/143 interrupted. The",
-            "guest's own code stands in the summary."})
+@Command(name = "vm-test", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1", usageHelpWidth = 120,
+        descriptionHeading = "%n", parameterListHeading = "%n", optionListHeading = "%nOptions:%n",
+        commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
+        customSynopsis = {"vm-test [OPTIONS] SUITE... [-- ARG...]", "       vm-test list", "       vm-test run [OPTIONS] -- CMD [ARG...]"},
+        description = {"Build a project and run its tests in the running VM, and give a verdict", "",
+            "The build runs once, then every suite, even if an earlier one fails, in VM_REMOTE_DIR in the guest. "
+                + "A summary tells what failed and why, and what was skipped. At the time limit, on Ctrl-C, or when the connection ends, "
+                + "all that a suite started is killed. VM_TEST_<SUITE> is a suite's command, a new name a new suite; VM_TEST_BUILD=true "
+                + "skips the build.", "",
+            "It reads VM_DIR/ssh_config, which vm-ctl start writes, and writes VM_DIR/NAME.test/SUITE.json, the result and timings of a "
+                + "suite's last run. An option beats the environment, which beats vm.env (KEY=VALUE lines) in the working directory, "
+                + "which beats the default."},
+        footer = {"  vm-test unit                              # build, then one suite",
+            "  vm-test unit -- -run TestX ./pkg/...      # with arguments for its command",
+            "  vm-test --sync all --junit all.xml        # sync, build, three suites, a report",
+            "  VM_TEST_VET='go vet ./...' vm-test vet    # a suite of your own"},
+        exitCodeList = {"0:all passed", "1:a suite or the build failed or left something behind, or a report is cut off",
+            "2:wrong usage", "3:the VM is not running",
+            "69:the VM or the connection was lost, or something needed is not available (ssh, vm-ctl, vm-sync, the lock)",
+            "124:a time limit", "130, 143:interrupted"})
 final class VmTest implements Callable<Integer> {
 
     @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = ScopeType.INHERIT,
@@ -119,7 +128,7 @@ final class VmTest implements Callable<Integer> {
     }
 
     @Option(names = "--remote-dir", descriptionKey = "VM_REMOTE_DIR", scope = ScopeType.INHERIT,
-            paramLabel = "DIR", description = "The project in the guest (VM_REMOTE_DIR; default: /root/<the project's name>).")
+            paramLabel = "DIR", description = "The project in the guest (VM_REMOTE_DIR; default: /root/<name of the project>).")
     String remoteDir;
 
     @Option(names = "--ctl-cmd", descriptionKey = "VM_CTL_CMD", defaultValue = "jbang vm-ctl",
@@ -127,17 +136,17 @@ final class VmTest implements Callable<Integer> {
     String ctlCommand;
 
     @Option(names = "--sync-cmd", descriptionKey = "VM_SYNC_CMD", defaultValue = "jbang vm-sync",
-            paramLabel = "CMD", description = "How --sync runs vm-sync (VM_SYNC_CMD; default: ${DEFAULT-VALUE}).")
+            paramLabel = "CMD", description = "How --sync and --fresh run vm-sync (VM_SYNC_CMD; default: ${DEFAULT-VALUE}).")
     String syncCommand;
 
     @Option(names = "--sync", description = "Run vm-sync first.")
     boolean sync;
 
-    @Option(names = "--fresh", description = "Restore the clean snapshot first, then sync.")
+    @Option(names = "--fresh", description = "Run vm-ctl restore first, which brings the clean state back, then vm-sync.")
     boolean fresh;
 
-    @Option(names = "--timeout", defaultValue = "60m", scope = ScopeType.INHERIT, paramLabel = "D", converter = Limit.class,
-            description = "Time limit of each suite and of the build: 90s, 10m, 1h30m (default: ${DEFAULT-VALUE}).")
+    @Option(names = "--timeout", defaultValue = "60m", scope = ScopeType.INHERIT, paramLabel = "TIME", converter = Limit.class,
+            description = "Stop the build, a suite or run's command after this long, as 90s, 5m or 1h (default: ${DEFAULT-VALUE}).")
     Duration timeout;
 
     @Option(names = "--env", scope = ScopeType.INHERIT, paramLabel = "K=V",
@@ -147,7 +156,7 @@ final class VmTest implements Callable<Integer> {
     @Option(names = {"-q", "--quiet"}, description = "Show no live output, only the summary with the failures.")
     boolean quiet;
 
-    @Option(names = "--junit", paramLabel = "FILE", description = "Write a JUnit report.")
+    @Option(names = "--junit", paramLabel = "FILE", description = "Write a JUnit report of all suites.")
     Path junit;
 
     @Option(names = "--json", paramLabel = "FILE", description = "Write what go test -json said, one event a line.")
@@ -155,14 +164,15 @@ final class VmTest implements Callable<Integer> {
 
     enum Leaks { fail, warn, ignore }
 
-    @Option(names = "--leaks", defaultValue = "fail", paramLabel = "MODE", description = "What follows from mounts, processes and "
-            + "files under /build that a doas suite leaves behind: ${COMPLETION-CANDIDATES} (default: ${DEFAULT-VALUE}).")
+    @Option(names = "--leaks", defaultValue = "fail", paramLabel = "MODE", description = "fail, warn or ignore: what follows from mounts, "
+            + "processes and files under /build that a doas suite leaves behind (default: ${DEFAULT-VALUE}).")
     Leaks leaks;
 
     @Option(names = "-v", scope = ScopeType.INHERIT, description = "Echo every external command.")
     boolean verbose;
 
-    @Parameters(paramLabel = "SUITE", description = "Suites, see 'vm-test list'; what follows -- is appended to their commands.")
+    @Parameters(paramLabel = "SUITE", description = "Suites, see 'vm-test list'. What follows -- is appended to their commands; "
+            + "packages among it take the place of those that a go test names.")
     List<String> words = new ArrayList<>();
 
     @Spec
@@ -194,8 +204,14 @@ final class VmTest implements Callable<Integer> {
     }
 
     static CommandLine commandLine() {
-        Settings settings = Settings.read(System.getenv(), Path.of(""));
-        return commandLine(new VmTest(settings), settings);
+        return commandLine(Settings.read(System.getenv(), Path.of("")));
+    }
+
+    static CommandLine commandLine(Settings settings) {
+        CommandLine line = commandLine(new VmTest(settings), settings);
+        CommandSpec list = line.getSubcommands().get("list").getCommandSpec(); // it goes by none of the options
+        List.copyOf(list.options()).stream().filter(OptionSpec::inherited).forEach(list::remove);
+        return line;
     }
 
     /** On Ctrl-C or TERM, before this process ends: what runs in the guest is stopped, and the summary still written. */
@@ -218,7 +234,7 @@ final class VmTest implements Callable<Integer> {
         }
         Map<String, Suite> table = suites(settings);
         List<Suite> chosen = choose(table, names);
-        takeVm(fresh);
+        takeVm();
         if (fresh) {
             runSibling(ctlCommand + " restore");
         }
@@ -226,7 +242,7 @@ final class VmTest implements Callable<Integer> {
             runSibling(syncCommand);
         }
         List<Report> done = new ArrayList<>();
-        boolean cutOff;
+        List<Path> cutOff = new ArrayList<>();
         try (PrintWriter events = new PrintWriter(json == null ? Writer.nullWriter() : Files.newBufferedWriter(json))) {
             for (Suite suite : chosen) {
                 boolean build = suite.name().equals("build");
@@ -238,23 +254,28 @@ final class VmTest implements Callable<Integer> {
                     break;
                 }
             }
-            cutOff = events.checkError(); // it throws nothing
+            if (events.checkError()) { // it throws nothing: the verdict comes first
+                cutOff.add(json);
+            }
         }
         if (junit != null) {
-            try (Writer file = Files.newBufferedWriter(junit)) {
+            try (PrintWriter file = new PrintWriter(Files.newBufferedWriter(junit))) {
                 junit(done, vmName, file);
+                if (file.checkError()) {
+                    cutOff.add(junit);
+                }
             }
         }
         System.err.println("vm-test: " + done.stream().map(Report::said).collect(Collectors.joining("; ")));
         int code = done.stream().map(report -> report.verdict).max(Comparator.naturalOrder()).orElseThrow().exitCode;
-        if (cutOff) {
-            System.err.println("vm-test: cannot write all of " + json + ": make room, or choose another place");
-        }
-        return cutOff && code == 0 ? 1 : code;
+        cutOff.forEach(file -> System.err.println("vm-test: cannot write all of " + file + ": make room, or choose another place"));
+        return code == 0 && !cutOff.isEmpty() ? 1 : code;
     }
 
-    @Command(name = "list", mixinStandardHelpOptions = true, footer = {"", "Example: vm-test list", "Exit codes: 0 done, 2 usage."},
-            description = "Show the suites, their commands, and the settings that gave them.")
+    @Command(name = "list", customSynopsis = "vm-test list",
+            description = {"Show the suites, their commands, and the settings that gave them.", "",
+                "Reads the environment and vm.env, and nothing of the VM."},
+            footer = {"  vm-test list", "  VM_TEST_VET='go vet ./...' vm-test list"}, exitCodeList = {"0:done", "2:wrong usage"})
     int list() {
         refuseSuites();
         suites(settings).values().forEach(suite -> spec.commandLine().getOut().printf("%-18s %s%s%n", suite.name(),
@@ -262,15 +283,20 @@ final class VmTest implements Callable<Integer> {
         return 0;
     }
 
-    @Command(name = "run", mixinStandardHelpOptions = true, customSynopsis = "vm-test run [OPTIONS] -- CMD [ARG...]",
-            description = "Run a command in VM_REMOTE_DIR in the guest and exit with its code. CMD alone is a line of shell; "
-                    + "with arguments every word stays one word.",
-            footer = {"", "Example: vm-test run -- ./scripts/capture-bsd-fixtures.sh", "Exit codes: the command's own; 2 usage,",
-                "3 the VM is not running, 69 the VM or the connection was lost, 124 time limit, 130/143 interrupted."})
-    int run(@Parameters(arity = "1..*", paramLabel = "CMD", description = "The command.") List<String> command) throws Exception {
+    @Command(name = "run", customSynopsis = "vm-test run [OPTIONS] -- CMD [ARG...]",
+            description = {"Run a command in VM_REMOTE_DIR in the guest, as root, without input; its exit code is the exit code.", "",
+                "Several words are a command and its arguments, which reach it as they are. A single word is a line for the guest's sh. "
+                    + "At the time limit, on Ctrl-C, or when the connection ends, all that it started is killed."},
+            footer = {"  vm-test run -- ./scripts/capture-bsd-fixtures.sh", "  vm-test run --env GOFLAGS=-v --timeout 5m -- go vet ./...",
+                "  vm-test run 'gmake check 2>&1 | tail'"},
+            exitCodeList = {"N:what the command in the guest ended with", "2:wrong usage", "3:the VM is not running",
+                "69:the VM or the connection was lost, or something needed is not available (ssh, the lock)",
+                "124:a time limit", "130, 143:interrupted"})
+    int run(@Parameters(arity = "1..*", paramLabel = "CMD", description = "The command and its arguments, after --, or one line for sh.")
+            List<String> command) throws Exception {
         refuseSuites();
-        takeVm(false);
-        GuestRun guest = new GuestRun(command.size() == 1 ? command.get(0) : quoted(command), false);
+        takeVm();
+        GuestRun guest = new GuestRun(command.size() == 1 ? command.get(0) : shellQuoted(command), false);
         Verdict verdict = guest.run(text -> print(1, text), text -> print(2, text));
         return switch (verdict) {
             case LOST -> throw new VmException(69, guest.trouble);
@@ -280,10 +306,11 @@ final class VmTest implements Callable<Integer> {
         };
     }
 
-    /** Suites in front of a subcommand would not be run, and its 0 be taken for theirs. */
+    /** Suites and their options in front of a subcommand would do nothing, and its 0 be taken for theirs. */
     private void refuseSuites() {
-        if (!words.isEmpty()) {
-            throw new ParameterException(spec.commandLine(), "suites and a subcommand exclude each other");
+        List<OptionSpec> given = spec.commandLine().getParseResult().matchedOptions();
+        if (!words.isEmpty() || given.stream().anyMatch(option -> option.scopeType() == ScopeType.LOCAL)) {
+            throw new ParameterException(spec.commandLine(), "a subcommand takes no suites and none of the options for suites alone");
         }
     }
 
@@ -306,7 +333,28 @@ final class VmTest implements Callable<Integer> {
             """;
 
     /** A suite: its command, or what it stands for; and the setting that gave it, or "". */
-    record Suite(String name, String command, List<String> parts, String setting) {}
+    record Suite(String name, String command, List<String> parts, String setting) {
+        /** A command line whose output goes nowhere but to its stdout: no pipe, redirection or subshell. */
+        private static final Pattern PLAIN = Pattern.compile("(?s)(?:'[^']*+'|\"[^\"]*+\"|\\\\.|\\|\\||2>&1|[^2|<>`()'\"\\\\]++|2)*+");
+        /** A go test at the start of one of its commands; quoted text is passed over. */
+        private static final Pattern GO_TEST = Pattern.compile(
+                "'[^']*'|\"[^\"]*\"|((?:^|[;&|\n])\\s*(?:(?:doas|env|exec|\\w+=\\S*)\\s+)*(?:[^\\s;&|]*/)?go\\s+test)(?=\\s|$)");
+        /** What names packages or files among the arguments of go test, unless it is the value of a flag. */
+        private static final Pattern PACKAGES = Pattern.compile(
+                "(?<!\\s--?(?:run|skip|bench|fuzz|tags|exec|o|C|trace|outputdir|\\w{1,9}profile))"
+                        + "\\s(?:\\.|\\.{0,2}/\\S*|[^-\\s]\\S*(?:\\.\\.\\.|\\.go))(?=\\s|$)");
+
+        /** What the guest's sh is given: the command with arguments; a go test with -json, and with their packages if they name some. */
+        String guestCommand(List<String> arguments) {
+            int go = command.lastIndexOf("go test");
+            String its = " " + String.join(" ", arguments.stream().takeWhile(word -> !word.equals("-args")).toList());
+            String kept = go >= 0 && PACKAGES.matcher(its).find()
+                    ? command.substring(0, go) + PACKAGES.matcher(command.substring(go)).replaceAll("") : command;
+            String whole = arguments.isEmpty() ? kept : kept + " " + shellQuoted(arguments);
+            return !PLAIN.matcher(whole).matches() ? whole : GO_TEST.matcher(whole)
+                    .replaceAll(found -> Matcher.quoteReplacement(found.group() + (found.group(1) == null ? "" : " -json")));
+        }
+    }
 
     /** The suites by name: the built-in ones, changed and extended by VM_TEST_<SUITE>. */
     static Map<String, Suite> suites(Settings settings) {
@@ -341,29 +389,8 @@ final class VmTest implements Callable<Integer> {
         return chosen.stream().filter(table::containsKey).map(table::get).toList();
     }
 
-    /** A command line whose output goes nowhere but to its stdout: no pipe, redirection or subshell. */
-    private static final Pattern PLAIN = Pattern.compile("(?s)(?:'[^']*+'|\"[^\"]*+\"|\\\\.|\\|\\||2>&1|[^2|<>`()'\"\\\\]++|2)*+");
-    /** A go test at the start of one of its commands; quoted text is passed over. */
-    private static final Pattern GO_TEST = Pattern.compile(
-            "'[^']*'|\"[^\"]*\"|((?:^|[;&|\n])\\s*(?:(?:doas|env|exec|\\w+=\\S*)\\s+)*(?:[^\\s;&|]*/)?go\\s+test)(?=\\s|$)");
-    /** What names packages or files among the arguments of go test, unless it is the value of a flag. */
-    private static final Pattern PACKAGES = Pattern.compile(
-            "(?<!\\s--?(?:run|skip|bench|fuzz|tags|exec|o|C|trace|outputdir|\\w{1,9}profile))"
-                    + "\\s(?:\\.|\\.{0,2}/\\S*|[^-\\s]\\S*(?:\\.\\.\\.|\\.go))(?=\\s|$)");
-
-    /** What the guest's sh is given: command and arguments; a go test with -json, and if the arguments name packages, with these alone. */
-    static String guestCommand(String command, List<String> arguments) {
-        int go = command.lastIndexOf("go test") + "go test".length();
-        boolean others = PACKAGES.matcher(" " + String.join(" ", arguments.stream().takeWhile(it -> !it.equals("-args")).toList())).find();
-        String suite = others && command.contains("go test")
-                ? command.substring(0, go) + PACKAGES.matcher(command.substring(go)).replaceAll("") : command;
-        String whole = suite + (arguments.isEmpty() ? "" : " " + quoted(arguments));
-        return !PLAIN.matcher(whole).matches() ? whole : GO_TEST.matcher(whole)
-                .replaceAll(found -> Matcher.quoteReplacement(found.group() + (found.group(1) == null ? "" : " -json")));
-    }
-
-    /** Words that sh reads back as they are. */
-    static String quoted(List<String> words) {
+    /** A command as a person could paste it into a shell. */
+    static String shellQuoted(List<String> words) {
         return words.stream().map(word -> word.matches("[A-Za-z0-9_@%+=:,./-]+") ? word : "'" + word.replace("'", "'\\''") + "'")
                 .collect(Collectors.joining(" "));
     }
@@ -371,7 +398,7 @@ final class VmTest implements Callable<Integer> {
     // Before the suites
 
     /** Checks what can be checked before anything runs, and keeps other vm-tests away: they would kill each other's processes. */
-    private void takeVm(boolean restoring) throws IOException {
+    private void takeVm() throws IOException {
         environment.keySet().stream().filter(name -> !name.matches("[A-Za-z_]\\w*")).forEach(name -> {
             throw new VmException(2, "--env: '" + name + "' is not the name of a variable");
         });
@@ -380,7 +407,7 @@ final class VmTest implements Callable<Integer> {
                 throw new VmException(2, "cannot write " + file + ": name a file in a folder that exists and is writable");
             }
         });
-        if (!alive() && !(restoring && Files.isDirectory(vmDir))) {
+        if (!alive() && !(fresh && Files.isDirectory(vmDir))) {
             throw new VmException(3, "VM " + vmName + " is not running; start it: vm-ctl start");
         }
         lock = FileChannel.open(Files.createDirectories(vmDir.resolve(vmName + ".test")).resolve("lock"),
@@ -396,7 +423,7 @@ final class VmTest implements Callable<Integer> {
     }
 
     private String guestDirectory() {
-        return remoteDir != null ? remoteDir : "/root/" + project.getFileName();
+        return remoteDir != null ? remoteDir : "/root/" + Path.of("/").relativize(project).getFileName(); // of /: vm-sync refuses "/root/"
     }
 
     /** vm-ctl or vm-sync, as a process with the same settings and its own time limits; what it says goes to stderr. */
@@ -416,7 +443,7 @@ final class VmTest implements Callable<Integer> {
 
     private Process start(ProcessBuilder builder) {
         if (verbose) {
-            System.err.println("+ " + quoted(builder.command()));
+            System.err.println("+ " + shellQuoted(builder.command()));
         }
         try {
             return builder.start();
@@ -456,7 +483,10 @@ final class VmTest implements Callable<Integer> {
                     }
                     /^$/ && now < 2 { now++; next }
                     now { if (!((now, $0) in old)) rest[++n] = (now == 1 ? "mount " : "file ") $0; next }
-                    process($0) { p = process($0); parent[p] = $2; zombie[p] = $3 ~ /^Z/; sub(/^ *[0-9]+ +[0-9]+ +[^ ]+ +/, ""); name[p] = $0 }
+                    process($0) {
+                        p = process($0); parent[p] = $2; zombie[p] = $3 ~ /^Z/
+                        sub(/^ *[0-9]+ +[0-9]+ +[^ ]+ +/, ""); name[p] = $0
+                    }
                     END {
                         for (p in parent) if (parent[p] == 1 && name[p] ~ /^[^ ]*(sshd|getty|cron)/) old[p] = 1
                         for (p in parent) {
@@ -519,7 +549,7 @@ final class VmTest implements Callable<Integer> {
     }
 
     private static String assignments(Map<String, String> values) {
-        return values.entrySet().stream().map(it -> it.getKey() + "=" + quoted(List.of(it.getValue())) + "\n")
+        return values.entrySet().stream().map(it -> it.getKey() + "=" + shellQuoted(List.of(it.getValue())) + "\n")
                 .collect(Collectors.joining());
     }
 
@@ -665,20 +695,13 @@ final class VmTest implements Callable<Integer> {
     // One suite
 
     private Report runSuite(Suite suite, List<String> arguments, PrintWriter events) throws IOException, InterruptedException {
-        String command = guestCommand(suite.command(), arguments);
+        String command = suite.guestCommand(arguments);
         System.err.println("== " + suite.name() + ": " + harmless(command));
-        StringBuilder screen = new StringBuilder();
-        Report report = new Report(suite.name(), screen::append, events::print);
-        IntFunction<Consumer<String>> to = descriptor -> text -> {
-            report.take(descriptor, text);
-            print(descriptor, screen.toString());
-            screen.setLength(0);
-        };
+        Report report = new Report(suite.name(), events::print);
         boolean root = Pattern.compile("(^|[\\s;&|(])doas\\s").matcher(suite.command()).find();
         GuestRun guest = new GuestRun(command, root && leaks != Leaks.ignore);
-        report.verdict = guest.run(to.apply(1), to.apply(2));
-        report.end(guest.code);
-        print(1, screen.toString());
+        report.verdict = guest.run(text -> print(1, report.take(1, text)), text -> print(2, report.take(2, text)));
+        print(1, report.end(guest.code));
         if (leaks == Leaks.warn) {
             guest.left.forEach(what -> System.err.println("vm-test: " + suite.name() + " left behind: " + harmless(what)));
         } else if (!guest.left.isEmpty()) {
@@ -694,12 +717,6 @@ final class VmTest implements Callable<Integer> {
             System.err.println("vm-test: the result of " + suite.name() + " is not kept: " + reason(refused));
         }
         return report;
-    }
-
-    /** Adds to a text of which only the end is kept. */
-    static void keep(StringBuilder end, String text) {
-        end.append(text);
-        end.delete(0, end.length() > 128_000 ? end.length() - 64_000 : 0);
     }
 
     /** A test, or under the name "" its package. Outcomes: "" (it runs), pass, fail, skip, unfinished, broken (not built). */
@@ -764,22 +781,20 @@ final class VmTest implements Callable<Integer> {
         private final Map<String, StringBuilder> waiting = new LinkedHashMap<>();
         private final Map<Integer, StringBuilder> partial = new TreeMap<>();
         private final StringBuilder plain = new StringBuilder();
-        private final Consumer<String> screen;
+        private final StringBuilder screen = new StringBuilder(); // what take and end return next
         private final Consumer<String> events;
         private final Set<String> ended = new HashSet<>();
         private String shown; // the package on the screen
 
-        Report(String suite, Consumer<String> screen, Consumer<String> events) {
+        Report(String suite, Consumer<String> events) {
             this.suite = suite;
-            this.screen = screen;
             this.events = events;
         }
 
-        /** Takes a piece of a stream. What is no event goes on as it is, at once unless it may yet become one. */
-        void take(int stream, String piece) {
+        /** Takes a piece of a stream; returns what to show now. What is no event is shown as it is, at once unless it may become one. */
+        String take(int stream, String piece) {
             StringBuilder text = partial.computeIfAbsent(stream, it -> new StringBuilder()).append(piece);
-            boolean events = text.indexOf("{") == 0 || text.indexOf("\n{") >= 0;
-            int end = events ? text.lastIndexOf("\n") + 1 : 0;
+            int end = text.indexOf("{") == 0 || text.indexOf("\n{") >= 0 ? text.lastIndexOf("\n") + 1 : 0;
             List<String> lines = Pattern.compile("(?<=\n)").splitAsStream(text.substring(0, end)).toList();
             text.delete(0, end);
             List<String> maybe = lines.stream().filter(line -> line.startsWith("{")).map(Report::decoded).toList();
@@ -793,6 +808,13 @@ final class VmTest implements Callable<Integer> {
                 pass(text.toString());
                 text.setLength(0);
             }
+            return toShow();
+        }
+
+        private String toShow() {
+            String text = screen.toString();
+            screen.setLength(0);
+            return text;
         }
 
         private static String decoded(String line) {
@@ -812,9 +834,15 @@ final class VmTest implements Callable<Integer> {
                     : lines.stream().flatMap(line -> objects(List.of(line)));
         }
 
+        /** Adds to a text of which only the end is kept. */
+        static void keep(StringBuilder end, String text) {
+            end.append(text);
+            end.delete(0, end.length() > 128_000 ? end.length() - 64_000 : 0);
+        }
+
         private void pass(String text) {
             keep(plain, decoded(text));
-            screen.accept(text);
+            screen.append(text);
         }
 
         /** Takes note of an event of go test; false if it is none. */
@@ -830,7 +858,7 @@ final class VmTest implements Callable<Integer> {
             Test known = packages.getOrDefault(pkg, Map.of()).get(name);
             if (action.equals("build-output")) { // Go 1.24 and later
                 keep(plain, output);
-                screen.accept(new String(output.getBytes(UTF_8), WIRE));
+                screen.append(new String(output.getBytes(UTF_8), WIRE));
             } else if (action.equals("run")) {
                 packages.computeIfAbsent(pkg, it -> new LinkedHashMap<>()).put(name, new Test(pkg, name)); // with -count it runs again
             } else if (action.equals("output")) {
@@ -870,11 +898,11 @@ final class VmTest implements Callable<Integer> {
         }
 
         private void flush(String pkg) {
-            screen.accept(new String(waiting.remove(pkg).toString().getBytes(UTF_8), WIRE));
+            screen.append(new String(waiting.remove(pkg).toString().getBytes(UTF_8), WIRE));
         }
 
-        /** The command ended: what has no result now never gets one. A suite without tests is its own only test. */
-        void end(Integer exitCode) {
+        /** The command ended: what has no result now never gets one. A suite without tests is its own only test. Returns what to show. */
+        String end(Integer exitCode) {
             guestCode = exitCode;
             seconds = Duration.between(started, Instant.now()).toMillis() / 1000.0;
             List.copyOf(waiting.keySet()).forEach(this::flush);
@@ -889,6 +917,7 @@ final class VmTest implements Callable<Integer> {
                 String failure = verdict == Verdict.FAILED ? suite.equals("build") ? "broken" : "fail" : "unfinished";
                 add("", verdict == Verdict.PASSED ? "pass" : failure, plain.toString());
             }
+            return toShow();
         }
 
         Stream<Test> all() {
@@ -970,7 +999,7 @@ final class VmTest implements Callable<Integer> {
     static void junit(List<Report> reports, String host, Writer file) throws XMLStreamException {
         XMLStreamWriter xml = XMLOutputFactory.newInstance().createXMLStreamWriter(file);
         xml.writeStartDocument();
-        start(xml, "testsuites");
+        begin(xml, "testsuites");
         int id = 0;
         for (Report report : reports) {
             List<Test> failures = report.failures();
@@ -978,24 +1007,24 @@ final class VmTest implements Callable<Integer> {
                 List<Test> tests = pkg.getValue().values().stream()
                         .filter(test -> !test.name.isEmpty() || failures.contains(test) || test.pkg.equals(report.suite)).toList();
                 Map<String, Long> kinds = tests.stream().collect(Collectors.groupingBy(VmTest::junitKind, Collectors.counting()));
-                start(xml, "testsuite", "id", id++, "package", report.suite, "name", pkg.getKey(), "hostname", host,
+                begin(xml, "testsuite", "id", id++, "package", report.suite, "name", pkg.getKey(), "hostname", host,
                         "timestamp", report.started.truncatedTo(ChronoUnit.SECONDS).toString().replace("Z", ""),
                         "time", pkg.getValue().containsKey("") ? pkg.getValue().get("").seconds : 0.0, "tests", tests.size(),
                         "failures", kinds.getOrDefault("failure", 0L), "errors", kinds.getOrDefault("error", 0L),
                         "skipped", kinds.getOrDefault("skipped", 0L));
-                whole(xml, "", "properties");
+                element(xml, "", "properties");
                 for (Test test : tests) {
                     String kind = junitKind(test);
-                    start(xml, "testcase", "classname", test.pkg, "name", test.name.isEmpty() ? test.pkg : test.name, "time", test.seconds);
+                    begin(xml, "testcase", "classname", test.pkg, "name", test.name.isEmpty() ? test.pkg : test.name, "time", test.seconds);
                     if (kind.equals("skipped")) {
-                        whole(xml, "", kind, "message", test.said().strip());
+                        element(xml, "", kind, "message", test.said().strip());
                     } else if (!kind.isEmpty()) {
-                        whole(xml, report.reason(test), kind, "type", test.outcome, "message", test);
+                        element(xml, report.reason(test), kind, "type", test.outcome, "message", test);
                     }
                     xml.writeEndElement();
                 }
-                whole(xml, "", "system-out"); // Ant's schema wants all three
-                whole(xml, "", "system-err");
+                element(xml, "", "system-out"); // Ant's schema wants all three
+                element(xml, "", "system-err");
                 xml.writeEndElement();
             }
         }
@@ -1007,7 +1036,7 @@ final class VmTest implements Callable<Integer> {
         return Map.of("pass", "", "skip", "skipped", "fail", "failure").getOrDefault(test.outcome, "error");
     }
 
-    private static void start(XMLStreamWriter xml, String name, Object... attributes) throws XMLStreamException {
+    private static void begin(XMLStreamWriter xml, String name, Object... attributes) throws XMLStreamException {
         xml.writeStartElement(name);
         for (int i = 0; i < attributes.length; i += 2) {
             String format = attributes[i + 1] instanceof Double ? "%.3f" : "%s";
@@ -1015,8 +1044,8 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    private static void whole(XMLStreamWriter xml, String text, String name, Object... attributes) throws XMLStreamException {
-        start(xml, name, attributes);
+    private static void element(XMLStreamWriter xml, String text, String name, Object... attributes) throws XMLStreamException {
+        begin(xml, name, attributes);
         xml.writeCharacters(legal(text));
         xml.writeEndElement();
     }
@@ -1055,7 +1084,7 @@ final class VmTest implements Callable<Integer> {
         @Override
         public Duration convert(String value) {
             if (!value.matches("(?=.*[1-9])(\\d{1,6}h)?(\\d{1,6}m)?(\\d{1,6}s?)?")) {
-                throw new TypeConversionException("'" + value + "' is no time limit: 90s, 10m, 1h30m");
+                throw new TypeConversionException("'" + value + "' is not a time such as 90s, 5m or 1h");
             }
             return Duration.parse("PT" + value + (Character.isDigit(value.charAt(value.length() - 1)) ? "S" : ""));
         }

@@ -24,6 +24,8 @@ import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
 import java.util.concurrent.TimeUnit;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
 import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
@@ -33,6 +35,8 @@ import javax.xml.transform.stream.StreamSource;
 import javax.xml.validation.SchemaFactory;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.MethodSource;
 import org.junit.platform.console.ConsoleLauncher;
 import org.w3c.dom.Document;
 import org.xml.sax.InputSource;
@@ -56,7 +60,7 @@ final class VmTestTest {
         VmTest.Settings settings = new VmTest.Settings(environment, file);
         StringWriter out = new StringWriter();
         StringWriter err = new StringWriter();
-        CommandLine line = VmTest.commandLine(new VmTest(settings), settings).setOut(new PrintWriter(out)).setErr(new PrintWriter(err));
+        CommandLine line = VmTest.commandLine(settings).setOut(new PrintWriter(out)).setErr(new PrintWriter(err));
         int code = line.execute(args);
         line.getOut().flush();
         return new Ran(code, out.toString(), err.toString());
@@ -70,7 +74,7 @@ final class VmTestTest {
     void usageErrorsAreTwoAndOneLine() {
         for (String[] args : new String[][] {{}, {"--nonsense"}, {"unit", "--timeout", "soon"}, {"unit", "--timeout", "0"}, {"unti"}, {"--", "-run", "X"},
                 {"unit", "--leaks", "maybe"}, {"run"}, {"unit", "--junit", "/nonexistent/x.xml"}, {"unit", "--json", "."}, {"unit", "--env", "=x"},
-                {"unit", "list"}, {"all", "run", "--", "true"}}) {
+                {"unit", "list"}, {"all", "run", "--", "true"}, {"--sync", "run", "--", "true"}, {"--leaks", "warn", "list"}, {"list", "--timeout", "5m"}}) {
             Ran ran = vmTest(args);
             assertEquals(2, ran.code(), String.join(" ", args));
             assertEquals(1, ran.err().lines().count(), ran.err());
@@ -104,16 +108,66 @@ final class VmTestTest {
             assertEquals(codes[1], ran.code(), ran.err());
             assertEquals("restore x" + codes[0] + " /root/my project\n", Files.readString(dir.resolve("said")));
         }
+        assertEquals(69, vmTest("--fresh", "unit", "--vm-name", "top", "--project", "/", "--ctl-cmd", "\"" + ctl + "\"").code());
+        assertEquals("restore top /root/\n", Files.readString(dir.resolve("said")), "which vm-sync refuses");
         Ran missing = vmTest("--fresh", "unit", "--ctl-cmd", "/nonexistent/ctl");
         assertEquals(69, missing.code());
         assertEquals("vm-test: no suite was run: '/nonexistent/ctl restore' failed with exit code 127\n", missing.err());
     }
 
+    private static CommandLine commandLine() {
+        return VmTest.commandLine(new VmTest.Settings(Map.of("VM_NAME", "other"), Map.of("VM_SYNC_CMD", "my-sync --now")));
+    }
+
+    static Stream<CommandLine> commands() {
+        return Stream.concat(Stream.of(commandLine()), commandLine().getSubcommands().values().stream());
+    }
+
+    @ParameterizedTest
+    @MethodSource("commands")
+    void everyHelpHasExamplesThatParseExitCodesAndTheDefaultOfEachVariable(CommandLine command) {
+        String help = command.getUsageMessage(CommandLine.Help.Ansi.OFF);
+        assertTrue(help.lines().allMatch(line -> line.length() <= 120), help);
+        Matcher page = Pattern.compile("(?s)Usage: vm-test .*\n\nOptions:\n.*\n\nExamples:\n(.*)\n\nExit codes:\n  [0N] .*\n  2 .*").matcher(help);
+        assertTrue(page.matches(), help);
+        for (String example : page.group(1).lines().toList()) {
+            String args = example.replaceFirst(".*?vm-test ", "").replaceFirst(" *#.*", "");
+            commandLine().parseArgs(Pattern.compile("'([^']*)'|\\S+").matcher(args).results()
+                    .map(word -> word.group(1) == null ? word.group() : word.group(1)).toArray(String[]::new));
+        }
+        String text = help.replaceAll("\\s+", " ");
+        command.getCommandSpec().options().stream().filter(option -> option.descriptionKey().matches("[A-Z_]+")).forEach(option -> {
+            String line = option.longestName() + "=\\S+ [^(]*\\(" + option.descriptionKey() + "; default: [^;)]+\\)";
+            assertTrue(Pattern.compile(line).matcher(text).find(), option.longestName() + " in " + help);
+        });
+        boolean list = command.getCommandName().equals("list");
+        assertEquals(!list, text.contains("(VM_NAME; default: other)"), "the default is the one that holds here: " + help);
+        assertEquals(!list, text.contains(", as 90s, 5m or 1h (default: 60m)"), help);
+    }
+
+    /** With a stand-in for ssh that runs the supervisor in this machine's sh: the verdict is told, whatever becomes of the reports. */
     @Test
-    void helpNamesVariablesAndEffectiveDefaults() {
-        String help = vmTest(Map.of("VM_SYNC_CMD", "my-sync --now"), Map.of(), "--help").out();
-        assertTrue(help.replaceAll("\\s+", " ").contains("VM_SYNC_CMD; default: my-sync --now"), help);
-        assertTrue(help.contains("Exit codes") && vmTest("run", "--help").out().contains("Exit codes") && vmTest("list", "--help").out().contains("Exit codes"));
+    void aReportThatCannotBeWrittenTakesNothingFromTheVerdict() throws Exception {
+        Path ssh = Files.writeString(Files.createDirectory(dir.resolve("bin")).resolve("ssh"), "#!/bin/sh\nfor last; do :; done\neval \"$last\"\n");
+        assertTrue(ssh.toFile().setExecutable(true));
+        long pid = ProcessHandle.current().pid();
+        Files.writeString(dir.resolve("dfly-vm.pid"),
+                JsonWriter.string(new JsonObject(Map.of("pid", pid, "bootId", VmTest.bootId(), "startTicks", VmTest.startTicks(pid)))));
+        for (String report : List.of("--json", "--junit")) {
+            for (String exit : List.of("0", "5")) {
+                ProcessBuilder builder = new ProcessBuilder(Path.of(System.getProperty("java.home"), "bin/java").toString(), "-XX:TieredStopAtLevel=1",
+                        "-cp", System.getProperty("java.class.path"), "VmTest", "it", report, "/dev/full");
+                builder.environment().putAll(Map.of("VM_DIR", dir.toString(), "VM_REMOTE_DIR", dir.toString(), "VM_TEST_BUILD", "true",
+                        "VM_TEST_IT", "yes '{\"Action\":\"start\",\"Package\":\"p\"}' | head -n 2000; seq 20000; exit " + exit,
+                        "PATH", dir.resolve("bin") + ":" + System.getenv("PATH")));
+                Process process = builder.redirectOutput(dir.resolve("out").toFile()).redirectError(dir.resolve("err").toFile()).start();
+                assertTrue(process.waitFor(60, TimeUnit.SECONDS));
+                String said = Files.readString(dir.resolve("err"));
+                assertEquals("vm-test: it " + (exit.equals("0") ? "passed" : "failed, guest exit code 5") + "\nvm-test: cannot write all of /dev/full: "
+                        + "make room, or choose another place\n", said.replaceFirst("(?s).*?(?=vm-test: )", ""));
+                assertEquals(1, process.exitValue(), said);
+            }
+        }
     }
 
     // Suites
@@ -148,6 +202,10 @@ final class VmTestTest {
         assertTrue(unknown.getMessage().contains("integration"), unknown.getMessage());
     }
 
+    private static String guestCommand(String command, List<String> arguments) {
+        return new VmTest.Suite("x", command, List.of(), "").guestCommand(arguments);
+    }
+
     @Test
     void goTestsGetJsonAndNothingElseDoes() {
         String[][] commands = {
@@ -160,11 +218,11 @@ final class VmTestTest {
             {"go test ./a2 2>&1 || exit 3", "go test -json ./a2 2>&1 || exit 3"},
         };
         for (String[] row : commands) {
-            assertEquals(row[1], VmTest.guestCommand(row[0], List.of()));
+            assertEquals(row[1], guestCommand(row[0], List.of()));
         }
         for (String same : List.of("gmake test", "go vet ./...", "go test ./... | tee log", "echo go test", "go testify", "go test ./... > log",
                 "(go test)", "sh -c 'go test ./...'", "echo 'a; go test b'", "go test 'open", "x=$(go test)", "go test `id`")) {
-            assertEquals(same, VmTest.guestCommand(same, List.of()));
+            assertEquals(same, guestCommand(same, List.of()));
         }
     }
 
@@ -180,7 +238,7 @@ final class VmTestTest {
             {"cd ./x && doas go test -json -run ./a -v .", "cd ./x && doas go test -run ./a ./b ./c", "-v", "."},
         };
         for (String[] row : commands) {
-            assertEquals(row[0], VmTest.guestCommand(row[1], List.of(row).subList(2, row.length)));
+            assertEquals(row[0], guestCommand(row[1], List.of(row).subList(2, row.length)));
         }
     }
 
@@ -205,7 +263,7 @@ final class VmTestTest {
     void theSupervisorRunsTheCommandAsGiven() throws Exception {
         Path work = Files.createDirectory(dir.resolve("it's a \"dir\""));
         String odd = "a'b\"c $HOME `id` \\ !x\n*";
-        String said = supervised(work.toString(), "pwd; printf '%s|' " + VmTest.quoted(List.of(odd, "", "-n")) + " \"$ODD\"; sleep 1; exit 7",
+        String said = supervised(work.toString(), "pwd; printf '%s|' " + VmTest.shellQuoted(List.of(odd, "", "-n")) + " \"$ODD\"; sleep 1; exit 7",
                 Map.of("ODD", odd));
         assertTrue(said.contains(work + "\n"), said);
         assertTrue(said.contains(odd + "||-n|" + odd + "|"), said);
@@ -409,12 +467,16 @@ final class VmTestTest {
     private final StringBuilder screen = new StringBuilder();
     private final StringBuilder events = new StringBuilder();
 
+    private void take(VmTest.Report report, int stream, String piece) {
+        screen.append(report.take(stream, piece));
+    }
+
     private VmTest.Report report(String stdout, String stderr, int guestCode) {
-        VmTest.Report report = new VmTest.Report("unit", screen::append, events::append);
-        report.take(2, wire(stderr));
-        report.take(1, wire(stdout));
+        VmTest.Report report = new VmTest.Report("unit", events::append);
+        take(report, 2, wire(stderr));
+        take(report, 1, wire(stdout));
         report.verdict = guestCode == 0 ? VmTest.Verdict.PASSED : VmTest.Verdict.FAILED;
-        report.end(guestCode);
+        screen.append(report.end(guestCode));
         return report;
     }
 
@@ -440,19 +502,19 @@ final class VmTestTest {
 
     @Test
     void aPackageThatSaysVeryMuchDoesNotWaitAndLosesNothing() {
-        VmTest.Report report = new VmTest.Report("unit", screen::append, events::append);
-        report.take(1, events("a run TestA") + events("b run TestB"));
-        IntStream.range(0, 300).forEach(i -> report.take(1, events("b out TestB " + "x".repeat(9_999))));
+        VmTest.Report report = new VmTest.Report("unit", events::append);
+        take(report, 1, events("a run TestA") + events("b run TestB"));
+        IntStream.range(0, 300).forEach(i -> take(report, 1, events("b out TestB " + "x".repeat(9_999))));
         assertTrue(screen.length() > 1 << 20, "shown beside a");
         report.verdict = VmTest.Verdict.FAILED;
-        report.end(1);
+        screen.append(report.end(1));
         assertEquals(300 * 9_999, screen.chars().filter(c -> c == 'x').count());
     }
 
     @Test
     void theFirstPackageIsShownLive() {
-        VmTest.Report report = new VmTest.Report("unit", screen::append, events::append);
-        SIDE_BY_SIDE.lines().limit(8).forEach(line -> report.take(1, line + "\n"));
+        VmTest.Report report = new VmTest.Report("unit", events::append);
+        SIDE_BY_SIDE.lines().limit(8).forEach(line -> take(report, 1, line + "\n"));
         assertTrue(screen.toString().endsWith("=== RUN   TestSlow\n"), screen.toString());
     }
 
@@ -553,13 +615,13 @@ final class VmTestTest {
     void memoryIsBounded() {
         StringBuilder kept = new StringBuilder();
         for (int i = 0; i < 100_000; i++) {
-            VmTest.keep(kept, "line " + i + "\n");
+            VmTest.Report.keep(kept, "line " + i + "\n");
             assertTrue(kept.length() <= 128_000 + 20);
         }
         assertTrue(kept.toString().endsWith("line 99999\n") && kept.length() >= 64_000);
-        VmTest.Report report = new VmTest.Report("flood", screen::append, events::append);
-        report.take(1, "{");
-        IntStream.range(0, 17).forEach(i -> report.take(1, "x".repeat(64_000)));
+        VmTest.Report report = new VmTest.Report("flood", events::append);
+        take(report, 1, "{");
+        IntStream.range(0, 17).forEach(i -> take(report, 1, "x".repeat(64_000)));
         assertEquals(1 + 17 * 64_000, screen.length(), "a line without end is shown");
     }
 
@@ -568,14 +630,14 @@ final class VmTestTest {
         String event = "{\"Action\":\"output\",\"Package\":\"p\",\"Output\":\"größe\\n\"}\n";
         String text = "half a\u00ff\n\nline\r\n{\"Action\":\"deploy\",\"Package\":\"p\"}\n" + wire(event) + "{ no event\n{rest";
         for (int size = 1; size <= text.length(); size++) {
-            VmTest.Report report = new VmTest.Report("make", screen::append, events::append);
+            VmTest.Report report = new VmTest.Report("make", events::append);
             screen.setLength(0);
             events.setLength(0);
             for (int i = 0; i < text.length(); i += size) {
-                report.take(1, text.substring(i, Math.min(text.length(), i + size)));
+                take(report, 1, text.substring(i, Math.min(text.length(), i + size)));
             }
             report.verdict = VmTest.Verdict.PASSED;
-            report.end(0);
+            screen.append(report.end(0));
             assertEquals(text.replace(wire(event), wire("größe\n")), screen.toString(), "in pieces of " + size);
             assertEquals(event, events.toString());
         }
@@ -617,7 +679,7 @@ final class VmTestTest {
 
     @Test
     void theJunitReportSurvivesWhatTestsPrint() throws Exception {
-        VmTest.Report report = new VmTest.Report("greet", screen::append, events::append);
+        VmTest.Report report = new VmTest.Report("greet", events::append);
         report.verdict = VmTest.Verdict.FAILED;
         String odd = "\u0000\u001b[31m ]]> <&\"' größe \ud83d\ude00 \ud800 \uffff tab\t\n end";
         report.add("Test/" + odd, "fail", odd);
@@ -631,10 +693,10 @@ final class VmTestTest {
 
     @Test
     void anOrdinaryCommandIsOneTestCase() throws Exception {
-        VmTest.Report report = new VmTest.Report("build", screen::append, events::append);
-        report.take(2, "main.go:3:1: syntax error\ngmake: *** [all] Error 2\n");
+        VmTest.Report report = new VmTest.Report("build", events::append);
+        take(report, 2, "main.go:3:1: syntax error\ngmake: *** [all] Error 2\n");
         report.verdict = VmTest.Verdict.FAILED;
-        report.end(2);
+        screen.append(report.end(2));
         assertEquals("== build failed (build failed), guest exit code 2\n   BUILD FAILED build\n       main.go:3:1: syntax error\n       gmake: *** [all] Error 2\n",
                 report.summary().replaceFirst(", [0-9.]+ s\n", "\n"));
         Document xml = junit(report);
