@@ -3,18 +3,18 @@
 # Each script is compiled once into .build/ and run by java itself, which starts five times faster than `jbang Script.java`.
 # The settings (VM_DIR, VM_PROJECT, ...) are read by the scripts from the environment and vm.env, not by make.
 # ARGS is handed to the command: make vm-snapshot ARGS=before-upgrade, make vm-test-unit ARGS='-- -run TestX'
-# SYNC_ARGS is handed to vm-sync where it runs first: make vm-build SYNC_ARGS=--no-delete
+# SYNC_ARGS is handed to vm-sync, also where it runs first: make vm-build SYNC_ARGS=--no-delete
 
 # The order of the targets is the order of the work (vm-setup vm-auto-install vm-start), also under -j; and two first
 # builds at once would race in JBang's cache.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.SECONDARY:
 
 ARGS =
 SCRIPTS = VmSetup VmAutoInstall VmCtl VmSync VmTest
-JARS = $(SCRIPTS:%=.build/%.jar)
+JARS = $(SCRIPTS:%=.build/%.jar) .build/Mirror.jar
+ARCHIVES = $(SCRIPTS:%=.build/%.jsa)
 
 # A script by its jar, measured for vm-status: with C1 alone, as these programs end before C2 would pay - but for the
 # decompressor in VmSetup (26 s, 46 s with C1); and with the classes that a start needs in an archive (0.13 s, 0.17 s without, an
@@ -26,6 +26,7 @@ java = java $(if $(filter VmSetup,$1),,-XX:TieredStopAtLevel=1) -Xlog:disable \
 VM_CTL_CMD ?= $(call java,VmCtl)
 VM_SYNC_CMD ?= $(call java,VmSync)
 export VM_CTL_CMD VM_SYNC_CMD
+suite = VM_SYNC_CMD="$$VM_SYNC_CMD $(SYNC_ARGS)" $(call java,VmTest)
 
 JBANG_VERSION = 0.132.1
 JBANG_SHA256 = f977075849cff866f45b27997f5671ab8a336a5dd3cf9e702b3479128338f3a7
@@ -93,15 +94,15 @@ vm-destroy: .build/VmCtl.jsa ## Delete the VM with all its disks, not the ISO (a
 
 .PHONY: vm-sync
 vm-sync: .build/VmSync.jsa ## Copy the project into the VM
-	@$(call java,VmSync) $(if $(filter vm-sync,$(MAKECMDGOALS)),$(ARGS)) $(SYNC_ARGS)
+	@$(call java,VmSync) $(SYNC_ARGS) $(ARGS)
 
 .PHONY: vm-build
-vm-build: vm-sync .build/VmTest.jsa ## Sync, then build
-	@$(call java,VmTest) build $(ARGS)
+vm-build: .build/VmTest.jsa .build/VmSync.jsa .build/VmCtl.jsa ## Sync, then build
+	@$(suite) --sync build $(ARGS)
 
 # Any suite: vm-test-NAME runs the suite NAME, also one that VM_TEST_NAME defines.
-vm-test-%: vm-sync .build/VmTest.jsa
-	@$(call java,VmTest) $* $(ARGS)
+vm-test-%: .build/VmTest.jsa .build/VmSync.jsa .build/VmCtl.jsa
+	@$(suite) --sync $* $(ARGS)
 
 #: vm-test-unit             Sync, build, unit tests
 #: vm-test-integration      ... integration tests
@@ -116,15 +117,16 @@ vm-test-%: vm-sync .build/VmTest.jsa
 #: vm-test-NAME             ... the command in VM_TEST_NAME
 
 .PHONY: vm-quick
-vm-quick: .build/VmTest.jsa .build/VmSync.jsa ## Sync, build and phase4 tests in one go
-	@VM_SYNC_CMD="$$VM_SYNC_CMD $(SYNC_ARGS)" $(call java,VmTest) quick $(ARGS)
+vm-quick: .build/VmTest.jsa .build/VmSync.jsa .build/VmCtl.jsa ## Sync, build and phase4 tests in one go
+	@$(suite) quick $(ARGS)
 
 .PHONY: vm-test-fixtures
-vm-test-fixtures: vm-sync .build/VmTest.jsa ## Tests over the captured BSD fixtures
-	@$(call java,VmTest) fixtures $(ARGS)
+vm-test-fixtures: .build/VmTest.jsa .build/VmSync.jsa .build/VmCtl.jsa ## Tests over the captured BSD fixtures
+	@$(suite) --sync fixtures $(ARGS)
 
 .PHONY: vm-capture-fixtures
-vm-capture-fixtures: vm-sync .build/VmTest.jsa ## Capture BSD fixtures in the VM and bring them back
+vm-capture-fixtures: .build/VmTest.jsa .build/VmSync.jsa ## Capture BSD fixtures in the VM and bring them back
+	@$(call java,VmSync) $(SYNC_ARGS)
 	@$(call java,VmTest) run -- ./scripts/capture-bsd-fixtures.sh
 	@$(call java,VmSync) pull stats/testdata/fixtures
 
@@ -133,19 +135,19 @@ vm-capture-fixtures: vm-sync .build/VmTest.jsa ## Capture BSD fixtures in the VM
 .PHONY: demo
 demo: ## The whole path on a stand-in guest, from an ISO to test results
 	@test/install-packages
-	@$(MAKE) --no-print-directory --silent $(JARS) .build/Mirror.jar
+	@$(MAKE) --no-print-directory --silent $(JARS) $(ARCHIVES)
 	@test/demo
 
 .PHONY: test
 test: ## Unit tests and end-to-end tests on the stand-in guest
 	@test/install-packages
-	@$(MAKE) --no-print-directory --silent $(JARS) .build/Mirror.jar
+	@$(MAKE) --no-print-directory --silent $(JARS) $(ARCHIVES)
 	@test/run core
 
 .PHONY: test-faults
 test-faults: ## The long fault matrices
 	@test/install-packages
-	@$(MAKE) --no-print-directory --silent $(JARS) .build/Mirror.jar
+	@$(MAKE) --no-print-directory --silent $(JARS) $(ARCHIVES)
 	@test/run faults
 
 .PHONY: bench
@@ -156,7 +158,7 @@ bench: export BENCH_VmSync = $(call java,VmSync)
 bench: export BENCH_VmTest = $(call java,VmTest)
 bench: ## Measure it all, half an hour long, into README.md and bench/chart.svg
 	@test/install-packages
-	@$(MAKE) --no-print-directory --silent $(SCRIPTS:%=.build/%.jsa) .build/Mirror.jar
+	@$(MAKE) --no-print-directory --silent $(JARS) $(ARCHIVES)
 	@.build/jbang --quiet bench/Bench.java $(ARGS)
 
 .PHONY: lint
@@ -177,7 +179,7 @@ vm-help: ## This list
 
 # In a directory of its own, then moved into place: make believes a jar that is there, and an archive (below) of classes believes
 # a library only as long as nobody writes it anew.
-.build/%.jar: %.java .build/jbang
+$(SCRIPTS:%=.build/%.jar): .build/%.jar: %.java .build/jbang .build/java
 	@.build/jbang --quiet export portable --force --output .build/$*.new/$*.jar $<
 	@mkdir -p .build/lib
 	@for library in .build/$*.new/lib/*; do [ -e ".build/lib/$${library##*/}" ] || mv "$$library" .build/lib/; done
@@ -186,15 +188,23 @@ vm-help: ## This list
 
 # The classes that --help needs, which are most of what any command needs. A static archive: a dynamic one takes no picocli.
 # Empty where the JVM makes none, which costs no more than time.
-.build/%.jsa: .build/%.jar
+$(ARCHIVES): .build/%.jsa: .build/%.jar
 	@java -XX:DumpLoadedClassList=.build/$*.classes -jar "$(CURDIR)/$<" --help >.build/$*.log 2>&1 && \
 	  java -Xshare:dump -XX:SharedClassListFile=.build/$*.classes -XX:SharedArchiveFile=$@.new \
 	    -jar "$(CURDIR)/$<" >.build/$*.log 2>&1 || : >$@.new
 	@mv -f $@.new $@
 
-.build/Mirror.jar: test/Mirror.java .build/jbang
+.build/Mirror.jar: test/Mirror.java .build/jbang .build/java
 	@.build/jbang --quiet export portable --force --output .build/new-Mirror.jar $<
 	@mv .build/new-Mirror.jar $@
+
+# Which java it was built with: another one wants it all anew.
+.build/java: always
+	@mkdir -p .build
+	@readlink -f "$$(command -v java)" | cmp -s - $@ || readlink -f "$$(command -v java)" >$@
+
+.PHONY: always
+always:
 
 # JBang from PATH, else its jar by Maven coordinates. The jar prints the command to run and exits with 255.
 .build/jbang:

@@ -328,7 +328,7 @@ final class VmAutoInstall implements Callable<Integer> {
         "After a change to phase3-provision.sh, instead of another installation. vm-ctl snapshot clean then keeps the result as the "
             + "clean state."},
             footer = {"  vm-auto-install provision",
-                "  vm-ctl restore && vm-ctl start && vm-auto-install provision && vm-ctl snapshot clean"},
+                "  vm-ctl restore && vm-ctl start && vm-auto-install provision && vm-ctl snapshot clean --yes"},
             exitCodeList = {"0:done", "1:the script failed", "2:wrong usage", "3:the VM is not running",
                 "69:something needed is not available (ssh, phase scripts, the lock)", "124:a time limit", "130, 143:interrupted"})
     int provision() throws Exception {

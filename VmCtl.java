@@ -169,10 +169,12 @@ final class VmCtl {
      */
     static CommandLine commandLine(Settings settings, String... args) {
         CommandSpec root = CommandSpec.forAnnotatedObject(new VmCtl());
-        boolean help = args.length > 0 && args[0].matches("-h|--help"); // of all, whatever follows
-        List<String> words = help ? List.of() : List.of(args);
         List<Method> named = Stream.of(VmCtl.class.getDeclaredMethods()) // a command's method bears its name
-                .filter(method -> words.contains(method.getName()) && method.isAnnotationPresent(Command.class)).toList();
+                .filter(method -> List.of(args).contains(method.getName()) && method.isAnnotationPresent(Command.class)).toList();
+        int first = named.stream().mapToInt(method -> List.of(args).indexOf(method.getName())).min().orElse(0);
+        if (List.of(args).subList(0, first).stream().anyMatch(arg -> arg.matches("-h|--help"))) {
+            named = List.of(); // --help of all, whatever follows
+        }
         boolean hint = named.isEmpty() && args.length > 0;
         for (Method method : named.isEmpty() ? CommandLine.getCommandMethods(VmCtl.class, null) : named) {
             CommandSpec command = hint ? CommandSpec.create() : CommandSpec.forAnnotatedObject(method);

@@ -463,7 +463,7 @@ final class VmTest implements Callable<Integer> {
     static final String SUPERVISOR = """
             exec 3>&2 4<&0 </dev/null 2>/dev/null
             trap '' HUP INT QUIT TERM PIPE
-            say() { echo "$mark$*" >&3; }
+            say() { printf '%s\\n' "$mark$*" >&3; }
             nap() { sleep 0.2; }
             table() { ps -axww -o pid,ppid,stat,command; }
             state() { # processes; with the leak check also mounts and files, each after an empty line
@@ -476,14 +476,16 @@ final class VmTest implements Callable<Integer> {
                     function say(line) { if (said++ < 200) print line }
                     BEGIN {
                         while ((getline line < before) > 0) {
+                            known = 1
                             if (line == "" && was < 2) was++
                             else if (was) old[was, line] = 1
                             else old[process(line)] = 1
                         }
+                        if (!known) exit # the suite emptied /tmp: all would look new
                     }
                     /^$/ && now < 2 { now++; next }
                     now { if (!((now, $0) in old)) rest[++n] = (now == 1 ? "mount " : "file ") $0; next }
-                    process($0) {
+                    process($0) > 0 {
                         p = process($0); parent[p] = $2; zombie[p] = $3 ~ /^Z/
                         sub(/^ *[0-9]+ +[0-9]+ +[^ ]+ +/, ""); name[p] = $0
                     }
@@ -514,10 +516,10 @@ final class VmTest implements Callable<Integer> {
             }
             cd "$dir" || { say nowhere; exit; }
             d=$(mktemp -d /tmp/vm-test.XXXXXX) || { say full; exit; }
-            state >"$d/before"
+            { state; echo; } >"$d/before" || { rm -r "$d"; say full; exit; }
             (
                 read -r order <&4
-                until read -r watcher <"$d/watcher"; do nap; done
+                until read -r watcher <"$d/watcher" || [ ! -d "$d" ]; do nap; done
                 stop
             ) >/dev/null &
             watcher=$!

@@ -112,13 +112,13 @@ final class Bench {
     private void run(List<String> chosen) throws Exception {
         Map<String, Work> groups = new LinkedHashMap<>();
         groups.put("start", this::start);
-        groups.put("fetch", this::fetch);
-        groups.put("install", this::install);
         groups.put("exec", this::exec);
-        groups.put("sync", this::sync);
         groups.put("quick", this::quick);
         groups.put("restore", this::restore);
         groups.put("output", this::output);
+        groups.put("sync", this::sync);
+        groups.put("install", this::install);
+        groups.put("fetch", this::fetch);
         groups.put("disk", this::disk);
         groups.put("many", this::many);
         if (!groups.keySet().containsAll(chosen)) {
@@ -241,7 +241,7 @@ final class Bench {
             String ours = "/root/" + project.getFileName();
             List<String> sync = script("VmSync", "--project", project.toString());
             if (files > 1000) {
-                add(compare("`vm-sync`, " + count + " files, the first time", rsync, limit, "x", 3, () -> done(ssh("rm -rf " + ours), 0),
+                add(compare("`vm-sync`, " + count + " files, the first time", rsync, limit, "x", 2, () -> done(ssh("rm -rf " + ours), 0),
                         () -> done(sync, 0), () -> done(ssh("rm -rf /root/theirs"), 0), () -> done(rsync(project, "/root/theirs"), 0)));
             } else {
                 done(sync, 0);
@@ -307,7 +307,7 @@ final class Bench {
             String flood = "yes 'ok      example.org/some/package   0.012s  and what else a test has to say about itself here' | head -c "
                     + megabytes + "000000";
             Map<String, String> suite = Map.of("VM_PROJECT", project.toString(), "VM_TEST_BUILD", "true", "VM_TEST_FLOOD", flood);
-            Row row = compare("200 MB of output through `vm-test`", "`ssh ... > /dev/null`", 1.3, "x", megabytes > 1 ? 5 : 3, () -> { },
+            Row row = compare("200 MB of output through `vm-test`", "`ssh ... > /dev/null`", 1.3, "x", 3, () -> { },
                     () -> peak.accumulateAndGet(done(script("VmTest", "flood"), 0, suite), Math::max), () -> { }, () -> done(ssh(flood), 0));
             ours[sizes.indexOf(megabytes)] = median(row.ours());
             if (megabytes > 1) {
@@ -392,6 +392,7 @@ final class Bench {
             mirror = serve(standin(), WORK.resolve("port"));
             port = Integer.parseInt(Files.readString(WORK.resolve("port")).strip());
         }
+        Files.deleteIfExists(VM_DIR.resolve("dfly-6.4.2.iso")); // it may be of an older stand-in
         done(script("VmSetup", "--mirror", "http://127.0.0.1:" + port + "/iso-images", "fetch", "--trust-mirror"), 0);
         Map<String, Double> seen = new TreeMap<>();
         Map<String, String> firmware = Map.of("VM_QEMU_ARGS", "-fw_cfg name=opt/standin/mirror,string=http://10.0.2.2:" + port);
@@ -443,7 +444,11 @@ final class Bench {
     private static Path standin() throws Exception {
         Process build = new ProcessBuilder("test/standin/build.sh", TOP.resolve(".build/standin").toString())
                 .redirectError(ProcessBuilder.Redirect.INHERIT).start();
-        return Path.of(new String(build.getInputStream().readAllBytes(), UTF_8).strip());
+        String where = new String(build.getInputStream().readAllBytes(), UTF_8).strip();
+        if (build.waitFor() != 0) {
+            throw new IllegalStateException("the stand-in cannot be built");
+        }
+        return Path.of(where);
     }
 
     /** The tests' mirror on a directory; it ends when we do. */
@@ -452,6 +457,10 @@ final class Bench {
         Process server = new ProcessBuilder("java", "-jar", TOP.resolve(".build/Mirror.jar").toString(), root.toString(), portFile.toString()).start();
         for (int i = 0; i < 600 && !Files.exists(portFile); i++) {
             Thread.sleep(50);
+        }
+        if (!Files.exists(portFile)) {
+            server.destroy();
+            throw new IllegalStateException("the mirror did not start within 30 s");
         }
         return server;
     }
@@ -530,7 +539,7 @@ final class Bench {
         return done(command, code, Map.of());
     }
 
-    /** Runs a command to its end, which is to be this exit code; the most memory that it, or its child, had, in KiB. */
+    /** Runs a command to its end, which is to be this exit code; the most memory that it (sh execs it) had, in KiB. */
     private long done(List<String> command, int code, Map<String, String> more) throws Exception {
         Path err = WORK.resolve("stderr");
         Process process = builder(command, more).redirectOutput(ProcessBuilder.Redirect.DISCARD).redirectError(err.toFile()).start();
@@ -634,6 +643,12 @@ final class Bench {
         return number(value < 10 ? "%.2f s" : "%.0f s", value);
     }
 
+    /** What the VM ran with, where one was measured. */
+    private static String accelerator() throws IOException {
+        Path probed = VM_DIR.resolve("accel.json");
+        return !Files.exists(probed) ? "no VM" : Files.readString(probed).contains("\"tcg\"") ? "emulating: QEMU's tcg" : "KVM";
+    }
+
     private static String firstLine(String... command) {
         try {
             Process process = new ProcessBuilder(command).redirectErrorStream(true).start();
@@ -647,7 +662,7 @@ final class Bench {
         String cpu = Files.readString(Path.of("/proc/cpuinfo")).lines().filter(line -> line.startsWith("model name")).findFirst().orElse(": unknown")
                 .replaceAll(".*: ", "");
         List<String> lines = new ArrayList<>();
-        lines.add(LocalDate.now() + ", " + Runtime.getRuntime().availableProcessors() + " cores of " + cpu + ", no KVM, "
+        lines.add(LocalDate.now() + ", " + Runtime.getRuntime().availableProcessors() + " cores of " + cpu + " (" + accelerator() + "), "
                 + firstLine("sh", "-c", ". /etc/os-release; echo \"$PRETTY_NAME\"") + ", Java " + Runtime.version().feature() + ", "
                 + firstLine("qemu-system-x86_64", "--version").replaceAll(" \\(.*", "") + ", "
                 + firstLine("rsync", "--version").replaceAll(" +protocol.*", "").replaceAll(" +", " ") + ".");

@@ -88,7 +88,7 @@ final class MakeTest {
 
     @Test
     void theBenchmarkMeasures() {
-        make("bench", "ARGS=nothing").exits(2).says("bench: the groups are start fetch install");
+        make("bench", "ARGS=nothing").exits(2).says("bench: the groups are start exec quick");
         make("bench", "ARGS=many").exits(0).answers("| `vm-ctl list` | 1 VM", "| `vm-ctl restore` of a stopped VM | 1 snapshot");
     }
 
