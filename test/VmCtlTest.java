@@ -148,6 +148,7 @@ final class VmCtlTest {
         ctl("start", "--no-wiat").exits(2).says("--no-wait");
         ctl().exits(2);
         ctl("--help", "start").exits(0).answers("Commands:").answers("  stop ").answers("  start ");
+        ctl("--vm-name", "x", "-h", "start").exits(0).answers("  stop ");
         ctl("start", "--help").exits(0).answers("VM_MEMORY").answers("Examples:").answers("Exit codes:");
     }
 

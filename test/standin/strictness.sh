@@ -195,6 +195,8 @@ ok bzip2 bzip2 -c file
 ok xz xz -c file
 # processes and the system
 ok ps ps -axww -o pid,ppid,pgid,stat,command
+# every process is listed, whatever its number and its parent's, in the form that tests ask for most, too
+is ps n=0; for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 60 & p="$p $!"; done; l=$(ps -axww -o pid,ppid,stat,command); for i in $p; do echo "$l" | grep -q "^ *$i  *$$ .*sleep 60" && n=$((n + 1)); done; kill $p; echo $n|12
 ok ps ps -o pid= -p 1
 fails ps ps -eo pid,cmd
 no ps ps --ppid 1
