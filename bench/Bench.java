@@ -54,7 +54,8 @@ final class Bench {
     /** One comparison. Its unit is "x" for a ratio or "s" for a difference; the seconds of both sides, pair by pair. */
     record Row(String what, String against, double target, String unit, List<Double> ours, List<Double> theirs) {
         double[] values() {
-            return IntStream.range(0, ours.size()).mapToDouble(i -> unit.equals("x") ? ours.get(i) / theirs.get(i) : ours.get(i) - theirs.get(i))
+            boolean ratio = unit.equals("x");
+            return IntStream.range(0, ours.size()).mapToDouble(i -> ratio ? ours.get(i) / theirs.get(i) : ours.get(i) - theirs.get(i))
                     .sorted().toArray();
         }
 
@@ -149,10 +150,12 @@ final class Bench {
         done(command("javac", "-d", classes.toString(), empty.toString()), 0);
         List<String> java = command("java", "-XX:TieredStopAtLevel=1", "-cp", classes.toString(), "Empty");
         String against = "an empty Java main";
-        pairs("`vm-ctl status`, a stopped VM", against, 0.12, "s", 15, () -> done(script("VmCtl", "--vm-dir", WORK.resolve("none").toString(), "status"), 3),
+        List<String> status = script("VmCtl", "--vm-dir", WORK.resolve("none").toString(), "status");
+        pairs("`vm-ctl status`, a stopped VM", against, 0.12, "s", 15, () -> done(status, 3),
                 () -> done(java, 0));
         pairs("`vm-ctl --help`", against, 0.12, "s", 15, () -> done(script("VmCtl", "--help"), 0), () -> done(java, 0));
-        pairs("`vm-ctl start --nope`, a usage error", against, 0.12, "s", 15, () -> done(script("VmCtl", "start", "--nope"), 2), () -> done(java, 0));
+        pairs("`vm-ctl start --nope`, a usage error", against, 0.12, "s", 15,
+                () -> done(script("VmCtl", "start", "--nope"), 2), () -> done(java, 0));
         String jbang = TOP.resolve(".build/jbang").toString();
         pairs("`jbang VmCtl.java --help`", "`jbang Empty.java`", 0.20, "s", 15, () -> done(command(jbang, "VmCtl.java", "--help"), 0),
                 () -> done(command(jbang, empty.toString()), 0));
@@ -165,18 +168,21 @@ final class Bench {
         Path archive = images.resolve(iso.getFileName() + ".bz2");
         if (!Files.exists(images.resolve("md5.txt"))) {
             Path standin = standin().resolve("iso-images").resolve(archive.getFileName());
-            done(command("sh", "-c", "{ bzip2 -dc \"$0\"; tar cf - /usr/lib /usr/share 2>/dev/null; } | head -c " + ISO_BYTES + " >\"$1\" && "
-                    + "$(command -v lbzip2 || command -v bzip2) -kf \"$1\" && cd \"${1%/*}\" && md5sum --tag *.iso *.bz2 >md5.new && mv md5.new md5.txt",
-                    standin.toString(), iso.toString()), 0);
+            String make = """
+                    { bzip2 -dc "$0"; tar cf - /usr/lib /usr/share 2>/dev/null; } | head -c "$2" >"$1" &&
+                    $(command -v lbzip2 || command -v bzip2) -kf "$1" &&
+                    cd "${1%/*}" && md5sum --tag *.iso *.bz2 >md5.new && mv md5.new md5.txt
+                    """;
+            done(command("sh", "-c", make, standin.toString(), iso.toString(), "" + ISO_BYTES), 0);
         }
         Process server = serve(WORK.resolve("mirror"), WORK.resolve("fetch.port"));
         try {
             String url = "http://127.0.0.1:" + Files.readString(WORK.resolve("fetch.port")).strip() + "/iso-images/";
             for (String tool : Stream.of("", "lbzip2").filter(it -> it.isEmpty() || onPath(it)).toList()) {
                 Path to = WORK.resolve("fetched");
-                List<String> unpack = tool.isEmpty() ? command("java", "-cp", System.getProperty("java.class.path"), "Bench", "unpack", archive.toString())
-                        : command(tool, "-dc", archive.toString());
-                List<String> fetch = new ArrayList<>(script("VmSetup", "--vm-dir", to.toString(), "--mirror", url, "fetch", "--trust-mirror"));
+                List<String> unpack = !tool.isEmpty() ? command(tool, "-dc", archive.toString())
+                        : command("java", "-cp", System.getProperty("java.class.path"), "Bench", "unpack", archive.toString());
+                List<String> fetch = script("VmSetup", "--vm-dir", to.toString(), "--mirror", url, "fetch", "--trust-mirror");
                 if (tool.isEmpty()) { // a PATH without it
                     fetch.addAll(0, command("env", "PATH=" + linksTo("java", "sh", "env", "test")));
                 }
@@ -225,8 +231,8 @@ final class Bench {
 
     private void exec() throws Exception {
         needVm();
-        pairs("`vm-ctl exec -- true`", "`ssh ... true`, a new connection", 1.3, "x", 15, () -> done(script("VmCtl", "exec", "--", "true"), 0),
-                () -> done(ssh("true"), 0));
+        pairs("`vm-ctl exec -- true`", "`ssh ... true`, a new connection", 1.3, "x", 15,
+                () -> done(script("VmCtl", "exec", "--", "true"), 0), () -> done(ssh("true"), 0));
     }
 
     private void sync() throws Exception {
@@ -247,8 +253,8 @@ final class Bench {
                 done(sync, 0);
                 done(rsync(project, "/root/theirs"), 0);
             }
-            nothing[sizes.indexOf(files)] = median(pairs("`vm-sync`, " + count + " files, nothing changed", rsync, limit, "x", files > 1000 ? 5 : 15,
-                    () -> done(sync, 0), () -> done(rsync(project, "/root/theirs"), 0)).ours());
+            nothing[sizes.indexOf(files)] = median(pairs("`vm-sync`, " + count + " files, nothing changed", rsync, limit, "x",
+                    files > 1000 ? 5 : 15, () -> done(sync, 0), () -> done(rsync(project, "/root/theirs"), 0)).ours());
             if (files > 1000) {
                 Work change = () -> Files.writeString(project.resolve("dir7/file7.go"), "// " + System.nanoTime() + "\n");
                 add(compare("`vm-sync`, " + count + " files, one changed", rsync, limit, "x", 5, change, () -> done(sync, 0),
@@ -264,7 +270,8 @@ final class Bench {
         Path project = project(250);
         Map<String, String> suites = Map.of("VM_PROJECT", project.toString(), "VM_TEST_BUILD", "true 'a trivial build'",
                 "VM_TEST_PHASE4", "doas true", "VM_REMOTE_DIR", "/root/quick");
-        pairs("`make vm-quick` with commands that do nothing", "rsync, rsync, `ssh make`, `ssh go test`, each with a connection of its own", 0.7, "x", 9,
+        pairs("`make vm-quick` with commands that do nothing",
+                "rsync, rsync, `ssh make`, `ssh go test`, each with a connection of its own", 0.7, "x", 9,
                 () -> done(command("make", "-s", "vm-quick"), 0, suites),
                 () -> {
                     done(rsync(project, "/root/theirs"), 0);
@@ -308,7 +315,8 @@ final class Bench {
                     + megabytes + "000000";
             Map<String, String> suite = Map.of("VM_PROJECT", project.toString(), "VM_TEST_BUILD", "true", "VM_TEST_FLOOD", flood);
             Row row = compare("200 MB of output through `vm-test`", "`ssh ... > /dev/null`", 1.3, "x", 3, () -> { },
-                    () -> peak.accumulateAndGet(done(script("VmTest", "flood"), 0, suite), Math::max), () -> { }, () -> done(ssh(flood), 0));
+                    () -> peak.accumulateAndGet(done(script("VmTest", "flood"), 0, suite), Math::max),
+                    () -> { }, () -> done(ssh(flood), 0));
             ours[sizes.indexOf(megabytes)] = median(row.ours());
             if (megabytes > 1) {
                 add(row);
@@ -348,20 +356,21 @@ final class Bench {
         double[] status = new double[2];
         double[] snapshot = new double[2];
         double[] restore = new double[2];
-        for (int vm = 1; vm <= 8; vm++) {
-            done(command("qemu-img", "create", "-q", "-f", "qcow2", dir.resolve("vm" + vm + "-clean.qcow2").toString(), "1G"), 0);
-            if (vm == 1 || vm == 8) {
-                list[vm / 8] = median(times(9, () -> done(script("VmCtl", "--vm-dir", dir.toString(), "list"), 0)));
+        for (int i = 1; i <= 8; i++) {
+            done(command("qemu-img", "create", "-q", "-f", "qcow2", dir.resolve("vm" + i + "-clean.qcow2").toString(), "1G"), 0);
+            if (i == 1 || i == 8) {
+                list[i / 8] = median(times(9, () -> done(script("VmCtl", "--vm-dir", dir.toString(), "list"), 0)));
             }
         }
         done(script("VmCtl", "--vm-dir", dir.toString(), "--vm-name", "vm1", "restore"), 0);
         List<Double> made = new ArrayList<>();
+        List<String> vm = List.of("--vm-dir", dir.toString(), "--vm-name", "vm1");
         for (int i = 1; i <= 20; i++) {
             String name = "s" + i;
-            made.add(seconds(() -> done(script("VmCtl", "--vm-dir", dir.toString(), "--vm-name", "vm1", "snapshot", name), 0)));
+            made.add(seconds(() -> done(script("VmCtl", vm, "snapshot", name), 0)));
             if (i == 1 || i == 20) {
-                status[i / 20] = median(times(9, () -> done(script("VmCtl", "--vm-dir", dir.toString(), "--vm-name", "vm1", "status"), 3)));
-                restore[i / 20] = median(times(5, () -> done(script("VmCtl", "--vm-dir", dir.toString(), "--vm-name", "vm1", "restore", name), 0)));
+                status[i / 20] = median(times(9, () -> done(script("VmCtl", vm, "status"), 3)));
+                restore[i / 20] = median(times(5, () -> done(script("VmCtl", vm, "restore", name), 0)));
             }
         }
         snapshot[0] = median(made.subList(0, 3));
@@ -454,7 +463,8 @@ final class Bench {
     /** The tests' mirror on a directory; it ends when we do. */
     private static Process serve(Path root, Path portFile) throws Exception {
         Files.deleteIfExists(portFile);
-        Process server = new ProcessBuilder("java", "-jar", TOP.resolve(".build/Mirror.jar").toString(), root.toString(), portFile.toString()).start();
+        String jar = TOP.resolve(".build/Mirror.jar").toString();
+        Process server = new ProcessBuilder("java", "-jar", jar, root.toString(), portFile.toString()).start();
         for (int i = 0; i < 600 && !Files.exists(portFile); i++) {
             Thread.sleep(50);
         }
@@ -473,7 +483,8 @@ final class Bench {
             if (i % 100 == 0) {
                 Files.createDirectories(directory);
             }
-            Files.writeString(directory.resolve("file" + i + ".go"), "package dir" + i / 100 + "\n" + ("// file " + i + " says something\n").repeat(40));
+            Files.writeString(directory.resolve("file" + i + ".go"),
+                    "package dir" + i / 100 + "\n" + ("// file " + i + " says something\n").repeat(40));
         }
         Files.writeString(project.resolve("complete"), "");
         return project;
@@ -485,7 +496,8 @@ final class Bench {
         delete(links);
         Files.createDirectories(links);
         for (String program : programs) {
-            Path found = Stream.of(System.getenv("PATH").split(":")).map(dir -> Path.of(dir, program)).filter(Files::isExecutable).findFirst().orElseThrow();
+            Path found = Stream.of(System.getenv("PATH").split(":")).map(dir -> Path.of(dir, program)).filter(Files::isExecutable)
+                    .findFirst().orElseThrow();
             Files.createSymbolicLink(links.resolve(program), found.toRealPath());
         }
         return links;
@@ -510,6 +522,12 @@ final class Bench {
         return Arrays.asList(words);
     }
 
+    private static List<String> script(String name, List<String> options, String... arguments) {
+        List<String> command = new ArrayList<>(script(name, options.toArray(String[]::new)));
+        command.addAll(Arrays.asList(arguments));
+        return command;
+    }
+
     /** A script as make runs it: the Makefile says how, in BENCH_<script>. */
     private static List<String> script(String name, String... arguments) {
         List<String> command = new ArrayList<>(List.of("sh", "-c", "exec " + System.getenv("BENCH_" + name) + " \"$@\"", "sh"));
@@ -518,11 +536,13 @@ final class Bench {
     }
 
     private static List<String> ssh(String line) {
-        return command("ssh", "-F", VM_DIR.resolve("ssh_config").toString(), "-o", "ControlMaster=no", "-o", "ControlPath=none", NAME, line);
+        return command("ssh", "-F", VM_DIR.resolve("ssh_config").toString(), "-o", "ControlMaster=no", "-o", "ControlPath=none",
+                NAME, line);
     }
 
     private static List<String> rsync(Path project, String to) {
-        return command("rsync", "-az", "--delete", "-e", "ssh -F '" + VM_DIR.resolve("ssh_config") + "' -o ControlMaster=no -o ControlPath=none",
+        return command("rsync", "-az", "--delete",
+                "-e", "ssh -F '" + VM_DIR.resolve("ssh_config") + "' -o ControlMaster=no -o ControlPath=none",
                 project + "/", NAME + ":" + to + "/");
     }
 
@@ -552,7 +572,8 @@ final class Bench {
             }
         }
         if (process.exitValue() != code) {
-            throw new IllegalStateException(String.join(" ", command) + " ended with " + process.exitValue() + ":\n" + Files.readString(err, ISO_8859_1));
+            throw new IllegalStateException(String.join(" ", command) + " ended with " + process.exitValue() + ":\n"
+                    + Files.readString(err, ISO_8859_1));
         }
         return most;
     }
@@ -590,8 +611,8 @@ final class Bench {
     }
 
     /** Both in turn, each after what has to be made ready for it; the first time without counting. */
-    private static Row compare(String what, String against, double target, String unit, int runs, Work beforeOurs, Work ours, Work beforeTheirs,
-            Work theirs) throws Exception {
+    private static Row compare(String what, String against, double target, String unit, int runs, Work beforeOurs, Work ours,
+            Work beforeTheirs, Work theirs) throws Exception {
         List<Double> our = new ArrayList<>();
         List<Double> their = new ArrayList<>();
         for (int i = 0; i <= runs; i++) {
@@ -659,8 +680,8 @@ final class Bench {
     }
 
     private String table() throws IOException {
-        String cpu = Files.readString(Path.of("/proc/cpuinfo")).lines().filter(line -> line.startsWith("model name")).findFirst().orElse(": unknown")
-                .replaceAll(".*: ", "");
+        String cpu = Files.readString(Path.of("/proc/cpuinfo")).lines().filter(line -> line.startsWith("model name")).findFirst()
+                .orElse(": unknown").replaceAll(".*: ", "");
         List<String> lines = new ArrayList<>();
         lines.add(LocalDate.now() + ", " + Runtime.getRuntime().availableProcessors() + " cores of " + cpu + " (" + accelerator() + "), "
                 + firstLine("sh", "-c", ". /etc/os-release; echo \"$PRETTY_NAME\"") + ", Java " + Runtime.version().feature() + ", "
@@ -689,26 +710,30 @@ final class Bench {
                 + ".good{fill:#2da44e}.over{fill:#cf222e}.line{stroke:#57606a;stroke-dasharray:3 3}.spread{stroke:#24292f}"
                 + "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.line{stroke:#8b949e}.spread{stroke:#e6edf3}}</style>\n");
         svg.append(text(left + target, 20, "middle", "target")).append(text(left, 20, "start", "shorter is better"));
-        svg.append("<line class=\"line\" x1=\"" + (left + target) + "\" x2=\"" + (left + target) + "\" y1=\"28\" y2=\"" + (height - 20) + "\"/>\n");
+        svg.append(line("line", left + target, 28, left + target, height - 20));
         for (int i = 0; i < rows.size(); i++) {
             Row row = rows.get(i);
             int y = 36 + 24 * i;
             double[] values = row.values();
-            long end = left + share(row, row.measured(), target);
+            int end = left + share(row, row.measured(), target);
             svg.append(text(left - 8, y + 12, "end", row.what().replace("`", "")));
-            svg.append("<rect class=\"" + (row.measured() <= row.target() ? "good" : "over") + "\" x=\"" + left + "\" y=\"" + y + "\" width=\""
-                    + (end - left) + "\" height=\"16\"/>\n");
-            svg.append("<line class=\"spread\" x1=\"" + (left + share(row, values[0], target)) + "\" x2=\""
-                    + (left + share(row, values[values.length - 1], target)) + "\" y1=\"" + (y + 8) + "\" y2=\"" + (y + 8) + "\"/>\n");
-            svg.append(text(Math.max(left + share(row, values[values.length - 1], target), (int) end) + 6, y + 12, "start",
-                    row.said(row.measured()) + (row.unit().equals("x") ? "" : " above")));
+            svg.append(String.format(Locale.ROOT, "<rect class=\"%s\" x=\"%d\" y=\"%d\" width=\"%d\" height=\"16\"/>%n",
+                    row.measured() <= row.target() ? "good" : "over", left, y, end - left));
+            int most = left + share(row, values[values.length - 1], target);
+            svg.append(line("spread", left + share(row, values[0], target), y + 8, most, y + 8));
+            svg.append(text(Math.max(most, end) + 6, y + 12, "start", row.said(row.measured())));
         }
-        return svg.append(text(left, height - 4, "start", "x: our time divided by the other command's; the line in a bar is the spread")).append("</svg>\n").toString();
+        svg.append(text(left, height - 4, "start", "x: our time divided by the other's; +: seconds above it; the thin line is the spread"));
+        return svg.append("</svg>\n").toString();
     }
 
     /** Pixels of a figure, within the picture. */
     private static int share(Row row, double value, int target) {
         return (int) Math.round(Math.max(1, Math.min(1.5, value / row.target()) * target));
+    }
+
+    private static String line(String kind, int x1, int y1, int x2, int y2) {
+        return String.format(Locale.ROOT, "<line class=\"%s\" x1=\"%d\" y1=\"%d\" x2=\"%d\" y2=\"%d\"/>%n", kind, x1, y1, x2, y2);
     }
 
     private static String text(int x, int y, String anchor, String text) {

@@ -12,7 +12,7 @@ import java.util.Locale;
 /**
  * Draws {@code bench/demo.svg} from a real run of {@code make demo}: the lines as they came, each with the second it came in.
  *
- * <p>{@code java bench/Record.java} at the top of the checkout runs the demo (about four minutes), keeps what it said in
+ * <p>{@code java bench/Record.java} at the top of the checkout runs the demo (about three minutes), keeps what it said in
  * {@code .build/demo.rec}, a line as milliseconds, tab, text, and draws that. {@code java bench/Record.java FILE} draws a kept recording.
  * <ol>
  * <li>Waits are cut short; the times at the left stay the real ones.
@@ -88,10 +88,12 @@ final class Record {
                 rows++;
                 int y = rows * LINE;
                 if (first && !part.isBlank()) {
-                    column.append(String.format(Locale.ROOT, "<text class=\"t\" x=\"%d\" y=\"%d\">%.1f</text>%n", TIME - 10, y, one.at() / 1000.0));
+                    column.append(String.format(Locale.ROOT, "<text class=\"t\" x=\"%d\" y=\"%d\">%.1f</text>%n",
+                            TIME - 10, y, one.at() / 1000.0));
                 }
                 if (!part.isBlank()) {
-                    column.append(String.format("<text%s x=\"%d\" y=\"%d\" xml:space=\"preserve\">%s</text>%n", style(one.text()), TIME, y, escaped(part)));
+                    column.append(String.format(Locale.ROOT, "<text%s x=\"%d\" y=\"%d\" xml:space=\"preserve\">%s</text>%n",
+                            style(one.text()), TIME, y, escaped(part)));
                 }
                 first = false;
             }
