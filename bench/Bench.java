@@ -78,7 +78,7 @@ final class Bench {
     /** One cost as its work grows. */
     record Growth(String what, String small, String large, double factor, double smallSeconds, double largeSeconds) {
         String line() {
-            return String.join(" | ", "| " + what, small + " → " + large, number("%.0f x", factor), seconds(smallSeconds),
+            return String.join(" | ", "| " + what, small + " \u2192 " + large, number("%.0f x", factor), seconds(smallSeconds),
                     seconds(largeSeconds), "**" + number("%.1f x", largeSeconds / smallSeconds) + "** |");
         }
     }
@@ -692,7 +692,7 @@ final class Bench {
         lines.add("|---|---|---|---|---|---|---|---|");
         rows.forEach(row -> lines.add(row.line()));
         lines.add("");
-        lines.add("| as the work grows | from → to | work | then | now | time |");
+        lines.add("| as the work grows | from \u2192 to | work | then | now | time |");
         lines.add("|---|---|---|---|---|---|");
         growths.forEach(growth -> lines.add(growth.line()));
         lines.add("");
