@@ -26,7 +26,7 @@ java = java $(if $(filter VmSetup,$1),,-XX:TieredStopAtLevel=1) -Xlog:disable \
 VM_CTL_CMD ?= $(call java,VmCtl)
 VM_SYNC_CMD ?= $(call java,VmSync)
 export VM_CTL_CMD VM_SYNC_CMD
-suite = VM_SYNC_CMD="$$VM_SYNC_CMD $(SYNC_ARGS)" $(call java,VmTest)
+suite = VM_SYNC_CMD="$$VM_SYNC_CMD $$SYNC_ARGS" $(call java,VmTest)
 
 JBANG_VERSION = 0.132.1
 JBANG_SHA256 = f977075849cff866f45b27997f5671ab8a336a5dd3cf9e702b3479128338f3a7
@@ -180,11 +180,10 @@ vm-help: ## This list
 # In a directory of its own, then moved into place: make believes a jar that is there, and an archive (below) of classes believes
 # a library only as long as nobody writes it anew.
 $(SCRIPTS:%=.build/%.jar): .build/%.jar: %.java .build/jbang .build/java
-	@.build/jbang --quiet export portable --force --output .build/$*.new/$*.jar $<
-	@mkdir -p .build/lib
-	@for library in .build/$*.new/lib/*; do [ -e ".build/lib/$${library##*/}" ] || mv "$$library" .build/lib/; done
-	@mv .build/$*.new/$*.jar $@
-	@rm -r .build/$*.new
+	@new=.build/new-$*-$$$$; \
+	.build/jbang --quiet export portable --force --output "$$new/$*.jar" $< && mkdir -p .build/lib && \
+	for library in "$$new"/lib/*; do [ -e ".build/lib/$${library##*/}" ] || mv "$$library" .build/lib/; done && \
+	mv "$$new/$*.jar" $@; code=$$?; rm -rf "$$new"; exit $$code
 
 # The classes that --help needs, which are most of what any command needs. A static archive: a dynamic one takes no picocli.
 # Empty where the JVM makes none, which costs no more than time.
@@ -213,7 +212,7 @@ always:
 	  printf '#!/bin/sh\nexec jbang "$$@"\n' >$@.new; \
 	elif command -v mvn >/dev/null 2>&1; then \
 	  mvn -q -B -Dstyle.color=never org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy -Dmdep.stripVersion=true -DoutputDirectory=.build \
-	    -Dartifact=dev.jbang:jbang-cli:$(JBANG_VERSION):jar:all && \
+	    -Dartifact=dev.jbang:jbang-cli:$(JBANG_VERSION):jar:all >&2 && \
 	  echo "$(JBANG_SHA256)  .build/jbang-cli-all.jar" | sha256sum --check --quiet - && \
 	  printf '%s\n' '#!/bin/sh' 'out=$$(java -jar "$${0%/*}/jbang-cli-all.jar" "$$@"); code=$$?' \
 	    '[ $$code -ne 255 ] || eval "exec $$out"' '[ -z "$$out" ] || printf "%s\\n" "$$out"' 'exit $$code' >$@.new; \

@@ -172,7 +172,7 @@ final class VmCtl {
         List<Method> named = Stream.of(VmCtl.class.getDeclaredMethods()) // a command's method bears its name
                 .filter(method -> List.of(args).contains(method.getName()) && method.isAnnotationPresent(Command.class)).toList();
         int first = named.stream().mapToInt(method -> List.of(args).indexOf(method.getName())).min().orElse(0);
-        if (List.of(args).subList(0, first).stream().anyMatch(arg -> arg.matches("-h|--help"))) {
+        if (List.of(args).subList(0, first).stream().anyMatch(arg -> arg.matches("--help|-[vV]*h[hvV]*"))) {
             named = List.of(); // --help of all, whatever follows
         }
         boolean hint = named.isEmpty() && args.length > 0;

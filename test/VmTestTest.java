@@ -283,19 +283,30 @@ final class VmTestTest {
 
     @Test
     void theOrderToStopKillsWhatLeftTheGroupAndNobodyElse() throws Exception {
+        String left = stopped("setsid sh -c 'trap \"\" TERM; sleep 611' & (sleep 612 &) ; sleep 613");
+        assertTrue(left.contains("sleep 614"), left);
+        assertFalse(left.contains("sleep 611") || left.contains("sleep 612") || left.contains("sleep 613"), left);
+    }
+
+    @Test
+    void aSuiteThatRemovesTheSupervisorsNotesIsStoppedAll() throws Exception {
+        String left = stopped("rm -rf \"$(ls -dt /tmp/vm-test.* | head -n 1)\"; sleep 613 & sleep 611");
+        assertTrue(left.contains("sleep 614"), left);
+        assertFalse(left.contains("sleep 611") || left.contains("sleep 613"), left);
+    }
+
+    /** What runs after the order to stop a command, beside which a sleep 614 runs. */
+    private String stopped(String command) throws Exception {
         List<String> ownProcesses = List.of("unshare", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child");
         assumeTrue(ended(Stream.concat(ownProcesses.stream(), Stream.of("true")).toList()), "needs a PID namespace: init's orphans are fair game");
-        byte[] script = VmTest.supervisor("MARK ", dir.toString(), "setsid sh -c 'trap \"\" TERM; sleep 611' & (sleep 612 &) ; sleep 613", Map.of(), false)
-                .getBytes(UTF_8);
+        byte[] script = VmTest.supervisor("MARK ", dir.toString(), command, Map.of(), false).getBytes(UTF_8);
         String outer = "sleep 614 & " + VmTest.sshCommand(Path.of("/vm"), "x", script.length).get(5).replaceFirst("^exec ", "") + "; ps -axww -o command";
         Process process = new ProcessBuilder(Stream.concat(ownProcesses.stream(), Stream.of("sh", "-c", outer)).toList()).start();
         process.getOutputStream().write(script);
         process.getOutputStream().flush();
         Thread.sleep(1500);
         process.getOutputStream().close();
-        String left = new String(process.getInputStream().readAllBytes(), UTF_8);
-        assertTrue(left.contains("sleep 614"), left);
-        assertFalse(left.contains("sleep 611") || left.contains("sleep 612") || left.contains("sleep 613"), left);
+        return new String(process.getInputStream().readAllBytes(), UTF_8);
     }
 
     private static boolean ended(List<String> command) throws Exception {
