@@ -19,7 +19,8 @@ ARCHIVES = $(SCRIPTS:%=.build/%.jsa)
 # A script by its jar, measured for vm-status: with C1 alone, as these programs end before C2 would pay - but for the
 # decompressor in VmSetup (26 s, 46 s with C1); and with the classes that a start needs in an archive (0.13 s, 0.17 s without, an
 # empty program 0.03 s). The JVM does without an archive that is of another JDK, and says so on stdout unless it is told not to log.
-java = java $(if $(filter VmSetup,$1),,-XX:TieredStopAtLevel=1) -Xlog:disable \
+# 200 MB of output through vm-test take 70 MB of memory, 490 without the small young generation.
+java = java $(if $(filter VmSetup,$1),,-XX:TieredStopAtLevel=1) $(if $(filter VmTest,$1),-XX:+UseSerialGC -Xmn24m) -Xlog:disable \
   -XX:SharedArchiveFile="$(CURDIR)/.build/$1.jsa" -jar "$(CURDIR)/.build/$1.jar"
 
 # How the scripts call each other.

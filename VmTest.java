@@ -1,7 +1,7 @@
 ///usr/bin/env jbang "$0" "$@" ; exit $?
 //DESCRIPTION Build a project and run its tests in the running VM, and give a verdict
 //JAVA 17+
-//RUNTIME_OPTIONS -XX:TieredStopAtLevel=1 // starts faster (jbang: 0.76 s, 0.81 s without), and it ends before C2 would pay
+//RUNTIME_OPTIONS -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xmn24m // starts faster; 200 MB of output take 70 MB of memory, 490 without
 //DEPS info.picocli:picocli:4.7.7
 //DEPS com.grack:nanojson:1.10
 

@@ -6,6 +6,7 @@
 import static java.nio.charset.StandardCharsets.ISO_8859_1;
 import static java.nio.charset.StandardCharsets.UTF_8;
 
+import java.io.BufferedInputStream;
 import java.io.BufferedReader;
 import java.io.File;
 import java.io.IOException;
@@ -97,7 +98,7 @@ final class Bench {
 
     public static void main(String... args) throws Exception {
         if (args.length == 2 && args[0].equals("unpack")) {
-            try (InputStream in = new BZip2CompressorInputStream(Files.newInputStream(Path.of(args[1])), true)) {
+            try (InputStream in = new BZip2CompressorInputStream(new BufferedInputStream(Files.newInputStream(Path.of(args[1]))), true)) {
                 in.transferTo(OutputStream.nullOutputStream());
             }
             return;
