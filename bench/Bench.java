@@ -155,7 +155,7 @@ final class Bench {
         pairs("`vm-ctl status`, a stopped VM", against, 0.12, "s", 15, () -> done(status, 3),
                 () -> done(java, 0));
         pairs("`vm-ctl --help`", against, 0.12, "s", 15, () -> done(script("VmCtl", "--help"), 0), () -> done(java, 0));
-        pairs("`vm-ctl start --nope`, a usage error", against, 0.12, "s", 15,
+        pairs("a usage error of `vm-ctl`", against, 0.12, "s", 15,
                 () -> done(script("VmCtl", "start", "--nope"), 2), () -> done(java, 0));
         String jbang = TOP.resolve(".build/jbang").toString();
         pairs("`jbang VmCtl.java --help`", "`jbang Empty.java`", 0.20, "s", 15, () -> done(command(jbang, "VmCtl.java", "--help"), 0),
