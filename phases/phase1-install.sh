@@ -109,10 +109,13 @@ set_root_password() { # ROOT, empty for the running system
 }
 # end shared:root_password
 
-await() { # DEVICE: a node of the disk may appear a moment after the label that describes it
+# The kernel makes and removes the nodes of slices and partitions a moment after a label has been written.
+wait_until() { # WHAT COMMAND...
+    what=$1
+    shift
     waited=0
-    until [ -e "/dev/$1" ]; do
-        [ "$waited" -lt 30 ] || die "/dev/$1 did not appear within 30 s"
+    until "$@"; do
+        [ "$waited" -lt 30 ] || die "$what: not so after 30 s"
         sleep 1
         waited=$((waited + 1))
     done
@@ -122,7 +125,7 @@ step 1 'look at the machine'
 if mount | grep -q '^[^ ]*da0s'; then
     die 'da0 is in use: this script erases it, and only runs on the live CD'
 fi
-await da0
+wait_until '/dev/da0 exists' [ -e /dev/da0 ]
 ifconfig vtnet0 >/dev/null || die 'no network interface vtnet0: the VM needs a virtio network card'
 
 step 2 'keep the files of the phase disc in memory'
@@ -141,14 +144,18 @@ dns=$(conf VM_DNS)
 
 step 3 'partition the disk'
 fdisk -IB /dev/da0
-await da0s1
+wait_until '/dev/da0s1 exists' [ -e /dev/da0s1 ]
+# This label has no partitions. If the disk was used before, the nodes of its older partitions are still there for a moment.
 disklabel -r -w -B /dev/da0s1 auto
+for partition in a b d; do
+    wait_until "/dev/da0s1$partition of an older label is gone" [ ! -e "/dev/da0s1$partition" ]
+done
 disklabel da0s1 >/tmp/label
 printf '%s\n' 'a: 1G 0 4.2BSD' 'b: 2G * swap' 'd: * * HAMMER2' >>/tmp/label
 disklabel -R -r da0s1 /tmp/label
-await da0s1a
-await da0s1b
-await da0s1d
+for partition in a b d; do
+    wait_until "/dev/da0s1$partition exists" [ -e "/dev/da0s1$partition" ]
+done
 
 step 4 'make the file systems'
 newfs /dev/da0s1a
@@ -157,9 +164,10 @@ mount -t hammer2 /dev/da0s1d /mnt
 mkdir /mnt/boot /mnt/mnt
 mount -t ufs /dev/da0s1a /mnt/boot
 
-step 5 'find the second copy of the installer CD'
-# cd2 by the order in which the drives are attached; the others in case they are numbered differently. A drive that is in
-# use (the running CD, the phase disc) refuses to be mounted again.
+step 5 'find a copy of the installer CD'
+# cd2 by the order in which the drives are attached; the others in case they are numbered differently. cdN and acdN are two
+# device nodes of one drive. Only the same node refuses to be mounted twice: through its other node, the running CD serves as
+# well as a copy, because this second mount has no memory file systems over it.
 iso=
 for cd in cd2 acd2 cd3 acd3 cd1 acd1 cd0 acd0; do
     [ -e "/dev/$cd" ] || continue
@@ -170,7 +178,7 @@ for cd in cd2 acd2 cd3 acd3 cd1 acd1 cd0 acd0; do
     fi
     umount /mnt/mnt
 done
-[ -n "$iso" ] || die 'no drive holds a copy of the installer CD that is not in use'
+[ -n "$iso" ] || die 'no drive holds an installer CD that can be mounted'
 
 step 6 "copy the system from $iso"
 # cpdup does not cross into another file system on either side, hence /boot by itself. -i0 and -s0: it asks nothing.
@@ -182,8 +190,8 @@ for file in boot/loader boot/kernel sbin/init etc/rc etc/rc.d/pfi etc/ssh/sshd_c
 done
 
 step 7 'remove what belongs to the CD only'
-rm -f /mnt/README* /mnt/autorun* /mnt/index.html /mnt/dflybsd.ico /mnt/boot.catalog
-rm -rf /mnt/rr_moved /mnt/etc.hdd
+# -r: on the CD, autorun is a directory and autorun.inf is a file.
+rm -rf /mnt/README* /mnt/autorun* /mnt/index.html /mnt/dflybsd.ico /mnt/boot.catalog /mnt/rr_moved /mnt/etc.hdd
 printf 'Welcome to DragonFly!\n\n' >/mnt/etc/issue # the CD's tells people to log in as installer
 
 step 8 'set up booting from the disk'
