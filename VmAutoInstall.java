@@ -27,7 +27,6 @@ import com.grack.nanojson.JsonParserException;
 import com.grack.nanojson.JsonWriter;
 import com.sun.management.OperatingSystemMXBean;
 import java.io.ByteArrayInputStream;
-import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
@@ -171,7 +170,7 @@ final class VmAutoInstall implements Callable<Integer> {
             description = "The phase scripts (VM_PHASES; default: the nearest phases/ upwards).")
     String phasesOption;
 
-    @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "20G", scope = INHERIT, paramLabel = "SIZE",
+    @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "40G", scope = INHERIT, paramLabel = "SIZE",
             description = "The blank disk's size (VM_DISK_SIZE; default: ${DEFAULT-VALUE}, sparse).")
     String diskSize;
 
@@ -180,7 +179,7 @@ final class VmAutoInstall implements Callable<Integer> {
     String memory;
 
     @Option(names = "--cpus", descriptionKey = "VM_CPUS", scope = INHERIT, paramLabel = "N",
-            description = "Processors (VM_CPUS; default: half the host's within 2-4).")
+            description = "Processors (VM_CPUS; default: half the host's within 2-4, emulated 1).")
     Integer cpus;
 
     @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", scope = INHERIT, paramLabel = "NAME",
@@ -657,11 +656,13 @@ final class VmAutoInstall implements Callable<Integer> {
     /** The serial console is QEMU's stdin and stdout. With more than one CD it boots from the first. */
     List<String> qemuCommand(String title, Path disk, List<Path> cds, Path qmp, int sshPort) {
         boolean fromCd = cds.size() > 1;
+        // With a thread for each processor, emulated DragonFly comes to a standstill: its processors wait for each other.
+        String threads = accel.equals("tcg") && processors() > 1 ? ",thread=single" : "";
         String model = Map.of("kvm", "Broadwell-v4,+hypervisor,pmu=off", "hvf", "host", "tcg", "qemu64").get(accel);
         long host = ManagementFactory.getPlatformMXBean(OperatingSystemMXBean.class).getTotalMemorySize() >> 20;
-        List<String> command = new ArrayList<>(List.of(QEMU, "-name", title, "-machine", "pc", "-accel", accel,
+        List<String> command = new ArrayList<>(List.of(QEMU, "-name", title, "-machine", "pc", "-accel", accel + threads,
                 "-cpu", cpu != null ? cpu : model, "-m", memory != null ? memory : Math.max(2048, Math.min(8192, host / 4)) + "M",
-                "-smp", "" + (cpus != null ? cpus : Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2))),
+                "-smp", "" + processors(),
                 "-nodefaults", "-vga", "std", "-display", "none", "-no-reboot",
                 "-chardev", "stdio,id=serial0,signal=off", "-serial", "chardev:serial0",
                 "-chardev", "socket,id=qmp0,server=on,wait=off,path=" + qmp.toString().replace(",", ",,"),
@@ -679,6 +680,11 @@ final class VmAutoInstall implements Callable<Integer> {
         }
         command.addAll(split(qemuArgs));
         return command;
+    }
+
+    private int processors() {
+        int half = Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2));
+        return cpus != null ? cpus : accel.equals("tcg") ? 1 : half;
     }
 
     /** Turns "auto" into the accelerator that it stands for. */
@@ -728,6 +734,8 @@ final class VmAutoInstall implements Callable<Integer> {
 
         /** Watches until QEMU ends, or until the installed disk's login prompt; null if that went well. */
         Failure follow() throws IOException, InterruptedException {
+            String hang = accel.equals("tcg") && processors() > 1
+                    ? "; an emulated DragonFly may stand still with more than one processor: try --cpus 1" : "";
             boolean blind = false;
             String reason = null;
             long heard = started;
@@ -739,6 +747,9 @@ final class VmAutoInstall implements Callable<Integer> {
                     long now = System.nanoTime();
                     heard = said.length > 0 ? now : heard;
                     watcher.feed(said);
+                    if (now - heard > 1e9) { // an emulated guest, too, goes on with a line sooner than that
+                        watcher.pause();
+                    }
                     for (JsonObject event : ask("")) {
                         JsonObject data = part(event, "data");
                         reason = "SHUTDOWN".equals(event.get("event")) ? data.getString("reason") : reason;
@@ -764,9 +775,9 @@ final class VmAutoInstall implements Callable<Integer> {
                         say(clear + "the boot loader does not answer on the serial line: going on blind, its menu boots by itself");
                     }
                     if (!blind && now - heard > limit.toNanos() / 6) {
-                        watcher.fail(124, "its console has been silent for " + text(limit.dividedBy(6)));
+                        watcher.fail(124, watcher.hinted("its console has been silent for " + text(limit.dividedBy(6)) + hang));
                     } else if (now - started > limit.toNanos()) {
-                        watcher.fail(124, "it did not end within " + text(limit));
+                        watcher.fail(124, watcher.hinted("it did not end within " + text(limit) + hang));
                     } else if (watcher.bytes > 200e6) {
                         watcher.fail(1, "it floods its console, whose log fills this machine's disk");
                     }
@@ -910,34 +921,41 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
-    /** Reads the serial console byte by byte: the same bytes say the same, in whatever chunks they come. Phase 0 has no script. */
+    /**
+     * Reads a guest's serial console and tells how far the guest is, or why it failed. It parses byte by byte, so it does not matter
+     * how the output is chunked. Phase 0 has no script: it is the check of the installed disk.
+     *
+     * <p>A false alarm would end an installation that works. So a line counts as a failure only if no healthy boot prints it, and a
+     * prompt only once the console has been quiet for a moment: see {@link #pause}.
+     */
     static final class Watcher {
         private static final String PANIC = "the kernel panicked";
         private static final String NO_ROOT = "the kernel cannot mount its root file system";
+        private static final String NO_KERNEL = "the loader cannot load the kernel";
         private static final String REBOOTED = "the guest rebooted instead of powering off";
-        /** What a line says that means failure. */
+        /** Lines that mean failure. A kernel panic takes several lines: see kernelPanic. */
         private static final Map<Pattern, String> FAILURES = patterns(
-                "^panic: |^SECONDARY PANIC|Debugger\\(\"panic\"\\)|^Fatal trap ", PANIC,
+                "^Debugger\\(\"panic\"\\)|^Automatic reboot in \\d+ seconds", PANIC,
                 "init: not found in path", "the root file system holds no init: the wrong CD is cd0, or nothing is installed",
-                "Root mount failed: |Manual root filesystem specification", NO_ROOT,
-                "Automatic file system check failed|UNEXPECTED INCONSISTENCY", "fsck cannot repair a file system, and wants a person",
+                "^Manual root filesystem specification", NO_ROOT,
+                "^Automatic file system check failed", "fsck cannot repair a file system, and wants a person",
                 "ERROR: ABORTING BOOT", "rc gave up the boot for single-user mode",
                 "failed; startup aborted", "rc cannot mount what fstab lists",
                 "^The operating system has halted\\.|^Please press any key to reboot\\.", "the guest halted without powering off",
                 "power-off failed|AcpiEnterSleepState failed", "ACPI cannot power the guest off",
                 "^giving up on \\d+ buffers", "the guest could not write all its data to the disk",
-                "^Rebooting\\.\\.\\.", REBOOTED,
-                "^No /loader|^Bad (label|partition|format)$|^fs probe failed", "the boot blocks find no loader",
-                "^Unable to load |^can't load 'kernel'|^no bootable kernel", "the loader cannot load the kernel",
-                "^Can't work out which disk", "the loader does not know its boot disk");
-        /** What stands at the end of the output, waiting for somebody to type. */
+                "can't (load|find) 'kernel'|no bootable kernel", NO_KERNEL);
+        /** What stands at the end of the output while the guest waits for somebody to type. */
         private static final Map<Pattern, String> QUESTIONS = patterns(
-                "^db> $", PANIC + " and sits in its debugger",
-                "^mountroot> $", NO_ROOT,
-                "/loader: $", "the boot blocks find no loader, or a key interrupted them",
-                "^Enter full pathname of shell or RETURN for /bin/sh:$", "the guest went to single-user mode");
-        /** No failures by themselves, but they explain one. */
+                "^mountroot> ?$", NO_ROOT,
+                "\\)/loader: $", "the boot blocks find no loader, or a key interrupted them",
+                "^Enter full pathname of shell or RETURN for /bin/sh:", "the guest went to single-user mode");
+        /** Lines that are no failure by themselves, but that explain one. */
         private static final Map<Pattern, String> HINTS = patterns(
+                "^Can't work out which disk", "the loader did not know its boot disk",
+                "UNEXPECTED INCONSISTENCY", "fsck found damage that it does not repair by itself",
+                "smp_invltlb.*waited too long|excessive contended",
+                "its processors wait for each other, as emulated ones do: use --cpus 1",
                 "No active remote repositories", "pkg has lost its repository file",
                 "lua script failed", "pkg's upgrade of itself failed in a lua script");
         /** Tells the installer's boot loader, prompt by prompt, that the serial line is the kernel's console. */
@@ -956,9 +974,11 @@ final class VmAutoInstall implements Callable<Integer> {
         final Set<String> hints = new TreeSet<>();
         private String step = "";
         private String pfi = "the guest booted without looking for the phase's CD (a stale /etc/pfi.conf, or no rc.d/pfi)";
-        private final ByteArrayOutputStream line = new ByteArrayOutputStream();
+        private final byte[] line = new byte[4096];
+        private int length; // of the line
         private boolean returned; // by a CR: LF ends the line, anything else overwrites it
-        private final List<String> last = new ArrayList<>();
+        private boolean login; // a login prompt was printed
+        private final List<String> last = new ArrayList<>(); // lines, without the empty ones
 
         /** Tells {@code passed} of each place that the guest reaches. */
         Watcher(int phase, Consumer<String> passed) {
@@ -977,18 +997,20 @@ final class VmAutoInstall implements Callable<Integer> {
         void feed(byte[] chunk) {
             for (byte next : chunk) {
                 if (returned && next != '\n' && next != '\r') {
-                    line.reset();
+                    length = 0;
                 }
                 returned = next == '\r';
-                if (next != '\n' && next != '\r') {
-                    line.write(next);
+                if (next == '\b') { // the loader draws a spinner
+                    length = Math.max(0, length - 1);
+                } else if (next != '\n' && next != '\r') {
+                    line[length++] = next;
                 }
-                if (next == '\n' || line.size() == 4096) {
+                if (next == '\n' || length == line.length) {
                     String text = text().stripTrailing();
-                    line.reset();
-                    read(text);
+                    length = 0;
                     keep(text);
-                } else if ((next == ' ' || next == ':') && line.size() < 200) { // prompts are short, and a flood of text must not cost
+                    read(text);
+                } else if (next == ' ' && length < 200) { // prompts are short, and a flood of text must not cost
                     prompt(text());
                 }
             }
@@ -996,7 +1018,7 @@ final class VmAutoInstall implements Callable<Integer> {
         }
 
         private String text() {
-            return printable(line.toString(UTF_8));
+            return printable(new String(line, 0, length, UTF_8));
         }
 
         private void keep(String text) {
@@ -1008,15 +1030,31 @@ final class VmAutoInstall implements Callable<Integer> {
             }
         }
 
+        /** Notes a prompt as it appears. The boot loader counts down, so it is answered at once. */
         private void prompt(String text) {
             if (text.equals("OK ") || text.endsWith("Booting in ") && prompts == 0) {
                 prompts++;
-            } else if (phase == 0 && text.equals("login: ")) {
-                done = true;
-            } else if (!done && text.equals("login: ")) {
-                fail(hinted(stage == Stage.SCRIPT ? "the phase script ended without a word" : pfi));
             }
-            match(QUESTIONS, text, this::fail);
+            login |= text.equals("login: ");
+        }
+
+        /**
+         * Tells that the console has been quiet for a moment, so that the last line is a prompt, and not the beginning of a longer
+         * line: "login: " may go on with a kernel's panic.
+         */
+        void pause() {
+            String text = text();
+            if (login && phase == 0) {
+                done = failure == null;
+            } else if (login && !done) {
+                fail(hinted(stage == Stage.SCRIPT ? "the phase script ended without a word" : pfi));
+            } else if (text.equals("OK ") && (phase != 1 || prompts > ANSWERS.size())) {
+                fail(NO_KERNEL + ": it is back at its prompt");
+            } else if (text.equals("db> ") && !last.isEmpty() && last.get(last.size() - 1).startsWith("Stopped at ")) {
+                fail("the kernel sits in its debugger");
+            } else {
+                match(QUESTIONS, text, this::fail);
+            }
         }
 
         private void read(String text) {
@@ -1039,11 +1077,17 @@ final class VmAutoInstall implements Callable<Integer> {
             if (over != null && !over.equals("" + phase)) {
                 fail("the CD holds the script of phase " + over);
             } else if (over != null && mark.group(3) == null) { // what it printed before says why
-                fail(hinted("its script gave up: " + mark.group(5) + (last.isEmpty() ? "" : ": " + last.get(last.size() - 1))));
+                fail(hinted("its script gave up: " + mark.group(5) + (last.size() < 2 ? "" : ": " + last.get(last.size() - 2))));
             }
             done |= over != null && failure == null;
             match(HINTS, text, hints::add);
-            match(FAILURES, text, cause -> fail(cause + ": " + text));
+            String recent = String.join("\n", last.subList(Math.max(0, last.size() - 4), last.size()));
+            int panic = kernelPanic(recent);
+            if (panic >= 0) {
+                String message = recent.substring(panic).lines().findFirst().orElse("");
+                fail((message.contains("Root mount failed") ? NO_ROOT : PANIC) + ": " + message);
+            }
+            match(FAILURES, text, cause -> fail(hinted(cause + ": " + text)));
         }
 
         private static void match(Map<Pattern, String> patterns, String text, Consumer<String> then) {
@@ -1086,7 +1130,7 @@ final class VmAutoInstall implements Callable<Integer> {
     // Files and small things.
 
     private Path vmDir() {
-        return userPath(dirOption);
+        return vmDirectory(dirOption);
     }
 
     private Path file(String suffix) {
@@ -1321,6 +1365,20 @@ final class VmAutoInstall implements Callable<Integer> {
     }
     // end shared:object
 
+    // shared:panic
+    private static final Pattern KERNEL_PANIC = Pattern.compile("(panic: (?!.*panic: )|Fatal trap \\d).*(\\R.*){0,2}\\R"
+            + "(cpuid = \\d|Trace beginning at frame |Debugger\\(\"panic\"\\))");
+
+    /**
+     * Where a console's text tells of a kernel panic, or -1. "panic: " may stand anywhere in a line, as in "login: panic: ...", and
+     * programs print it too (Go does). So it counts only if the kernel's next words follow within three lines.
+     */
+    static int kernelPanic(String console) {
+        Matcher panic = KERNEL_PANIC.matcher(console);
+        return panic.find() ? panic.start() : -1;
+    }
+    // end shared:panic
+
     // shared:terminal
     /** Whether a file descriptor is a terminal; System.console() means something else in every Java. */
     static boolean isTerminal(int descriptor) {
@@ -1439,7 +1497,7 @@ final class VmAutoInstall implements Callable<Integer> {
             Map.entry("VM_NAME", List.of("(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}",
                     "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
             Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
-            Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 20G")),
+            Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 40G")),
             Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number of processors")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
@@ -1546,6 +1604,16 @@ final class VmAutoInstall implements Callable<Integer> {
     // end shared:files
 
     // shared:directory
+    /** VM_DIR, refused if ssh would replace a part of it: in an Include line, OpenSSH 9.9 expands % and ${, and 9.2 does not. */
+    static Path vmDirectory(String value) {
+        Path directory = userPath(value);
+        if (directory.toString().contains("%") || directory.toString().contains("${")) {
+            throw new VmException(2, "VM_DIR must not contain % or ${, which ssh may replace in its configuration: " + directory
+                    + "; choose another directory with --vm-dir or VM_DIR");
+        }
+        return directory;
+    }
+
     /** VM_DIR, made if missing, for its owner alone: keys and sockets lie in it. */
     static Path privateDirectory(Path directory) {
         try {

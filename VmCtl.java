@@ -191,7 +191,7 @@ final class VmCtl {
         String memory;
 
         @Option(names = "--cpus", descriptionKey = "VM_CPUS", paramLabel = "N",
-                description = "Processors (VM_CPUS; default: half the host's within 2-4).")
+                description = "Processors (VM_CPUS; default: half the host's within 2-4, emulated 1).")
         String cpus;
 
         @Option(names = "--cpu", descriptionKey = "VM_CPU", paramLabel = "MODEL", description = "QEMU's CPU model "
@@ -550,7 +550,7 @@ final class VmCtl {
                     description = "Which installer (DFLY_VERSION; default: ${DEFAULT-VALUE}).") String version,
             @Option(names = "--image", descriptionKey = "VM_IMAGE", paramLabel = "FILE",
                     description = "A local installer ISO instead (VM_IMAGE; default: VM_DIR/dfly-VERSION.iso).") String image,
-            @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "20G", paramLabel = "SIZE",
+            @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "40G", paramLabel = "SIZE",
                     description = "The blank disk's size (VM_DISK_SIZE; default: ${DEFAULT-VALUE}, sparse).") String diskSize,
             @Option(names = "--phases", descriptionKey = "VM_PHASES", paramLabel = "DIR",
                     description = "The phase scripts (VM_PHASES; default: the nearest phases/ upwards).") String phases)
@@ -874,8 +874,6 @@ final class VmCtl {
     private Boot planned(Machine machine, Duration limit, boolean waits, List<Path> discs) throws IOException {
         long mebibytes = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean()).getTotalMemorySize() >> 20;
         String memory = machine.memory == null ? Math.max(2048, Math.min(8192, mebibytes / 4)) + "M" : machine.memory;
-        int half = Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2));
-        String cpus = machine.cpus == null ? String.valueOf(half) : machine.cpus;
         JsonObject before = running();
         List<String> forwards = machine.forwards != null ? machine.forwards : before == null ? List.of() : strings(before, "forwards");
         String aPort = VALUES.get("VM_SSH_PORT").get(0);
@@ -886,6 +884,8 @@ final class VmCtl {
             throw new VmException(69, "there is no disk for " + vm.name() + " in " + vm.dir() + ": run vm-auto-install, or vm-ctl install");
         }
         String accelerator = accelerator(machine.accel, QEMU, privateDirectory(vm.dir())).name();
+        int half = Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2));
+        String cpus = machine.cpus != null ? machine.cpus : accelerator.equals("tcg") ? "1" : String.valueOf(half);
         String cpu = machine.cpu != null ? machine.cpu : switch (accelerator) {
             case "kvm" -> "Broadwell-v4,+hypervisor,pmu=off"; // never +invtsc: QEMU then refuses to save the RAM
             case "hvf" -> "host";
@@ -899,8 +899,10 @@ final class VmCtl {
 
     /** The arguments that make the machine, as the guest and its RAM see it. */
     static List<String> hardware(String accelerator, String cpu, String memory, String cpus, int discs) {
-        List<String> arguments = new ArrayList<>(List.of("-accel", accelerator, "-cpu", cpu, "-m", memory, "-smp", cpus, "-machine", "pc",
-                "-nodefaults", "-no-user-config", "-rtc", "base=utc", "-vga", "std", "-serial", "chardev:serial0",
+        // With a thread for each processor, emulated DragonFly comes to a standstill: its processors wait for each other.
+        String threads = accelerator.equals("tcg") && !cpus.equals("1") ? ",thread=single" : "";
+        List<String> arguments = new ArrayList<>(List.of("-accel", accelerator + threads, "-cpu", cpu, "-m", memory, "-smp", cpus,
+                "-machine", "pc", "-nodefaults", "-no-user-config", "-rtc", "base=utc", "-vga", "std", "-serial", "chardev:serial0",
                 "-device", "virtio-scsi-pci,id=scsi0", "-device", "scsi-hd,bus=scsi0.0,drive=disk0,bootindex=1", // DragonFly's da0
                 "-device", "virtio-net-pci,netdev=net0,romfile=")); // vtnet0, without booting from the network
         if (accelerator.equals("kvm")) {
@@ -1026,7 +1028,7 @@ final class VmCtl {
                 String pidText = Files.readString(vm.file(".qemu-pid")).strip();
                 long pid = Long.parseLong(pidText);
                 JsonObject running = object("pid", pid, "bootId", bootId(), "startTicks", startTicks(pid), "port", port,
-                        "wantedPort", boot.port(), "accel", boot.hardware().get(2), "memory", boot.hardware().get(6),
+                        "wantedPort", boot.port(), "accel", boot.hardware().get(2).split(",")[0], "memory", boot.hardware().get(6),
                         "cpus", boot.hardware().get(8), "hardware", boot.hardware(), "cache", boot.cache(), "forwards", boot.forwards(),
                         "byHand", !boot.discs().isEmpty(), "started", Instant.now().toString(), "consoleAt", consoleAt,
                         "restored", ram != null, "ready", false);
@@ -1118,7 +1120,9 @@ final class VmCtl {
             }
             pause(50);
         }
-        throw new VmException(124, "no answer after " + limit.toSeconds() + " s: " + last + consoleEnd());
+        boolean mayStandStill = running.getString("accel").equals("tcg") && !running.getString("cpus").equals("1");
+        throw new VmException(124, "no answer after " + limit.toSeconds() + " s: " + last
+                + (mayStandStill ? "; an emulated DragonFly may stand still with more than one processor: try --cpus 1" : "") + consoleEnd());
     }
 
     /** A restored guest's clock stood still. The BSD date takes whole seconds; a try that took long is repeated, with its delay. */
@@ -1146,15 +1150,22 @@ final class VmCtl {
         }
     }
 
-    /** What went wrong in the guest, by what DragonFly's loader, kernel and rc print then; a boot since then mends it. */
+    /** What keeps the guest from answering, by what DragonFly's loader, kernel and rc print; a boot or a login prompt since ends it. */
     static Optional<String> trouble(String console) {
-        Matcher match = Pattern.compile("(?m)^(?:panic: |Fatal trap \\d|db> |mountroot> |.*(?:Root mount failed: |no bootable kernel|"
-                + "can't load 'kernel'|Automatic file system check failed|ABORTING BOOT|Enter full pathname of shell|"
-                + "The operating system has halted)).*$").matcher(console);
-        return match.find(Math.max(0, console.lastIndexOf(KERNEL_STARTS))) ? Optional.of(match.group().strip()) : Optional.empty();
+        String recent = console.substring(Math.max(0, Math.max(console.lastIndexOf(KERNEL_STARTS), console.lastIndexOf("\nlogin: "))));
+        int panic = kernelPanic(recent);
+        Matcher other = TROUBLE.matcher(recent);
+        if (other.find() && (panic < 0 || other.start() < panic)) { // the first one is the cause of the others
+            return Optional.of(other.group().strip());
+        }
+        return panic < 0 ? Optional.empty() : recent.substring(panic).lines().findFirst();
     }
 
     private static final String KERNEL_STARTS = "Copyright (c) 2003-";
+    /** The kernel may try several devices as its root: one that fails matters only if it then asks for another. */
+    private static final Pattern TROUBLE = Pattern.compile("Root mount failed: \\d+(?=\\s+Manual root filesystem specification)"
+            + "|no bootable kernel|can't (load|find) 'kernel'|Automatic file system check failed|ABORTING BOOT"
+            + "|Enter full pathname of shell|The operating system has halted|Stopped at .*(?=\\Rdb> \\z)");
 
     private static String consoleSince(Vm vm, JsonObject running) throws IOException {
         return end(vm.file(".console.log"), running.getLong("consoleAt"), 1 << 18);
@@ -1383,7 +1394,9 @@ final class VmCtl {
         long begun = System.nanoTime();
         long pid = running.getLong("pid");
         Optional<String> trouble = trouble(consoleSince(vm, running));
-        if (trouble.isPresent() && !force) {
+        // Whatever its console says, a guest whose sshd answers can be asked, and its power is not cut.
+        boolean ask = !force && (trouble.isEmpty() || hasBanner(running.getInt("port"), 5000));
+        if (!force && !ask) {
             say("the guest cannot be asked: " + trouble.get());
         }
         List<Rung> rungs = List.of( // rc.shutdown and init may take 150 s by their own limits
@@ -1395,7 +1408,7 @@ final class VmCtl {
                     kill(pid);
                     return true;
                 }));
-        for (Rung rung : force || trouble.isPresent() ? rungs.subList(2, 4) : rungs) {
+        for (Rung rung : ask ? rungs : rungs.subList(2, 4)) {
             try {
                 boolean taken = rung.step().call();
                 closeSshMaster();
@@ -1426,10 +1439,11 @@ final class VmCtl {
             return new Report("hung", 69, "QEMU does not answer", running);
         } else if (!state.equals("running") && !state.equals("inmigrate")) {
             return new Report("paused", 0, state + (state.equals("io-error") ? ": no space? vm-ctl start lets it go on" : ""), running);
-        } else if (trouble.isPresent()) {
+        } else if (trouble.isPresent() && !hasBanner(running.getInt("port"), 500)) {
             return new Report("panicked", 69, trouble.get(), running);
         }
-        boolean panicked = console.contains("\npanic: ") && console.lastIndexOf(KERNEL_STARTS) > console.indexOf("\npanic: ");
+        int panic = kernelPanic(console);
+        boolean panicked = panic >= 0 && console.lastIndexOf(KERNEL_STARTS) > panic;
         return new Report(running.getBoolean("ready") || hasBanner(running.getInt("port"), 500) ? "running" : "starting", 0,
                 panicked ? "rebooted after a panic" : null, running);
     }
@@ -1620,7 +1634,7 @@ final class VmCtl {
 
     /** The VM that the options name. Disks name each other by absolute paths, so one disk must have one name: no symbolic links. */
     private void openVm() throws IOException {
-        Path dir = userPath(dirOption);
+        Path dir = vmDirectory(dirOption);
         Path there = dir;
         while (!Files.exists(there)) {
             there = there.getParent();
@@ -1812,6 +1826,20 @@ final class VmCtl {
     }
     // end shared:object
 
+    // shared:panic
+    private static final Pattern KERNEL_PANIC = Pattern.compile("(panic: (?!.*panic: )|Fatal trap \\d).*(\\R.*){0,2}\\R"
+            + "(cpuid = \\d|Trace beginning at frame |Debugger\\(\"panic\"\\))");
+
+    /**
+     * Where a console's text tells of a kernel panic, or -1. "panic: " may stand anywhere in a line, as in "login: panic: ...", and
+     * programs print it too (Go does). So it counts only if the kernel's next words follow within three lines.
+     */
+    static int kernelPanic(String console) {
+        Matcher panic = KERNEL_PANIC.matcher(console);
+        return panic.find() ? panic.start() : -1;
+    }
+    // end shared:panic
+
     // shared:terminal
     /** Whether a file descriptor is a terminal; System.console() means something else in every Java. */
     static boolean isTerminal(int descriptor) {
@@ -1930,7 +1958,7 @@ final class VmCtl {
             Map.entry("VM_NAME", List.of("(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}",
                     "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
             Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
-            Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 20G")),
+            Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 40G")),
             Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number of processors")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
@@ -2037,6 +2065,16 @@ final class VmCtl {
     // end shared:files
 
     // shared:directory
+    /** VM_DIR, refused if ssh would replace a part of it: in an Include line, OpenSSH 9.9 expands % and ${, and 9.2 does not. */
+    static Path vmDirectory(String value) {
+        Path directory = userPath(value);
+        if (directory.toString().contains("%") || directory.toString().contains("${")) {
+            throw new VmException(2, "VM_DIR must not contain % or ${, which ssh may replace in its configuration: " + directory
+                    + "; choose another directory with --vm-dir or VM_DIR");
+        }
+        return directory;
+    }
+
     /** VM_DIR, made if missing, for its owner alone: keys and sockets lie in it. */
     static Path privateDirectory(Path directory) {
         try {

@@ -182,7 +182,7 @@ final class VmSetup implements Callable<Integer> {
                     + "not the release whose name it bears, such as a stand-in for tests.")
     boolean trustMirror;
 
-    @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "20G", scope = ScopeType.INHERIT,
+    @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "40G", scope = ScopeType.INHERIT,
             paramLabel = "SIZE", description = "disk, check: the blank disk's size (VM_DISK_SIZE; default: ${DEFAULT-VALUE}, sparse).")
     String diskSize;
 
@@ -226,7 +226,7 @@ final class VmSetup implements Callable<Integer> {
             exitCodeList = {"0:done, or already there", "1:the job failed (a wrong sum, a damaged file, disk full)", "2:wrong usage",
                 "69:something needed is not available (a mirror that has it, VM_IMAGE, VM_DIR, the lock)", "130, 143:interrupted"})
     int fetch() throws Exception {
-        privateDirectory(vmDir);
+        privateDirectory(vmDirectory(vmDir.toString()));
         if (image != null || !isThere()) {
             try {
                 FileChannel lock = lock(iso(".lock"), "vm-setup fetch");
@@ -251,7 +251,7 @@ final class VmSetup implements Callable<Integer> {
                 "69:something needed is not available (qemu-img, VM_DIR, the lock, the disk of a running VM)", "124:a time limit",
                 "130, 143:interrupted"})
     int disk(@Option(names = "--yes", description = "Replace a disk that is there without asking.") boolean yes) throws Exception {
-        privateDirectory(vmDir);
+        privateDirectory(vmDirectory(vmDir.toString()));
         Path disk = vmDir.resolve(name + ".qcow2");
         Path beside = vmDir.resolve("." + name + ".qcow2.new");
         FileChannel lock = lock(vmDir.resolve(name + ".lock"), "vm-setup disk");
@@ -850,7 +850,7 @@ final class VmSetup implements Callable<Integer> {
         spec.commandLine().getErr().println("vm-setup: " + text);
     }
 
-    /** 20G or 512M in bytes. */
+    /** 40G or 512M in bytes. */
     private static long bytes(String size) {
         return Long.parseLong(size.substring(0, size.length() - 1)) << 20 + 10 * "MGT".indexOf(size.charAt(size.length() - 1));
     }
@@ -989,7 +989,7 @@ final class VmSetup implements Callable<Integer> {
             Map.entry("VM_NAME", List.of("(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}",
                     "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
             Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
-            Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 20G")),
+            Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 40G")),
             Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number of processors")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
@@ -1047,6 +1047,16 @@ final class VmSetup implements Callable<Integer> {
     // end shared:lock
 
     // shared:directory
+    /** VM_DIR, refused if ssh would replace a part of it: in an Include line, OpenSSH 9.9 expands % and ${, and 9.2 does not. */
+    static Path vmDirectory(String value) {
+        Path directory = userPath(value);
+        if (directory.toString().contains("%") || directory.toString().contains("${")) {
+            throw new VmException(2, "VM_DIR must not contain % or ${, which ssh may replace in its configuration: " + directory
+                    + "; choose another directory with --vm-dir or VM_DIR");
+        }
+        return directory;
+    }
+
     /** VM_DIR, made if missing, for its owner alone: keys and sockets lie in it. */
     static Path privateDirectory(Path directory) {
         try {

@@ -578,7 +578,6 @@ final class VmTest implements Callable<Integer> {
     }
 
     final class GuestRun {
-        private static final Pattern PANIC = Pattern.compile("(?m)^(panic: |Fatal trap |SECONDARY PANIC|db> )");
         final String mark = "\u001e" + UUID.randomUUID() + " ";
         private final byte[] script;
         private final Path console = vmDir.resolve(vmName + ".console.log");
@@ -615,7 +614,7 @@ final class VmTest implements Callable<Integer> {
                     } else if (late) {
                         left.add("perhaps everything: the guest did not answer the order to stop");
                         break;
-                    } else if (!alive() || PANIC.matcher(console(consoleStart)).find()) {
+                    } else if (!alive() || kernelPanic(console(consoleStart)) >= 0) {
                         break; // ssh itself would notice after a minute
                     }
                 }
@@ -634,9 +633,9 @@ final class VmTest implements Callable<Integer> {
             }
             Thread.sleep(2_000); // QEMU may be on its way out, and the console's last words on theirs
             String said = console(consoleStart);
-            Matcher panic = PANIC.matcher(said);
-            boolean panicked = panic.find();
-            List<String> lines = (panicked ? said.substring(panic.start()) : console(0)).lines().filter(line -> !line.isBlank()).toList();
+            int panic = kernelPanic(said);
+            boolean panicked = panic >= 0;
+            List<String> lines = (panicked ? said.substring(panic) : console(0)).lines().filter(line -> !line.isBlank()).toList();
             int first = panicked ? 0 : Math.max(0, lines.size() - 10);
             trouble = (panicked ? "the guest panicked" : alive() ? "the connection was lost" : "VM " + vmName + " ended")
                     + "; vm-ctl " + (alive() ? "restart" : "start") + " brings it back. From " + console + ":\n"
@@ -1093,6 +1092,20 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
+    // shared:panic
+    private static final Pattern KERNEL_PANIC = Pattern.compile("(panic: (?!.*panic: )|Fatal trap \\d).*(\\R.*){0,2}\\R"
+            + "(cpuid = \\d|Trace beginning at frame |Debugger\\(\"panic\"\\))");
+
+    /**
+     * Where a console's text tells of a kernel panic, or -1. "panic: " may stand anywhere in a line, as in "login: panic: ...", and
+     * programs print it too (Go does). So it counts only if the kernel's next words follow within three lines.
+     */
+    static int kernelPanic(String console) {
+        Matcher panic = KERNEL_PANIC.matcher(console);
+        return panic.find() ? panic.start() : -1;
+    }
+    // end shared:panic
+
     // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */
     static final class VmException extends RuntimeException {
@@ -1200,7 +1213,7 @@ final class VmTest implements Callable<Integer> {
             Map.entry("VM_NAME", List.of("(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}",
                     "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
             Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
-            Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 20G")),
+            Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 40G")),
             Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number of processors")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),

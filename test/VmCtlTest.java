@@ -81,7 +81,7 @@ final class VmCtlTest {
 
     @BeforeEach
     void makeDirectory() throws IOException {
-        dir = Files.createDirectories(temporary.toRealPath().resolve("a, b'c %d \"\u00e9"));
+        dir = Files.createDirectories(temporary.toRealPath().resolve("a, b'c $d \"\u00e9"));
         vm = new VmCtl.Vm(dir, "x");
     }
 
@@ -313,12 +313,53 @@ final class VmCtlTest {
     @Test
     void troubleIsReadFromTheConsole() {
         assertEquals(Optional.of("panic: no init"), VmCtl.trouble("booting\npanic: no init\ncpuid = 0\n"));
-        assertEquals(Optional.of("mountroot>"), VmCtl.trouble("Root mount okay\nmountroot> ").map(String::strip));
-        assertEquals(Optional.of("db>"), VmCtl.trouble("x\ndb> ").map(String::strip));
-        assertEquals(Optional.empty(), VmCtl.trouble("panic: x\nCopyright (c) 2003-2025 The DragonFly Project.\nlogin: "));
-        assertEquals(Optional.empty(), VmCtl.trouble("debug.debugger_on_panic: 1 -> 0\nsaid: panic: no\nlogin: "));
-        assertTrue(VmCtl.trouble("Fatal trap 12: page fault\n").isPresent());
+        assertEquals(Optional.of("panic: vm_fault"), VmCtl.trouble("\nlogin: panic: vm_fault\r\ncpuid = 1\r\n"));
+        assertEquals(Optional.of("Fatal trap 12: page fault"), VmCtl.trouble("Fatal trap 12: page fault\r\ncpuid = 0; lapic->id = 0\r\n"));
+        assertEquals(Optional.of("Stopped at      Debugger+0x7c"), VmCtl.trouble("x\nStopped at      Debugger+0x7c\r\ndb> "));
         assertTrue(VmCtl.trouble("The operating system has halted.\n").isPresent());
+        for (String healthy : List.of("panic: x\ncpuid = 0\nCopyright (c) 2003-2025 The DragonFly Project.\nlogin: ",
+                "debug.debugger_on_panic: 1 -> 0\nsaid: panic: no\nlogin: ", "panic: index out of range\n\ngoroutine 1 [running]:\n",
+                "panic: said a program\ndb> ", "Unable to load /kernel/ehci\n", "Root mount failed: 6\nMounting root from cd9660:acd0\n",
+                "Enter full pathname of shell or RETURN for /bin/sh: \n# exit\n\nlogin: ")) {
+            assertEquals(Optional.empty(), VmCtl.trouble(healthy), healthy);
+        }
+    }
+
+    /** What a real DragonFly printed: test/console/README.md. */
+    @Test
+    void aRealConsoleGivesTheRightAnswer() throws IOException {
+        Map<String, String> trouble = Map.of("phase-panic-ddb.log", "panic: sysctl_debug_panic", "panic-ddb.log", "panic: sysctl_debug_panic",
+                "mountroot-prompt.log", "Root mount failed: 6", "mountroot-disk.log", "Root mount failed: 6",
+                "loader-no-kernel.log", "can't load 'kernel'", "loader-no-kernel-autoboot.log", "can't find 'kernel'",
+                "halt.log", "The operating system has halted");
+        try (Stream<Path> logs = Files.list(Path.of("test/console"))) {
+            for (Path log : logs.filter(file -> file.toString().endsWith(".log")).toList()) {
+                String name = log.getFileName().toString();
+                String console = Files.readString(log, ISO_8859_1);
+                assertEquals(Optional.ofNullable(trouble.get(name)), VmCtl.trouble(console), name);
+            }
+        }
+        String rebooted = Files.readString(Path.of("test/console/panic-reboot.log"), ISO_8859_1);
+        assertEquals(Optional.of("panic: sysctl_debug_panic"), VmCtl.trouble(rebooted.substring(0, rebooted.indexOf("Rebooting..."))));
+        String singleUser = Files.readString(Path.of("test/console/single-user.log"), ISO_8859_1);
+        assertTrue(VmCtl.trouble(singleUser.substring(0, singleUser.indexOf("# fsck"))).isPresent());
+    }
+
+    @Test
+    void emulatedProcessorsShareAThread() {
+        assertEquals(List.of("-accel", "tcg"), VmCtl.hardware("tcg", "qemu64", "64M", "1", 0).subList(0, 2));
+        assertEquals(List.of("-accel", "tcg,thread=single"), VmCtl.hardware("tcg", "qemu64", "64M", "2", 0).subList(0, 2));
+        assertEquals(List.of("-accel", "kvm"), VmCtl.hardware("kvm", "host", "64M", "2", 0).subList(0, 2));
+    }
+
+    /** In an Include line, OpenSSH 9.9 expands % and ${}, and OpenSSH 9.2 does not: no line says the same to both. */
+    @Test
+    void aDirectoryThatSshWouldReadDifferentlyIsRefused() throws IOException {
+        for (String name : List.of("a%b", "a%h", "a${HOME}b")) {
+            Path odd = temporary.toRealPath().resolve(name);
+            ctl("start", "--vm-dir", odd.toString()).exits(2).says("VM_DIR must not contain % or ${").says(odd.toString());
+            assertFalse(Files.exists(odd));
+        }
     }
 
     @Test
@@ -650,9 +691,9 @@ final class VmCtlTest {
         }
         sh("kill", "-CONT", String.valueOf(pid));
 
-        Files.writeString(vm.file(".console.log"), "booting\npanic: vm_fault\nCopyright (c) 2003-2025 The DragonFly Project.\n");
+        Files.writeString(vm.file(".console.log"), "booting\npanic: vm_fault\ncpuid = 0\nCopyright (c) 2003-2025 The DragonFly Project.\n");
         ctl("status").exits(0).answers("rebooted after a panic");
-        Files.writeString(vm.file(".console.log"), "panic: vm_fault\ndb> ");
+        Files.writeString(vm.file(".console.log"), "login: panic: vm_fault\ncpuid = 0\ndb> ");
         ctl("status").exits(69).answers("panicked").answers("vm_fault");
         ctl("stop").exits(0).says("QMP quit");
         assertTrue(VmCtl.startTicks(pid) < 0);
@@ -841,7 +882,7 @@ final class VmCtlTest {
         }
         assertFalse(disc.contains("pfi.conf"), "the installer itself would run the disc");
         assertTrue(Files.readString(vm.file(".ssh").resolve("known_hosts")).startsWith("x ssh-ed25519 "));
-        assertEquals(20L << 30, VmCtl.Qcow2.read(vm.disk()).size());
+        assertEquals(40L << 30, VmCtl.Qcow2.read(vm.disk()).size());
         ctl(settings, "install").exits(69).says("runs");
         ctl("stop", "--force").exits(0);
         ctl("snapshot", "clean").exits(0);

@@ -675,7 +675,7 @@ final class VmSetupTest {
         assertEquals(0, onTerminal("yes\n", "disk", "--disk-size", "2G").code);
         assertEquals(2L << 30, virtualSize(disk));
         assertEquals(0, run("disk", "--yes").code);
-        assertEquals(20L << 30, virtualSize(disk));
+        assertEquals(40L << 30, virtualSize(disk));
         assertEquals(0, Stream.of(vmDir.toFile().list()).filter(name -> name.endsWith(".new")).count());
     }
 
@@ -776,7 +776,7 @@ final class VmSetupTest {
     @CsvSource(delimiter = '|', textBlock = """
             --memory=64M                  | memory    | ok   | the VM gets 64M;
             --memory=999999G              | memory    | fail | the VM gets 1023998976M;
-            --memory=999999G              | space     | fail | are needed, up to 21474 more
+            --memory=999999G              | space     | fail | are needed, up to 42949 more
             --memory=64M --disk-size=999T | space     | note | are needed, up to
             --vm-dir=/proc/x/y            | space     | fail | /proc/x/y
             --vm-dir=/etc/passwd          | space     | fail | /etc/passwd, which cannot be written

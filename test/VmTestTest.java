@@ -3,6 +3,7 @@
 //SOURCES ../VmTest.java
 //DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
 
+import static java.nio.charset.StandardCharsets.ISO_8859_1;
 import static java.nio.charset.StandardCharsets.UTF_8;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
@@ -723,6 +724,20 @@ final class VmTestTest {
         assertEquals(Duration.ofMinutes(600), limit.convert("10h"));
         for (String bad : List.of("", "0", "0s", "-1s", "1d", "10 m", "m")) {
             assertThrows(CommandLine.TypeConversionException.class, () -> limit.convert(bad), bad);
+        }
+    }
+
+    /** What a real DragonFly printed: test/console/README.md; and what programs print. */
+    @Test
+    void aKernelPanicIsNoProgramsPanic() throws Exception {
+        for (String log : List.of("phase-panic-ddb.log", "panic-ddb.log", "panic-reboot.log", "mountroot-prompt.log", "mountroot-disk.log")) {
+            assertTrue(VmTest.kernelPanic(Files.readString(Path.of("test/console").resolve(log), ISO_8859_1)) > 0, log);
+        }
+        for (String log : List.of("disk-boot.log", "phase3.log", "shutdown-p-now.log", "halt.log", "single-user.log")) {
+            assertEquals(-1, VmTest.kernelPanic(Files.readString(Path.of("test/console").resolve(log), ISO_8859_1)), log);
+        }
+        for (String program : List.of("panic: runtime error\n\ngoroutine 1 [running]:\nmain.main()\n", "panic: x\npanic: y\ndb> ", "cpuid = 0\n")) {
+            assertEquals(-1, VmTest.kernelPanic(program), program);
         }
     }
 }
