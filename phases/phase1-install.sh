@@ -28,9 +28,11 @@ mark() { # LINE
 # a login prompt, and nobody is there to log in. PFI_POWEROFF=no is for a phase run by hand or over ssh.
 current=start
 complete=no
+errors=$(mktemp -d /tmp/phase.XXXXXX)
 
 step() { # NUMBER TEXT
     current=$2
+    : >"$errors/text"
     mark "STEP $1: $2"
 }
 
@@ -39,15 +41,34 @@ die() { # WHAT-HAPPENED
     exit 1
 }
 
+# stderr goes to the console, and the current step's lines also to a file: if the step fails, they are marked as its reason. The
+# console may be the screen, and without them the serial line would only say that the step failed.
+keep_errors() {
+    mkfifo "$errors/pipe"
+    {
+        tee -a "$errors/text" <"$errors/pipe" >&2
+        : >"$errors/end"
+    } &
+    exec 2>"$errors/pipe"
+}
+
 finish() {
     trap - EXIT HUP INT TERM
+    exec 2>&1 # tee ends when nobody has the pipe open any more
+    waited=0
+    until [ -e "$errors/end" ] || [ "$waited" -ge 5 ]; do
+        sleep 1
+        waited=$((waited + 1))
+    done
     sync
     printf '\n'
     if [ "$complete" = yes ]; then
         mark "DONE WITH PHASE $phase."
     else
+        tail -n 5 "$errors/text" | while IFS= read -r line; do mark "$line"; done
         mark "PHASE $phase FAILED: $current"
     fi
+    rm -rf "$errors"
     if [ "${PFI_POWEROFF:-yes}" != no ]; then
         poweroff || true
         sleep 86400 # poweroff returns at once; a script that ended now would let the boot go on meanwhile
@@ -57,6 +78,7 @@ finish() {
 }
 trap finish EXIT
 trap 'exit 1' HUP INT TERM
+keep_errors
 # end shared:phase
 
 conf() { # KEY: its value in vm.conf
