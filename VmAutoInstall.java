@@ -656,12 +656,13 @@ final class VmAutoInstall implements Callable<Integer> {
     /** The serial console is QEMU's stdin and stdout. With more than one CD it boots from the first. */
     List<String> qemuCommand(String title, Path disk, List<Path> cds, Path qmp, int sshPort) {
         boolean fromCd = cds.size() > 1;
-        // With a thread for each processor, emulated DragonFly comes to a standstill: its processors wait for each other.
+        // With a thread for each processor, an emulated DragonFly stands still: its processors wait for each other.
         String threads = accel.equals("tcg") && processors() > 1 ? ",thread=single" : "";
         String model = Map.of("kvm", "Broadwell-v4,+hypervisor,pmu=off", "hvf", "host", "tcg", "qemu64").get(accel);
         long host = ManagementFactory.getPlatformMXBean(OperatingSystemMXBean.class).getTotalMemorySize() >> 20;
-        List<String> command = new ArrayList<>(List.of(QEMU, "-name", title, "-machine", "pc", "-accel", accel + threads,
-                "-cpu", cpu != null ? cpu : model, "-m", memory != null ? memory : Math.max(2048, Math.min(8192, host / 4)) + "M",
+        List<String> command = new ArrayList<>(List.of(QEMU, "-name", title, "-machine", "pc",
+                "-accel", accel + threads, "-cpu", cpu != null ? cpu : model,
+                "-m", memory != null ? memory : Math.max(2048, Math.min(8192, host / 4)) + "M",
                 "-smp", "" + processors(),
                 "-nodefaults", "-vga", "std", "-display", "none", "-no-reboot",
                 "-chardev", "stdio,id=serial0,signal=off", "-serial", "chardev:serial0",
@@ -775,7 +776,8 @@ final class VmAutoInstall implements Callable<Integer> {
                         say(clear + "the boot loader does not answer on the serial line: going on blind, its menu boots by itself");
                     }
                     if (!blind && now - heard > limit.toNanos() / 6) {
-                        watcher.fail(124, watcher.hinted("its console has been silent for " + text(limit.dividedBy(6)) + hang));
+                        String silent = "its console has been silent for " + text(limit.dividedBy(6));
+                        watcher.fail(124, watcher.hinted(silent + hang));
                     } else if (now - started > limit.toNanos()) {
                         watcher.fail(124, watcher.hinted("it did not end within " + text(limit) + hang));
                     } else if (watcher.bytes > 200e6) {
@@ -922,11 +924,11 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     /**
-     * Reads a guest's serial console and tells how far the guest is, or why it failed. It parses byte by byte, so it does not matter
-     * how the output is chunked. Phase 0 has no script: it is the check of the installed disk.
+     * Reads a guest's serial console and tells how far the guest is, or why it failed. It parses byte by byte, so it does
+     * not matter how the output is chunked. Phase 0 has no script: it is the check of the installed disk.
      *
-     * <p>A false alarm would end an installation that works. So a line counts as a failure only if no healthy boot prints it, and a
-     * prompt only once the console has been quiet for a moment: see {@link #pause}.
+     * <p>A false alarm would end an installation that works. So a line counts as a failure only if no healthy boot prints
+     * it, and a prompt only once the console has been quiet for a moment: see {@link #pause}.
      */
     static final class Watcher {
         private static final String PANIC = "the kernel panicked";
@@ -1039,8 +1041,8 @@ final class VmAutoInstall implements Callable<Integer> {
         }
 
         /**
-         * Tells that the console has been quiet for a moment, so that the last line is a prompt, and not the beginning of a longer
-         * line: "login: " may go on with a kernel's panic.
+         * To be called when the console has been quiet for a moment. Then the last line is a prompt, and not the beginning
+         * of a longer line: "login: " may go on with a kernel's panic.
          */
         void pause() {
             String text = text();
@@ -1077,7 +1079,8 @@ final class VmAutoInstall implements Callable<Integer> {
             if (over != null && !over.equals("" + phase)) {
                 fail("the CD holds the script of phase " + over);
             } else if (over != null && mark.group(3) == null) { // what it printed before says why
-                fail(hinted("its script gave up: " + mark.group(5) + (last.size() < 2 ? "" : ": " + last.get(last.size() - 2))));
+                String before = last.size() < 2 ? "" : ": " + last.get(last.size() - 2);
+                fail(hinted("its script gave up: " + mark.group(5) + before));
             }
             done |= over != null && failure == null;
             match(HINTS, text, hints::add);
@@ -1370,8 +1373,8 @@ final class VmAutoInstall implements Callable<Integer> {
             + "(cpuid = \\d|Trace beginning at frame |Debugger\\(\"panic\"\\))");
 
     /**
-     * Where a console's text tells of a kernel panic, or -1. "panic: " may stand anywhere in a line, as in "login: panic: ...", and
-     * programs print it too (Go does). So it counts only if the kernel's next words follow within three lines.
+     * Where a console's text tells of a kernel panic, or -1. "panic: " may stand anywhere in a line ("login: panic: ..."),
+     * and programs print it too (Go does). So it counts only if the kernel's next words follow within three lines.
      */
     static int kernelPanic(String console) {
         Matcher panic = KERNEL_PANIC.matcher(console);
@@ -1604,12 +1607,12 @@ final class VmAutoInstall implements Callable<Integer> {
     // end shared:files
 
     // shared:directory
-    /** VM_DIR, refused if ssh would replace a part of it: in an Include line, OpenSSH 9.9 expands % and ${, and 9.2 does not. */
+    /** VM_DIR. In an Include line, OpenSSH 9.9 expands % and ${, and 9.2 does not: no line means the same to both. */
     static Path vmDirectory(String value) {
         Path directory = userPath(value);
         if (directory.toString().contains("%") || directory.toString().contains("${")) {
-            throw new VmException(2, "VM_DIR must not contain % or ${, which ssh may replace in its configuration: " + directory
-                    + "; choose another directory with --vm-dir or VM_DIR");
+            throw new VmException(2, "VM_DIR must not contain % or ${, which ssh may replace in its configuration: "
+                    + directory + "; choose another directory with --vm-dir or VM_DIR");
         }
         return directory;
     }

@@ -899,10 +899,11 @@ final class VmCtl {
 
     /** The arguments that make the machine, as the guest and its RAM see it. */
     static List<String> hardware(String accelerator, String cpu, String memory, String cpus, int discs) {
-        // With a thread for each processor, emulated DragonFly comes to a standstill: its processors wait for each other.
+        // With a thread for each processor, an emulated DragonFly stands still: its processors wait for each other.
         String threads = accelerator.equals("tcg") && !cpus.equals("1") ? ",thread=single" : "";
-        List<String> arguments = new ArrayList<>(List.of("-accel", accelerator + threads, "-cpu", cpu, "-m", memory, "-smp", cpus,
-                "-machine", "pc", "-nodefaults", "-no-user-config", "-rtc", "base=utc", "-vga", "std", "-serial", "chardev:serial0",
+        List<String> arguments = new ArrayList<>(List.of("-accel", accelerator + threads, "-cpu", cpu, "-m", memory,
+                "-smp", cpus, "-machine", "pc", "-nodefaults", "-no-user-config", "-rtc", "base=utc", "-vga", "std",
+                "-serial", "chardev:serial0",
                 "-device", "virtio-scsi-pci,id=scsi0", "-device", "scsi-hd,bus=scsi0.0,drive=disk0,bootindex=1", // DragonFly's da0
                 "-device", "virtio-net-pci,netdev=net0,romfile=")); // vtnet0, without booting from the network
         if (accelerator.equals("kvm")) {
@@ -1120,9 +1121,9 @@ final class VmCtl {
             }
             pause(50);
         }
-        boolean mayStandStill = running.getString("accel").equals("tcg") && !running.getString("cpus").equals("1");
-        throw new VmException(124, "no answer after " + limit.toSeconds() + " s: " + last
-                + (mayStandStill ? "; an emulated DragonFly may stand still with more than one processor: try --cpus 1" : "") + consoleEnd());
+        String hint = running.getString("accel").equals("tcg") && !running.getString("cpus").equals("1")
+                ? "; an emulated DragonFly may stand still with more than one processor: try --cpus 1" : "";
+        throw new VmException(124, "no answer after " + limit.toSeconds() + " s: " + last + hint + consoleEnd());
     }
 
     /** A restored guest's clock stood still. The BSD date takes whole seconds; a try that took long is repeated, with its delay. */
@@ -1150,9 +1151,10 @@ final class VmCtl {
         }
     }
 
-    /** What keeps the guest from answering, by what DragonFly's loader, kernel and rc print; a boot or a login prompt since ends it. */
+    /** What keeps the guest from answering, by what DragonFly's loader, kernel and rc print on the console. */
     static Optional<String> trouble(String console) {
-        String recent = console.substring(Math.max(0, Math.max(console.lastIndexOf(KERNEL_STARTS), console.lastIndexOf("\nlogin: "))));
+        int goodSign = Math.max(console.lastIndexOf(KERNEL_STARTS), console.lastIndexOf("\nlogin: ")); // it ends older trouble
+        String recent = console.substring(Math.max(0, goodSign));
         int panic = kernelPanic(recent);
         Matcher other = TROUBLE.matcher(recent);
         if (other.find() && (panic < 0 || other.start() < panic)) { // the first one is the cause of the others
@@ -1831,8 +1833,8 @@ final class VmCtl {
             + "(cpuid = \\d|Trace beginning at frame |Debugger\\(\"panic\"\\))");
 
     /**
-     * Where a console's text tells of a kernel panic, or -1. "panic: " may stand anywhere in a line, as in "login: panic: ...", and
-     * programs print it too (Go does). So it counts only if the kernel's next words follow within three lines.
+     * Where a console's text tells of a kernel panic, or -1. "panic: " may stand anywhere in a line ("login: panic: ..."),
+     * and programs print it too (Go does). So it counts only if the kernel's next words follow within three lines.
      */
     static int kernelPanic(String console) {
         Matcher panic = KERNEL_PANIC.matcher(console);
@@ -2065,12 +2067,12 @@ final class VmCtl {
     // end shared:files
 
     // shared:directory
-    /** VM_DIR, refused if ssh would replace a part of it: in an Include line, OpenSSH 9.9 expands % and ${, and 9.2 does not. */
+    /** VM_DIR. In an Include line, OpenSSH 9.9 expands % and ${, and 9.2 does not: no line means the same to both. */
     static Path vmDirectory(String value) {
         Path directory = userPath(value);
         if (directory.toString().contains("%") || directory.toString().contains("${")) {
-            throw new VmException(2, "VM_DIR must not contain % or ${, which ssh may replace in its configuration: " + directory
-                    + "; choose another directory with --vm-dir or VM_DIR");
+            throw new VmException(2, "VM_DIR must not contain % or ${, which ssh may replace in its configuration: "
+                    + directory + "; choose another directory with --vm-dir or VM_DIR");
         }
         return directory;
     }

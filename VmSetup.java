@@ -1047,12 +1047,12 @@ final class VmSetup implements Callable<Integer> {
     // end shared:lock
 
     // shared:directory
-    /** VM_DIR, refused if ssh would replace a part of it: in an Include line, OpenSSH 9.9 expands % and ${, and 9.2 does not. */
+    /** VM_DIR. In an Include line, OpenSSH 9.9 expands % and ${, and 9.2 does not: no line means the same to both. */
     static Path vmDirectory(String value) {
         Path directory = userPath(value);
         if (directory.toString().contains("%") || directory.toString().contains("${")) {
-            throw new VmException(2, "VM_DIR must not contain % or ${, which ssh may replace in its configuration: " + directory
-                    + "; choose another directory with --vm-dir or VM_DIR");
+            throw new VmException(2, "VM_DIR must not contain % or ${, which ssh may replace in its configuration: "
+                    + directory + "; choose another directory with --vm-dir or VM_DIR");
         }
         return directory;
     }

@@ -1097,8 +1097,8 @@ final class VmTest implements Callable<Integer> {
             + "(cpuid = \\d|Trace beginning at frame |Debugger\\(\"panic\"\\))");
 
     /**
-     * Where a console's text tells of a kernel panic, or -1. "panic: " may stand anywhere in a line, as in "login: panic: ...", and
-     * programs print it too (Go does). So it counts only if the kernel's next words follow within three lines.
+     * Where a console's text tells of a kernel panic, or -1. "panic: " may stand anywhere in a line ("login: panic: ..."),
+     * and programs print it too (Go does). So it counts only if the kernel's next words follow within three lines.
      */
     static int kernelPanic(String console) {
         Matcher panic = KERNEL_PANIC.matcher(console);

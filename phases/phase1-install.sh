@@ -23,12 +23,35 @@ mark() { # LINE
 }
 # end shared:mark
 
+# shared:errors
+# stderr goes to the console, and the current step's lines also to a file: if the step fails, they are marked as its
+# reason. The console may be the screen, and without them the serial line would only say that the step failed.
+errors=$(mktemp -d /tmp/phase.XXXXXX)
+
+keep_errors() {
+    mkfifo "$errors/pipe"
+    {
+        tee -a "$errors/text" <"$errors/pipe" >&2
+        : >"$errors/end"
+    } &
+    exec 2>"$errors/pipe"
+}
+
+end_errors() { # tee ends when nobody has the pipe open any more; a program left in the background may have it
+    exec 2>&1
+    waited=0
+    until [ -e "$errors/end" ] || [ "$waited" -ge 5 ]; do
+        sleep 1
+        waited=$((waited + 1))
+    done
+}
+# end shared:errors
+
 # shared:phase
 # Every phase names its steps, ends in a bare line that says how it went, and powers off either way: the boot would go on to
 # a login prompt, and nobody is there to log in. PFI_POWEROFF=no is for a phase run by hand or over ssh.
 current=start
 complete=no
-errors=$(mktemp -d /tmp/phase.XXXXXX)
 
 step() { # NUMBER TEXT
     current=$2
@@ -41,25 +64,9 @@ die() { # WHAT-HAPPENED
     exit 1
 }
 
-# stderr goes to the console, and the current step's lines also to a file: if the step fails, they are marked as its reason. The
-# console may be the screen, and without them the serial line would only say that the step failed.
-keep_errors() {
-    mkfifo "$errors/pipe"
-    {
-        tee -a "$errors/text" <"$errors/pipe" >&2
-        : >"$errors/end"
-    } &
-    exec 2>"$errors/pipe"
-}
-
 finish() {
     trap - EXIT HUP INT TERM
-    exec 2>&1 # tee ends when nobody has the pipe open any more
-    waited=0
-    until [ -e "$errors/end" ] || [ "$waited" -ge 5 ]; do
-        sleep 1
-        waited=$((waited + 1))
-    done
+    end_errors
     sync
     printf '\n'
     if [ "$complete" = yes ]; then
@@ -167,7 +174,7 @@ dns=$(conf VM_DNS)
 step 3 'partition the disk'
 fdisk -IB /dev/da0
 wait_until '/dev/da0s1 exists' [ -e /dev/da0s1 ]
-# This label has no partitions. If the disk was used before, the nodes of its older partitions are still there for a moment.
+# This label has no partitions. If the disk was used before, the nodes of its old partitions stay for a moment.
 disklabel -r -w -B /dev/da0s1 auto
 for partition in a b d; do
     wait_until "/dev/da0s1$partition of an older label is gone" [ ! -e "/dev/da0s1$partition" ]
@@ -187,9 +194,9 @@ mkdir /mnt/boot /mnt/mnt
 mount -t ufs /dev/da0s1a /mnt/boot
 
 step 5 'find a copy of the installer CD'
-# cd2 by the order in which the drives are attached; the others in case they are numbered differently. cdN and acdN are two
-# device nodes of one drive. Only the same node refuses to be mounted twice: through its other node, the running CD serves as
-# well as a copy, because this second mount has no memory file systems over it.
+# cd2 by the order in which the drives are attached; the others in case they are numbered differently. cdN and acdN are
+# two device nodes of one drive, and only the same node cannot be mounted twice. So the running CD will do, too: mounted
+# through its other node, it has no memory file systems over it.
 iso=
 for cd in cd2 acd2 cd3 acd3 cd1 acd1 cd0 acd0; do
     [ -e "/dev/$cd" ] || continue

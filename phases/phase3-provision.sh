@@ -24,12 +24,35 @@ mark() { # LINE
 }
 # end shared:mark
 
+# shared:errors
+# stderr goes to the console, and the current step's lines also to a file: if the step fails, they are marked as its
+# reason. The console may be the screen, and without them the serial line would only say that the step failed.
+errors=$(mktemp -d /tmp/phase.XXXXXX)
+
+keep_errors() {
+    mkfifo "$errors/pipe"
+    {
+        tee -a "$errors/text" <"$errors/pipe" >&2
+        : >"$errors/end"
+    } &
+    exec 2>"$errors/pipe"
+}
+
+end_errors() { # tee ends when nobody has the pipe open any more; a program left in the background may have it
+    exec 2>&1
+    waited=0
+    until [ -e "$errors/end" ] || [ "$waited" -ge 5 ]; do
+        sleep 1
+        waited=$((waited + 1))
+    done
+}
+# end shared:errors
+
 # shared:phase
 # Every phase names its steps, ends in a bare line that says how it went, and powers off either way: the boot would go on to
 # a login prompt, and nobody is there to log in. PFI_POWEROFF=no is for a phase run by hand or over ssh.
 current=start
 complete=no
-errors=$(mktemp -d /tmp/phase.XXXXXX)
 
 step() { # NUMBER TEXT
     current=$2
@@ -42,25 +65,9 @@ die() { # WHAT-HAPPENED
     exit 1
 }
 
-# stderr goes to the console, and the current step's lines also to a file: if the step fails, they are marked as its reason. The
-# console may be the screen, and without them the serial line would only say that the step failed.
-keep_errors() {
-    mkfifo "$errors/pipe"
-    {
-        tee -a "$errors/text" <"$errors/pipe" >&2
-        : >"$errors/end"
-    } &
-    exec 2>"$errors/pipe"
-}
-
 finish() {
     trap - EXIT HUP INT TERM
-    exec 2>&1 # tee ends when nobody has the pipe open any more
-    waited=0
-    until [ -e "$errors/end" ] || [ "$waited" -ge 5 ]; do
-        sleep 1
-        waited=$((waited + 1))
-    done
+    end_errors
     sync
     printf '\n'
     if [ "$complete" = yes ]; then

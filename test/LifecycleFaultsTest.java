@@ -217,6 +217,16 @@ final class LifecycleFaultsTest {
                     System.out.println("a flood of 30 s left " + grown + " bytes");
                     assertTrue(grown < 30_000_000, grown + " bytes of console");
                 }),
+                fault("programs print what a panic prints", () -> {
+                    GUEST.sync().exits(0);
+                    GUEST.with("VM_TEST_BUILD", "true", "VM_TEST_LOUD", "printf 'panic: index out of range\\n\\ngoroutine 1 [running]:\\n' "
+                            + ">/dev/console; sleep 3").test("loud").exits(0); // vm-test looks at the console every 0.1 s
+                    GUEST.ctl("status").exits(0).answers("running");
+                    // Even the words of a real panic, as dmesg has them after one, are no reason to cut the power.
+                    GUEST.sh("printf 'panic: of before\\ncpuid = 0\\nTrace beginning at frame 0xf\\n' >/dev/console").exits(0);
+                    GUEST.ctl("status").exits(0).answers("running");
+                    GUEST.ctl("stop").exits(0).says("by shutdown -p now over ssh");
+                }),
                 fault("a suite whose guest panics", () -> {
                     GUEST.sync().exits(0);
                     GUEST.with("VM_TEST_BUILD", "true", "VM_TEST_PANIC", "sysctl debug.debugger_on_panic=1; " + FAULT + "panic; sleep 600")
