@@ -29,6 +29,11 @@ mark() { # LINE
 # reason. The console may be the screen, and without them the serial line would only say that the step failed.
 errors=$(mktemp -d /tmp/phase.XXXXXX)
 
+die() { # WHAT-HAPPENED
+    printf '%s\n' "$*" >&2
+    exit 1
+}
+
 keep_errors() {
     mkfifo "$errors/pipe"
     {
@@ -58,11 +63,6 @@ step() { # NUMBER TEXT
     current=$2
     : >"$errors/text"
     mark "STEP $1: $2"
-}
-
-die() { # WHAT-HAPPENED
-    printf '%s\n' "$*" >&2
-    exit 1
 }
 
 finish() {
