@@ -105,6 +105,8 @@ final class InstallFaultsTest {
         1 | reboot-loop@boot |                                  | Rebooting...     | 1   | the kernel's start | the guest rebooted
         1 | halt             | small                            | has halted       | 1   | the shutdown       | the guest halted without
         1 |                  | newfs /dev/ to newfs --bad /dev/ | PHASE 1 FAILED   | 1   | step 4 (make the   | its script gave up: make
+        1 | mute             | newfs /dev/ to newfs --bad /dev/ | PHASE 1 FAILED   | 1   | step 4 (make the   | usage: newfs
+        1 | nokernel         |                                  | bootable kernel  | 1   | the boot loader    | the loader cannot load
         2 | nonet@phase2     | 5 15 30 60 none to none          | PHASE 2 FAILED   | 1   | step 2 (reach the  | its script gave up: reach
         2 | norepo@phase2    | 5 15 30 60 none to none          | PHASE 2 FAILED   | 1   | step 3 (update the | pkg update: failed
         2 | mountroot        |                                  | mountroot>       | 1   | the root mount     | the kernel cannot mount
@@ -143,6 +145,12 @@ final class InstallFaultsTest {
     @Test
     void aLoaderThatNeverSpeaksDoesNotMatter() {
         TWIN.withFirmware(mirror.port(), "mute").install("--yes", "--from", "1", "--to", "1").exits(0).says("going on blind", "phase 1 done");
+    }
+
+    @Test
+    void aModuleThatTheLoaderCannotLoadDoesNotMatter() throws Exception {
+        TWIN.withFirmware(mirror.port(), "nomodule").install("--yes", "--from", "2", "--to", "2").exits(0).says("phase 2 done");
+        assertTrue(read(INSTALL.resolve("phase2.log")).contains("Unable to load "), "the loader has nothing to complain about");
     }
 
     @Test
