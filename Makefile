@@ -12,6 +12,8 @@
 .SUFFIXES:
 
 ARGS =
+# What `make test` runs: tags and class names, e.g. make test TESTS='VmCtlTest LifecycleTest'
+TESTS = unit core
 SCRIPTS = VmSetup VmAutoInstall VmCtl VmSync VmTest
 JARS = $(SCRIPTS:%=.build/%.jar) .build/Mirror.jar
 ARCHIVES = $(SCRIPTS:%=.build/%.jsa)
@@ -140,10 +142,10 @@ demo: ## The whole path on a stand-in guest, from an ISO to test results
 	@test/demo
 
 .PHONY: test
-test: ## Unit tests and end-to-end tests on the stand-in guest
+test: ## Unit tests and end-to-end tests on the stand-in guest (TESTS=ReadmeTest: one class)
 	@test/install-packages
 	@$(MAKE) --no-print-directory --silent $(JARS) $(ARCHIVES)
-	@test/run core
+	@test/run $(TESTS)
 
 .PHONY: test-faults
 test-faults: ## The long fault matrices

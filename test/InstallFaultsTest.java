@@ -1,9 +1,3 @@
-///usr/bin/env jbang "$0" "$@" ; exit $?
-//JAVA 17+
-//SOURCES Guest.java
-//SOURCES Mirror.java
-//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
-
 import static java.nio.charset.StandardCharsets.ISO_8859_1;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
@@ -27,10 +21,10 @@ import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
-import org.junit.platform.console.ConsoleLauncher;
 
 /**
  * What goes wrong in an installation: each time the right words and code, soon after the cause, nothing lost, nothing left
@@ -39,6 +33,8 @@ import org.junit.platform.console.ConsoleLauncher;
  * <p>The VM is a twin of the one that InstallTest installed: its frozen disks are hard links, so every phase can be broken
  * without installing the ones before it.
  */
+@Tag("faults")
+@Tag("vm")
 final class InstallFaultsTest {
 
     private static final Guest GUEST = Guest.installed();
@@ -49,10 +45,6 @@ final class InstallFaultsTest {
     private static final Path OUTPUT = Guest.BUILD.resolve("test/install-faults.txt");
     private static Mirror mirror;
     private static Path small;
-
-    public static void main(String... args) {
-        ConsoleLauncher.main(new String[] {"execute", "--select-class", "InstallFaultsTest", "--disable-banner", "--details", "summary"});
-    }
 
     @BeforeAll
     static void start() throws IOException {

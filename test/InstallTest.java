@@ -1,9 +1,3 @@
-///usr/bin/env jbang "$0" "$@" ; exit $?
-//JAVA 17+
-//SOURCES Guest.java
-//SOURCES Mirror.java
-//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
-
 import static java.nio.charset.StandardCharsets.ISO_8859_1;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
@@ -21,24 +15,22 @@ import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.MethodOrderer;
 import org.junit.jupiter.api.Order;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.TestMethodOrder;
-import org.junit.platform.console.ConsoleLauncher;
 
 /**
  * From an empty VM_DIR to an installed VM: download from a mirror, three phases on the stand-in guest, resuming.
  *
  * <p>The VM it leaves is the one that the other end-to-end tests share.
  */
+@Tag("core")
+@Tag("vm")
 @TestMethodOrder(MethodOrderer.OrderAnnotation.class)
 final class InstallTest {
 
     private static final Guest GUEST = Guest.installed();
     private static Mirror mirror;
-
-    public static void main(String... args) {
-        ConsoleLauncher.main(new String[] {"execute", "--select-class", "InstallTest", "--disable-banner", "--details", "summary"});
-    }
 
     @BeforeAll
     static void anEmptyDirectory() throws IOException {

@@ -1,9 +1,3 @@
-///usr/bin/env jbang "$0" "$@" ; exit $?
-//JAVA 17+
-//SOURCES Guest.java
-//SOURCES Mirror.java
-//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
-
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -24,13 +18,15 @@ import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.DynamicTest;
 import org.junit.jupiter.api.MethodOrderer;
 import org.junit.jupiter.api.Order;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.TestFactory;
 import org.junit.jupiter.api.TestMethodOrder;
 import org.junit.jupiter.api.function.Executable;
-import org.junit.platform.console.ConsoleLauncher;
 
 /** What goes wrong in a VM's life: each time the right words and code, nothing lost, nothing left running; and a table of it. */
+@Tag("faults")
+@Tag("vm")
 @TestMethodOrder(MethodOrderer.OrderAnnotation.class)
 final class LifecycleFaultsTest {
 
@@ -39,10 +35,6 @@ final class LifecycleFaultsTest {
     private static final String FAULT = "/usr/libexec/standin/fault ";
     /** What was tried, and how it ended. */
     private static final Map<String, String> TABLE = new TreeMap<>();
-
-    public static void main(String... args) {
-        ConsoleLauncher.main(new String[] {"execute", "--select-class", "LifecycleFaultsTest", "--disable-banner", "--details", "summary"});
-    }
 
     @BeforeAll
     static void somethingToLose() {

@@ -1,8 +1,3 @@
-///usr/bin/env jbang "$0" "$@" ; exit $?
-//JAVA 17+
-//SOURCES Guest.java
-//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
-
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -24,20 +19,18 @@ import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.MethodOrderer;
 import org.junit.jupiter.api.Order;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.TestMethodOrder;
-import org.junit.platform.console.ConsoleLauncher;
 
 /** A VM's life after its installation: first start, status, exec, snapshots, restore, stop, in the order of a day's work. */
+@Tag("core")
+@Tag("vm")
 @TestMethodOrder(MethodOrderer.OrderAnnotation.class)
 final class LifecycleTest {
 
     private static final Guest GUEST = Guest.installed();
     private static final int PORT = Guest.freePort();
-
-    public static void main(String... args) {
-        ConsoleLauncher.main(new String[] {"execute", "--select-class", "LifecycleTest", "--disable-banner", "--details", "summary"});
-    }
 
     @BeforeAll
     @AfterAll

@@ -1,7 +1,3 @@
-///usr/bin/env jbang "$0" "$@" ; exit $?
-//JAVA 17+
-//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
-
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -11,11 +7,12 @@ import java.nio.file.Path;
 import java.util.Map;
 import java.util.concurrent.TimeUnit;
 import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
-import org.junit.platform.console.ConsoleLauncher;
 
 /** A gate that cannot fail is none: each fault that test/lint is there for is made once, in a tree of two tiny scripts. */
+@Tag("unit")
 final class LintTest {
 
     private static final String SCRIPT = """
@@ -37,10 +34,6 @@ final class LintTest {
 
     @TempDir
     Path tree;
-
-    public static void main(String... args) {
-        ConsoleLauncher.main(new String[] {"execute", "--select-class", "LintTest", "--disable-banner", "--details", "summary"});
-    }
 
     @BeforeEach
     void aCleanTree() throws IOException {

@@ -1,8 +1,3 @@
-///usr/bin/env jbang "$0" "$@" ; exit $?
-//JAVA 17+
-//SOURCES Guest.java
-//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
-
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -15,19 +10,17 @@ import java.util.Arrays;
 import java.util.List;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
-import org.junit.platform.console.ConsoleLauncher;
 
 /** The make targets, as a user types them, on the VM that InstallTest installed. */
+@Tag("core")
+@Tag("vm")
 final class MakeTest {
 
     private static final Path TOP = Path.of("").toAbsolutePath();
     private static final Path PROJECT = Guest.BUILD.resolve("test/make project");
     private static final Guest GUEST = Guest.installed().with("VM_PROJECT", PROJECT.toString());
-
-    public static void main(String... args) {
-        ConsoleLauncher.main(new String[] {"execute", "--select-class", "MakeTest", "--disable-banner", "--details", "summary"});
-    }
 
     /** The sample, with the script for capturing fixtures that go-synth has. */
     @BeforeAll

@@ -1,10 +1,3 @@
-///usr/bin/env jbang "$0" "$@" ; exit $?
-//JAVA 17+
-//SOURCES Guest.java
-//SOURCES Mirror.java
-//SOURCES ReadmeTest.java
-//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
-
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -23,14 +16,16 @@ import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.MethodOrderer;
 import org.junit.jupiter.api.Order;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.TestMethodOrder;
-import org.junit.platform.console.ConsoleLauncher;
 
 /**
  * The README's commands, taken from the README and run as a person would type them, on the VM that InstallTest installed; and what it
  * shows of their output. Only names are others: the VM's, its directory's, the project's, and those of files in /tmp.
  */
+@Tag("core")
+@Tag("vm")
 @TestMethodOrder(MethodOrderer.OrderAnnotation.class)
 final class ManualTest {
 
@@ -40,10 +35,6 @@ final class ManualTest {
     private static Path scratch;
     private static Mirror mirror;
     private static Guest guest;
-
-    public static void main(String... args) {
-        ConsoleLauncher.main(new String[] {"execute", "--select-class", "ManualTest", "--disable-banner", "--details", "summary"});
-    }
 
     /** Short names without blanks: a home with the VM's directory in its place, a project, JBang in PATH. */
     @BeforeAll

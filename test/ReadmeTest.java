@@ -1,8 +1,3 @@
-///usr/bin/env jbang "$0" "$@" ; exit $?
-//JAVA 17+
-//SOURCES ../VmSetup.java ../VmAutoInstall.java ../VmCtl.java ../VmSync.java ../VmTest.java
-//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
-
 import static org.junit.jupiter.api.Assertions.assertAll;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
@@ -29,9 +24,9 @@ import java.util.regex.MatchResult;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
 import javax.xml.parsers.DocumentBuilderFactory;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.function.Executable;
-import org.junit.platform.console.ConsoleLauncher;
 import picocli.CommandLine;
 import picocli.CommandLine.MissingParameterException;
 import picocli.CommandLine.Model.OptionSpec;
@@ -42,6 +37,7 @@ import picocli.CommandLine.Model.OptionSpec;
  * <p>Each line of its sh fences is in one of three classes: it is run here, without a VM; it is run by ManualTest, on the stand-in;
  * or it is named here with the reason why nothing runs it, and is only held against the scripts' options and the Makefile's targets.
  */
+@Tag("unit")
 final class ReadmeTest {
 
     /** Run here, in the README's order, in a copy of the checkout: a pattern and the exit codes it may have. */
@@ -86,10 +82,6 @@ final class ReadmeTest {
     /** What stands in fences and backticks. */
     private final List<String> code = find("(?ms)^```[a-z]+\\n(.*?)^```|`([^`\\n]+)`", readme).stream()
             .flatMap(match -> (match.group(1) == null ? match.group(2) : match.group(1)).lines()).map(String::strip).toList();
-
-    public static void main(String... args) {
-        ConsoleLauncher.main(new String[] {"execute", "--select-class", "ReadmeTest", "--disable-banner", "--details", "summary"});
-    }
 
     @Test
     void everyFencedLineIsRunOrNamed() {

@@ -1,8 +1,3 @@
-///usr/bin/env jbang "$0" "$@" ; exit $?
-//JAVA 17+
-//SOURCES Guest.java
-//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
-
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -14,18 +9,16 @@ import java.util.List;
 import java.util.regex.Pattern;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
-import org.junit.platform.console.ConsoleLauncher;
 
 /** The stand-in guest is as strict as DragonFly: what its table refuses there, it refuses here. */
+@Tag("core")
+@Tag("vm")
 final class StandinTest {
 
     private static final Guest GUEST = Guest.installed();
     private static final Path SCRIPT = Path.of("test/standin/strictness.sh").toAbsolutePath();
-
-    public static void main(String... args) {
-        ConsoleLauncher.main(new String[] {"execute", "--select-class", "StandinTest", "--disable-banner", "--details", "summary"});
-    }
 
     @BeforeAll
     static void running() {

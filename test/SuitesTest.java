@@ -1,8 +1,3 @@
-///usr/bin/env jbang "$0" "$@" ; exit $?
-//JAVA 17+
-//SOURCES Guest.java
-//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
-
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
@@ -19,10 +14,12 @@ import javax.xml.transform.stream.StreamSource;
 import javax.xml.validation.SchemaFactory;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
-import org.junit.platform.console.ConsoleLauncher;
 
 /** VmTest on the stand-in guest, with the real Go toolchain and the sample project. */
+@Tag("core")
+@Tag("vm")
 final class SuitesTest {
 
     private static final Guest GUEST = Guest.installed();
@@ -31,10 +28,6 @@ final class SuitesTest {
     private static final Path JUNIT = Guest.BUILD.resolve("test/junit.xml");
     private static final Path JSON = Guest.BUILD.resolve("test/test.json");
     private static final Path LOG = Guest.BUILD.resolve("test/suite.log");
-
-    public static void main(String... args) {
-        ConsoleLauncher.main(new String[] {"execute", "--select-class", "SuitesTest", "--disable-banner", "--details", "summary"});
-    }
 
     /** One call does it all: restores, syncs once, builds once, runs every suite over one connection. */
     @BeforeAll

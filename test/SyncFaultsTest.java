@@ -1,8 +1,3 @@
-///usr/bin/env jbang "$0" "$@" ; exit $?
-//JAVA 17+
-//SOURCES VmSyncTest.java
-//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
-
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
@@ -18,17 +13,14 @@ import java.util.Random;
 import java.util.TreeMap;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
-import org.junit.platform.console.ConsoleLauncher;
 
 /** What takes long of VmSync, without a VM: connections cut at many points, and a tree of 50,000 files. */
+@Tag("faults")
 final class SyncFaultsTest {
 
     private static Sshd sshd;
-
-    public static void main(String... args) {
-        ConsoleLauncher.main(new String[] {"execute", "--select-class", "SyncFaultsTest", "--disable-banner", "--details", "summary"});
-    }
 
     @BeforeAll
     static void start() throws Exception {

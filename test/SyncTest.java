@@ -1,9 +1,3 @@
-///usr/bin/env jbang "$0" "$@" ; exit $?
-//JAVA 17+
-//SOURCES Guest.java
-//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
-//DEPS org.junit.jupiter:junit-jupiter-params:6.1.3
-
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -18,19 +12,17 @@ import java.util.ArrayList;
 import java.util.List;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
-import org.junit.platform.console.ConsoleLauncher;
 
 /** VmSync against the stand-in guest: one tree with everything that trips over, by both engines, and back again. */
+@Tag("core")
+@Tag("vm")
 final class SyncTest {
 
     private static final Guest GUEST = Guest.installed();
     private static final Path PROJECT = Guest.BUILD.resolve("test/project, \u00e9");
-
-    public static void main(String... args) {
-        ConsoleLauncher.main(new String[] {"execute", "--select-class", "SyncTest", "--disable-banner", "--details", "summary"});
-    }
 
     @BeforeAll
     static void running() {

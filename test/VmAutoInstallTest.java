@@ -1,8 +1,3 @@
-///usr/bin/env jbang "$0" "$@" ; exit $?
-//JAVA 17+
-//SOURCES ../VmAutoInstall.java
-//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
-
 import static java.nio.charset.StandardCharsets.ISO_8859_1;
 import static java.nio.charset.StandardCharsets.UTF_8;
 import static org.junit.jupiter.api.Assertions.assertEquals;
@@ -33,15 +28,16 @@ import java.util.TreeMap;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.TimeUnit;
 import java.util.stream.Stream;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.ValueSource;
-import org.junit.platform.console.ConsoleLauncher;
 import picocli.CommandLine;
 
 /** What VmAutoInstall does without a guest, and with guests of 512 bytes in a real QEMU. */
+@Tag("unit")
 class VmAutoInstallTest {
     private static final String LOADER = "Console: video\r\nConsole: serial port\r\nBIOS drive C: is disk0\r\n|\b/\b-\b\\\b\r\n"
             + "\033[H\033[J\033[1;33m    1. Boot DragonFly [kernel]\033[m\r\n    9. Escape to loader prompt (also ESC)\r\n\r\n"
@@ -61,11 +57,6 @@ class VmAutoInstallTest {
 
     private final StringWriter out = new StringWriter();
     private final StringWriter err = new StringWriter();
-
-    public static void main(String... args) {
-        System.exit(ConsoleLauncher.run(new PrintWriter(System.out), new PrintWriter(System.err),
-                "execute", "--select-class", "VmAutoInstallTest", "--disable-banner", "--details", "summary").getExitCode());
-    }
 
     // The console.
 

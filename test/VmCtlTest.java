@@ -1,8 +1,3 @@
-///usr/bin/env jbang "$0" "$@" ; exit $?
-//JAVA 17+
-//SOURCES ../VmCtl.java
-//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
-
 import static java.nio.charset.StandardCharsets.ISO_8859_1;
 import static java.nio.charset.StandardCharsets.UTF_8;
 import static org.junit.jupiter.api.Assertions.assertEquals;
@@ -42,14 +37,15 @@ import java.util.regex.Pattern;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.MethodSource;
-import org.junit.platform.console.ConsoleLauncher;
 import picocli.CommandLine;
 
 /** VmCtl without a guest: its command line, its bookkeeping on real qcow2 files, and a bare QEMU. */
+@Tag("unit")
 final class VmCtlTest {
 
     @TempDir
@@ -57,10 +53,6 @@ final class VmCtlTest {
 
     private Path dir;
     private VmCtl.Vm vm;
-
-    public static void main(String... args) {
-        ConsoleLauncher.main(new String[] {"execute", "--select-class", "VmCtlTest", "--disable-banner", "--details", "summary"});
-    }
 
     record Result(int exitCode, String out, String err) {
         Result exits(int expected) {

@@ -1,9 +1,3 @@
-///usr/bin/env jbang "$0" "$@" ; exit $?
-//JAVA 17+
-//SOURCES ../VmSetup.java
-//SOURCES Mirror.java
-//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
-
 import static java.nio.charset.StandardCharsets.UTF_8;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
@@ -44,6 +38,7 @@ import org.apache.commons.compress.compressors.bzip2.BZip2CompressorOutputStream
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -53,6 +48,7 @@ import org.junit.jupiter.params.provider.ValueSource;
 import picocli.CommandLine;
 
 /** VmSetup against a real HTTP server, real files, real processes. The images are small; everything else is as it is in use. */
+@Tag("unit")
 final class VmSetupTest {
     private static final String ARCHIVE = "dfly-x86_64-7.7.7_REL.iso.bz2";
     private static final String PATH = "/iso-images/" + ARCHIVE;
@@ -69,11 +65,6 @@ final class VmSetupTest {
     private String searchPath = System.getenv("PATH");
     private Duration silence = LIMIT;
     private Path kvm = Path.of("/nonexistent");
-
-    public static void main(String... args) {
-        org.junit.platform.console.ConsoleLauncher.main(
-                new String[] {"execute", "--select-class", "VmSetupTest", "--disable-banner", "--details", "summary"});
-    }
 
     private record Result(int code, String out, String err) {}
 

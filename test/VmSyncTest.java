@@ -1,9 +1,3 @@
-///usr/bin/env jbang "$0" "$@" ; exit $?
-//JAVA 17+
-//SOURCES ../VmSync.java
-//SOURCES Sshd.java
-//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
-
 import static java.nio.charset.StandardCharsets.ISO_8859_1;
 import static java.nio.charset.StandardCharsets.UTF_8;
 import static org.junit.jupiter.api.Assertions.assertEquals;
@@ -50,27 +44,24 @@ import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Nested;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.MethodSource;
 import org.junit.jupiter.params.provider.ValueSource;
-import org.junit.platform.console.ConsoleLauncher;
 import picocli.CommandLine;
 
 /**
  * VmSync without a VM. Both engines run against a real sshd on this machine (package openssh-server), whose sessions find a home of
  * their own and a stat that speaks BSD only.
  */
+@Tag("unit")
 final class VmSyncTest {
 
     @TempDir
     Path temp;
-
-    public static void main(String... args) {
-        ConsoleLauncher.main(new String[] {"execute", "--select-class", "VmSyncTest", "--disable-banner", "--details", "summary"});
-    }
 
     /** What a call left: exit code, stdout, stderr. */
     record Result(int code, String out, String err) {

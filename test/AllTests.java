@@ -1,0 +1,206 @@
+///usr/bin/env jbang "$0" "$@" ; exit $?
+//DESCRIPTION Run tests by their tags or class names, in a fixed order
+//JAVA 17+
+//SOURCES ../VmSetup.java ../VmAutoInstall.java ../VmCtl.java ../VmSync.java ../VmTest.java
+//SOURCES Guest.java Mirror.java Sshd.java
+//SOURCES VmSetupTest.java VmAutoInstallTest.java VmCtlTest.java VmSyncTest.java VmTestTest.java LintTest.java ReadmeTest.java
+//SOURCES InstallTest.java StandinTest.java LifecycleTest.java SyncTest.java SuitesTest.java MakeTest.java ManualTest.java
+//SOURCES InstallFaultsTest.java LifecycleFaultsTest.java SyncFaultsTest.java
+//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
+
+import static java.nio.charset.StandardCharsets.UTF_8;
+
+import java.io.File;
+import java.io.IOException;
+import java.io.PrintStream;
+import java.io.PrintWriter;
+import java.io.UncheckedIOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.time.Duration;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Set;
+import java.util.TreeSet;
+import java.util.concurrent.Executors;
+import java.util.concurrent.ScheduledExecutorService;
+import java.util.concurrent.TimeUnit;
+import java.util.stream.Collectors;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Tag;
+import org.junit.platform.engine.discovery.DiscoverySelectors;
+import org.junit.platform.launcher.EngineFilter;
+import org.junit.platform.launcher.core.LauncherDiscoveryRequestBuilder;
+import org.junit.platform.launcher.core.LauncherFactory;
+import org.junit.platform.launcher.listeners.SummaryGeneratingListener;
+import org.junit.platform.launcher.listeners.TestExecutionSummary;
+import org.junit.platform.reporting.legacy.xml.LegacyXmlReportGeneratingListener;
+
+/**
+ * Runs the test classes that have one of the given tags or names, one after the other, with JUnit. test/run starts it.
+ *
+ * <p>The tags: {@code unit} needs no VM. {@code core} runs end to end on the stand-in guest. {@code faults} are the long fault matrices.
+ * {@code foreign} needs programs that no one here wrote, from a package registry. {@code vm} marks the classes that use the VM that
+ * InstallTest installs in .build/test; InstallTest runs first if they need it and it is not there.
+ *
+ * <p>It prints a line for each class, what the class measured, and what failed. For each class, .build/test has NAME.log with all its
+ * output and NAME.xml/ with JUnit's own report. The sum goes to .build/test/result. The exit code is 0 if tests ran and all passed, 1
+ * if one failed, and 2 if a name is unknown.
+ */
+final class AllTests {
+
+    /** In the order in which they run: first what fails fast, then InstallTest, whose VM the classes after it share. */
+    private static final List<Class<?>> CLASSES = List.of(
+            VmSetupTest.class, VmAutoInstallTest.class, VmCtlTest.class, VmSyncTest.class, VmTestTest.class, LintTest.class, ReadmeTest.class,
+            InstallTest.class, StandinTest.class, LifecycleTest.class, SyncTest.class, SuitesTest.class, MakeTest.class, ManualTest.class,
+            InstallFaultsTest.class, LifecycleFaultsTest.class, SyncFaultsTest.class);
+
+    private static final Path RESULTS = Path.of(".build/test");
+
+    /** The longest class takes ten minutes on two idle cores without KVM. One that needs an hour hangs. */
+    private static final Duration LIMIT = Duration.ofMinutes(60);
+
+    private static final PrintStream STDOUT = System.out;
+    private static final PrintStream STDERR = System.err;
+    private static long passed;
+    private static long failed;
+
+    public static void main(String... args) throws Exception {
+        checkThatEveryTestClassIsListed();
+        List<Class<?>> classes = select(List.of(args));
+        Files.createDirectories(RESULTS);
+        if (classes.stream().anyMatch(type -> hasTag(type, "vm"))) {
+            prepareVm(classes);
+        }
+        if (failed == 0) {
+            classes.forEach(AllTests::run);
+        }
+        writeResult();
+        System.exit(failed == 0 && passed > 0 ? 0 : 1); // also when a test left a thread that does not end
+    }
+
+    private static void checkThatEveryTestClassIsListed() throws IOException {
+        try (Stream<Path> files = Files.list(Path.of("test"))) {
+            Set<String> names = files.map(file -> file.getFileName().toString()).filter(file -> file.endsWith("Test.java"))
+                    .map(file -> file.replace(".java", "")).collect(Collectors.toCollection(TreeSet::new));
+            CLASSES.forEach(type -> names.remove(type.getName()));
+            if (!names.isEmpty()) {
+                throw new IllegalStateException("test/AllTests.java does not list " + names);
+            }
+        }
+    }
+
+    /** The classes that have one of these tags or names, in the order of the list. */
+    private static List<Class<?>> select(List<String> words) {
+        for (String word : words) {
+            if (CLASSES.stream().noneMatch(type -> isNamed(type, word))) {
+                STDOUT.println("no test class has the name or the tag " + word + "; the classes and their tags are");
+                CLASSES.forEach(type -> STDOUT.println("  " + type.getName() + " " + tags(type)));
+                System.exit(2);
+            }
+        }
+        return new ArrayList<>(CLASSES.stream().filter(type -> words.stream().anyMatch(word -> isNamed(type, word))).toList());
+    }
+
+    private static boolean isNamed(Class<?> type, String word) {
+        return type.getName().equals(word) || hasTag(type, word);
+    }
+
+    private static boolean hasTag(Class<?> type, String tag) {
+        return tags(type).contains(tag);
+    }
+
+    private static List<String> tags(Class<?> type) {
+        return Arrays.stream(type.getAnnotationsByType(Tag.class)).map(Tag::value).toList();
+    }
+
+    /** Builds the stand-in guest, and puts InstallTest first if there is no installed VM. */
+    private static void prepareVm(List<Class<?>> classes) throws Exception {
+        Process build = new ProcessBuilder("test/standin/build.sh", Path.of(".build/standin").toAbsolutePath().toString())
+                .redirectInput(new File("/dev/null")).redirectError(ProcessBuilder.Redirect.INHERIT).start();
+        String directory = new String(build.getInputStream().readAllBytes(), UTF_8).strip();
+        if (build.waitFor() != 0) {
+            STDOUT.println("the stand-in guest cannot be built");
+            failed++;
+            return;
+        }
+        System.setProperty("standin", directory);
+        if (!Files.exists(RESULTS.resolve("installed")) && !classes.contains(InstallTest.class)) {
+            classes.add(0, InstallTest.class);
+        }
+    }
+
+    private static void run(Class<?> type) {
+        String name = type.getName();
+        Path log = RESULTS.resolve(name + ".log");
+        long started = System.nanoTime();
+        SummaryGeneratingListener listener = new SummaryGeneratingListener();
+        ScheduledExecutorService timer = Executors.newSingleThreadScheduledExecutor();
+        timer.schedule(() -> giveUp(name, log), LIMIT.toSeconds(), TimeUnit.SECONDS);
+        try (PrintStream output = new PrintStream(log.toFile(), UTF_8)) {
+            System.setOut(output);
+            System.setErr(output);
+            LauncherFactory.create().execute(
+                    LauncherDiscoveryRequestBuilder.request().selectors(DiscoverySelectors.selectClass(type))
+                            .filters(EngineFilter.includeEngines("junit-jupiter")).build(),
+                    listener, new LegacyXmlReportGeneratingListener(RESULTS.resolve(name + ".xml"), new PrintWriter(output, true)));
+            listener.getSummary().printFailuresTo(new PrintWriter(output, true), 30);
+        } catch (IOException noLog) {
+            throw new UncheckedIOException(noLog);
+        } finally {
+            System.setOut(STDOUT);
+            System.setErr(STDERR);
+            timer.shutdownNow();
+        }
+        report(name, listener.getSummary(), log, Duration.ofNanos(System.nanoTime() - started));
+    }
+
+    private static void report(String name, TestExecutionSummary summary, Path log, Duration time) {
+        long good = summary.getTestsSucceededCount();
+        long bad = summary.getTotalFailureCount(); // with the methods that run before or after all tests of a class
+        long notPossible = summary.getTestsFoundCount() - good - summary.getTestsFailedCount(); // aborted by an assumption, or skipped
+        boolean nothing = good + bad == 0; // a class that tests nothing has not passed
+        passed += good;
+        failed += nothing ? 1 : bad;
+        STDOUT.println(name + ": " + good + " passed, " + (nothing ? 1 : bad) + " failed"
+                + (notPossible == 0 ? "" : ", " + notPossible + " not possible here") + ", " + time.toSeconds() + " s");
+        measurements(log).forEach(STDOUT::println);
+        if (nothing) {
+            STDOUT.println("  no test of this class ran; its output is in " + log);
+        } else if (bad > 0) {
+            summary.printFailuresTo(new PrintWriter(STDOUT, true), 10);
+            STDOUT.println("  its whole output is in " + log);
+        }
+    }
+
+    /** What a class measured, and its table of faults. */
+    private static List<String> measurements(Path log) {
+        try (Stream<String> lines = Files.lines(log)) {
+            return lines.filter(line -> line.startsWith("| ") || line.startsWith("cold boot ")).toList();
+        } catch (IOException noLog) {
+            throw new UncheckedIOException(noLog);
+        }
+    }
+
+    /** Ends everything: a test that hangs cannot be stopped for certain, and the classes after it may wait for what it holds. */
+    private static void giveUp(String name, Path log) {
+        STDOUT.println(name + " did not end within " + LIMIT.toMinutes() + " minutes; its output is in " + log + "; its threads:");
+        Thread.getAllStackTraces().forEach((thread, stack) -> {
+            STDOUT.println(thread);
+            Arrays.stream(stack).forEach(frame -> STDOUT.println("    at " + frame));
+        });
+        ProcessHandle.current().descendants().forEach(ProcessHandle::destroyForcibly);
+        failed++;
+        try {
+            writeResult();
+        } catch (IOException noResult) {
+            STDOUT.println(noResult);
+        }
+        Runtime.getRuntime().halt(1);
+    }
+
+    private static void writeResult() throws IOException {
+        Files.writeString(RESULTS.resolve("result"), passed + " passed, " + failed + " failed\n");
+    }
+}
