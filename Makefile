@@ -31,6 +31,11 @@ VM_SYNC_CMD ?= $(call java,VmSync)
 export VM_CTL_CMD VM_SYNC_CMD
 suite = VM_SYNC_CMD="$$VM_SYNC_CMD $$SYNC_ARGS" $(call java,VmTest)
 
+# JBang uses the JDK in JAVA_HOME if there is one. The jars that it makes must run with the same one.
+ifneq ($(JAVA_HOME),)
+export PATH := $(JAVA_HOME)/bin:$(PATH)
+endif
+
 JBANG_VERSION = 0.132.1
 JBANG_SHA256 = f977075849cff866f45b27997f5671ab8a336a5dd3cf9e702b3479128338f3a7
 
@@ -200,19 +205,30 @@ $(ARCHIVES): .build/%.jsa: .build/%.jar
 	@.build/jbang --quiet export portable --force --output .build/new-Mirror.jar $<
 	@mv .build/new-Mirror.jar $@
 
-# Which java it was built with: another one wants it all anew.
+# The java that everything was built with: another one wants it all anew. It is also the first thing that is looked for, because
+# JBang and Maven do not say which package to install.
 .build/java: always
-	@mkdir -p .build
-	@readlink -f "$$(command -v java)" | cmp -s - $@ || readlink -f "$$(command -v java)" >$@
+	@install='Install a JDK, version 17 or newer: sudo apt-get install default-jdk-headless'; \
+	if ! command -v java >/dev/null; then \
+	  ! command -v jbang >/dev/null || install="$$install. Or use the JDK that JBang brings: eval \"\$$(jbang jdk java-env)\""; \
+	  echo "There is no java in PATH. $$install" >&2; exit 69; \
+	elif ! command -v javac >/dev/null; then \
+	  echo "There is a Java runtime, but no compiler: javac is not in PATH. $$install" >&2; exit 69; \
+	fi; \
+	mkdir -p .build; java=$$(readlink -f "$$(command -v java)"); \
+	if ! echo "$$java" | cmp -s - $@; then \
+	  version=$$(javac -version 2>&1); version=$${version#javac }; \
+	  if [ "$${version%%[!0-9]*}" -lt 17 ]; then echo "javac is of version $$version. $$install" >&2; exit 69; fi; \
+	  echo "$$java" >$@; \
+	fi
 
 .PHONY: always
 always:
 
 # JBang from PATH, else its jar by Maven coordinates. The jar prints the command to run and exits with 255.
-.build/jbang:
-	@mkdir -p .build
+.build/jbang: | .build/java
 	@if command -v jbang >/dev/null 2>&1; then \
-	  printf '#!/bin/sh\nexec jbang "$$@"\n' >$@.new; \
+	  printf '#!/bin/sh\nexec "%s" "$$@"\n' "$$(command -v jbang)" >$@.new; \
 	elif command -v mvn >/dev/null 2>&1; then \
 	  mvn -q -B -Dstyle.color=never org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy -Dmdep.stripVersion=true -DoutputDirectory=.build \
 	    -Dartifact=dev.jbang:jbang-cli:$(JBANG_VERSION):jar:all >&2 && \
