@@ -138,7 +138,7 @@ vm-capture-fixtures: .build/VmTest.jsa .build/VmSync.jsa ## Capture BSD fixtures
 	@$(call java,VmTest) run -- ./scripts/capture-bsd-fixtures.sh
 	@$(call java,VmSync) pull stats/testdata/fixtures
 
-##@ This project itself (Debian or Ubuntu; these may call apt)
+##@ This project itself (Debian or Ubuntu; demo, test, test-faults and bench may call apt)
 
 .PHONY: demo
 demo: ## The whole path on a stand-in guest, from an ISO to test results
@@ -157,6 +157,10 @@ test-faults: ## The long fault matrices
 	@test/install-packages
 	@$(MAKE) --no-print-directory --silent $(JARS) $(ARCHIVES)
 	@test/run faults
+
+.PHONY: test-real
+test-real: $(JARS) $(ARCHIVES) ## The demo's steps on a real DragonFlyBSD: on the installer VM_IMAGE, else the mirror's
+	@test/demo --real
 
 .PHONY: bench
 bench: export BENCH_VmSetup = $(call java,VmSetup)
