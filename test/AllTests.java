@@ -6,7 +6,7 @@
 //SOURCES VmSetupTest.java VmAutoInstallTest.java VmCtlTest.java VmSyncTest.java VmTestTest.java LintTest.java
 //SOURCES JdkMissingTest.java ReadmeTest.java
 //SOURCES InstallTest.java StandinTest.java LifecycleTest.java SyncTest.java SuitesTest.java MakeTest.java ManualTest.java
-//SOURCES InstallFaultsTest.java LifecycleFaultsTest.java SyncFaultsTest.java
+//SOURCES InstallFaultsTest.java LifecycleFaultsTest.java SyncFaultsTest.java WorkflowTest.java
 //DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
 
 import static java.nio.charset.StandardCharsets.UTF_8;
@@ -56,7 +56,7 @@ final class AllTests {
             VmSetupTest.class, VmAutoInstallTest.class, VmCtlTest.class, VmSyncTest.class, VmTestTest.class, LintTest.class,
             JdkMissingTest.class, ReadmeTest.class,
             InstallTest.class, StandinTest.class, LifecycleTest.class, SyncTest.class, SuitesTest.class, MakeTest.class, ManualTest.class,
-            InstallFaultsTest.class, LifecycleFaultsTest.class, SyncFaultsTest.class);
+            InstallFaultsTest.class, LifecycleFaultsTest.class, SyncFaultsTest.class, WorkflowTest.class);
 
     private static final Path RESULTS = Path.of(".build/test");
 
