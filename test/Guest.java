@@ -220,6 +220,7 @@ record Guest(Map<String, String> settings) {
     private ProcessBuilder builder(List<String> command, Path directory) {
         ProcessBuilder builder = new ProcessBuilder(command).directory(directory.toFile());
         builder.environment().keySet().removeIf(name -> name.startsWith("VM_") || name.startsWith("DFLY_"));
+        builder.environment().put("HOME", BUILD.resolve("test/home").toString()); // not the developer's, which may hold settings
         builder.environment().putAll(settings);
         return builder;
     }

@@ -534,7 +534,7 @@ final class VmSetupTest {
     void aFullDiskIsNamedAndWhatCameIsKept(String size) throws Exception {
         List<String> inside = new ArrayList<>(List.of("unshare", "-rm", "sh", "-c",
                 "mount -t tmpfs -o size=" + size + " tmpfs \"$VM_DIR\" || exit 99; "
-                + "\"$@\"; code=$?; ls \"$VM_DIR\"; mount -o remount,size=9m \"$VM_DIR\"; \"$@\" || exit 98; exit $code", "sh"));
+                + "\"$@\"; code=$?; ls \"$VM_DIR\"; mount -o remount,size=9m tmpfs \"$VM_DIR\"; \"$@\" || exit 98; exit $code", "sh"));
         inside.addAll(process("fetch").command());
         Files.createDirectories(vmDir);
         Process process;
