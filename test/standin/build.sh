@@ -15,14 +15,19 @@
 #   -fw_cfg name=opt/standin/mirror,string=http://10.0.2.2:PORT    stands for mirror-master.dragonflybsd.org
 #   -fw_cfg name=opt/standin/fault,string=NAME[@MOMENT]            goes wrong on request:
 #       panic mountroot fsck @boot; panic hang nonet norepo flood @phase1 @phase2 @phase3 @runtime;
-#       halt (power-off only halts), reboot-loop (it reboots instead), mute (the CD's loader knows no serial line)
-# Root can ask for most of them too: /usr/libexec/standin/fault NAME.
+#       halt (power-off only halts), reboot-loop (it reboots instead), mute (the CD's loader knows no serial line);
+#       nokernel (the loader finds no kernel and stays at its prompt), nomodule (it finds no ehci.ko and xhci.ko, says
+#       so, and boots on)
+# Root can ask for most of them too: /usr/libexec/standin/fault NAME. `sysctl debug.panic=1` panics as well.
 #
 # Made from Debian or Ubuntu packages that apt downloads and verifies, without root. With the same inputs it answers
 # at once. build.sh --packages prints the packages that the building itself needs.
+#
+# Every command here may fail, and then the build must: sh knows no pipefail, so in a pipeline only the last command may be
+# one that can fail. What is optional is tested for by name.
 set -eu
 
-NEEDS='grub-pc-bin grub-common xorriso cpio zstd bzip2'
+NEEDS='grub-pc-bin grub-common xorriso cpio zstd bzip2 xz-utils gzip findutils tar mawk'
 VERSION=6.4.2
 ABI=dragonfly:6.4:x86:64
 
@@ -36,7 +41,8 @@ export PATH LC_ALL=C
 umask 022
 
 missing=
-for p in grub-mkimage:grub-common xorriso:xorriso cpio:cpio zstd:zstd bzip2:bzip2 apt-get:apt dpkg-deb:dpkg; do
+for p in grub-mkimage:grub-common xorriso:xorriso cpio:cpio zstd:zstd bzip2:bzip2 xz:xz-utils gzip:gzip find:findutils \
+    xargs:findutils tar:tar awk:mawk sed:sed grep:grep apt-get:apt apt-cache:apt dpkg-deb:dpkg; do
     command -v "${p%%:*}" >/dev/null || missing="$missing ${p#*:}"
 done
 [ -r /usr/lib/grub/i386-pc/boot.img ] || missing="$missing grub-pc-bin"
@@ -45,16 +51,21 @@ done
 # --- the inputs -------------------------------------------------------------------------------------------
 mkdir -p "$1/debs/partial"
 out=$(CDPATH='' cd -- "$1" && pwd)
-own=$(cd "$here" && find build.sh loader guest -type f | LC_ALL=C sort | xargs sha256sum)
-# Asking apt takes seconds; while its lists and these files are the same, so is the answer.
+own=$(cd "$here" && find build.sh loader guest -type f)
+own=$(cd "$here" && printf '%s\n' "$own" | sort | xargs sha256sum)
+# Asking apt takes seconds; while its lists and these files are the same, so is the answer. (Without any lists apt says so below.)
 asked=$out/debs/asked.$({ echo "$own"; ls -l --time-style=full-iso /var/lib/apt/lists /etc/os-release; } 2>&1 | sha256sum | cut -c1-16)
 if [ -f "$asked" ] && [ -d "$out/$(cat "$asked")" ]; then echo "$out/$(cat "$asked")"; exit 0; fi
 id=$(. /etc/os-release; echo "${ID-} ${ID_LIKE-}")
-go=$(apt-cache search --names-only '^golang-1\.[0-9]*-go$' 2>/dev/null | sed 's/ .*//' | sort -t. -k2n | head -n 1)
+go=$(apt-cache search --names-only '^golang-1\.[0-9]*-go$') || fail "apt-cache cannot search: sudo apt-get update"
+go=$(printf '%s\n' "$go" | sed 's/ .*//' | sort -t. -k2n | head -n 1)
 case $id in
 *ubuntu*)
     # qemu_fw_cfg, which tells the guest of its mirror, is among the extra modules there.
-    kernel="linux-image-virtual $(apt-cache depends linux-image-virtual 2>/dev/null | sed -n 's/.*Depends: linux-image-/linux-modules-extra-/p')"
+    modules=$(apt-cache depends linux-image-virtual) || fail "apt knows no package linux-image-virtual: sudo apt-get update"
+    modules=$(printf '%s\n' "$modules" | sed -n 's/.*Depends: linux-image-/linux-modules-extra-/p')
+    [ -n "$modules" ] || fail "linux-image-virtual depends on no linux-image-VERSION"
+    kernel="linux-image-virtual $modules"
     go=golang-1.22-go
     ;;
 *) kernel=linux-image-cloud-amd64 ;;
@@ -71,7 +82,9 @@ apt() { # the whole closure, as on an empty machine
 }
 debs=$(apt --print-uris 2>&1) || fail "apt cannot find the packages; sudo apt-get update. It says: $(printf '%s' "$debs" | tail -n 1)"
 # Lines: 'URI' file size [hash]; what is downloaded already is not listed, so name and version come from -s.
-plan=$(apt -s 2>/dev/null | sed -n 's/^Inst //p' | sort) || fail "apt cannot plan: sudo apt-get update"
+plan=$(apt -s 2>&1) || fail "apt cannot plan; sudo apt-get update. It says: $(printf '%s' "$plan" | tail -n 1)"
+plan=$(printf '%s\n' "$plan" | sed -n 's/^Inst //p' | sort)
+[ -n "$plan" ] || fail "apt plans to install nothing"
 hash=$({ printf '%s\n' "$plan"; echo "$own"; } | sha256sum | cut -c1-16)
 final=$out/$hash
 if [ -d "$final" ]; then
@@ -99,26 +112,31 @@ while read -r name version arch; do
     f=$out/debs/${name}_$(echo "$version" | sed 's/:/%3a/g')_$arch.deb
     [ -r "$f" ] || fail "$f is missing"
     case $name in linux-modules-extra-*) only='--wildcards */qemu_fw_cfg.ko*' ;; *) only= ;; esac
+    dpkg-deb --fsys-tarfile "$f" >"$work/deb.tar"
     # shellcheck disable=SC2086
-    dpkg-deb --fsys-tarfile "$f" | tar -x --keep-directory-symlink --no-same-owner -C "$pool" --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' --exclude='./usr/share/locale/*' --exclude='./dev/*' $only
+    tar -x --keep-directory-symlink --no-same-owner -C "$pool" --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' \
+        --exclude='./usr/share/locale/*' --exclude='./dev/*' -f "$work/deb.tar" $only
 done <"$work/plan"
+rm "$work/deb.tar"
 libs=$pool/usr/lib/x86_64-linux-gnu
 
 # needed BINARY...: the shared libraries it loads, by the guest's own dynamic linker
 needed() {
     for b; do
-        [ -f "$b" ] && [ "$(head -c 4 "$b" | tail -c 3)" = ELF ] || continue
-        "$pool/usr/lib64/ld-linux-x86-64.so.2" --library-path "$libs" --list "$b" 2>/dev/null |
-            sed -n 's/.* => \([^ ]*\) (.*/\1/p'
-    done | sort -u
+        [ "$(head -c 4 "$b" | tail -c 3)" = ELF ] || continue
+        l=$("$pool/usr/lib64/ld-linux-x86-64.so.2" --library-path "$libs" --list "$b" 2>&1) || fail "$b: $l"
+        case $l in *'=> not found'*) fail "$b lacks a library: $l" ;; esac
+        printf '%s\n' "$l" | sed -n 's/.* => \([^ ]*\) (.*/\1/p'
+    done
 }
 # with_libs ROOT BINARY...: copies those that the base system lacks
 with_libs() {
     to=$1
     shift
-    needed "$@" | while read -r l; do
+    list=$(needed "$@") || exit
+    for l in $list; do
         n=${l##*/}
-        [ -e "$root/usr/lib/x86_64-linux-gnu/$n" ] && continue
+        [ ! -e "$root/usr/lib/x86_64-linux-gnu/$n" ] || continue
         mkdir -p "$to/usr/lib/x86_64-linux-gnu"
         cp -L "$l" "$to/usr/lib/x86_64-linux-gnu/$n"
     done
@@ -132,7 +150,7 @@ put() { # ROOT TARGET SOURCE
 
 # --- the system ---------------------------------------------------------------------------------------------
 say "the system"
-for d in bin sbin usr/bin usr/sbin usr/games usr/libexec usr/lib/x86_64-linux-gnu usr/obj usr/local/etc/pkg/repos usr/local/bin usr/local/sbin lib64 \
+for d in autorun bin sbin usr/bin usr/sbin usr/games usr/libexec usr/lib/x86_64-linux-gnu usr/obj usr/local/etc/pkg/repos usr/local/bin usr/local/sbin lib64 \
     proc dev mnt root tmp home run/sshd var/run var/log var/db/pkg var/cache var/empty var/tmp var/mail rr_moved usr/share/skel usr/local/share/certs; do mkdir -p "$root/$d"; done
 ln -s usr/lib "$root/lib"
 for d in run dev sys proc real sub strict.d; do mkdir -p "$root$S/$d"; done
@@ -147,11 +165,12 @@ users() { sed -i -e 's,/etc/passwd\x00,/etc/pwd.db\x00,g' -e 's,/etc/shadow\x00,
 users "$root/usr/lib/x86_64-linux-gnu/libc.so.6"
 cp "$pool/usr/bin/busybox" "$root$S/busybox"
 users "$root$S/busybox"
-grep -q /etc/pwd.db "$root/usr/lib/x86_64-linux-gnu/libc.so.6" || fail "libc.so.6 keeps no /etc/passwd to rename"
+for f in "$root/usr/lib/x86_64-linux-gnu/libc.so.6" "$root$S/busybox"; do
+    grep -q /etc/pwd.db "$f" || fail "${f##*/} keeps no /etc/passwd to rename"
+done
 
 put "$root" bin/sh usr/bin/dash
-tcsh=$(cd "$pool" && ls usr/bin/tcsh usr/bin/bsd-csh 2>/dev/null | head -n 1)
-put "$root" bin/csh "$tcsh"
+put "$root" bin/csh usr/bin/tcsh
 ln "$root/bin/csh" "$root/bin/tcsh"
 for p in ssh scp sftp ssh-keygen ssh-keyscan ssh-add ssh-agent; do put "$root" usr/bin/$p usr/bin/$p; done
 put "$root" usr/sbin/sshd usr/sbin/sshd
@@ -166,6 +185,7 @@ for t in v/vt100 x/xterm x/xterm-256color s/screen l/linux d/dumb; do
     for d in usr/lib/terminfo usr/share/terminfo etc/terminfo; do
         [ ! -e "$pool/$d/$t" ] || { mkdir -p "$root/usr/share/terminfo/${t%/*}"; cp -L "$pool/$d/$t" "$root/usr/share/terminfo/$t"; break; }
     done
+    [ -e "$root/usr/share/terminfo/$t" ] || fail "ncurses-base has no terminfo/$t"
 done
 put "$root" "$S/real/nc" usr/bin/nc.openbsd
 
@@ -175,20 +195,21 @@ chmod 755 "$root$S/init" "$root$S/fault" "$root$S/udhcpc"
 {
     cat "$root$S/strict.head"
     echo "case \$prog in"
-    sed -e '/^#/d' "$root$S/table" | while read -r path spec how; do
-        echo "'${path##*/}') spec='$spec' how=$how ;;"
-    done
+    while read -r path spec how; do
+        [ "$path" = '#' ] || echo "'${path##*/}') spec='$spec' how=$how ;;"
+    done <"$root$S/table"
     # shellcheck disable=SC2016
     echo '*) die "not in the table" ;;' 'esac'
     cat "$root$S/strict.tail"
 } >"$root$S/strict"
 rm "$root$S/strict.head" "$root$S/strict.tail"
 chmod 755 "$root$S/strict"
-sed -e '/^#/d' "$root$S/table" | while read -r path _; do
+while read -r path _; do
+    [ "$path" != '#' ] || continue
     up=$(dirname "$path" | sed 's,/[^/]*,../,g')
     ln -s "${up}usr/libexec/standin/strict" "$root$path"
     ln -sf ../strict "$root$S/strict.d/${path##*/}"
-done
+done <"$root$S/table"
 ln -s ../usr/libexec/standin/init "$root/sbin/init"
 
 # /etc.hdd for an installed system; the CD's own /etc is that and more.
@@ -216,35 +237,45 @@ for f in df-latest.conf df-latest.conf.sample; do cp "$here/guest/df-latest.conf
 mkdir -p "$root/var/db/pkg/pkg" "$root/var/db/pkg/ca_root_nss"
 echo 1.14.4 >"$root/var/db/pkg/pkg/version"
 echo 3.93 >"$root/var/db/pkg/ca_root_nss/version"
-# What lies about on the CD and has no business on a disk.
-for f in README README.USB autorun.bat autorun.inf index.html dflybsd.ico; do echo "$f of the release media" >"$root/$f"; done
+# What lies about on the CD and has no business on a disk, by its names on DragonFly's.
+for f in README README.USB autorun.bat autorun.inf autorun.pif index.html dflybsd.ico \
+    autorun/dflylogo.png autorun/links.png autorun/started.png autorun/stylesheet.css autorun/welcome.png; do
+    echo "$f of the release media" >"$root/$f"
+done
 
 # --- the boot loader, the kernel, the initramfs -----------------------------------------------------------
 say "the kernel and the loader"
-vmlinuz=$(ls "$pool"/boot/vmlinuz-* | head -n 1)
+vmlinuz=
+for f in "$pool"/boot/vmlinuz-*; do vmlinuz=$f; break; done
+[ -f "$vmlinuz" ] || fail "the package $kernel holds no kernel"
 kver=${vmlinuz##*/vmlinuz-}
 mods=$pool/usr/lib/modules/$kver
-find "$mods" -name '*.ko.zst' -exec zstd -dq --rm {} + 2>/dev/null || true
-find "$mods" -name '*.ko.xz' -exec xz -d {} + 2>/dev/null || true
-"$pool/usr/bin/busybox" depmod -b "$pool" "$kver" 2>/dev/null || true
+find "$mods" -name '*.ko.zst' -exec zstd -dq --rm {} +
+find "$mods" -name '*.ko.xz' -exec xz -d {} +
+"$pool/usr/bin/busybox" depmod -b "$pool" "$kver"
 ird=$work/initramfs
 mkdir -p "$ird/bin" "$ird/lib/modules/$kver"
 cp "$pool/usr/bin/busybox" "$ird/bin/"
 cp "$here/loader" "$ird/init"
 chmod 755 "$ird/init"
-want='virtio_pci ata_piix virtio_scsi sd_mod sr_mod isofs virtio_net qemu_fw_cfg button evdev vfat nls_cp437 nls_ascii nls_iso8859-1 ata_generic'
-for m in $want; do
-    l=$(grep "/$(echo "$m" | tr _ '?' | sed 's/?/[-_]/g')\.ko:" "$mods/modules.dep" || true)
-    [ -n "$l" ] || continue
-    echo "$m" >>"$ird/modules"
-    for f in ${l%%:*} ${l#*:}; do
-        mkdir -p "$ird/lib/modules/$kver/$(dirname "$f")"
-        cp "$mods/$f" "$ird/lib/modules/$kver/$f"
-    done
+# Each is a file with what it depends on, or part of the kernel. Without one of them the guest would not find its disks.
+for m in virtio_pci ata_piix virtio_scsi sd_mod sr_mod isofs virtio_net qemu_fw_cfg button evdev vfat nls_cp437 nls_ascii nls_iso8859-1 ata_generic; do
+    name=$(echo "$m" | sed 's/[-_]/[-_]/g')
+    if l=$(grep "/$name\.ko:" "$mods/modules.dep"); then
+        echo "$m" >>"$ird/modules"
+        for f in ${l%%:*} ${l#*:}; do
+            mkdir -p "$ird/lib/modules/$kver/$(dirname "$f")"
+            cp "$mods/$f" "$ird/lib/modules/$kver/$f"
+        done
+    else
+        grep -q "/$name\.ko\$" "$mods/modules.builtin" ||
+            fail "the kernel $kver has no module $m: neither a file $m.ko in modules.dep nor a line in modules.builtin"
+    fi
 done
-"$pool/usr/bin/busybox" depmod -b "$ird" "$kver" 2>/dev/null || true
+"$pool/usr/bin/busybox" depmod -b "$ird" "$kver"
 mkdir -p "$root/boot/kernel"
-(cd "$ird" && find . | sort | cpio -o -H newc -R 0:0 --quiet | gzip -9n) >"$root/boot/loader"
+(cd "$ird" && find . >"$work/list" && sort "$work/list" | cpio -o -H newc -R 0:0 --quiet >"$work/initramfs.cpio")
+gzip -9n <"$work/initramfs.cpio" >"$root/boot/loader"
 cp "$vmlinuz" "$root/boot/kernel/kernel"
 chmod 755 "$root/boot/kernel/kernel" "$root/boot/loader"
 cp "$here/guest/cd/boot/loader.conf" "$root/boot/loader.conf"
@@ -255,9 +286,9 @@ printf 'linux (hd0,msdos2)/kernel/kernel %s standin.boot=disk\ninitrd (hd0,msdos
 grub-mkimage -O i386-pc -p '(hd0,msdos2)/boot' -c "$work/boot/disk.cfg" -o "$work/boot/core.img" biosdisk part_msdos ext2 linux
 le64() { printf "$(printf '\\%03o\\%03o\\0\\0\\0\\0\\0\\0' $(($1 & 255)) $(($1 >> 8)))"; }
 head -c 440 /usr/lib/grub/i386-pc/boot.img >"$root/boot/mbr"
-le64 2112 | dd of="$root/boot/mbr" bs=1 seek=92 conv=notrunc 2>/dev/null
+le64 2112 | dd of="$root/boot/mbr" bs=1 seek=92 conv=notrunc status=none
 cp "$work/boot/core.img" "$root/boot/boot2_64"
-le64 2113 | dd of="$root/boot/boot2_64" bs=1 seek=500 conv=notrunc 2>/dev/null
+le64 2113 | dd of="$root/boot/boot2_64" bs=1 seek=500 conv=notrunc status=none
 echo 'boot1: in the mbr' >"$root/boot/boot1_64"
 # The CD's.
 printf 'linux (cd)/boot/kernel/kernel %s standin.boot=cd\ninitrd (cd)/boot/loader\nboot\n' "$args" >"$work/boot/cd.cfg"
@@ -269,10 +300,14 @@ repo=$work/out/dports/$ABI/LATEST
 mkdir -p "$repo/All"
 pack() { # NAME DEBIAN-PACKAGE: from $work/pkg/NAME
     v=$(awk -v p="$2" '$1 == p { sub(/.*:/, "", $2); sub(/[-+~].*/, "", $2); print $2 }' "$work/plan")
+    [ -n "$v" ] || fail "apt's plan has no package $2"
     f=All/$1-$v.pkg
-    (cd "$work/pkg/$1" && find . ! -type d | sed 's,^\./,,' | sort | tar -c --owner=0 --group=0 --numeric-owner -T -) | zstd -q -6 -T0 -o "$repo/$f"
-    echo "$1|$v|$f|$(wc -c <"$repo/$f")|$(sha256sum "$repo/$f" | cut -d' ' -f1)" >>"$repo/packagesite.txt"
-    rm -rf "$work/pkg/$1"
+    (cd "$work/pkg/$1" && find . ! -type d >"$work/list" && sed 's,^\./,,' "$work/list" | sort |
+        tar -c --owner=0 --group=0 --numeric-owner -T - -f "$work/pkg.tar")
+    zstd -q -6 -T0 "$work/pkg.tar" -o "$repo/$f"
+    sum=$(sha256sum "$repo/$f")
+    echo "$1|$v|$f|$(wc -c <"$repo/$f")|${sum%% *}" >>"$repo/packagesite.txt"
+    rm -rf "$work/pkg/$1" "$work/pkg.tar"
 }
 P=$work/pkg
 for p in bash rsync curl wget; do put "$P/$p" usr/local/bin/$p usr/bin/$p; pack $p $p; done
@@ -292,12 +327,21 @@ find "$P/git/usr/local/libexec/git-core" -lname '*/bin/git' -exec ln -sf git {} 
 cp "$pool/usr/bin/git" "$P/git/usr/local/libexec/git-core/git"
 with_libs "$P/git" "$pool/usr/bin/git" "$pool/usr/lib/git-core/git-remote-http"
 mkdir -p "$P/git/usr/local/bin" "$P/git/usr/local/share/git-core/templates"
-printf '#!/bin/sh\nexport GIT_EXEC_PATH="${GIT_EXEC_PATH-/usr/local/libexec/git-core}" GIT_TEMPLATE_DIR="${GIT_TEMPLATE_DIR-/usr/local/share/git-core/templates}"\nexec /usr/local/libexec/git-core/git "$@"\n' >"$P/git/usr/local/bin/git"
 : >"$P/git/usr/local/share/git-core/templates/description"
+# ssh runs git-upload-pack and its like, which are links to this script.
+cat >"$P/git/usr/local/bin/git" <<'END'
+#!/bin/sh
+export GIT_EXEC_PATH="${GIT_EXEC_PATH-/usr/local/libexec/git-core}"
+export GIT_TEMPLATE_DIR="${GIT_TEMPLATE_DIR-/usr/local/share/git-core/templates}"
+case ${0##*/} in git-*) set -- "${0##*/git-}" "$@" ;; esac
+exec /usr/local/libexec/git-core/git "$@"
+END
 chmod 755 "$P/git/usr/local/bin/git"
-for p in upload-pack receive-pack upload-archive; do ln -s git "$P/git/usr/local/bin/git-$p"; sed -i 's/^exec .*/case ${0##*\/} in git-*) set -- "${0##*\/git-}" "$@" ;; esac\n&/' "$P/git/usr/local/bin/git"; done
+for p in upload-pack receive-pack upload-archive; do ln -s git "$P/git/usr/local/bin/git-$p"; done
 pack git git
-goroot=$(ls -d "$pool"/usr/lib/go-1.* | head -n 1)
+goroot=
+for d in "$pool"/usr/lib/go-1.*; do goroot=$d; break; done
+[ -x "$goroot/bin/go" ] || fail "the package $go holds no go"
 goshare=$pool/usr/share/${goroot##*/}
 G=$P/go/usr/local/go
 mkdir -p "$G/pkg/tool" "$P/go/usr/local/bin"
@@ -305,12 +349,13 @@ cp -R "$goroot/bin" "$G/bin"
 cp "$goroot/VERSION" "$G/VERSION"
 cp -R "$goshare/src" "$G/src"
 [ ! -d "$goshare/pkg/include" ] || cp -R "$goshare/pkg/include" "$G/pkg/include"
-[ ! -e "$goroot/go.env" ] && [ ! -e "$goshare/go.env" ] || cp -L "$goroot/go.env" "$G/go.env" 2>/dev/null || cp -L "$goshare/go.env" "$G/go.env"
+for d in "$goshare" "$goroot"; do # since Go 1.21
+    [ ! -e "$d/go.env" ] || cp -L "$d/go.env" "$G/go.env"
+done
 find "$G/src" \( -name '*_test.go' -o -name testdata -o -name '*.syso' \) -prune -exec rm -rf {} +
 rm -rf "$G/src/cmd"
-t=$(ls -d "$goroot"/pkg/tool/*)
 mkdir -p "$G/pkg/tool/linux_amd64"
-for p in asm buildid compile link test2json vet cover; do [ ! -e "$t/$p" ] || cp "$t/$p" "$G/pkg/tool/linux_amd64/"; done
+for p in asm buildid compile link test2json vet cover; do cp "$goroot/pkg/tool/linux_amd64/$p" "$G/pkg/tool/linux_amd64/"; done
 say "go's standard library"
 # Without cgo (the guest has no C compiler), and compiled in advance where this version of Go keeps it.
 build_go() { (cd / && env -i PATH=/usr/bin:/bin HOME="$work" GOROOT="$G" GOCACHE="$work/gocache" CGO_ENABLED=0 GO111MODULE=off GOTOOLCHAIN=local "$G/bin/go" "$@" >&2); }
@@ -326,8 +371,7 @@ ln -s ../go/bin/gofmt "$P/go/usr/local/bin/gofmt"
 pack go "$go"
 mkdir -p "$P/pkg/usr/local/etc/pkg/repos"
 cp "$here/guest/df-latest.conf" "$P/pkg/usr/local/etc/pkg/repos/df-latest.conf.sample"
-echo 'pkg 0 1.20.9 all' >>"$work/plan"
-sed -i 's/^pkg 0 1.20.9 all$/pkg 1.20.9 all/' "$work/plan"
+echo 'pkg 1.20.9 all' >>"$work/plan"
 pack pkg pkg
 
 # --- the ISO ------------------------------------------------------------------------------------------------
@@ -338,11 +382,15 @@ find "$root" -exec touch -h -d '2025-07-24 00:00:00 UTC' {} +
 xorriso -as mkisofs -quiet -R -J -joliet-long -uid 0 -gid 0 -V DragonFly_v6.4.2 -iso-level 3 -b boot/cdboot -c boot.catalog \
     -no-emul-boot -boot-load-size 4 -boot-info-table -o "$iso" "$root" >&2
 if command -v lbzip2 >/dev/null; then lbzip2 -k "$iso"; else bzip2 -k "$iso"; fi
-(cd "$work/out/iso-images" && md5sum -- *.iso *.iso.bz2 | sed 's/^\([^ ]*\) [ *]\(.*\)/MD5 (\2) = \1/' >md5.txt)
-sync "$iso" 2>/dev/null || true
-mv -T "$work/out" "$final" 2>/dev/null || [ -d "$final" ] # another build may have been faster
+sums=$(cd "$work/out/iso-images" && md5sum -- *.iso *.iso.bz2)
+printf '%s\n' "$sums" | sed 's/^\([^ ]*\) [ *]\(.*\)/MD5 (\2) = \1/' >"$work/out/iso-images/md5.txt"
+sync "$iso"
+if ! problem=$(mv -T "$work/out" "$final" 2>&1) && [ ! -d "$final" ]; then # another build may have been faster
+    fail "$problem"
+fi
 rm -f "$out"/debs/asked.*
 echo "$hash" >"$asked"
-# Yesterday's builds of other inputs.
-find "$out" -maxdepth 1 \( -name '????????????????' -o -name '.????????????????.*' \) -type d -mtime +0 ! -name "$hash" ! -name ".$hash.*" -exec rm -rf {} + 2>/dev/null || true
+# Yesterday's builds of other inputs. Another build may be removing them at the same time.
+find "$out" -maxdepth 1 \( -name '????????????????' -o -name '.????????????????.*' \) -type d -mtime +0 ! -name "$hash" ! -name ".$hash.*" -exec rm -rf {} + ||
+    say "an old build in $out could not be removed"
 echo "$final"
