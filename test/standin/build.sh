@@ -5,7 +5,7 @@
 # kernel, so that phases/*.sh run in it unchanged, under a real QEMU, and install to a disk that then boots by itself.
 #   loader         the initramfs: plays the boot loader on the serial line, then the kernel's first words
 #   guest/libexec  the programs: a table of flags, one wrapper that refuses what is not in it, sub/<program>
-#   guest/dns.go   the network's name server, which knows the mirror
+#   guest/dns.go   the network's name server, which knows the mirror; guest/procfs.go: /proc as DragonFly's
 #   guest/etc      /etc.hdd (what an installed system gets); guest/cd adds what only the CD's /etc has
 #   strictness.sh  run inside the guest, proves that it refuses what DragonFly refuses
 # A web server on OUTDIR/<hash> is a mirror: iso-images/dfly-x86_64-6.4.2_REL.iso(.bz2), iso-images/md5.txt and the
@@ -258,8 +258,8 @@ mkdir -p "$ird/bin" "$ird/lib/modules/$kver"
 cp "$pool/usr/bin/busybox" "$ird/bin/"
 cp "$here/loader" "$ird/init"
 chmod 755 "$ird/init"
-# Each is a file with what it depends on, or part of the kernel. Without one of them the guest would not find its disks.
-for m in virtio_pci ata_piix virtio_scsi sd_mod sr_mod isofs virtio_net qemu_fw_cfg button evdev vfat nls_cp437 nls_ascii nls_iso8859-1 ata_generic; do
+# Each is a file with what it depends on, or part of the kernel. Without one of them the guest would not find its disks, or have no /proc.
+for m in virtio_pci fuse ata_piix virtio_scsi sd_mod sr_mod isofs virtio_net qemu_fw_cfg button evdev vfat nls_cp437 nls_ascii nls_iso8859-1 ata_generic; do
     name=$(echo "$m" | sed 's/[-_]/[-_]/g')
     if l=$(grep "/$name\.ko:" "$mods/modules.dep"); then
         echo "$m" >>"$ird/modules"
@@ -360,7 +360,7 @@ say "go's standard library"
 # Without cgo (the guest has no C compiler), and compiled in advance where this version of Go keeps it.
 build_go() { (cd / && env -i PATH=/usr/bin:/bin HOME="$work" GOROOT="$G" GOCACHE="$work/gocache" CGO_ENABLED=0 GO111MODULE=off GOTOOLCHAIN=local "$G/bin/go" "$@" >&2); }
 build_go install std
-build_go build -trimpath -ldflags='-s -w' -o "$root$S/dns" "$here/guest/dns.go"
+for p in dns procfs; do build_go build -trimpath -ldflags='-s -w' -o "$root$S/$p" "$here/guest/$p.go"; done
 cat >"$P/go/usr/local/bin/go" <<'END'
 #!/bin/sh
 export CGO_ENABLED="${CGO_ENABLED-0}" GOROOT="${GOROOT-/usr/local/go}"
