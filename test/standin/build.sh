@@ -126,7 +126,7 @@ needed() {
         [ "$(head -c 4 "$b" | tail -c 3)" = ELF ] || continue
         l=$("$pool/usr/lib64/ld-linux-x86-64.so.2" --library-path "$libs" --list "$b" 2>&1) || fail "$b: $l"
         case $l in *'=> not found'*) fail "$b lacks a library: $l" ;; esac
-        printf '%s\n' "$l" | sed -n 's/.* => \([^ ]*\) (.*/\1/p'
+        printf '%s\n' "$l" | sed -n 's/.* => \(.*\) (0x.*/\1/p' # the path may have blanks
     done
 }
 # with_libs ROOT BINARY...: copies those that the base system lacks
@@ -134,11 +134,11 @@ with_libs() {
     to=$1
     shift
     list=$(needed "$@") || exit
-    for l in $list; do
+    [ -n "$list" ] || return 0
+    mkdir -p "$to/usr/lib/x86_64-linux-gnu"
+    printf '%s\n' "$list" | while IFS= read -r l; do
         n=${l##*/}
-        [ ! -e "$root/usr/lib/x86_64-linux-gnu/$n" ] || continue
-        mkdir -p "$to/usr/lib/x86_64-linux-gnu"
-        cp -L "$l" "$to/usr/lib/x86_64-linux-gnu/$n"
+        [ -e "$root/usr/lib/x86_64-linux-gnu/$n" ] || cp -L "$l" "$to/usr/lib/x86_64-linux-gnu/$n"
     done
 }
 put() { # ROOT TARGET SOURCE
