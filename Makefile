@@ -209,8 +209,8 @@ $(ARCHIVES): .build/%.jsa: .build/%.jar
 	@.build/jbang --quiet export portable --force --output .build/new-Mirror.jar $<
 	@mv .build/new-Mirror.jar $@
 
-# The java that everything was built with: another one wants it all anew. It is also the first thing that is looked for, because
-# JBang and Maven do not say which package to install.
+# Records which java built the jars; with another one they are rebuilt. Checked first, because JBang and Maven do not name the
+# missing package.
 .build/java: always
 	@install='Install a JDK, version 17 or newer: sudo apt-get install default-jdk-headless'; \
 	if ! command -v java >/dev/null; then \
@@ -221,7 +221,7 @@ $(ARCHIVES): .build/%.jsa: .build/%.jar
 	fi; \
 	mkdir -p .build; java=$$(readlink -f "$$(command -v java)"); \
 	if ! echo "$$java" | cmp -s - $@; then \
-	  version=$$(javac -version 2>&1); version=$${version#javac }; \
+	  version=$$(javac -version 2>&1 | sed -n 's/^javac //p'); \
 	  if [ "$${version%%[!0-9]*}" -lt 17 ]; then echo "javac is of version $$version. $$install" >&2; exit 69; fi; \
 	  echo "$$java" >$@; \
 	fi

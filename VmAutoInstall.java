@@ -656,14 +656,13 @@ final class VmAutoInstall implements Callable<Integer> {
     /** The serial console is QEMU's stdin and stdout. With more than one CD it boots from the first. */
     List<String> qemuCommand(String title, Path disk, List<Path> cds, Path qmp, int sshPort) {
         boolean fromCd = cds.size() > 1;
-        // With a thread for each processor, an emulated DragonFly stands still: its processors wait for each other.
-        String threads = accel.equals("tcg") && processors() > 1 ? ",thread=single" : "";
+        int processors = processors(cpus, accel);
         String model = Map.of("kvm", "Broadwell-v4,+hypervisor,pmu=off", "hvf", "host", "tcg", "qemu64").get(accel);
         long host = ManagementFactory.getPlatformMXBean(OperatingSystemMXBean.class).getTotalMemorySize() >> 20;
         List<String> command = new ArrayList<>(List.of(QEMU, "-name", title, "-machine", "pc",
-                "-accel", accel + threads, "-cpu", cpu != null ? cpu : model,
+                "-accel", accelArgument(accel, processors), "-cpu", cpu != null ? cpu : model,
                 "-m", memory != null ? memory : Math.max(2048, Math.min(8192, host / 4)) + "M",
-                "-smp", "" + processors(),
+                "-smp", "" + processors,
                 "-nodefaults", "-vga", "std", "-display", "none", "-no-reboot",
                 "-chardev", "stdio,id=serial0,signal=off", "-serial", "chardev:serial0",
                 "-chardev", "socket,id=qmp0,server=on,wait=off,path=" + qmp.toString().replace(",", ",,"),
@@ -683,11 +682,6 @@ final class VmAutoInstall implements Callable<Integer> {
         return command;
     }
 
-    private int processors() {
-        int half = Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2));
-        return cpus != null ? cpus : accel.equals("tcg") ? 1 : half;
-    }
-
     /** Turns "auto" into the accelerator that it stands for. */
     private void chooseAccelerator() throws IOException {
         Accelerator found = accelerator(accel, QEMU, privateDirectory(vmDir()));
@@ -698,7 +692,7 @@ final class VmAutoInstall implements Callable<Integer> {
     /** Why a run failed, and the exit code for it. */
     record Failure(int code, String cause) {}
 
-    /** A QEMU that lives in this process's shadow: its console's output is the log, its input a pipe, its monitor a socket. */
+    /** A QEMU child process. Its console goes to the log file, keys go to its stdin, QMP to a socket. */
     final class Guest implements AutoCloseable {
         final Watcher watcher;
         private final Process process;
@@ -735,8 +729,7 @@ final class VmAutoInstall implements Callable<Integer> {
 
         /** Watches until QEMU ends, or until the installed disk's login prompt; null if that went well. */
         Failure follow() throws IOException, InterruptedException {
-            String hang = accel.equals("tcg") && processors() > 1
-                    ? "; an emulated DragonFly may stand still with more than one processor: try --cpus 1" : "";
+            String advice = hangAdvice(accel, processors(cpus, accel));
             boolean blind = false;
             String reason = null;
             long heard = started;
@@ -748,7 +741,7 @@ final class VmAutoInstall implements Callable<Integer> {
                     long now = System.nanoTime();
                     heard = said.length > 0 ? now : heard;
                     watcher.feed(said);
-                    if (now - heard > 1e9) { // an emulated guest, too, goes on with a line sooner than that
+                    if (now - heard > 1e9) { // a line that has begun is complete within a second, also when emulated
                         watcher.pause();
                     }
                     for (JsonObject event : ask("")) {
@@ -777,9 +770,9 @@ final class VmAutoInstall implements Callable<Integer> {
                     }
                     if (!blind && now - heard > limit.toNanos() / 6) {
                         String silent = "its console has been silent for " + text(limit.dividedBy(6));
-                        watcher.fail(124, watcher.hinted(silent + hang));
+                        watcher.fail(124, watcher.hinted(silent + advice));
                     } else if (now - started > limit.toNanos()) {
-                        watcher.fail(124, watcher.hinted("it did not end within " + text(limit) + hang));
+                        watcher.fail(124, watcher.hinted("it did not end within " + text(limit) + advice));
                     } else if (watcher.bytes > 200e6) {
                         watcher.fail(1, "it floods its console, whose log fills this machine's disk");
                     }
@@ -904,7 +897,7 @@ final class VmAutoInstall implements Callable<Integer> {
         RC("rc", "start_init: trying|Starting file system checks|FILESYSTEM CLEAN; SKIPPING CHECKS"),
         NETWORK("rc, network", "vtnet0: flags="),
         PFI("pfi", "Starting pfi|Looking for pfi\\.conf"),
-        SCRIPT("the phase script", "^STEP \\d+: |^DONE WITH PHASE |^PHASE \\d+ FAILED: "),
+        SCRIPT("the phase script", "STEP \\d+: |DONE WITH PHASE |PHASE \\d+ FAILED: "),
         SHUTDOWN("the shutdown", "Shutdown NOW!|System shutdown time has arrived|syncing disks\\.\\.\\."),
         OFF("power-off", "Powering system off");
 
@@ -940,7 +933,7 @@ final class VmAutoInstall implements Callable<Integer> {
                 "^Debugger\\(\"panic\"\\)|^Automatic reboot in \\d+ seconds", PANIC,
                 "init: not found in path", "the root file system holds no init: the wrong CD is cd0, or nothing is installed",
                 "^Manual root filesystem specification", NO_ROOT,
-                "^Automatic file system check failed", "fsck cannot repair a file system, and wants a person",
+                "^Automatic file system check failed", "fsck cannot repair a file system by itself",
                 "ERROR: ABORTING BOOT", "rc gave up the boot for single-user mode",
                 "failed; startup aborted", "rc cannot mount what fstab lists",
                 "^The operating system has halted\\.|^Please press any key to reboot\\.", "the guest halted without powering off",
@@ -956,13 +949,14 @@ final class VmAutoInstall implements Callable<Integer> {
         private static final Map<Pattern, String> HINTS = patterns(
                 "^Can't work out which disk", "the loader did not know its boot disk",
                 "UNEXPECTED INCONSISTENCY", "fsck found damage that it does not repair by itself",
-                "smp_invltlb.*waited too long|excessive contended",
-                "its processors wait for each other, as emulated ones do: use --cpus 1",
+                "smp_invltlb.*waited too long|excessive contended", "its processors wait for each other",
                 "No active remote repositories", "pkg has lost its repository file",
                 "lua script failed", "pkg's upgrade of itself failed in a lua script");
         /** Tells the installer's boot loader, prompt by prompt, that the serial line is the kernel's console. */
         private static final List<String> ANSWERS = List.of("9", "set console=comconsole\r", "boot\r");
-        private static final Pattern MARK = Pattern.compile("STEP (\\d+): *(.*)|DONE WITH PHASE (\\d+)\\.|PHASE (\\d+) FAILED: *(.*)");
+        /** A mark of the script. The kernel's messages may stand before it in its line; a line of sh -x is none. */
+        private static final Pattern MARK = Pattern.compile("^(?!\\+ ).*?"
+                + "(?:STEP (\\d+): *(.*)|DONE WITH PHASE (\\d+)\\.|PHASE (\\d+) FAILED: *(.*))$");
 
         final int phase;
         private final Consumer<String> passed;
@@ -980,6 +974,7 @@ final class VmAutoInstall implements Callable<Integer> {
         private int length; // of the line
         private boolean returned; // by a CR: LF ends the line, anything else overwrites it
         private boolean login; // a login prompt was printed
+        private String rootError = ""; // why the kernel could not mount its root file system
         private final List<String> last = new ArrayList<>(); // lines, without the empty ones
 
         /** Tells {@code passed} of each place that the guest reaches. */
@@ -1034,15 +1029,20 @@ final class VmAutoInstall implements Callable<Integer> {
 
         /** Notes a prompt as it appears. The boot loader counts down, so it is answered at once. */
         private void prompt(String text) {
-            if (text.equals("OK ") || text.endsWith("Booting in ") && prompts == 0) {
+            if (inLoader() && text.equals("OK ") || text.endsWith("Booting in ") && prompts == 0) {
                 prompts++;
             }
             login |= text.equals("login: ");
         }
 
+        private boolean inLoader() {
+            return stage.compareTo(Stage.KERNEL) < 0;
+        }
+
         /**
          * To be called when the console has been quiet for a moment. Then the last line is a prompt, and not the beginning
-         * of a longer line: "login: " may go on with a kernel's panic.
+         * of a longer line: "login: " may go on with a kernel's panic. A login prompt stays noted, because other messages
+         * of the kernel may follow it in its line.
          */
         void pause() {
             String text = text();
@@ -1050,7 +1050,7 @@ final class VmAutoInstall implements Callable<Integer> {
                 done = failure == null;
             } else if (login && !done) {
                 fail(hinted(stage == Stage.SCRIPT ? "the phase script ended without a word" : pfi));
-            } else if (text.equals("OK ") && (phase != 1 || prompts > ANSWERS.size())) {
+            } else if (inLoader() && text.equals("OK ") && (phase != 1 || prompts > ANSWERS.size())) {
                 fail(NO_KERNEL + ": it is back at its prompt");
             } else if (text.equals("db> ") && !last.isEmpty() && last.get(last.size() - 1).startsWith("Stopped at ")) {
                 fail("the kernel sits in its debugger");
@@ -1061,6 +1061,8 @@ final class VmAutoInstall implements Callable<Integer> {
 
         private void read(String text) {
             stage = stage.after(text);
+            login &= stage != Stage.SCRIPT; // it was a line of the script
+            rootError = text.contains("Root mount failed: ") ? text : rootError;
             if (text.contains("Looking for pfi.conf")) {
                 pfi = "pfi did not find the phase's CD";
             }
@@ -1090,7 +1092,8 @@ final class VmAutoInstall implements Callable<Integer> {
                 String message = recent.substring(panic).lines().findFirst().orElse("");
                 fail((message.contains("Root mount failed") ? NO_ROOT : PANIC) + ": " + message);
             }
-            match(FAILURES, text, cause -> fail(hinted(cause + ": " + text)));
+            String reason = text.startsWith("Manual root") ? rootError : text;
+            match(FAILURES, text, cause -> fail(hinted(cause + ": " + reason)));
         }
 
         private static void match(Map<Pattern, String> patterns, String text, Consumer<String> then) {
@@ -1368,6 +1371,24 @@ final class VmAutoInstall implements Callable<Integer> {
     }
     // end shared:object
 
+    // shared:processors
+    /** How many processors the guest gets: as many as were asked for, else half the host's within 2-4, or 1 if emulated. */
+    static int processors(Integer wanted, String accel) {
+        int half = Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2));
+        return wanted != null ? wanted : accel.equals("tcg") ? 1 : half;
+    }
+
+    /** QEMU's -accel. With a thread for each emulated processor, DragonFly hangs: its processors wait for each other. */
+    static String accelArgument(String accel, int processors) {
+        return accel.equals("tcg") && processors > 1 ? "tcg,thread=single" : accel;
+    }
+
+    /** What to try if an emulated guest hangs; empty if it has one processor. */
+    static String hangAdvice(String accel, int processors) {
+        return accel.equals("tcg") && processors > 1 ? "; an emulated DragonFly may hang with several processors: try --cpus 1" : "";
+    }
+    // end shared:processors
+
     // shared:panic
     private static final Pattern KERNEL_PANIC = Pattern.compile("(panic: (?!.*panic: )|Fatal trap \\d).*(\\R.*){0,2}\\R"
             + "(cpuid = \\d|Trace beginning at frame |Debugger\\(\"panic\"\\))");
@@ -1607,7 +1628,7 @@ final class VmAutoInstall implements Callable<Integer> {
     // end shared:files
 
     // shared:directory
-    /** VM_DIR. In an Include line, OpenSSH 9.9 expands % and ${, and 9.2 does not: no line means the same to both. */
+    /** VM_DIR. OpenSSH 9.9 expands % and ${ in Include lines and 9.2 does not, so such a path works in one of them only. */
     static Path vmDirectory(String value) {
         Path directory = userPath(value);
         if (directory.toString().contains("%") || directory.toString().contains("${")) {

@@ -884,8 +884,7 @@ final class VmCtl {
             throw new VmException(69, "there is no disk for " + vm.name() + " in " + vm.dir() + ": run vm-auto-install, or vm-ctl install");
         }
         String accelerator = accelerator(machine.accel, QEMU, privateDirectory(vm.dir())).name();
-        int half = Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2));
-        String cpus = machine.cpus != null ? machine.cpus : accelerator.equals("tcg") ? "1" : String.valueOf(half);
+        int cpus = processors(machine.cpus == null ? null : Integer.valueOf(machine.cpus), accelerator);
         String cpu = machine.cpu != null ? machine.cpu : switch (accelerator) {
             case "kvm" -> "Broadwell-v4,+hypervisor,pmu=off"; // never +invtsc: QEMU then refuses to save the RAM
             case "hvf" -> "host";
@@ -898,11 +897,9 @@ final class VmCtl {
     }
 
     /** The arguments that make the machine, as the guest and its RAM see it. */
-    static List<String> hardware(String accelerator, String cpu, String memory, String cpus, int discs) {
-        // With a thread for each processor, an emulated DragonFly stands still: its processors wait for each other.
-        String threads = accelerator.equals("tcg") && !cpus.equals("1") ? ",thread=single" : "";
-        List<String> arguments = new ArrayList<>(List.of("-accel", accelerator + threads, "-cpu", cpu, "-m", memory,
-                "-smp", cpus, "-machine", "pc", "-nodefaults", "-no-user-config", "-rtc", "base=utc", "-vga", "std",
+    static List<String> hardware(String accelerator, String cpu, String memory, int cpus, int discs) {
+        List<String> arguments = new ArrayList<>(List.of("-accel", accelArgument(accelerator, cpus), "-cpu", cpu, "-m", memory,
+                "-smp", "" + cpus, "-machine", "pc", "-nodefaults", "-no-user-config", "-rtc", "base=utc", "-vga", "std",
                 "-serial", "chardev:serial0",
                 "-device", "virtio-scsi-pci,id=scsi0", "-device", "scsi-hd,bus=scsi0.0,drive=disk0,bootindex=1", // DragonFly's da0
                 "-device", "virtio-net-pci,netdev=net0,romfile=")); // vtnet0, without booting from the network
@@ -1121,9 +1118,8 @@ final class VmCtl {
             }
             pause(50);
         }
-        String hint = running.getString("accel").equals("tcg") && !running.getString("cpus").equals("1")
-                ? "; an emulated DragonFly may stand still with more than one processor: try --cpus 1" : "";
-        throw new VmException(124, "no answer after " + limit.toSeconds() + " s: " + last + hint + consoleEnd());
+        String advice = hangAdvice(running.getString("accel"), Integer.parseInt(running.getString("cpus")));
+        throw new VmException(124, "no answer after " + limit.toSeconds() + " s: " + last + advice + consoleEnd());
     }
 
     /** A restored guest's clock stood still. The BSD date takes whole seconds; a try that took long is repeated, with its delay. */
@@ -1140,20 +1136,9 @@ final class VmCtl {
         }
     }
 
-    /** QEMU's network accepts a connection before the guest does, so only the first bytes tell. */
-    static boolean hasBanner(int port, int millis) {
-        try (Socket socket = new Socket()) {
-            socket.connect(new InetSocketAddress(InetAddress.getLoopbackAddress(), port), millis);
-            socket.setSoTimeout(millis);
-            return new String(socket.getInputStream().readNBytes(8), UTF_8).equals("SSH-2.0-");
-        } catch (IOException notYet) {
-            return false;
-        }
-    }
-
     /** What keeps the guest from answering, by what DragonFly's loader, kernel and rc print on the console. */
     static Optional<String> trouble(String console) {
-        int goodSign = Math.max(console.lastIndexOf(KERNEL_STARTS), console.lastIndexOf("\nlogin: ")); // it ends older trouble
+        int goodSign = Math.max(console.lastIndexOf(KERNEL_STARTS), console.lastIndexOf("\nlogin: ")); // older trouble is over
         String recent = console.substring(Math.max(0, goodSign));
         int panic = kernelPanic(recent);
         Matcher other = TROUBLE.matcher(recent);
@@ -1427,7 +1412,7 @@ final class VmCtl {
         throw new VmException(69, vm.name() + " could not be stopped");
     }
 
-    /** What can be said of a VM at once: nobody is asked who might not answer within a second. */
+    /** What can be said of a VM soon. Its sshd gets more than a second to answer only if the console tells of trouble. */
     private Report report(Vm vm) throws IOException {
         if (livePid(vm.pidFile()).isEmpty()) {
             boolean left = Files.exists(vm.pidFile()) && Files.readString(vm.pidFile()).contains(bootId());
@@ -1441,7 +1426,7 @@ final class VmCtl {
             return new Report("hung", 69, "QEMU does not answer", running);
         } else if (!state.equals("running") && !state.equals("inmigrate")) {
             return new Report("paused", 0, state + (state.equals("io-error") ? ": no space? vm-ctl start lets it go on" : ""), running);
-        } else if (trouble.isPresent() && !hasBanner(running.getInt("port"), 500)) {
+        } else if (trouble.isPresent() && !hasBanner(running.getInt("port"), 5000)) {
             return new Report("panicked", 69, trouble.get(), running);
         }
         int panic = kernelPanic(console);
@@ -1828,6 +1813,37 @@ final class VmCtl {
     }
     // end shared:object
 
+    // shared:processors
+    /** How many processors the guest gets: as many as were asked for, else half the host's within 2-4, or 1 if emulated. */
+    static int processors(Integer wanted, String accel) {
+        int half = Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2));
+        return wanted != null ? wanted : accel.equals("tcg") ? 1 : half;
+    }
+
+    /** QEMU's -accel. With a thread for each emulated processor, DragonFly hangs: its processors wait for each other. */
+    static String accelArgument(String accel, int processors) {
+        return accel.equals("tcg") && processors > 1 ? "tcg,thread=single" : accel;
+    }
+
+    /** What to try if an emulated guest hangs; empty if it has one processor. */
+    static String hangAdvice(String accel, int processors) {
+        return accel.equals("tcg") && processors > 1 ? "; an emulated DragonFly may hang with several processors: try --cpus 1" : "";
+    }
+    // end shared:processors
+
+    // shared:banner
+    /** Whether the guest's sshd answers. QEMU's network accepts a connection before the guest does, so only the first bytes tell. */
+    static boolean hasBanner(int port, int millis) {
+        try (Socket socket = new Socket()) {
+            socket.connect(new InetSocketAddress(InetAddress.getLoopbackAddress(), port), millis);
+            socket.setSoTimeout(millis);
+            return new String(socket.getInputStream().readNBytes(8), UTF_8).equals("SSH-2.0-");
+        } catch (IOException notYet) {
+            return false;
+        }
+    }
+    // end shared:banner
+
     // shared:panic
     private static final Pattern KERNEL_PANIC = Pattern.compile("(panic: (?!.*panic: )|Fatal trap \\d).*(\\R.*){0,2}\\R"
             + "(cpuid = \\d|Trace beginning at frame |Debugger\\(\"panic\"\\))");
@@ -2067,7 +2083,7 @@ final class VmCtl {
     // end shared:files
 
     // shared:directory
-    /** VM_DIR. In an Include line, OpenSSH 9.9 expands % and ${, and 9.2 does not: no line means the same to both. */
+    /** VM_DIR. OpenSSH 9.9 expands % and ${ in Include lines and 9.2 does not, so such a path works in one of them only. */
     static Path vmDirectory(String value) {
         Path directory = userPath(value);
         if (directory.toString().contains("%") || directory.toString().contains("${")) {

@@ -1047,7 +1047,7 @@ final class VmSetup implements Callable<Integer> {
     // end shared:lock
 
     // shared:directory
-    /** VM_DIR. In an Include line, OpenSSH 9.9 expands % and ${, and 9.2 does not: no line means the same to both. */
+    /** VM_DIR. OpenSSH 9.9 expands % and ${ in Include lines and 9.2 does not, so such a path works in one of them only. */
     static Path vmDirectory(String value) {
         Path directory = userPath(value);
         if (directory.toString().contains("%") || directory.toString().contains("${")) {

@@ -20,6 +20,9 @@ import java.io.OutputStream;
 import java.io.PrintWriter;
 import java.io.Reader;
 import java.io.Writer;
+import java.net.InetAddress;
+import java.net.InetSocketAddress;
+import java.net.Socket;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
 import java.nio.charset.Charset;
@@ -601,6 +604,7 @@ final class VmTest implements Callable<Integer> {
             pump(process.getErrorStream(), stderr, open);
             long deadline = System.nanoTime() + timeout.toNanos();
             Verdict stop = null;
+            boolean asked = false; // whether sshd still answers, after the words of a panic
             OutputStream orders = process.getOutputStream();
             try {
                 orders.write(script);
@@ -614,8 +618,13 @@ final class VmTest implements Callable<Integer> {
                     } else if (late) {
                         left.add("perhaps everything: the guest did not answer the order to stop");
                         break;
-                    } else if (!alive() || kernelPanic(console(consoleStart)) >= 0) {
-                        break; // ssh itself would notice after a minute
+                    } else if (!alive()) {
+                        break;
+                    } else if (!asked && kernelPanic(console(consoleStart)) >= 0) {
+                        asked = true;
+                        if (!hasBanner(port(), 5000)) {
+                            break; // ssh itself would notice after a minute
+                        }
                     }
                 }
             } catch (IOException closed) {
@@ -625,6 +634,10 @@ final class VmTest implements Callable<Integer> {
             }
             open.await(4, TimeUnit.SECONDS);
             return stop != null ? stop : code == null ? lost() : code == 0 ? Verdict.PASSED : Verdict.FAILED;
+        }
+
+        private int port() throws IOException {
+            return json(Files.readString(vmDir.resolve(vmName + ".pid"))).getInt("port");
         }
 
         private Verdict lost() throws InterruptedException {
@@ -1091,6 +1104,19 @@ final class VmTest implements Callable<Integer> {
             return Duration.parse("PT" + value + (Character.isDigit(value.charAt(value.length() - 1)) ? "S" : ""));
         }
     }
+
+    // shared:banner
+    /** Whether the guest's sshd answers. QEMU's network accepts a connection before the guest does, so only the first bytes tell. */
+    static boolean hasBanner(int port, int millis) {
+        try (Socket socket = new Socket()) {
+            socket.connect(new InetSocketAddress(InetAddress.getLoopbackAddress(), port), millis);
+            socket.setSoTimeout(millis);
+            return new String(socket.getInputStream().readNBytes(8), UTF_8).equals("SSH-2.0-");
+        } catch (IOException notYet) {
+            return false;
+        }
+    }
+    // end shared:banner
 
     // shared:panic
     private static final Pattern KERNEL_PANIC = Pattern.compile("(panic: (?!.*panic: )|Fatal trap \\d).*(\\R.*){0,2}\\R"

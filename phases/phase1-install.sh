@@ -15,8 +15,8 @@ export PATH
 phase=1
 
 # shared:mark
-# Told on the console and, in case the boot loader was not told to make that the serial line, on the serial line: its
-# call-out device is busy, and refuses, while it is the console.
+# Prints a line on the console, and on the serial line too, because the console may be the screen. While the serial line
+# is the console, its device /dev/cuaa0 refuses to open; that is ignored.
 mark() { # LINE
     printf '%s\n' "$1"
     (printf '%s\n' "$1" >/dev/cuaa0) 2>/dev/null || true
@@ -24,9 +24,9 @@ mark() { # LINE
 # end shared:mark
 
 # shared:errors
-# stderr goes to the console, and the current step's lines also to a file: if the step fails, they are marked as its
-# reason. The console may be the screen, and without them the serial line would only say that the step failed.
-errors=$(mktemp -d /tmp/phase.XXXXXX)
+# stderr goes to the console and, for the current step, to a file. If the step fails, its last lines are repeated with
+# mark, so that the serial line shows the reason too. (A line of the step before may be among them: tee runs beside it.)
+errors= # the directory
 
 die() { # WHAT-HAPPENED
     printf '%s\n' "$*" >&2
@@ -34,6 +34,7 @@ die() { # WHAT-HAPPENED
 }
 
 keep_errors() {
+    errors=$(mktemp -d /tmp/phase.XXXXXX)
     mkfifo "$errors/pipe"
     {
         tee -a "$errors/text" <"$errors/pipe" >&2
@@ -42,7 +43,8 @@ keep_errors() {
     exec 2>"$errors/pipe"
 }
 
-end_errors() { # tee ends when nobody has the pipe open any more; a program left in the background may have it
+end_errors() { # waits until tee has written everything, 5 s at most: a program in the background may keep the pipe open
+    [ -n "$errors" ] || return 0
     exec 2>&1
     waited=0
     until [ -e "$errors/end" ] || [ "$waited" -ge 5 ]; do
@@ -72,10 +74,10 @@ finish() {
     if [ "$complete" = yes ]; then
         mark "DONE WITH PHASE $phase."
     else
-        tail -n 5 "$errors/text" | while IFS= read -r line; do mark "$line"; done
+        [ -z "$errors" ] || tail -n 5 "$errors/text" | while IFS= read -r line || [ -n "$line" ]; do mark "$line"; done
         mark "PHASE $phase FAILED: $current"
     fi
-    rm -rf "$errors"
+    [ -z "$errors" ] || rm -rf "$errors"
     if [ "${PFI_POWEROFF:-yes}" != no ]; then
         poweroff || true
         sleep 86400 # poweroff returns at once; a script that ended now would let the boot go on meanwhile
@@ -139,12 +141,12 @@ set_root_password() { # ROOT, empty for the running system
 # end shared:root_password
 
 # The kernel makes and removes the nodes of slices and partitions a moment after a label has been written.
-wait_until() { # WHAT COMMAND...
+wait_for() { # WHAT COMMAND...
     what=$1
     shift
     waited=0
     until "$@"; do
-        [ "$waited" -lt 30 ] || die "$what: not so after 30 s"
+        [ "$waited" -lt 30 ] || die "waited 30 s in vain for $what"
         sleep 1
         waited=$((waited + 1))
     done
@@ -154,7 +156,7 @@ step 1 'look at the machine'
 if mount | grep -q '^[^ ]*da0s'; then
     die 'da0 is in use: this script erases it, and only runs on the live CD'
 fi
-wait_until '/dev/da0 exists' [ -e /dev/da0 ]
+wait_for /dev/da0 [ -e /dev/da0 ]
 ifconfig vtnet0 >/dev/null || die 'no network interface vtnet0: the VM needs a virtio network card'
 
 step 2 'keep the files of the phase disc in memory'
@@ -173,17 +175,18 @@ dns=$(conf VM_DNS)
 
 step 3 'partition the disk'
 fdisk -IB /dev/da0
-wait_until '/dev/da0s1 exists' [ -e /dev/da0s1 ]
-# This label has no partitions. If the disk was used before, the nodes of its old partitions stay for a moment.
+wait_for /dev/da0s1 [ -e /dev/da0s1 ]
+# On a disk that was used before, the nodes of its old partitions are still there after fdisk. This label has no
+# partitions, so it takes them away.
 disklabel -r -w -B /dev/da0s1 auto
 for partition in a b d; do
-    wait_until "/dev/da0s1$partition of an older label is gone" [ ! -e "/dev/da0s1$partition" ]
+    wait_for "the old /dev/da0s1$partition to disappear" [ ! -e "/dev/da0s1$partition" ]
 done
 disklabel da0s1 >/tmp/label
 printf '%s\n' 'a: 1G 0 4.2BSD' 'b: 2G * swap' 'd: * * HAMMER2' >>/tmp/label
 disklabel -R -r da0s1 /tmp/label
 for partition in a b d; do
-    wait_until "/dev/da0s1$partition exists" [ -e "/dev/da0s1$partition" ]
+    wait_for "/dev/da0s1$partition" [ -e "/dev/da0s1$partition" ]
 done
 
 step 4 'make the file systems'
@@ -194,9 +197,8 @@ mkdir /mnt/boot /mnt/mnt
 mount -t ufs /dev/da0s1a /mnt/boot
 
 step 5 'find a copy of the installer CD'
-# cd2 by the order in which the drives are attached; the others in case they are numbered differently. cdN and acdN are
-# two device nodes of one drive, and only the same node cannot be mounted twice. So the running CD will do, too: mounted
-# through its other node, it has no memory file systems over it.
+# cd2 is the third drive; the others are tried in case the numbering differs. cdN and acdN are two nodes of one drive, and
+# each can be mounted once. So the running CD can be mounted again through its other node, without the memory file systems.
 iso=
 for cd in cd2 acd2 cd3 acd3 cd1 acd1 cd0 acd0; do
     [ -e "/dev/$cd" ] || continue

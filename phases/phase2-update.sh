@@ -2,10 +2,10 @@
 # Phase 2 of 3: brings the packages up to date and installs the tools. Runs on the new disk, called by rc.d/pfi as
 # /mnt/phase2.sh; by hand or over ssh with PFI_POWEROFF=no. A second run does again what the first did not finish.
 #
-# In this order: the repository's configuration is mended first, because without one there is no host to reach; that host is
+# In this order: the repository's configuration is restored first, because without one there is no host to reach; that host is
 # reached before pkg is called, because pkg's own errors do not tell a dead network from a dead mirror; pkg upgrades itself
 # before the rest, because the ISO's pkg is too old for today's packages - and may throw the repository's configuration away
-# while it does so, hence the mending before every step.
+# while it does so, so it is restored before every step.
 set -eu
 umask 022
 HOME=/root
@@ -16,8 +16,8 @@ phase=2
 repos=/usr/local/etc/pkg/repos
 
 # shared:mark
-# Told on the console and, in case the boot loader was not told to make that the serial line, on the serial line: its
-# call-out device is busy, and refuses, while it is the console.
+# Prints a line on the console, and on the serial line too, because the console may be the screen. While the serial line
+# is the console, its device /dev/cuaa0 refuses to open; that is ignored.
 mark() { # LINE
     printf '%s\n' "$1"
     (printf '%s\n' "$1" >/dev/cuaa0) 2>/dev/null || true
@@ -25,9 +25,9 @@ mark() { # LINE
 # end shared:mark
 
 # shared:errors
-# stderr goes to the console, and the current step's lines also to a file: if the step fails, they are marked as its
-# reason. The console may be the screen, and without them the serial line would only say that the step failed.
-errors=$(mktemp -d /tmp/phase.XXXXXX)
+# stderr goes to the console and, for the current step, to a file. If the step fails, its last lines are repeated with
+# mark, so that the serial line shows the reason too. (A line of the step before may be among them: tee runs beside it.)
+errors= # the directory
 
 die() { # WHAT-HAPPENED
     printf '%s\n' "$*" >&2
@@ -35,6 +35,7 @@ die() { # WHAT-HAPPENED
 }
 
 keep_errors() {
+    errors=$(mktemp -d /tmp/phase.XXXXXX)
     mkfifo "$errors/pipe"
     {
         tee -a "$errors/text" <"$errors/pipe" >&2
@@ -43,7 +44,8 @@ keep_errors() {
     exec 2>"$errors/pipe"
 }
 
-end_errors() { # tee ends when nobody has the pipe open any more; a program left in the background may have it
+end_errors() { # waits until tee has written everything, 5 s at most: a program in the background may keep the pipe open
+    [ -n "$errors" ] || return 0
     exec 2>&1
     waited=0
     until [ -e "$errors/end" ] || [ "$waited" -ge 5 ]; do
@@ -73,10 +75,10 @@ finish() {
     if [ "$complete" = yes ]; then
         mark "DONE WITH PHASE $phase."
     else
-        tail -n 5 "$errors/text" | while IFS= read -r line; do mark "$line"; done
+        [ -z "$errors" ] || tail -n 5 "$errors/text" | while IFS= read -r line || [ -n "$line" ]; do mark "$line"; done
         mark "PHASE $phase FAILED: $current"
     fi
-    rm -rf "$errors"
+    [ -z "$errors" ] || rm -rf "$errors"
     if [ "${PFI_POWEROFF:-yes}" != no ]; then
         poweroff || true
         sleep 86400 # poweroff returns at once; a script that ended now would let the boot go on meanwhile
@@ -114,7 +116,7 @@ active_urls() {
     done
 }
 
-mend_repository() {
+restore_repository() {
     [ -z "$(active_urls)" ] || return 0
     [ -f "$repos/df-latest.conf.sample" ] || die "pkg has no repository, and $repos has no df-latest.conf.sample to make one of"
     echo 'pkg has no repository: taking df-latest.conf.sample'
@@ -140,7 +142,7 @@ retry() { # WHAT COMMAND...: five tries in about two minutes of waiting
 # end shared:retry
 
 package() { # PKG-ARGUMENT...
-    mend_repository
+    restore_repository
     pkg "$@"
 }
 
@@ -178,7 +180,7 @@ reach() { # URL
 
 step 1 'find the package repository'
 command -v pkg >/dev/null || die 'there is no pkg'
-mend_repository
+restore_repository
 # Installed by hand, the system lacks the link to the certificates that the CD's own /etc has.
 if [ ! -e /etc/ssl/cert.pem ] && [ -f /usr/local/share/certs/ca-root-nss.crt ]; then
     mkdir -p /etc/ssl
@@ -203,7 +205,7 @@ retry 'pkg upgrade' package upgrade -fy
 
 step 6 'install the tools'
 retry 'pkg install' package install -y go bash git rsync curl wget doas gmake
-mend_repository
+restore_repository
 rm -rf /var/cache/pkg/* # a few hundred megabytes that every snapshot would carry
 
 step 7 'check the tools'

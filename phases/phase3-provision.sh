@@ -16,8 +16,8 @@ phase=3
 data=${PFI_MEDIA:-/mnt}
 
 # shared:mark
-# Told on the console and, in case the boot loader was not told to make that the serial line, on the serial line: its
-# call-out device is busy, and refuses, while it is the console.
+# Prints a line on the console, and on the serial line too, because the console may be the screen. While the serial line
+# is the console, its device /dev/cuaa0 refuses to open; that is ignored.
 mark() { # LINE
     printf '%s\n' "$1"
     (printf '%s\n' "$1" >/dev/cuaa0) 2>/dev/null || true
@@ -25,9 +25,9 @@ mark() { # LINE
 # end shared:mark
 
 # shared:errors
-# stderr goes to the console, and the current step's lines also to a file: if the step fails, they are marked as its
-# reason. The console may be the screen, and without them the serial line would only say that the step failed.
-errors=$(mktemp -d /tmp/phase.XXXXXX)
+# stderr goes to the console and, for the current step, to a file. If the step fails, its last lines are repeated with
+# mark, so that the serial line shows the reason too. (A line of the step before may be among them: tee runs beside it.)
+errors= # the directory
 
 die() { # WHAT-HAPPENED
     printf '%s\n' "$*" >&2
@@ -35,6 +35,7 @@ die() { # WHAT-HAPPENED
 }
 
 keep_errors() {
+    errors=$(mktemp -d /tmp/phase.XXXXXX)
     mkfifo "$errors/pipe"
     {
         tee -a "$errors/text" <"$errors/pipe" >&2
@@ -43,7 +44,8 @@ keep_errors() {
     exec 2>"$errors/pipe"
 }
 
-end_errors() { # tee ends when nobody has the pipe open any more; a program left in the background may have it
+end_errors() { # waits until tee has written everything, 5 s at most: a program in the background may keep the pipe open
+    [ -n "$errors" ] || return 0
     exec 2>&1
     waited=0
     until [ -e "$errors/end" ] || [ "$waited" -ge 5 ]; do
@@ -73,10 +75,10 @@ finish() {
     if [ "$complete" = yes ]; then
         mark "DONE WITH PHASE $phase."
     else
-        tail -n 5 "$errors/text" | while IFS= read -r line; do mark "$line"; done
+        [ -z "$errors" ] || tail -n 5 "$errors/text" | while IFS= read -r line || [ -n "$line" ]; do mark "$line"; done
         mark "PHASE $phase FAILED: $current"
     fi
-    rm -rf "$errors"
+    [ -z "$errors" ] || rm -rf "$errors"
     if [ "${PFI_POWEROFF:-yes}" != no ]; then
         poweroff || true
         sleep 86400 # poweroff returns at once; a script that ended now would let the boot go on meanwhile

@@ -73,7 +73,9 @@ final class AllTests {
         List<Class<?>> classes = select(List.of(args));
         Files.createDirectories(RESULTS);
         if (classes.stream().anyMatch(type -> hasTag(type, "vm"))) {
+            ScheduledExecutorService timer = giveUpAfterTheLimit("the build of the stand-in guest", RESULTS);
             prepareVm(classes);
+            timer.shutdownNow();
         }
         classes.forEach(AllTests::run);
         writeResult();
@@ -140,8 +142,7 @@ final class AllTests {
         Path log = RESULTS.resolve(name + ".log");
         long started = System.nanoTime();
         SummaryGeneratingListener listener = new SummaryGeneratingListener();
-        ScheduledExecutorService timer = Executors.newSingleThreadScheduledExecutor();
-        timer.schedule(() -> giveUp(name, log), LIMIT.toSeconds(), TimeUnit.SECONDS);
+        ScheduledExecutorService timer = giveUpAfterTheLimit(name, log);
         try (PrintStream output = new PrintStream(log.toFile(), UTF_8)) {
             System.setOut(output);
             System.setErr(output);
@@ -186,6 +187,12 @@ final class AllTests {
         } catch (IOException noLog) {
             throw new UncheckedIOException(noLog);
         }
+    }
+
+    private static ScheduledExecutorService giveUpAfterTheLimit(String name, Path log) {
+        ScheduledExecutorService timer = Executors.newSingleThreadScheduledExecutor();
+        timer.schedule(() -> giveUp(name, log), LIMIT.toSeconds(), TimeUnit.SECONDS);
+        return timer;
     }
 
     /** Ends everything: a test that hangs cannot be stopped for certain, and the classes after it may wait for what it holds. */

@@ -39,7 +39,7 @@ import picocli.CommandLine;
 /** What VmAutoInstall does without a guest, and with guests of 512 bytes in a real QEMU. */
 @Tag("unit")
 class VmAutoInstallTest {
-    private static final String LOADER = "Console: video\r\nConsole: serial port\r\nBIOS drive C: is disk0\r\n|\b/\b-\b\\\b\r\n"
+    private static final String LOADER = "XConsole: serial port\r\nConsole: null port\r\nBIOS CD is cd0\r\n|\b/\b-\b\\\b\r\n"
             + "\033[H\033[J\033[1;33m    1. Boot DragonFly [kernel]\033[m\r\n    9. Escape to loader prompt (also ESC)\r\n\r\n"
             + "\rBooting in 10 seconds... ";
     private static final String PROMPTS = "\r\n"
@@ -86,6 +86,8 @@ class VmAutoInstallTest {
             assertTrue(end.done && end.failure == null && end.bytes == phase.length);
         }
         assertFalse(watch(1, LOADER + PROMPTS + KERNEL + SCRIPT).done, "an echoed command is not the mark");
+        assertFalse(watch(1, KERNEL + SCRIPT + "+ mark DONE WITH PHASE 1.\n").done, "nor is it without quotes");
+        assertTrue(watch(1, KERNEL + SCRIPT + "f-chain 0xf refs=0DONE WITH PHASE 1.\r\n").done, "the kernel speaks in between");
     }
 
     @Test
@@ -175,7 +177,7 @@ class VmAutoInstallTest {
         "Root mount failed: 6\r\nMounting root from cd9660:acd0\r\nStarting file system checks:\r\n", "Rebooting...\n", "cpuid = 1\n",
         "Can't work out which disk we are booting from.\r\nGuessed BIOS device 0x0 not found by probes, defaulting to disk0:\r\n",
         "/dev/da0s1a: UNEXPECTED INCONSISTENCY; RUN fsck_ufs MANUALLY.\nFile system preen failed, trying fsck -y.\n",
-        "debug.debugger_on_panic: 1 -> 0\r\n", "cpdup: /mnt/boot/loader: ", "Last login: ", "it is OK ", "login",
+        "debug.debugger_on_panic: 1 -> 0\r\n", "STEP 2: x\nOK ", "STEP 2: x\nlogin: shell changed\n", "cpdup: /mnt/boot/loader: ", "Last login: ", "it is OK ", "login",
         "Setting hostname: x.\r\n# Automatic file system check failed\r\n"})
     void whatAHealthyBootMayPrintIsNoFailure(String console) {
         for (int chunk = 1; chunk <= 40; chunk++) {
@@ -206,7 +208,7 @@ class VmAutoInstallTest {
             phase-panic-ddb.log               | 1 | the kernel panicked: panic: sysctl_debug_panic
             panic-ddb.log                     | 3 | the kernel panicked: panic: sysctl_debug_panic
             panic-reboot.log                  | 3 | the kernel panicked: panic: sysctl_debug_panic
-            mountroot-prompt.log              | 1 | the kernel cannot mount its root file system
+            mountroot-prompt.log              | 1 | the kernel cannot mount its root file system: Root mount failed: 6
             mountroot-disk.log                | 2 | the kernel cannot mount its root file system
             loader-no-kernel.log              | 1 | the loader cannot load the kernel: can't load 'kernel'
             loader-no-kernel-autoboot.log     | 1 | the loader cannot load the kernel

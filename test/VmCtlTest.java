@@ -232,7 +232,7 @@ final class VmCtlTest {
 
     private VmCtl.Boot boot(String accelerator, List<String> forwards) {
         List<String> hardware = new ArrayList<>(List.of("QEMU 1"));
-        hardware.addAll(VmCtl.hardware(accelerator, "qemu64", "64M", "2", 0));
+        hardware.addAll(VmCtl.hardware(accelerator, "qemu64", "64M", 2, 0));
         return new VmCtl.Boot(hardware, "writeback", 0, forwards, List.of(), Duration.ofMinutes(1), true);
     }
 
@@ -339,9 +339,9 @@ final class VmCtlTest {
 
     @Test
     void emulatedProcessorsShareAThread() {
-        assertEquals(List.of("-accel", "tcg"), VmCtl.hardware("tcg", "qemu64", "64M", "1", 0).subList(0, 2));
-        assertEquals(List.of("-accel", "tcg,thread=single"), VmCtl.hardware("tcg", "qemu64", "64M", "2", 0).subList(0, 2));
-        assertEquals(List.of("-accel", "kvm"), VmCtl.hardware("kvm", "host", "64M", "2", 0).subList(0, 2));
+        assertEquals(List.of("-accel", "tcg"), VmCtl.hardware("tcg", "qemu64", "64M", 1, 0).subList(0, 2));
+        assertEquals(List.of("-accel", "tcg,thread=single"), VmCtl.hardware("tcg", "qemu64", "64M", 2, 0).subList(0, 2));
+        assertEquals(List.of("-accel", "kvm"), VmCtl.hardware("kvm", "host", "64M", 2, 0).subList(0, 2));
     }
 
     /** In an Include line, OpenSSH 9.9 expands % and ${}, and OpenSSH 9.2 does not: no line says the same to both. */
