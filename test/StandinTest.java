@@ -54,7 +54,7 @@ final class StandinTest {
 
         /** @param fault what the guest is asked for by its firmware configuration; empty for nothing */
         Machine(String fault, String... more) throws IOException {
-            List<String> command = new ArrayList<>(List.of("qemu-system-x86_64", "-machine", "pc,accel=kvm:tcg", "-m", "512M", "-display", "none",
+            List<String> command = new ArrayList<>(List.of("qemu-system-x86_64", "-machine", "pc", "-accel", "tcg", "-m", "512M", "-display", "none",
                     "-monitor", "none", "-serial", "stdio", "-no-reboot", "-nic", "none"));
             if (!fault.isEmpty()) {
                 command.addAll(List.of("-fw_cfg", "name=opt/standin/fault,string=" + fault));
