@@ -20,8 +20,15 @@
 #       so, and boots on)
 # Root can ask for most of them too: /usr/libexec/standin/fault NAME. `sysctl debug.panic=1` panics as well.
 #
-# Made from Debian or Ubuntu packages that apt downloads and verifies, without root. With the same inputs it answers
-# at once. build.sh --packages prints the packages that the building itself needs.
+# Where it is kinder than DragonFly, as far as is known:
+#   - umount -f always succeeds; a devfs with an open device file stays busy there
+#   - /dev/random and /dev/urandom take writes; there only /dev/random does, after sysctl kern.seedenable=1
+#   - /proc/self, /proc/PID/stat and a few more can be opened by name, and a procfs mounted elsewhere than /proc is Linux's
+#   - what was written last survives a power cut, and /boot never keeps boot2 from booting
+#   - a shutdown takes about 5 s, there 15 to 20; the kernel never doubles a character of its messages
+#
+# Made from Debian or Ubuntu packages that apt downloads and verifies, without root. If nothing has changed, it prints the
+# existing directory at once. build.sh --packages prints the packages that the building itself needs.
 #
 # Every command here may fail, and then the build must: sh knows no pipefail, so in a pipeline only the last command may be
 # one that can fail. What is optional is tested for by name.
@@ -237,7 +244,7 @@ for f in df-latest.conf df-latest.conf.sample; do cp "$here/guest/df-latest.conf
 mkdir -p "$root/var/db/pkg/pkg" "$root/var/db/pkg/ca_root_nss"
 echo 1.14.4 >"$root/var/db/pkg/pkg/version"
 echo 3.93 >"$root/var/db/pkg/ca_root_nss/version"
-# What lies about on the CD and has no business on a disk, by its names on DragonFly's.
+# Files of the CD that do not belong on a disk, named as on DragonFly's CD.
 for f in README README.USB autorun.bat autorun.inf autorun.pif index.html dflybsd.ico \
     autorun/dflylogo.png autorun/links.png autorun/started.png autorun/stylesheet.css autorun/welcome.png; do
     echo "$f of the release media" >"$root/$f"
@@ -390,7 +397,7 @@ if ! problem=$(mv -T "$work/out" "$final" 2>&1) && [ ! -d "$final" ]; then # ano
 fi
 rm -f "$out"/debs/asked.*
 echo "$hash" >"$asked"
-# Yesterday's builds of other inputs. Another build may be removing them at the same time.
+# Removes builds of other inputs that are older than a day. Another build may be removing them at the same time.
 find "$out" -maxdepth 1 \( -name '????????????????' -o -name '.????????????????.*' \) -type d -mtime +0 ! -name "$hash" ! -name ".$hash.*" -exec rm -rf {} + ||
     say "an old build in $out could not be removed"
 echo "$final"
