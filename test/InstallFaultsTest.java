@@ -98,6 +98,7 @@ final class InstallFaultsTest {
         1 | halt             | small                            | has halted       | 1   | the shutdown       | the guest halted without
         1 |                  | newfs /dev/ to newfs --bad /dev/ | PHASE 1 FAILED   | 1   | step 4 (make the   | its script gave up: make
         1 | mute             | newfs /dev/ to newfs --bad /dev/ | PHASE 1 FAILED   | 1   | step 4 (make the   | usage: newfs
+        1 |                  | rm -rf /mnt/R to rm -f /mnt/R    | PHASE 1 FAILED   | 1   | step 7 (remove     | rm: /mnt/autorun: is a directory
         1 | nokernel         |                                  | bootable kernel  | 1   | the boot loader    | the loader cannot load
         2 | nonet@phase2     | 5 15 30 60 none to none          | PHASE 2 FAILED   | 1   | step 2 (reach the  | its script gave up: reach
         2 | norepo@phase2    | 5 15 30 60 none to none          | PHASE 2 FAILED   | 1   | step 3 (update the | pkg update: failed
