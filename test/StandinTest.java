@@ -16,7 +16,6 @@ import java.util.TreeSet;
 import java.util.regex.Pattern;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.AfterAll;
-import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 
@@ -35,8 +34,9 @@ final class StandinTest {
     private static final String DEBUGGER = "Debugger(\"panic\")\r\n\r\nCPU0 stopping CPUs: 0x00000000\r\n stopped\r\n"
             + "Stopped at      Debugger+0x7c:  movb    $0,0xb834e9(%rip)\r\ndb> ";
 
-    @BeforeAll
-    static void running() {
+    /** The shared VM as it was after its installation, also when a test before has made it panic. */
+    private static void freshGuest() {
+        GUEST.ctl("stop", "--force").exits(0);
         GUEST.fresh();
     }
 
@@ -142,6 +142,7 @@ final class StandinTest {
 
     @Test
     void eachProgramTakesItsFlagsAndNoOthers() {
+        freshGuest();
         List<String> ssh = List.of("sh", "-c", "exec ssh -F \"$1\" guest sh -s <\"$2\"", "sh",
                 GUEST.vmDir().resolve("ssh_config").toString(), SCRIPT.toString());
         assertAllPassed(GUEST.run(ssh).exits(0).out());
@@ -283,7 +284,7 @@ final class StandinTest {
 
     @Test
     void aPanicGoesOnInTheConsolesLineAndStaysInTheDebugger() throws Exception {
-        GUEST.fresh();
+        freshGuest();
         String console = consoleAfter("sysctl debug.debugger_on_panic=1; sysctl debug.panic=1", "db> ");
         assertTrue(console.contains("panic: sysctl_debug_panic\r\ncpuid = 0\r\nTrace beginning at frame 0x") && console.endsWith(DEBUGGER), console);
         assertFalse(console.contains("\npanic: "), "it begins in the line of the login prompt: " + console);
@@ -292,10 +293,12 @@ final class StandinTest {
 
     @Test
     void withoutTheDebuggerItRebootsAfter15Seconds() throws Exception {
-        GUEST.fresh();
-        consoleAfter("sysctl debug.debugger_on_panic=0; sysctl debug.panic=1", "Automatic reboot in 15 seconds - press a key on the console to abort\r\n");
+        freshGuest();
+        int before = consoleLog().length();
+        consoleAfter("sysctl debug.debugger_on_panic=0; sysctl debug.panic=1",
+                "Automatic reboot in 15 seconds - press a key on the console to abort\r\n");
         long said = System.nanoTime();
-        String console = consoleAfter("", "Rebooting...\r\n");
+        String console = console(before, "Rebooting...\r\n");
         long took = (System.nanoTime() - said) / 1_000_000_000;
         assertTrue(took >= 10 && took < 60, "it rebooted after " + took + " s"); // the guest's clock may be ahead of ours
         assertFalse(console.contains("Debugger("), console);
@@ -304,7 +307,7 @@ final class StandinTest {
 
     @Test
     void aShutdownOverSshIsSilentUntilItsScriptsRun() throws Exception {
-        GUEST.fresh();
+        freshGuest();
         String console = consoleAfter("shutdown -p now", "Powering system off");
         assertFalse(console.contains("System shutdown time has arrived"), console);
         assertTrue(Pattern.compile("\\w+ +\\d+ [0-9:]+ \\S+ shutdown: power-down by root: \r\nShutting down daemon processes:\\.\r\nStopping cron\\.\r\n").matcher(console).find(), console);
@@ -314,24 +317,32 @@ final class StandinTest {
 
     /** What the shared VM's console shows after a command over ssh, up to a text. The command may end the guest or never end. */
     private static String consoleAfter(String command, String until) throws Exception {
-        Path log = GUEST.file(".console.log");
-        int from = command.isEmpty() ? 0 : Files.readString(log, ISO_8859_1).length();
-        if (!command.isEmpty()) {
-            GUEST.ctl("exec", "--timeout", "2s", "--", command);
+        int from = consoleLog().length();
+        Process tool = GUEST.start(Guest.BUILD.resolve("test/standin-command.txt"), "VmCtl", "exec", "--", command);
+        try {
+            return console(from, until);
+        } finally {
+            tool.destroyForcibly().waitFor();
         }
+    }
+
+    private static String console(int from, String until) throws Exception {
         for (long deadline = System.nanoTime() + Duration.ofMinutes(2).toNanos(); System.nanoTime() < deadline; Thread.sleep(100)) {
-            String all = Files.readString(log, ISO_8859_1);
-            String since = all.substring(Math.min(from, all.length()));
+            String since = consoleLog().substring(from);
             if (since.contains(until)) {
                 return since;
             }
         }
-        throw new AssertionError("'" + until + "' never came:\n" + Files.readString(log, ISO_8859_1));
+        throw new AssertionError("'" + until + "' never came:\n" + consoleLog());
+    }
+
+    private static String consoleLog() throws IOException {
+        return Files.readString(GUEST.file(".console.log"), ISO_8859_1);
     }
 
     @Test
     void gitWorksOverSsh() throws IOException {
-        GUEST.fresh();
+        freshGuest();
         Path clone = Guest.BUILD.resolve("test/cloned");
         Guest.delete(clone);
         GUEST.sh("cd /root && rm -rf one.git && git init -q --bare one.git && git init -q one && cd one && echo text >file && git add file"
