@@ -731,6 +731,7 @@ final class VmAutoInstall implements Callable<Integer> {
         Failure follow() throws IOException, InterruptedException {
             String advice = hangAdvice(accel, processors(cpus, accel));
             boolean blind = false;
+            boolean pictureAsked = false;
             String reason = null;
             long heard = started;
             long failed = 0;
@@ -778,6 +779,9 @@ final class VmAutoInstall implements Callable<Integer> {
                     }
                     if (failed == 0 && watcher.failure != null) {
                         failed = now;
+                    }
+                    if (!pictureAsked && (failed != 0 || watcher.rebooting)) {
+                        pictureAsked = true;
                         takePicture(); // at once: a guest that reboots takes QEMU along
                     }
                     if (failed != 0 && now - failed > 2e9) { // what comes right after tells more
@@ -964,6 +968,7 @@ final class VmAutoInstall implements Callable<Integer> {
         String where = stage.title; // its stage, or the step of its script; where it failed
         Failure failure;
         boolean done;
+        boolean rebooting; // no failure yet: QEMU tells what becomes of it
         long bytes;
         private int prompts; // of the boot loader: its countdown is one, each OK another
         private int answered;
@@ -1062,6 +1067,7 @@ final class VmAutoInstall implements Callable<Integer> {
         private void read(String text) {
             stage = stage.after(text);
             login &= stage != Stage.SCRIPT; // it was a line of the script
+            rebooting |= text.startsWith("Rebooting...");
             rootError = text.contains("Root mount failed: ") ? text : rootError;
             if (text.contains("Looking for pfi.conf")) {
                 pfi = "pfi did not find the phase's CD";

@@ -741,7 +741,9 @@ class VmAutoInstallTest {
         Process tool = tool(command).redirectOutput(tmp.resolve("tool.out").toFile()).start();
         ProcessHandle qemu = awaitQemu(tool.toHandle());
         assertEquals(0, new ProcessBuilder("kill", "-" + signal, "" + tool.pid()).start().waitFor());
-        assertTrue(tool.waitFor(30, TimeUnit.SECONDS));
+        boolean ended = tool.waitFor(30, TimeUnit.SECONDS);
+        tool.destroyForcibly();
+        assertTrue(ended);
         assertEquals(code, tool.exitValue());
         qemu.onExit().get(10, TimeUnit.SECONDS);
         assertFalse(Files.readString(tmp.resolve("tool.out")).contains("failed"), "nothing went wrong but the signal");
