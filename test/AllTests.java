@@ -166,7 +166,7 @@ final class AllTests {
         long bad = summary.getTotalFailureCount(); // with the methods that run before or after all tests of a class
         // Something that they need is missing on this machine, or a method that runs before them failed.
         long notRun = summary.getTestsFoundCount() - good - summary.getTestsFailedCount();
-        boolean nothing = good + bad == 0; // a class that tests nothing has not passed
+        boolean nothing = good + bad + notRun == 0; // a class that tests nothing has not passed
         passed += good;
         failed += nothing ? 1 : bad;
         STDOUT.println(name + ": " + good + " passed, " + (nothing ? 1 : bad) + " failed"
