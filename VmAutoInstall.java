@@ -932,18 +932,22 @@ final class VmAutoInstall implements Callable<Integer> {
         private static final String NO_ROOT = "the kernel cannot mount its root file system";
         private static final String NO_KERNEL = "the loader cannot load the kernel";
         private static final String REBOOTED = "the guest rebooted instead of powering off";
-        /** Lines that mean failure. A kernel panic takes several lines: see kernelPanic. */
-        private static final Map<Pattern, String> FAILURES = patterns(
-                "^Debugger\\(\"panic\"\\)|^Automatic reboot in \\d+ seconds", PANIC,
+        /** Lines of the boot loader that mean failure. */
+        private static final Map<Pattern, String> LOADER_FAILURES = patterns(
+                "can't (load|find) 'kernel'|no bootable kernel", NO_KERNEL);
+        /** Lines of kernel and rc that mean failure, until the script says its first word: later, programs may print them. */
+        private static final Map<Pattern, String> BOOT_FAILURES = patterns(
                 "init: not found in path", "the root file system holds no init: the wrong CD is cd0, or nothing is installed",
                 "^Manual root filesystem specification", NO_ROOT,
                 "^Automatic file system check failed", "fsck cannot repair a file system by itself",
                 "ERROR: ABORTING BOOT", "rc gave up the boot for single-user mode",
-                "failed; startup aborted", "rc cannot mount what fstab lists",
+                "failed; startup aborted", "rc cannot mount what fstab lists");
+        /** Lines that mean failure in any stage. A kernel panic takes several lines: see kernelPanic. */
+        private static final Map<Pattern, String> FAILURES = patterns(
+                "^Debugger\\(\"panic\"\\)|^Automatic reboot in \\d+ seconds", PANIC,
                 "^The operating system has halted\\.|^Please press any key to reboot\\.", "the guest halted without powering off",
-                "power-off failed|AcpiEnterSleepState failed", "ACPI cannot power the guest off",
-                "^giving up on \\d+ buffers", "the guest could not write all its data to the disk",
-                "can't (load|find) 'kernel'|no bootable kernel", NO_KERNEL);
+                "^acpi0: (power-off|AcpiEnterSleepState) failed", "ACPI cannot power the guest off",
+                "^giving up on \\d+ buffers", "the guest could not write all its data to the disk");
         /** What stands at the end of the output while the guest waits for somebody to type. */
         private static final Map<Pattern, String> QUESTIONS = patterns(
                 "^mountroot> ?$", NO_ROOT,
@@ -958,9 +962,9 @@ final class VmAutoInstall implements Callable<Integer> {
                 "lua script failed", "pkg's upgrade of itself failed in a lua script");
         /** Tells the installer's boot loader, prompt by prompt, that the serial line is the kernel's console. */
         private static final List<String> ANSWERS = List.of("9", "set console=comconsole\r", "boot\r");
-        /** A mark of the script. The kernel's messages may stand before it in its line; a line of sh -x is none. */
+        /** A mark of the script. A kernel's message may stand before it in its line, or after DONE; a line of sh -x is none. */
         private static final Pattern MARK = Pattern.compile("^(?!\\+ ).*?"
-                + "(?:STEP (\\d+): *(.*)|DONE WITH PHASE (\\d+)\\.|PHASE (\\d+) FAILED: *(.*))$");
+                + "(?:STEP (\\d+): *(.*)|DONE WITH PHASE (\\d+)\\.(?!['\"]).*|PHASE (\\d+) FAILED: *(.*))$");
 
         final int phase;
         private final Consumer<String> passed;
@@ -1025,7 +1029,8 @@ final class VmAutoInstall implements Callable<Integer> {
 
         private void keep(String text) {
             if (!text.isEmpty()) {
-                last.add(text.length() > 200 ? text.substring(0, 200) + "..." : text);
+                String shown = text.substring(Math.max(0, text.lastIndexOf("panic: "))); // it may stand after a long line
+                last.add(text.length() <= 200 ? text : shown.substring(0, Math.min(200, shown.length())) + "...");
             }
             if (last.size() > 15) {
                 last.remove(0);
@@ -1037,7 +1042,9 @@ final class VmAutoInstall implements Callable<Integer> {
             if (inLoader() && text.equals("OK ") || text.endsWith("Booting in ") && prompts == 0) {
                 prompts++;
             }
-            login |= text.equals("login: ");
+            // While the script runs, a program may print it; getty's comes after its banner, "DragonFly/x86_64 (host) (ttyd0)".
+            boolean banner = !last.isEmpty() && last.get(last.size() - 1).startsWith("DragonFly/");
+            login |= text.equals("login: ") && (stage != Stage.SCRIPT || banner);
         }
 
         private boolean inLoader() {
@@ -1059,14 +1066,16 @@ final class VmAutoInstall implements Callable<Integer> {
                 fail(NO_KERNEL + ": it is back at its prompt");
             } else if (text.equals("db> ") && !last.isEmpty() && last.get(last.size() - 1).startsWith("Stopped at ")) {
                 fail("the kernel sits in its debugger");
-            } else {
+            } else if (stage.compareTo(Stage.SCRIPT) < 0) {
                 match(QUESTIONS, text, this::fail);
             }
         }
 
         private void read(String text) {
+            if (text.isEmpty()) {
+                return;
+            }
             stage = stage.after(text);
-            login &= stage != Stage.SCRIPT; // it was a line of the script
             rebooting |= text.startsWith("Rebooting...");
             rootError = text.contains("Root mount failed: ") ? text : rootError;
             if (text.contains("Looking for pfi.conf")) {
@@ -1084,6 +1093,9 @@ final class VmAutoInstall implements Callable<Integer> {
                 passed.accept(where);
             }
             String over = marked ? mark.group(3) != null ? mark.group(3) : mark.group(4) : null;
+            if (over != null && !over.equals("" + phase) && !text.startsWith("DONE WITH PHASE ") && !text.startsWith("PHASE ")) {
+                over = null; // in the middle of a line it is no mark of another phase
+            }
             if (over != null && !over.equals("" + phase)) {
                 fail("the CD holds the script of phase " + over);
             } else if (over != null && mark.group(3) == null) { // what it printed before says why
@@ -1098,8 +1110,15 @@ final class VmAutoInstall implements Callable<Integer> {
                 String message = recent.substring(panic).lines().findFirst().orElse("");
                 fail((message.contains("Root mount failed") ? NO_ROOT : PANIC) + ": " + message);
             }
-            String reason = text.startsWith("Manual root") ? rootError : text;
-            match(FAILURES, text, cause -> fail(hinted(cause + ": " + reason)));
+            String reason = text.startsWith("Manual root") && !rootError.isEmpty() ? rootError : text;
+            Consumer<String> failed = cause -> fail(hinted(cause + ": " + reason));
+            match(FAILURES, text, failed);
+            if (inLoader()) {
+                match(LOADER_FAILURES, text, failed);
+            }
+            if (stage.compareTo(Stage.SCRIPT) < 0) {
+                match(BOOT_FAILURES, text, failed);
+            }
         }
 
         private static void match(Map<Pattern, String> patterns, String text, Consumer<String> then) {
@@ -1396,7 +1415,8 @@ final class VmAutoInstall implements Callable<Integer> {
     // end shared:processors
 
     // shared:panic
-    private static final Pattern KERNEL_PANIC = Pattern.compile("(panic: (?!.*panic: )|Fatal trap \\d).*(\\R.*){0,2}\\R"
+    private static final Pattern KERNEL_PANIC = Pattern.compile(
+            "(panic: (?!.{0,500}panic: )|Fatal trap \\d).{0,500}(\\R.{0,500}){0,2}\\R" // bounded: a guest may print anything
             + "(cpuid = \\d|Trace beginning at frame |Debugger\\(\"panic\"\\))");
 
     /**
@@ -1524,17 +1544,17 @@ final class VmAutoInstall implements Callable<Integer> {
     /** What a setting must look like, and how to say so: the same in every script. */
     private static final Map<String, List<String>> VALUES = Map.ofEntries(
             Map.entry("DFLY_VERSION", List.of("[A-Za-z0-9_][A-Za-z0-9._-]{0,31}", "a version such as 6.4.2")),
+            Map.entry("VM_DIR", List.of("(?s)(?!.*(%|\\$\\{)).*", "a path without % and ${, which ssh would replace")),
             Map.entry("VM_NAME", List.of("(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}",
                     "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
             Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
             Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 40G")),
-            Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number of processors")),
+            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a processor count")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
             Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]", "a port")),
             Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")),
-            Map.entry("VM_TIME_LIMIT", List.of("[1-9]\\d{0,4}", "a number of minutes")),
-            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")));
+            Map.entry("VM_TIME_LIMIT", List.of("[1-9]\\d{0,4}", "a number of minutes")));
 
     /** Refuses a value that does not look like one, wherever it came from, before anything is done with it. */
     private static void checkValues(Settings settings, ParseResult parsed) {

@@ -1096,8 +1096,10 @@ final class VmCtl {
             if (startTicks(running.getLong("pid")) < 0) {
                 throw new VmException(69, "QEMU ended while the guest was starting: " + lastLines(vm.file(".qemu.log"), 2) + consoleEnd());
             }
-            Optional<String> trouble = trouble(consoleSince(vm, running));
-            if (trouble.isPresent()) {
+            String console = consoleSince(vm, running);
+            Optional<String> trouble = trouble(console);
+            // A panic without the debugger reboots by itself.
+            if (trouble.isPresent() && !console.contains("Automatic reboot in ") && !hasBanner(port, 5000)) {
                 throw new VmException(69, "the guest is in trouble: " + trouble.get() + consoleEnd());
             }
             Said first = hasBanner(port, patience) ? ask(SOON.dividedBy(2), "true") : null;
@@ -1152,7 +1154,7 @@ final class VmCtl {
     /** The kernel may try several devices as its root: one that fails matters only if it then asks for another. */
     private static final Pattern TROUBLE = Pattern.compile("Root mount failed: \\d+(?=\\s+Manual root filesystem specification)"
             + "|no bootable kernel|can't (load|find) 'kernel'|Automatic file system check failed|ABORTING BOOT"
-            + "|Enter full pathname of shell|The operating system has halted|Stopped at .*(?=\\Rdb> \\z)");
+            + "|Enter full pathname of shell|The operating system has halted|Stopped at .{0,500}(?=\\Rdb> \\z)");
 
     private static String consoleSince(Vm vm, JsonObject running) throws IOException {
         return end(vm.file(".console.log"), running.getLong("consoleAt"), 1 << 18);
@@ -1845,7 +1847,8 @@ final class VmCtl {
     // end shared:banner
 
     // shared:panic
-    private static final Pattern KERNEL_PANIC = Pattern.compile("(panic: (?!.*panic: )|Fatal trap \\d).*(\\R.*){0,2}\\R"
+    private static final Pattern KERNEL_PANIC = Pattern.compile(
+            "(panic: (?!.{0,500}panic: )|Fatal trap \\d).{0,500}(\\R.{0,500}){0,2}\\R" // bounded: a guest may print anything
             + "(cpuid = \\d|Trace beginning at frame |Debugger\\(\"panic\"\\))");
 
     /**
@@ -1973,17 +1976,17 @@ final class VmCtl {
     /** What a setting must look like, and how to say so: the same in every script. */
     private static final Map<String, List<String>> VALUES = Map.ofEntries(
             Map.entry("DFLY_VERSION", List.of("[A-Za-z0-9_][A-Za-z0-9._-]{0,31}", "a version such as 6.4.2")),
+            Map.entry("VM_DIR", List.of("(?s)(?!.*(%|\\$\\{)).*", "a path without % and ${, which ssh would replace")),
             Map.entry("VM_NAME", List.of("(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}",
                     "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
             Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
             Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 40G")),
-            Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number of processors")),
+            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a processor count")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
             Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]", "a port")),
             Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")),
-            Map.entry("VM_TIME_LIMIT", List.of("[1-9]\\d{0,4}", "a number of minutes")),
-            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")));
+            Map.entry("VM_TIME_LIMIT", List.of("[1-9]\\d{0,4}", "a number of minutes")));
 
     /** Refuses a value that does not look like one, wherever it came from, before anything is done with it. */
     private static void checkValues(Settings settings, ParseResult parsed) {

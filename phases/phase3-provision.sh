@@ -35,9 +35,10 @@ die() { # WHAT-HAPPENED
 }
 
 keep_errors() {
-    errors=$(mktemp -d /tmp/phase.XXXXXX)
+    errors=$(mktemp -d /tmp/phase.XXXXXX) || { mark 'cannot write to /tmp' && exit 1; }
     mkfifo "$errors/pipe"
     {
+        trap '' HUP INT TERM # a signal for all must not end tee: the shell would die of the broken pipe, without a word
         tee -a "$errors/text" <"$errors/pipe" >&2
         : >"$errors/end"
     } &
@@ -68,14 +69,14 @@ step() { # NUMBER TEXT
 }
 
 finish() {
-    trap - EXIT HUP INT TERM
+    trap - EXIT HUP INT TERM PIPE
     end_errors
     sync
     printf '\n'
     if [ "$complete" = yes ]; then
         mark "DONE WITH PHASE $phase."
     else
-        [ -z "$errors" ] || tail -n 5 "$errors/text" | while IFS= read -r line || [ -n "$line" ]; do mark "$line"; done
+        [ -z "$errors" ] || tail -n 5 "$errors/text" | cut -c 1-300 | while IFS= read -r line || [ -n "$line" ]; do mark "$line"; done
         mark "PHASE $phase FAILED: $current"
     fi
     [ -z "$errors" ] || rm -rf "$errors"
@@ -87,7 +88,7 @@ finish() {
     exit 0
 }
 trap finish EXIT
-trap 'exit 1' HUP INT TERM
+trap 'exit 1' HUP INT TERM PIPE
 keep_errors
 # end shared:phase
 

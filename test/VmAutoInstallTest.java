@@ -87,6 +87,7 @@ class VmAutoInstallTest {
         }
         assertFalse(watch(1, LOADER + PROMPTS + KERNEL + SCRIPT).done, "an echoed command is not the mark");
         assertFalse(watch(1, KERNEL + SCRIPT + "+ mark DONE WITH PHASE 1.\n").done, "nor is it without quotes");
+        assertTrue(watch(1, KERNEL + SCRIPT + "DONE WITH PHASE 1.vtnet0: link state changed\r\n").done, "or after it");
         assertTrue(watch(1, KERNEL + SCRIPT + "f-chain 0xf refs=0DONE WITH PHASE 1.\r\n").done, "the kernel speaks in between");
     }
 
@@ -177,7 +178,9 @@ class VmAutoInstallTest {
         "Root mount failed: 6\r\nMounting root from cd9660:acd0\r\nStarting file system checks:\r\n", "Rebooting...\n", "cpuid = 1\n",
         "Can't work out which disk we are booting from.\r\nGuessed BIOS device 0x0 not found by probes, defaulting to disk0:\r\n",
         "/dev/da0s1a: UNEXPECTED INCONSISTENCY; RUN fsck_ufs MANUALLY.\nFile system preen failed, trying fsck -y.\n",
-        "debug.debugger_on_panic: 1 -> 0\r\n", "STEP 2: x\nOK ", "STEP 2: x\nlogin: shell changed\n", "cpdup: /mnt/boot/loader: ", "Last login: ", "it is OK ", "login",
+        "debug.debugger_on_panic: 1 -> 0\r\n", "STEP 2: x\nOK ", "STEP 2: x\nlogin: shell changed\n",
+        "STEP 2: x\nFix can't load 'kernel' on some boards\n", "STEP 2: x\ninitdb failed; startup aborted\n", "STEP 2: x\nmountroot> ",
+        "STEP 2: x\nManual root filesystem specification:\n", "STEP 2: x\nsee PHASE 3 FAILED: in the log\n", "power-off failed\n", "cpdup: /mnt/boot/loader: ", "Last login: ", "it is OK ", "login",
         "Setting hostname: x.\r\n# Automatic file system check failed\r\n"})
     void whatAHealthyBootMayPrintIsNoFailure(String console) {
         for (int chunk = 1; chunk <= 40; chunk++) {
@@ -188,7 +191,7 @@ class VmAutoInstallTest {
     @Test
     void aPromptCountsOnceTheConsoleIsQuiet() {
         VmAutoInstall.Watcher watcher = new VmAutoInstall.Watcher(2, step -> { });
-        watcher.feed("STEP 1: look\nlogin: ".getBytes(UTF_8));
+        watcher.feed("STEP 1: look\nDragonFly/x86_64 (x) (ttyd0)\n\nlogin: ".getBytes(UTF_8));
         assertNull(watcher.failure, "it may be the beginning of a panic's line");
         watcher.pause();
         assertTrue(watcher.failure.cause().contains("without a word"), watcher.failure.cause());
@@ -260,7 +263,10 @@ class VmAutoInstallTest {
         String nothing = "Starting pfi...\r\nLooking for pfi.conf on /dev/cd0... not found\r\n\r\nlogin: ";
         assertTrue(watch(2, nothing).failure.cause().contains("did not find"));
         assertTrue(watch(1, KERNEL + "\r\nlogin: ").failure.cause().contains("did not run the script"));
-        assertTrue(watch(1, KERNEL + SCRIPT + "\r\nlogin: ").failure.cause().contains("without a word"));
+        String getty = "\r\nDragonFly/x86_64 (Amnesiac) (ttyd0)\r\n\r\nlogin: ";
+        assertTrue(watch(1, KERNEL + SCRIPT + getty).failure.cause().contains("without a word"));
+        assertTrue(watch(1, KERNEL + SCRIPT + getty + "vtnet0: link\r\n").failure.cause().contains("without a word"));
+        assertNull(watch(1, KERNEL + SCRIPT + "\r\nlogin: ").failure, "a program may print that");
         assertNull(watch(1, KERNEL + SCRIPT + "DONE WITH PHASE 1.\r\nlogin: ").failure, "the shutdown may come a little later");
         assertNull(watch(1, KERNEL + "STEP 2: forbid root to login: with a password\r\nLast login: never\r\n").failure);
         VmAutoInstall.Watcher without = watch(0, KERNEL + "Welcome to DragonFly!\r\n\r\nlogin: ");

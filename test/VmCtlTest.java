@@ -349,7 +349,9 @@ final class VmCtlTest {
     void aDirectoryThatSshWouldReadDifferentlyIsRefused() throws IOException {
         for (String name : List.of("a%b", "a%h", "a${HOME}b")) {
             Path odd = temporary.toRealPath().resolve(name);
-            ctl("start", "--vm-dir", odd.toString()).exits(2).says("VM_DIR must not contain % or ${").says(odd.toString());
+            ctl("start", "--vm-dir", odd.toString()).exits(2).says("is not a path without % and ${").says(odd.toString());
+            VmCtl.VmException refused = assertThrows(VmCtl.VmException.class, () -> VmCtl.vmDirectory(odd.resolve("relative").toString()));
+            assertEquals(2, refused.exitCode);
             assertFalse(Files.exists(odd));
         }
     }
