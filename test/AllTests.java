@@ -3,7 +3,7 @@
 //JAVA 17+
 //SOURCES ../VmSetup.java ../VmAutoInstall.java ../VmCtl.java ../VmSync.java ../VmTest.java
 //SOURCES Guest.java Mirror.java Sshd.java
-//SOURCES VmSetupTest.java VmAutoInstallTest.java VmCtlTest.java VmSyncTest.java VmTestTest.java LintTest.java
+//SOURCES PhaseShellTest.java VmSetupTest.java VmAutoInstallTest.java VmCtlTest.java VmSyncTest.java VmTestTest.java LintTest.java
 //SOURCES JdkMissingTest.java ReadmeTest.java
 //SOURCES InstallTest.java StandinTest.java LifecycleTest.java SyncTest.java SuitesTest.java MakeTest.java ManualTest.java
 //SOURCES InstallFaultsTest.java LifecycleFaultsTest.java SyncFaultsTest.java WorkflowTest.java
@@ -53,7 +53,7 @@ final class AllTests {
 
     /** In the order in which they run: first what fails fast, then InstallTest, whose VM the classes after it share. */
     private static final List<Class<?>> CLASSES = List.of(
-            VmSetupTest.class, VmAutoInstallTest.class, VmCtlTest.class, VmSyncTest.class, VmTestTest.class, LintTest.class,
+            VmSetupTest.class, VmAutoInstallTest.class, VmCtlTest.class, VmSyncTest.class, VmTestTest.class, PhaseShellTest.class, LintTest.class,
             JdkMissingTest.class, ReadmeTest.class,
             InstallTest.class, StandinTest.class, LifecycleTest.class, SyncTest.class, SuitesTest.class, MakeTest.class, ManualTest.class,
             InstallFaultsTest.class, LifecycleFaultsTest.class, SyncFaultsTest.class, WorkflowTest.class);
