@@ -371,7 +371,7 @@ no pkg /usr/local/sbin/pkg update --frobnicate
 no pkg /usr/local/sbin/pkg install -z bash
 no pkg /usr/local/sbin/pkg frobnicate
 ok pkg /usr/local/sbin/pkg info -e pkg
-fails pkg pkg info
+is pkg command -v pkg >/dev/null || echo 'not in the PATH of rc'|not in the PATH of rc
 ok sshd ssh-keygen -q -N '' -f key && /usr/sbin/sshd -t -h "$d/key"
 is disk:sshd /usr/sbin/sshd -T | grep '^permitrootlogin '|permitrootlogin without-password
 is disk:git PATH=$PATH:/usr/local/bin; git init -q --bare b.git && git clone -q -u git-upload-pack "file://$d/b.git" g1; test -d g1/.git && echo cloned|cloned
