@@ -39,8 +39,10 @@ import java.net.UnixDomainSocketAddress;
 import java.nio.ByteBuffer;
 import java.nio.channels.Channels;
 import java.nio.channels.FileChannel;
+import java.nio.channels.FileLock;
 import java.nio.channels.SocketChannel;
 import java.nio.file.AccessDeniedException;
+import java.nio.file.DirectoryStream;
 import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.Files;
 import java.nio.file.NoSuchFileException;
@@ -63,7 +65,6 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
-import java.util.OptionalLong;
 import java.util.Set;
 import java.util.SortedMap;
 import java.util.TreeMap;
@@ -104,10 +105,10 @@ import picocli.CommandLine.UnmatchedArgumentException;
  *     it into place as the clean disk.
  * </ol>
  *
- * Reads {@code dfly-<version>.iso}, {@code <name>.pid}, {@code <name>.snapshots/clean/snapshot.json} and {@code ssh_config} in
- * VM_DIR. Writes {@code <name>.install/}, {@code <name>.ssh/}, {@code accel.json} and, under {@code <name>.lock},
- * {@code <name>-clean.qcow2}; removes {@code <name>.qcow2} and {@code <name>.snapshots/} of an older
- * installation. What is not finished is called {@code .part}: a kill -9 leaves nothing that the next run trips on.
+ * Reads {@code dfly-<version>.iso}, the lock on {@code <name>.qemu-pid}, the {@code snapshots/clean/snapshot.json} of all VMs and
+ * {@code ssh_config} in VM_DIR. Writes {@code <name>.install/}, {@code <name>.ssh/}, {@code accel.json} and, under
+ * {@code <name>.lock}, {@code <name>-clean.qcow2}; removes {@code <name>.qcow2}, {@code <name>.disks/} and {@code <name>.snapshots/}
+ * of an older installation. What is not finished is called {@code .part}: a kill -9 leaves nothing that the next run trips on.
  */
 @Command(name = "vm-auto-install", scope = INHERIT, mixinStandardHelpOptions = true, version = "1", usageHelpWidth = 120,
         abbreviateSynopsis = true, sortOptions = false, parameterListHeading = "%n", optionListHeading = "%nOptions:%n",
@@ -332,7 +333,7 @@ final class VmAutoInstall implements Callable<Integer> {
                 "69:something needed is not available (ssh, phase scripts, the lock)", "124:a time limit", "130, 143:interrupted"})
     int provision() throws Exception {
         Path script = findScripts().get(LAST - 1);
-        if (livePid(file(".pid")).isEmpty()) {
+        if (!isRunning(file(".qemu-pid"))) {
             throw new VmException(3, "VM " + name + " is not running; start it: vm-ctl start");
         }
         return locked("vm-auto-install provision", () -> {
@@ -452,10 +453,13 @@ final class VmAutoInstall implements Callable<Integer> {
 
     /** Asks before anything is replaced that a person may still want. */
     private void confirmReplacing() throws IOException {
-        OptionalLong pid = livePid(file(".pid"));
-        if (pid.isPresent()) {
-            throw new VmException(69, "VM " + name + " is running (pid " + pid.getAsLong() + "): stop it first: vm-ctl stop");
-        } else if (yes || Stream.of("-clean.qcow2", ".qcow2", ".snapshots").noneMatch(suffix -> Files.exists(file(suffix)))) {
+        if (isRunning(file(".qemu-pid"))) {
+            throw new VmException(69, "VM " + name + " is running: stop it first: vm-ctl stop");
+        } else if (Stream.of("-clean.qcow2", ".qcow2", ".disks", ".snapshots").noneMatch(suffix -> Files.exists(file(suffix)))) {
+            return;
+        }
+        refuseIfCloned();
+        if (yes) {
             return;
         }
         String what = "this replaces VM " + name + " with all its snapshots";
@@ -468,6 +472,31 @@ final class VmAutoInstall implements Callable<Integer> {
         asking = false;
         if (answer != 'y' && answer != 'Y') {
             throw new VmException(2, "nothing was changed");
+        }
+    }
+
+    /** A clone's disk builds on the disks here, which a reinstallation removes: without them it is lost. */
+    private void refuseIfCloned() throws IOException {
+        List<String> clones = new ArrayList<>();
+        try (DirectoryStream<Path> snapshots = Files.newDirectoryStream(vmDir(), "*.snapshots")) {
+            for (Path directory : snapshots) {
+                Path record = directory.resolve("clean/snapshot.json");
+                try {
+                    if (!directory.equals(file(".snapshots")) && name.equals(json(Files.readString(record)).getString("cloneOf"))) {
+                        clones.add(directory.getFileName().toString().replaceFirst("\\.snapshots$", ""));
+                    }
+                } catch (NoSuchFileException none) {
+                    // that VM was never started
+                } catch (IOException damaged) {
+                    throw new VmException(69, record + " cannot be read (" + reason(damaged) + "), so its VM may be a clone of " + name
+                            + ", which another installation would destroy: repair this file, or vm-ctl destroy that VM first");
+                }
+            }
+        }
+        if (!clones.isEmpty()) {
+            Collections.sort(clones);
+            throw new VmException(69, "these VMs are clones of " + name + ", and another installation would destroy their disks: "
+                    + String.join(", ", clones) + "; destroy them first, each with vm-ctl destroy --vm-name CLONE");
         }
     }
 
@@ -539,9 +568,10 @@ final class VmAutoInstall implements Callable<Integer> {
                 "qemu", run(Duration.ofSeconds(20), List.of(QEMU, "--version")).outputUTF8().split("\n")[0]));
         saveLedger(ledger);
         Files.deleteIfExists(file(".qcow2"));
-        ProcessResult removed = run(Duration.ofMinutes(5), List.of("rm", "-rf", file(".snapshots").toString()));
+        ProcessResult removed = run(Duration.ofMinutes(5),
+                List.of("rm", "-rf", file(".snapshots").toString(), file(".disks").toString()));
         if (removed.getExitValue() != 0) { // one that stays would build on a disk that is gone
-            throw new VmException(69, "the old snapshots cannot be removed: " + removed.outputUTF8().lines().findFirst().orElse(""));
+            throw new VmException(69, "the old snapshots and their disks cannot be removed: " + removed.outputUTF8().lines().findFirst().orElse(""));
         }
         freeze(flat, clean);
         saveLedger(readLedger());
@@ -1584,41 +1614,32 @@ final class VmAutoInstall implements Callable<Integer> {
     }
     // end shared:paths
 
-    // shared:process
-    /** The process that a pid file speaks of, if it still is that process: same host boot, same start time. */
-    static OptionalLong livePid(Path pidFile) {
-        try {
-            JsonObject said = json(Files.readString(pidFile));
-            long pid = said.getLong("pid");
-            long started = startTicks(pid);
-            boolean same = started > 0 && started == said.getLong("startTicks") && bootId().equals(said.getString("bootId"));
-            return same ? OptionalLong.of(pid) : OptionalLong.empty();
-        } catch (IOException | ClassCastException none) {
-            return OptionalLong.empty();
+    // shared:running
+    /**
+     * Whether a VM's QEMU lives. It holds a lock on its pid file as long as it does; the kernel takes the lock away even after kill -9.
+     * One thread at a time, because closing the file drops every lock that this JVM holds on it.
+     */
+    static synchronized boolean isRunning(Path qemuPid) {
+        try (FileChannel file = FileChannel.open(qemuPid, StandardOpenOption.READ);
+                FileLock ours = file.tryLock(0, Long.MAX_VALUE, true)) { // a shared lock, for a moment
+            return ours == null;
+        } catch (NoSuchFileException none) {
+            return false;
+        } catch (IOException noLocks) {
+            throw new VmException(69, "it is unknown whether the VM runs, as " + qemuPid + " cannot be locked (" + reason(noLocks)
+                    + "): keep VM_DIR on a local file system, owned by you");
         }
     }
 
-    /** When a process started: clock ticks since boot (field 22 of /proc/PID/stat), milliseconds without /proc; -1 if it is gone. */
-    static long startTicks(long pid) {
+    /** What NAME.pid tells of a running VM; null if it does not run, or not yet. */
+    static JsonObject runningVm(Path vmDir, String name) throws IOException {
         try {
-            String stat = Files.readString(Path.of("/proc/" + pid + "/stat"));
-            String[] fields = stat.substring(stat.lastIndexOf(')') + 2).split(" ");
-            boolean gone = fields[0].equals("Z") && Integer.parseInt(fields[17]) <= 1; // other threads still hold ports and locks
-            return gone ? -1 : Long.parseLong(fields[19]);
-        } catch (IOException noProc) {
-            return ProcessHandle.of(pid).flatMap(process -> process.info().startInstant()).map(Instant::toEpochMilli).orElse(-1L);
+            return isRunning(vmDir.resolve(name + ".qemu-pid")) ? json(Files.readString(vmDir.resolve(name + ".pid"))) : null;
+        } catch (NoSuchFileException notYet) {
+            return null;
         }
     }
-
-    /** Changes with every boot of the host: a pid from before it means nothing. */
-    static String bootId() {
-        try {
-            return Files.readString(Path.of("/proc/sys/kernel/random/boot_id")).strip();
-        } catch (IOException notLinux) {
-            return "";
-        }
-    }
-    // end shared:process
+    // end shared:running
 
     // shared:lock
     /** Takes a VM's lock, held until the channel is closed or this process ends; its text names the holder. 69 if another holds it. */
@@ -1700,6 +1721,15 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
     // end shared:run
+
+    /** Changes with every boot of the host. The record of the accelerator goes by it. */
+    private static String bootId() {
+        try {
+            return Files.readString(Path.of("/proc/sys/kernel/random/boot_id")).strip();
+        } catch (IOException notLinux) {
+            return "";
+        }
+    }
 
     // shared:accel
     /** An accelerator, and why it was chosen. */

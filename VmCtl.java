@@ -1029,7 +1029,7 @@ final class VmCtl {
                         "wantedPort", boot.port(), "accel", boot.hardware().get(2).split(",")[0], "memory", boot.hardware().get(6),
                         "cpus", boot.hardware().get(8), "hardware", boot.hardware(), "cache", boot.cache(), "forwards", boot.forwards(),
                         "byHand", !boot.discs().isEmpty(), "started", Instant.now().toString(), "consoleAt", consoleAt,
-                        "restored", ram != null, "ready", false);
+                        "restored", ram != null, "ready", false, "qmp", vm.socket(".qmp").toString());
                 writeFile(vm.pidFile(), JsonWriter.string(running), "rw-------");
                 run(SOON, List.of("sh", "-c", LOG_KEEPER, "log-keeper", vm.file(".qemu-pid").toString(), pidText, log.toString()));
                 Path keys = privateDirectory(vm.file(".ssh"));

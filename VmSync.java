@@ -16,6 +16,7 @@ import com.grack.nanojson.JsonObject;
 import com.grack.nanojson.JsonParser;
 import com.grack.nanojson.JsonParserException;
 import java.io.BufferedOutputStream;
+import java.io.BufferedReader;
 import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.EOFException;
@@ -25,7 +26,13 @@ import java.io.OutputStream;
 import java.io.PrintWriter;
 import java.io.RandomAccessFile;
 import java.io.StringReader;
+import java.net.StandardProtocolFamily;
 import java.net.URI;
+import java.net.UnixDomainSocketAddress;
+import java.nio.channels.Channels;
+import java.nio.channels.FileChannel;
+import java.nio.channels.FileLock;
+import java.nio.channels.SocketChannel;
 import java.nio.file.AccessDeniedException;
 import java.nio.file.DirectoryIteratorException;
 import java.nio.file.DirectoryStream;
@@ -36,11 +43,13 @@ import java.nio.file.LinkOption;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
+import java.nio.file.StandardOpenOption;
 import java.nio.file.StandardWatchEventKinds;
 import java.nio.file.WatchEvent;
 import java.nio.file.WatchKey;
 import java.nio.file.WatchService;
 import java.nio.file.attribute.FileTime;
+import java.time.Duration;
 import java.time.Instant;
 import java.time.LocalTime;
 import java.util.ArrayList;
@@ -52,15 +61,17 @@ import java.util.HexFormat;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
-import java.util.OptionalLong;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.TreeSet;
 import java.util.UUID;
 import java.util.concurrent.Callable;
+import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
+import java.util.concurrent.locks.LockSupport;
 import java.util.function.BiConsumer;
+import java.util.function.BooleanSupplier;
 import java.util.regex.MatchResult;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
@@ -112,8 +123,9 @@ import picocli.CommandLine.UnmatchedArgumentException;
  *
  * <p>Names are kept as the bytes they are, one char each (ISO 8859-1): so every name arrives, in every locale.
  *
- * <p>Reads in VM_DIR: {@code <name>.pid}, {@code ssh_config}, {@code <name>.ssh/}. Writes {@code <name>.sync/}: for each remote
- * directory a file, which is the lock and says what the next sync sends again.
+ * <p>Reads in VM_DIR: {@code <name>.pid}, the lock on {@code <name>.qemu-pid}, {@code ssh_config}, {@code <name>.ssh/}; asks QEMU over
+ * {@code <name>.qmp} for the guest's state. Writes {@code <name>.sync/}: for each remote directory a file, which is the lock and says
+ * what the next sync sends again.
  */
 @Command(name = "vm-sync", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1", usageHelpWidth = 120,
         abbreviateSynopsis = true, parameterListHeading = "%n", descriptionHeading = "%n", optionListHeading = "%nOptions:%n",
@@ -474,9 +486,8 @@ final class VmSync implements Callable<Integer> {
     }
 
     private void requireRunning() {
-        if (livePid(vmDir.resolve(name + ".pid")).isEmpty()) {
-            throw new VmException(3, "VM " + name + " is not running; start it: vm-ctl start");
-        } else if (!Files.exists(Path.of(sshConfig()))) {
+        awaitGuest(vmDir, name, () -> false); // Ctrl-C ends vm-sync by itself
+        if (!Files.exists(Path.of(sshConfig()))) {
             throw new VmException(69, sshConfig() + " is missing: 'vm-ctl start' writes it once the guest answers");
         }
     }
@@ -485,7 +496,14 @@ final class VmSync implements Callable<Integer> {
         return vmDir.resolve("ssh_config").toString();
     }
 
+    /** Why the guest cannot be reached: QEMU knows best. */
     private VmException lost(String why) {
+        GuestState guest = GuestState.of(vmDir, name);
+        if (guest == null) {
+            return new VmException(69, "VM " + name + " ended during the sync (" + why + "); start it: vm-ctl start");
+        } else if (guest.why() != null) {
+            return guest.failure();
+        }
         return new VmException(69, "VM " + name + " is running but cannot be reached: " + why
                 + "; 'vm-ctl status' and " + vmDir.resolve(name + ".console.log") + " tell more");
     }
@@ -992,18 +1010,18 @@ final class VmSync implements Callable<Integer> {
     private int watch() throws IOException {
         try (WatchService service = project.getFileSystem().newWatchService()) {
             register(project, service);
-            long synced = -1;
+            String synced = "";
             String trouble = "";
             for (boolean due = true; ; due |= changed(service)) {
-                long vm = livePid(vmDir.resolve(name + ".pid")).orElse(-1);
-                if (vm == synced && !due) {
-                    continue;
-                } else if (vm != synced) {
-                    disconnect();
-                }
                 try {
+                    String vm = runningSince();
+                    if (vm.equals(synced) && !due) {
+                        continue;
+                    } else if (!vm.equals(synced)) {
+                        disconnect();
+                    }
                     Outcome outcome = sync();
-                    if (vm != synced || !outcome.changes().isEmpty() || !outcome.complete()) {
+                    if (!vm.equals(synced) || !outcome.changes().isEmpty() || !outcome.complete()) {
                         report(outcome, String.format(Locale.ROOT, "%tT ", LocalTime.now()));
                     }
                     synced = vm;
@@ -1016,10 +1034,16 @@ final class VmSync implements Callable<Integer> {
                         tell("vm-sync: " + failed.getMessage() + " (waiting)");
                     }
                     trouble = failed.getMessage();
-                    synced = -1;
+                    synced = "";
                 }
             }
         }
+    }
+
+    /** Tells one run of the VM from another. Not by the pid alone: in a container, QEMU often gets the same again. */
+    private String runningSince() throws IOException {
+        JsonObject vm = runningVm(vmDir, name);
+        return vm == null ? "" : vm.getLong("pid") + " " + vm.getString("started");
     }
 
     /** Waits a second for a change of something that is not excluded, and then until the burst is over, three seconds at most. */
@@ -1372,41 +1396,128 @@ final class VmSync implements Callable<Integer> {
     }
     // end shared:paths
 
-    // shared:process
-    /** The process that a pid file speaks of, if it still is that process: same host boot, same start time. */
-    static OptionalLong livePid(Path pidFile) {
-        try {
-            JsonObject said = json(Files.readString(pidFile));
-            long pid = said.getLong("pid");
-            long started = startTicks(pid);
-            boolean same = started > 0 && started == said.getLong("startTicks") && bootId().equals(said.getString("bootId"));
-            return same ? OptionalLong.of(pid) : OptionalLong.empty();
-        } catch (IOException | ClassCastException none) {
-            return OptionalLong.empty();
+    // shared:running
+    /**
+     * Whether a VM's QEMU lives. It holds a lock on its pid file as long as it does; the kernel takes the lock away even after kill -9.
+     * One thread at a time, because closing the file drops every lock that this JVM holds on it.
+     */
+    static synchronized boolean isRunning(Path qemuPid) {
+        try (FileChannel file = FileChannel.open(qemuPid, StandardOpenOption.READ);
+                FileLock ours = file.tryLock(0, Long.MAX_VALUE, true)) { // a shared lock, for a moment
+            return ours == null;
+        } catch (NoSuchFileException none) {
+            return false;
+        } catch (IOException noLocks) {
+            throw new VmException(69, "it is unknown whether the VM runs, as " + qemuPid + " cannot be locked (" + reason(noLocks)
+                    + "): keep VM_DIR on a local file system, owned by you");
         }
     }
 
-    /** When a process started: clock ticks since boot (field 22 of /proc/PID/stat), milliseconds without /proc; -1 if it is gone. */
-    static long startTicks(long pid) {
+    /** What NAME.pid tells of a running VM; null if it does not run, or not yet. */
+    static JsonObject runningVm(Path vmDir, String name) throws IOException {
         try {
-            String stat = Files.readString(Path.of("/proc/" + pid + "/stat"));
-            String[] fields = stat.substring(stat.lastIndexOf(')') + 2).split(" ");
-            boolean gone = fields[0].equals("Z") && Integer.parseInt(fields[17]) <= 1; // other threads still hold ports and locks
-            return gone ? -1 : Long.parseLong(fields[19]);
-        } catch (IOException noProc) {
-            return ProcessHandle.of(pid).flatMap(process -> process.info().startInstant()).map(Instant::toEpochMilli).orElse(-1L);
+            return isRunning(vmDir.resolve(name + ".qemu-pid")) ? json(Files.readString(vmDir.resolve(name + ".pid"))) : null;
+        } catch (NoSuchFileException notYet) {
+            return null;
         }
+    }
+    // end shared:running
+
+    // shared:standstill
+    /** Why a guest does not go on, by QEMU's word for its state ("unknown": QEMU gave none), and what to do; null if it goes on. */
+    static String standstill(String state, long pid) {
+        return switch (state) {
+            case "running", "inmigrate", "prelaunch" -> null;
+            case "unknown" -> "QEMU (pid " + pid + ") does not answer: if it was stopped, kill -CONT " + pid
+                    + " lets it go on; vm-ctl stop --force ends it";
+            case "io-error" -> "the disk of this machine is full, so the guest stands still: free some space, then vm-ctl start";
+            default -> "the guest stands still (" + state + "): vm-ctl start lets it go on";
+        };
+    }
+    // end shared:standstill
+
+    // shared:runstate
+    /**
+     * What the guest does, by QEMU's word ("running", "paused", ...); "unknown" if QEMU does not tell within 5 s. A QEMU that was
+     * stopped accepts a connection and never responds. So the connection is closed at the limit, which ends the wait.
+     */
+    static String runState(Path qmp) {
+        try (SocketChannel channel = closedAfter5s(SocketChannel.open(StandardProtocolFamily.UNIX))) {
+            channel.connect(UnixDomainSocketAddress.of(qmp));
+            channel.write(UTF_8.encode("{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"query-status\"}\n"));
+            BufferedReader responses = new BufferedReader(Channels.newReader(channel, UTF_8));
+            for (String line = responses.readLine(); line != null; line = responses.readLine()) {
+                String status = json(line).getObject("return", new JsonObject()).getString("status");
+                if (status != null) { // else it is the greeting, an event, or the response to qmp_capabilities
+                    return status;
+                }
+            }
+        } catch (IOException noResponse) {
+            // QEMU ends, or was stopped
+        }
+        return "unknown";
     }
 
-    /** Changes with every boot of the host: a pid from before it means nothing. */
-    static String bootId() {
-        try {
-            return Files.readString(Path.of("/proc/sys/kernel/random/boot_id")).strip();
-        } catch (IOException notLinux) {
-            return "";
+    private static SocketChannel closedAfter5s(SocketChannel channel) {
+        CompletableFuture.delayedExecutor(5, TimeUnit.SECONDS).execute(() -> {
+            try {
+                channel.close();
+            } catch (IOException closed) {
+                // which is all that is wanted
+            }
+        });
+        return channel;
+    }
+    // end shared:runstate
+
+    // shared:gueststate
+    /** How long a snapshot may pause the guest. A test shortens it. */
+    static Duration snapshotPause = Duration.ofSeconds(60);
+
+    /** A running VM: its record, QEMU's word for what the guest does, and why the guest stands still (null if it goes on). */
+    record GuestState(JsonObject vm, String word, String why) {
+        /** Null if the VM does not run. */
+        static GuestState of(Path vmDir, String vmName) {
+            try {
+                JsonObject vm = runningVm(vmDir, vmName);
+                if (vm == null) {
+                    return null;
+                } else if (vm.getLong("pid") < 1) {
+                    throw new IOException("it names no pid");
+                }
+                String word = runState(Path.of(vm.getString("qmp", vmDir.resolve(vmName + ".qmp").toString())));
+                boolean ended = word.equals("unknown") && !isRunning(vmDir.resolve(vmName + ".qemu-pid"));
+                return ended ? null : new GuestState(vm, word, standstill(word, vm.getLong("pid")));
+            } catch (IOException damaged) {
+                throw new VmException(69, "VM " + vmName + " runs, but " + vmDir.resolve(vmName + ".pid") + " cannot be read ("
+                        + reason(damaged) + "): vm-ctl stop --force, then vm-ctl start, writes it again");
+            }
+        }
+
+        /** The standstill as a failure: of this machine's disk (1), or of the VM. */
+        VmException failure() {
+            return new VmException(word.equals("io-error") ? 1 : 69, why);
         }
     }
-    // end shared:process
+    // end shared:gueststate
+
+    // shared:awaitguest
+    /** Returns the VM's record as soon as its guest goes on. Only what may be a snapshot's pause is waited for. */
+    static JsonObject awaitGuest(Path vmDir, String vmName, BooleanSupplier interrupted) {
+        for (long start = System.nanoTime(); !interrupted.getAsBoolean(); LockSupport.parkNanos(200_000_000)) {
+            GuestState guest = GuestState.of(vmDir, vmName);
+            if (guest == null) {
+                throw new VmException(3, "VM " + vmName + " is not running; start it: vm-ctl start");
+            } else if (guest.why() == null) {
+                return guest.vm();
+            } else if (!Set.of("paused", "finish-migrate", "postmigrate").contains(guest.word())
+                    || System.nanoTime() - start > snapshotPause.toNanos()) {
+                throw guest.failure();
+            }
+        }
+        throw new VmException(130, "interrupted");
+    }
+    // end shared:awaitguest
 
     // shared:json
     /** The JSON object in a text; an IOException if there is none. */

@@ -13,6 +13,7 @@ import com.grack.nanojson.JsonObject;
 import com.grack.nanojson.JsonParser;
 import com.grack.nanojson.JsonParserException;
 import com.grack.nanojson.JsonWriter;
+import java.io.BufferedReader;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.InputStreamReader;
@@ -23,8 +24,13 @@ import java.io.Writer;
 import java.net.InetAddress;
 import java.net.InetSocketAddress;
 import java.net.Socket;
+import java.net.StandardProtocolFamily;
+import java.net.UnixDomainSocketAddress;
 import java.nio.ByteBuffer;
+import java.nio.channels.Channels;
 import java.nio.channels.FileChannel;
+import java.nio.channels.FileLock;
+import java.nio.channels.SocketChannel;
 import java.nio.charset.Charset;
 import java.nio.file.AccessDeniedException;
 import java.nio.file.FileAlreadyExistsException;
@@ -47,7 +53,6 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
-import java.util.OptionalLong;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.UUID;
@@ -55,6 +60,8 @@ import java.util.concurrent.Callable;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.locks.LockSupport;
+import java.util.function.BooleanSupplier;
 import java.util.function.Consumer;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
@@ -89,8 +96,9 @@ import picocli.CommandLine.UnmatchedArgumentException;
  *     passes through byte for byte.
  * <li>A summary, the --junit and --json files, and the verdict as exit code.
  * </ol>
- * Reads {@code <name>.pid}, {@code ssh_config} (ssh does), {@code <name>.console.log}; writes {@code <name>.test/<suite>.json}, the
- * result and timings of its last run. {@code <name>.test/lock} keeps a second vm-test away from the VM.
+ * Reads {@code <name>.pid}, the lock on {@code <name>.qemu-pid}, {@code ssh_config} (ssh does), {@code <name>.console.log}; asks QEMU
+ * over {@code <name>.qmp} for the guest's state; writes {@code <name>.test/<suite>.json}, the result and timings of its last run.
+ * {@code <name>.test/lock} keeps a second vm-test away from the VM.
  */
 @Command(name = "vm-test", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1", usageHelpWidth = 120,
         descriptionHeading = "%n", parameterListHeading = "%n", optionListHeading = "%nOptions:%n",
@@ -269,7 +277,8 @@ final class VmTest implements Callable<Integer> {
                 }
             }
         }
-        System.err.println("vm-test: " + done.stream().map(Report::said).collect(Collectors.joining("; ")));
+        System.err.println("vm-test: " + done.stream().map(report -> report.said()
+                + (report.standstill == null ? "" : ": " + report.standstill)).collect(Collectors.joining("; ")));
         int code = done.stream().map(report -> report.verdict).max(Comparator.naturalOrder()).orElseThrow().exitCode;
         cutOff.forEach(file -> System.err.println("vm-test: cannot write all of " + file + ": make room, or choose another place"));
         return code == 0 && !cutOff.isEmpty() ? 1 : code;
@@ -303,7 +312,8 @@ final class VmTest implements Callable<Integer> {
         Verdict verdict = guest.run(text -> print(1, text), text -> print(2, text));
         return switch (verdict) {
             case LOST -> throw new VmException(69, guest.trouble);
-            case TIMED_OUT -> throw new VmException(124, "the command did not end within " + timeout.toSeconds() + " s and was killed");
+            case TIMED_OUT -> throw new VmException(124, "the command did not end within " + timeout.toSeconds() + " s"
+                    + (guest.standstill == null ? " and was killed" : ": " + guest.standstill));
             case INTERRUPTED -> verdict.exitCode;
             default -> guest.code;
         };
@@ -410,8 +420,8 @@ final class VmTest implements Callable<Integer> {
                 throw new VmException(2, "cannot write " + file + ": name a file in a folder that exists and is writable");
             }
         });
-        if (!alive() && !(fresh && Files.isDirectory(vmDir))) {
-            throw new VmException(3, "VM " + vmName + " is not running; start it: vm-ctl start");
+        if (!fresh || !Files.isDirectory(vmDir)) { // else vm-ctl restore starts it
+            awaitGuest(vmDir, vmName, () -> interrupted);
         }
         lock = FileChannel.open(Files.createDirectories(vmDir.resolve(vmName + ".test")).resolve("lock"),
                 StandardOpenOption.CREATE, StandardOpenOption.WRITE);
@@ -422,7 +432,7 @@ final class VmTest implements Callable<Integer> {
     }
 
     private boolean alive() {
-        return livePid(vmDir.resolve(vmName + ".pid")).isPresent();
+        return isRunning(vmDir.resolve(vmName + ".qemu-pid"));
     }
 
     private String guestDirectory() {
@@ -588,6 +598,7 @@ final class VmTest implements Callable<Integer> {
         volatile Integer code;
         final List<String> left = Collections.synchronizedList(new ArrayList<>());
         String trouble;
+        String standstill; // why the guest stood still when the time limit came or the connection was lost
 
         GuestRun(String command, boolean leakCheck) {
             script = supervisor(mark, guestDirectory(), command, environment, leakCheck).getBytes(UTF_8);
@@ -605,14 +616,18 @@ final class VmTest implements Callable<Integer> {
             long deadline = System.nanoTime() + timeout.toNanos();
             Verdict stop = null;
             boolean asked = false; // whether sshd still answers, after the words of a panic
+            StandstillWatch watch = new StandstillWatch();
             OutputStream orders = process.getOutputStream();
             try {
                 orders.write(script);
                 orders.flush();
                 while (!open.await(100, TimeUnit.MILLISECONDS)) {
                     boolean late = System.nanoTime() > deadline;
+                    watch.look();
                     if (stop == null && (interrupted || late)) {
                         stop = interrupted ? Verdict.INTERRUPTED : Verdict.TIMED_OUT;
+                        standstill = interrupted ? null : watch.why;
+                        trouble = standstill == null ? trouble : standstill;
                         deadline = System.nanoTime() + STOPPING.toNanos();
                         orders.close();
                     } else if (late) {
@@ -622,7 +637,8 @@ final class VmTest implements Callable<Integer> {
                         break;
                     } else if (!asked && kernelPanic(console(consoleStart)) >= 0) {
                         asked = true;
-                        if (!hasBanner(port(), 5000)) {
+                        JsonObject vm = runningVm(vmDir, vmName);
+                        if (vm == null || !hasBanner(vm.getInt("port"), 5000)) {
                             break; // ssh itself would notice after a minute
                         }
                     }
@@ -636,10 +652,6 @@ final class VmTest implements Callable<Integer> {
             return stop != null ? stop : code == null ? lost() : code == 0 ? Verdict.PASSED : Verdict.FAILED;
         }
 
-        private int port() throws IOException {
-            return json(Files.readString(vmDir.resolve(vmName + ".pid"))).getInt("port");
-        }
-
         private Verdict lost() throws InterruptedException {
             if (trouble != null) {
                 return Verdict.LOST;
@@ -650,8 +662,11 @@ final class VmTest implements Callable<Integer> {
             boolean panicked = panic >= 0;
             List<String> lines = (panicked ? said.substring(panic) : console(0)).lines().filter(line -> !line.isBlank()).toList();
             int first = panicked ? 0 : Math.max(0, lines.size() - 10);
-            trouble = (panicked ? "the guest panicked" : alive() ? "the connection was lost" : "VM " + vmName + " ended")
-                    + "; vm-ctl " + (alive() ? "restart" : "start") + " brings it back. From " + console + ":\n"
+            GuestState guest = panicked ? null : guestState();
+            standstill = guest == null ? null : guest.why();
+            trouble = (standstill != null ? "the connection was lost: " + standstill
+                    : (panicked ? "the guest panicked" : alive() ? "the connection was lost" : "VM " + vmName + " ended")
+                            + "; vm-ctl " + (alive() ? "restart" : "start") + " brings it back") + ". From " + console + ":\n"
                     + String.join("\n", lines.subList(first, Math.min(first + 15, lines.size())));
             return Verdict.LOST;
         }
@@ -707,6 +722,48 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
+    /** What QEMU says of the guest; null if the VM ended, or if nothing can be said of it. */
+    private GuestState guestState() {
+        try {
+            return GuestState.of(vmDir, vmName);
+        } catch (VmException unreadable) {
+            return null;
+        }
+    }
+
+    /** Asks QEMU while a command runs whether the guest stands still: then its silence has a reason that can be told. */
+    private final class StandstillWatch {
+        private static final Duration INTERVAL = Duration.ofSeconds(2);
+        private CompletableFuture<GuestState> response; // null: nothing was asked
+        private long askedAt = System.nanoTime() - INTERVAL.toNanos();
+        private long since; // when it began to stand still
+        private boolean told;
+        String why; // null while the guest goes on
+
+        /** Never waits for QEMU, because the loop that calls it also handles the time limit and Ctrl-C. */
+        void look() {
+            long now = System.nanoTime();
+            if (response == null && now - askedAt >= INTERVAL.toNanos()) {
+                askedAt = now;
+                response = CompletableFuture.supplyAsync(VmTest.this::guestState);
+            } else if (response != null && response.isDone()) {
+                take(response.join(), now);
+                response = null;
+            }
+        }
+
+        private void take(GuestState guest, long now) {
+            since = why == null ? now : since;
+            why = guest == null ? null : guest.why();
+            if (why == null) {
+                told = false;
+            } else if (!told && (guest.word().equals("io-error") || now - since > snapshotPause.toNanos())) {
+                told = true;
+                System.err.println("vm-test: " + why);
+            }
+        }
+    }
+
     // One suite
 
     private Report runSuite(Suite suite, List<String> arguments, PrintWriter events) throws IOException, InterruptedException {
@@ -725,6 +782,7 @@ final class VmTest implements Callable<Integer> {
         if (guest.trouble != null) {
             report.add("VM", "unfinished", guest.trouble);
         }
+        report.standstill = guest.standstill;
         report.verdict = report.verdict == Verdict.PASSED && report.failed() ? Verdict.FAILED : report.verdict;
         try { // by getBytes, which takes half a surrogate pair that a test printed, too
             Files.write(vmDir.resolve(vmName + ".test").resolve(suite.name() + ".json"), report.json(command).getBytes(UTF_8));
@@ -790,6 +848,7 @@ final class VmTest implements Callable<Integer> {
         final String suite;
         final Instant started = Instant.now();
         Verdict verdict;
+        String standstill; // of the guest, if that is why the suite has no end
         Integer guestCode;
         double seconds;
         final Map<String, Map<String, Test>> packages = new TreeMap<>();
@@ -1277,41 +1336,128 @@ final class VmTest implements Callable<Integer> {
     }
     // end shared:paths
 
-    // shared:process
-    /** The process that a pid file speaks of, if it still is that process: same host boot, same start time. */
-    static OptionalLong livePid(Path pidFile) {
-        try {
-            JsonObject said = json(Files.readString(pidFile));
-            long pid = said.getLong("pid");
-            long started = startTicks(pid);
-            boolean same = started > 0 && started == said.getLong("startTicks") && bootId().equals(said.getString("bootId"));
-            return same ? OptionalLong.of(pid) : OptionalLong.empty();
-        } catch (IOException | ClassCastException none) {
-            return OptionalLong.empty();
+    // shared:running
+    /**
+     * Whether a VM's QEMU lives. It holds a lock on its pid file as long as it does; the kernel takes the lock away even after kill -9.
+     * One thread at a time, because closing the file drops every lock that this JVM holds on it.
+     */
+    static synchronized boolean isRunning(Path qemuPid) {
+        try (FileChannel file = FileChannel.open(qemuPid, StandardOpenOption.READ);
+                FileLock ours = file.tryLock(0, Long.MAX_VALUE, true)) { // a shared lock, for a moment
+            return ours == null;
+        } catch (NoSuchFileException none) {
+            return false;
+        } catch (IOException noLocks) {
+            throw new VmException(69, "it is unknown whether the VM runs, as " + qemuPid + " cannot be locked (" + reason(noLocks)
+                    + "): keep VM_DIR on a local file system, owned by you");
         }
     }
 
-    /** When a process started: clock ticks since boot (field 22 of /proc/PID/stat), milliseconds without /proc; -1 if it is gone. */
-    static long startTicks(long pid) {
+    /** What NAME.pid tells of a running VM; null if it does not run, or not yet. */
+    static JsonObject runningVm(Path vmDir, String name) throws IOException {
         try {
-            String stat = Files.readString(Path.of("/proc/" + pid + "/stat"));
-            String[] fields = stat.substring(stat.lastIndexOf(')') + 2).split(" ");
-            boolean gone = fields[0].equals("Z") && Integer.parseInt(fields[17]) <= 1; // other threads still hold ports and locks
-            return gone ? -1 : Long.parseLong(fields[19]);
-        } catch (IOException noProc) {
-            return ProcessHandle.of(pid).flatMap(process -> process.info().startInstant()).map(Instant::toEpochMilli).orElse(-1L);
+            return isRunning(vmDir.resolve(name + ".qemu-pid")) ? json(Files.readString(vmDir.resolve(name + ".pid"))) : null;
+        } catch (NoSuchFileException notYet) {
+            return null;
         }
+    }
+    // end shared:running
+
+    // shared:standstill
+    /** Why a guest does not go on, by QEMU's word for its state ("unknown": QEMU gave none), and what to do; null if it goes on. */
+    static String standstill(String state, long pid) {
+        return switch (state) {
+            case "running", "inmigrate", "prelaunch" -> null;
+            case "unknown" -> "QEMU (pid " + pid + ") does not answer: if it was stopped, kill -CONT " + pid
+                    + " lets it go on; vm-ctl stop --force ends it";
+            case "io-error" -> "the disk of this machine is full, so the guest stands still: free some space, then vm-ctl start";
+            default -> "the guest stands still (" + state + "): vm-ctl start lets it go on";
+        };
+    }
+    // end shared:standstill
+
+    // shared:runstate
+    /**
+     * What the guest does, by QEMU's word ("running", "paused", ...); "unknown" if QEMU does not tell within 5 s. A QEMU that was
+     * stopped accepts a connection and never responds. So the connection is closed at the limit, which ends the wait.
+     */
+    static String runState(Path qmp) {
+        try (SocketChannel channel = closedAfter5s(SocketChannel.open(StandardProtocolFamily.UNIX))) {
+            channel.connect(UnixDomainSocketAddress.of(qmp));
+            channel.write(UTF_8.encode("{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"query-status\"}\n"));
+            BufferedReader responses = new BufferedReader(Channels.newReader(channel, UTF_8));
+            for (String line = responses.readLine(); line != null; line = responses.readLine()) {
+                String status = json(line).getObject("return", new JsonObject()).getString("status");
+                if (status != null) { // else it is the greeting, an event, or the response to qmp_capabilities
+                    return status;
+                }
+            }
+        } catch (IOException noResponse) {
+            // QEMU ends, or was stopped
+        }
+        return "unknown";
     }
 
-    /** Changes with every boot of the host: a pid from before it means nothing. */
-    static String bootId() {
-        try {
-            return Files.readString(Path.of("/proc/sys/kernel/random/boot_id")).strip();
-        } catch (IOException notLinux) {
-            return "";
+    private static SocketChannel closedAfter5s(SocketChannel channel) {
+        CompletableFuture.delayedExecutor(5, TimeUnit.SECONDS).execute(() -> {
+            try {
+                channel.close();
+            } catch (IOException closed) {
+                // which is all that is wanted
+            }
+        });
+        return channel;
+    }
+    // end shared:runstate
+
+    // shared:gueststate
+    /** How long a snapshot may pause the guest. A test shortens it. */
+    static Duration snapshotPause = Duration.ofSeconds(60);
+
+    /** A running VM: its record, QEMU's word for what the guest does, and why the guest stands still (null if it goes on). */
+    record GuestState(JsonObject vm, String word, String why) {
+        /** Null if the VM does not run. */
+        static GuestState of(Path vmDir, String vmName) {
+            try {
+                JsonObject vm = runningVm(vmDir, vmName);
+                if (vm == null) {
+                    return null;
+                } else if (vm.getLong("pid") < 1) {
+                    throw new IOException("it names no pid");
+                }
+                String word = runState(Path.of(vm.getString("qmp", vmDir.resolve(vmName + ".qmp").toString())));
+                boolean ended = word.equals("unknown") && !isRunning(vmDir.resolve(vmName + ".qemu-pid"));
+                return ended ? null : new GuestState(vm, word, standstill(word, vm.getLong("pid")));
+            } catch (IOException damaged) {
+                throw new VmException(69, "VM " + vmName + " runs, but " + vmDir.resolve(vmName + ".pid") + " cannot be read ("
+                        + reason(damaged) + "): vm-ctl stop --force, then vm-ctl start, writes it again");
+            }
+        }
+
+        /** The standstill as a failure: of this machine's disk (1), or of the VM. */
+        VmException failure() {
+            return new VmException(word.equals("io-error") ? 1 : 69, why);
         }
     }
-    // end shared:process
+    // end shared:gueststate
+
+    // shared:awaitguest
+    /** Returns the VM's record as soon as its guest goes on. Only what may be a snapshot's pause is waited for. */
+    static JsonObject awaitGuest(Path vmDir, String vmName, BooleanSupplier interrupted) {
+        for (long start = System.nanoTime(); !interrupted.getAsBoolean(); LockSupport.parkNanos(200_000_000)) {
+            GuestState guest = GuestState.of(vmDir, vmName);
+            if (guest == null) {
+                throw new VmException(3, "VM " + vmName + " is not running; start it: vm-ctl start");
+            } else if (guest.why() == null) {
+                return guest.vm();
+            } else if (!Set.of("paused", "finish-migrate", "postmigrate").contains(guest.word())
+                    || System.nanoTime() - start > snapshotPause.toNanos()) {
+                throw guest.failure();
+            }
+        }
+        throw new VmException(130, "interrupted");
+    }
+    // end shared:awaitguest
 
     // shared:json
     /** The JSON object in a text; an IOException if there is none. */
