@@ -105,10 +105,11 @@ import picocli.CommandLine.UnmatchedArgumentException;
  *     it into place as the clean disk.
  * </ol>
  *
- * Reads {@code dfly-<version>.iso}, the lock on {@code <name>.qemu-pid}, the {@code snapshots/clean/snapshot.json} of all VMs and
- * {@code ssh_config} in VM_DIR. Writes {@code <name>.install/}, {@code <name>.ssh/}, {@code accel.json} and, under
- * {@code <name>.lock}, {@code <name>-clean.qcow2}; removes {@code <name>.qcow2}, {@code <name>.disks/} and {@code <name>.snapshots/}
- * of an older installation. What is not finished is called {@code .part}: a kill -9 leaves nothing that the next run trips on.
+ * Reads in VM_DIR: {@code dfly-<version>.iso}, the lock on {@code <name>.qemu-pid}, every VM's
+ * {@code <name>.snapshots/clean/snapshot.json}, and {@code ssh_config}. Writes {@code <name>.install/}, {@code <name>.ssh/},
+ * {@code accel.json} and, under {@code <name>.lock}, {@code <name>-clean.qcow2}; removes {@code <name>.qcow2},
+ * {@code <name>.disks/} and {@code <name>.snapshots/} of an older installation. What is not finished is called {@code .part}: a
+ * kill -9 leaves nothing that the next run trips on.
  */
 @Command(name = "vm-auto-install", scope = INHERIT, mixinStandardHelpOptions = true, version = "1", usageHelpWidth = 120,
         abbreviateSynopsis = true, sortOptions = false, parameterListHeading = "%n", optionListHeading = "%nOptions:%n",
@@ -455,7 +456,9 @@ final class VmAutoInstall implements Callable<Integer> {
     private void confirmReplacing() throws IOException {
         if (isRunning(file(".qemu-pid"))) {
             throw new VmException(69, "VM " + name + " is running: stop it first: vm-ctl stop");
-        } else if (Stream.of("-clean.qcow2", ".qcow2", ".disks", ".snapshots").noneMatch(suffix -> Files.exists(file(suffix)))) {
+        }
+        List<String> replaced = List.of("-clean.qcow2", ".qcow2", ".disks", ".snapshots");
+        if (replaced.stream().noneMatch(suffix -> Files.exists(file(suffix)))) {
             return;
         }
         refuseIfCloned();
@@ -482,20 +485,21 @@ final class VmAutoInstall implements Callable<Integer> {
             for (Path directory : snapshots) {
                 Path record = directory.resolve("clean/snapshot.json");
                 try {
-                    if (!directory.equals(file(".snapshots")) && name.equals(json(Files.readString(record)).getString("cloneOf"))) {
+                    boolean own = directory.equals(file(".snapshots"));
+                    if (!own && name.equals(json(Files.readString(record)).getString("cloneOf"))) {
                         clones.add(directory.getFileName().toString().replaceFirst("\\.snapshots$", ""));
                     }
                 } catch (NoSuchFileException none) {
                     // that VM was never started
                 } catch (IOException damaged) {
-                    throw new VmException(69, record + " cannot be read (" + reason(damaged) + "), so its VM may be a clone of " + name
-                            + ", which another installation would destroy: repair this file, or vm-ctl destroy that VM first");
+                    throw new VmException(69, record + " cannot be read (" + reason(damaged) + "), so its VM may be a clone of "
+                            + name + ", whose disk would be lost: repair this file, or vm-ctl destroy that VM first");
                 }
             }
         }
         if (!clones.isEmpty()) {
             Collections.sort(clones);
-            throw new VmException(69, "these VMs are clones of " + name + ", and another installation would destroy their disks: "
+            throw new VmException(69, "another installation would destroy the disks of these clones of " + name + ": "
                     + String.join(", ", clones) + "; destroy them first, each with vm-ctl destroy --vm-name CLONE");
         }
     }
@@ -567,16 +571,22 @@ final class VmAutoInstall implements Callable<Integer> {
                 "finished", Instant.now().toString(), "disk", identity(flat),
                 "qemu", run(Duration.ofSeconds(20), List.of(QEMU, "--version")).outputUTF8().split("\n")[0]));
         saveLedger(ledger);
-        Files.deleteIfExists(file(".qcow2"));
-        ProcessResult removed = run(Duration.ofMinutes(5),
-                List.of("rm", "-rf", file(".snapshots").toString(), file(".disks").toString()));
-        if (removed.getExitValue() != 0) { // one that stays would build on a disk that is gone
-            throw new VmException(69, "the old snapshots and their disks cannot be removed: " + removed.outputUTF8().lines().findFirst().orElse(""));
-        }
+        removeOldDisks();
         freeze(flat, clean);
         saveLedger(readLedger());
         say(name + " is installed: " + versions.getString("uname") + ", " + versions.getString("go") + "; start it: vm-ctl start");
         return clean;
+    }
+
+    /** All that builds on the old clean disk. */
+    void removeOldDisks() throws IOException {
+        Files.deleteIfExists(file(".qcow2"));
+        ProcessResult removed = run(Duration.ofMinutes(5),
+                List.of("rm", "-rf", file(".snapshots").toString(), file(".disks").toString()));
+        if (removed.getExitValue() != 0) { // one that stays would build on a disk that is gone
+            throw new VmException(69, "the old snapshots and their disks cannot be removed: "
+                    + removed.outputUTF8().lines().findFirst().orElse(""));
+        }
     }
 
     /** Boots a disk through a throw-away overlay and asks it over ssh, with the pinned host key, for its tools' versions. */

@@ -123,9 +123,9 @@ import picocli.CommandLine.UnmatchedArgumentException;
  *
  * <p>Names are kept as the bytes they are, one char each (ISO 8859-1): so every name arrives, in every locale.
  *
- * <p>Reads in VM_DIR: {@code <name>.pid}, the lock on {@code <name>.qemu-pid}, {@code ssh_config}, {@code <name>.ssh/}; asks QEMU over
- * {@code <name>.qmp} for the guest's state. Writes {@code <name>.sync/}: for each remote directory a file, which is the lock and says
- * what the next sync sends again.
+ * <p>Reads in VM_DIR: {@code <name>.pid}, the lock on {@code <name>.qemu-pid}, {@code ssh_config}, {@code <name>.ssh/}; asks QEMU
+ * over {@code <name>.qmp} for the guest's state. Writes {@code <name>.sync/}: for each remote directory a file, which is the lock
+ * and says what the next sync sends again.
  */
 @Command(name = "vm-sync", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1", usageHelpWidth = 120,
         abbreviateSynopsis = true, parameterListHeading = "%n", descriptionHeading = "%n", optionListHeading = "%nOptions:%n",
@@ -496,11 +496,11 @@ final class VmSync implements Callable<Integer> {
         return vmDir.resolve("ssh_config").toString();
     }
 
-    /** Why the guest cannot be reached: QEMU knows best. */
+    /** The guest may have ended or stand still meanwhile, which says more than what ssh makes of it. */
     private VmException lost(String why) {
         GuestState guest = GuestState.of(vmDir, name);
         if (guest == null) {
-            return new VmException(69, "VM " + name + " ended during the sync (" + why + "); start it: vm-ctl start");
+            return new VmException(69, "VM " + name + " ended meanwhile (" + why + "); start it: vm-ctl start");
         } else if (guest.why() != null) {
             return guest.failure();
         }
@@ -1041,9 +1041,13 @@ final class VmSync implements Callable<Integer> {
     }
 
     /** Tells one run of the VM from another. Not by the pid alone: in a container, QEMU often gets the same again. */
-    private String runningSince() throws IOException {
-        JsonObject vm = runningVm(vmDir, name);
-        return vm == null ? "" : vm.getLong("pid") + " " + vm.getString("started");
+    private String runningSince() {
+        try {
+            JsonObject vm = runningVm(vmDir, name);
+            return vm == null ? "" : vm.getLong("pid") + " " + vm.getString("started");
+        } catch (IOException damaged) {
+            return ""; // the sync that follows says what is wrong
+        }
     }
 
     /** Waits a second for a change of something that is not excluded, and then until the burst is over, three seconds at most. */
@@ -1438,8 +1442,9 @@ final class VmSync implements Callable<Integer> {
 
     // shared:runstate
     /**
-     * What the guest does, by QEMU's word ("running", "paused", ...); "unknown" if QEMU does not tell within 5 s. A QEMU that was
-     * stopped accepts a connection and never responds. So the connection is closed at the limit, which ends the wait.
+     * What the guest does, by QEMU's word ("running", "paused", ...); "unknown" if QEMU does not tell within 5 s. A QEMU that
+     * was stopped accepts a connection and never responds. So the connection is closed at the limit, which ends the wait. QEMU
+     * serves one connection at a time: whoever holds another one longer makes this one "unknown".
      */
     static String runState(Path qmp) {
         try (SocketChannel channel = closedAfter5s(SocketChannel.open(StandardProtocolFamily.UNIX))) {

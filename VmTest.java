@@ -96,9 +96,9 @@ import picocli.CommandLine.UnmatchedArgumentException;
  *     passes through byte for byte.
  * <li>A summary, the --junit and --json files, and the verdict as exit code.
  * </ol>
- * Reads {@code <name>.pid}, the lock on {@code <name>.qemu-pid}, {@code ssh_config} (ssh does), {@code <name>.console.log}; asks QEMU
- * over {@code <name>.qmp} for the guest's state; writes {@code <name>.test/<suite>.json}, the result and timings of its last run.
- * {@code <name>.test/lock} keeps a second vm-test away from the VM.
+ * Reads {@code <name>.pid}, the lock on {@code <name>.qemu-pid}, {@code ssh_config} (ssh does), {@code <name>.console.log}; asks
+ * QEMU over {@code <name>.qmp} for the guest's state; writes {@code <name>.test/<suite>.json}, the result and timings of its last
+ * run. {@code <name>.test/lock} keeps a second vm-test away from the VM.
  */
 @Command(name = "vm-test", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1", usageHelpWidth = 120,
         descriptionHeading = "%n", parameterListHeading = "%n", optionListHeading = "%nOptions:%n",
@@ -116,7 +116,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
             "  vm-test unit -- -run TestX ./pkg/...      # with arguments for its command",
             "  vm-test --sync all --junit all.xml        # sync, build, three suites, a report",
             "  VM_TEST_VET='go vet ./...' vm-test vet    # a suite of your own"},
-        exitCodeList = {"0:all passed", "1:a suite or the build failed or left something behind, or a report is cut off",
+        exitCodeList = {"0:all passed", "1:a suite or the build failed or left something behind, a report is cut off, or this machine's disk is full",
             "2:wrong usage", "3:the VM is not running",
             "69:the VM or the connection was lost, or something needed is not available (ssh, vm-ctl, vm-sync, the lock)",
             "124:a time limit", "130, 143:interrupted"})
@@ -431,8 +431,13 @@ final class VmTest implements Callable<Integer> {
         Stream.ofNullable(settings.get("NO_COLOR")).forEach(value -> environment.putIfAbsent("NO_COLOR", value));
     }
 
+    /** While a suite runs, a lock that cannot be asked for counts as held: the suite's result is not to be lost for that. */
     private boolean alive() {
-        return isRunning(vmDir.resolve(vmName + ".qemu-pid"));
+        try {
+            return isRunning(vmDir.resolve(vmName + ".qemu-pid"));
+        } catch (VmException unknown) {
+            return true;
+        }
     }
 
     private String guestDirectory() {
@@ -1378,8 +1383,9 @@ final class VmTest implements Callable<Integer> {
 
     // shared:runstate
     /**
-     * What the guest does, by QEMU's word ("running", "paused", ...); "unknown" if QEMU does not tell within 5 s. A QEMU that was
-     * stopped accepts a connection and never responds. So the connection is closed at the limit, which ends the wait.
+     * What the guest does, by QEMU's word ("running", "paused", ...); "unknown" if QEMU does not tell within 5 s. A QEMU that
+     * was stopped accepts a connection and never responds. So the connection is closed at the limit, which ends the wait. QEMU
+     * serves one connection at a time: whoever holds another one longer makes this one "unknown".
      */
     static String runState(Path qmp) {
         try (SocketChannel channel = closedAfter5s(SocketChannel.open(StandardProtocolFamily.UNIX))) {

@@ -17,7 +17,7 @@ import java.util.stream.Stream;
 
 /**
  * A VM_DIR whose VM is an sshd on this machine's loopback (package openssh-server): its sessions find a home of their own and a stat
- * that speaks BSD only. The VM's process is the test itself. A relay stands between, which can cut the connection.
+ * that speaks BSD only. The VM's process is a QEMU without a machine. A relay stands between, which can cut the connection.
  */
 final class Sshd implements AutoCloseable {
 
@@ -25,6 +25,9 @@ final class Sshd implements AutoCloseable {
     final Path vmDir;
     /** How many bytes may still pass to the sshd before all connections are cut. */
     final AtomicLong budget = new AtomicLong(Long.MAX_VALUE);
+    /** What happens at this point, before the cut. */
+    volatile Runnable beforeCut = () -> { };
+    final FakeVm vm;
     private final Process sshd;
     private final ServerSocket relay = new ServerSocket(0, 50, InetAddress.getLoopbackAddress());
 
@@ -57,7 +60,6 @@ final class Sshd implements AutoCloseable {
                 + "\n  IdentityFile \"" + keys.resolve("id_ed25519") + "\"\n  IdentitiesOnly yes\n  UserKnownHostsFile \"" + keys.resolve("known_hosts")
                 + "\"\n  HostKeyAlias dfly-vm\n  StrictHostKeyChecking yes\n  BatchMode yes\n  LogLevel ERROR\n");
         Files.writeString(vmDir.resolve("ssh_config"), "Include \"" + keys.resolve("config") + "\"\n");
-        Files.writeString(vmDir.resolve("dfly-vm.pid"), thisProcess());
         if (System.getProperty("user.name").equals("root")) {
             Files.createDirectories(Path.of("/run/sshd"));
         }
@@ -71,6 +73,7 @@ final class Sshd implements AutoCloseable {
                 Thread.sleep(100);
             }
         }
+        vm = new FakeVm(vmDir, "dfly-vm");
         daemon(() -> {
             while (true) {
                 Socket client = relay.accept();
@@ -99,7 +102,7 @@ final class Sshd implements AutoCloseable {
         thread.start();
     }
 
-    private static void pass(Socket from, Socket to, AtomicLong budget) throws IOException {
+    private void pass(Socket from, Socket to, AtomicLong budget) throws IOException {
         try (from; to) {
             InputStream in = from.getInputStream();
             OutputStream out = to.getOutputStream();
@@ -108,20 +111,17 @@ final class Sshd implements AutoCloseable {
                 long left = budget.addAndGet(-count);
                 out.write(buffer, 0, (int) Math.max(0, left < 0 ? count + left : count));
                 if (left < 0) {
+                    beforeCut.run();
                     return;
                 }
             }
         }
     }
 
-    static String thisProcess() {
-        long pid = ProcessHandle.current().pid();
-        return "{\"pid\":" + pid + ",\"bootId\":\"" + VmSync.bootId() + "\",\"startTicks\":" + VmSync.startTicks(pid) + "}";
-    }
-
     @Override
     public void close() throws IOException {
         relay.close();
+        vm.close();
         sshd.descendants().forEach(ProcessHandle::destroy);
         sshd.destroy();
         sshd.onExit().join();

@@ -776,13 +776,75 @@ class VmAutoInstallTest {
         Files.createDirectories(vmDir().resolve("dfly-vm.snapshots/before"));
         assertEquals(2, run());
         assertTrue(err.toString().contains("with all its snapshots; confirm it with --yes"), err.toString());
-        long own = ProcessHandle.current().pid();
-        String pid = "{\"pid\": %d, \"bootId\": \"%s\", \"startTicks\": %d}".formatted(own, VmAutoInstall.bootId(),
-                VmAutoInstall.startTicks(own));
-        Files.writeString(vmDir().resolve("dfly-vm.pid"), pid);
+        try (FakeVm vm = new FakeVm(vmDir(), "dfly-vm")) {
+            for (String record : List.of(Files.readString(vm.file(".pid")), "damaged")) { // the lock alone counts
+                Files.writeString(vm.file(".pid"), record);
+                assertEquals(69, run("--force", "--yes"));
+                says("VM dfly-vm is running: stop it first: vm-ctl stop");
+            }
+            assertEquals(69, run("provision"));
+            vm.signal("KILL");
+        }
+        assertEquals(3, run("provision"));
+        says("VM dfly-vm is not running");
+        assertEquals(2, run("--force"));
+        says("confirm it with --yes");
+        Path pidFile = vmDir().resolve("dfly-vm.qemu-pid");
+        Files.delete(pidFile);
+        Files.createSymbolicLink(pidFile, pidFile);
         assertEquals(69, run("--force", "--yes"));
-        says("vm-ctl stop");
+        says("it is unknown whether the VM runs, as " + pidFile);
         assertEquals("precious", Files.readString(clean));
+    }
+
+    private Path cleanSnapshot(String vm, String record) throws IOException {
+        return Files.writeString(Files.createDirectories(vmDir().resolve(vm + ".snapshots/clean")).resolve("snapshot.json"), record);
+    }
+
+    @Test
+    void aVmWithClonesIsNotReplacedAtAll() throws Exception {
+        phaseScripts();
+        installer();
+        Path clean = Files.writeString(vmDir().resolve("dfly-vm-clean.qcow2"), "precious");
+        cleanSnapshot("dfly-vm", "{\"cloneOf\": \"dfly-vm\"}"); // its own does not count
+        cleanSnapshot("other", "{\"disk\": \"x\"}");
+        cleanSnapshot("others-clone", "{\"cloneOf\": \"other\"}");
+        Files.createDirectories(vmDir().resolve("never-started.snapshots"));
+        assertEquals(2, run("--force"));
+        says("confirm it with --yes");
+        cleanSnapshot("w2", "{\"cloneOf\": \"dfly-vm\"}");
+        cleanSnapshot("w1", "{\"cloneOf\": \"dfly-vm\"}");
+        for (List<String> words : List.of(List.of("--force"), List.of("--force", "--yes"))) {
+            assertEquals(69, run(words.toArray(String[]::new)));
+            says("another installation would destroy the disks of these clones of dfly-vm: w1, w2; destroy them first");
+        }
+        Path damaged = cleanSnapshot("w1", "{\"cloneOf\":");
+        cleanSnapshot("w2", "{}");
+        assertEquals(69, run("--force", "--yes"));
+        says("vm-auto-install: " + damaged + " cannot be read (not JSON: {\"cloneOf\":), so its VM may be a clone of dfly-vm");
+        assertEquals("precious", Files.readString(clean));
+        assertEquals(0, installFiles().size(), "nothing was begun");
+        Files.delete(clean); // what is not there has no clones
+        removeTree(vmDir().resolve("dfly-vm.snapshots"));
+        assertEquals(69, run("--from", "3"));
+        says("phase 3 needs the disk of phase 2");
+    }
+
+    private static void removeTree(Path directory) throws IOException, InterruptedException {
+        assertEquals(0, new ProcessBuilder("rm", "-r", directory.toString()).start().waitFor());
+    }
+
+    @Test
+    void anotherInstallationRemovesAllThatBuildsOnTheOldDisk() throws Exception {
+        Files.createDirectories(vmDir().resolve("dfly-vm.disks"));
+        Files.writeString(vmDir().resolve("dfly-vm.disks/abc.qcow2"), "");
+        Files.createSymbolicLink(vmDir().resolve("dfly-vm.qcow2"), Path.of("dfly-vm.disks/abc.qcow2"));
+        Files.createDirectories(vmDir().resolve("other.disks"));
+        cleanSnapshot("dfly-vm", "{}");
+        VmAutoInstall tool = VmAutoInstall.commandLine(new VmAutoInstall.Settings(Map.of("VM_DIR", vmDir().toString()), Map.of())).getCommand();
+        new CommandLine(tool).parseArgs("--vm-dir", vmDir().toString());
+        tool.removeOldDisks();
+        assertEquals(List.of("other.disks"), List.of(vmDir().toFile().list()));
     }
 
     @Test

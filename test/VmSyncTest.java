@@ -21,6 +21,7 @@ import java.nio.file.LinkOption;
 import java.nio.file.Path;
 import java.nio.file.attribute.FileTime;
 import java.nio.file.attribute.PosixFilePermissions;
+import java.time.Duration;
 import java.time.Instant;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -31,7 +32,9 @@ import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.TreeSet;
+import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.TimeoutException;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
@@ -93,18 +96,77 @@ final class VmSyncTest {
         call(Map.of("VM_DIR", temp.toString(), "VM_NAME", "other"), Map.of(), "pull", "a", "b").exits(3).says("VM other is not running");
     }
 
-    @Test
-    void aPidFileOfAnotherProcessIsNoVm() throws IOException {
-        Files.writeString(temp.resolve("dfly-vm.pid"), "{\"pid\":" + ProcessHandle.current().pid() + ",\"bootId\":\"x\",\"startTicks\":1}");
-        call(Map.of("VM_DIR", temp.toString(), "VM_PROJECT", temp.toString()), Map.of()).exits(3);
+    private Result sync() {
+        return call(Map.of("VM_DIR", temp.toString(), "VM_PROJECT", temp.toString()), Map.of());
     }
 
     @Test
-    void aVmWithoutSshConfigCannotBeReached() throws IOException {
-        Files.writeString(temp.resolve("dfly-vm.pid"), Sshd.thisProcess());
-        call(Map.of("VM_DIR", temp.toString(), "VM_PROJECT", temp.toString()), Map.of()).exits(69).says("ssh_config is missing");
-        Files.createFile(temp.resolve("ssh_config"));
-        call(Map.of("VM_DIR", temp.toString()), Map.of(), "pull", "a", "b").exits(69).says("cannot be reached: no such file: ");
+    void aVmRunsAsLongAsItsQemuHoldsTheLock() throws Exception {
+        try (FakeVm vm = new FakeVm(temp, "dfly-vm")) {
+            sync().exits(69).says("ssh_config is missing");
+            Files.createFile(temp.resolve("ssh_config"));
+            call(Map.of("VM_DIR", temp.toString()), Map.of(), "pull", "a", "b").exits(69).says("cannot be reached: no such file: ");
+            Files.delete(temp.resolve("ssh_config"));
+            Path record = vm.file(".pid");
+            Files.writeString(record, "{\"pid\":" + vm.pid() + "}"); // of an older version: without "qmp"
+            sync().exits(69).says("ssh_config is missing");
+            for (String damaged : List.of("{\"pid\":", "", "[]", "{}", "{\"pid\":\"12\"}", "\0")) {
+                Files.writeString(record, damaged);
+                Result result = sync().exits(69).says("vm-sync: VM dfly-vm runs, but " + record + " cannot be read (")
+                        .says("): vm-ctl stop --force, then vm-ctl start, writes it again");
+                assertEquals(1, result.err().lines().count(), result.err());
+            }
+            Files.delete(record);
+            sync().exits(3).says("is not running");
+            Files.createDirectory(record);
+            sync().exits(69).says(record + " cannot be read (Is a directory)");
+            Files.delete(record);
+            Files.writeString(record, "{\"pid\":" + vm.pid() + "}");
+            vm.signal("KILL");
+            assertTrue(Files.exists(record) && Files.exists(vm.file(".qemu-pid")) && Files.exists(vm.file(".qmp")));
+            sync().exits(3).says("is not running");
+        }
+    }
+
+    @Test
+    void aPidFileThatCannotBeLockedIsNoAnswer() throws IOException {
+        Path pidFile = temp.resolve("dfly-vm.qemu-pid");
+        Files.createDirectory(pidFile); // no QEMU has its lock there
+        sync().exits(3);
+        Files.delete(pidFile);
+        Files.createSymbolicLink(pidFile, pidFile); // nobody can read this, root neither
+        sync().exits(69).says("it is unknown whether the VM runs, as " + pidFile + " cannot be locked (").says("keep VM_DIR on a local file system");
+    }
+
+    @Test
+    void aGuestThatStandsStillIsNotSyncedTo() throws Exception {
+        Duration before = VmSync.snapshotPause;
+        VmSync.snapshotPause = Duration.ofSeconds(1);
+        try (FakeVm vm = new FakeVm(temp, "dfly-vm")) {
+            vm.qmp("stop");
+            long start = System.nanoTime();
+            assertEquals("vm-sync: the guest stands still (paused): vm-ctl start lets it go on\n", sync().exits(69).err());
+            assertTrue(System.nanoTime() - start > 1e9, "it may have been a snapshot");
+            VmSync.snapshotPause = before;
+            CompletableFuture<Result> waiting = CompletableFuture.supplyAsync(this::sync);
+            assertThrows(TimeoutException.class, () -> waiting.get(500, TimeUnit.MILLISECONDS));
+            vm.qmp("cont");
+            waiting.get(10, TimeUnit.SECONDS).exits(69).says("ssh_config is missing");
+            vm.signal("STOP");
+            start = System.nanoTime();
+            assertEquals("vm-sync: QEMU (pid " + vm.pid() + ") does not answer: if it was stopped, kill -CONT " + vm.pid()
+                    + " lets it go on; vm-ctl stop --force ends it\n", sync().exits(69).err());
+            assertTrue(System.nanoTime() - start < 15e9, "within seconds");
+            vm.signal("CONT");
+            sync().exits(69).says("ssh_config is missing");
+            vm.pretend("io-error");
+            assertEquals("vm-sync: the disk of this machine is full, so the guest stands still: free some space, then vm-ctl start\n",
+                    sync().exits(1).err());
+            vm.pretend("internal-error");
+            sync().exits(69).says("the guest stands still (internal-error)");
+        } finally {
+            VmSync.snapshotPause = before;
+        }
     }
 
     @ParameterizedTest
@@ -579,6 +641,7 @@ final class VmSyncTest {
             for (String file : List.of("ssh_config", "dfly-vm.pid", "dfly-vm.ssh/config")) {
                 write("my [vm]*/" + file, Files.readString(base.resolve("vm").resolve(file)));
             }
+            Files.createSymbolicLink(inside.resolve("dfly-vm.qemu-pid"), sshd.vm.file(".qemu-pid")); // the same file, with its lock
             Map<String, String> settings = settings();
             settings.put("VM_DIR", inside.toString());
             call(settings, Map.of(), "--engine", engine).exits(0);
@@ -793,6 +856,35 @@ final class VmSyncTest {
             assertEquals(tree(guest.resolve("odd")).keySet(), tree(base.resolve("pulled/odd")).keySet());
             sync("pull", "odd", base.resolve("pulled/new/a \n é/x").toString()).exits(1).says("cannot write ");
             delete(base.resolve("pulled"));
+        }
+
+        /** The connection breaks in the middle: because of what, QEMU or its lock says. */
+        @ByEitherEngine
+        void aConnectionThatBreaksHasAReason(String engine) throws Exception {
+            byte[] content = new byte[4_000_000];
+            new java.util.Random(1).nextBytes(content);
+            Files.write(project.resolve("big"), content);
+            Path record = sshd.vm.file(".pid");
+            byte[] kept = Files.readAllBytes(record);
+            try {
+                sshd.budget.set(1_000_000);
+                sshd.beforeCut = () -> sshd.vm.mustDo("stop");
+                assertEquals("vm-sync: the guest stands still (paused): vm-ctl start lets it go on\n", sync("--engine", engine).exits(69).err());
+                sshd.vm.qmp("cont");
+                sshd.budget.set(1_000_000);
+                sshd.beforeCut = () -> record.toFile().delete();
+                sync("--engine", engine).exits(69).says("VM dfly-vm ended meanwhile (").says("); start it: vm-ctl start");
+                Files.write(record, kept);
+                sshd.budget.set(1_000_000);
+                sshd.beforeCut = () -> { };
+                sync("--engine", engine).exits(69).says("VM dfly-vm is running but cannot be reached: ");
+            } finally {
+                sshd.beforeCut = () -> { };
+                sshd.budget.set(Long.MAX_VALUE);
+                sshd.vm.qmp("cont");
+                Files.write(record, kept);
+            }
+            sync("--engine", engine).exits(0);
         }
 
         @ByEitherEngine

@@ -85,11 +85,40 @@ final class VmTestTest {
     void noLivePidIsThree() throws Exception {
         assertEquals(new Ran(3, "", "vm-test: VM dfly-vm is not running; start it: vm-ctl start\n"), vmTest("unit"));
         assertEquals(3, vmTest("run", "--", "true").code());
-        Files.writeString(dir.resolve("other.pid"), "{\"pid\":" + ProcessHandle.current().pid() + ",\"bootId\":\"before\",\"startTicks\":1}");
-        assertEquals(3, vmTest("unit", "--vm-name", "other").code(), "a pid from another boot");
-        Files.writeString(dir.resolve("other.pid"), "{\"pid\":");
-        assertEquals(3, vmTest("unit", "--vm-name", "other").code(), "half a file");
-        assertEquals(List.of("other.pid"), Stream.of(dir.toFile().list()).toList(), "nothing written");
+        assertEquals(0, dir.toFile().list().length, "nothing written");
+        try (FakeVm vm = new FakeVm(dir, "other")) {
+            Files.writeString(vm.file(".pid"), "{\"pid\":");
+            assertEquals(new Ran(69, "", "vm-test: VM other runs, but " + vm.file(".pid") + " cannot be read (not JSON: {\"pid\":): "
+                    + "vm-ctl stop --force, then vm-ctl start, writes it again\n"), vmTest("unit", "--vm-name", "other"));
+            Files.delete(vm.file(".pid"));
+            assertEquals(3, vmTest("unit", "--vm-name", "other").code(), "not started yet");
+            Files.writeString(vm.file(".pid"), "{\"pid\":" + ProcessHandle.current().pid() + "}");
+            vm.signal("KILL");
+            assertEquals(3, vmTest("unit", "--vm-name", "other").code(), "all its files are there, and its pid is somebody's");
+        }
+        Path pidFile = dir.resolve("loop.qemu-pid");
+        Files.createSymbolicLink(pidFile, pidFile);
+        Ran unknown = vmTest("unit", "--vm-name", "loop");
+        assertEquals(69, unknown.code());
+        assertTrue(unknown.err().startsWith("vm-test: it is unknown whether the VM runs, as " + pidFile + " cannot be locked ("), unknown.err());
+    }
+
+    @Test
+    void aGuestThatStandsStillIsNotWaitedFor() throws Exception {
+        Duration before = VmTest.snapshotPause;
+        VmTest.snapshotPause = Duration.ofMillis(500);
+        try (FakeVm vm = new FakeVm(dir, "dfly-vm")) {
+            vm.qmp("stop");
+            assertEquals(new Ran(69, "", "vm-test: the guest stands still (paused): vm-ctl start lets it go on\n"), vmTest("unit"));
+            vm.signal("STOP");
+            assertEquals(new Ran(69, "", "vm-test: QEMU (pid " + vm.pid() + ") does not answer: if it was stopped, kill -CONT " + vm.pid()
+                    + " lets it go on; vm-ctl stop --force ends it\n"), vmTest("run", "--", "true"));
+            vm.pretend("io-error");
+            assertEquals(new Ran(1, "", "vm-test: the disk of this machine is full, so the guest stands still: free some space, "
+                    + "then vm-ctl start\n"), vmTest("unit"));
+        } finally {
+            VmTest.snapshotPause = before;
+        }
     }
 
     @Test
@@ -142,27 +171,127 @@ final class VmTestTest {
     /** With a stand-in for ssh that runs the supervisor in this machine's sh: the verdict is told, whatever becomes of the reports. */
     @Test
     void aReportThatCannotBeWrittenTakesNothingFromTheVerdict() throws Exception {
-        Path ssh = Files.writeString(Files.createDirectory(dir.resolve("bin")).resolve("ssh"), "#!/bin/sh\nfor last; do :; done\neval \"$last\"\n");
-        assertTrue(ssh.toFile().setExecutable(true));
-        long pid = ProcessHandle.current().pid();
-        Files.writeString(dir.resolve("dfly-vm.pid"),
-                JsonWriter.string(new JsonObject(Map.of("pid", pid, "bootId", VmTest.bootId(), "startTicks", VmTest.startTicks(pid)))));
         // A link, because reports go only into directories that the user may write to, which /dev is not.
         Path full = Files.createSymbolicLink(dir.resolve("full"), Path.of("/dev/full"));
-        for (String report : List.of("--json", "--junit")) {
-            for (String exit : List.of("0", "5")) {
-                ProcessBuilder builder = new ProcessBuilder(Path.of(System.getProperty("java.home"), "bin/java").toString(), "-XX:TieredStopAtLevel=1",
-                        "-cp", System.getProperty("java.class.path"), "VmTest", "it", report, full.toString());
-                builder.environment().putAll(Map.of("VM_DIR", dir.toString(), "VM_REMOTE_DIR", dir.toString(), "VM_TEST_BUILD", "true",
-                        "VM_TEST_IT", "yes '{\"Action\":\"start\",\"Package\":\"p\"}' | head -n 2000; seq 20000; exit " + exit,
-                        "PATH", dir.resolve("bin") + ":" + System.getenv("PATH")));
-                Process process = builder.redirectOutput(dir.resolve("out").toFile()).redirectError(dir.resolve("err").toFile()).start();
-                assertTrue(process.waitFor(60, TimeUnit.SECONDS));
-                String said = Files.readString(dir.resolve("err"));
-                assertEquals("vm-test: it " + (exit.equals("0") ? "passed" : "failed, guest exit code 5") + "\nvm-test: cannot write all of " + full + ": "
-                        + "make room, or choose another place\n", said.replaceFirst("(?s).*?(?=vm-test: )", ""));
-                assertEquals(1, process.exitValue(), said);
+        try (FakeVm vm = new FakeVm(dir, "dfly-vm")) {
+            for (String report : List.of("--json", "--junit")) {
+                for (String exit : List.of("0", "5")) {
+                    Process process = start(GUEST_HERE, "yes '{\"Action\":\"start\",\"Package\":\"p\"}' | head -n 2000; seq 20000; exit " + exit,
+                            "it", report, full.toString());
+                    assertTrue(process.waitFor(60, TimeUnit.SECONDS));
+                    String said = Files.readString(dir.resolve("err"));
+                    assertEquals("vm-test: it " + (exit.equals("0") ? "passed" : "failed, guest exit code 5") + "\nvm-test: cannot write all of " + full
+                            + ": make room, or choose another place\n", said.replaceFirst("(?s).*?(?=vm-test: )", ""));
+                    assertEquals(1, process.exitValue(), said);
+                }
             }
+        }
+    }
+
+    /** A stand-in for ssh that runs the supervisor in this machine's sh. */
+    private static final String GUEST_HERE = "for last; do :; done\neval \"$last\"\n";
+    /** One that begins to run a command and then loses the connection, as soon as there is a file "go". */
+    private static final String CONNECTION_BREAKS = "touch \"$VM_DIR/begun\"; until [ -e \"$VM_DIR/go\" ]; do sleep 0.1; done; exit 255\n";
+
+    /** VmTest as a process whose ssh is this script; its one suite, "it", runs this command. A pause of a second is too long for it. */
+    private Process start(String ssh, String command, String... args) throws Exception {
+        Path bin = Files.createDirectories(dir.resolve("bin"));
+        assertTrue(Files.writeString(bin.resolve("ssh"), "#!/bin/sh\n" + ssh).toFile().setExecutable(true));
+        ProcessBuilder builder = new ProcessBuilder(Path.of(System.getProperty("java.home"), "bin/java").toString(), "-XX:TieredStopAtLevel=1",
+                "-cp", System.getProperty("java.class.path"), "VmTestTest$Impatient");
+        builder.command().addAll(List.of(args));
+        builder.environment().putAll(Map.of("VM_DIR", dir.toString(), "VM_REMOTE_DIR", dir.toString(), "VM_TEST_BUILD", "true",
+                "VM_TEST_IT", command, "PATH", bin + ":" + System.getenv("PATH")));
+        return builder.redirectOutput(dir.resolve("out").toFile()).redirectError(dir.resolve("err").toFile()).start();
+    }
+
+    static final class Impatient {
+        public static void main(String... args) {
+            VmTest.snapshotPause = Duration.ofSeconds(1);
+            VmTest.main(args);
+        }
+    }
+
+    /** Waits until a file is there and has this text. */
+    private void await(String file, String text) throws Exception {
+        for (long start = System.nanoTime(); !Files.exists(dir.resolve(file)) || !Files.readString(dir.resolve(file)).contains(text); Thread.sleep(20)) {
+            assertTrue(System.nanoTime() - start < 60e9, () -> "'" + text + "' does not come to " + file);
+        }
+    }
+
+    private int exitCode(Process process) throws Exception {
+        assertTrue(process.waitFor(60, TimeUnit.SECONDS));
+        return process.exitValue();
+    }
+
+    private static final String PAUSED = "the guest stands still (paused): vm-ctl start lets it go on";
+    private static final String UNTIL_GO = "touch begun; until [ -e go ]; do sleep 0.1; done";
+
+    @Test
+    void aStandstillIsToldOnceAndTheSuiteGoesOnAfterIt() throws Exception {
+        try (FakeVm vm = new FakeVm(dir, "dfly-vm")) {
+            Process process = start(GUEST_HERE, UNTIL_GO, "it");
+            await("begun", "");
+            vm.qmp("stop");
+            await("err", PAUSED);
+            Thread.sleep(5000); // two more looks
+            vm.qmp("cont");
+            Thread.sleep(5000);
+            vm.pretend("io-error");
+            await("err", "the disk of this machine is full, so the guest stands still: free some space, then vm-ctl start");
+            Files.createFile(dir.resolve("go"));
+            assertEquals(0, exitCode(process));
+            assertEquals("== it: " + UNTIL_GO + "\nvm-test: " + PAUSED + "\nvm-test: the disk of this machine is full, so the guest stands still: "
+                    + "free some space, then vm-ctl start\nvm-test: it passed\n", Files.readString(dir.resolve("err")));
+        }
+    }
+
+    @Test
+    void theVerdictNamesTheStandstillInWhichTheTimeLimitCame() throws Exception {
+        try (FakeVm vm = new FakeVm(dir, "dfly-vm")) {
+            Process process = start(GUEST_HERE, UNTIL_GO, "--timeout", "6s", "it");
+            await("begun", "");
+            vm.qmp("stop");
+            assertEquals(124, exitCode(process));
+            String err = Files.readString(dir.resolve("err"));
+            assertTrue(err.matches("(?s).*\nvm-test: it timed out, guest exit code \\d+: " + Pattern.quote(PAUSED) + "\n"), err);
+            assertTrue(Files.readString(dir.resolve("out")).contains(PAUSED), Files.readString(dir.resolve("out")));
+            vm.qmp("cont");
+            Files.delete(dir.resolve("begun"));
+            process = start(GUEST_HERE, UNTIL_GO, "run", "--timeout", "6s", "--", UNTIL_GO);
+            await("begun", "");
+            vm.qmp("stop");
+            assertEquals(124, exitCode(process));
+            err = Files.readString(dir.resolve("err"));
+            assertTrue(err.endsWith("vm-test: the command did not end within 6 s: " + PAUSED + "\n"), err);
+        }
+    }
+
+    @Test
+    void aConnectionThatIsLostInAStandstillNamesIt() throws Exception {
+        try (FakeVm vm = new FakeVm(dir, "dfly-vm")) {
+            Process process = start(CONNECTION_BREAKS, "true", "it");
+            await("begun", "");
+            vm.qmp("stop");
+            Files.createFile(dir.resolve("go"));
+            assertEquals(69, exitCode(process));
+            String err = Files.readString(dir.resolve("err"));
+            assertTrue(err.endsWith("\nvm-test: it lost: " + PAUSED + "\n"), err);
+            String out = Files.readString(dir.resolve("out"));
+            assertTrue(out.contains("the connection was lost: " + PAUSED + ". From " + dir.resolve("dfly-vm.console.log")), out);
+            vm.qmp("cont");
+            process = start(CONNECTION_BREAKS, "true", "it");
+            assertEquals(69, exitCode(process));
+            out = Files.readString(dir.resolve("out"));
+            assertTrue(out.contains("the connection was lost; vm-ctl restart brings it back"), out);
+            Files.delete(dir.resolve("go"));
+            Files.delete(dir.resolve("begun"));
+            process = start(CONNECTION_BREAKS, "true", "it");
+            await("begun", "");
+            vm.signal("KILL");
+            assertEquals(69, exitCode(process));
+            out = Files.readString(dir.resolve("out"));
+            assertTrue(out.contains("VM dfly-vm ended; vm-ctl start brings it back"), out);
         }
     }
 
