@@ -116,7 +116,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
             "  vm-test unit -- -run TestX ./pkg/...      # with arguments for its command",
             "  vm-test --sync all --junit all.xml        # sync, build, three suites, a report",
             "  VM_TEST_VET='go vet ./...' vm-test vet    # a suite of your own"},
-        exitCodeList = {"0:all passed", "1:a suite or the build failed or left something behind, a report is cut off, or this machine's disk is full",
+        exitCodeList = {"0:all passed",
+            "1:a suite or the build failed or left something behind, a report is cut off, or this machine's disk is full",
             "2:wrong usage", "3:the VM is not running",
             "69:the VM or the connection was lost, or something needed is not available (ssh, vm-ctl, vm-sync, the lock)",
             "124:a time limit", "130, 143:interrupted"})
