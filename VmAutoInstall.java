@@ -1482,7 +1482,7 @@ final class VmAutoInstall implements Callable<Integer> {
 
     // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */
-    static final class VmException extends RuntimeException {
+    static class VmException extends RuntimeException {
         private static final long serialVersionUID = 1;
         final int exitCode;
 
@@ -1654,7 +1654,8 @@ final class VmAutoInstall implements Callable<Integer> {
     // shared:lock
     /** Takes a VM's lock, held until the channel is closed or this process ends; its text names the holder. 69 if another holds it. */
     static FileChannel lock(Path file, String command) throws IOException {
-        FileChannel channel = FileChannel.open(file, StandardOpenOption.CREATE, StandardOpenOption.READ, StandardOpenOption.WRITE);
+        FileChannel channel = FileChannel.open(file, Set.of(StandardOpenOption.CREATE, StandardOpenOption.READ, StandardOpenOption.WRITE),
+                PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
         if (channel.tryLock() == null) {
             String holder;
             try (channel; InputStream in = Channels.newInputStream(channel)) {
@@ -1665,8 +1666,12 @@ final class VmAutoInstall implements Callable<Integer> {
             }
             throw new VmException(69, holder + " is at work on this VM: wait for it, or stop it, and try again");
         }
-        channel.truncate(0).write(ByteBuffer.wrap(JsonWriter.string().object().value("pid", ProcessHandle.current().pid())
-                .value("command", command).value("since", Instant.now().toString()).end().done().getBytes(UTF_8)));
+        try {
+            channel.truncate(0).write(ByteBuffer.wrap(JsonWriter.string().object().value("pid", ProcessHandle.current().pid())
+                    .value("command", command).value("since", Instant.now().toString()).end().done().getBytes(UTF_8)));
+        } catch (IOException full) {
+            // the lock holds without its text, and what frees space must work on a full disk
+        }
         return channel;
     }
     // end shared:lock

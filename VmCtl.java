@@ -8,6 +8,7 @@
 //DEPS com.github.stephenc.java-iso-tools:iso9660-writer:2.1.0 // the CD of `install`
 //DEPS org.slf4j:slf4j-nop:2.0.17 // zt-exec logs; without a binding slf4j warns on stderr
 
+import static java.nio.charset.StandardCharsets.ISO_8859_1;
 import static java.nio.charset.StandardCharsets.UTF_8;
 
 import com.github.stephenc.javaisotools.iso9660.ConfigException;
@@ -19,6 +20,7 @@ import com.github.stephenc.javaisotools.iso9660.impl.ISOImageFileHandler;
 import com.github.stephenc.javaisotools.rockridge.impl.RockRidgeConfig;
 import com.github.stephenc.javaisotools.sabre.HandlerException;
 import com.github.stephenc.javaisotools.sabre.impl.ByteArrayDataReference;
+import com.grack.nanojson.JsonArray;
 import com.grack.nanojson.JsonObject;
 import com.grack.nanojson.JsonParser;
 import com.grack.nanojson.JsonParserException;
@@ -26,6 +28,7 @@ import com.grack.nanojson.JsonWriter;
 import com.sun.management.OperatingSystemMXBean;
 import java.io.BufferedReader;
 import java.io.EOFException;
+import java.io.FileNotFoundException;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.InputStreamReader;
@@ -45,7 +48,9 @@ import java.nio.ByteBuffer;
 import java.nio.channels.AsynchronousCloseException;
 import java.nio.channels.Channel;
 import java.nio.channels.Channels;
+import java.nio.channels.ClosedChannelException;
 import java.nio.channels.FileChannel;
+import java.nio.channels.FileLock;
 import java.nio.channels.ServerSocketChannel;
 import java.nio.channels.SocketChannel;
 import java.nio.file.AccessDeniedException;
@@ -53,41 +58,50 @@ import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.Files;
 import java.nio.file.LinkOption;
 import java.nio.file.NoSuchFileException;
+import java.nio.file.NotDirectoryException;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
+import java.nio.file.attribute.FileAttribute;
+import java.nio.file.attribute.PosixFileAttributes;
+import java.nio.file.attribute.PosixFilePermission;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.security.SecureRandom;
 import java.time.Duration;
 import java.time.Instant;
+import java.time.format.DateTimeParseException;
 import java.time.ZoneOffset;
 import java.time.format.DateTimeFormatter;
+import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
 import java.util.Comparator;
+import java.util.Deque;
 import java.util.HashMap;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Objects;
 import java.util.Optional;
-import java.util.OptionalLong;
 import java.util.Set;
 import java.util.SortedMap;
 import java.util.TreeMap;
+import java.util.UUID;
 import java.util.concurrent.Callable;
 import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.CompletionException;
+import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
-import java.util.function.Function;
+import java.util.function.Consumer;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import java.util.zip.CRC32C;
-import java.util.zip.CheckedInputStream;
 import org.zeroturnaround.exec.ProcessExecutor;
 import org.zeroturnaround.exec.ProcessResult;
 import picocli.CommandLine;
@@ -104,55 +118,65 @@ import picocli.CommandLine.Spec;
 import picocli.CommandLine.UnmatchedArgumentException;
 
 /**
- * Runs the VM whose disk VmAutoInstall made: start, stop, status, snapshots, console, ssh.
+ * Runs the VM whose disk VmAutoInstall made: start, stop, status, snapshots, clones, console, ssh.
  *
- * <p>A start, in order: takes the VM's lock; mends what an interrupted command left; makes the working disk, an overlay on the
- * clean disk, if there is none; starts QEMU on a free port, with the RAM of the snapshot below if nothing was written since;
- * waits until ssh answers. The first start after an installation then freezes disk and RAM as snapshot "clean". Beside QEMU lives
- * a small sh that cuts {@code <name>.console.log} when it grows, keeping its end as {@code <name>.console.log.1}.
+ * <p>A start, in order: takes the VM's lock; cleans up after a command that was killed; makes the working disk, an overlay on
+ * the clean disk, if there is none; starts QEMU on a free port, with the RAM of the snapshot below if nothing was written
+ * since; waits until ssh answers. The first start after an installation then takes the snapshot "clean". Beside QEMU lives a
+ * small sh that cuts {@code <name>.console.log} when it grows, keeping its end as {@code <name>.console.log.1}.
  *
- * <p>A snapshot gives the working disk a second name, writes the snapshot's record, and puts a new overlay in the working disk's
- * place: no disk is copied, or changed once frozen, and after a kill at any point the next command finds the old state or the new
- * one. The RAM of a running guest is what QEMU's migration writes; the guest goes on in a new QEMU, as after a restore.
+ * <p>A snapshot puts an empty overlay on the working disk and works on that from then on, so no disk is copied, and none
+ * changes once something builds on it. The RAM of a running guest goes to a file while the guest stands still, for a second
+ * or so; then the guest goes on in the same QEMU. A restore starts a new QEMU with a fresh overlay and that RAM.
  *
- * <p>Reads in VM_DIR: {@code <name>-clean.qcow2}, {@code <name>.ssh/}. Writes: {@code <name>.qcow2}, {@code <name>.snapshots/},
- * {@code <name>.lock}, {@code <name>.pid}, {@code <name>.ssh/config}, {@code ssh_config}, {@code accel.json}, sockets and logs as
- * {@link Vm} names them; after an installation by hand also {@code <name>-clean.qcow2} and the keys.
+ * <p>Reads in VM_DIR: {@code <name>-clean.qcow2}, {@code <name>.ssh/}, {@code accel.json}. Writes: {@code <name>.qcow2}, a link
+ * that names the overlay at work in {@code <name>.disks/}; {@code <name>.snapshots/}, {@code <name>.lock}, {@code <name>.pid},
+ * {@code <name>.ssh/config}, {@code ssh_config}, sockets and logs as {@link VmFiles} names them; after an installation by hand
+ * also {@code <name>-clean.qcow2} and the keys.
  */
 @Command(name = "vm-ctl", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1", usageHelpWidth = 120,
         addMethodSubcommands = false, // commandLine() does it
-        abbreviateSynopsis = true, parameterListHeading = "%n", descriptionHeading = "%n", optionListHeading = "%nOptions:%n",
-        commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
+        abbreviateSynopsis = true, parameterListHeading = "%n", descriptionHeading = "%n",
+        optionListHeading = "%nOptions:%n", commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n",
+        exitCodeListHeading = "%nExit codes:%n",
         description = {"Start, stop, snapshot and restore the DragonFlyBSD test VM", "",
-            "It runs on VM_DIR/NAME.qcow2, an overlay on the disk that vm-auto-install made. An option beats the environment, which beats "
-                + "vm.env (KEY=VALUE lines) in the working directory, which beats the default."},
+            "It runs on an overlay on the disk that vm-auto-install made; VM_DIR/NAME.qcow2 is a link to that overlay. An "
+                + "option wins over the environment, which wins over vm.env (KEY=VALUE lines) in the working directory, which "
+                + "wins over the default."},
         footer = {"  vm-ctl start", "  vm-ctl exec -- uname -a", "  vm-ctl snapshot before-upgrade",
             "  vm-ctl restore before-upgrade    # no disk is copied", "  VM_NAME=other vm-ctl status"},
-        exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage, or refused for want of --yes", "3:the VM is not running",
-            "69:something needed is not available (QEMU, a disk, a port, the lock, ssh)", "124:a time limit", "130, 143:interrupted"})
+        exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage, or refused because --yes was missing",
+            "3:the VM is not running", "69:something needed is not available (QEMU, a disk, a port, the lock, ssh)",
+            "124:a time limit", "130, 143:interrupted"})
 final class VmCtl {
     static final String QEMU = "qemu-system-x86_64";
     static final String CLEAN = "clean";
     private static final List<String> PHASES = List.of("phase1-install.sh", "phase2-update.sh", "phase3-provision.sh");
-    /** For what QEMU or ssh does at once, on a very busy machine. */
+    /** For what QEMU, qemu-img or ssh do at once, on a very busy machine. */
     private static final Duration SOON = Duration.ofSeconds(60);
+    /** Called between the steps of an act that must survive a kill, with the step's name. Tests kill there. */
+    static Consumer<String> onStep = step -> { };
 
     @Spec
     CommandSpec spec;
 
-    @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = ScopeType.INHERIT, paramLabel = "DIR",
-            description = "Where everything about the VMs lies (VM_DIR; default: ${DEFAULT-VALUE}).")
+    @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = ScopeType.INHERIT,
+            paramLabel = "DIR", description = "Where everything about the VMs lies (VM_DIR; default: ${DEFAULT-VALUE}).")
     String dirOption;
 
-    @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = ScopeType.INHERIT, paramLabel = "NAME",
-            description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
+    @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = ScopeType.INHERIT,
+            paramLabel = "NAME", description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
     String nameOption;
 
     @Option(names = "-v", scope = ScopeType.INHERIT, description = "Echo every external command.")
-    boolean verbose;
+    static boolean verbose;
 
-    /** The VM at hand. */
-    Vm vm;
+    /** The VM at hand, and the parts that act on it. */
+    VmFiles files;
+    private Qemu qemu;
+    private GuestSsh guestSsh;
+    private Machine machine;
+    private Snapshots snapshots;
 
     public static void main(String... args) {
         System.exit(commandLine(args).execute(args));
@@ -163,14 +187,15 @@ final class VmCtl {
     }
 
     /**
-     * The command line for these arguments. It takes picocli 5 ms to read the annotations of a subcommand and 1 ms to add it at all,
-     * half a start for all of them: so it has those that the arguments name. Where they name none, --help and the hint at a mistyped
-     * one want all names and descriptions; without arguments it has all.
+     * The command line for these arguments. It takes picocli 5 ms to read the annotations of a subcommand and 1 ms to add it
+     * at all, half a start for all of them: so it has those that the arguments name. Where they name none, --help and the hint
+     * at a mistyped one want all names and descriptions; without arguments it has all.
      */
     static CommandLine commandLine(Settings settings, String... args) {
         CommandSpec root = CommandSpec.forAnnotatedObject(new VmCtl());
         List<Method> named = Stream.of(VmCtl.class.getDeclaredMethods()) // a command's method bears its name
-                .filter(method -> List.of(args).contains(method.getName()) && method.isAnnotationPresent(Command.class)).toList();
+                .filter(method -> List.of(args).contains(method.getName()) && method.isAnnotationPresent(Command.class))
+                .toList();
         int first = named.stream().mapToInt(method -> List.of(args).indexOf(method.getName())).min().orElse(0);
         if (List.of(args).subList(0, first).stream().anyMatch(arg -> arg.matches("--help|-[vV]*h[hvV]*"))) {
             named = List.of(); // --help of all, whatever follows
@@ -185,7 +210,7 @@ final class VmCtl {
     }
 
     /** Options of every command that starts a VM. */
-    static final class Machine {
+    static final class MachineOptions {
         @Option(names = "--memory", descriptionKey = "VM_MEMORY", paramLabel = "SIZE",
                 description = "As 2G or 512M (VM_MEMORY; default: a quarter of the host's within 2G-8G).")
         String memory;
@@ -199,7 +224,7 @@ final class VmCtl {
         String cpu;
 
         @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", paramLabel = "NAME",
-                description = "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}: what runs a probe guest well).")
+                description = "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}: what vm-setup check found to work).")
         String accel;
 
         @Option(names = "--qemu-args", descriptionKey = "VM_QEMU_ARGS", defaultValue = "", paramLabel = "ARGS",
@@ -214,57 +239,56 @@ final class VmCtl {
                 description = "The host's port to the guest's sshd (VM_SSH_PORT; default: 2222 or the next free one).")
         String sshPort;
 
-        @Option(names = "--forward", paramLabel = "HOST:GUEST", description = "Forward one more port of 127.0.0.1 to the guest, as "
-            + "8080:80 (repeatable; default: none, or what the running VM has).")
+        @Option(names = "--forward", paramLabel = "HOST:GUEST", description = "Forward one more port of 127.0.0.1 to the "
+            + "guest, as 8080:80 (repeatable; default: none, or what the running VM has).")
         List<String> forwards;
+
+        @Option(names = "--setup-cmd", descriptionKey = "VM_SETUP_CMD", paramLabel = "CMD", description = "How vm-setup is run, "
+            + "to find out which accelerator works (VM_SETUP_CMD; default: the one beside this script).")
+        String setupCommand;
     }
 
     /** The option of every command that waits for the guest. */
-    static final class Patience {
+    static final class TimeoutOption {
         @Option(names = "--timeout", defaultValue = "15m", paramLabel = "TIME",
                 description = "Give up on the guest after this long, as 90s, 5m or 1h (default: ${DEFAULT-VALUE}).")
         String timeout;
     }
 
+    /** The option of every command that may use a snapshot's RAM. */
+    static final class ColdOption {
+        @Option(names = "--cold", description = "Boot the disk, even where a snapshot's RAM could be used.")
+        boolean cold;
+    }
+
     @Command(name = "start",
             description = {"Start the VM and wait until ssh answers.", "",
-                "The first start after an installation freezes disk and RAM as snapshot clean. If nothing was written since a snapshot, a "
-                    + "start restores its RAM, unless QEMU, accelerator, CPU, memory or processors differ from then: so it boots. "
-                    + "A paused VM goes on. VM_DIR/ssh_config is written: ssh -F VM_DIR/ssh_config NAME works for every tool."},
+                "The first start after an installation takes the snapshot clean, disk and RAM. If nothing was written since a "
+                    + "snapshot, a start restores its RAM, unless QEMU, accelerator, CPU, memory or processors differ from "
+                    + "then, or the guest does not answer: then it boots the disk. A paused VM goes on. VM_DIR/ssh_config is "
+                    + "written: ssh -F VM_DIR/ssh_config NAME works for every tool."},
             footer = {"  vm-ctl start", "  vm-ctl start --memory 4G --forward 8080:80",
                 "  vm-ctl start --dry-run    # prints the commands, to be pasted into a shell"},
-            exitCodeList = {"0:done, or it runs already", "1:the job failed (disk full)", "2:wrong usage",
-                "69:something needed is not available (a disk, QEMU, a port, the lock), or the guest is in trouble", "124:a time limit",
-                "130, 143:interrupted"})
-    int start(@Mixin Machine machine, @Mixin Patience patience,
+            exitCodeList = {"0:the VM runs", "1:the job failed (disk full)", "2:wrong usage",
+                "69:something needed is not available (a disk, QEMU, a port, the lock), or the guest is in trouble",
+                "124:a time limit", "130, 143:interrupted"})
+    int start(@Mixin MachineOptions options, @Mixin TimeoutOption limit, @Mixin ColdOption ram,
             @Option(names = "--no-wait", description = "Return as soon as QEMU runs. Restored RAM is waited for, to set its clock.")
             boolean noWait,
             @Option(names = "--dry-run", description = "Print the commands, shell-quoted, and do nothing.") boolean dryRun)
             throws IOException {
         openVm();
-        Boot boot = planned(machine, duration(patience.timeout), !noWait, List.of());
+        Plan plan = plan(options, duration(limit.timeout), !noWait, ram.cold, dryRun, List.of());
         if (dryRun) {
-            Snapshot below = vm.below().orElse(null);
-            if (!Files.exists(vm.disk())) {
-                answer(shellQuoted(overlayCommand(below == null ? vm.clean() : below.disk(), vm.disk())));
-            }
-            boolean warm = below != null && below.ramProblem(boot.hardware()) == null;
-            answer(shellQuoted(qemuArguments(vm, boot, freePorts(boot.port()).get(0), warm ? below.ram() : null)));
+            snapshots.startCommands(plan).forEach(command -> answer(shellQuoted(command)));
             return 0;
         }
         locked("start", () -> {
-            JsonObject running = running();
-            if (running == null) {
-                boot(boot, true);
-                return;
+            if (qemu.isRunning() && machine.goOn(plan, snapshots.source().isPresent())) {
+                say(files.name() + " runs already: " + machine.describe());
+            } else {
+                snapshots.start(plan);
             }
-            if (Set.of("paused", "io-error").contains(runState(vm, SOON))) {
-                qmp("cont");
-            }
-            if (!noWait) {
-                awaitAnswer(running, boot.limit());
-            }
-            say(vm.name() + " runs already: " + describe(running));
         });
         return 0;
     }
@@ -273,12 +297,15 @@ final class VmCtl {
             description = {"Shut the guest down: by ssh, else by the power button, else QEMU by its monitor, else by SIGKILL.", "",
                 "It says which it was. A guest that panicked is not asked. The working disk stays; a start goes on with it."},
             footer = {"  vm-ctl stop", "  vm-ctl stop --force"},
-            exitCodeList = {"0:done, or it did not run", "2:wrong usage", "69:something needed is not available (VM_DIR, the lock)",
-                "130, 143:interrupted"})
+            exitCodeList = {"0:done, or it did not run", "1:the guest cannot shut down: this machine's disk is full",
+                "2:wrong usage", "69:something needed is not available (VM_DIR, the lock)", "130, 143:interrupted"})
     int stop(@Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.") boolean force)
             throws IOException {
         openVm();
-        locked("stop", () -> shutDown(force));
+        locked("stop", () -> {
+            machine.stop(force);
+            snapshots.mergeLayers();
+        });
         return 0;
     }
 
@@ -286,45 +313,40 @@ final class VmCtl {
             description = {"Stop the VM and start it again.", "", "It keeps the port and the forwards that it was started with."},
             footer = {"  vm-ctl restart", "  vm-ctl restart --memory 4G --cpus 2"},
             exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage",
-                "69:something needed is not available (a disk, QEMU, a port, the lock), or the guest is in trouble", "124:a time limit",
-                "130, 143:interrupted"})
-    int restart(@Mixin Machine machine, @Mixin Patience patience,
+                "69:something needed is not available (a disk, QEMU, a port, the lock), or the guest is in trouble",
+                "124:a time limit", "130, 143:interrupted"})
+    int restart(@Mixin MachineOptions options, @Mixin TimeoutOption limit,
             @Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.") boolean force)
             throws IOException {
         openVm();
-        Boot boot = planned(machine, duration(patience.timeout), true, List.of());
+        Plan plan = plan(options, duration(limit.timeout), true, false, false, List.of());
         locked("restart", () -> {
-            shutDown(force);
-            boot(boot, true);
+            machine.stop(force);
+            snapshots.start(plan);
         });
         return 0;
     }
 
     @Command(name = "status",
             description = {"Tell the VM's state, without waiting for the guest.", "",
-                "The state is running, starting, paused, panicked, hung, stopped, or gone (it ended without being stopped). With it come "
-                    + "what the VM was started with, the size of its disk (as the guest sees it, and here), and its snapshots."},
+                "The state is running, starting, paused, panicked, hung, stopped, or gone (it ended without being stopped). "
+                    + "With it come what the VM was started with, the size of its disk (as the guest sees it, and here), how "
+                    + "many layers lie under that disk, its snapshots, and which of them have RAM that can be used."},
             footer = {"  vm-ctl status --guest", "  vm-ctl status --json"},
             exitCodeList = {"0:it runs, starts or is paused", "2:wrong usage", "3:it is stopped or gone", "69:it panicked or hangs",
                 "130, 143:interrupted"})
-    int status(@Option(names = "--json", description = "Print {name, state, reason, pid, port, accel, memory, cpus, forwards, "
-                + "uptimeSeconds, diskBytes, diskFileBytes, snapshots, guest}.") boolean asJson,
+    int status(@Option(names = "--json", description = "Print {name, state, reason, cloneOf, pid, port, accel, memory, cpus, "
+                + "forwards, uptimeSeconds, diskBytes, diskFileBytes, depth, snapshots, usableRam, guest}.") boolean asJson,
             @Option(names = "--guest", description = "Ask the guest for its name, uptime and clock, too, within 10 s.") boolean guest)
             throws IOException {
         openVm();
-        Report report = report(vm);
-        JsonObject running = report.running();
-        JsonObject answer = object("name", vm.name(), "state", report.state(), "reason", report.reason());
-        for (String key : List.of("pid", "port", "accel", "memory", "cpus", "forwards")) {
-            answer.put(key, running == null ? null : running.get(key));
-        }
-        Instant started = running == null ? null : Instant.parse(running.getString("started"));
-        boolean disk = Files.exists(vm.disk());
-        answer.putAll(object("uptimeSeconds", running == null ? null : Duration.between(started, Instant.now()).toSeconds(),
-                "diskBytes", disk ? Qcow2.read(vm.disk()).size() : null, "diskFileBytes", disk ? Files.size(vm.disk()) : null,
-                "snapshots", vm.snapshots().stream().map(Snapshot::name).toList()));
-        if (guest && running != null) {
-            answer.put("guest", ask(Duration.ofSeconds(10), "uname -sr; uptime; date -u").text().lines().toList());
+        Report report = machine.report();
+        JsonObject answer = object("name", files.name(), "state", report.state(), "reason", report.reason(),
+                "cloneOf", snapshots.source().map(Snapshot::origin).orElse(null));
+        answer.putAll(report.details());
+        answer.putAll(snapshots.details());
+        if (guest && report.running() != null) {
+            answer.put("guest", guestSsh.run(Duration.ofSeconds(10), "uname -sr; uptime; date -u").text().lines().toList());
         }
         if (asJson) {
             answer(JsonWriter.string(answer));
@@ -335,102 +357,135 @@ final class VmCtl {
         return report.exitCode();
     }
 
-    @Command(name = "list", description = "List all VMs in VM_DIR: name, state, port.",
+    @Command(name = "list", description = "List all VMs in VM_DIR: name, state, port, and what it is a clone of.",
             footer = {"  vm-ctl list", "  vm-ctl list --vm-dir /var/tmp/vms"},
             exitCodeList = {"0:done", "2:wrong usage", "69:something needed is not available (VM_DIR)", "130, 143:interrupted"})
     int list() throws IOException {
         openVm();
-        for (String name : vm.names()) {
-            Report report = report(new Vm(vm.dir(), name));
-            String where = report.running() == null ? "" : "  port " + report.running().getInt("port");
-            answer(String.format("%-20s %s%s", name, report.state(), where));
+        for (String name : files.names()) {
+            VmCtl other = other(name);
+            Report report = other.machine.report();
+            String where = report.running() == null ? "" : "  port " + report.running().port();
+            String clone = other.snapshots.source().map(snapshot -> "  clone of " + snapshot.origin()).orElse("");
+            answer(String.format("%-20s %s%s%s", name, report.state(), where, clone));
         }
         return 0;
     }
 
     @Command(name = "snapshot",
-            description = {"Freeze the VM under a name: the disk of a stopped one, disk and RAM of a running one.", "",
-                "No disk is copied: the working disk becomes the snapshot's, in the VM's .snapshots/ in VM_DIR, and the VM goes on with an "
-                    + "overlay on it. A running guest has to answer ssh, and stands still until its RAM is written and read. "
-                    + "Replacing a snapshot asks on a terminal, and elsewhere wants --yes."},
+            description = {"Keep the VM's state under a name: the disk of a stopped one, disk and RAM of a running one.", "",
+                "No disk is copied: the VM goes on with an overlay on what it had. A running guest has to answer ssh. It stands "
+                    + "still while its RAM is written, and goes on. Replacing a snapshot asks on a terminal, and elsewhere "
+                    + "wants --yes. Deleting one merges its layer into the disk that builds on it."},
             footer = {"  vm-ctl snapshot before-upgrade", "  vm-ctl snapshot clean --yes    # from now on this is the clean state",
                 "  vm-ctl snapshot --list", "  vm-ctl snapshot --delete before-upgrade"},
-            exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage, or refused for want of --yes",
-                "69:something needed is not available (a disk, QEMU, the lock, ssh), or others build on the snapshot", "124:a time limit",
-                "130, 143:interrupted"})
-    int snapshot(@Parameters(arity = "0..1", paramLabel = "NAME", description = "What to freeze it as (default: clean).") String given,
+            exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage, or refused because --yes was missing",
+                "69:something needed is not available (a disk, QEMU, the lock, ssh), or clones build on the snapshot",
+                "124:a time limit", "130, 143:interrupted"})
+    int snapshot(@Parameters(arity = "0..1", paramLabel = "NAME", description = "The snapshot's name (default: clean).") String given,
             @Option(names = "--list", description = "List the snapshots: name, time, what is in it.") boolean list,
-            @Option(names = "--delete", paramLabel = "NAME", description = "Delete a snapshot that no other builds on.") String delete,
+            @Option(names = "--delete", paramLabel = "NAME", description = "Delete a snapshot.") String delete,
             @Option(names = "--yes", description = "Replace a snapshot of this name without asking.") boolean yes) throws IOException {
         if (Stream.of(given != null, list, delete != null).filter(wanted -> wanted).count() > 1) {
             throw new VmException(2, "snapshot takes a NAME, --list or --delete NAME: one of them");
         }
         String name = given == null ? CLEAN : given;
-        openVm();
         checkSnapshotName(delete == null ? name : delete);
+        openVm();
         if (list) {
-            for (Snapshot snapshot : vm.snapshots()) {
-                answer(String.format("%-20s %.19s  %s", snapshot.name(), snapshot.said().getString("made"),
-                        snapshot.ram() == null ? "disk" : "disk and RAM"));
+            for (Snapshot snapshot : snapshots.all()) {
+                answer(String.format("%-20s %.19s  %s", snapshot.name(), snapshot.made(), snapshot.contents()));
             }
-            return 0;
         } else if (delete != null) {
-            locked("snapshot --delete", () -> delete(delete));
-            return 0;
-        } else if (!Files.exists(vm.disk())) {
-            throw new VmException(69, vm.name() + " has no disk of its own to freeze: vm-ctl start makes one");
-        } else if (vm.snapshot(name).isPresent() || name.equals(CLEAN) && Files.exists(vm.clean())) {
-            confirm("replace snapshot " + name + " of " + vm.name(), yes);
+            locked("snapshot --delete", () -> snapshots.delete(delete));
+        } else {
+            if (snapshots.find(name).isPresent() || name.equals(CLEAN) && Files.exists(files.clean())) {
+                confirm("replace snapshot " + name + " of " + files.name(), yes);
+            }
+            files.refuseOlderVersion();
+            locked("snapshot", () -> {
+                if (isByHand()) {
+                    finishByHand(name);
+                } else {
+                    snapshots.freeze(name, false, Duration.ofMinutes(15));
+                    snapshots.mergeLayers();
+                }
+            });
         }
-        locked("snapshot", () -> {
-            JsonObject running = running();
-            if (running != null && running.getBoolean("byHand")) {
-                say("shutting down: the RAM of a VM with the installer's CDs is not worth keeping");
-                shutDown(false);
-                Files.deleteIfExists(vm.file(".setup.iso")); // the root password is on it
-            }
-            if (running() != null) {
-                freezeRunning(running, name, false, Duration.ofMinutes(15));
-            } else {
-                thaw(vm.freeze(name, object(), false));
-                say("froze the disk as " + name);
-            }
-        });
         return 0;
     }
 
     @Command(name = "restore",
             description = {"Throw the working disk away, unasked, and go back to a snapshot.", "",
-                "One with RAM comes back running, its clock set; one without leaves the VM running or stopped, as it was. The snapshots "
-                    + "stay. A running VM keeps the port and the forwards that it was started with."},
-            footer = {"  vm-ctl restore", "  vm-ctl restore before-upgrade"},
+                "One with RAM comes back running, its clock set; if its RAM cannot be used, its disk is booted. One without "
+                    + "RAM leaves the VM running or stopped, as it was. The snapshots stay. A running VM keeps the port and "
+                    + "the forwards that it was started with."},
+            footer = {"  vm-ctl restore", "  vm-ctl restore before-upgrade", "  vm-ctl restore --cold    # boot, do not use the RAM"},
             exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage",
                 "69:something needed is not available (the snapshot, QEMU, a port, the lock), or the guest is in trouble",
                 "124:a time limit", "130, 143:interrupted"})
-    int restore(@Mixin Machine machine, @Mixin Patience patience,
+    int restore(@Mixin MachineOptions options, @Mixin TimeoutOption limit, @Mixin ColdOption ram,
             @Parameters(arity = "0..1", paramLabel = "NAME", defaultValue = CLEAN,
                     description = "The snapshot (default: ${DEFAULT-VALUE}).") String name) throws IOException {
-        openVm();
         checkSnapshotName(name);
-        Boot boot = planned(machine, duration(patience.timeout), true, List.of());
-        locked("restore", () -> {
-            Snapshot snapshot = vm.snapshot(name).orElse(null);
-            if (snapshot == null && !(name.equals(CLEAN) && Files.exists(vm.clean()))) {
-                throw new VmException(69, vm.name() + " has no usable snapshot " + name + (name.equals(CLEAN)
-                        ? ": run vm-auto-install, or vm-ctl install" : ": vm-ctl snapshot --list names those it has"));
-            }
-            JsonObject running = running();
-            if (running != null) {
-                kill(running.getLong("pid")); // its disk is thrown away: nothing to write back
-            }
-            overlay(snapshot == null ? vm.clean() : snapshot.disk());
-            if (running != null || snapshot != null && snapshot.ram() != null) {
-                boot(boot, true);
-            } else {
-                say("restored the disk of " + name + ": vm-ctl start boots it");
-            }
-        });
+        openVm();
+        Plan plan = plan(options, duration(limit.timeout), true, ram.cold, false, List.of());
+        locked("restore", () -> snapshots.restore(name, plan));
         return 0;
+    }
+
+    @Command(name = "clone",
+            description = {"Make VMs that begin as a snapshot of this one.", "",
+                "A clone shares the snapshot's disk and RAM file, and has its own overlay, port and hostname, and the same "
+                    + "keys. Its own snapshot clean is the snapshot that it came from. A clone can be snapshotted, but not "
+                    + "cloned. While it exists, the snapshot that it builds on cannot be replaced or deleted."},
+            footer = {"  vm-ctl clone one two", "  vm-ctl clone --snapshot before-upgrade --start trial",
+                "  vm-ctl clone --start one    # then: VM_NAME=one vm-ctl ssh"},
+            exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage",
+                "69:something needed is not available (the snapshot, a disk, the lock), or a VM of this name exists",
+                "124:a time limit", "130, 143:interrupted"})
+    int clone(@Mixin MachineOptions options, @Mixin TimeoutOption limit,
+            @Parameters(arity = "1..*", paramLabel = "NAME", description = "The new VMs' names.") List<String> names,
+            @Option(names = "--snapshot", defaultValue = CLEAN, paramLabel = "NAME",
+                    description = "The snapshot that they begin as (default: ${DEFAULT-VALUE}).") String snapshot,
+            @Option(names = "--start", description = "Start them, all at once.") boolean start) throws IOException {
+        checkSnapshotName(snapshot);
+        names.forEach(name -> require("the clone's name", name, VALUES.get("VM_NAME").get(0), VALUES.get("VM_NAME").get(1)));
+        if (Set.copyOf(names).size() < names.size()) {
+            throw new VmException(2, "a clone's name is given twice: " + String.join(" ", names));
+        }
+        openVm();
+        Plan plan = start ? plan(options, duration(limit.timeout), true, false, false, List.of()).elsewhere() : null;
+        locked("clone", () -> snapshots.clone(snapshot, names));
+        return start ? startClones(names, plan) : 0;
+    }
+
+    /** Starts VMs at the same time, each under its own lock; the exit code is that of the first one that failed. */
+    private int startClones(List<String> names, Plan plan) throws IOException {
+        List<CompletableFuture<Void>> starts = new ArrayList<>();
+        for (String name : names) {
+            VmCtl clone = other(name);
+            starts.add(CompletableFuture.runAsync(() -> {
+                try {
+                    clone.locked("start", () -> clone.snapshots.start(plan));
+                } catch (IOException failed) {
+                    throw new VmException(69, reason(failed));
+                }
+            }, command -> new Thread(command, "start " + name).start()));
+        }
+        int exitCode = 0;
+        for (int i = 0; i < starts.size(); i++) {
+            try {
+                starts.get(i).join();
+            } catch (CompletionException failed) {
+                if (!(failed.getCause() instanceof VmException expected)) {
+                    throw failed;
+                }
+                say(names.get(i) + ": " + expected.getMessage());
+                exitCode = exitCode == 0 ? expected.exitCode : exitCode;
+            }
+        }
+        return exitCode;
     }
 
     @Command(name = "console",
@@ -450,16 +505,16 @@ final class VmCtl {
         needRunning();
         boolean terminal = isTerminal(0);
         if (terminal) {
-            say("attached to the console of " + vm.name() + "; Ctrl-] detaches");
+            say("attached to the console of " + files.name() + "; Ctrl-] detaches");
             interactive(List.of("stty", "raw", "-echo"), null);
         }
-        try (SocketChannel guest = SocketChannel.open(UnixDomainSocketAddress.of(vm.socket(".console")))) {
+        try (SocketChannel guest = SocketChannel.open(UnixDomainSocketAddress.of(files.socket(".console")))) {
             Thread keyboard = new Thread(() -> type(guest, terminal ? 0x1d : -1));
             keyboard.setDaemon(true); // it waits for a key that need not come
             keyboard.start();
-            ByteBuffer said = ByteBuffer.allocate(1 << 16);
-            while (guest.read(said.clear()) >= 0) {
-                System.out.write(said.array(), 0, said.position());
+            ByteBuffer output = ByteBuffer.allocate(1 << 16);
+            while (guest.read(output.clear()) >= 0) {
+                System.out.write(output.array(), 0, output.position());
                 System.out.flush();
             }
         } catch (AsynchronousCloseException detached) {
@@ -484,13 +539,14 @@ final class VmCtl {
     }
 
     @Command(name = "screenshot", description = "Write what the guest's screen shows, as PNG.", footer = "  vm-ctl screenshot now.png",
-            exitCodeList = {"0:done", "2:wrong usage", "3:the VM is not running", "69:QEMU cannot write the file, or hangs",
+            exitCodeList = {"0:done", "2:wrong usage", "3:the VM is not running", "69:QEMU cannot write the file, or does not answer",
                 "130, 143:interrupted"})
     int screenshot(@Parameters(paramLabel = "FILE.png", description = "Where to; a file that is there is replaced.") Path file)
             throws IOException {
         openVm();
         needRunning();
-        qmp("screendump", "filename", file.toAbsolutePath().toString(), "format", "png");
+        qemu.requireAnswer();
+        qemu.qmp("screendump", "filename", file.toAbsolutePath().toString(), "format", "png");
         return 0;
     }
 
@@ -503,7 +559,8 @@ final class VmCtl {
             + "root's shell (default: none, which is a shell on this terminal).") List<String> words) throws IOException {
         openVm();
         needRunning();
-        return sshResult(interactive(ssh(words == null ? new String[0] : words.toArray(String[]::new)), null));
+        String[] more = words == null ? new String[0] : words.toArray(String[]::new);
+        return sshResult(interactive(guestSsh.command(more), null));
     }
 
     @Command(name = "exec",
@@ -526,10 +583,10 @@ final class VmCtl {
         List<String> variables = environment == null ? List.of() : environment;
         variables.forEach(variable -> require("--env", variable, "(?s)[A-Za-z_]\\w*=.*", "a variable such as K=V"));
         needRunning();
-        long begun = System.nanoTime();
-        String command = remoteCommand(words, variables, limit);
-        int code = interactive(ssh(command), limit == null ? null : limit.plusSeconds(15)); // the guest kills it, if it can
-        if (code == 255 && limit != null && System.nanoTime() - begun >= limit.toNanos()) {
+        long started = System.nanoTime();
+        String command = GuestSsh.remoteCommand(words, variables, limit);
+        int code = interactive(guestSsh.command(command), limit == null ? null : limit.plusSeconds(15)); // the guest kills it, if it can
+        if (code == 255 && limit != null && System.nanoTime() - started >= limit.toNanos()) {
             throw new VmException(124, "killed after " + limit.toSeconds() + " s");
         }
         return sshResult(code);
@@ -545,7 +602,7 @@ final class VmCtl {
             exitCodeList = {"0:done: it runs", "1:the job failed (disk full)", "2:wrong usage",
                 "69:something needed is not available (ISO, phase scripts, QEMU, a port, the lock), or it is installed already",
                 "124:a time limit", "130, 143:interrupted"})
-    int install(@Mixin Machine machine,
+    int install(@Mixin MachineOptions options,
             @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2", paramLabel = "VERSION",
                     description = "Which installer (DFLY_VERSION; default: ${DEFAULT-VALUE}).") String version,
             @Option(names = "--image", descriptionKey = "VM_IMAGE", paramLabel = "FILE",
@@ -557,994 +614,190 @@ final class VmCtl {
             throws IOException {
         openVm();
         // vm-setup unpacks a .bz2 that VM_IMAGE names
-        Path installer = image == null || image.endsWith(".bz2") ? vm.dir().resolve("dfly-" + version + ".iso") : userPath(image);
+        Path installer = image == null || image.endsWith(".bz2") ? files.dir().resolve("dfly-" + version + ".iso") : userPath(image);
         if (!Files.isRegularFile(installer)) {
             throw new VmException(69, "the installer ISO is missing; fetch it with vm-setup: " + installer);
         }
         Path scripts = phases(phases);
         locked("install", () -> {
-            if (running() != null || Files.exists(vm.clean())) {
-                throw new VmException(69, vm.name() + " is installed already, or runs: vm-ctl destroy deletes it, --vm-name makes another");
+            if (qemu.isRunning() || Files.exists(files.clean())) {
+                throw new VmException(69, files.name() + " is installed already, or runs: vm-ctl destroy deletes it, --vm-name makes another");
             }
-            if (!Files.exists(vm.disk())) {
-                makeDisk(beside -> List.of("qemu-img", "create", "-q", "-f", "qcow2", beside.toString(), diskSize));
+            if (!Files.exists(files.link())) {
+                Disk.createBlank(files.link(), diskSize);
             }
-            int screen = IntStream.range(5900, 6000).filter(VmCtl::isFree).findFirst()
+            int screen = IntStream.range(5900, 6000).filter(Ports::isFree).findFirst()
                     .orElseThrow(() -> new VmException(69, "no port from 5900 to 5999 is free for the screen"));
-            machine.qemuArgs += " -vnc 127.0.0.1:" + (screen - 5900);
-            JsonObject running = launch(planned(machine, SOON, false, List.of(installer, provisioningDisc(scripts), installer)), null);
+            options.qemuArgs += " -vnc 127.0.0.1:" + (screen - 5900);
+            Plan plan = plan(options, SOON, false, true, false, List.of(installer, provisioningDisc(scripts), installer));
+            Running running = qemu.launch(plan, files.link(), null);
+            guestSsh.writeConfig(running.port());
             say("it boots the CD, or da0 once installed. Its screen is VNC on 127.0.0.1:" + screen + ", its serial line 'vm-ctl console'.\n"
                     + "Install to da0 with the installer; without it, log in as root and type\n\n"
                     + "  mount_cd9660 /dev/cd1 /mnt && sh /mnt/phase1.sh\n\n"
                     + "which powers off; 'vm-ctl install' boots again. Then, on the installed system, as root (its password: "
-                    + vm.file(".ssh").resolve("root_password") + "):\n\n"
+                    + files.file(".ssh").resolve("root_password") + "):\n\n"
                     + "  mount_cd9660 /dev/cd1 /mnt && sh /mnt/setup.sh\n\n"
-                    + "and when that is done: vm-ctl snapshot clean (ssh will be on port " + running.getInt("port") + ")");
+                    + "and when that is done: vm-ctl snapshot clean (ssh will be on port " + running.port() + ")");
         });
         return 0;
     }
 
     @Command(name = "destroy",
             description = {"Delete the VM: disks, snapshots, keys, logs. The installer ISO stays.", "",
-                "It asks on a terminal, and elsewhere wants --yes. A running VM is killed. Other VMs in VM_DIR are left alone."},
+                "It asks on a terminal, and elsewhere wants --yes. A running VM is killed. Other VMs in VM_DIR are left alone; "
+                    + "a VM that has clones is not deleted before them."},
             footer = {"  vm-ctl destroy", "  vm-ctl destroy --vm-name by-hand --yes"},
-            exitCodeList = {"0:done, or there is none", "2:wrong usage, or refused for want of --yes",
-                "69:something needed is not available (VM_DIR, the lock)", "130, 143:interrupted"})
+            exitCodeList = {"0:done, or there is none", "2:wrong usage, or refused because --yes was missing",
+                "69:something needed is not available (VM_DIR, the lock), or clones build on its disks", "130, 143:interrupted"})
     int destroy(@Option(names = "--yes", description = "Do not ask.") boolean yes) throws IOException {
         openVm();
-        if (vm.files().isEmpty()) {
-            say("there is no VM " + vm.name() + " in " + vm.dir());
+        if (files.all().isEmpty()) {
+            say("there is no VM " + files.name() + " in " + files.dir());
             return 0;
         }
-        confirm("destroy " + vm.name() + " with all its disks and snapshots", yes);
+        confirm("destroy " + files.name() + " with all its disks and snapshots", yes);
         locked("destroy", () -> {
-            JsonObject running = running();
-            if (running != null) {
-                kill(running.getLong("pid"));
+            snapshots.refuseIfCloned(null, "destroy " + files.name());
+            if (qemu.isRunning()) {
+                guestSsh.closeMaster();
+                qemu.end();
             }
             List<String> du = new ArrayList<>(List.of("du", "-sk", "--"));
-            vm.files().forEach(file -> du.add(file.toString()));
+            files.all().forEach(file -> du.add(file.toString()));
+            onStep.accept("destroying");
             long kibibytes = run(SOON, du).outputUTF8().lines().mapToLong(line -> Long.parseLong(line.split("\\s")[0])).sum();
-            for (Path file : vm.files()) {
+            for (Path file : files.all()) {
+                if (Files.isSymbolicLink(file)) { // snapshots may lie on another file system
+                    for (Path inside : entries(file)) {
+                        deleteTree(inside);
+                    }
+                }
                 deleteTree(file);
                 say("removed " + file.getFileName());
             }
-            writeSshConfig();
+            guestSsh.writeIncludes();
             say("freed " + kibibytes / 1024 + " MiB");
         });
         return 0;
     }
 
-    /** One VM's files in VM_DIR, and the rules its disks live by. */
-    record Vm(Path dir, String name) {
-        /** What a VM may leave, by the suffix to its name; the sockets may lie elsewhere. */
-        private static final List<String> FILES = List.of("-clean.qcow2", ".qcow2", ".snapshots", ".install", ".ssh", ".test", ".sync",
-                ".pid", ".qemu-pid", ".qemu.log", ".console.log", ".console.log.1", ".setup.iso", ".new", ".lock");
-        private static final List<String> SOCKETS = List.of(".qmp", ".console", ".control", ".ram");
-
-        Path file(String suffix) {
-            return dir.resolve(name + suffix);
-        }
-
-        Path disk() {
-            return file(".qcow2");
-        }
-
-        Path clean() {
-            return file("-clean.qcow2");
-        }
-
-        Path pidFile() {
-            return file(".pid");
-        }
-
-        /** Where a socket lies: in VM_DIR, or, as a socket's path holds 107 bytes at most, in a short private directory. */
-        Path socket(String suffix) throws IOException {
-            Path socket = file(suffix);
-            if (socket.toString().getBytes(UTF_8).length <= 85) { // ssh appends 17 characters while it makes a ControlPath
-                return socket;
-            }
-            String runtime = System.getenv().getOrDefault("XDG_RUNTIME_DIR", "");
-            Path directory = Path.of(runtime.isEmpty() ? System.getProperty("java.io.tmpdir") : runtime)
-                    .resolve("vm-" + System.getProperty("user.name") + "-" + Integer.toHexString(dir.toString().hashCode()));
-            return privateDirectory(directory).resolve(name + suffix); // fails if it is somebody else's
-        }
-
-        /** The names of all VMs here. */
-        List<String> names() throws IOException {
-            Pattern owner = Pattern.compile("([^.].*?)(?:-clean\\.qcow2|\\.(?:qcow2|install|pid|ssh))");
-            return entries(dir).stream().map(file -> owner.matcher(file.getFileName().toString())).filter(Matcher::matches)
-                    .map(match -> match.group(1)).distinct().toList();
-        }
-
-        List<Path> files() throws IOException {
-            List<Path> files = new ArrayList<>(FILES.stream().map(this::file).toList());
-            for (String suffix : SOCKETS) {
-                files.add(socket(suffix));
-            }
-            return files.stream().filter(file -> Files.exists(file, LinkOption.NOFOLLOW_LINKS)).toList();
-        }
-
-        /**
-         * Whether all that a disk builds on is there, and no newer than what builds on it: an installation may have replaced it. What
-         * is known already of some disks is believed and added to: many snapshots have their lower disks in common.
-         */
-        static boolean isSound(Path top, Map<Path, Boolean> known) throws IOException {
-            if (!known.containsKey(top)) {
-                known.put(top, false); // also if it builds on itself
-                Optional<Qcow2> disk = Qcow2.find(top);
-                Path backing = disk.map(Qcow2::backing).orElse(null);
-                known.put(top, disk.isPresent() && (backing == null || isSound(backing, known)
-                        && Files.getLastModifiedTime(backing).compareTo(Files.getLastModifiedTime(top)) <= 0));
-            }
-            return known.get(top);
-        }
-
-        /** A snapshot by its name, if it can be used. */
-        Optional<Snapshot> snapshot(String snapshot) throws IOException {
-            return snapshots(List.of(file(".snapshots").resolve(snapshot))).stream().findFirst();
-        }
-
-        List<Snapshot> snapshots() throws IOException {
-            return snapshots(entries(file(".snapshots")));
-        }
-
-        private List<Snapshot> snapshots(List<Path> directories) throws IOException {
-            List<Snapshot> usable = new ArrayList<>();
-            Map<Path, Boolean> known = new HashMap<>();
-            for (Path directory : directories) {
-                Snapshot snapshot = Snapshot.read(this, directory.resolve("snapshot.json"));
-                if (snapshot != null && isSound(snapshot.disk(), known)) {
-                    usable.add(snapshot);
-                }
-            }
-            return usable;
-        }
-
-        /** The snapshot that the working disk still equals, nothing having been written to it; without one, what it will be made from. */
-        Optional<Snapshot> below() throws IOException {
-            if (!Files.exists(disk())) {
-                return snapshot(CLEAN);
-            }
-            Qcow2 disk = Qcow2.read(disk());
-            return snapshots().stream().filter(snapshot -> disk.empty() && snapshot.disk().equals(disk.backing())).findFirst();
-        }
-
-        /** Whether a boot would be one of the installation as it was made. */
-        boolean isAsInstalled() throws IOException {
-            Optional<Snapshot> below = below();
-            return below.isPresent() ? below.get().said().getBoolean("automatic")
-                    : !Files.exists(disk()) || Qcow2.read(disk()).empty() && clean().equals(Qcow2.read(disk()).backing());
-        }
-
-        /**
-         * Gives the working disk, which nobody may write to meanwhile, a second name and writes the record, which is the moment the
-         * snapshot exists. {@link VmCtl#thaw} must follow; {@link VmCtl#mend} makes up for one that did not. The RAM is what
-         * {@link VmCtl#saveRam} tells, or empty.
-         */
-        Path freeze(String snapshot, JsonObject ram, boolean automatic) throws IOException {
-            Path directory = Files.createDirectories(file(".snapshots").resolve(snapshot));
-            Path frozen = snapshot.equals(CLEAN) && !Files.exists(clean()) ? clean() : unused(directory, "disk", ".qcow2");
-            Files.createLink(frozen, disk());
-            JsonObject record = object("disk", dir.relativize(frozen).toString(), "made", Instant.now().toString(),
-                    "automatic", automatic || frozen.equals(clean()) && ram.isEmpty()); // the first start adds the RAM
-            record.putAll(ram);
-            writeFile(directory.resolve("snapshot.json"), JsonWriter.string(record), "rw-------");
-            return frozen;
-        }
-
-        /** The frozen disk that the working disk still is, a freeze having been interrupted after the record was written; or null. */
-        Path halfFrozen() throws IOException {
-            Stream<Path> frozen = Stream.concat(Stream.of(clean()), snapshots().stream().map(Snapshot::disk));
-            for (Path disk : frozen.filter(Files::exists).toList()) {
-                if (Files.exists(disk()) && Files.isSameFile(disk, disk())) {
-                    return disk;
-                }
-            }
-            return null;
-        }
-
-        /** disk.qcow2, disk-2.qcow2, ...: a replaced snapshot's disk keeps its name while something builds on it. */
-        static Path unused(Path directory, String stem, String extension) {
-            return IntStream.iterate(1, i -> i + 1).mapToObj(i -> directory.resolve(stem + (i == 1 ? "" : "-" + i) + extension))
-                    .filter(file -> !Files.exists(file)).findFirst().orElseThrow();
-        }
-
-        /** Removes what no record and no disk refers to any more; nothing at all while a record or a chain is damaged. */
-        void sweep() throws IOException {
-            Set<Path> needed = new HashSet<>();
-            List<Path> tops = new ArrayList<>(Files.exists(disk()) ? List.of(disk()) : List.of());
-            List<Path> directories = entries(file(".snapshots"));
-            for (Path directory : directories) {
-                Path record = directory.resolve("snapshot.json");
-                Snapshot snapshot = Snapshot.read(this, record);
-                if (snapshot != null) {
-                    tops.add(snapshot.disk());
-                    needed.addAll(snapshot.ram() == null ? List.of(record) : List.of(record, snapshot.ram()));
-                } else if (Files.exists(record)) {
-                    return;
-                }
-            }
-            if (!needed.stream().allMatch(Files::exists)) {
-                return;
-            }
-            for (Path top : tops) {
-                Path disk = top;
-                while (disk != null && needed.add(disk)) {
-                    Optional<Qcow2> found = Qcow2.find(disk);
-                    if (found.isEmpty()) {
-                        return;
-                    }
-                    disk = found.get().backing();
-                }
-            }
-            for (Path directory : directories) {
-                for (Path file : entries(directory)) {
-                    if (!needed.contains(file)) {
-                        Files.delete(file);
-                    }
-                }
-                if (entries(directory).isEmpty()) {
-                    Files.delete(directory);
-                }
-            }
-        }
-    }
-
-    /** A qcow2 image's header; read directly, as it is needed often, and QEMU's lock is in the way of qemu-img. Empty: never written to. */
-    record Qcow2(Path backing, long size, boolean empty) {
-        /** Empty if the file is missing or damaged. */
-        static Optional<Qcow2> find(Path file) {
-            try {
-                return Optional.of(read(file)).filter(image -> image.size() > 0);
-            } catch (IOException | VmException damaged) {
-                return Optional.empty();
-            }
-        }
-
-        static Qcow2 read(Path file) throws IOException {
-            try (RandomAccessFile image = new RandomAccessFile(file.toFile(), "r")) {
-                if (image.length() < 72 || image.readInt() != 0x514649fb) {
-                    throw new VmException(69, file + " is no qcow2 image: vm-ctl restore makes a new one");
-                }
-                image.seek(8);
-                long nameAt = image.readLong();
-                int nameLength = image.readInt();
-                image.seek(24);
-                long size = image.readLong();
-                image.seek(36);
-                int tables = image.readInt();
-                if (nameLength < 0 || nameLength > 1023 || tables < 0 || tables > 1 << 22) { // the format's own limits
-                    throw new VmException(69, file + " is damaged: vm-ctl restore makes a new one");
-                }
-                byte[] name = new byte[nameLength];
-                byte[] clusters = new byte[8 * tables];
-                image.seek(image.readLong());
-                image.readFully(clusters);
-                image.seek(nameAt);
-                image.readFully(name);
-                return new Qcow2(name.length == 0 ? null : file.resolveSibling(new String(name, UTF_8)).normalize(), size,
-                        IntStream.range(0, clusters.length).allMatch(i -> clusters[i] == 0));
-            } catch (EOFException cut) {
-                throw new VmException(69, file + " is damaged: vm-ctl restore makes a new one");
-            }
-        }
-    }
-
-    /** A frozen disk and, unless the VM was stopped, the RAM that belongs to it. */
-    record Snapshot(String name, Path disk, Path ram, JsonObject said) {
-        /** Null if there is no record, or a damaged one. */
-        static Snapshot read(Vm vm, Path record) {
-            try {
-                JsonObject said = json(Files.readString(record));
-                return new Snapshot(record.getParent().getFileName().toString(), vm.dir().resolve(said.getString("disk", "?")),
-                        said.has("ram") ? record.resolveSibling(said.getString("ram")) : null, said);
-            } catch (IOException none) {
-                return null;
-            }
-        }
-
-        /** Why the RAM cannot be used on this hardware; null if it can, unless its checksum is wrong. */
-        String ramProblem(List<String> now) throws IOException {
-            if (ram == null || !Files.exists(ram)) {
-                return "there is none";
-            } else if (Files.size(ram) != said.getLong("ramBytes")) {
-                return "its file has " + Files.size(ram) + " bytes instead of " + said.getLong("ramBytes");
-            }
-            List<String> then = strings(said, "hardware");
-            for (int i = 0; i < Math.min(then.size(), now.size()); i++) {
-                if (!then.get(i).equals(now.get(i))) {
-                    String option = i > 0 && then.get(i - 1).startsWith("-") ? then.get(i - 1) + " " : "";
-                    return "it was made with " + option + then.get(i) + ", now it is " + now.get(i);
-                }
-            }
-            return then.size() == now.size() ? null : "it was made with other QEMU arguments";
-        }
-    }
-
-    /** A start: the machine, and what does not matter to its RAM. Port 0: any. */
-    record Boot(List<String> hardware, String cache, int port, List<String> forwards, List<Path> discs, Duration limit, boolean waits) {}
-
-    /** A VM's state, the exit code of its status, why it is so (or null), and its pid file's record unless it is stopped. */
-    record Report(String state, int exitCode, String reason, JsonObject running) {}
-
-    // Starting.
-
-    /** What the options say, checked; port and forwards that they do not name are those that the running VM was given. */
-    private Boot planned(Machine machine, Duration limit, boolean waits, List<Path> discs) throws IOException {
-        long mebibytes = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean()).getTotalMemorySize() >> 20;
-        String memory = machine.memory == null ? Math.max(2048, Math.min(8192, mebibytes / 4)) + "M" : machine.memory;
-        JsonObject before = running();
-        List<String> forwards = machine.forwards != null ? machine.forwards : before == null ? List.of() : strings(before, "forwards");
-        String aPort = VALUES.get("VM_SSH_PORT").get(0);
-        forwards.forEach(forward -> require("--forward", forward, "(" + aPort + "):(" + aPort + ")", "two ports such as 8080:80"));
-        int port = machine.sshPort != null ? Integer.parseInt(machine.sshPort) : before == null ? 0 : before.getInt("wantedPort");
-        List<String> more = split(machine.qemuArgs);
-        if (!Files.exists(vm.disk()) && !Files.exists(vm.clean())) {
-            throw new VmException(69, "there is no disk for " + vm.name() + " in " + vm.dir() + ": run vm-auto-install, or vm-ctl install");
-        }
-        String accelerator = accelerator(machine.accel, QEMU, privateDirectory(vm.dir())).name();
-        int cpus = processors(machine.cpus == null ? null : Integer.valueOf(machine.cpus), accelerator);
-        String cpu = machine.cpu != null ? machine.cpu : switch (accelerator) {
-            case "kvm" -> "Broadwell-v4,+hypervisor,pmu=off"; // never +invtsc: QEMU then refuses to save the RAM
-            case "hvf" -> "host";
-            default -> "qemu64";
-        };
-        List<String> hardware = new ArrayList<>(run(SOON, List.of(QEMU, "--version")).outputUTF8().lines().limit(1).toList());
-        hardware.addAll(hardware(accelerator, cpu, memory, cpus, discs.size()));
-        hardware.addAll(more);
-        return new Boot(hardware, machine.cache, port, forwards, discs, limit, waits);
-    }
-
-    /** The arguments that make the machine, as the guest and its RAM see it. */
-    static List<String> hardware(String accelerator, String cpu, String memory, int cpus, int discs) {
-        List<String> arguments = new ArrayList<>(List.of("-accel", accelArgument(accelerator, cpus), "-cpu", cpu, "-m", memory,
-                "-smp", "" + cpus, "-machine", "pc", "-nodefaults", "-no-user-config", "-rtc", "base=utc", "-vga", "std",
-                "-serial", "chardev:serial0",
-                "-device", "virtio-scsi-pci,id=scsi0", "-device", "scsi-hd,bus=scsi0.0,drive=disk0,bootindex=1", // DragonFly's da0
-                "-device", "virtio-net-pci,netdev=net0,romfile=")); // vtnet0, without booting from the network
-        if (accelerator.equals("kvm")) {
-            arguments.addAll(List.of("-global", "kvm-pit.lost_tick_policy=delay"));
-        }
-        for (int i = 0; i < discs; i++) {
-            String place = "bus=ide." + i / 2 + ",unit=" + i % 2 + (i == 0 ? ",bootindex=2" : "");
-            arguments.addAll(List.of("-device", "ide-cd,drive=cd" + i + "," + place));
-        }
-        return arguments;
-    }
-
-    /** QEMU's command line, with nothing in it that a path could break. With RAM, the guest is there and stands still. */
-    static List<String> qemuArguments(Vm vm, Boot boot, int port, Path ram) throws IOException {
-        List<String> arguments = new ArrayList<>(List.of(QEMU, "-name", vm.name(), "-pidfile", vm.file(".qemu-pid").toString(),
-                "-daemonize", "-display", "none"));
-        if (!vm.dir().toString().contains("%")) { // QEMU puts its pid there
-            arguments.addAll(List.of("-D", vm.file(".qemu.log").toString(), "-d", "strace")); // errors alone: no guest is in user mode
-        }
-        if (System.getProperty("os.name").equals("Linux")) {
-            arguments.addAll(List.of("-sandbox", "on,resourcecontrol=deny")); // denying more does not go with -daemonize
-        }
-        arguments.addAll(List.of("-blockdev", JsonWriter.string(object("node-name", "disk0", "driver", "qcow2", "discard", "unmap",
-                "detect-zeroes", "unmap", "cache", object("direct", boot.cache().equals("none"), "no-flush", boot.cache().equals("unsafe")),
-                "file", object("driver", "file", "filename", vm.disk().toString())))));
-        for (int i = 0; i < boot.discs().size(); i++) {
-            arguments.addAll(List.of("-blockdev", JsonWriter.string(object("node-name", "cd" + i, "driver", "raw", "read-only", true,
-                    "file", object("driver", "file", "filename", boot.discs().get(i).toString())))));
-        }
-        StringBuilder network = new StringBuilder("user,id=net0,hostfwd=tcp:127.0.0.1:" + port + "-:22");
-        boot.forwards().forEach(forward -> network.append(",hostfwd=tcp:127.0.0.1:").append(forward.replace(":", "-:")));
-        String socket = "socket,server=on,wait=off,id=";
-        String log = ",logappend=on,logfile=" + doubled(vm.file(".console.log"));
-        arguments.addAll(List.of("-netdev", network.toString(),
-                "-chardev", socket + "qmp0,path=" + doubled(vm.socket(".qmp")), "-mon", "chardev=qmp0,mode=control",
-                "-chardev", socket + "serial0,path=" + doubled(vm.socket(".console")) + log));
-        if (ram != null) {
-            arguments.addAll(List.of("-S", "-incoming", "defer")); // until it is known to run
-        }
-        arguments.addAll(boot.hardware().subList(1, boot.hardware().size()));
-        return arguments;
-    }
-
-    /** In an option of the key=value kind a comma separates; doubled it is one. */
-    private static String doubled(Path path) {
-        return path.toString().replace(",", ",,");
-    }
-
-    /**
-     * From the working disk to a guest that answers: by the RAM of the snapshot below if it can be used, else by a cold boot. A cold
-     * boot of the installation as it was made is then frozen, so that the next one need not be.
-     */
-    private void boot(Boot boot, boolean freeze) throws IOException {
-        long begun = System.nanoTime();
-        Snapshot below = vm.below().orElse(null);
-        boolean asInstalled = vm.isAsInstalled();
-        if (!Files.exists(vm.disk())) {
-            overlay(below == null ? vm.clean() : below.disk());
-        } else if (!Vm.isSound(vm.disk(), new HashMap<>())) {
-            throw new VmException(69, "what " + vm.disk() + " builds on is gone or was made anew: vm-ctl restore goes back to clean");
-        }
-        if (below != null && below.ram() != null) {
-            String problem = below.ramProblem(boot.hardware());
-            if (problem == null) {
-                JsonObject running = launch(boot, below.ram());
-                problem = wake(below, running);
-                if (problem == null) {
-                    awaitAnswer(running, boot.limit());
-                    say("restored " + below.name() + " with its RAM in " + seconds(begun) + ": " + describe(running));
-                    return;
-                }
-                kill(running.getLong("pid"));
-            }
-            say("the RAM of " + below.name() + " cannot be used: " + problem + "; booting its disk");
-            overlay(asInstalled ? vm.clean() : below.disk());
-        }
-        JsonObject running = launch(boot, null);
-        if (!boot.waits()) {
-            say("started " + vm.name() + ", which has yet to boot: " + describe(running));
-            return;
-        }
-        awaitAnswer(running, boot.limit());
-        say("booted " + vm.name() + " in " + seconds(begun) + ": " + describe(running));
-        if (asInstalled && freeze) {
-            try {
-                freezeRunning(running, CLEAN, true, boot.limit());
-            } catch (VmException notFrozen) {
-                if (running() == null) {
-                    throw notFrozen;
-                }
-                say("it runs, but could not be kept as snapshot clean, so the next start will boot again: " + notFrozen.getMessage());
-            }
-        }
-    }
-
-    private static String describe(JsonObject running) {
-        return "ssh on port " + running.getInt("port") + " (pid " + running.getLong("pid") + ", " + running.getString("accel") + ")";
-    }
-
-    /** Cuts the console's log when it is larger than 10 MB and keeps its last 1 MB as .1, while QEMU (pid file, pid, log) lives. */
-    private static final String LOG_KEEPER = """
-            cd /
-            trap '' HUP INT
-            while [ "$(cat "$1")" = "$2" ] && kill -0 "$2"; do
-                if [ "$(wc -c <"$3")" -gt 10000000 ]; then tail -c 1000000 "$3" >"$3.1"; : >"$3"; fi
-                sleep 1
-            done </dev/null >/dev/null 2>&1 &
-            """;
-
-    /** Starts QEMU on the first port it can have, and writes down what runs. */
-    JsonObject launch(Boot boot, Path ram) throws IOException {
-        closeSshMaster();
-        Path log = vm.file(".console.log");
-        long consoleAt = Files.exists(log) ? Files.size(log) : 0;
-        for (String forward : boot.forwards()) {
-            freePorts(Integer.parseInt(forward.split(":")[0]));
-        }
-        String said = "";
-        for (int port : freePorts(boot.port())) {
-            ProcessResult started = run(SOON, qemuArguments(vm, boot, port, ram));
-            said = printable(started.outputUTF8() + end(vm.file(".qemu.log"), 0, 1 << 12)).strip(); // its stderr is the log
-            if (started.getExitValue() == 0) {
-                String pidText = Files.readString(vm.file(".qemu-pid")).strip();
-                long pid = Long.parseLong(pidText);
-                JsonObject running = object("pid", pid, "bootId", bootId(), "startTicks", startTicks(pid), "port", port,
-                        "wantedPort", boot.port(), "accel", boot.hardware().get(2).split(",")[0], "memory", boot.hardware().get(6),
-                        "cpus", boot.hardware().get(8), "hardware", boot.hardware(), "cache", boot.cache(), "forwards", boot.forwards(),
-                        "byHand", !boot.discs().isEmpty(), "started", Instant.now().toString(), "consoleAt", consoleAt,
-                        "restored", ram != null, "ready", false, "qmp", vm.socket(".qmp").toString());
-                writeFile(vm.pidFile(), JsonWriter.string(running), "rw-------");
-                run(SOON, List.of("sh", "-c", LOG_KEEPER, "log-keeper", vm.file(".qemu-pid").toString(), pidText, log.toString()));
-                Path keys = privateDirectory(vm.file(".ssh"));
-                writeFile(keys.resolve("config"), sshConfig(vm.name(), port, keys, vm.socket(".control")), "rw-------");
-                writeSshConfig();
-                return json(Files.readString(vm.pidFile()));
-            } else if (!said.contains("tcp:127.0.0.1:" + port + "-")) {
-                break; // else somebody took the port meanwhile
-            }
-        }
-        boolean full = vm.dir().toFile().getUsableSpace() < 1 << 20; // then QEMU cannot say why
-        throw new VmException(full ? 1 : 69, "QEMU did not start: "
-                + (full ? "no space left in " + vm.dir() : said.isEmpty() ? "somebody ended it; try again" : said));
-    }
-
-    /** The port asked for, which must be free, or all free ones from 2222 on. */
-    private List<Integer> freePorts(int wanted) throws IOException {
-        if (wanted == 0) {
-            List<Integer> free = IntStream.range(2222, 2322).filter(VmCtl::isFree).boxed().toList();
-            if (free.isEmpty()) {
-                throw new VmException(69, "no port from 2222 to 2321 is free: choose one with VM_SSH_PORT");
-            }
-            return free;
-        }
-        long deadline = System.nanoTime() + Duration.ofSeconds(10).toNanos();
-        for (; !isFree(wanted); pause(50)) {
-            Optional<String> holder = portHolder(wanted);
-            if (holder.isPresent() || System.nanoTime() > deadline) { // a QEMU that is killed counts as dead before its port is free
-                throw new VmException(69, "port " + wanted + " of 127.0.0.1 is taken by "
-                        + holder.orElse("another user's process") + ": choose another");
-            }
-        }
-        return List.of(wanted);
-    }
-
-    static boolean isFree(int port) {
-        try (ServerSocket probe = new ServerSocket(port, 1, InetAddress.getLoopbackAddress())) {
-            return probe.isBound();
-        } catch (IOException taken) {
-            return false;
-        }
-    }
-
-    /** Who listens on a port of this host, as far as this user may know. */
-    private Optional<String> portHolder(int port) throws IOException {
-        try {
-            String listeners = run(SOON, List.of("ss", "-Hltnp", "sport = :" + port)).outputUTF8();
-            return Pattern.compile("\"(.*?)\",pid=(\\d+)").matcher(listeners).results().findFirst()
-                    .map(user -> user.group(1) + " (pid " + user.group(2) + ")");
-        } catch (VmException noSs) {
-            return Optional.of("another process");
-        }
-    }
-
-    // Waiting for the guest.
-
-    /** Waits until the guest's sshd answers a command; says why if it does not. A restored guest's clock is set. */
-    private void awaitAnswer(JsonObject running, Duration limit) throws IOException {
-        int port = running.getInt("port");
-        String last = "sshd does not answer on port " + port;
-        int refusals = 0;
-        long deadline = System.nanoTime() + limit.toNanos();
-        for (int patience = 1000; System.nanoTime() < deadline; patience = Math.min(5000, patience + 250)) { // an emulated sshd may be slow
-            if (startTicks(running.getLong("pid")) < 0) {
-                throw new VmException(69, "QEMU ended while the guest was starting: " + lastLines(vm.file(".qemu.log"), 2) + consoleEnd());
-            }
-            String console = consoleSince(vm, running);
-            Optional<String> trouble = trouble(console);
-            // A panic without the debugger reboots by itself.
-            if (trouble.isPresent() && !console.contains("Automatic reboot in ") && !hasBanner(port, 5000)) {
-                throw new VmException(69, "the guest is in trouble: " + trouble.get() + consoleEnd());
-            }
-            Said first = hasBanner(port, patience) ? ask(SOON.dividedBy(2), "true") : null;
-            if (first != null && first.done()) {
-                if (running.getBoolean("restored") && !running.getBoolean("ready")) {
-                    setClock();
-                }
-                running.put("ready", true);
-                writeFile(vm.pidFile(), JsonWriter.string(running), "rw-------");
-                return;
-            } else if (first != null) {
-                closeSshMaster(); // the next try has a connection of its own
-                last = first.text().substring(first.text().lastIndexOf('\n') + 1);
-                refusals += last.contains("Permission denied") ? 1 : 0;
-                if (last.contains("Host key verification failed") || refusals == 3) {
-                    throw new VmException(69, "the guest's keys are not those in " + vm.file(".ssh") + ": " + last);
-                }
-            }
-            pause(50);
-        }
-        String advice = hangAdvice(running.getString("accel"), Integer.parseInt(running.getString("cpus")));
-        throw new VmException(124, "no answer after " + limit.toSeconds() + " s: " + last + advice + consoleEnd());
-    }
-
-    /** A restored guest's clock stood still. The BSD date takes whole seconds; a try that took long is repeated, with its delay. */
-    private void setClock() throws IOException {
-        DateTimeFormatter form = DateTimeFormatter.ofPattern("yyyyMMddHHmm.ss").withZone(ZoneOffset.UTC);
-        long delay = 0;
-        for (int attempt = 0; attempt < 3 && (attempt == 0 || delay > 150); attempt++) {
-            Instant begun = Instant.now();
-            if (!ask(SOON, "date -u " + form.format(begun.plusMillis(500 + delay))).done()) {
-                say("the guest's clock could not be set; it stands at the moment of the snapshot");
-                return;
-            }
-            delay = Duration.between(begun, Instant.now()).toMillis() / 2;
-        }
-    }
-
-    /** What keeps the guest from answering, by what DragonFly's loader, kernel and rc print on the console. */
-    static Optional<String> trouble(String console) {
-        int goodSign = Math.max(console.lastIndexOf(KERNEL_STARTS), console.lastIndexOf("\nlogin: ")); // older trouble is over
-        String recent = console.substring(Math.max(0, goodSign));
-        int panic = kernelPanic(recent);
-        Matcher other = TROUBLE.matcher(recent);
-        if (other.find() && (panic < 0 || other.start() < panic)) { // the first one is the cause of the others
-            return Optional.of(other.group().strip());
-        }
-        return panic < 0 ? Optional.empty() : recent.substring(panic).lines().findFirst();
-    }
-
-    private static final String KERNEL_STARTS = "Copyright (c) 2003-";
-    /** The kernel may try several devices as its root: one that fails matters only if it then asks for another. */
-    private static final Pattern TROUBLE = Pattern.compile("Root mount failed: \\d+(?=\\s+Manual root filesystem specification)"
-            + "|no bootable kernel|can't (load|find) 'kernel'|Automatic file system check failed|ABORTING BOOT"
-            + "|Enter full pathname of shell|The operating system has halted|Stopped at .{0,500}(?=\\Rdb> \\z)");
-
-    private static String consoleSince(Vm vm, JsonObject running) throws IOException {
-        return end(vm.file(".console.log"), running.getLong("consoleAt"), 1 << 18);
-    }
-
-    private String consoleEnd() throws IOException {
-        String lines = lastLines(vm.file(".console.log"), 5);
-        return lines.isEmpty() ? "" : "\nthe console's last lines:\n" + lines;
-    }
-
-    // RAM.
-
-    /** Writes a running guest's RAM to a file; what its record will say. If this fails, or this process dies, the guest goes on. */
-    JsonObject saveRam(Path file, List<String> hardware, Duration limit) throws IOException {
-        Path socket = vm.socket(".ram");
-        Files.deleteIfExists(socket);
-        CRC32C crc = new CRC32C();
-        try (ServerSocketChannel server = limited(ServerSocketChannel.open(StandardProtocolFamily.UNIX), SOON)) {
-            server.bind(UnixDomainSocketAddress.of(socket));
-            qmp("migrate-set-parameters", "max-bandwidth", 1L << 40, "downtime-limit", 600_000); // the defaults are for networks
-            qmp("migrate", "uri", "unix:" + socket);
-            try (InputStream in = new CheckedInputStream(Channels.newInputStream(limited(server.accept(), limit)), crc)) {
-                Files.copy(in, file);
-            }
-            Files.setPosixFilePermissions(file, PosixFilePermissions.fromString("rw-------"));
-            JsonObject migration = qmp("query-migrate");
-            long deadline = System.nanoTime() + SOON.toNanos(); // all is written
-            for (; !migration.getString("status").equals("completed"); migration = qmp("query-migrate")) {
-                if (Set.of("failed", "cancelled").contains(migration.getString("status")) || System.nanoTime() > deadline) {
-                    throw new IOException(migration.getString("error-desc", "QEMU does not say why"));
-                }
-                pause(10);
-            }
-            return object("ram", file.getFileName().toString(), "ramBytes", Files.size(file), "ramCrc32c", crc.getValue(),
-                    "hardware", hardware);
-        } catch (IOException | VmException failed) {
-            Files.deleteIfExists(file);
-            boolean full = String.valueOf(failed.getMessage()).contains("No space");
-            throw new VmException(full ? 1 : 69, "the RAM could not be saved: " + failed.getMessage()
-                    + (running() == null ? "; QEMU ended" : "; the guest goes on"));
-        } finally {
-            Files.deleteIfExists(socket);
-        }
-    }
-
-    /** Lets a guest go on from the RAM that its QEMU reads, if that is not damaged; else tells why not. */
-    String wake(Snapshot snapshot, JsonObject running) throws IOException {
-        try {
-            qmp("migrate-incoming", "uri", "exec:exec cat " + shellQuoted(List.of(snapshot.ram().toString())));
-            CRC32C crc = new CRC32C();
-            try (FileChannel ram = FileChannel.open(snapshot.ram())) { // while QEMU reads it, too
-                for (ByteBuffer part = ByteBuffer.allocateDirect(1 << 20); ram.read(part.clear()) >= 0; ) {
-                    crc.update(part.flip());
-                }
-            }
-            if (crc.getValue() != snapshot.said().getLong("ramCrc32c")) {
-                return "it is damaged (its checksum is wrong)";
-            }
-            long deadline = System.nanoTime() + SOON.multipliedBy(10).toNanos();
-            for (String state = "inmigrate"; state.equals("inmigrate") && System.nanoTime() < deadline; pause(10)) {
-                state = runState(vm, SOON);
-                if (state.equals("paused")) {
-                    qmp("cont");
-                    return null;
-                }
-            }
-            return "QEMU refuses it: " + lastLines(vm.file(".qemu.log"), 2);
-        } catch (VmException refused) {
-            if (refused.exitCode != 69) {
-                throw refused;
-            }
-            return refused.getMessage();
-        }
-    }
-
-    // Snapshots.
-
-    /** Freezes a running guest's disk and RAM, and goes on from there in a new QEMU. */
-    private void freezeRunning(JsonObject running, String name, boolean automatic, Duration limit) throws IOException {
-        long begun = System.nanoTime();
-        if (!runState(vm, SOON).equals("running")) {
-            throw new VmException(69, vm.name() + " stands still: vm-ctl start lets it go on, vm-ctl stop lets its disk alone be frozen");
-        } else if (!hasBanner(running.getInt("port"), 5000) || !ask(SOON, "sync").done()) { // for the day when the disk alone can be used
-            throw new VmException(69, "the guest does not answer ssh: vm-ctl stop lets its disk alone be frozen");
-        }
-        closeSshMaster(); // or the frozen guest keeps a dead session for ever
-        Path directory = Files.createDirectories(vm.file(".snapshots").resolve(name));
-        List<String> hardware = strings(running, "hardware");
-        JsonObject ram = saveRam(Vm.unused(directory, "ram", ""), hardware, limit);
-        Path frozen = vm.freeze(name, ram, automatic);
-        kill(running.getLong("pid")); // it stands still, and has written everything
-        thaw(frozen);
-        say("froze disk and RAM (" + (ram.getLong("ramBytes") >> 20) + " MiB) as " + name + " in " + seconds(begun));
-        boot(new Boot(hardware, running.getString("cache"), running.getInt("wantedPort"), strings(running, "forwards"), List.of(), limit,
-                true), false);
-    }
-
-    /** Ends a freeze: what was the working disk keeps its new name alone, read-only, and a fresh overlay takes the old one. */
-    private void thaw(Path frozen) throws IOException {
-        Files.setPosixFilePermissions(frozen, PosixFilePermissions.fromString("r--------"));
-        overlay(frozen);
-    }
-
-    private void overlay(Path base) throws IOException {
-        makeDisk(beside -> overlayCommand(base, beside));
-        vm.sweep();
-    }
-
-    /** Puts a new disk in the working disk's place, at once or not at all. */
-    private void makeDisk(Function<Path, List<String>> command) throws IOException {
-        Path beside = vm.file(".new");
-        Files.deleteIfExists(beside);
-        ProcessResult made = run(SOON, command.apply(beside));
-        if (made.getExitValue() != 0) {
-            throw new VmException(1, "no new disk could be made: " + made.outputUTF8().strip());
-        }
-        Files.setPosixFilePermissions(beside, PosixFilePermissions.fromString("rw-------"));
-        Files.move(beside, vm.disk(), StandardCopyOption.ATOMIC_MOVE);
-    }
-
-    static List<String> overlayCommand(Path base, Path overlay) {
-        return List.of("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base.toString(), overlay.toString());
-    }
-
-    private void delete(String name) throws IOException {
-        if (name.equals(CLEAN)) {
-            throw new VmException(2, "clean is what the VM was installed as; vm-ctl destroy deletes the VM");
-        }
-        Snapshot snapshot = vm.snapshot(name).orElseThrow(() -> new VmException(69, vm.name() + " has no snapshot " + name));
-        List<String> builders = new ArrayList<>();
-        Map<Path, Boolean> known = new HashMap<>(Map.of(snapshot.disk(), false)); // as if it were gone
-        for (Snapshot other : vm.snapshots()) {
-            if (!other.name().equals(name) && !Vm.isSound(other.disk(), known)) {
-                builders.add(other.name());
-            }
-        }
-        if (!builders.isEmpty()) {
-            throw new VmException(69, name + " cannot be deleted, others build on it: " + String.join(", ", builders));
-        }
-        Files.delete(vm.file(".snapshots").resolve(name).resolve("snapshot.json"));
-        vm.sweep();
-        say("deleted " + name);
-    }
-
-    // State.
+    // What the commands share.
 
     private interface Work {
         void run() throws IOException;
     }
 
-    /** Changes the VM's state while nobody else does, after mending what an interrupted command left. */
+    /** Changes the VM's state while nobody else does, after cleaning up what a killed command left. */
     private void locked(String command, Work work) throws IOException {
-        try (FileChannel held = lock(privateDirectory(vm.dir()).resolve(vm.name() + ".lock"), "vm-ctl " + command)) {
-            mend();
+        try (FileChannel held = lock(privateDirectory(files.dir()).resolve(files.name() + ".lock"), "vm-ctl " + command)) {
+            snapshots.recover();
             work.run();
             held.truncate(0);
+        } catch (IOException failed) {
+            if (String.valueOf(failed.getMessage()).contains("No space left")) {
+                throw new VmException(1, noSpace(reason(failed)));
+            }
+            throw failed;
         }
     }
 
-    /** After a kill of QEMU, of a command or of the host at any point: makes the files say what is so. */
-    private void mend() throws IOException {
-        JsonObject running = running();
-        Path frozen = vm.halfFrozen();
-        if (running == null) {
-            Path qemuPid = vm.file(".qemu-pid");
-            String pid = Files.exists(qemuPid) ? Files.readString(qemuPid).strip() : "";
-            Path commandLine = Path.of("/proc/" + pid + "/cmdline");
-            if (!pid.isEmpty() && Files.exists(commandLine) && Files.readString(commandLine).contains("\0" + qemuPid + "\0")) {
-                kill(Long.parseLong(pid)); // its starter was killed before it could write the pid file
-            }
-            for (Path file : List.of(vm.pidFile(), qemuPid, vm.socket(".qmp"), vm.socket(".console"), vm.socket(".ram"))) {
-                Files.deleteIfExists(file);
-            }
-        } else {
-            String state = runState(vm, Duration.ofSeconds(5));
-            boolean halfRestored = running.getBoolean("restored") && !running.getBoolean("ready");
-            if (frozen != null || state.equals("inmigrate") || halfRestored && state.equals("paused")) {
-                kill(running.getLong("pid")); // it stands still: on a frozen disk, or before it was woken
-            } else if (state.equals("postmigrate")) {
-                qmp("cont"); // its RAM was saved, but no snapshot came of it
-            }
-        }
-        if (frozen != null) {
-            thaw(frozen);
-        }
-        vm.sweep();
+    private String noSpace(String reason) throws IOException {
+        return "no space is left on " + Files.getFileStore(files.dir()) + ", where VM_DIR lies (" + reason
+                + "): free some, as with vm-ctl snapshot --delete NAME";
     }
 
-    /** What the pid file says, if its QEMU still runs; else null. */
-    JsonObject running() throws IOException {
-        return livePid(vm.pidFile()).isEmpty() ? null : json(Files.readString(vm.pidFile()));
+    /** The VM that the options name. A symbolic link to VM_DIR is the same directory: locks and sockets go by its real path. */
+    private void openVm() throws IOException {
+        Path dir = vmDirectory(dirOption);
+        Path existing = dir;
+        while (!Files.exists(existing)) {
+            existing = existing.getParent();
+        }
+        if (!Files.isDirectory(existing) || !Files.isReadable(existing)) {
+            throw new VmException(69, existing + " is no directory that you may read: choose another with --vm-dir or VM_DIR");
+        }
+        open(new VmFiles(existing.toRealPath().resolve(existing.relativize(dir)).normalize(), nameOption));
+    }
+
+    private void open(VmFiles vmFiles) {
+        files = vmFiles;
+        qemu = new Qemu(files);
+        guestSsh = new GuestSsh(files, this::say);
+        machine = new Machine(files, qemu, guestSsh, this::say);
+        snapshots = new Snapshots(files, machine, this::say);
+    }
+
+    /** Another VM of the same directory. */
+    private VmCtl other(String name) {
+        VmCtl other = new VmCtl();
+        other.spec = spec;
+        other.open(new VmFiles(files.dir(), name));
+        return other;
     }
 
     private void needRunning() throws IOException {
-        if (running() == null) {
-            throw new VmException(3, "VM " + vm.name() + " is not running; start it: vm-ctl start");
+        if (!qemu.isRunning()) {
+            throw new VmException(3, "VM " + files.name() + " is not running; start it: vm-ctl start");
         }
     }
 
-    private void kill(long pid) throws IOException {
-        closeSshMaster();
-        ProcessHandle.of(pid).ifPresent(ProcessHandle::destroyForcibly);
-        if (!isGone(pid, SOON)) {
-            throw new VmException(69, "QEMU (pid " + pid + ") does not die: it waits for the host's kernel, likely for a disk");
+    /** What the options say, checked. Port and forwards that they do not name are those that the running VM was given. */
+    private Plan plan(MachineOptions options, Duration timeout, boolean waits, boolean cold, boolean dryRun, List<Path> discs)
+            throws IOException {
+        long mebibytes = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean()).getTotalMemorySize() >> 20;
+        String memory = options.memory == null ? Math.max(2048, Math.min(8192, mebibytes / 4)) + "M" : options.memory;
+        Running before = qemu.running().orElse(null);
+        List<String> forwards = options.forwards != null ? options.forwards : before == null ? List.of() : before.forwards();
+        String aPort = VALUES.get("VM_SSH_PORT").get(0);
+        forwards.forEach(forward -> require("--forward", forward, "(" + aPort + "):(" + aPort + ")", "two ports such as 8080:80"));
+        int port = options.sshPort != null ? Integer.parseInt(options.sshPort) : before == null ? 0 : before.port();
+        List<String> more = split(options.qemuArgs);
+        if (!Files.exists(files.link(), LinkOption.NOFOLLOW_LINKS) && !Files.exists(files.clean())
+                && snapshots.find(CLEAN).isEmpty()) {
+            throw new VmException(69, "there is no disk for " + files.name() + " in " + files.dir() + ": run vm-auto-install, or vm-ctl install");
         }
+        files.refuseOlderVersion();
+        String version = dryRun ? "" : run(SOON, List.of(QEMU, "--version")).outputUTF8().lines().findFirst().orElse("");
+        String accelerator = accelerator(options, version, dryRun);
+        int cpus = processors(options.cpus == null ? null : Integer.valueOf(options.cpus), accelerator);
+        String cpu = options.cpu != null ? options.cpu : switch (accelerator) {
+            case "kvm" -> "Broadwell-v4,+hypervisor,pmu=off"; // never +invtsc: QEMU then refuses to save the RAM
+            case "hvf" -> "host";
+            default -> "qemu64";
+        };
+        List<String> hardware = new ArrayList<>(List.of(version));
+        hardware.addAll(Qemu.hardware(accelerator, cpu, memory, cpus, discs.size()));
+        hardware.addAll(more);
+        boolean fixed = options.sshPort != null || before != null && before.portIsFixed();
+        return new Plan(hardware, options.cache, port, fixed, forwards, discs, timeout, waits, cold);
     }
 
-    private static boolean isGone(long pid, Duration limit) {
-        for (long deadline = System.nanoTime() + limit.toNanos(); startTicks(pid) > 0; pause(20)) {
-            if (System.nanoTime() > deadline) {
-                return false;
-            }
-        }
-        return true;
+    private String accelerator(MachineOptions options, String version, boolean dryRun) throws IOException {
+        return accelerator(options.accel, QEMU, privateDirectory(files.dir())).name();
     }
 
-    /** A way to end a VM, and how long it may take. */
-    private record Rung(String name, Duration limit, Callable<Boolean> step) {}
-
-    private void shutDown(boolean force) throws IOException {
-        JsonObject running = running();
-        if (running == null) {
-            say(vm.name() + " is not running");
-            return;
-        }
-        long begun = System.nanoTime();
-        long pid = running.getLong("pid");
-        Optional<String> trouble = trouble(consoleSince(vm, running));
-        // Whatever its console says, a guest whose sshd answers can be asked, and its power is not cut.
-        boolean ask = !force && (trouble.isEmpty() || hasBanner(running.getInt("port"), 5000));
-        if (!force && !ask) {
-            say("the guest cannot be asked: " + trouble.get());
-        }
-        List<Rung> rungs = List.of( // rc.shutdown and init may take 150 s by their own limits
-                new Rung("shutdown -p now over ssh", Duration.ofSeconds(160),
-                        () -> hasBanner(running.getInt("port"), 5000) && ask(SOON, "shutdown -p now").done()),
-                new Rung("the power button", Duration.ofSeconds(60), () -> qmp("system_powerdown") != null),
-                new Rung("QMP quit", Duration.ofSeconds(30), () -> qmp("quit") != null),
-                new Rung("SIGKILL", SOON, () -> {
-                    kill(pid);
-                    return true;
-                }));
-        for (Rung rung : ask ? rungs : rungs.subList(2, 4)) {
-            try {
-                boolean taken = rung.step().call();
-                closeSshMaster();
-                if (taken && isGone(pid, rung.limit())) {
-                    mend();
-                    say("stopped " + vm.name() + " by " + rung.name() + " in " + seconds(begun));
-                    return;
-                }
-                say(rung.name() + ": no effect");
-            } catch (Exception noAnswer) { // the next rung asks less
-                say(rung.name() + ": " + noAnswer.getMessage());
-            }
-        }
-        throw new VmException(69, vm.name() + " could not be stopped");
+    private boolean isByHand() {
+        return Files.isRegularFile(files.link(), LinkOption.NOFOLLOW_LINKS);
     }
 
-    /** What can be said of a VM soon. Its sshd gets more than a second to answer only if the console tells of trouble. */
-    private Report report(Vm vm) throws IOException {
-        if (livePid(vm.pidFile()).isEmpty()) {
-            boolean left = Files.exists(vm.pidFile()) && Files.readString(vm.pidFile()).contains(bootId());
-            return left ? new Report("gone", 3, "QEMU is gone but its pid file is not", null) : new Report("stopped", 3, null, null);
+    /** Makes the disk of an installation by hand the clean disk. Its RAM is of no use: the installer's CDs are in the machine. */
+    private void finishByHand(String name) throws IOException {
+        if (!name.equals(CLEAN)) {
+            throw new VmException(69, files.name() + " was installed by hand: vm-ctl snapshot clean makes it a VM like any other first");
         }
-        JsonObject running = json(Files.readString(vm.pidFile()));
-        String console = consoleSince(vm, running);
-        String state = runState(vm, Duration.ofSeconds(1));
-        Optional<String> trouble = trouble(console);
-        if (state.equals("unknown")) {
-            return new Report("hung", 69, "QEMU does not answer", running);
-        } else if (!state.equals("running") && !state.equals("inmigrate")) {
-            return new Report("paused", 0, state + (state.equals("io-error") ? ": no space? vm-ctl start lets it go on" : ""), running);
-        } else if (trouble.isPresent() && !hasBanner(running.getInt("port"), 5000)) {
-            return new Report("panicked", 69, trouble.get(), running);
-        }
-        int panic = kernelPanic(console);
-        boolean panicked = panic >= 0 && console.lastIndexOf(KERNEL_STARTS) > panic;
-        return new Report(running.getBoolean("ready") || hasBanner(running.getInt("port"), 500) ? "running" : "starting", 0,
-                panicked ? "rebooted after a panic" : null, running);
-    }
-
-    /** One command for QEMU's monitor; what it returns. A hung QEMU accepts and never answers: at the limit the connection is closed. */
-    private static JsonObject monitor(Vm vm, Duration limit, String command, Object... arguments) throws IOException {
-        try (SocketChannel channel = limited(SocketChannel.open(StandardProtocolFamily.UNIX), limit);
-                BufferedReader in = new BufferedReader(Channels.newReader(channel, UTF_8))) {
-            channel.connect(UnixDomainSocketAddress.of(vm.socket(".qmp")));
-            String requests = "{\"execute\":\"qmp_capabilities\"}\n"
-                    + JsonWriter.string(object("execute", command, "arguments", object(arguments), "id", command)) + "\n";
-            channel.write(ByteBuffer.wrap(requests.getBytes(UTF_8)));
-            for (String line = in.readLine(); line != null; line = in.readLine()) {
-                JsonObject answer = json(line); // the greeting, events, or what was asked for
-                if (command.equals(answer.getString("id")) && answer.has("return")) {
-                    return answer.getObject("return");
-                } else if (answer.has("error")) {
-                    throw new IOException(command + ": " + answer.getObject("error").getString("desc"));
-                }
-            }
-            throw new IOException(command + ": QEMU closed the connection");
-        }
-    }
-
-    private JsonObject qmp(String command, Object... arguments) throws IOException {
-        try {
-            return monitor(vm, SOON, command, arguments);
-        } catch (IOException refused) {
-            throw new VmException(69, "QEMU refuses " + refused.getMessage());
-        }
-    }
-
-    /** QEMU's own word for what the guest does: running, paused, inmigrate, postmigrate, io-error ... */
-    static String runState(Vm vm, Duration limit) {
-        try {
-            return monitor(vm, limit, "query-status").getString("status");
-        } catch (IOException noAnswer) {
-            return "unknown";
-        }
-    }
-
-    // ssh.
-
-    /** The connection's settings, one a line, for every tool that reads ssh_config. */
-    static String sshConfig(String name, int port, Path keys, Path control) {
-        return String.join("\n", "Host " + name, "HostName 127.0.0.1", "Port " + port, "User root", "HostKeyAlias " + name,
-                "IdentityFile " + sshQuoted(keys.resolve("id_ed25519")), "IdentitiesOnly yes",
-                "UserKnownHostsFile " + sshQuoted(keys.resolve("known_hosts")), "GlobalKnownHostsFile /dev/null",
-                "StrictHostKeyChecking yes", "UpdateHostKeys no", "PasswordAuthentication no", "BatchMode yes",
-                "ConnectTimeout 30", "ServerAliveInterval 15", "ServerAliveCountMax 4", "ControlMaster auto",
-                "ControlPath " + sshQuoted(control), "ControlPersist 60", "");
-    }
-
-    private static String sshQuoted(Path path) {
-        return '"' + path.toString().replace("\\", "\\\\").replace("\"", "\\\"").replace("%", "%%") + '"';
-    }
-
-    /** The file that includes every VM's. */
-    private void writeSshConfig() throws IOException {
-        String includes = entries(vm.dir()).stream().filter(file -> file.toString().endsWith(".ssh")).map(keys -> keys.resolve("config"))
-                .filter(Files::exists).map(file -> file.toString().replaceAll("[\\\\*?\\[]", "\\\\$0")) // a pattern for ssh
-                .map(pattern -> "Include \"" + pattern.replace("\\", "\\\\").replace("\"", "\\\"") + "\"\n").collect(Collectors.joining());
-        writeFile(vm.dir().resolve("ssh_config"), includes, "rw-------");
-    }
-
-    private List<String> ssh(String... words) {
-        List<String> command = new ArrayList<>(List.of("ssh", "-F", vm.dir().resolve("ssh_config").toString(), vm.name()));
-        command.addAll(List.of(words));
-        return command;
-    }
-
-    /** What a command in the guest printed, and whether it was done; not if ssh failed or took too long. */
-    private record Said(boolean done, String text) {}
-
-    private Said ask(Duration limit, String command) throws IOException {
-        try {
-            ProcessResult result = run(limit, ssh(command));
-            return new Said(result.getExitValue() == 0, printable(result.outputUTF8()).strip());
-        } catch (VmException late) {
-            return new Said(false, late.getMessage());
-        }
-    }
-
-    /** A shared connection that outlived its guest would hang whoever uses it next. */
-    private void closeSshMaster() throws IOException {
-        if (Files.exists(vm.socket(".control"))) {
-            List<String> command = ssh();
-            command.addAll(1, List.of("-O", "exit"));
-            run(SOON, command);
-            Files.deleteIfExists(vm.socket(".control"));
-        }
-    }
-
-    /** What sshd hands to root's shell, which may be csh: quoted words. At the limit the guest itself kills the process group. */
-    static String remoteCommand(List<String> words, List<String> environment, Duration limit) {
-        List<String> command = new ArrayList<>();
-        if (limit != null) {
-            command.addAll(List.of("sh", "-c", "(n=" + limit.toSeconds() + "; while [ $n -gt 0 ] && kill -0 $$; do sleep 1; n=$((n - 1)); "
-                    + "done; kill -0 $$ && kill -KILL 0) </dev/null >/dev/null 2>&1 & exec \"$@\"", "sh"));
-        }
-        if (!environment.isEmpty()) {
-            command.add("env");
-            command.addAll(environment);
-        }
-        command.addAll(words.size() == 1 ? List.of("sh", "-c", words.get(0)) : words);
-        return shellQuoted(command);
+        machine.stop(false);
+        Files.deleteIfExists(files.file(".setup.iso")); // the root password is on it
+        Files.setPosixFilePermissions(files.link(), PosixFilePermissions.fromString("r--------"));
+        Files.move(files.link(), files.clean(), StandardCopyOption.ATOMIC_MOVE);
+        say("the disk of " + files.name() + " is its clean disk now; start it: vm-ctl start");
     }
 
     /** ssh's 255 is its own or the guest command's: the guest is asked which. */
     private int sshResult(int code) throws IOException {
-        if (code == 255 && !ask(SOON, "true").done()) {
-            throw new VmException(69, "the guest does not answer ssh" + consoleEnd());
+        if (code == 255 && !guestSsh.run(SOON, "true").ok()) {
+            String reason = qemu.running().isEmpty() ? "the VM has ended" : standstill(qemu.runState(), qemu.running().get().pid());
+            throw new VmException(69, "the guest does not answer ssh" + (reason == null ? "" : ": " + reason) + machine.consoleEnd());
         }
         return code;
     }
@@ -1570,7 +823,8 @@ final class VmCtl {
             if (process.waitFor(limit == null ? Long.MAX_VALUE : limit.toMillis(), TimeUnit.MILLISECONDS)) {
                 return process.exitValue();
             }
-            throw new VmException(124, "not done after " + limit.toSeconds() + " s; the guest hangs: vm-ctl restore" + consoleEnd());
+            throw new VmException(124, "not done after " + limit.toSeconds() + " s; the guest hangs: vm-ctl restore"
+                    + machine.consoleEnd());
         } catch (InterruptedException interrupted) {
             throw new VmException(130, "interrupted");
         } finally {
@@ -1578,15 +832,65 @@ final class VmCtl {
         }
     }
 
+    private void followLog() throws IOException {
+        Path log = files.file(".console.log");
+        if (!Files.exists(log)) {
+            throw new VmException(3, files.name() + " has not run yet; start it: vm-ctl start");
+        }
+        try (FileChannel channel = FileChannel.open(log)) {
+            for (boolean runs = true; runs; pause(200)) {
+                runs = qemu.isRunning();
+                channel.position(channel.position() <= channel.size() ? channel.position() : 0); // else it was cut
+                spec.commandLine().getOut().print(printable(new String(Channels.newInputStream(channel).readAllBytes(), UTF_8)));
+                spec.commandLine().getOut().flush();
+            }
+        }
+    }
+
+    private void confirm(String what, boolean yes) throws IOException {
+        if (!yes && !isTerminal(0)) {
+            throw new VmException(2, "this would " + what + ": say --yes if it should");
+        } else if (!yes) {
+            say("This will " + what + ". Type yes to go on:");
+            if (!"yes".equals(new BufferedReader(new InputStreamReader(System.in, UTF_8)).readLine())) {
+                throw new VmException(2, "not confirmed, nothing done");
+            }
+        }
+    }
+
+    private static void checkSnapshotName(String name) {
+        require("the snapshot's name", name, "[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", "letters, digits, '.', '_', '-'");
+    }
+
+    /** Refuses a value that does not look like one, by the name of its setting. */
+    private static void require(String setting, String value, String pattern, String expected) {
+        if (!value.matches(pattern)) {
+            throw new VmException(2, setting + ": '" + value + "' is not " + expected);
+        }
+    }
+
+    private static Duration duration(String text) {
+        require("--timeout", text, "[1-9]\\d{0,6}[smh]", "a time such as 90s, 5m or 1h");
+        return Duration.parse("PT" + text);
+    }
+
+    private void say(String message) {
+        spec.commandLine().getErr().println(message);
+    }
+
+    private void answer(String line) {
+        spec.commandLine().getOut().println(line);
+    }
+
     // Installing by hand.
 
     /** A CD with the phases for typing. setup.sh is phases 2 and 3, for a system whose network the installer may not have set up. */
     private Path provisioningDisc(Path phases) throws IOException {
-        SortedMap<String, byte[]> files = new TreeMap<>(provisioning(privateDirectory(vm.file(".ssh")), vm.name(), "no"));
+        SortedMap<String, byte[]> contents = new TreeMap<>(provisioning(privateDirectory(files.file(".ssh")), files.name(), "no"));
         for (String phase : PHASES) {
-            files.put(phase.replaceAll("-.*", ".sh"), Files.readAllBytes(phases.resolve(phase)));
+            contents.put(phase.replaceAll("-.*", ".sh"), Files.readAllBytes(phases.resolve(phase)));
         }
-        files.put("setup.sh", """
+        contents.put("setup.sh", """
                 #!/bin/sh
                 # As root, after the installation and its reboot: mount_cd9660 /dev/cd1 /mnt && sh /mnt/setup.sh
                 set -eu
@@ -1603,7 +907,7 @@ final class VmCtl {
                 PFI_POWEROFF=no sh /mnt/phase2.sh
                 PFI_POWEROFF=no sh /mnt/phase3.sh
                 """.getBytes(UTF_8));
-        return writeIso(vm.file(".setup.iso"), files);
+        return writeIso(files.file(".setup.iso"), contents);
     }
 
     /** The directory of the phase scripts: as given, or the nearest one upwards. */
@@ -1619,51 +923,1923 @@ final class VmCtl {
                 + ": copy it from where vm-ctl comes from, or name it with --phases or VM_PHASES");
     }
 
+    // Values.
+
+    /**
+     * What a start is asked for. The hardware is QEMU's version, then the arguments that make the machine: RAM fits only the
+     * same ones. Port 0 is any; another one must be had if it is fixed, else it is the first choice.
+     */
+    record Plan(List<String> hardware, String cache, int port, boolean portIsFixed, List<String> forwards, List<Path> discs,
+            Duration timeout, boolean waits, boolean cold) {
+        String accel() {
+            return hardware.get(2).split(",")[0];
+        }
+
+        String memory() {
+            return hardware.get(6);
+        }
+
+        String cpus() {
+            return hardware.get(8);
+        }
+
+        /** The same with what is left of its timeout. */
+        Plan within(long begun) {
+            Duration left = timeout.minusNanos(System.nanoTime() - begun);
+            return new Plan(hardware, cache, port, portIsFixed, forwards, discs,
+                    left.compareTo(Duration.ofSeconds(1)) < 0 ? Duration.ofSeconds(1) : left, waits, cold);
+        }
+
+        /** The same for another VM, which has ports of its own. */
+        Plan elsewhere() {
+            return new Plan(hardware, cache, 0, false, List.of(), discs, timeout, waits, cold);
+        }
+    }
+
+    /** What an act does to a running VM that must be put right if its command is killed. */
+    enum Act { NONE, RESTORING, FREEZING, STOPPING }
+
+    /** The record of a running VM, {@code <name>.pid}. ready: ssh has answered. restored: the snapshot whose RAM it began with. */
+    record Running(long pid, int port, boolean portIsFixed, String accel, String memory, String cpus, List<String> forwards,
+            List<String> hardware, String cache, boolean byHand, Instant started, long consoleAt, String qmp, String restored,
+            boolean ready, Act act) {
+
+        static Running of(JsonObject json) {
+            return new Running(json.getLong("pid"), json.getInt("port"), json.getBoolean("portIsFixed"), json.getString("accel", "?"),
+                    json.getString("memory", "?"), json.getString("cpus", "1"), strings(json, "forwards"), strings(json, "hardware"),
+                    json.getString("cache", "writeback"), json.getBoolean("byHand"),
+                    Instant.parse(json.getString("started", Instant.EPOCH.toString())), json.getLong("consoleAt"),
+                    json.getString("qmp"), json.getString("restored"), json.getBoolean("ready"),
+                    Act.valueOf(json.getString("act", "NONE")));
+        }
+
+        JsonObject json() {
+            return object("pid", pid, "port", port, "portIsFixed", portIsFixed, "accel", accel, "memory", memory, "cpus", cpus,
+                    "forwards", forwards, "hardware", hardware, "cache", cache, "byHand", byHand, "started", started.toString(),
+                    "consoleAt", consoleAt, "qmp", qmp, "restored", restored, "ready", ready, "act", act.name());
+        }
+
+        Running isReady() {
+            return new Running(pid, port, portIsFixed, accel, memory, cpus, forwards, hardware, cache, byHand, started, consoleAt,
+                    qmp, restored, true, Act.NONE);
+        }
+
+        Running during(Act now) {
+            return new Running(pid, port, portIsFixed, accel, memory, cpus, forwards, hardware, cache, byHand, started, consoleAt,
+                    qmp, restored, ready, now);
+        }
+    }
+
+    /** A snapshot: a disk that does not change any more and, unless the VM was stopped, the RAM that belongs to it. */
+    record Snapshot(String name, Path disk, Path ram, JsonObject json) {
+        String made() {
+            return json.getString("made", "?");
+        }
+
+        /** Whether the first start took it, of the installation as it was made. */
+        boolean isAutomatic() {
+            return json.getBoolean("automatic");
+        }
+
+        /** The VM that this clone's snapshot comes from; null for a snapshot of the VM's own. */
+        String cloneOf() {
+            return json.getString("cloneOf");
+        }
+
+        String origin() {
+            return cloneOf() + "/" + json.getString("cloneSnapshot");
+        }
+
+        /** Why the RAM cannot be used whatever the hardware, as far as can be told without reading it; null if it can. */
+        String damage() throws IOException {
+            if (!Files.exists(ram)) {
+                return "its file is missing: " + ram;
+            } else if (Files.size(ram) != json.getLong("ramBytes")) {
+                return "its file has " + Files.size(ram) + " bytes instead of " + json.getLong("ramBytes");
+            }
+            return json.getString("unusable");
+        }
+
+        /** Why the RAM cannot be used on this hardware; null if it can, unless its checksum is wrong. */
+        String ramProblem(List<String> now) throws IOException {
+            if (damage() != null) {
+                return damage();
+            }
+            List<String> then = strings(json, "hardware");
+            for (int i = 0; i < Math.min(then.size(), now.size()); i++) {
+                if (!then.get(i).equals(now.get(i)) && !now.get(i).isEmpty()) { // a dry run does not ask QEMU's version
+                    String option = i > 0 && then.get(i - 1).startsWith("-") ? then.get(i - 1) + " " : "";
+                    return "it was made with " + option + then.get(i) + ", now it is " + now.get(i);
+                }
+            }
+            return then.size() == now.size() ? null : "it was made with other QEMU arguments";
+        }
+
+        /** For a list: what is in it. */
+        String contents() throws IOException {
+            String problem = ram == null ? null : damage();
+            return ram == null ? "disk" : problem == null ? "disk and RAM" : "disk; its RAM is unusable: " + problem;
+        }
+    }
+
+    /** A VM's state, the exit code of its status, why it is so (or null), and its record (null if it does not run). */
+    record Report(String state, int exitCode, String reason, Running running) {
+        JsonObject details() {
+            return running == null ? object("pid", null, "port", null, "accel", null, "memory", null, "cpus", null, "forwards", null,
+                    "uptimeSeconds", null)
+                    : object("pid", running.pid(), "port", running.port(), "accel", running.accel(), "memory", running.memory(),
+                    "cpus", running.cpus(), "forwards", running.forwards(),
+                    "uptimeSeconds", Duration.between(running.started(), Instant.now()).toSeconds());
+        }
+    }
+
+    /** Steps to take back, the last one first, if an act fails or its command is interrupted (Ctrl-C, TERM). */
+    static final class Undo implements AutoCloseable {
+        interface Step {
+            void run() throws IOException;
+        }
+
+        private final Deque<Step> steps = new ArrayDeque<>();
+        private final Consumer<String> say;
+        private final CountDownLatch closed = new CountDownLatch(1);
+        private final Thread hook;
+        private boolean closing;
+
+        Undo(Consumer<String> say) {
+            this.say = say;
+            Thread act = Thread.currentThread();
+            hook = new Thread(() -> {
+                synchronized (this) {
+                    if (!closing) {
+                        act.interrupt(); // its waits end with an exception, so that it comes to close()
+                    }
+                }
+                try {
+                    closed.await(SOON.toSeconds(), TimeUnit.SECONDS);
+                } catch (InterruptedException impatient) {
+                    // then the next command cleans up
+                }
+            });
+            Runtime.getRuntime().addShutdownHook(hook);
+        }
+
+        void add(Step step) {
+            steps.push(step);
+        }
+
+        /** From here on nothing is taken back. */
+        void clear() {
+            steps.clear();
+        }
+
+        @Override
+        public void close() {
+            synchronized (this) {
+                closing = true;
+            }
+            Thread.interrupted();
+            for (Step step : steps) {
+                try {
+                    step.run();
+                } catch (IOException | VmException failed) {
+                    say.accept("while undoing: " + failed.getMessage());
+                }
+            }
+            closed.countDown();
+            try {
+                Runtime.getRuntime().removeShutdownHook(hook);
+            } catch (IllegalStateException ending) {
+                // the hook runs already
+            }
+        }
+    }
+
+    // Snapshots.
+
+    /** A VM's snapshots and the disks under them: takes, restores, deletes and clones them, and starts the VM from them. */
+    static final class Snapshots {
+        /** A restored guest answers within a second or two; after this long it is booted instead. */
+        private static final Duration RESTORE_LIMIT = Duration.ofSeconds(60);
+        /** The same for an emulated guest. Tests shorten it. */
+        static Duration emulatedRestoreLimit = Duration.ofSeconds(180);
+
+        private final VmFiles files;
+        private final Machine machine;
+        private final Qemu qemu;
+        private final GuestSsh ssh;
+        private final Consumer<String> say;
+
+        Snapshots(VmFiles files, Machine machine, Consumer<String> say) {
+            this.files = files;
+            this.machine = machine;
+            this.qemu = machine.qemu;
+            this.ssh = machine.ssh;
+            this.say = say;
+        }
+
+        List<Snapshot> all() {
+            return entries(files.file(".snapshots")).stream().map(directory -> find(directory.getFileName().toString()))
+                    .flatMap(Optional::stream).toList();
+        }
+
+        /** A snapshot by its name, if its record can be read. */
+        Optional<Snapshot> find(String name) {
+            try {
+                JsonObject json = json(Files.readString(files.record(name)));
+                Path ram = json.has("ram") ? files.inside(json.getString("ram")) : null;
+                return Optional.of(new Snapshot(name, files.inside(json.getString("disk")), ram, json));
+            } catch (IOException | RuntimeException none) {
+                return Optional.empty();
+            }
+        }
+
+        /** A clone's snapshot of the VM that it comes from. */
+        Optional<Snapshot> source() {
+            return find(CLEAN).filter(snapshot -> snapshot.cloneOf() != null);
+        }
+
+        /** For status: the working disk, the layers under it, the snapshots. */
+        JsonObject details() throws IOException {
+            Path disk = files.workingDisk().filter(Files::exists).orElse(null);
+            List<String> usable = new ArrayList<>();
+            for (Snapshot snapshot : all()) {
+                if (snapshot.ram() != null && snapshot.damage() == null) {
+                    usable.add(snapshot.name());
+                }
+            }
+            Disk image = disk == null ? null : Disk.find(disk).orElse(null);
+            return object("diskBytes", image == null ? null : image.size(), "diskFileBytes", disk == null ? null : Files.size(disk),
+                    "depth", disk == null ? null : Disk.depth(disk), "snapshots", all().stream().map(Snapshot::name).toList(),
+                    "usableRam", usable);
+        }
+
+        // Starting.
+
+        /**
+         * From a stopped VM to a guest that answers: with the RAM of the snapshot below if nothing was written since, else by a
+         * boot. A boot of the installation as it was made is then kept as snapshot clean, so that the next start need not boot.
+         */
+        void start(Plan plan) throws IOException {
+            long begun = System.nanoTime();
+            Snapshot below = below().orElse(null);
+            if (files.workingDisk().isEmpty()) {
+                files.useDisk(newOverlay(below == null ? files.clean() : below.disk()));
+            }
+            Disk.requireChain(files.workingDisk().orElseThrow(), files.dir());
+            String problem = null;
+            if (below != null && below.ram() != null && !plan.cold()) {
+                problem = below.ramProblem(plan.hardware());
+                if (problem == null) {
+                    long started = System.nanoTime();
+                    problem = wake(below, plan);
+                    if (problem == null) {
+                        say.accept("restored " + below.name() + " with its RAM in " + seconds(started) + ": " + machine.describe());
+                        return;
+                    }
+                }
+                say.accept("the RAM of " + below.name() + " cannot be used: " + problem + "; booting its disk");
+            }
+            if (below != null && below.ram() != null) {
+                boolean clean = below.isAutomatic() && Files.exists(files.clean());
+                files.useDisk(newOverlay(clean ? files.clean() : below.disk())); // without what a silent guest wrote
+                deleteUnused();
+                if (!clean) {
+                    say.accept("this boot is like one after a power cut: what the guest wrote in the half minute before the snapshot "
+                            + "may be missing");
+                }
+            }
+            boot(plan.within(begun), below, problem);
+        }
+
+        /** Boots the working disk. The problem is why the RAM of the snapshot below was not used, or null. */
+        private void boot(Plan plan, Snapshot below, String problem) throws IOException {
+            long started = System.nanoTime();
+            boolean asInstalled = isAsInstalled();
+            Running running = launch(plan, null);
+            if (!plan.waits()) {
+                say.accept("started " + files.name() + ", which has yet to boot: " + machine.describe());
+                return;
+            }
+            machine.awaitGuest(running, plan.timeout(), source().isPresent());
+            say.accept("booted " + files.name() + " in " + seconds(started) + ": " + machine.describe());
+            boolean silent = below != null && below.json().getInt("silent") > 0; // RAM taken again may be silent again
+            if (asInstalled && (find(CLEAN).isEmpty() || problem != null && !silent)) {
+                try {
+                    freeze(CLEAN, true, plan.timeout());
+                } catch (VmException | IOException notTaken) {
+                    if (!qemu.isRunning()) {
+                        throw notTaken;
+                    }
+                    say.accept("it runs, but could not be kept as snapshot clean, so a start or restore will boot again: "
+                            + notTaken.getMessage());
+                }
+            }
+        }
+
+        /** Starts QEMU; with a snapshot's name, one that waits for its RAM. */
+        private Running launch(Plan plan, String restored) throws IOException {
+            ssh.closeMaster(); // of the QEMU before
+            Running running = qemu.launch(plan, files.workingDisk().orElseThrow(), restored);
+            ssh.writeConfig(running.port());
+            if (plan.port() != 0 && running.port() != plan.port()) {
+                say.accept("port " + plan.port() + " was taken meanwhile: ssh is on port " + running.port());
+            }
+            return running;
+        }
+
+        /**
+         * Restores RAM into a new QEMU and waits for the guest. Returns null, or why this RAM cannot be used; then QEMU has
+         * ended. Marks RAM as unusable that is certainly so.
+         */
+        private String wake(Snapshot snapshot, Plan plan) throws IOException {
+            Duration limit = plan.accel().equals("tcg") ? emulatedRestoreLimit : RESTORE_LIMIT;
+            boolean full = plan.timeout().dividedBy(2).compareTo(limit) >= 0; // the other half is for a boot
+            Running running = launch(plan, snapshot.name());
+            onStep.accept("waiting for RAM");
+            String refusal = qemu.loadRam(snapshot.ram(), snapshot.json().getLong("ramCrc32c"), plan.timeout());
+            if (refusal != null) {
+                qemu.end();
+                mark(snapshot, refusal);
+                return refusal;
+            }
+            onStep.accept("RAM loaded");
+            running = qemu.write(running.during(Act.NONE));
+            qemu.qmp("cont");
+            onStep.accept("woken");
+            try {
+                machine.awaitGuest(running, full ? limit : plan.timeout().dividedBy(2), source().isPresent());
+            } catch (GuestUnusable silent) {
+                ssh.closeMaster();
+                qemu.end();
+                int times = snapshot.json().getInt("silent") + 1;
+                if (full && source().isEmpty()) {
+                    snapshot.json().put("silent", times);
+                    mark(snapshot, times < 2 ? null : "the restored guest did not answer, twice in a row");
+                }
+                return silent.getMessage();
+            }
+            if (snapshot.json().getInt("silent") > 0) {
+                snapshot.json().remove("silent");
+                mark(snapshot, null);
+            }
+            return null;
+        }
+
+        /** Writes into the snapshot's record why its RAM is unusable. A clone leaves the record of its source alone. */
+        private void mark(Snapshot snapshot, String reason) {
+            if (snapshot.cloneOf() != null) {
+                return;
+            }
+            try {
+                if (reason != null) {
+                    snapshot.json().put("unusable", reason);
+                }
+                writeFile(files.record(snapshot.name()), JsonWriter.string(snapshot.json()), "rw-------");
+            } catch (IOException full) {
+                say.accept("the record of snapshot " + snapshot.name() + " could not be written: " + reason(full));
+            }
+        }
+
+        /** The snapshot that the working disk still equals, as nothing was written to it; without a disk, what it will be made from. */
+        private Optional<Snapshot> below() throws IOException {
+            Optional<Path> working = files.workingDisk();
+            if (working.isEmpty()) {
+                return find(CLEAN);
+            }
+            Disk disk = Disk.read(working.get());
+            return all().stream().filter(snapshot -> disk.empty() && snapshot.disk().equals(disk.backing())).findFirst();
+        }
+
+        private boolean isAsInstalled() throws IOException {
+            Disk disk = Disk.read(files.workingDisk().orElseThrow());
+            return disk.empty() && files.clean().equals(disk.backing());
+        }
+
+        /** What a start would run, for --dry-run. */
+        List<List<String>> startCommands(Plan plan) throws IOException {
+            Snapshot below = below().orElse(null);
+            List<List<String>> commands = new ArrayList<>();
+            Path disk = files.workingDisk().orElse(files.disks().resolve("new.qcow2"));
+            if (files.workingDisk().isEmpty()) {
+                Path base = below == null ? files.clean() : below.disk();
+                commands.add(List.of("mkdir", "-p", files.disks().toString()));
+                commands.add(Disk.overlayCommand(base, disk));
+            }
+            boolean warm = below != null && below.ram() != null && !plan.cold() && below.ramProblem(plan.hardware()) == null;
+            commands.add(Qemu.arguments(files, plan, Ports.candidates(plan).get(0), disk, warm));
+            return commands;
+        }
+
+        // Taking a snapshot.
+
+        /** Keeps the VM's state under a name; the VM goes on, or stays stopped. What fails is undone. */
+        void freeze(String name, boolean automatic, Duration limit) throws IOException {
+            find(name).ifPresent(old -> refuseIfCloned(name, "replace snapshot " + name));
+            makeDirectory(files.record(name).getParent());
+            if (qemu.isRunning()) {
+                freezeRunning(name, automatic, limit);
+            } else {
+                freezeStopped(name);
+            }
+        }
+
+        private void freezeStopped(String name) throws IOException {
+            Path disk = files.workingDisk().orElseThrow(
+                    () -> new VmException(69, files.name() + " has no disk of its own to keep: vm-ctl start makes one"));
+            Disk.requireChain(disk, files.dir());
+            try (Undo undo = new Undo(say)) {
+                Path overlay = newOverlay(disk);
+                undo.add(() -> discard(overlay));
+                onStep.accept("overlay made");
+                files.useDisk(overlay);
+                undo.add(() -> files.useDisk(disk));
+                onStep.accept("link moved");
+                record(name, disk, object("automatic", false));
+                undo.clear();
+            }
+            onStep.accept("recorded");
+            deleteUnused();
+            say.accept("kept the disk as " + name);
+        }
+
+        /** The QEMU that runs goes on running, on a new overlay. See the class comment of VmCtl. */
+        private void freezeRunning(String name, boolean automatic, Duration limit) throws IOException {
+            long started = System.nanoTime();
+            Running running = qemu.running().orElseThrow();
+            String state = qemu.runState();
+            if (!state.equals("running")) {
+                throw new VmException(state.equals("io-error") ? 1 : 69, standstill(state, running.pid()));
+            } else if (!hasBanner(running.port(), 5000) || !ssh.run(SOON, "sync").ok()) { // a boot of this disk finds what was written
+                throw new VmException(69, "the guest does not answer ssh, so it is no state to come back to; vm-ctl stop, and the "
+                        + "disk alone can be kept");
+            }
+            JsonObject ram;
+            String pause;
+            try (Undo undo = new Undo(say)) {
+                qemu.write(running.during(Act.FREEZING));
+                undo.add(() -> qemu.write(running));
+                long stopped = System.nanoTime();
+                qemu.qmp("stop");
+                undo.add(qemu::goOnAfterMigration);
+                onStep.accept("stopped");
+                Path disk = qemu.activeDisk();
+                Path overlay = newOverlay(disk);
+                undo.add(() -> discard(overlay));
+                onStep.accept("overlay made");
+                Path ramFile = unused(files.record(name).resolveSibling("ram"));
+                undo.add(() -> Files.deleteIfExists(ramFile));
+                ram = qemu.saveRam(ramFile, limit);
+                ram.putAll(object("ram", files.dir().relativize(ramFile).toString(), "hardware", running.hardware(),
+                        "automatic", automatic));
+                onStep.accept("RAM saved");
+                files.useDisk(overlay); // it is empty: whichever of the two QEMU uses, the link names the same content
+                undo.add(() -> files.useDisk(disk));
+                onStep.accept("link moved");
+                String node = qemu.addOverlay(overlay, running.cache());
+                undo.add(() -> qemu.qmp("blockdev-del", "node-name", node));
+                onStep.accept("overlay attached");
+                qemu.qmp("blockdev-snapshot", "node", qemu.activeNode(), "overlay", node);
+                undo.clear(); // the guest will write to the overlay, whatever else fails
+                undo.add(this::deleteUnused);
+                undo.add(() -> qemu.write(running));
+                undo.add(() -> qemu.qmp("cont"));
+                onStep.accept("overlay in use");
+                record(name, disk, ram);
+                onStep.accept("recorded");
+                qemu.qmp("cont"); // and once more when undo is closed, which does no harm
+                pause = seconds(stopped);
+                onStep.accept("going on");
+            }
+            ssh.setClock();
+            deleteUnused();
+            say.accept("kept disk and RAM (" + (ram.getLong("ramBytes") >> 20) + " MiB) as " + name + " in " + seconds(started)
+                    + "; the guest stood still for " + pause);
+        }
+
+        /** Writes the record, the moment from which the snapshot exists; its disk is read-only from then on. */
+        private void record(String name, Path disk, JsonObject more) throws IOException {
+            JsonObject record = object("disk", files.dir().relativize(disk).toString(), "made", Instant.now().toString());
+            record.putAll(more);
+            Files.setPosixFilePermissions(disk, PosixFilePermissions.fromString("r--------"));
+            writeFile(files.record(name), JsonWriter.string(record), "rw-------");
+        }
+
+        /** Deletes an overlay that was made in vain; not if the link still names it, which then shows what it builds on. */
+        private void discard(Path overlay) throws IOException {
+            if (!files.workingDisk().equals(Optional.of(overlay))) {
+                Files.deleteIfExists(overlay);
+            }
+        }
+
+        private Path newOverlay(Path base) throws IOException {
+            privateDirectory(files.disks());
+            Path overlay = files.disks().resolve(Long.toHexString(new SecureRandom().nextLong()) + ".qcow2");
+            Disk.createOverlay(base, overlay);
+            return overlay;
+        }
+
+        // Restoring.
+
+        /** Throws the working disk away and goes back to a snapshot; what cannot be had is said while the VM is as it was. */
+        void restore(String name, Plan plan) throws IOException {
+            Snapshot snapshot = find(name).orElse(null);
+            if (snapshot == null && !(name.equals(CLEAN) && Files.exists(files.clean()) && !Files.exists(files.record(CLEAN)))) {
+                throw new VmException(69, files.name() + " has no usable snapshot " + name + ": vm-ctl snapshot --list names those it has");
+            }
+            boolean bootsClean = snapshot == null || plan.cold() && snapshot.isAutomatic() && Files.exists(files.clean());
+            Path base = bootsClean ? files.clean() : snapshot.disk();
+            Disk.requireChain(base, files.dir());
+            boolean wasRunning = qemu.isRunning();
+            try (Undo undo = new Undo(say)) {
+                Path overlay = newOverlay(base);
+                undo.add(() -> discard(overlay));
+                onStep.accept("overlay made");
+                if (wasRunning) {
+                    ssh.closeMaster();
+                    qemu.end(); // its disk is thrown away: nothing to write back
+                }
+                onStep.accept("ended");
+                files.useDisk(overlay);
+                undo.clear();
+            }
+            onStep.accept("link moved");
+            deleteUnused();
+            mergeLayers();
+            if (wasRunning || snapshot != null && snapshot.ram() != null) {
+                start(plan);
+            } else {
+                say.accept("restored the disk of " + name + ": vm-ctl start boots it");
+            }
+        }
+
+        // Cleaning up.
+
+        /**
+         * Cleans up after a command, a QEMU or a host that died in the middle of something. It never fails, so that it never
+         * stands in the way of a command that frees space or throws the state away.
+         */
+        void recover() {
+            try {
+                Running running = qemu.running().orElse(null);
+                if (!qemu.isRunning()) {
+                    qemu.removeLeftovers();
+                } else if (running == null || running.act() == Act.RESTORING) {
+                    say.accept("an earlier start was interrupted: ending its QEMU");
+                    qemu.end();
+                    qemu.removeLeftovers();
+                } else if (running.act() == Act.FREEZING) {
+                    qemu.goOnAfterMigration();
+                    qemu.write(running.during(Act.NONE));
+                    say.accept("an earlier snapshot was interrupted: the guest goes on");
+                }
+                deleteUnused();
+            } catch (IOException | VmException failed) {
+                say.accept("cleaning up after an earlier command: " + failed.getMessage());
+            }
+        }
+
+        /** Deletes what no record and no disk refers to any more; nothing at all while a record or a disk cannot be read. */
+        private void deleteUnused() throws IOException {
+            Layers layers = Layers.of(this);
+            if (layers == null) {
+                return;
+            }
+            for (Path unused = layers.unused(); unused != null; unused = layers.unused()) {
+                Files.delete(unused);
+                layers.disks.remove(unused);
+            }
+            for (Path file : entries(files.disks())) {
+                if (file.toString().endsWith(".part")) { // its maker was killed
+                    Files.delete(file);
+                }
+            }
+            Set<Path> rams = all().stream().map(Snapshot::ram).filter(Objects::nonNull).collect(Collectors.toSet());
+            for (Path directory : entries(files.file(".snapshots"))) {
+                for (Path file : entries(directory)) {
+                    if (!rams.contains(file) && !file.getFileName().toString().equals("snapshot.json")) {
+                        Files.delete(file);
+                    }
+                }
+                if (entries(directory).isEmpty()) {
+                    Files.delete(directory);
+                }
+            }
+        }
+
+        /**
+         * Merges each layer that no snapshot names, and one disk builds on, into that disk. What the disk contains stays the same,
+         * so its RAM stays valid. Never fails: a layer that cannot be merged now is merged by a later command.
+         */
+        void mergeLayers() {
+            try {
+                Set<Path> tried = new HashSet<>();
+                for (Layers layers = Layers.of(this); layers != null; layers = Layers.of(this)) {
+                    Path layer = layers.mergeable(tried);
+                    if (layer == null) {
+                        return;
+                    }
+                    tried.add(layer);
+                    merge(layer, layers.builders(layer).get(0));
+                    deleteUnused();
+                }
+            } catch (IOException | VmException failed) {
+                say.accept("a layer of the disk was not merged, a later command tries again: " + failed.getMessage());
+            }
+        }
+
+        private void merge(Path layer, Path builder) throws IOException {
+            Path base = Disk.read(layer).backing();
+            String relative = builder.getParent().relativize(base).toString();
+            Set<PosixFilePermission> mode = Files.getPosixFilePermissions(builder);
+            Files.setPosixFilePermissions(builder, PosixFilePermissions.fromString("rw-------"));
+            try {
+                if (qemu.isRunning() && qemu.usesDisk(builder)) {
+                    qemu.merge(builder, base, relative);
+                } else {
+                    Disk.rebase(builder, relative);
+                }
+            } finally {
+                Files.setPosixFilePermissions(builder, mode);
+            }
+        }
+
+        void delete(String name) throws IOException {
+            if (name.equals(CLEAN)) {
+                throw new VmException(2, "clean is what the VM was installed as; vm-ctl destroy deletes the VM");
+            }
+            Snapshot snapshot = find(name).orElseThrow(() -> new VmException(69, files.name() + " has no snapshot " + name));
+            refuseIfCloned(name, "delete snapshot " + name);
+            Files.delete(files.record(name));
+            onStep.accept("deleted");
+            if (snapshot.ram() != null) {
+                Files.deleteIfExists(snapshot.ram());
+            }
+            deleteUnused();
+            say.accept("deleted " + name);
+            mergeLayers();
+        }
+
+        // Clones.
+
+        /** Makes VMs that begin as a snapshot of this one; all of them or, if something fails, none. */
+        void clone(String name, List<String> clones) throws IOException {
+            source().ifPresent(snapshot -> {
+                throw new VmException(69, files.name() + " is a clone itself: clone " + snapshot.cloneOf() + ", or take its place");
+            });
+            files.refuseOlderVersion();
+            Snapshot snapshot = find(name).orElse(null);
+            if (snapshot == null && !(name.equals(CLEAN) && Files.exists(files.clean()))) {
+                throw new VmException(69, files.name() + " has no usable snapshot " + name + ": vm-ctl snapshot --list names those it has");
+            }
+            Path base = snapshot == null ? files.clean() : snapshot.disk();
+            Disk.requireChain(base, files.dir());
+            for (String clone : clones) {
+                if (!new VmFiles(files.dir(), clone).all().isEmpty()) {
+                    throw new VmException(69, "there is a VM " + clone + " already: choose another name, or vm-ctl destroy it");
+                }
+            }
+            try (Undo undo = new Undo(say)) {
+                for (String clone : clones) {
+                    VmFiles made = new VmFiles(files.dir(), clone);
+                    undo.add(() -> {
+                        for (Path file : made.all()) {
+                            deleteTree(file);
+                        }
+                    });
+                    makeClone(made, snapshot, name, base);
+                    onStep.accept("clone made");
+                }
+                undo.clear();
+            }
+            ssh.writeIncludes();
+            say.accept("made " + String.join(", ", clones) + " of " + files.name() + "/" + name + (clones.size() == 1 ? "" : ", each")
+                    + ": VM_NAME=" + clones.get(0) + " vm-ctl start");
+        }
+
+        private void makeClone(VmFiles clone, Snapshot snapshot, String name, Path base) throws IOException {
+            JsonObject record = object("disk", files.dir().relativize(base).toString(), "made", Instant.now().toString(),
+                    "automatic", false, "cloneOf", files.name(), "cloneSnapshot", name);
+            if (snapshot != null && snapshot.ram() != null) {
+                record.put("ram", files.dir().relativize(snapshot.ram()).toString());
+                for (String member : List.of("ramBytes", "ramCrc32c", "hardware", "unusable")) {
+                    record.put(member, snapshot.json().get(member));
+                }
+            }
+            makeDirectory(clone.record(CLEAN).getParent());
+            writeFile(clone.record(CLEAN), JsonWriter.string(record), "rw-------"); // first: it protects what the clone builds on
+            onStep.accept("clone recorded");
+            Path keys = privateDirectory(clone.file(".ssh"));
+            for (Path key : entries(files.file(".ssh"))) {
+                if (!key.getFileName().toString().matches("config|known_hosts")) {
+                    Files.copy(key, keys.resolve(key.getFileName()), StandardCopyOption.COPY_ATTRIBUTES);
+                }
+            }
+            String known = Files.readString(files.file(".ssh").resolve("known_hosts")).replaceFirst("^\\S+", clone.name());
+            writeFile(keys.resolve("known_hosts"), known, "rw-------");
+            new Snapshots(clone, new Machine(clone, new Qemu(clone), new GuestSsh(clone, say), say), say).firstOverlay(base);
+        }
+
+        private void firstOverlay(Path base) throws IOException {
+            files.useDisk(newOverlay(base));
+        }
+
+        /** 69 if clones build on a snapshot of this VM, or, without a name, on any of its disks. */
+        void refuseIfCloned(String snapshot, String act) {
+            List<String> clones = new ArrayList<>();
+            for (String name : files.names()) {
+                Path record = new VmFiles(files.dir(), name).record(CLEAN);
+                try {
+                    JsonObject json = Files.exists(record) ? json(Files.readString(record)) : object();
+                    if (files.name().equals(json.getString("cloneOf"))
+                            && (snapshot == null || snapshot.equals(json.getString("cloneSnapshot")))) {
+                        clones.add(name);
+                    }
+                } catch (IOException unreadable) {
+                    if (!name.equals(files.name())) {
+                        clones.add(name + " (perhaps: its record " + record + " is damaged)");
+                    }
+                }
+            }
+            if (!clones.isEmpty()) {
+                throw new VmException(69, "cannot " + act + ": clones build on it: " + String.join(", ", clones)
+                        + "; vm-ctl destroy deletes a clone");
+            }
+        }
+    }
+
+    /** The disks of a VM and what they build on, as a picture of one moment. */
+    static final class Layers {
+        private static final Disk DAMAGED = new Disk(null, 0, false);
+        /** All overlays in VM_DIR, of this VM and of others, by path. */
+        final Map<Path, Disk> disks = new TreeMap<>();
+        private final VmFiles files;
+        private final Set<Path> needed = new HashSet<>();
+        private final boolean workingDiskIsKnown;
+
+        private Layers(VmFiles files) throws IOException {
+            this.files = files;
+            workingDiskIsKnown = files.workingDisk().isPresent();
+        }
+
+        /** Null while it cannot be told what is needed, because a record, or a disk that something needs, cannot be read. */
+        static Layers of(Snapshots snapshots) throws IOException {
+            Layers layers = new Layers(snapshots.files);
+            for (Path directory : entries(layers.files.file(".snapshots"))) {
+                String name = directory.getFileName().toString();
+                Snapshot snapshot = snapshots.find(name).orElse(null);
+                if (snapshot != null) {
+                    layers.needed.add(snapshot.disk());
+                } else if (Files.exists(layers.files.record(name))) {
+                    return null;
+                }
+            }
+            layers.files.workingDisk().ifPresent(layers.needed::add);
+            if (snapshots.qemu.isRunning()) {
+                layers.needed.add(snapshots.qemu.activeDisk());
+            }
+            for (Path directory : entries(layers.files.dir())) {
+                if (directory.toString().endsWith(".disks")) {
+                    for (Path disk : entries(directory)) {
+                        if (!disk.toString().endsWith(".qcow2")) {
+                            continue; // half made
+                        }
+                        layers.disks.put(disk, Disk.find(disk).orElse(DAMAGED));
+                    }
+                }
+            }
+            boolean puzzling = layers.disks.entrySet().stream().anyMatch(entry -> entry.getValue() == DAMAGED
+                    && (layers.needed.contains(entry.getKey()) || !entry.getKey().startsWith(layers.files.disks())
+                    || !layers.builders(entry.getKey()).isEmpty()));
+            return puzzling ? null : layers;
+        }
+
+        List<Path> builders(Path disk) {
+            return disks.entrySet().stream().filter(entry -> disk.equals(entry.getValue().backing())).map(Map.Entry::getKey).toList();
+        }
+
+        /** A disk of this VM that nothing needs; null if there is none. Without a working disk only empty ones count. */
+        Path unused() {
+            return disks.keySet().stream().filter(disk -> disk.startsWith(files.disks()) && !needed.contains(disk)
+                    && builders(disk).isEmpty() && (workingDiskIsKnown || disks.get(disk).empty())).findFirst().orElse(null);
+        }
+
+        /** A disk of this VM that no snapshot names and on which exactly one disk builds, one of this VM; null if there is none. */
+        Path mergeable(Set<Path> except) {
+            return disks.keySet().stream().filter(disk -> disk.startsWith(files.disks()) && !needed.contains(disk)
+                    && !except.contains(disk) && builders(disk).size() == 1 && builders(disk).get(0).startsWith(files.disks())
+                    && builders(builders(disk).get(0)).stream().allMatch(above -> above.startsWith(files.disks())))
+                    .findFirst().orElse(null);
+        }
+    }
+
+    // The machine.
+
+    /** A guest that does not come up: it is silent, or its console tells of trouble. */
+    static final class GuestUnusable extends VmException {
+        private static final long serialVersionUID = 1;
+
+        GuestUnusable(int exitCode, String message) {
+            super(exitCode, message);
+        }
+    }
+
+    /** A VM with its QEMU and its guest: waits until the guest answers, tells its state, stops it. */
+    static final class Machine {
+        /** rc.shutdown and init may take 150 s by their own limits. */
+        private static final Duration SHUTDOWN_LIMIT = Duration.ofSeconds(160);
+        /** A guest that shuts down has ended its sshd long before. */
+        private static final Duration STILL_ANSWERS = Duration.ofSeconds(30);
+        private static final String KERNEL_STARTS = "Copyright (c) 2003-";
+        /** The kernel may try several devices as its root: one that fails matters only if it then asks for another. */
+        private static final Pattern TROUBLE = Pattern.compile(
+                "Root mount failed: \\d+(?=\\s+Manual root filesystem specification)"
+                + "|no bootable kernel|can't (load|find) 'kernel'|Automatic file system check failed|ABORTING BOOT"
+                + "|Enter full pathname of shell|The operating system has halted|Stopped at .{0,500}(?=\\Rdb> \\z)");
+
+        final VmFiles files;
+        final Qemu qemu;
+        final GuestSsh ssh;
+        private final Consumer<String> say;
+
+        Machine(VmFiles files, Qemu qemu, GuestSsh ssh, Consumer<String> say) {
+            this.files = files;
+            this.qemu = qemu;
+            this.ssh = ssh;
+            this.say = say;
+        }
+
+        /** For messages: how the running VM is reached. */
+        String describe() throws IOException {
+            Running running = qemu.running().orElse(null);
+            if (running == null) {
+                throw new VmException(69, "QEMU has ended" + qemu.logEnd());
+            }
+            return "ssh on port " + running.port() + " (pid " + running.pid() + ", " + running.accel() + ")";
+        }
+
+        /**
+         * Waits until the guest's sshd answers a command; says why if it does not. A restored guest is told the time, and gets
+         * fresh random bytes; a clone gets its own hostname.
+         */
+        void awaitGuest(Running running, Duration limit, boolean isClone) throws IOException {
+            int port = running.port();
+            String last = "sshd does not answer on port " + port;
+            int refusals = 0;
+            long deadline = System.nanoTime() + limit.toNanos();
+            for (int patience = 1000; System.nanoTime() < deadline; patience = Math.min(5000, patience + 250)) { // an emulated sshd is slow
+                if (!qemu.isRunning()) {
+                    throw new VmException(69, "QEMU ended while the guest was starting" + qemu.logEnd() + consoleEnd());
+                }
+                String state = qemu.runState();
+                String standstill = standstill(state, running.pid());
+                if (standstill != null) {
+                    throw new VmException(state.equals("io-error") ? 1 : 69, standstill);
+                }
+                String console = consoleSince(running);
+                Optional<String> trouble = trouble(console);
+                // A panic without the debugger reboots by itself.
+                if (trouble.isPresent() && !console.contains("Automatic reboot in ") && !hasBanner(port, 5000)) {
+                    throw new GuestUnusable(69, "the guest is in trouble: " + trouble.get() + consoleEnd());
+                }
+                if (hasBanner(port, patience)) {
+                    GuestSsh.Output first = ssh.greet(running.restored() != null && !running.ready(), isClone);
+                    if (first.ok()) {
+                        qemu.write(running.isReady());
+                        return;
+                    }
+                    ssh.closeMaster(); // the next try has a connection of its own
+                    last = first.text().substring(first.text().lastIndexOf('\n') + 1);
+                    refusals += last.contains("Permission denied") ? 1 : 0;
+                    if (last.contains("Host key verification failed") || refusals == 3) {
+                        throw new VmException(69, "the guest's keys are not those in " + files.file(".ssh") + ": " + last);
+                    }
+                }
+                pause(50);
+            }
+            String advice = hangAdvice(running.accel(), Integer.parseInt(running.cpus()));
+            throw new GuestUnusable(124, "no answer after " + limit.toSeconds() + " s: " + last + advice + consoleEnd());
+        }
+
+        /** What start does if the VM runs: a guest that stands still goes on, one that shuts down is awaited. False: it has ended. */
+        boolean goOn(Plan plan, boolean isClone) throws IOException {
+            Running running = qemu.running().orElseThrow(() -> new VmException(69, "QEMU runs, but its record is missing"));
+            String state = qemu.runState();
+            if (state.equals("unknown")) {
+                throw new VmException(69, standstill(state, running.pid()));
+            } else if (running.act() == Act.STOPPING || isShuttingDown(consoleSince(running))) {
+                say.accept("the guest is shutting down: waiting until it has ended");
+                // A stop may have been interrupted before the guest was asked: then it still answers after a while.
+                if (qemu.hasEnded(STILL_ANSWERS) || !ssh.run(SOON, "true").ok() && qemu.hasEnded(SHUTDOWN_LIMIT)) {
+                    qemu.removeLeftovers();
+                    return false;
+                }
+                say.accept("it does not shut down");
+                note(running.during(Act.NONE));
+            } else if (!state.equals("running")) {
+                qemu.qmp("cont");
+                if (plan.waits()) {
+                    awaitGuest(running, plan.timeout(), isClone);
+                    ssh.setClock(); // it stood still, too
+                }
+                return true;
+            }
+            if (plan.waits()) {
+                awaitGuest(running, plan.timeout(), isClone);
+            }
+            return true;
+        }
+
+        /** A way to end a VM, and how long it may take. */
+        private record StopStep(String name, Duration limit, Callable<Boolean> step) {}
+
+        /** Ends the VM; asks the guest first, unless forced or in vain. */
+        void stop(boolean force) throws IOException {
+            if (!qemu.isRunning()) {
+                say.accept(files.name() + " is not running");
+                return;
+            }
+            long started = System.nanoTime();
+            ssh.closeMaster(); // it may belong to a boot of the guest that is over
+            Running running = force ? null : qemu.running().orElse(null);
+            boolean ask = running != null && canBeAsked(running);
+            List<StopStep> steps = new ArrayList<>();
+            if (ask) {
+                steps.add(new StopStep("shutdown -p now over ssh", SHUTDOWN_LIMIT,
+                        () -> hasBanner(running.port(), 5000) && ssh.run(SOON, "shutdown -p now").ok()));
+                steps.add(new StopStep("the power button", Duration.ofSeconds(60), () -> qemu.qmp("system_powerdown") != null));
+                note(running.during(Act.STOPPING));
+            }
+            if (!qemu.runState().equals("unknown")) {
+                steps.add(new StopStep("QMP quit", Duration.ofSeconds(30), () -> qemu.qmp("quit") != null));
+            }
+            steps.add(new StopStep("SIGKILL", SOON, () -> {
+                qemu.end();
+                return true;
+            }));
+            String refusal = "";
+            for (StopStep step : steps) {
+                try {
+                    onStep.accept("stopping by " + step.name());
+                    boolean taken = step.step().call();
+                    ssh.closeMaster();
+                    if (taken && qemu.hasEnded(step.limit())) {
+                        qemu.removeLeftovers();
+                        say.accept("stopped " + files.name() + " by " + step.name() + " in " + seconds(started));
+                        return;
+                    }
+                    say.accept(step.name() + ": no effect");
+                } catch (VmException interrupted) {
+                    if (interrupted.exitCode == 130) {
+                        throw interrupted;
+                    }
+                    refusal = interrupted.getMessage();
+                    say.accept(step.name() + ": " + refusal);
+                } catch (Exception noAnswer) { // the next step asks less
+                    say.accept(step.name() + ": " + noAnswer.getMessage());
+                }
+            }
+            throw new VmException(69, files.name() + " could not be stopped: " + refusal);
+        }
+
+        /** Whether it makes sense to ask the guest to shut down. Whatever its console says, one whose sshd answers can be asked. */
+        private boolean canBeAsked(Running running) throws IOException {
+            String state = qemu.runState();
+            if (state.equals("io-error")) {
+                throw new VmException(1, "the disk of this machine is full, so the guest cannot write what it has to before it "
+                        + "shuts down: free some space and try again; vm-ctl stop --force loses what it has not written");
+            } else if (state.equals("unknown")) {
+                say.accept(standstill(state, running.pid()));
+                return false;
+            } else if (!state.equals("running")) {
+                qemu.qmp("cont");
+            }
+            Optional<String> trouble = trouble(consoleSince(running));
+            if (trouble.isPresent() && !hasBanner(running.port(), 5000)) {
+                say.accept("the guest cannot be asked: " + trouble.get());
+                return false;
+            }
+            return true;
+        }
+
+        /** Writes the record if there is room for it: what it tells helps the next command, and no more. */
+        private void note(Running running) {
+            try {
+                qemu.write(running);
+            } catch (IOException full) {
+                say.accept("the record of the VM could not be written: " + reason(full));
+            }
+        }
+
+        /** What can be said of a VM soon. Its sshd gets more than a second to answer only if the console tells of trouble. */
+        Report report() throws IOException {
+            boolean runs = qemu.isRunning();
+            Running running = qemu.running().orElse(null);
+            if (!runs) {
+                return Files.exists(files.pidFile()) ? new Report("gone", 3, "QEMU ended without being stopped", null)
+                        : new Report("stopped", 3, null, null);
+            } else if (running == null) {
+                return new Report("starting", 0, "a start is at work, or was interrupted (then vm-ctl start mends it)", null);
+            }
+            String console = consoleSince(running);
+            String state = qemu.runState();
+            Optional<String> trouble = trouble(console);
+            if (state.equals("unknown")) {
+                return new Report("hung", 69, standstill(state, running.pid()), running);
+            } else if (running.act() == Act.FREEZING && !state.equals("running")) {
+                return new Report("paused", 0, "a snapshot is being taken, or was interrupted (then vm-ctl start lets it go on)", running);
+            } else if (standstill(state, running.pid()) != null) {
+                return new Report("paused", 0, standstill(state, running.pid()), running);
+            } else if (trouble.isPresent() && !hasBanner(running.port(), 5000)) {
+                return new Report("panicked", 69, trouble.get(), running);
+            }
+            int panic = kernelPanic(console);
+            String reason = running.act() == Act.STOPPING || isShuttingDown(console) ? "it is shutting down"
+                    : panic >= 0 && console.lastIndexOf(KERNEL_STARTS) > panic ? "rebooted after a panic" : null;
+            return new Report(running.ready() || hasBanner(running.port(), 500) ? "running" : "starting", 0, reason, running);
+        }
+
+        /** What keeps the guest from answering, by what DragonFly's loader, kernel and rc print on the console. */
+        static Optional<String> trouble(String console) {
+            int goodSign = Math.max(console.lastIndexOf(KERNEL_STARTS), console.lastIndexOf("\nlogin: ")); // older trouble is over
+            String recent = console.substring(Math.max(0, goodSign));
+            int panic = kernelPanic(recent);
+            Matcher other = TROUBLE.matcher(recent);
+            if (other.find() && (panic < 0 || other.start() < panic)) { // the first one is the cause of the others
+                return Optional.of(other.group().strip());
+            }
+            return panic < 0 ? Optional.empty() : recent.substring(panic).lines().findFirst();
+        }
+
+        /** Whether the console ends in what DragonFly's kernel prints last, with its processes gone already. */
+        static boolean isShuttingDown(String console) {
+            int started = Math.max(console.lastIndexOf(KERNEL_STARTS), console.lastIndexOf("\nlogin: "));
+            return console.lastIndexOf("\nsyncing disks...") > started;
+        }
+
+        private String consoleSince(Running running) throws IOException {
+            return fileEnd(files.file(".console.log"), running.consoleAt(), 1 << 18);
+        }
+
+        String consoleEnd() throws IOException {
+            String lines = lastLines(files.file(".console.log"), 5);
+            return lines.isEmpty() ? "" : "\nthe console's last lines:\n" + lines;
+        }
+    }
+
+    // ssh.
+
+    /** The guest by ssh, through the config that every tool can use; one connection is shared for a minute. */
+    static final class GuestSsh {
+        private final VmFiles files;
+        private final Consumer<String> say;
+
+        GuestSsh(VmFiles files, Consumer<String> say) {
+            this.files = files;
+            this.say = say;
+        }
+
+        /** What a command in the guest printed, and whether it ended with 0; not if ssh failed or took too long. */
+        record Output(boolean ok, String text) {}
+
+        List<String> command(String... words) {
+            List<String> command = new ArrayList<>(List.of("ssh", "-F", files.dir().resolve("ssh_config").toString(), files.name()));
+            command.addAll(List.of(words));
+            return command;
+        }
+
+        Output run(Duration limit, String line) throws IOException {
+            try {
+                ProcessResult result = VmCtl.run(limit, command(line));
+                return new Output(result.getExitValue() == 0, printable(result.outputUTF8()).strip());
+            } catch (VmException late) {
+                if (late.exitCode == 130) {
+                    throw late;
+                }
+                return new Output(false, late.getMessage());
+            }
+        }
+
+        /** The first command for a guest that should answer. It brings a restored one, and a clone, up to date with the same call. */
+        Output greet(boolean restored, boolean isClone) throws IOException {
+            List<String> lines = new ArrayList<>();
+            if (restored) {
+                // DragonFly's /dev/random takes bytes only while this sysctl is set. Without new ones, guests of one RAM file
+                // would hand out the same random numbers.
+                byte[] seed = new byte[64];
+                new SecureRandom().nextBytes(seed);
+                StringBuilder octal = new StringBuilder();
+                for (byte one : seed) {
+                    octal.append(String.format("\\%03o", one & 0xff));
+                }
+                lines.add("sysctl kern.seedenable=1 >/dev/null && printf '" + octal + "' >/dev/random"
+                        + " && sysctl kern.seedenable=0 >/dev/null || echo its random numbers could not be seeded");
+            }
+            if (isClone) {
+                lines.add("hostname " + files.name().replace('_', '-') + " || echo its hostname could not be set");
+            }
+            lines.add(":");
+            Output output = run(SOON.dividedBy(2), remoteCommand(List.of(String.join("\n", lines)), List.of(), null));
+            if (output.ok() && !output.text().isEmpty()) {
+                say.accept("the guest answers, but: " + output.text());
+            }
+            if (output.ok() && restored) {
+                setClock();
+            }
+            return output;
+        }
+
+        /** A guest that stood still has the time of then. The BSD date takes whole seconds; a try that took long is repeated. */
+        void setClock() throws IOException {
+            DateTimeFormatter form = DateTimeFormatter.ofPattern("yyyyMMddHHmm.ss").withZone(ZoneOffset.UTC);
+            long delay = 0; // of the connection, in milliseconds
+            for (int attempt = 0; attempt < 3 && (attempt == 0 || delay > 150); attempt++) {
+                Instant started = Instant.now();
+                if (!run(SOON, "date -u " + form.format(started.plusMillis(500 + delay))).ok()) {
+                    say.accept("the guest's clock could not be set; it stands at the moment of the snapshot");
+                    return;
+                }
+                delay = Duration.between(started, Instant.now()).toMillis() / 2;
+            }
+        }
+
+        /** Ends the shared connection: one that outlives its guest would hang whoever uses it next. */
+        void closeMaster() throws IOException {
+            Path control = files.socket(".control");
+            if (Files.exists(control)) {
+                List<String> command = command();
+                command.addAll(1, List.of("-O", "exit"));
+                VmCtl.run(SOON, command);
+                Files.deleteIfExists(control);
+            }
+        }
+
+        /** Writes what ssh needs to know of this VM, and the file that includes it. */
+        void writeConfig(int port) throws IOException {
+            Path keys = privateDirectory(files.file(".ssh"));
+            writeFile(keys.resolve("config"), config(files.name(), port, keys, files.socket(".control")), "rw-------");
+            writeIncludes();
+        }
+
+        /** Writes the file that includes every VM's config. */
+        void writeIncludes() throws IOException {
+            String includes = entries(files.dir()).stream().filter(file -> file.toString().endsWith(".ssh"))
+                    .map(keys -> keys.resolve("config")).filter(Files::exists)
+                    .map(file -> file.toString().replaceAll("[\\\\*?\\[]", "\\\\$0")) // a pattern for ssh
+                    .map(pattern -> "Include \"" + pattern.replace("\\", "\\\\").replace("\"", "\\\"") + "\"\n")
+                    .collect(Collectors.joining());
+            writeFile(files.dir().resolve("ssh_config"), includes, "rw-------");
+        }
+
+        /** The connection's settings, one a line, for every tool that reads ssh_config. */
+        static String config(String name, int port, Path keys, Path control) {
+            return String.join("\n", "Host " + name, "HostName 127.0.0.1", "Port " + port, "User root", "HostKeyAlias " + name,
+                    "IdentityFile " + quoted(keys.resolve("id_ed25519")), "IdentitiesOnly yes",
+                    "UserKnownHostsFile " + quoted(keys.resolve("known_hosts")), "GlobalKnownHostsFile /dev/null",
+                    "StrictHostKeyChecking yes", "UpdateHostKeys no", "PasswordAuthentication no", "BatchMode yes",
+                    "ConnectTimeout 30", "ServerAliveInterval 15", "ServerAliveCountMax 4", "ControlMaster auto",
+                    "ControlPath " + quoted(control), "ControlPersist 60", "");
+        }
+
+        private static String quoted(Path path) {
+            return '"' + path.toString().replace("\\", "\\\\").replace("\"", "\\\"").replace("%", "%%") + '"';
+        }
+
+        /** What sshd hands to root's shell, which may be csh: quoted words. At the limit the guest itself kills the process group. */
+        static String remoteCommand(List<String> words, List<String> environment, Duration limit) {
+            List<String> command = new ArrayList<>();
+            if (limit != null) {
+                command.addAll(List.of("sh", "-c", "(n=" + limit.toSeconds() + "; while [ $n -gt 0 ] && kill -0 $$; do sleep 1; "
+                        + "n=$((n - 1)); done; kill -0 $$ && kill -KILL 0) </dev/null >/dev/null 2>&1 & exec \"$@\"", "sh"));
+            }
+            if (!environment.isEmpty()) {
+                command.add("env");
+                command.addAll(environment);
+            }
+            command.addAll(words.size() == 1 ? List.of("sh", "-c", words.get(0)) : words);
+            return shellQuoted(command);
+        }
+    }
+
+    // QEMU.
+
+    /** The QEMU process of one VM: starts it, tells whether it lives, talks to its monitor, ends it. */
+    static final class Qemu {
+        /** Cuts the console's log when it is larger than 10 MB and keeps its last 1 MB as .1, while QEMU (pid file, pid, log) lives. */
+        private static final String LOG_KEEPER = """
+                cd /
+                trap '' HUP INT
+                while [ "$(cat "$1")" = "$2" ] && kill -0 "$2"; do
+                    if [ "$(wc -c <"$3")" -gt 10000000 ]; then tail -c 1000000 "$3" >"$3.1"; : >"$3"; fi
+                    sleep 1
+                done </dev/null >/dev/null 2>&1 &
+                """;
+
+        private final VmFiles files;
+
+        Qemu(VmFiles files) {
+            this.files = files;
+        }
+
+        /** The arguments that make the machine, as the guest and its RAM see it. */
+        static List<String> hardware(String accelerator, String cpu, String memory, int cpus, int discs) {
+            List<String> arguments = new ArrayList<>(List.of("-accel", accelArgument(accelerator, cpus), "-cpu", cpu, "-m", memory,
+                    "-smp", "" + cpus, "-machine", "pc", "-nodefaults", "-no-user-config", "-rtc", "base=utc", "-vga", "std",
+                    "-serial", "chardev:serial0",
+                    "-device", "virtio-scsi-pci,id=scsi0", "-device", "scsi-hd,bus=scsi0.0,drive=disk0,bootindex=1", // DragonFly's da0
+                    "-device", "virtio-net-pci,netdev=net0,romfile=")); // vtnet0, without booting from the network
+            if (accelerator.equals("kvm")) {
+                arguments.addAll(List.of("-global", "kvm-pit.lost_tick_policy=delay"));
+            }
+            for (int i = 0; i < discs; i++) {
+                String place = "bus=ide." + i / 2 + ",unit=" + i % 2 + (i == 0 ? ",bootindex=2" : "");
+                arguments.addAll(List.of("-device", "ide-cd,drive=cd" + i + "," + place));
+            }
+            return arguments;
+        }
+
+        /** A qcow2 disk as QEMU sees it; JSON has none of the traps of paths with commas and colons. */
+        private static JsonObject disk(Path file, String node, String cache) {
+            return object("node-name", node, "driver", "qcow2", "discard", "unmap", "detect-zeroes", "unmap",
+                    "cache", object("direct", cache.equals("none"), "no-flush", cache.equals("unsafe")),
+                    "file", object("driver", "file", "filename", file.toString()));
+        }
+
+        /** QEMU's command line. One that takes RAM in waits for it, and then stands still. */
+        static List<String> arguments(VmFiles files, Plan plan, int port, Path disk, boolean takesRam) throws IOException {
+            List<String> arguments = new ArrayList<>(List.of(QEMU, "-name", files.name(), "-pidfile", files.qemuPid().toString(),
+                    "-daemonize", "-display", "none", "-D", files.file(".qemu.log").toString(),
+                    "-d", "strace")); // errors alone: no guest is in user mode
+            if (System.getProperty("os.name").equals("Linux")) {
+                arguments.addAll(List.of("-sandbox", "on,resourcecontrol=deny")); // denying more does not go with -daemonize
+            }
+            arguments.addAll(List.of("-blockdev", JsonWriter.string(disk(disk, "disk0", plan.cache()))));
+            for (int i = 0; i < plan.discs().size(); i++) {
+                arguments.addAll(List.of("-blockdev", JsonWriter.string(object("node-name", "cd" + i, "driver", "raw",
+                        "read-only", true, "file", object("driver", "file", "filename", plan.discs().get(i).toString())))));
+            }
+            StringBuilder network = new StringBuilder("user,id=net0,hostfwd=tcp:127.0.0.1:" + port + "-:22");
+            plan.forwards().forEach(forward -> network.append(",hostfwd=tcp:127.0.0.1:").append(forward.replace(":", "-:")));
+            String socket = "socket,server=on,wait=off,id=";
+            String log = ",logappend=on,logfile=" + doubled(files.file(".console.log"));
+            arguments.addAll(List.of("-netdev", network.toString(),
+                    "-chardev", socket + "qmp0,path=" + doubled(files.socket(".qmp")), "-mon", "chardev=qmp0,mode=control",
+                    "-chardev", socket + "serial0,path=" + doubled(files.socket(".console")) + log));
+            if (takesRam) {
+                arguments.addAll(List.of("-S", "-incoming", "defer"));
+            }
+            arguments.addAll(plan.hardware().subList(1, plan.hardware().size()));
+            return arguments;
+        }
+
+        /** In an option of the key=value kind a comma separates; doubled it is one. */
+        private static String doubled(Path path) {
+            return path.toString().replace(",", ",,");
+        }
+
+        /** Starts QEMU on the first port it can have, and writes down what runs. With a snapshot's name it waits for that RAM. */
+        Running launch(Plan plan, Path disk, String restored) throws IOException {
+            Files.deleteIfExists(files.pidFile()); // of the QEMU before
+            Path log = files.file(".console.log");
+            long consoleAt = Files.exists(log) ? Files.size(log) : 0;
+            for (String forward : plan.forwards()) {
+                Ports.require(Integer.parseInt(forward.split(":")[0]));
+            }
+            String output = "";
+            int exitCode = 0;
+            long deadline = System.nanoTime() + Duration.ofSeconds(10).toNanos();
+            List<Integer> ports = new ArrayList<>(Ports.candidates(plan));
+            while (!ports.isEmpty()) {
+                int port = ports.get(0);
+                ProcessResult started = run(SOON, withUmask(arguments(files, plan, port, disk, restored != null)));
+                output = printable(started.outputUTF8() + fileEnd(files.file(".qemu.log"), 0, 1 << 12)).strip(); // its stderr is the log
+                exitCode = started.getExitValue();
+                if (exitCode == 0) {
+                    onStep.accept("QEMU started");
+                    return begin(plan, port, consoleAt, restored);
+                } else if (output.contains("Cannot lock pid file") && System.nanoTime() < deadline) {
+                    pause(20); // somebody asks whether it runs, which takes a moment
+                } else if (output.contains("tcp:127.0.0.1:" + port + "-") && !plan.portIsFixed()) {
+                    ports.remove(0); // somebody took the port meanwhile
+                } else {
+                    break;
+                }
+            }
+            boolean full = files.dir().toFile().getUsableSpace() < 1 << 20; // then QEMU cannot say why
+            throw new VmException(full ? 1 : 69, "QEMU did not start: " + (full ? "no space is left on "
+                    + Files.getFileStore(files.dir()) : output.isEmpty() ? "it ended without a word (exit code " + exitCode + "); try again" : output));
+        }
+
+        private Running begin(Plan plan, int port, long consoleAt, String restored) throws IOException {
+            String pid = Files.readString(files.qemuPid()).strip();
+            try {
+                Running running = write(new Running(Long.parseLong(pid), port, plan.portIsFixed(), plan.accel(), plan.memory(),
+                        plan.cpus(), plan.forwards(), plan.hardware(), plan.cache(), !plan.discs().isEmpty(), Instant.now(),
+                        consoleAt, files.socket(".qmp").toString(), restored, false, restored == null ? Act.NONE : Act.RESTORING));
+                run(SOON, withUmask(List.of("sh", "-c", LOG_KEEPER, "log-keeper", files.qemuPid().toString(), pid,
+                        files.file(".console.log").toString())));
+                return running;
+            } catch (IOException full) {
+                end();
+                throw full;
+            }
+        }
+
+        boolean isRunning() {
+            return VmCtl.isRunning(files.qemuPid());
+        }
+
+        /** The record of the running VM; empty if it does not run, or if its start has not come that far. */
+        Optional<Running> running() throws IOException {
+            try {
+                return Optional.ofNullable(runningVm(files.dir(), files.name())).map(Running::of);
+            } catch (IOException | ClassCastException | DateTimeParseException | IllegalArgumentException damaged) {
+                throw new VmException(69, "the record of the running VM is damaged: " + files.pidFile()
+                        + "; vm-ctl stop --force ends the VM, so that it can be started again");
+            }
+        }
+
+        Running write(Running running) throws IOException {
+            writeFile(files.pidFile(), JsonWriter.string(running.json()), "rw-------");
+            return running;
+        }
+
+        /** One command for the monitor, and what it returns; 69 if QEMU refuses it or does not answer. */
+        Object qmp(String command, Object... arguments) throws IOException {
+            try {
+                return qmp(SOON, command, arguments);
+            } catch (IOException silence) {
+                throw noAnswer();
+            }
+        }
+
+        /** A QEMU that hangs accepts connections and never answers: at the limit the connection is closed. */
+        private Object qmp(Duration limit, String command, Object... arguments) throws IOException {
+            try (SocketChannel channel = limited(SocketChannel.open(StandardProtocolFamily.UNIX), limit);
+                    BufferedReader in = new BufferedReader(Channels.newReader(channel, UTF_8))) {
+                channel.connect(UnixDomainSocketAddress.of(files.socket(".qmp")));
+                String requests = "{\"execute\":\"qmp_capabilities\"}\n"
+                        + JsonWriter.string(object("execute", command, "arguments", object(arguments), "id", command)) + "\n";
+                channel.write(ByteBuffer.wrap(requests.getBytes(UTF_8)));
+                for (String line = in.readLine(); line != null; line = in.readLine()) {
+                    JsonObject response = json(line); // the greeting, an event, or what was asked for
+                    if (command.equals(response.getString("id")) && response.has("return")) {
+                        return response.get("return");
+                    } else if (response.has("error")) {
+                        throw new VmException(69, "QEMU refuses " + command + ": " + response.getObject("error").getString("desc"));
+                    }
+                }
+                throw new IOException("QEMU closed the connection");
+            }
+        }
+
+        /** 69 if QEMU does not answer soon. */
+        void requireAnswer() throws IOException {
+            if (runState().equals("unknown")) {
+                throw noAnswer();
+            }
+        }
+
+        private VmException noAnswer() throws IOException {
+            return new VmException(69, isRunning() ? standstill("unknown", running().map(Running::pid).orElse(0L))
+                    : "QEMU has ended" + logEnd());
+        }
+
+        /** QEMU's word for what the guest does: running, paused, inmigrate, postmigrate, io-error ...; "unknown" without an answer. */
+        String runState() {
+            try {
+                return ((JsonObject) qmp(Duration.ofSeconds(5), "query-status")).getString("status");
+            } catch (IOException | VmException noAnswer) {
+                return "unknown";
+            }
+        }
+
+        /** Ends QEMU at once: by SIGKILL if the process is known to be this VM's, else by its monitor. */
+        void end() throws IOException {
+            Optional<ProcessHandle> process = process();
+            if (process.isPresent()) {
+                process.get().destroyForcibly();
+            } else {
+                try {
+                    qmp(Duration.ofSeconds(20), "quit");
+                } catch (IOException | VmException noAnswer) {
+                    // it may have ended while it was asked
+                }
+            }
+            if (!hasEnded(process.isPresent() ? SOON : Duration.ofSeconds(20))) {
+                throw new VmException(69, process.isPresent()
+                        ? "QEMU (pid " + process.get().pid() + ") does not end: it waits for this machine's kernel, likely for a disk"
+                        : "QEMU runs where its process cannot be seen (in another container?) and does not answer: end it there");
+            }
+        }
+
+        /** QEMU's process. The pid may belong to a stranger, in another container; so its command line must name this pid file. */
+        private Optional<ProcessHandle> process() throws IOException {
+            String pid = Files.exists(files.qemuPid()) ? Files.readString(files.qemuPid()).strip() : "";
+            if (!pid.matches("[1-9]\\d{0,17}")) {
+                return Optional.empty();
+            }
+            Path proc = Path.of("/proc/" + pid + "/cmdline");
+            Optional<ProcessHandle> process = ProcessHandle.of(Long.parseLong(pid));
+            String commandLine = Files.isReadable(proc) ? Files.readString(proc, ISO_8859_1)
+                    : process.flatMap(found -> found.info().commandLine()).orElse("");
+            String name = new String(files.qemuPid().toString().getBytes(UTF_8), ISO_8859_1);
+            return process.filter(found -> commandLine.contains(name));
+        }
+
+        boolean hasEnded(Duration limit) {
+            for (long deadline = System.nanoTime() + limit.toNanos(); isRunning(); pause(20)) {
+                if (System.nanoTime() > deadline) {
+                    return false;
+                }
+            }
+            return true;
+        }
+
+        /** Removes what a QEMU that has ended left. Only under the VM's lock: a QEMU that starts meanwhile would lose its pid file. */
+        void removeLeftovers() throws IOException {
+            for (Path file : List.of(files.pidFile(), files.qemuPid(), files.socket(".qmp"), files.socket(".console"),
+                    files.socket(".ram"))) {
+                Files.deleteIfExists(file);
+            }
+        }
+
+        String logEnd() throws IOException {
+            String lines = lastLines(files.file(".qemu.log"), 2);
+            return lines.isEmpty() ? "" : ": " + lines;
+        }
+
+        // Its disk.
+
+        /** The node that the guest's disk is now. Its name changes with each snapshot. */
+        String activeNode() throws IOException {
+            return active().getString("node-name");
+        }
+
+        /** The overlay that the guest's disk is now; known by its file name, as VM_DIR may have been moved. */
+        Path activeDisk() throws IOException {
+            Path file = fileOf(active().getString("file"));
+            return file.getParent().getFileName().toString().endsWith(".disks") ? files.disks().resolve(file.getFileName()) : file;
+        }
+
+        private JsonObject active() throws IOException {
+            for (Object device : (JsonArray) qmp("query-block")) {
+                JsonObject inserted = ((JsonObject) device).getObject("inserted");
+                if (inserted != null && inserted.getString("drv").equals("qcow2")) {
+                    return inserted;
+                }
+            }
+            throw new VmException(69, "QEMU does not name the guest's disk");
+        }
+
+        /** QEMU tells a file's path, or, if its backing file is not the one that the image names, a JSON description. */
+        private static Path fileOf(String name) throws IOException {
+            return Path.of(name.startsWith("json:") ? json(name.substring(5)).getObject("file").getString("filename") : name);
+        }
+
+        /** The node of a disk of this VM, also of one under the working disk; empty if QEMU does not use it. */
+        private Optional<String> node(Path disk) throws IOException {
+            for (Object node : (JsonArray) qmp("query-named-block-nodes")) {
+                JsonObject image = (JsonObject) node;
+                if (image.getString("drv").equals("qcow2") && fileOf(image.getString("file")).endsWith(disk.getFileName())) {
+                    return Optional.of(image.getString("node-name"));
+                }
+            }
+            return Optional.empty();
+        }
+
+        boolean usesDisk(Path disk) throws IOException {
+            return node(disk).isPresent();
+        }
+
+        /** Opens an overlay beside the guest's disk, and returns its node's name. */
+        String addOverlay(Path overlay, String cache) throws IOException {
+            String node = "disk-" + overlay.getFileName().toString().replace(".qcow2", "");
+            JsonObject options = disk(overlay, node, cache);
+            options.put("backing", null); // blockdev-snapshot sets it
+            qmp("blockdev-add", options.entrySet().stream().flatMap(entry -> Stream.of(entry.getKey(), entry.getValue())).toArray());
+            return node;
+        }
+
+        /** Copies into a disk in use what lies between it and the base, and lets it build on the base, while the guest runs. */
+        void merge(Path disk, Path base, String relativeBase) throws IOException {
+            String job = "merge-" + Long.toHexString(new SecureRandom().nextLong());
+            qmp("block-stream", "job-id", job, "device", node(disk).orElseThrow(), "base-node", node(base).orElseThrow(),
+                    "backing-file", relativeBase, "auto-dismiss", false);
+            long deadline = System.nanoTime() + Duration.ofMinutes(15).toNanos(); // QEMU goes on with it, if need be
+            for (; System.nanoTime() < deadline; pause(50)) {
+                for (Object each : (JsonArray) qmp("query-jobs")) {
+                    JsonObject state = (JsonObject) each;
+                    if (state.getString("id").equals(job) && state.getString("status").equals("concluded")) {
+                        qmp("job-dismiss", "id", job);
+                        if (state.getString("error") != null) {
+                            throw new VmException(69, state.getString("error"));
+                        }
+                        return;
+                    }
+                }
+            }
+            throw new VmException(124, "merging takes longer than 15 minutes");
+        }
+
+        // Its RAM.
+
+        /**
+         * Writes the RAM of a guest that stands still to a file; returns its size and checksum, for the snapshot's record. It goes
+         * through this process, because QEMU says "completed" also if the program at the other end failed or the disk was full.
+         */
+        JsonObject saveRam(Path file, Duration limit) throws IOException {
+            Path socket = files.socket(".ram");
+            Files.deleteIfExists(socket);
+            CRC32C crc = new CRC32C();
+            long size = 0;
+            try (ServerSocketChannel server = limited(ServerSocketChannel.open(StandardProtocolFamily.UNIX), SOON)) {
+                server.bind(UnixDomainSocketAddress.of(socket));
+                qmp("migrate-set-parameters", "max-bandwidth", 1L << 40, "downtime-limit", 600_000); // the defaults are for networks
+                qmp("migrate", "uri", "unix:" + socket);
+                try (SocketChannel in = limited(server.accept(), limit); FileChannel out = FileChannel.open(file,
+                        Set.of(StandardOpenOption.WRITE, StandardOpenOption.CREATE_NEW), ownerOnly())) {
+                    ByteBuffer part = ByteBuffer.allocateDirect(1 << 20);
+                    while (in.read(part.clear()) >= 0) {
+                        crc.update(part.flip().duplicate());
+                        for (size += part.remaining(); part.hasRemaining(); ) {
+                            out.write(part);
+                        }
+                    }
+                }
+                JsonObject migration = awaitMigration();
+                if (!migration.getString("status").equals("completed")) {
+                    throw new IOException(migration.getString("error-desc", "QEMU does not say why"));
+                }
+                return object("ramBytes", size, "ramCrc32c", crc.getValue());
+            } catch (IOException failed) {
+                boolean full = String.valueOf(failed.getMessage()).contains("No space");
+                throw new VmException(full ? 1 : 69, "the RAM could not be saved: " + (full ? "no space is left on "
+                        + Files.getFileStore(files.dir()) : failed instanceof ClosedChannelException ? "it takes longer than "
+                        + limit.toSeconds() + " s" : failed.getMessage()) + (isRunning() ? "; the guest goes on" : "; QEMU has ended"));
+            } finally {
+                Files.deleteIfExists(socket);
+            }
+        }
+
+        /** Waits until a migration has ended, and returns what QEMU tells of it. */
+        private JsonObject awaitMigration() throws IOException {
+            long deadline = System.nanoTime() + SOON.toNanos(); // all is written, or nobody listens any more
+            for (; ; pause(10)) {
+                JsonObject migration = (JsonObject) qmp("query-migrate");
+                if (Set.of("none", "completed", "failed", "cancelled").contains(migration.getString("status", "none"))
+                        || System.nanoTime() > deadline) {
+                    return migration;
+                }
+            }
+        }
+
+        /** Lets a guest go on whose RAM was to be saved. */
+        void goOnAfterMigration() throws IOException {
+            awaitMigration();
+            qmp("cont");
+        }
+
+        /** Gives a QEMU that waits for RAM this file. Returns null, or why it is of no use; then the guest has not run. */
+        String loadRam(Path file, long checksum, Duration limit) throws IOException {
+            Path socket = files.socket(".ram");
+            CRC32C crc = new CRC32C();
+            IOException broken = null;
+            qmp("migrate-incoming", "uri", "unix:" + socket);
+            try (FileChannel in = FileChannel.open(file);
+                    SocketChannel out = limited(SocketChannel.open(StandardProtocolFamily.UNIX), limit)) {
+                out.connect(UnixDomainSocketAddress.of(socket));
+                for (ByteBuffer part = ByteBuffer.allocateDirect(1 << 20); in.read(part.clear()) >= 0; ) {
+                    crc.update(part.flip().duplicate());
+                    while (part.hasRemaining()) {
+                        out.write(part);
+                    }
+                }
+            } catch (IOException closed) {
+                broken = closed; // QEMU says why
+            } finally {
+                Files.deleteIfExists(socket);
+            }
+            if (broken == null && crc.getValue() != checksum) {
+                return "it is damaged (its checksum is wrong)";
+            }
+            String state = runState();
+            for (long deadline = System.nanoTime() + SOON.toNanos(); state.equals("inmigrate") && System.nanoTime() < deadline;
+                    state = runState()) {
+                pause(10);
+            }
+            if (state.equals("paused") && broken == null) {
+                return null;
+            } else if (logEnd().isEmpty()) { // it refuses nothing: it was ended, or it hangs
+                throw new VmException(69, isRunning() ? standstill("unknown", running().map(Running::pid).orElse(0L))
+                        : "QEMU ended while the guest was starting");
+            }
+            return "QEMU refuses it" + logEnd();
+        }
+    }
+
+    // Ports.
+
+    /** Ports of 127.0.0.1 for a VM. */
+    static final class Ports {
+        private static final int FIRST = 2222;
+
+        private Ports() {
+        }
+
+        /** The ports that ssh may get, in the order of choice: the one that must be had, or all that are free. */
+        static List<Integer> candidates(Plan plan) throws IOException {
+            if (plan.portIsFixed()) {
+                require(plan.port());
+                return List.of(plan.port());
+            }
+            if (plan.port() != 0) {
+                awaitFree(plan.port(), Duration.ofSeconds(2));
+            }
+            List<Integer> free = Stream.concat(Stream.of(plan.port()), IntStream.range(FIRST, FIRST + 100).boxed())
+                    .filter(port -> port != 0 && isFree(port)).distinct().toList();
+            if (free.isEmpty()) {
+                throw new VmException(69, "no port from 2222 to 2321 is free: choose one with VM_SSH_PORT");
+            }
+            return free;
+        }
+
+        /** 69, naming who has it, if a port is in use. */
+        static void require(int port) throws IOException {
+            if (!awaitFree(port, Duration.ofSeconds(10))) {
+                throw new VmException(69, "port " + port + " of 127.0.0.1 is taken by "
+                        + holder(port).orElse("another user's process") + ": choose another");
+            }
+        }
+
+        /** Waits for a port whose QEMU has just ended, but for no other. */
+        private static boolean awaitFree(int port, Duration limit) throws IOException {
+            for (long deadline = System.nanoTime() + limit.toNanos(); !isFree(port); pause(50)) {
+                if (System.nanoTime() > deadline || holder(port).isPresent()) {
+                    return false;
+                }
+            }
+            return true;
+        }
+
+        static boolean isFree(int port) {
+            try (ServerSocket probe = new ServerSocket(port, 1, InetAddress.getLoopbackAddress())) {
+                return probe.isBound();
+            } catch (IOException taken) {
+                return false;
+            }
+        }
+
+        /** Who listens on a port of this host, as far as this user may know. */
+        private static Optional<String> holder(int port) throws IOException {
+            try {
+                String listeners = run(SOON, List.of("ss", "-Hltnp", "sport = :" + port)).outputUTF8();
+                return Pattern.compile("\"(.*?)\",pid=(\\d+)").matcher(listeners).results().findFirst()
+                        .map(user -> user.group(1) + " (pid " + user.group(2) + ")");
+            } catch (VmException noSs) {
+                return Optional.of("another process");
+            }
+        }
+    }
+
+    // Disks.
+
+    /**
+     * A qcow2 image's header; read directly, as it is needed often, and QEMU's lock is in the way of qemu-img. Empty: nothing
+     * was written to it, so it shows what it builds on.
+     */
+    record Disk(Path backing, long size, boolean empty) {
+        /** Empty if the file is missing or damaged. */
+        static Optional<Disk> find(Path file) {
+            try {
+                return Optional.of(read(file)).filter(image -> image.size() > 0);
+            } catch (IOException | VmException damaged) {
+                return Optional.empty();
+            }
+        }
+
+        static Disk read(Path file) throws IOException {
+            try (RandomAccessFile image = new RandomAccessFile(file.toFile(), "r")) {
+                if (image.length() < 72 || image.readInt() != 0x514649fb) {
+                    throw new VmException(69, file + " is no qcow2 image; vm-ctl restore goes back to a snapshot");
+                }
+                int version = image.readInt();
+                long nameAt = image.readLong();
+                int nameLength = image.readInt();
+                image.seek(24);
+                long size = image.readLong();
+                image.seek(36);
+                int tables = image.readInt();
+                long tablesAt = image.readLong();
+                image.seek(72);
+                if (version >= 3 && (image.readLong() & 4) != 0) { // the incompatible feature "external data file"
+                    throw new VmException(69, file + " keeps its data in another file, so it is none of ours");
+                } else if (nameLength < 0 || nameLength > 1023 || tables < 0 || tables > 1 << 22) { // the format's own limits
+                    throw new VmException(69, file + " is damaged; vm-ctl restore goes back to a snapshot");
+                }
+                byte[] name = new byte[nameLength];
+                byte[] clusters = new byte[8 * tables];
+                image.seek(tablesAt);
+                image.readFully(clusters);
+                image.seek(nameAt);
+                image.readFully(name);
+                return new Disk(name.length == 0 ? null : file.resolveSibling(new String(name, UTF_8)).normalize(), size,
+                        IntStream.range(0, clusters.length).allMatch(i -> clusters[i] == 0));
+            } catch (EOFException cut) {
+                throw new VmException(69, file + " is damaged; vm-ctl restore goes back to a snapshot");
+            } catch (FileNotFoundException none) {
+                throw new VmException(69, Files.exists(file) ? file + " cannot be read"
+                        : file + " is missing: was VM_DIR moved or copied in part? Bring it back, then try again");
+            }
+        }
+
+        /** 69 if something that a disk builds on is missing, damaged, or outside VM_DIR, where only strangers put it. */
+        static void requireChain(Path top, Path vmDir) throws IOException {
+            Set<Path> seen = new HashSet<>();
+            for (Path disk = top; disk != null; disk = read(disk).backing()) {
+                if (!disk.startsWith(vmDir)) {
+                    throw new VmException(69, top + " builds on " + disk + ", which is not in VM_DIR");
+                } else if (!seen.add(disk)) {
+                    throw new VmException(69, top + " builds on itself");
+                }
+            }
+        }
+
+        /** How many layers lie under a disk. */
+        static int depth(Path top) {
+            int depth = 0;
+            Disk disk = find(top).orElse(null);
+            while (disk != null && disk.backing() != null && depth < 10_000) {
+                disk = find(disk.backing()).orElse(null);
+                depth++;
+            }
+            return depth;
+        }
+
+        /** The base is named relative to the overlay, so that VM_DIR can be moved; -u: not opened, as a VM may be using it. */
+        static List<String> overlayCommand(Path base, Path overlay) throws IOException {
+            return List.of("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-u", "-b",
+                    overlay.getParent().relativize(base).toString(), overlay.toString(), String.valueOf(read(base).size()));
+        }
+
+        /** Makes an overlay; under another name first, so that there is never half of one. */
+        static void createOverlay(Path base, Path overlay) throws IOException {
+            Path part = overlay.resolveSibling(overlay.getFileName() + ".part");
+            List<String> command = new ArrayList<>(overlayCommand(base, overlay));
+            command.set(command.size() - 2, part.toString());
+            image(command, "no new disk could be made");
+            Files.move(part, overlay, StandardCopyOption.ATOMIC_MOVE);
+        }
+
+        /** Makes a blank disk. */
+        static void createBlank(Path file, String size) throws IOException {
+            image(List.of("qemu-img", "create", "-q", "-f", "qcow2", file.toString(), size), "no new disk could be made");
+        }
+
+        /** Copies into a disk that nobody uses what lies between it and a base, and lets it build on the base. Can be repeated. */
+        static void rebase(Path disk, String relativeBase) throws IOException {
+            image(List.of("qemu-img", "rebase", "-q", "-f", "qcow2", "-F", "qcow2", "-b", relativeBase, disk.toString()),
+                    "a layer could not be merged");
+        }
+
+        private static void image(List<String> command, String failure) throws IOException {
+            ProcessResult result = run(Duration.ofMinutes(15), withUmask(command));
+            if (result.getExitValue() != 0) {
+                String output = result.outputUTF8().strip();
+                throw new VmException(output.contains("No space") ? 1 : 69, failure + ": " + output);
+            }
+        }
+    }
+
+    // Files.
+
+    /** Where everything about one VM lies in VM_DIR. */
+    record VmFiles(Path dir, String name) {
+        /** What a VM may leave, by the suffix to its name; the sockets may lie elsewhere. */
+        private static final List<String> SUFFIXES = List.of("-clean.qcow2", ".qcow2", ".disks", ".snapshots", ".install", ".ssh",
+                ".test", ".sync", ".pid", ".qemu-pid", ".qemu.log", ".console.log", ".console.log.1", ".setup.iso", ".lock");
+        private static final List<String> SOCKETS = List.of(".qmp", ".console", ".control", ".ram");
+        private static final Pattern OWNER = Pattern.compile("([^.].*?)(?:-clean\\.qcow2|\\.(?:qcow2|disks|install|pid|ssh))");
+
+        Path file(String suffix) {
+            return dir.resolve(name + suffix);
+        }
+
+        /** The link that names the overlay at work; a disk itself only while an installation by hand is going on. */
+        Path link() {
+            return file(".qcow2");
+        }
+
+        Path disks() {
+            return file(".disks");
+        }
+
+        Path clean() {
+            return file("-clean.qcow2");
+        }
+
+        Path pidFile() {
+            return file(".pid");
+        }
+
+        Path qemuPid() {
+            return file(".qemu-pid");
+        }
+
+        /** The record of a snapshot. */
+        Path record(String snapshot) {
+            return file(".snapshots").resolve(snapshot).resolve("snapshot.json");
+        }
+
+        /** A path that a record names, which must lie in VM_DIR. */
+        Path inside(String relative) {
+            Path path = dir.resolve(relative).normalize();
+            if (!path.startsWith(dir)) {
+                throw new VmException(69, "a record names " + path + ", which is not in VM_DIR");
+            }
+            return path;
+        }
+
+        /** The disk that the VM works on; QEMU and qemu-img get this name, because they do not follow the link as we do. */
+        Optional<Path> workingDisk() throws IOException {
+            if (Files.isSymbolicLink(link())) {
+                return Optional.of(inside(Files.readSymbolicLink(link()).toString()));
+            }
+            return Files.exists(link()) ? Optional.of(link()) : Optional.empty();
+        }
+
+        /** Makes the link name this overlay, at once or not at all. */
+        void useDisk(Path overlay) throws IOException {
+            Path fresh = disks().resolve("link.part");
+            Files.deleteIfExists(fresh);
+            Files.createSymbolicLink(fresh, dir.relativize(overlay));
+            Files.move(fresh, link(), StandardCopyOption.ATOMIC_MOVE);
+        }
+
+        /** Where a socket lies: in VM_DIR, or, as a socket's path holds 107 bytes at most, in a short private directory. */
+        Path socket(String suffix) throws IOException {
+            Path socket = file(suffix);
+            if (socket.toString().getBytes(UTF_8).length <= 85) { // ssh appends 17 characters while it makes a ControlPath
+                return socket;
+            }
+            String runtime = System.getenv().getOrDefault("XDG_RUNTIME_DIR", "");
+            String hash = UUID.nameUUIDFromBytes(file("").toString().getBytes(UTF_8)).toString().substring(0, 18);
+            return socketDirectory(Path.of(runtime.isEmpty() ? System.getProperty("java.io.tmpdir") : runtime)
+                    .resolve("vm-" + hash)).resolve(suffix.substring(1));
+        }
+
+        /** A directory for sockets, which others could have put there before us: it counts only if it is ours alone. */
+        static Path socketDirectory(Path directory) throws IOException {
+            try {
+                Files.createDirectory(directory, PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rwx------")));
+            } catch (FileAlreadyExistsException there) {
+                PosixFileAttributes found = Files.readAttributes(directory, PosixFileAttributes.class, LinkOption.NOFOLLOW_LINKS);
+                Path own = Files.createTempFile("vm-owner", "");
+                boolean ours = found.owner().equals(Files.getOwner(own));
+                Files.delete(own);
+                if (!found.isDirectory() || !ours || !PosixFilePermissions.toString(found.permissions()).equals("rwx------")) {
+                    throw new VmException(69, directory + ", for the sockets of this long VM_DIR, is not a private directory of yours: "
+                            + "remove it, set XDG_RUNTIME_DIR, or choose a shorter VM_DIR");
+                }
+            }
+            return directory;
+        }
+
+        /** The names of all VMs here. */
+        List<String> names() {
+            return entries(dir).stream().map(file -> OWNER.matcher(file.getFileName().toString())).filter(Matcher::matches)
+                    .map(match -> match.group(1)).distinct().toList();
+        }
+
+        /** What there is of this VM. */
+        List<Path> all() throws IOException {
+            List<Path> found = new ArrayList<>(SUFFIXES.stream().map(this::file).toList());
+            for (String suffix : SOCKETS) {
+                found.add(socket(suffix));
+            }
+            return found.stream().filter(file -> Files.exists(file, LinkOption.NOFOLLOW_LINKS)).toList();
+        }
+
+        /** 69 if an older vm-ctl made this VM's disks: it named them in another way, which cannot be told apart later. */
+        void refuseOlderVersion() throws IOException {
+            boolean disk = Files.isRegularFile(link(), LinkOption.NOFOLLOW_LINKS)
+                    && Disk.find(link()).map(Disk::backing).isPresent();
+            boolean snapshot = entries(file(".snapshots")).stream().anyMatch(directory -> Files.exists(directory.resolve("disk.qcow2")));
+            if (disk || snapshot) {
+                throw new VmException(69, "the disk of " + name + " was made by an older vm-ctl, and this one cannot use it. To keep the "
+                        + "installation without what was done since: rm -r " + shellQuoted(List.of(link().toString(),
+                        file(".snapshots").toString())) + "; or vm-ctl destroy, and vm-auto-install");
+            }
+        }
+    }
+
     // Small things.
 
-    /** The VM that the options name. Disks name each other by absolute paths, so one disk must have one name: no symbolic links. */
-    private void openVm() throws IOException {
-        Path dir = vmDirectory(dirOption);
-        Path there = dir;
-        while (!Files.exists(there)) {
-            there = there.getParent();
-        }
-        if (!Files.isDirectory(there) || !Files.isReadable(there)) {
-            throw new VmException(69, there + " is no directory that you may read: choose another with --vm-dir or VM_DIR");
-        }
-        vm = new Vm(there.toRealPath().resolve(there.relativize(dir)).normalize(), nameOption);
-    }
-
-    /** Refuses a value that does not look like one, by the name of its setting. */
-    private static void require(String setting, String value, String pattern, String expected) {
-        if (!value.matches(pattern)) {
-            throw new VmException(2, setting + ": '" + value + "' is not " + expected);
-        }
-    }
-
-    private static void checkSnapshotName(String name) {
-        require("the snapshot's name", name, "[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", "letters, digits, '.', '_', '-'");
-    }
-
-    private static Duration duration(String text) {
-        require("--timeout", text, "[1-9]\\d{0,6}[smh]", "a time such as 90s, 5m or 1h");
-        return Duration.parse("PT" + text);
-    }
-
     private static List<String> strings(JsonObject object, String key) {
-        return object.getArray(key).stream().map(String.class::cast).toList();
+        return object.has(key) ? object.getArray(key).stream().map(String.class::cast).toList() : List.of();
     }
 
-    private void say(String message) {
-        spec.commandLine().getErr().println(message);
-    }
-
-    private void answer(String line) {
-        spec.commandLine().getOut().println(line);
-    }
-
-    private static String seconds(long begun) {
-        return String.format(Locale.ROOT, "%.1f s", (System.nanoTime() - begun) / 1e9);
+    private static String seconds(long since) {
+        return String.format(Locale.ROOT, "%.1f s", (System.nanoTime() - since) / 1e9);
     }
 
     private static void pause(long millis) {
@@ -1674,22 +2850,38 @@ final class VmCtl {
         }
     }
 
-    private void confirm(String what, boolean yes) throws IOException {
-        if (!yes && !isTerminal(0)) {
-            throw new VmException(2, "this would " + what + ": say --yes if it should");
-        } else if (!yes) {
-            say("This will " + what + ". Type yes to go on:");
-            if (!"yes".equals(new BufferedReader(new InputStreamReader(System.in, UTF_8)).readLine())) {
-                throw new VmException(2, "not confirmed, nothing done");
-            }
+    /** What the command creates is for its user alone, whatever the caller's umask is; Java cannot set one. */
+    private static List<String> withUmask(List<String> command) {
+        List<String> wrapped = new ArrayList<>(List.of("sh", "-c", "umask 077; exec \"$@\"", "sh"));
+        wrapped.addAll(command);
+        return wrapped;
+    }
+
+    /** The directory of a snapshot; what holds all of them may be a link to another file system. */
+    private static void makeDirectory(Path snapshot) {
+        if (!Files.isDirectory(snapshot.getParent())) {
+            privateDirectory(snapshot.getParent());
         }
+        privateDirectory(snapshot);
+    }
+
+    private static FileAttribute<?> ownerOnly() {
+        return PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------"));
+    }
+
+    /** NAME, NAME-2, ...: the first that is free. */
+    private static Path unused(Path file) {
+        return IntStream.iterate(1, i -> i + 1).mapToObj(i -> i == 1 ? file : file.resolveSibling(file.getFileName() + "-" + i))
+                .filter(path -> !Files.exists(path)).findFirst().orElseThrow();
     }
 
     private static List<Path> entries(Path directory) {
         try (Stream<Path> entries = Files.list(directory)) {
             return entries.sorted().toList();
-        } catch (IOException none) {
+        } catch (NoSuchFileException | NotDirectoryException none) {
             return List.of();
+        } catch (IOException unreadable) {
+            throw new VmException(69, directory + " cannot be read: " + reason(unreadable));
         }
     }
 
@@ -1701,23 +2893,8 @@ final class VmCtl {
         }
     }
 
-    private void followLog() throws IOException {
-        Path log = vm.file(".console.log");
-        if (!Files.exists(log)) {
-            throw new VmException(3, vm.name() + " has not run yet; start it: vm-ctl start");
-        }
-        try (FileChannel channel = FileChannel.open(log)) {
-            for (boolean runs = true; runs; pause(200)) {
-                runs = running() != null;
-                channel.position(channel.position() <= channel.size() ? channel.position() : 0); // else it was cut
-                spec.commandLine().getOut().print(printable(new String(Channels.newInputStream(channel).readAllBytes(), UTF_8)));
-                spec.commandLine().getOut().flush();
-            }
-        }
-    }
-
     /** What stands in a text file from a position on, its end if that is too much; all of a file that was cut since. */
-    private static String end(Path file, long from, int bytes) throws IOException {
+    private static String fileEnd(Path file, long from, int bytes) throws IOException {
         try (FileChannel channel = FileChannel.open(file)) {
             long start = Math.max(from <= channel.size() ? from : 0, channel.size() - bytes);
             return new String(Channels.newInputStream(channel.position(start)).readNBytes(bytes), UTF_8);
@@ -1727,7 +2904,7 @@ final class VmCtl {
     }
 
     private static String lastLines(Path file, int count) throws IOException {
-        List<String> lines = printable(end(file, 0, 1 << 14)).lines().filter(line -> !line.isBlank()).toList();
+        List<String> lines = printable(fileEnd(file, 0, 1 << 14)).lines().filter(line -> !line.isBlank()).toList();
         return String.join("\n", lines.subList(Math.max(0, lines.size() - count), lines.size()));
     }
 
@@ -1780,7 +2957,7 @@ final class VmCtl {
 
     // shared:provisioning
     /** What a phase's disc tells the guest: who may log in, which host key to have, the addresses of QEMU's network. Made once. */
-    Map<String, byte[]> provisioning(Path keys, String name, String dportsClone) throws IOException {
+    static Map<String, byte[]> provisioning(Path keys, String name, String dportsClone) throws IOException {
         for (String key : List.of("id_ed25519", "host_key")) {
             if (!Files.exists(keys.resolve(key)) || !Files.exists(keys.resolve(key + ".pub"))) {
                 Files.deleteIfExists(keys.resolve("half"));
@@ -1874,7 +3051,7 @@ final class VmCtl {
 
     // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */
-    static final class VmException extends RuntimeException {
+    static class VmException extends RuntimeException {
         private static final long serialVersionUID = 1;
         final int exitCode;
 
@@ -2016,46 +3193,51 @@ final class VmCtl {
     }
     // end shared:paths
 
-    // shared:process
-    /** The process that a pid file speaks of, if it still is that process: same host boot, same start time. */
-    static OptionalLong livePid(Path pidFile) {
-        try {
-            JsonObject said = json(Files.readString(pidFile));
-            long pid = said.getLong("pid");
-            long started = startTicks(pid);
-            boolean same = started > 0 && started == said.getLong("startTicks") && bootId().equals(said.getString("bootId"));
-            return same ? OptionalLong.of(pid) : OptionalLong.empty();
-        } catch (IOException | ClassCastException none) {
-            return OptionalLong.empty();
+    // shared:running
+    /**
+     * Whether a VM's QEMU lives. It holds a lock on its pid file as long as it does; the kernel takes the lock away even after kill -9.
+     * One thread at a time, because closing the file drops every lock that this JVM holds on it.
+     */
+    static synchronized boolean isRunning(Path qemuPid) {
+        try (FileChannel file = FileChannel.open(qemuPid, StandardOpenOption.READ);
+                FileLock ours = file.tryLock(0, Long.MAX_VALUE, true)) { // a shared lock, for a moment
+            return ours == null;
+        } catch (NoSuchFileException none) {
+            return false;
+        } catch (IOException noLocks) {
+            throw new VmException(69, "it is unknown whether the VM runs, as " + qemuPid + " cannot be locked (" + reason(noLocks)
+                    + "): keep VM_DIR on a local file system, owned by you");
         }
     }
 
-    /** When a process started: clock ticks since boot (field 22 of /proc/PID/stat), milliseconds without /proc; -1 if it is gone. */
-    static long startTicks(long pid) {
+    /** What NAME.pid tells of a running VM; null if it does not run, or not yet. */
+    static JsonObject runningVm(Path vmDir, String name) throws IOException {
         try {
-            String stat = Files.readString(Path.of("/proc/" + pid + "/stat"));
-            String[] fields = stat.substring(stat.lastIndexOf(')') + 2).split(" ");
-            boolean gone = fields[0].equals("Z") && Integer.parseInt(fields[17]) <= 1; // other threads still hold ports and locks
-            return gone ? -1 : Long.parseLong(fields[19]);
-        } catch (IOException noProc) {
-            return ProcessHandle.of(pid).flatMap(process -> process.info().startInstant()).map(Instant::toEpochMilli).orElse(-1L);
+            return isRunning(vmDir.resolve(name + ".qemu-pid")) ? json(Files.readString(vmDir.resolve(name + ".pid"))) : null;
+        } catch (NoSuchFileException notYet) {
+            return null;
         }
     }
+    // end shared:running
 
-    /** Changes with every boot of the host: a pid from before it means nothing. */
-    static String bootId() {
-        try {
-            return Files.readString(Path.of("/proc/sys/kernel/random/boot_id")).strip();
-        } catch (IOException notLinux) {
-            return "";
-        }
+    // shared:standstill
+    /** Why a guest does not go on, by QEMU's word for its state ("unknown": QEMU gave none), and what to do; null if it goes on. */
+    static String standstill(String state, long pid) {
+        return switch (state) {
+            case "running", "inmigrate", "prelaunch" -> null;
+            case "unknown" -> "QEMU (pid " + pid + ") does not answer: if it was stopped, kill -CONT " + pid
+                    + " lets it go on; vm-ctl stop --force ends it";
+            case "io-error" -> "the disk of this machine is full, so the guest stands still: free some space, then vm-ctl start";
+            default -> "the guest stands still (" + state + "): vm-ctl start lets it go on";
+        };
     }
-    // end shared:process
+    // end shared:standstill
 
     // shared:lock
     /** Takes a VM's lock, held until the channel is closed or this process ends; its text names the holder. 69 if another holds it. */
     static FileChannel lock(Path file, String command) throws IOException {
-        FileChannel channel = FileChannel.open(file, StandardOpenOption.CREATE, StandardOpenOption.READ, StandardOpenOption.WRITE);
+        FileChannel channel = FileChannel.open(file, Set.of(StandardOpenOption.CREATE, StandardOpenOption.READ, StandardOpenOption.WRITE),
+                PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
         if (channel.tryLock() == null) {
             String holder;
             try (channel; InputStream in = Channels.newInputStream(channel)) {
@@ -2066,8 +3248,12 @@ final class VmCtl {
             }
             throw new VmException(69, holder + " is at work on this VM: wait for it, or stop it, and try again");
         }
-        channel.truncate(0).write(ByteBuffer.wrap(JsonWriter.string().object().value("pid", ProcessHandle.current().pid())
-                .value("command", command).value("since", Instant.now().toString()).end().done().getBytes(UTF_8)));
+        try {
+            channel.truncate(0).write(ByteBuffer.wrap(JsonWriter.string().object().value("pid", ProcessHandle.current().pid())
+                    .value("command", command).value("since", Instant.now().toString()).end().done().getBytes(UTF_8)));
+        } catch (IOException full) {
+            // the lock holds without its text, and what frees space must work on a full disk
+        }
         return channel;
     }
     // end shared:lock
@@ -2116,7 +3302,7 @@ final class VmCtl {
     }
 
     /** Runs a program to its end, without input, and returns what it printed; 69 if it is not installed, 124 past the limit. */
-    ProcessResult run(Duration limit, List<String> command) throws IOException {
+    static ProcessResult run(Duration limit, List<String> command) throws IOException {
         if (verbose) {
             System.err.println("+ " + shellQuoted(command));
         }
@@ -2142,7 +3328,7 @@ final class VmCtl {
         if (!wanted.equals("auto")) {
             return new Accelerator(wanted, "as set by VM_ACCEL");
         }
-        String key = run(Duration.ofSeconds(20), List.of(qemu, "--version")).outputUTF8().lines().findFirst().orElse("") + " " + bootId()
+        String key = run(Duration.ofSeconds(20), List.of(qemu, "--version")).outputUTF8().lines().findFirst().orElse("")
                 + (Files.isWritable(Path.of("/dev/kvm")) ? " kvm" : ""); // permission given since: probe again
         Path memory = vmDir.resolve("accel.json");
         try {

@@ -1200,7 +1200,7 @@ final class VmTest implements Callable<Integer> {
 
     // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */
-    static final class VmException extends RuntimeException {
+    static class VmException extends RuntimeException {
         private static final long serialVersionUID = 1;
         final int exitCode;
 

@@ -6,9 +6,11 @@ import static org.junit.jupiter.api.Assertions.assertNotEquals;
 import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
 import com.grack.nanojson.JsonObject;
 import com.grack.nanojson.JsonParser;
+import com.grack.nanojson.JsonWriter;
 import java.io.IOException;
 import java.io.PrintWriter;
 import java.io.RandomAccessFile;
@@ -52,7 +54,7 @@ final class VmCtlTest {
     Path temporary;
 
     private Path dir;
-    private VmCtl.Vm vm;
+    private VmCtl.VmFiles vm;
 
     record Result(int exitCode, String out, String err) {
         Result exits(int expected) {
@@ -74,12 +76,12 @@ final class VmCtlTest {
     @BeforeEach
     void makeDirectory() throws IOException {
         dir = Files.createDirectories(temporary.toRealPath().resolve("a, b'c $d \"\u00e9"));
-        vm = new VmCtl.Vm(dir, "x");
+        vm = new VmCtl.VmFiles(dir, "x");
     }
 
     @AfterEach
     void leaveNoQemu() throws IOException {
-        if (VmCtl.livePid(vm.pidFile()).isPresent()) {
+        if (VmCtl.isRunning(vm.qemuPid())) {
             ctl("stop", "--force").exits(0);
         }
     }
@@ -97,6 +99,16 @@ final class VmCtlTest {
         CommandLine line = VmCtl.commandLine(new VmCtl.Settings(settings, Map.of("VM_CPUS", "3", "VM_MEMORY", "96M")), arguments);
         int exitCode = line.setOut(new PrintWriter(out, true)).setErr(new PrintWriter(err, true)).execute(arguments);
         return new Result(exitCode, out.toString(), err.toString());
+    }
+
+    private interface Condition {
+        boolean holds() throws Exception;
+    }
+
+    private static void awaitTrue(Condition condition) throws Exception {
+        for (long deadline = System.nanoTime() + Duration.ofMinutes(2).toNanos(); !condition.holds(); Thread.sleep(10)) {
+            assertTrue(System.nanoTime() < deadline, "it never happened");
+        }
     }
 
     private static String sh(String... command) throws IOException {
@@ -124,6 +136,21 @@ final class VmCtlTest {
         sh("qemu-img", "create", "-q", "-f", "qcow2", vm.clean().toString(), "1G");
         write(vm.clean(), 1);
         Files.setPosixFilePermissions(vm.clean(), PosixFilePermissions.fromString("r--r--r--"));
+    }
+
+    /** The disk that the VM works on. */
+    private Path disk() throws IOException {
+        return vm.workingDisk().orElseThrow();
+    }
+
+    private int depth() throws IOException {
+        return VmCtl.Disk.depth(disk());
+    }
+
+    private VmCtl.Snapshot snapshot(String name) {
+        VmCtl.Qemu qemu = new VmCtl.Qemu(vm);
+        VmCtl.GuestSsh ssh = new VmCtl.GuestSsh(vm, message -> { });
+        return new VmCtl.Snapshots(vm, new VmCtl.Machine(vm, qemu, ssh, message -> { }), message -> { }).find(name).orElseThrow();
     }
 
     /** An installed VM whose working disk is a fresh overlay. */
@@ -184,7 +211,7 @@ final class VmCtlTest {
                 "start --forward 80:65536", "start --timeout soon", "exec --timeout 5 true", "exec --env =x true")) {
             assertEquals(1, ctl(line.split(" ")).exits(2).err().lines().count(), line);
         }
-        assertEquals(List.of(vm.clean()), vm.files());
+        assertEquals(List.of(vm.clean()), vm.all());
     }
 
     @Test
@@ -194,15 +221,18 @@ final class VmCtlTest {
         ctl(Map.of("VM_MEMORY", ""), "start", "--dry-run").answers("-m 96M"); // empty is unset
         ctl("start", "--dry-run", "--memory", "128M").answers("-m 128M");
         ctl("start", "--dry-run", "--qemu-args", "-device 'virtio-rng-pci,id=a b'").answers("'virtio-rng-pci,id=a b'");
-        assertEquals(List.of(vm.clean()), vm.files(), "a dry run leaves nothing");
+        assertEquals(List.of(vm.clean()), vm.all(), "a dry run leaves nothing");
     }
 
     @Test
     void aDryRunCanBePastedIntoAShell() throws Exception {
         makeCleanDisk();
-        String printed = ctl("start", "--dry-run").out().lines().findFirst().orElseThrow();
-        sh("sh", "-c", printed);
-        assertEquals(vm.clean(), VmCtl.Qcow2.read(vm.disk()).backing());
+        List<String> printed = ctl("start", "--dry-run").out().lines().toList();
+        assertEquals(3, printed.size(), "a directory, an overlay, QEMU");
+        sh("sh", "-c", printed.get(0) + "; " + printed.get(1));
+        Path overlay = vm.disks().resolve("new.qcow2");
+        assertEquals(vm.clean(), VmCtl.Disk.read(overlay).backing());
+        assertTrue(printed.get(2).contains("-blockdev") && printed.get(2).contains("new.qcow2"), printed.get(2));
     }
 
     @Test
@@ -230,31 +260,31 @@ final class VmCtlTest {
 
     // Argument lists.
 
-    private VmCtl.Boot boot(String accelerator, List<String> forwards) {
+    private static VmCtl.Plan plan(String accelerator, List<String> forwards) {
         List<String> hardware = new ArrayList<>(List.of("QEMU 1"));
-        hardware.addAll(VmCtl.hardware(accelerator, "qemu64", "64M", 2, 0));
-        return new VmCtl.Boot(hardware, "writeback", 0, forwards, List.of(), Duration.ofMinutes(1), true);
+        hardware.addAll(VmCtl.Qemu.hardware(accelerator, "qemu64", "64M", 2, 0));
+        return new VmCtl.Plan(hardware, "writeback", 0, false, forwards, List.of(), Duration.ofMinutes(1), true, false);
     }
 
     @Test
     void everythingListensOnLoopbackOrInThePrivateDirectory() throws IOException {
-        List<String> arguments = VmCtl.qemuArguments(vm, boot("kvm", List.of("8080:80")), 2222, null);
+        List<String> arguments = VmCtl.Qemu.arguments(vm, plan("kvm", List.of("8080:80")), 2222, dir.resolve("d"), false);
         assertTrue(arguments.contains("user,id=net0,hostfwd=tcp:127.0.0.1:2222-:22,hostfwd=tcp:127.0.0.1:8080-:80"));
         assertTrue(arguments.stream().noneMatch(argument -> argument.contains("invtsc")));
         List<String> sockets = arguments.stream().filter(argument -> argument.startsWith("socket,")).toList();
         assertEquals(2, sockets.size());
         assertTrue(sockets.stream().allMatch(socket -> socket.contains("path=/")), sockets.toString());
         assertFalse(arguments.contains("-incoming"));
-        assertTrue(VmCtl.qemuArguments(vm, boot("kvm", List.of()), 2222, dir.resolve("ram")).contains("-incoming"));
+        assertTrue(VmCtl.Qemu.arguments(vm, plan("kvm", List.of()), 2222, dir.resolve("d"), true).contains("-incoming"));
     }
 
     @Test
     void theDiskGivesSpaceBackAndItsNameIsSafe() throws Exception {
-        List<String> arguments = VmCtl.qemuArguments(vm, boot("tcg", List.of()), 2222, null);
+        List<String> arguments = VmCtl.Qemu.arguments(vm, plan("tcg", List.of()), 2222, dir.resolve("d, 1.qcow2"), false);
         JsonObject disk = JsonParser.object().from(arguments.get(arguments.indexOf("-blockdev") + 1));
         assertEquals("unmap", disk.getString("discard"));
         assertEquals("unmap", disk.getString("detect-zeroes"));
-        assertEquals(vm.disk().toString(), disk.getObject("file").getString("filename"));
+        assertEquals(dir.resolve("d, 1.qcow2").toString(), disk.getObject("file").getString("filename"));
     }
 
     @Test
@@ -275,9 +305,9 @@ final class VmCtlTest {
     @Test
     void theGuestsShellGetsTheWordsAsTheyWere() throws IOException {
         List<String> words = List.of("printf", "%s|", "a b", "it's", "$HOME", "", "*", "!x", "\\", "\u00e9");
-        String said = sh("sh", "-c", VmCtl.remoteCommand(words, List.of(), null));
+        String said = sh("sh", "-c", VmCtl.GuestSsh.remoteCommand(words, List.of(), null));
         assertEquals("a b|it's|$HOME||*|!x|\\|\u00e9|", new String(said.getBytes(ISO_8859_1), UTF_8));
-        assertEquals("a 'b' $c\n", sh("sh", "-c", VmCtl.remoteCommand(List.of("echo \"$G\""), List.of("G=a 'b' $c"), null)));
+        assertEquals("a 'b' $c\n", sh("sh", "-c", VmCtl.GuestSsh.remoteCommand(List.of("echo \"$G\""), List.of("G=a 'b' $c"), null)));
     }
 
     @Test
@@ -304,16 +334,16 @@ final class VmCtlTest {
 
     @Test
     void troubleIsReadFromTheConsole() {
-        assertEquals(Optional.of("panic: no init"), VmCtl.trouble("booting\npanic: no init\ncpuid = 0\n"));
-        assertEquals(Optional.of("panic: vm_fault"), VmCtl.trouble("\nlogin: panic: vm_fault\r\ncpuid = 1\r\n"));
-        assertEquals(Optional.of("Fatal trap 12: page fault"), VmCtl.trouble("Fatal trap 12: page fault\r\ncpuid = 0; lapic->id = 0\r\n"));
-        assertEquals(Optional.of("Stopped at      Debugger+0x7c"), VmCtl.trouble("x\nStopped at      Debugger+0x7c\r\ndb> "));
-        assertTrue(VmCtl.trouble("The operating system has halted.\n").isPresent());
+        assertEquals(Optional.of("panic: no init"), VmCtl.Machine.trouble("booting\npanic: no init\ncpuid = 0\n"));
+        assertEquals(Optional.of("panic: vm_fault"), VmCtl.Machine.trouble("\nlogin: panic: vm_fault\r\ncpuid = 1\r\n"));
+        assertEquals(Optional.of("Fatal trap 12: page fault"), VmCtl.Machine.trouble("Fatal trap 12: page fault\r\ncpuid = 0; lapic->id = 0\r\n"));
+        assertEquals(Optional.of("Stopped at      Debugger+0x7c"), VmCtl.Machine.trouble("x\nStopped at      Debugger+0x7c\r\ndb> "));
+        assertTrue(VmCtl.Machine.trouble("The operating system has halted.\n").isPresent());
         for (String healthy : List.of("panic: x\ncpuid = 0\nCopyright (c) 2003-2025 The DragonFly Project.\nlogin: ",
                 "debug.debugger_on_panic: 1 -> 0\nsaid: panic: no\nlogin: ", "panic: index out of range\n\ngoroutine 1 [running]:\n",
                 "panic: said a program\ndb> ", "Unable to load /kernel/ehci\n", "Root mount failed: 6\nMounting root from cd9660:acd0\n",
                 "Enter full pathname of shell or RETURN for /bin/sh: \n# exit\n\nlogin: ")) {
-            assertEquals(Optional.empty(), VmCtl.trouble(healthy), healthy);
+            assertEquals(Optional.empty(), VmCtl.Machine.trouble(healthy), healthy);
         }
     }
 
@@ -328,20 +358,20 @@ final class VmCtlTest {
             for (Path log : logs.filter(file -> file.toString().endsWith(".log")).toList()) {
                 String name = log.getFileName().toString();
                 String console = Files.readString(log, ISO_8859_1);
-                assertEquals(Optional.ofNullable(trouble.get(name)), VmCtl.trouble(console), name);
+                assertEquals(Optional.ofNullable(trouble.get(name)), VmCtl.Machine.trouble(console), name);
             }
         }
         String rebooted = Files.readString(Path.of("test/console/panic-reboot.log"), ISO_8859_1);
-        assertEquals(Optional.of("panic: sysctl_debug_panic"), VmCtl.trouble(rebooted.substring(0, rebooted.indexOf("Rebooting..."))));
+        assertEquals(Optional.of("panic: sysctl_debug_panic"), VmCtl.Machine.trouble(rebooted.substring(0, rebooted.indexOf("Rebooting..."))));
         String singleUser = Files.readString(Path.of("test/console/single-user.log"), ISO_8859_1);
-        assertTrue(VmCtl.trouble(singleUser.substring(0, singleUser.indexOf("# fsck"))).isPresent());
+        assertTrue(VmCtl.Machine.trouble(singleUser.substring(0, singleUser.indexOf("# fsck"))).isPresent());
     }
 
     @Test
     void emulatedProcessorsShareAThread() {
-        assertEquals(List.of("-accel", "tcg"), VmCtl.hardware("tcg", "qemu64", "64M", 1, 0).subList(0, 2));
-        assertEquals(List.of("-accel", "tcg,thread=single"), VmCtl.hardware("tcg", "qemu64", "64M", 2, 0).subList(0, 2));
-        assertEquals(List.of("-accel", "kvm"), VmCtl.hardware("kvm", "host", "64M", 2, 0).subList(0, 2));
+        assertEquals(List.of("-accel", "tcg"), VmCtl.Qemu.hardware("tcg", "qemu64", "64M", 1, 0).subList(0, 2));
+        assertEquals(List.of("-accel", "tcg,thread=single"), VmCtl.Qemu.hardware("tcg", "qemu64", "64M", 2, 0).subList(0, 2));
+        assertEquals(List.of("-accel", "kvm"), VmCtl.Qemu.hardware("kvm", "host", "64M", 2, 0).subList(0, 2));
     }
 
     /** In an Include line, OpenSSH 9.9 expands % and ${}, and OpenSSH 9.2 does not: no line says the same to both. */
@@ -367,185 +397,386 @@ final class VmCtlTest {
     @Test
     void theHeaderIsReadAsQemuImgReadsIt() throws Exception {
         makeVm();
-        VmCtl.Qcow2 disk = VmCtl.Qcow2.read(vm.disk());
-        JsonObject info = JsonParser.object().from(sh("qemu-img", "info", "--output=json", vm.disk().toString()));
+        VmCtl.Disk disk = VmCtl.Disk.read(disk());
+        JsonObject info = JsonParser.object().from(sh("qemu-img", "info", "--output=json", disk().toString()));
         assertEquals(info.getLong("virtual-size"), disk.size());
         assertEquals(vm.clean(), disk.backing());
         assertTrue(disk.empty());
-        assertNull(VmCtl.Qcow2.read(vm.clean()).backing());
-        write(vm.disk(), 2);
-        assertFalse(VmCtl.Qcow2.read(vm.disk()).empty());
-        byte[] sound = Files.readAllBytes(vm.disk());
+        assertNull(VmCtl.Disk.read(vm.clean()).backing());
+        write(disk(), 2);
+        assertFalse(VmCtl.Disk.read(disk()).empty());
+        byte[] sound = Files.readAllBytes(disk());
         for (int at : List.of(16, 36)) { // a name's length, a table's
             byte[] damaged = sound.clone();
             Arrays.fill(damaged, at, at + 4, (byte) 0xff);
-            Files.write(vm.disk(), damaged);
-            assertEquals(Optional.empty(), VmCtl.Qcow2.find(vm.disk()));
-            ctl("start").exits(69).says("is damaged: vm-ctl restore");
+            Files.write(disk(), damaged);
+            assertEquals(Optional.empty(), VmCtl.Disk.find(disk()));
+            ctl("start").exits(69).says("is damaged; vm-ctl restore");
         }
-        Files.write(vm.disk(), Arrays.copyOf(sound, 80));
-        ctl("start").exits(69).says("is damaged: vm-ctl restore");
-        Files.writeString(vm.disk(), "no image");
+        Files.write(disk(), Arrays.copyOf(sound, 80));
+        ctl("start").exits(69).says("is damaged; vm-ctl restore");
+        Files.writeString(disk(), "no image");
         ctl("start").exits(69).says("no qcow2").says("vm-ctl restore");
         ctl("restore").exits(0);
-        assertTrue(VmCtl.Qcow2.read(vm.disk()).empty());
+        assertTrue(VmCtl.Disk.read(disk()).empty());
     }
 
     /** The original's way to lose everything: a restore, then a snapshot over the snapshot just restored. */
     @Test
     void restoreThenSnapshotThenRestoreLosesNothing() throws IOException {
         makeVm();
-        write(vm.disk(), 2);
+        write(disk(), 2);
         ctl("snapshot", "one").exits(0);
         for (int pattern = 3; pattern < 7; pattern++) {
             ctl("restore", "one").exits(0);
-            holds(vm.disk(), pattern - 1);
-            write(vm.disk(), pattern);
+            holds(disk(), pattern - 1);
+            write(disk(), pattern);
             ctl("snapshot", "one").exits(2).says("--yes");
             ctl("snapshot", "one", "--yes").exits(0);
+            assertEquals(2, depth(), "the replaced snapshot's layer was not merged away");
         }
         ctl("restore").exits(0);
-        holds(vm.disk(), 1);
+        holds(disk(), 1);
         ctl("restore", "one").exits(0);
-        holds(vm.disk(), 6);
-        sh("qemu-img", "check", "-q", vm.disk().toString());
+        holds(disk(), 6);
+        sh("qemu-img", "check", "-q", disk().toString());
     }
 
     @Test
-    void aReplacedDiskStaysWhileSomethingBuildsOnItAndGoesThen() throws IOException {
+    void aReplacedDiskStaysWhileSomethingBuildsOnIt() throws IOException {
         makeVm();
-        write(vm.disk(), 2);
+        write(disk(), 2);
         ctl("snapshot", "one").exits(0);
+        Path replaced = snapshot("one").disk();
         ctl("snapshot", "two").exits(0);
+        ctl("restore", "one").exits(0);
+        write(disk(), 4);
+        ctl("snapshot", "three").exits(0);
         ctl("restore", "clean").exits(0);
-        write(vm.disk(), 3);
+        write(disk(), 3);
         ctl("snapshot", "one", "--yes").exits(0);
+        assertTrue(Files.exists(replaced), "two and three build on it");
         ctl("restore", "two").exits(0);
-        holds(vm.disk(), 2);
-        Path replaced = vm.file(".snapshots").resolve("one/disk.qcow2");
-        assertTrue(Files.exists(replaced));
+        holds(disk(), 2);
+        ctl("snapshot", "--delete", "three").exits(0);
+        assertFalse(Files.exists(replaced), "it could be merged into the disk of two");
+        holds(disk(), 2);
         ctl("restore", "one").exits(0);
-        holds(vm.disk(), 3);
-        ctl("snapshot", "--delete", "two").exits(0);
-        assertFalse(Files.exists(replaced));
-        assertFalse(Files.exists(vm.file(".snapshots").resolve("two")));
-        holds(vm.disk(), 3);
+        holds(disk(), 3);
+        ctl("restore", "two").exits(0);
+        holds(disk(), 2);
     }
 
     @Test
-    void whatOthersBuildOnIsNotDeleted() throws IOException {
+    void deletingASnapshotMergesItsLayerAway() throws IOException {
         makeVm();
         ctl("snapshot", "one").exits(0);
-        write(vm.disk(), 2);
+        write(disk(), 2);
         ctl("snapshot", "two").exits(0);
-        ctl("snapshot", "--delete", "one").exits(69).says("two");
+        assertEquals(3, depth());
+        ctl("snapshot", "--delete", "one").exits(0).says("deleted one");
+        assertEquals(2, depth());
+        holds(disk(), 2);
         ctl("snapshot", "--delete", "clean").exits(2);
         ctl("snapshot", "--delete", "two").exits(0);
-        holds(vm.disk(), 2); // the VM itself still builds on it
-        ctl("snapshot", "--list").exits(0).answers("one");
-        ctl("restore", "one").exits(0);
-        holds(vm.disk(), 1);
-        ctl("snapshot", "--delete", "one").exits(0);
-        holds(vm.disk(), 1);
-        ctl("restore").exits(0);
-        assertFalse(Files.exists(vm.file(".snapshots")) && Files.list(vm.file(".snapshots")).findAny().isPresent());
+        assertEquals(1, depth(), "the VM itself still builds on it");
+        holds(disk(), 2);
+        assertEquals("", ctl("snapshot", "--list").exits(0).out());
+        assertEquals(List.of(disk()), files(vm.disks()));
+        assertFalse(Files.exists(vm.file(".snapshots")) && !files(vm.file(".snapshots")).isEmpty());
+        sh("qemu-img", "check", "-q", disk().toString());
     }
 
     @Test
-    void aFreezeThatWasCutOffBeforeItsRecordNeverWas() throws IOException {
+    void manySnapshotsLeaveNothingBehind() throws IOException {
         makeVm();
-        write(vm.disk(), 2);
-        Path half = Files.createDirectories(vm.file(".snapshots").resolve("one")).resolve("disk.qcow2");
-        Files.createLink(half, vm.disk());
-        Files.writeString(half.resolveSibling("ram"), "half of it");
-        ctl("stop").exits(0);
-        assertFalse(Files.exists(half.getParent()));
-        holds(vm.disk(), 2);
-        write(vm.disk(), 3);
+        for (int i = 0; i < 30; i++) {
+            write(disk(), 2 + i);
+            ctl("snapshot", "s" + i % 3, "--yes").exits(0);
+        }
+        assertEquals(4, depth());
+        holds(disk(), 31);
+        for (int i = 0; i < 3; i++) {
+            ctl("snapshot", "--delete", "s" + i).exits(0);
+        }
+        assertEquals(1, depth());
+        holds(disk(), 31);
+        assertEquals(List.of(disk()), files(vm.disks()));
+    }
+
+    private static List<Path> files(Path directory) throws IOException {
+        try (Stream<Path> files = Files.list(directory)) {
+            return files.sorted().toList();
+        }
     }
 
     @Test
-    void aFreezeThatWasCutOffAfterItsRecordIsFinished() throws IOException {
+    void aVmDirThatWasMovedOrCopiedUsesItsOwnDisks() throws IOException {
         makeVm();
-        write(vm.disk(), 2);
-        Path frozen = vm.freeze("one", new JsonObject(), false);
-        assertTrue(Files.isSameFile(frozen, vm.disk()));
-        ctl("stop").exits(0);
-        assertFalse(Files.isSameFile(frozen, vm.disk()));
-        assertEquals(frozen, VmCtl.Qcow2.read(vm.disk()).backing());
-        assertEquals("r--------", PosixFilePermissions.toString(Files.getPosixFilePermissions(frozen)));
-        write(vm.disk(), 3);
-        ctl("restore", "one").exits(0);
-        holds(vm.disk(), 2);
-    }
-
-    @Test
-    void anInstallationByHandBecomesTheCleanDisk() throws IOException {
-        sh("qemu-img", "create", "-q", "-f", "qcow2", vm.disk().toString(), "1G");
-        write(vm.disk(), 5);
-        vm.freeze("clean", new JsonObject(), false);
-        Files.delete(vm.file(".snapshots").resolve("clean/snapshot.json")); // cut off even before the record
-        ctl("stop").exits(0);
-        assertEquals(vm.clean(), VmCtl.Qcow2.read(vm.disk()).backing());
-        assertNull(VmCtl.Qcow2.read(vm.clean()).backing());
-        holds(vm.disk(), 5);
-        assertTrue(vm.isAsInstalled());
-    }
-
-    @Test
-    void aNewInstallationMakesTheOldOnesDisksUseless() throws IOException {
-        makeVm();
-        write(vm.disk(), 2);
+        write(disk(), 2);
         ctl("snapshot", "one").exits(0);
-        Files.setLastModifiedTime(vm.clean(), FileTime.from(Instant.now().plusSeconds(10)));
-        ctl("start").exits(69).says("vm-ctl restore");
-        ctl("restore", "one").exits(69);
-        assertTrue(Files.exists(vm.file(".snapshots").resolve("one/disk.qcow2")), "nothing is thrown away by itself");
+        write(disk(), 3);
+        Path moved = temporary.toRealPath().resolve("moved");
+        sh("cp", "-a", dir.toString(), moved.toString());
+        Map<String, String> there = Map.of("VM_DIR", moved.toString());
+        VmCtl.VmFiles copy = new VmCtl.VmFiles(moved, "x");
+        write(copy.workingDisk().orElseThrow(), 4);
+        holds(disk(), 3);
+        ctl(there, "restore", "one").exits(0);
+        ctl(there, "snapshot", "--delete", "one").exits(0);
+        Files.move(dir, temporary.resolve("away"));
+        holds(copy.workingDisk().orElseThrow(), 2);
+        assertTrue(copy.workingDisk().orElseThrow().startsWith(moved));
+    }
+
+    @Test
+    void aNewOrOlderCleanDiskIsNoReasonToRefuse() throws IOException {
+        makeVm();
+        write(disk(), 2);
+        ctl("snapshot", "one").exits(0);
+        for (int seconds : List.of(7200, -7200)) { // as after a correction of the clock
+            Files.setLastModifiedTime(vm.clean(), FileTime.from(Instant.now().plusSeconds(seconds)));
+            ctl("restore", "one").exits(0);
+            holds(disk(), 2);
+            ctl("start", "--no-wait").exits(0);
+            ctl("stop", "--force").exits(0);
+        }
     }
 
     @Test
     void aMissingDiskIsSaidAndNothingElseIsRemoved() throws IOException {
         makeVm();
         ctl("snapshot", "one").exits(0);
-        write(vm.disk(), 2);
+        write(disk(), 2);
         ctl("snapshot", "two").exits(0);
-        Path one = vm.file(".snapshots").resolve("one/disk.qcow2");
+        Path one = snapshot("one").disk();
         Files.move(one, temporary.resolve("away"));
-        ctl("start").exits(69).says("is gone");
-        ctl("restore", "two").exits(69);
+        Result refused = ctl("start").exits(69).says(one + " is missing");
+        assertFalse(refused.err().contains("restore"), "it would throw the user's work away: " + refused.err());
+        ctl("restore", "two").exits(69).says("is missing");
+        ctl("snapshot", "three").exits(69).says("is missing");
+        List<Path> left = files(vm.disks());
+        ctl("stop").exits(0);
+        assertEquals(left, files(vm.disks()));
         Files.move(temporary.resolve("away"), one);
         ctl("restore", "two").exits(0);
-        holds(vm.disk(), 2);
+        holds(disk(), 2);
     }
 
     @Test
     void aSymbolicLinkToTheDirectoryIsTheSameDirectory() throws IOException {
         makeVm();
-        write(vm.disk(), 2);
+        write(disk(), 2);
         Path link = Files.createSymbolicLink(temporary.resolve("link"), dir);
         ctl("snapshot", "one").exits(0);
         ctl(Map.of("VM_DIR", link.toString()), "snapshot", "two").exits(0);
-        ctl("snapshot", "--delete", "one").exits(69).says("two");
-        holds(vm.disk(), 2);
+        ctl("snapshot", "--delete", "one").exits(0);
+        holds(disk(), 2);
+        ctl("restore", "two").exits(0);
+        holds(disk(), 2);
     }
 
     @Test
     void aDamagedRecordCostsNothing() throws IOException {
         makeVm();
-        write(vm.disk(), 2);
+        write(disk(), 2);
         ctl("snapshot", "one").exits(0);
-        write(vm.disk(), 3);
+        write(disk(), 3);
         ctl("snapshot", "two").exits(0);
-        Path record = vm.file(".snapshots").resolve("one/snapshot.json");
+        Path record = vm.record("one");
         String text = Files.readString(record);
-        Files.writeString(record, text.substring(0, 20));
-        ctl("status").exits(3);
-        ctl("restore", "one").exits(69).says("--list");
-        ctl("restore", "two").exits(0);
-        holds(vm.disk(), 3);
+        for (String damage : List.of(text.substring(0, 20), "{\"disk\":\"../../etc/passwd\"}", "{\"disk\":7}", "{}")) {
+            Files.writeString(record, damage);
+            ctl("status").exits(3);
+            ctl("restore", "one").exits(69).says("--list");
+            ctl("restore", "two").exits(0);
+            ctl("snapshot", "--delete", "one").exits(69);
+            holds(disk(), 3);
+        }
         Files.writeString(record, text);
         ctl("restore", "one").exits(0);
-        holds(vm.disk(), 2);
+        holds(disk(), 2);
+    }
+
+    @Test
+    void aDiskThatReachesOutOfVmDirIsRefused() throws IOException {
+        makeVm();
+        Path outside = temporary.resolve("outside.qcow2");
+        sh("qemu-img", "create", "-q", "-f", "qcow2", outside.toString(), "1G");
+        Files.delete(disk());
+        sh("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", outside.toString(), disk().toString());
+        ctl("start", "--no-wait").exits(69).says("not in VM_DIR");
+        Path disk = disk();
+        Files.delete(disk);
+        sh("qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=" + temporary.resolve("data"), disk.toString(), "1G");
+        ctl("start", "--no-wait").exits(69).says("its data in another file");
+    }
+
+    @Test
+    void whatAnOlderVersionMadeIsRecognised() throws IOException {
+        makeCleanDisk();
+        sh("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", vm.clean().toString(), vm.link().toString());
+        for (String command : List.of("start", "restart", "restore", "snapshot one", "clone two")) {
+            ctl(command.split(" ")).exits(69).says("made by an older vm-ctl").says("rm -r ");
+        }
+        ctl("status").exits(3);
+        ctl("stop").exits(0);
+        Files.delete(vm.link());
+        Files.createDirectories(vm.file(".snapshots").resolve("clean"));
+        Files.createFile(vm.file(".snapshots").resolve("clean/disk.qcow2"));
+        ctl("start").exits(69).says("made by an older vm-ctl");
+        ctl("destroy", "--yes").exits(0);
+    }
+
+    // Commands that are killed, at the step that is meant.
+
+    /** Runs a command and kills it, as kill -9 does, at one of its steps. */
+    static final class Killed {
+        public static void main(String... args) {
+            VmCtl.onStep = step -> {
+                if (step.equals(args[0])) {
+                    Runtime.getRuntime().halt(137);
+                }
+            };
+            String[] command = Arrays.copyOfRange(args, 1, args.length);
+            VmCtl.commandLine(command).execute(command);
+        }
+    }
+
+    private void killedAt(String step, String... command) throws Exception {
+        List<String> java = new ArrayList<>(List.of("java", "-XX:TieredStopAtLevel=1", "-cp", System.getProperty("java.class.path"),
+                "VmCtlTest$Killed", step));
+        java.addAll(List.of(command));
+        java.addAll(List.of("--vm-dir", dir.toString(), "--vm-name", "x"));
+        Path output = temporary.resolve("killed");
+        assertEquals(137, builder(output, java).start().waitFor(), step + " was never reached: " + Files.readString(output));
+    }
+
+    private static ProcessBuilder builder(Path output, List<String> command) {
+        ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(output.toFile());
+        builder.environment().put("VM_ACCEL", "tcg"); // no probe
+        builder.environment().put("VM_MEMORY", "64M");
+        return builder;
+    }
+
+    @Test
+    void aKilledSnapshotOfAStoppedVmIsThereOrNotAndLosesNothing() throws Exception {
+        makeVm();
+        for (String step : List.of("overlay made", "link moved", "recorded")) {
+            write(disk(), step.length());
+            killedAt(step, "snapshot", "one", "--yes");
+            holds(disk(), step.length());
+            ctl("stop").exits(0); // cleans up, and merges
+            assertEquals(step.equals("recorded") ? "one" : "", ctl("snapshot", "--list").out().replaceAll("(?s) .*", ""));
+            assertEquals(step.equals("recorded") ? 2 : 1, depth(), step);
+            assertEquals(depth(), files(vm.disks()).size(), step);
+        }
+        killedAt("deleted", "snapshot", "--delete", "one");
+        ctl("stop").exits(0);
+        assertEquals(1, depth());
+        holds(disk(), "recorded".length());
+    }
+
+    @Test
+    void aKilledRestoreLeavesTheOldDiskOrTheNewOne() throws Exception {
+        makeVm();
+        write(disk(), 2);
+        ctl("snapshot", "one").exits(0);
+        for (String step : List.of("overlay made", "ended", "link moved")) {
+            write(disk(), 3);
+            killedAt(step, "restore", "one");
+            holds(disk(), step.equals("link moved") ? 2 : 3);
+            ctl("stop").exits(0);
+            assertEquals(2, files(vm.disks()).size(), step);
+            ctl("restore", "one").exits(0);
+            holds(disk(), 2);
+        }
+        killedAt("QEMU started", "start", "--no-wait");
+        assertTrue(VmCtl.isRunning(vm.qemuPid()), "it runs, without a record");
+        ctl("status").exits(0).answers("starting");
+        ctl("start", "--no-wait").exits(0).says("was interrupted: ending its QEMU");
+        ctl("stop", "--force").exits(0);
+        holds(disk(), 2);
+    }
+
+    @Test
+    void aKilledCloneIsNoVmOrOneThatCanBeDestroyed() throws Exception {
+        makeVm();
+        keys();
+        write(disk(), 2);
+        ctl("snapshot", "one").exits(0);
+        killedAt("clone made", "clone", "--snapshot", "one", "two", "three");
+        ctl("snapshot", "--delete", "one").exits(69).says("clones build on it: two");
+        ctl("clone", "two").exits(69).says("there is a VM two already");
+        ctl(Map.of("VM_NAME", "two"), "destroy", "--yes").exits(0);
+        ctl("snapshot", "--delete", "one").exits(0);
+        holds(disk(), 2);
+    }
+
+    // Clones.
+
+    @Test
+    void aCloneHasItsOwnDiskAndProtectsWhatItBuildsOn() throws IOException {
+        makeVm();
+        keys();
+        write(disk(), 2);
+        ctl("snapshot", "one").exits(0);
+        write(disk(), 3);
+        ctl("clone", "a", "--snapshot", "one").exits(0).says("made a of x/one");
+        ctl("clone", "b", "c").exits(0); // of the clean disk: it was never started
+        Map<String, String> a = Map.of("VM_NAME", "a");
+        VmCtl.VmFiles clone = new VmCtl.VmFiles(dir, "a");
+        holds(clone.workingDisk().orElseThrow(), 2);
+        write(clone.workingDisk().orElseThrow(), 4);
+        holds(disk(), 3);
+        holds(new VmCtl.VmFiles(dir, "b").workingDisk().orElseThrow(), 1);
+        ctl("list").exits(0).answers("clone of x/one").answers("clone of x/clean");
+        assertEquals("x/one", VmCtl.json(ctl(a, "status", "--json").out()).getString("cloneOf"));
+        assertTrue(Files.readString(clone.file(".ssh").resolve("known_hosts")).startsWith("a ssh-ed25519"));
+
+        ctl("snapshot", "one", "--yes").exits(69).says("clones build on it: a;");
+        ctl("snapshot", "--delete", "one").exits(69).says("clones build on it: a;");
+        ctl("destroy", "--yes").exits(69).says("clones build on it: a, b, c;");
+        ctl("snapshot", "two").exits(0); // what nobody builds on can be replaced and deleted
+        ctl("snapshot", "--delete", "two").exits(0);
+        ctl(a, "clone", "d").exits(69).says("clone itself");
+        ctl(a, "snapshot", "own").exits(0);
+        ctl(a, "restore").exits(0);
+        holds(clone.workingDisk().orElseThrow(), 2);
+        ctl(a, "restore", "own").exits(0);
+        holds(clone.workingDisk().orElseThrow(), 4);
+
+        for (String name : List.of("a", "b", "c")) {
+            ctl(Map.of("VM_NAME", name), "destroy", "--yes").exits(0);
+        }
+        holds(disk(), 3);
+        ctl("restore", "one").exits(0);
+        holds(disk(), 2);
+        ctl("destroy", "--yes").exits(0);
+    }
+
+    @Test
+    void aCloneThatCannotBeMadeLeavesNoneOfThem() throws IOException {
+        makeVm();
+        keys();
+        ctl("clone", "a", "x").exits(69).says("there is a VM x already");
+        ctl("clone", "a", "a").exits(2).says("given twice");
+        for (String name : List.of("../up", "a-clean", ".a", "")) {
+            ctl("clone", name).exits(2).says("the clone's name");
+        }
+        ctl("clone", "a", "--snapshot", "no-such").exits(69).says("no usable snapshot no-such");
+        Files.delete(vm.file(".ssh").resolve("known_hosts"));
+        ctl("clone", "a", "b").exits(69).says("known_hosts");
+        ctl("list").exits(0);
+        assertEquals(List.of(), new VmCtl.VmFiles(dir, "a").all());
+        assertEquals(List.of(), new VmCtl.VmFiles(dir, "b").all());
+    }
+
+    private void keys() throws IOException {
+        Path keys = Files.createDirectories(vm.file(".ssh"));
+        Files.writeString(keys.resolve("known_hosts"), "x ssh-ed25519 AAAA\n");
+        Files.writeString(keys.resolve("id_ed25519"), "the key");
+        Files.setPosixFilePermissions(keys.resolve("id_ed25519"), PosixFilePermissions.fromString("rw-------"));
     }
 
     // RAM that does not fit.
@@ -553,40 +784,84 @@ final class VmCtlTest {
     @Test
     void ramIsUsedOnTheSameHardwareOnly() throws IOException {
         makeVm();
-        Path file = Files.writeString(dir.resolve("ram"), "12345");
-        List<String> hardware = boot("tcg", List.of()).hardware();
-        vm.freeze("one", VmCtl.object("ram", "ram", "ramBytes", 5, "ramCrc32c", 0, "hardware", hardware), false);
-        Files.move(file, vm.file(".snapshots").resolve("one/ram"));
-        VmCtl.Snapshot snapshot = vm.snapshot("one").orElseThrow();
+        ctl("snapshot", "one").exits(0);
+        List<String> hardware = plan("tcg", List.of()).hardware();
+        Path ram = Files.writeString(vm.record("one").resolveSibling("ram"), "12345");
+        JsonObject record = VmCtl.json(Files.readString(vm.record("one")));
+        record.putAll(VmCtl.object("ram", dir.relativize(ram).toString(), "ramBytes", 5, "ramCrc32c", 0, "hardware", hardware));
+        Files.writeString(vm.record("one"), JsonWriter.string(record));
+        VmCtl.Snapshot snapshot = snapshot("one");
         assertNull(snapshot.ramProblem(hardware));
-        List<String> other = new ArrayList<>(hardware);
-        other.set(6, "128M");
-        assertEquals("it was made with -m 64M, now it is 128M", snapshot.ramProblem(other));
-        other.set(0, "QEMU 2");
-        assertEquals("it was made with QEMU 1, now it is QEMU 2", snapshot.ramProblem(other));
-        List<String> more = new ArrayList<>(hardware);
-        more.add("-device");
-        assertTrue(snapshot.ramProblem(more).contains("other QEMU arguments"));
-        Files.writeString(snapshot.ram(), "1234");
-        assertTrue(snapshot.ramProblem(hardware).contains("4 bytes instead of 5"));
+        assertEquals("disk and RAM", snapshot.contents());
+        assertEquals(List.of("one"), VmCtl.json(ctl("status", "--json").out()).getArray("usableRam"));
+        for (String[] change : new String[][] {{"64M", "128M", "-m 64M"}, {"QEMU 1", "QEMU 2", "QEMU 1"}, {"tcg", "kvm", "-accel tcg"}}) {
+            List<String> other = new ArrayList<>(hardware);
+            other.replaceAll(word -> word.startsWith(change[0]) ? change[1] : word);
+            assertTrue(snapshot.ramProblem(other).contains("it was made with " + change[2]), snapshot.ramProblem(other));
+        }
+        List<String> longer = new ArrayList<>(hardware);
+        longer.add("-device");
+        assertEquals("it was made with other QEMU arguments", snapshot.ramProblem(longer));
+        Files.writeString(ram, "1234");
+        assertTrue(snapshot("one").ramProblem(hardware).contains("4 bytes instead of 5"));
+        ctl("snapshot", "--list").answers("its RAM is unusable: its file has 4 bytes");
+        Files.delete(ram);
+        assertTrue(snapshot("one").ramProblem(hardware).contains("is missing"));
+        assertEquals(0, VmCtl.json(ctl("status", "--json").out()).getArray("usableRam").size());
+        ctl("restore", "one", "--timeout", "1s").exits(124).says("the RAM of one cannot be used: its file is missing")
+                .says("like one after a power cut");
     }
 
-    // Processes and ports.
-
     @Test
-    void aPidCountsOnlyWithItsStartTimeAndBoot() throws IOException {
-        makeVm();
-        long self = ProcessHandle.current().pid();
-        for (String text : List.of("", "garbage", "{\"pid\":1}",
-                "{\"pid\":" + self + ",\"bootId\":\"" + VmCtl.bootId() + "\",\"startTicks\":1}",
-                "{\"pid\":" + self + ",\"bootId\":\"other\",\"startTicks\":" + VmCtl.startTicks(self) + "}")) {
-            Files.writeString(vm.pidFile(), text);
-            ctl("status").exits(3);
-            ctl("exec", "--", "true").exits(3);
-            ctl("stop").exits(0);
-            assertFalse(Files.exists(vm.pidFile()), text);
+    void theRecordOfAVmIsReadBackAsItWasWritten() {
+        VmCtl.Running running = new VmCtl.Running(7, 2222, true, "tcg", "1G", "2", List.of("80:80"), List.of("QEMU", "-m"), "none", true,
+                Instant.parse("2026-01-02T03:04:05Z"), 6, "/q", "one", false, VmCtl.Act.FREEZING);
+        String line = JsonWriter.string(running.json());
+        assertFalse(line.contains(" ") || line.contains("\n"), "one line without blanks: " + line);
+        try {
+            assertEquals(running, VmCtl.Running.of(VmCtl.json(line)));
+        } catch (IOException garbled) {
+            throw new UncheckedIOException(garbled);
         }
-        assertEquals(self, ProcessHandle.current().pid()); // and nobody was killed
+    }
+
+    /** The pid file may name a process that is a stranger's, as one of another container: only QEMU's lock tells that it runs. */
+    @Test
+    void onlyQemusLockTellsThatItRuns() throws Exception {
+        makeVm();
+        Process stranger = new ProcessBuilder("sleep", "600").start();
+        try {
+            for (String record : List.of("{\"pid\":" + stranger.pid() + "}", "{\"pid\":", "")) { // of a QEMU that has ended
+                Files.writeString(vm.qemuPid(), stranger.pid() + "\n");
+                Files.writeString(vm.pidFile(), record);
+                ctl("status").exits(3).answers("gone");
+                for (String command : List.of("stop", "restore", "snapshot one --yes")) {
+                    ctl(command.split(" ")).exits(0);
+                }
+                assertTrue(stranger.isAlive());
+                assertFalse(Files.exists(vm.pidFile()));
+            }
+            ctl("start", "--no-wait").exits(0);
+            Files.writeString(vm.qemuPid(), stranger.pid() + "\n"); // as it looks from another pid namespace
+            ctl("status").exits(0).answers("starting");
+            ctl("stop", "--force").exits(0).says("by QMP quit");
+            ctl("start", "--no-wait").exits(0);
+            Files.writeString(vm.qemuPid(), stranger.pid() + "\n");
+            ctl("destroy", "--yes").exits(0);
+            assertTrue(stranger.isAlive(), "a stranger was killed");
+
+            makeVm();
+            ctl("start", "--no-wait").exits(0);
+            for (String damaged : List.of("{\"pid\":", "", "{\"pid\":1,\"started\":\"soon\"}", "{\"pid\":1,\"act\":\"X\"}")) {
+                Files.writeString(vm.pidFile(), damaged);
+                for (String command : List.of("status", "start", "stop", "restore", "snapshot one")) {
+                    ctl(command.split(" ")).exits(69).says("is damaged").says("vm-ctl stop --force");
+                }
+            }
+            ctl("stop", "--force").exits(0);
+        } finally {
+            stranger.destroyForcibly().waitFor();
+        }
     }
 
     @Test
@@ -608,9 +883,7 @@ final class VmCtlTest {
         List<String> command = new ArrayList<>(List.of("java", "-XX:TieredStopAtLevel=1", "-cp", System.getProperty("java.class.path"), "VmCtl"));
         command.addAll(List.of(arguments));
         command.addAll(List.of("--vm-dir", dir.toString(), "--vm-name", "x"));
-        ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(said.toFile());
-        builder.environment().put("VM_ACCEL", "tcg"); // no probe
-        return builder.start();
+        return builder(said, command).start();
     }
 
     @Test
@@ -627,35 +900,13 @@ final class VmCtlTest {
     }
 
     @Test
-    void aToolKilledAtAnyMomentLosesNothing() throws Exception {
+    void aKilledDestroyCanBeRepeated() throws Exception {
         makeVm();
-        write(vm.disk(), 2);
-        ctl("snapshot", "kept").exits(0);
-        for (String command : List.of("start --no-wait", "stop --force", "snapshot other --yes", "snapshot kept --yes",
-                "restore kept")) {
-            for (int millis : List.of(400, 800)) {
-                Process tool = start(temporary.resolve("said"), command.split(" "));
-                tool.waitFor(millis, TimeUnit.MILLISECONDS);
-                tool.destroyForcibly().waitFor();
-                ctl("stop", "--force").exits(0);
-                assertEquals(List.of(), qemus(), command);
-                ctl("restore", "kept").exits(0);
-                holds(vm.disk(), 2);
-            }
-        }
-        Process destroy = start(temporary.resolve("said"), "destroy", "--yes");
-        while (Files.exists(vm.clean()) && destroy.isAlive()) {
-            Thread.sleep(1);
-        }
-        destroy.destroyForcibly().waitFor();
+        ctl("snapshot", "one").exits(0);
+        ctl("start", "--no-wait").exits(0);
+        killedAt("destroying", "destroy", "--yes");
         ctl("destroy", "--yes").exits(0);
-        assertEquals(List.of(), vm.files());
-    }
-
-    private List<Long> qemus() {
-        try (Stream<ProcessHandle> all = ProcessHandle.allProcesses()) {
-            return all.filter(process -> process.info().commandLine().orElse("").contains(vm.disk().toString())).map(ProcessHandle::pid).toList();
-        }
+        assertEquals(List.of(), vm.all());
     }
 
     // A bare QEMU.
@@ -671,7 +922,7 @@ final class VmCtlTest {
         ctl("start", "--no-wait").exits(0).says("runs already");
         assertEquals(pid, VmCtl.json(ctl("status", "--json").out()).getLong("pid"));
         ctl("list").answers("starting");
-        ctl("snapshot", "--yes").exits(69).says("ssh");
+        ctl("snapshot", "--yes").exits(69).says("does not answer ssh");
         Path picture = temporary.resolve("screen, 1.png");
         ctl("screenshot", temporary.toString()).exits(69).says("directory");
         ctl("screenshot", picture.toString()).exits(0);
@@ -681,7 +932,11 @@ final class VmCtlTest {
         for (int i = 0; i < 5; i++) { // until the monitor's backlog is full, too
             long begun = System.nanoTime();
             ctl("status").exits(69).answers("hung");
-            assertTrue(System.nanoTime() - begun < 5e9, "a hung QEMU holds status up");
+            assertTrue(System.nanoTime() - begun < 20e9, "a hung QEMU holds status up");
+        }
+        for (String command : List.of("start", "snapshot", "screenshot s.png")) {
+            ctl((command + (command.equals("snapshot") ? " --yes" : "")).split(" ")).exits(69)
+                    .says("QEMU (pid " + pid + ") does not answer: if it was stopped, kill -CONT " + pid);
         }
         sh("kill", "-CONT", String.valueOf(pid));
 
@@ -690,7 +945,7 @@ final class VmCtlTest {
         Files.writeString(vm.file(".console.log"), "login: panic: vm_fault\ncpuid = 0\ndb> ");
         ctl("status").exits(69).answers("panicked").answers("vm_fault");
         ctl("stop").exits(0).says("QMP quit");
-        assertTrue(VmCtl.startTicks(pid) < 0);
+        assertFalse(VmCtl.isRunning(vm.qemuPid()));
         ctl("status").exits(3).answers("stopped");
         for (String suffix : List.of(".pid", ".qemu-pid", ".qmp", ".console")) {
             assertFalse(Files.exists(vm.file(suffix)), suffix);
@@ -703,21 +958,20 @@ final class VmCtlTest {
         ctl("start", "--no-wait").exits(0);
         long pid = VmCtl.json(ctl("status", "--json").out()).getLong("pid");
         sh("kill", "-KILL", String.valueOf(pid));
-        while (VmCtl.startTicks(pid) > 0) {
-            Thread.sleep(10);
-        }
+        awaitTrue(() -> !VmCtl.isRunning(vm.qemuPid()));
         ctl("status").exits(3).answers("gone");
         ctl("start", "--no-wait").exits(0);
         long orphan = VmCtl.json(ctl("status", "--json").out()).getLong("pid");
         Files.delete(vm.pidFile()); // its starter was killed too soon
         ctl("start", "--no-wait").exits(0);
-        assertTrue(VmCtl.startTicks(orphan) < 0, "two QEMUs on one disk");
+        assertNotEquals(orphan, VmCtl.json(ctl("status", "--json").out()).getLong("pid"), "it has no record");
+        awaitTrue(() -> ProcessHandle.of(orphan).filter(ProcessHandle::isAlive).isEmpty()); // or two QEMUs use one disk
     }
 
     @Test
     void aDiskThatAnotherQemuHoldsIsSaid() throws Exception {
         makeVm();
-        Process other = new ProcessBuilder("qemu-io", vm.disk().toString()).start(); // waits for a command, the disk locked
+        Process other = new ProcessBuilder("qemu-io", disk().toString()).start(); // waits for a command, the disk locked
         try {
             other.getInputStream().read(); // its prompt
             ctl("start").exits(69).says("lock");
@@ -780,81 +1034,211 @@ final class VmCtlTest {
         ctl("start", "--timeout", "3s").exits(124).says("sshd does not answer");
     }
 
+    /** RAM of a bare QEMU, without a guest that could answer: what it is saved to, what is refused. */
     @Test
     void ramGoesOutAndInAndADamagedOneNeverRuns() throws Exception {
         makeVm();
         ctl("start", "--no-wait").exits(0);
-        VmCtl ctl = new VmCtl();
-        new CommandLine(ctl).setErr(new PrintWriter(new StringWriter()));
-        ctl.vm = vm;
-        JsonObject running = ctl.running();
-        List<String> hardware = running.getArray("hardware").stream().map(String.class::cast).toList();
-        VmCtl.Boot again = new VmCtl.Boot(hardware, "writeback", 0, List.of(), List.of(), Duration.ofMinutes(1), true);
-
-        // While it is saved the guest runs; afterwards it stands still, and the next command lets it go on.
+        VmCtl.Qemu qemu = new VmCtl.Qemu(vm);
+        VmCtl.Running running = qemu.running().orElseThrow();
+        List<String> hardware = running.hardware();
+        VmCtl.Plan again = new VmCtl.Plan(hardware, "writeback", 0, false, List.of(), List.of(), Duration.ofMinutes(1), true, false);
         Path directory = Files.createDirectories(vm.file(".snapshots").resolve("one"));
         Path file = directory.resolve("ram");
-        JsonObject ram = ctl.saveRam(file, hardware, Duration.ofMinutes(1));
+
+        // The tool died after the RAM was saved: the guest stands still, and the next command lets it go on.
+        qemu.write(running.during(VmCtl.Act.FREEZING));
+        qemu.qmp("stop");
+        JsonObject ram = qemu.saveRam(file, Duration.ofMinutes(1));
         assertEquals("rw-------", PosixFilePermissions.toString(Files.getPosixFilePermissions(file)));
         assertEquals(Files.size(file), ram.getLong("ramBytes"));
-        assertEquals("postmigrate", VmCtl.runState(vm, Duration.ofSeconds(10)));
-        ctl("start", "--no-wait").exits(0);
-        assertEquals("running", VmCtl.runState(vm, Duration.ofSeconds(10)));
+        assertEquals("postmigrate", qemu.runState());
+        ctl("status").exits(0).answers("a snapshot is being taken, or was interrupted");
+        ctl("start", "--no-wait").exits(0).says("an earlier snapshot was interrupted: the guest goes on");
+        assertEquals("running", qemu.runState());
         assertFalse(Files.exists(file), "RAM without a record is of no use");
 
-        // Killed between the record and the fresh overlay: the snapshot is there, the old QEMU does not go on.
-        ram = ctl.saveRam(Files.createDirectories(directory).resolve("ram"), hardware, Duration.ofMinutes(1));
-        Path frozen = vm.freeze("one", ram, false);
-        ctl("stop").exits(0);
-        assertEquals(frozen, VmCtl.Qcow2.read(vm.disk()).backing());
-        assertTrue(VmCtl.startTicks(running.getLong("pid")) < 0);
-
         // The round trip.
-        VmCtl.Snapshot snapshot = vm.below().orElseThrow();
-        assertNull(snapshot.ramProblem(hardware));
-        JsonObject restored = ctl.launch(again, snapshot.ram());
-        assertNull(ctl.wake(snapshot, restored));
-        assertEquals("running", VmCtl.runState(vm, Duration.ofSeconds(10)));
-        ctl("stop", "--force").exits(0);
+        qemu.qmp("stop");
+        ram = qemu.saveRam(Files.createDirectories(directory).resolve("ram"), Duration.ofMinutes(1));
+        qemu.end();
+        assertEquals("running", restored(qemu, again, file, ram.getLong("ramCrc32c"), null));
 
         // Damage in the middle and at the very end, and a QEMU that cannot take it.
         for (long position : List.of(Files.size(file) / 2, Files.size(file) - 1)) {
-            try (RandomAccessFile damage = new RandomAccessFile(snapshot.ram().toFile(), "rw")) {
+            try (RandomAccessFile damage = new RandomAccessFile(file.toFile(), "rw")) {
                 damage.seek(position);
                 int old = damage.read();
                 damage.seek(position);
                 damage.write(old ^ 1);
-                JsonObject waiting = ctl.launch(again, snapshot.ram());
-                String problem = ctl.wake(snapshot, waiting);
-                assertTrue(problem.contains("damaged") || problem.contains("refuses"), problem);
-                assertNotEquals("running", VmCtl.runState(vm, Duration.ofSeconds(10)));
-                ctl("stop", "--force").exits(0);
+                assertNotEquals("running", restored(qemu, again, file, ram.getLong("ramCrc32c"), "it is damaged|QEMU refuses it: .+"));
                 damage.seek(position);
                 damage.write(old);
             }
         }
-        assertTrue(ctl.wake(snapshot, ctl.launch(again, null)).startsWith("QEMU refuses")); // one that does not wait for RAM
+        List<String> smaller = new ArrayList<>(hardware);
+        smaller.replaceAll(word -> word.equals("64M") ? "32M" : word);
+        VmCtl.Plan other = new VmCtl.Plan(smaller, "writeback", 0, false, List.of(), List.of(), Duration.ofMinutes(1), true, false);
+        assertNotEquals("running", restored(qemu, other, file, ram.getLong("ramCrc32c"), "QEMU refuses it: .+"));
+        assertTrue(VmCtl.Disk.read(disk()).empty(), "nothing ran on the disk");
+    }
+
+    /** What the guest does after this RAM was loaded; the problem is a pattern, or null if none is expected. */
+    private String restored(VmCtl.Qemu qemu, VmCtl.Plan plan, Path ram, long checksum, String problem) throws IOException {
+        qemu.launch(plan, disk(), "one");
+        String refusal = qemu.loadRam(ram, checksum, Duration.ofMinutes(1));
+        if (problem == null) {
+            assertNull(refusal);
+            qemu.qmp("cont");
+        } else {
+            assertTrue(refusal.matches("(?s)(" + problem + ").*"), refusal);
+        }
+        String state = qemu.runState();
+        qemu.end();
+        qemu.removeLeftovers();
+        return state;
+    }
+
+    /** RAM that QEMU refuses, and RAM whose checksum is wrong, is marked; the same command boots the disk; a new snapshot is not marked. */
+    @Test
+    void unusableRamIsMarkedAndTheDiskIsBooted() throws Exception {
+        makeVm();
+        ctl("start", "--no-wait").exits(0);
+        VmCtl.Qemu qemu = new VmCtl.Qemu(vm);
+        List<String> hardware = qemu.running().orElseThrow().hardware();
+        qemu.qmp("stop");
+        Path file = dir.resolve("ram");
+        JsonObject ram = qemu.saveRam(file, Duration.ofMinutes(1));
+        qemu.end();
+        ctl("snapshot", "one").exits(0);
+        Files.move(file, vm.record("one").resolveSibling("ram"));
+        JsonObject record = VmCtl.json(Files.readString(vm.record("one")));
+        record.putAll(ram);
+        record.putAll(VmCtl.object("ram", "x.snapshots/one/ram", "hardware", hardware));
+        Files.writeString(vm.record("one"), JsonWriter.string(record));
+
+        // The guest is silent, but the limit was shorter than the one for restores: nothing is marked.
+        Result silent = ctl("restore", "one", "--timeout", "2s").exits(124).says("the RAM of one cannot be used: no answer after 1 s");
+        silent.says("booting its disk").says("like one after a power cut").says("sshd does not answer");
+        assertEquals(List.of("one"), VmCtl.json(ctl("status", "--json").out()).getArray("usableRam"));
+        assertEquals("starting", VmCtl.json(ctl("status", "--json").exits(0).out()).getString("state"), "a booted VM runs");
+        ctl("restore", "one", "--cold", "--timeout", "1s").exits(124);
+
+        // Twice silent for the full limit.
+        Duration limit = VmCtl.Snapshots.emulatedRestoreLimit;
+        VmCtl.Snapshots.emulatedRestoreLimit = Duration.ofSeconds(1);
+        try {
+            ctl("restore", "one", "--timeout", "2s").exits(124).says("no answer after 1 s");
+            assertEquals(List.of("one"), VmCtl.json(ctl("status", "--json").out()).getArray("usableRam"));
+            ctl("restore", "one", "--timeout", "2s").exits(124).says("no answer after 1 s");
+        } finally {
+            VmCtl.Snapshots.emulatedRestoreLimit = limit;
+        }
+        ctl("snapshot", "--list").answers("its RAM is unusable: the restored guest did not answer, twice in a row");
+        ctl("restore", "one", "--timeout", "1s").exits(124).says("cannot be used: the restored guest did not answer, twice in a row");
+
+        // A wrong checksum.
+        record.put("ramCrc32c", 1);
+        Files.writeString(vm.record("one"), JsonWriter.string(record));
+        ctl("restore", "one", "--timeout", "1s").exits(124).says("cannot be used: it is damaged (its checksum is wrong)");
+        ctl("status", "--json").answers("\"usableRam\":[]");
         ctl("stop", "--force").exits(0);
-        assertTrue(VmCtl.Qcow2.read(vm.disk()).empty(), "nothing ran on the disk");
-        // By the command, too: it says so and boots the disk.
-        ctl("start", "--memory", "96M", "--timeout", "3s").exits(124).says("cannot be used: it was made with -m 64M, now it is 96M");
+        ctl("snapshot", "one", "--yes").exits(0);
+        ctl("snapshot", "--list").answers("disk\n");
+        // By other hardware it is not marked.
+        ctl("restore", "one").exits(0).says("restored the disk of one");
     }
 
     @Test
     void aGuestWhoseRamCouldNotBeSavedGoesOn() throws Exception {
         makeVm();
         ctl("start", "--no-wait").exits(0);
-        VmCtl ctl = new VmCtl();
-        new CommandLine(ctl);
-        ctl.vm = vm;
+        VmCtl.Qemu qemu = new VmCtl.Qemu(vm);
         Path file = temporary.resolve("ram");
-        VmCtl.VmException failed = assertThrows(VmCtl.VmException.class, () -> ctl.saveRam(file, List.of(), Duration.ofMillis(1)));
+        qemu.qmp("stop");
+        VmCtl.VmException failed = assertThrows(VmCtl.VmException.class, () -> qemu.saveRam(file, Duration.ofMillis(1)));
         assertEquals(69, failed.exitCode);
-        assertFalse(Files.exists(file));
-        for (int i = 0; i < 100 && !VmCtl.runState(vm, Duration.ofSeconds(10)).equals("running"); i++) {
-            Thread.sleep(50);
+        qemu.goOnAfterMigration();
+        assertEquals("running", qemu.runState());
+    }
+
+    /** With a VM_DIR that is too long for a socket's path. */
+    @Test
+    void theDirectoryForSocketsIsOursAloneOrNotUsed() throws Exception {
+        Path directory = temporary.toRealPath().resolve("sockets");
+        assertEquals(directory, VmCtl.VmFiles.socketDirectory(directory));
+        assertEquals("rwx------", PosixFilePermissions.toString(Files.getPosixFilePermissions(directory)));
+        assertEquals(directory, VmCtl.VmFiles.socketDirectory(directory), "its own is taken again");
+        Files.setPosixFilePermissions(directory, PosixFilePermissions.fromString("rwxr-xr-x"));
+        Path link = Files.createSymbolicLink(temporary.resolve("link"), Files.createDirectory(temporary.resolve("private"),
+                PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rwx------"))));
+        Path file = Files.createFile(temporary.resolve("file"), PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rwx------")));
+        for (Path bad : List.of(directory, link, file)) {
+            VmCtl.VmException refused = assertThrows(VmCtl.VmException.class, () -> VmCtl.VmFiles.socketDirectory(bad));
+            assertEquals(69, refused.exitCode);
+            assertTrue(refused.getMessage().contains(bad.toString()) && refused.getMessage().contains("XDG_RUNTIME_DIR"), refused.getMessage());
         }
-        assertEquals("running", VmCtl.runState(vm, Duration.ofSeconds(10)));
+        dir = Files.createDirectories(temporary.toRealPath().resolve("long".repeat(25)));
+        vm = new VmCtl.VmFiles(dir, "x");
+        makeVm();
+        ctl("start", "--no-wait").exits(0);
+        assertEquals("running", new VmCtl.Qemu(vm).runState());
+        ctl("stop", "--force").exits(0);
+        ctl("destroy", "--yes").exits(0);
+    }
+
+    /** What QEMU merges while it runs: the working disk, and disks under it. */
+    @Test
+    void layersAreMergedWhileQemuRuns() throws Exception {
+        makeVm();
+        for (int i = 2; i < 6; i++) {
+            write(disk(), i);
+            ctl("snapshot", "s" + i).exits(0);
+        }
+        ctl("start", "--no-wait").exits(0);
+        assertEquals(5, depth());
+        ctl("snapshot", "--delete", "s3").exits(0);
+        assertEquals(4, depth());
+        ctl("snapshot", "--delete", "s5").exits(0);
+        assertEquals(3, depth());
+        assertTrue(ctl("snapshot", "--delete", "s4").exits(0).err().lines().count() == 1, "nothing but: deleted s4");
+        assertEquals(2, depth());
+        ctl("stop", "--force").exits(0);
+        holds(disk(), 5);
+        sh("qemu-img", "check", "-q", disk().toString());
+        assertEquals(2, files(vm.disks()).size());
+        ctl("restore", "s2").exits(0);
+        holds(disk(), 2);
+        assertTrue(sh("qemu-img", "info", snapshot("s2").disk().toString()).contains("backing file: ../x-clean.qcow2"), "relative");
+    }
+
+    @Test
+    void whatCannotBeMadeIsUndoneAndAFullDiskIsNamed() throws Exception {
+        assumeTrue(System.getProperty("user.name").equals("root"), "only root may mount");
+        sh("mount", "-t", "tmpfs", "-o", "size=2m,nr_inodes=60", "tmpfs", dir.toString());
+        try {
+            makeVm();
+            write(disk(), 2);
+            ctl("snapshot", "one").exits(0);
+            fill();
+            ctl("snapshot", "two").exits(1).says("No space left");
+            ctl("status").exits(3).answers("one");
+            assertFalse(ctl("status").out().contains("two"));
+            ctl("stop").exits(0);
+            ctl("restore", "one").exits(1);
+            holds(disk(), 2);
+            ctl("snapshot", "--delete", "one").exits(0);
+            fill();
+            ctl("start", "--no-wait").exits(1).says("tmpfs");
+            assertFalse(VmCtl.isRunning(vm.qemuPid()), "a start that failed leaves nothing running");
+            ctl("destroy", "--yes").exits(0);
+        } finally {
+            sh("umount", "-l", dir.toString());
+        }
+    }
+
+    private void fill() throws Exception {
+        new ProcessBuilder("dd", "if=/dev/zero", "of=" + dir.resolve("filler"), "bs=1k", "oflag=append", "conv=notrunc").start().waitFor();
     }
 
     // Installing by hand, destroying.
@@ -876,12 +1260,15 @@ final class VmCtlTest {
         }
         assertFalse(disc.contains("pfi.conf"), "the installer itself would run the disc");
         assertTrue(Files.readString(vm.file(".ssh").resolve("known_hosts")).startsWith("x ssh-ed25519 "));
-        assertEquals(40L << 30, VmCtl.Qcow2.read(vm.disk()).size());
+        assertEquals(40L << 30, VmCtl.Disk.read(vm.link()).size());
         ctl(settings, "install").exits(69).says("runs");
         ctl("stop", "--force").exits(0);
-        ctl("snapshot", "clean").exits(0);
-        assertEquals(vm.clean(), VmCtl.Qcow2.read(vm.disk()).backing());
+        ctl("snapshot", "one").exits(69).says("vm-ctl snapshot clean makes it a VM like any other first");
+        ctl("snapshot", "clean").exits(0).says("is its clean disk now");
+        assertTrue(Files.exists(vm.clean()) && !Files.exists(vm.file(".setup.iso")));
         ctl(settings, "install").exits(69).says("installed already");
+        ctl("start", "--no-wait").exits(0);
+        assertEquals(vm.clean(), VmCtl.Disk.read(disk()).backing());
     }
 
     @Test
@@ -893,11 +1280,10 @@ final class VmCtlTest {
         }
         ctl("snapshot", "one").exits(0);
         ctl("start", "--no-wait").exits(0);
-        long pid = VmCtl.livePid(vm.pidFile()).orElseThrow();
         ctl("destroy").exits(2).says("--yes");
-        assertTrue(Files.exists(vm.disk()));
+        assertTrue(Files.exists(disk()));
         ctl("destroy", "--yes").exits(0).says("freed");
-        assertTrue(VmCtl.startTicks(pid) < 0);
+        assertFalse(VmCtl.isRunning(vm.qemuPid()));
         others.add(dir.resolve("ssh_config"));
         try (Stream<Path> left = Files.list(dir)) {
             assertEquals(others.stream().sorted().toList(), left.sorted().toList());
