@@ -26,9 +26,10 @@ java = java $(if $(filter VmSetup,$1),,-XX:TieredStopAtLevel=1) $(if $(filter Vm
   -XX:SharedArchiveFile="$(CURDIR)/.build/$1.jsa" -jar "$(CURDIR)/.build/$1.jar"
 
 # How the scripts call each other.
+VM_SETUP_CMD ?= $(call java,VmSetup)
 VM_CTL_CMD ?= $(call java,VmCtl)
 VM_SYNC_CMD ?= $(call java,VmSync)
-export VM_CTL_CMD VM_SYNC_CMD
+export VM_SETUP_CMD VM_CTL_CMD VM_SYNC_CMD
 suite = VM_SYNC_CMD="$$VM_SYNC_CMD $$SYNC_ARGS" $(call java,VmTest)
 
 # JBang uses the JDK in JAVA_HOME if there is one. The jars that it makes must run with the same one.
@@ -53,11 +54,11 @@ vm-setup: .build/VmSetup.jsa ## Download and verify the DragonFlyBSD installer
 	@$(call java,VmSetup) fetch $(ARGS)
 
 .PHONY: vm-auto-install
-vm-auto-install: .build/VmAutoInstall.jsa ## Install in three phases, with zero interaction
+vm-auto-install: .build/VmAutoInstall.jsa .build/VmSetup.jsa ## Install in three phases, with zero interaction
 	@$(call java,VmAutoInstall) $(ARGS)
 
 .PHONY: vm-install
-vm-install: .build/VmCtl.jsa ## Install by hand instead: boot the installer with a console
+vm-install: .build/VmCtl.jsa .build/VmSetup.jsa ## Install by hand instead: boot the installer with a console
 	@$(call java,VmCtl) install $(ARGS)
 
 .PHONY: vm-provision
@@ -71,7 +72,7 @@ vm-clean-phases: .build/VmAutoInstall.jsa ## Remove the phase ISOs (ARGS=--disks
 ##@ Run
 
 .PHONY: vm-start
-vm-start: .build/VmCtl.jsa ## Start the VM and wait until ssh answers
+vm-start: .build/VmCtl.jsa .build/VmSetup.jsa ## Start the VM and wait until ssh answers
 	@$(call java,VmCtl) start $(ARGS)
 
 .PHONY: vm-stop
@@ -91,7 +92,7 @@ vm-snapshot: .build/VmCtl.jsa ## Freeze the VM as snapshot "clean" (ARGS=NAME: a
 	@$(call java,VmCtl) snapshot $(ARGS)
 
 .PHONY: vm-restore
-vm-restore: .build/VmCtl.jsa ## Go back to snapshot "clean" (ARGS=NAME: another)
+vm-restore: .build/VmCtl.jsa .build/VmSetup.jsa ## Go back to snapshot "clean" (ARGS=NAME: another)
 	@$(call java,VmCtl) restore $(ARGS)
 
 .PHONY: vm-destroy

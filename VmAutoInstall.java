@@ -65,6 +65,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
+import java.util.Optional;
 import java.util.Set;
 import java.util.SortedMap;
 import java.util.TreeMap;
@@ -105,11 +106,11 @@ import picocli.CommandLine.UnmatchedArgumentException;
  *     it into place as the clean disk.
  * </ol>
  *
- * Reads in VM_DIR: {@code dfly-<version>.iso}, the lock on {@code <name>.qemu-pid}, every VM's
- * {@code <name>.snapshots/clean/snapshot.json}, and {@code ssh_config}. Writes {@code <name>.install/}, {@code <name>.ssh/},
- * {@code accel.json} and, under {@code <name>.lock}, {@code <name>-clean.qcow2}; removes {@code <name>.qcow2},
- * {@code <name>.disks/} and {@code <name>.snapshots/} of an older installation. What is not finished is called {@code .part}: a
- * kill -9 leaves nothing that the next run trips on.
+ * Reads in VM_DIR: {@code dfly-<version>.iso}, {@code accel.json}, the lock on {@code <name>.qemu-pid}, every VM's
+ * {@code <name>.snapshots/clean/snapshot.json}, and {@code ssh_config}. Writes {@code <name>.install/}, {@code <name>.ssh/} and,
+ * under {@code <name>.lock}, {@code <name>-clean.qcow2}; removes {@code <name>.qcow2}, {@code <name>.disks/} and
+ * {@code <name>.snapshots/} of an older installation. What is not finished is called {@code .part}: a kill -9 leaves nothing that
+ * the next run trips on.
  */
 @Command(name = "vm-auto-install", scope = INHERIT, mixinStandardHelpOptions = true, version = "1", usageHelpWidth = 120,
         abbreviateSynopsis = true, sortOptions = false, parameterListHeading = "%n", optionListHeading = "%nOptions:%n",
@@ -185,8 +186,12 @@ final class VmAutoInstall implements Callable<Integer> {
     Integer cpus;
 
     @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", scope = INHERIT, paramLabel = "NAME",
-            description = "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}: what runs a probe guest well).")
+            description = "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}: what vm-setup found to work).")
     String accel;
+
+    @Option(names = "--setup-cmd", descriptionKey = "VM_SETUP_CMD", scope = INHERIT, paramLabel = "CMD",
+            description = "How to run vm-setup, for the accelerator (VM_SETUP_CMD; default: VmSetup beside this script).")
+    String setupCommand;
 
     @Option(names = "--cpu", descriptionKey = "VM_CPU", scope = INHERIT, paramLabel = "MODEL",
             description = "QEMU's CPU model (VM_CPU; default: kvm Broadwell-v4,+hypervisor,pmu=off, hvf host, tcg qemu64).")
@@ -205,14 +210,16 @@ final class VmAutoInstall implements Callable<Integer> {
             description = "For each phase; its console may be silent a sixth of that (VM_TIME_LIMIT; default: 60, emulated 240).")
     Integer timeLimit;
 
-    @Option(names = "-v", scope = INHERIT, description = "Echo every external command.")
-    boolean verbose;
+    @Option(names = "-v", scope = INHERIT, defaultValue = "false", description = "Echo every external command.")
+    static boolean verbose;
+
+    private String project = ""; // VM_PROJECT, by default the working directory: no script in it is run
 
     /** The inherited options that a subcommand goes by; it refuses the others. */
     private static final Map<String, List<String>> TAKES = Map.of(
             "make-iso", List.of("--vm-dir", "--vm-name", "--dports-clone", "-v"),
             "run-phase", List.of("--vm-dir", "--vm-name", "--dfly-version", "--image", "--disk-size", "--memory", "--cpus", "--accel",
-                    "--cpu", "--qemu-args", "--time-limit", "-v"),
+                    "--setup-cmd", "--cpu", "--qemu-args", "--time-limit", "-v"),
             "provision", List.of("--vm-dir", "--vm-name", "--phases", "--dports-clone", "--time-limit", "-v"),
             "clean-phases", List.of("--vm-dir", "--vm-name", "-v"));
 
@@ -225,7 +232,9 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     static CommandLine commandLine(Settings settings) {
-        CommandLine line = commandLine(new VmAutoInstall(), settings);
+        VmAutoInstall tool = new VmAutoInstall();
+        tool.project = Optional.ofNullable(settings.get("VM_PROJECT")).orElse("");
+        CommandLine line = commandLine(tool, settings);
         line.getSubcommands().forEach((name, command) -> List.copyOf(command.getCommandSpec().options()).stream()
                 .filter(option -> option.inherited() && !TAKES.get(name).contains(option.longestName()))
                 .forEach(command.getCommandSpec()::remove));
@@ -260,7 +269,7 @@ final class VmAutoInstall implements Callable<Integer> {
             if (to == LAST) {
                 confirmReplacing();
             }
-            chooseAccelerator();
+            chooseAccelerator(false);
             for (Phase phase : phases.subList(Math.min(start.phase - 1, to), to)) {
                 Path cd = writeIso(install("phase" + phase.number + ".iso"), phase.disc);
                 run(phase, iso, cd, ledger, again() + " --from " + phase.number);
@@ -314,13 +323,13 @@ final class VmAutoInstall implements Callable<Integer> {
         if (dryRun) {
             Path part = install("phase" + number + ".part");
             answer(shellQuoted(createDisk(part, diskSize, backing(number))));
-            chooseAccelerator();
+            chooseAccelerator(true);
             answer(shellQuoted(qemuCommand(name + "-phase" + number, part, cds(number, iso, cd), install("qmp"), 0)));
             return 0;
         }
         Phase phase = new Phase(number, null, object("the CD of run-phase", cd.toString()));
         return locked("vm-auto-install run-phase " + number, () -> {
-            chooseAccelerator();
+            chooseAccelerator(false);
             return run(phase, iso, cd, readLedger(), again());
         });
     }
@@ -362,6 +371,9 @@ final class VmAutoInstall implements Callable<Integer> {
             exitCodeList = {"0:done", "1:the disk is full", "2:wrong usage", "69:something needed is not available (VM_DIR, the lock)",
                 "130, 143:interrupted"})
     int cleanPhases(@Option(names = "--disks", description = "The phases' disks too.") boolean disks) throws Exception {
+        if (!Files.exists(install(""))) {
+            return 0;
+        }
         return locked("vm-auto-install clean-phases", () -> {
             if (disks) {
                 forget(1, readLedger());
@@ -569,7 +581,7 @@ final class VmAutoInstall implements Callable<Integer> {
         ledger.put("placing", object("version", version, "iso", iso.toString(), "isoSha256", isoSum(iso, ledger),
                 "versions", versions, "phases", part(ledger, "phases"), "accelerator", accel,
                 "finished", Instant.now().toString(), "disk", identity(flat),
-                "qemu", run(Duration.ofSeconds(20), List.of(QEMU, "--version")).outputUTF8().split("\n")[0]));
+                "qemu", qemuVersion()));
         saveLedger(ledger);
         removeOldDisks();
         freeze(flat, clean);
@@ -722,11 +734,17 @@ final class VmAutoInstall implements Callable<Integer> {
         return command;
     }
 
-    /** Turns "auto" into the accelerator that it stands for. */
-    private void chooseAccelerator() throws IOException {
-        Accelerator found = accelerator(accel, QEMU, privateDirectory(vmDir()));
+    /** Turns "auto" into the accelerator that it stands for. In a dry run nothing is measured. */
+    private void chooseAccelerator(boolean dryRun) throws IOException {
+        List<String> setup = dryRun ? null : sibling(setupCommand, "VmSetup", userPath(""), userPath(project));
+        String qemuVersion = accel.equals("auto") ? qemuVersion() : "";
+        Accelerator found = accelerator(accel, vmDir(), qemuVersion, setup, Path.of("/dev/kvm"));
         say("accelerator: " + found.name() + " (" + found.reason() + ")");
         accel = found.name();
+    }
+
+    private static String qemuVersion() throws IOException {
+        return run(Duration.ofSeconds(20), List.of(QEMU, "--version")).outputUTF8().lines().findFirst().orElse("");
     }
 
     /** Why a run failed, and the exit code for it. */
@@ -1201,7 +1219,7 @@ final class VmAutoInstall implements Callable<Integer> {
     // Files and small things.
 
     private Path vmDir() {
-        return vmDirectory(dirOption);
+        return vmDirectory(userPath(dirOption));
     }
 
     private Path file(String suffix) {
@@ -1309,7 +1327,7 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
-    private void qemuImg(List<String> command) throws IOException {
+    private static void qemuImg(List<String> command) throws IOException {
         ProcessResult result = run(Duration.ofHours(1), command);
         if (result.getExitValue() != 0) {
             throw new VmException(1, "qemu-img failed: " + result.outputUTF8().strip());
@@ -1401,7 +1419,7 @@ final class VmAutoInstall implements Callable<Integer> {
 
     // shared:provisioning
     /** What a phase's disc tells the guest: who may log in, which host key to have, the addresses of QEMU's network. Made once. */
-    Map<String, byte[]> provisioning(Path keys, String name, String dportsClone) throws IOException {
+    static Map<String, byte[]> provisioning(Path keys, String name, String dportsClone) throws IOException {
         for (String key : List.of("id_ed25519", "host_key")) {
             if (!Files.exists(keys.resolve(key)) || !Files.exists(keys.resolve(key + ".pub"))) {
                 Files.deleteIfExists(keys.resolve("half"));
@@ -1690,27 +1708,87 @@ final class VmAutoInstall implements Callable<Integer> {
     // end shared:files
 
     // shared:directory
-    /** VM_DIR. OpenSSH 9.9 expands % and ${ in Include lines and 9.2 does not, so such a path works in one of them only. */
-    static Path vmDirectory(String value) {
-        Path directory = userPath(value);
+    /** VM_DIR, if it can be used. OpenSSH 9.9 expands % and ${ in Include lines, and 9.2 does not. */
+    static Path vmDirectory(Path directory) {
         if (directory.toString().contains("%") || directory.toString().contains("${")) {
             throw new VmException(2, "VM_DIR must not contain % or ${, which ssh may replace in its configuration: "
                     + directory + "; choose another directory with --vm-dir or VM_DIR");
         }
-        return directory;
+        return Files.exists(directory) ? requireOwn(directory) : directory;
     }
 
-    /** VM_DIR, made if missing, for its owner alone: keys and sockets lie in it. */
+    /** Makes a directory and its missing parents for this user alone. One that exists is checked, and never changed. */
     static Path privateDirectory(Path directory) {
         try {
-            Files.createDirectories(directory);
-            return Files.setPosixFilePermissions(directory, PosixFilePermissions.fromString("rwx------"));
+            makeDirectory(directory);
         } catch (IOException refused) {
             throw new VmException(69, "cannot write to " + directory + " (" + reason(refused)
                     + "): choose another directory with --vm-dir or VM_DIR");
         }
+        return requireOwn(directory);
+    }
+
+    private static void makeDirectory(Path directory) throws IOException {
+        if (!Files.isDirectory(directory)) {
+            makeDirectory(directory.getParent());
+            var owner = PosixFilePermissions.fromString("rwx------");
+            try {
+                Files.createDirectory(directory, PosixFilePermissions.asFileAttribute(owner));
+                Files.setPosixFilePermissions(directory, owner); // a strict umask may have taken some away
+            } catch (FileAlreadyExistsException inTheWay) {
+                if (!Files.isDirectory(directory)) { // or another command made it at the same moment
+                    throw inTheWay;
+                }
+            }
+        }
     }
     // end shared:directory
+
+    // shared:foreign
+    /** Refuses a directory in which another user could replace keys and disks. Of a symbolic link the target counts. */
+    static Path requireOwn(Path directory) {
+        String another = "choose another directory with --vm-dir or VM_DIR";
+        try {
+            if (!Files.isDirectory(directory)) {
+                throw new VmException(69, directory + " is not a directory: " + another);
+            } else if (isOwn(directory)) {
+                return directory;
+            }
+            String owner = Files.getOwner(directory).getName();
+            String quoted = "'" + directory.toString().replace("'", "'\\''") + "'";
+            String mode = Integer.toOctalString((int) Files.getAttribute(directory, "unix:mode") & 07777);
+            String remedy = Files.getAttribute(directory, "unix:uid").equals(userId())
+                    ? ", or, if nobody else uses this one: "
+                    : ", or run this as " + owner + ", or make it yours: sudo chown -R $(id -u) " + quoted + "; ";
+            throw new VmException(69, directory + " belongs to " + owner + " and has the mode " + mode
+                    + ", so another user could replace keys and disks in it: " + another + remedy + "chmod go-w " + quoted);
+        } catch (IOException unknown) {
+            throw new VmException(69, "cannot tell who owns " + directory + " (" + reason(unknown) + "): " + another);
+        }
+    }
+    // end shared:foreign
+
+    // shared:owner
+    /** Whether this user owns a file and nobody else can write to it. Ids are compared: a user may have no name. */
+    static boolean isOwn(Path file) throws IOException {
+        boolean closed = ((int) Files.getAttribute(file, "unix:mode") & 022) == 0;
+        return closed && Files.getAttribute(file, "unix:uid").equals(userId());
+    }
+
+    /** The user id that new files get. On Linux this process's files in /proc have it, so that nothing is written. */
+    private static Object userId() throws IOException {
+        Path own = Path.of("/proc/self/stat");
+        if (Files.exists(own)) {
+            return Files.getAttribute(own, "unix:uid");
+        }
+        Path file = Files.createTempFile("vm", null);
+        try {
+            return Files.getAttribute(file, "unix:uid");
+        } finally {
+            Files.delete(file);
+        }
+    }
+    // end shared:owner
 
     // shared:run
     /** A command as a person could paste it into a shell. */
@@ -1720,7 +1798,7 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     /** Runs a program to its end, without input, and returns what it printed; 69 if it is not installed, 124 past the limit. */
-    ProcessResult run(Duration limit, List<String> command) throws IOException {
+    static ProcessResult run(Duration limit, List<String> command) throws IOException {
         if (verbose) {
             System.err.println("+ " + shellQuoted(command));
         }
@@ -1737,84 +1815,93 @@ final class VmAutoInstall implements Callable<Integer> {
     }
     // end shared:run
 
-    /** Changes with every boot of the host. The record of the accelerator goes by it. */
-    private static String bootId() {
+    // shared:accel
+    /** An accelerator, and why it is the one to use. */
+    record Accelerator(String name, String reason) {}
+
+    /** What vm-setup recorded in accel.json. It counts while QEMU's version and the access to KVM are the same. */
+    static Optional<Accelerator> recordedAccelerator(Path vmDir, String qemuVersion, boolean kvmOpens) {
         try {
-            return Files.readString(Path.of("/proc/sys/kernel/random/boot_id")).strip();
-        } catch (IOException notLinux) {
-            return "";
+            JsonObject record = json(Files.readString(vmDir.resolve("accel.json")));
+            String name = record.getString("name", "");
+            boolean counts = name.matches("kvm|hvf|tcg") && qemuVersion.equals(record.getString("qemu"))
+                    && Boolean.valueOf(kvmOpens).equals(record.get("kvm"));
+            return Optional.of(new Accelerator(name, record.getString("reason", "recorded"))).filter(any -> counts);
+        } catch (IOException none) {
+            return Optional.empty();
         }
     }
 
-    // shared:accel
-    /** An accelerator, and why it was chosen. */
-    record Accelerator(String name, String reason) {}
-
-    /** The accelerator to use: what was asked for, else what a probe said on this host boot with this QEMU (kept in accel.json). */
-    Accelerator accelerator(String wanted, String qemu, Path vmDir) throws IOException {
-        if (!wanted.equals("auto")) {
-            return new Accelerator(wanted, "as set by VM_ACCEL");
+    /** Whether this user can open a device to use it. Its mode alone does not tell: a container may forbid it. */
+    static boolean opens(Path device) {
+        try (FileChannel channel = FileChannel.open(device, StandardOpenOption.READ, StandardOpenOption.WRITE)) {
+            return channel.isOpen();
+        } catch (IOException refused) {
+            return false;
         }
-        String key = run(Duration.ofSeconds(20), List.of(qemu, "--version")).outputUTF8().lines().findFirst().orElse("") + " " + bootId()
-                + (Files.isWritable(Path.of("/dev/kvm")) ? " kvm" : ""); // permission given since: probe again
-        Path memory = vmDir.resolve("accel.json");
-        try {
-            JsonObject said = json(Files.readString(memory));
-            if (key.equals(said.getString("key"))) {
-                return new Accelerator(said.getString("name"), said.getString("reason"));
-            }
-        } catch (IOException unknown) {
-            // probed below, and remembered
-        }
-        Accelerator found = probe(qemu, Path.of("/dev/kvm"));
-        writeFile(memory, JsonWriter.string().object().value("key", key).value("name", found.name())
-                .value("reason", found.reason()).end().done(), "rw-------");
-        return found;
     }
     // end shared:accel
 
-    // shared:probe
-    /** Believes a running guest, not the device node: a /dev/kvm that opens may still crawl (seen: 17 times slower than TCG). */
-    Accelerator probe(String qemu, Path node) throws IOException {
-        String virtual = System.getProperty("os.name").startsWith("Mac") ? "hvf" : "kvm";
-        if (virtual.equals("kvm") && !Files.exists(node)) {
-            return new Accelerator("tcg", "no " + node + ": virtualization is off in the firmware, or the kvm module is not loaded");
-        } else if (virtual.equals("kvm") && !(Files.isReadable(node) && Files.isWritable(node))) {
-            return new Accelerator("tcg", "no permission for " + node + ": join its group (sudo usermod -aG kvm $USER) and log in again");
+    // shared:auto
+    /** What VM_ACCEL names, else what accel.json records. Without one vm-setup is run; if that fails, the device decides. */
+    static Accelerator accelerator(String wanted, Path vmDir, String qemuVersion, List<String> setup, Path kvm)
+            throws IOException {
+        if (!wanted.equals("auto")) {
+            return new Accelerator(wanted, "as set by VM_ACCEL");
         }
-        long emulated = bootSectorMillis(qemu, "tcg", Duration.ofSeconds(10));
-        for (int attempt = 1; attempt <= 2; attempt++) { // a busy machine may slow one down, hardly two
-            long limit = 3 * Math.max(emulated, 100);
-            long millis = bootSectorMillis(qemu, virtual, Duration.ofMillis(limit + 1000));
-            if (millis >= 0 && millis <= limit) {
-                return new Accelerator(virtual, "a probe ran in " + millis + " ms (" + emulated + " ms emulated)");
+        String problem = "";
+        Optional<Accelerator> recorded = recordedAccelerator(vmDir, qemuVersion, opens(kvm));
+        if (recorded.isEmpty() && setup != null) {
+            problem = askSetup(setup, vmDir);
+            recorded = recordedAccelerator(vmDir, qemuVersion, opens(kvm));
+        }
+        boolean mac = System.getProperty("os.name").startsWith("Mac"); // hvf has no device, and runs its own kind
+        boolean usable = mac ? System.getProperty("os.arch").equals("x86_64") : opens(kvm);
+        String reason = (mac ? "by the processor" : kvm + (usable ? " can be opened" : " cannot be opened"))
+                + "; not measured: " + (problem.isEmpty() ? "vm-setup check does that" : problem);
+        return recorded.orElse(new Accelerator(!usable ? "tcg" : mac ? "hvf" : "kvm", reason));
+    }
+
+    /** Lets vm-setup write accel.json, and returns how that ended, to be told if there is still no record. */
+    private static String askSetup(List<String> setup, Path vmDir) throws IOException {
+        List<String> command = new ArrayList<>(List.of("env", "VM_DIR=" + vmDir));
+        command.addAll(setup);
+        command.addAll(List.of("check", "--accel"));
+        try {
+            ProcessResult result = run(Duration.ofSeconds(30), command);
+            String lastLine = result.outputUTF8().lines().reduce("", (before, line) -> line);
+            return shellQuoted(setup) + " ended with " + result.getExitValue() + " (" + lastLine + ")";
+        } catch (VmException failed) {
+            return failed.getMessage();
+        }
+    }
+    // end shared:auto
+
+    // shared:sibling
+    /**
+     * The command that runs another of these scripts: what its setting says, else its jar beside the running one, else
+     * its source by JBang, in a directory that only this user can change, outside the project; null if there is none.
+     */
+    static List<String> sibling(String setting, String script, Path directory, Path project) throws IOException {
+        if (setting != null) {
+            return split(setting);
+        }
+        Path running = Path.of(System.getProperty("java.class.path")).toAbsolutePath(); // by java -jar: the jar alone
+        Path jar = running.resolveSibling(script + ".jar");
+        if (Files.isRegularFile(running) && Files.isRegularFile(jar)) {
+            return List.of(Path.of(System.getProperty("java.home"), "bin", "java").toString(), "-jar", jar.toString());
+        }
+        Path untrusted = Files.exists(project) ? project.toRealPath() : project;
+        for (Path above = directory; above != null; above = above.getParent()) {
+            Path source = above.resolve(script + ".java");
+            boolean trusted = Files.isRegularFile(source) && isOwn(source) && isOwn(above);
+            if (trusted && !above.toRealPath().startsWith(untrusted)) {
+                return List.of("jbang", source.toString());
             }
         }
-        return new Accelerator("tcg", virtual + " is there but a probe guest failed or crawled in it (emulated: " + emulated + " ms)");
+        return null;
     }
-    // end shared:probe
-
-    // shared:bootsector
-    /** Milliseconds until a 512-byte guest has written 0x10 to the debug port, which ends QEMU with status 33; -1 if it does not. */
-    private long bootSectorMillis(String qemu, String accelerator, Duration limit) throws IOException {
-        byte[] code = {(byte) 0xb0, 0x10, (byte) 0xe6, (byte) 0xf4, (byte) 0xeb, (byte) 0xfe}; // mov al,0x10; out 0xf4,al; jmp $
-        byte[] sector = Arrays.copyOf(code, 512);
-        sector[510] = 0x55;
-        sector[511] = (byte) 0xaa;
-        Path image = Files.write(Files.createTempFile("vm-probe", ".img"), sector);
-        try {
-            long start = System.nanoTime();
-            int status = run(limit, List.of(qemu, "-machine", "pc", "-accel", accelerator, "-m", "16", "-nodefaults",
-                    "-display", "none", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04",
-                    "-drive", "format=raw,file=" + image.toString().replace(",", ",,"))).getExitValue();
-            return status == 33 ? Duration.ofNanos(System.nanoTime() - start).toMillis() : -1;
-        } catch (VmException tooLong) {
-            return -1;
-        } finally {
-            Files.delete(image);
-        }
-    }
-    // end shared:bootsector
+    // end shared:sibling
 
     // shared:json
     /** The JSON object in a text; an IOException if there is none. */

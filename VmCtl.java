@@ -160,6 +160,8 @@ final class VmCtl {
     @Spec
     CommandSpec spec;
 
+    private Settings settings;
+
     @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = ScopeType.INHERIT,
             paramLabel = "DIR", description = "Where everything about the VMs lies (VM_DIR; default: ${DEFAULT-VALUE}).")
     String dirOption;
@@ -168,7 +170,7 @@ final class VmCtl {
             paramLabel = "NAME", description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
     String nameOption;
 
-    @Option(names = "-v", scope = ScopeType.INHERIT, description = "Echo every external command.")
+    @Option(names = "-v", scope = ScopeType.INHERIT, defaultValue = "false", description = "Echo every external command.")
     static boolean verbose;
 
     /** The VM at hand, and the parts that act on it. */
@@ -192,7 +194,9 @@ final class VmCtl {
      * at a mistyped one want all names and descriptions; without arguments it has all.
      */
     static CommandLine commandLine(Settings settings, String... args) {
-        CommandSpec root = CommandSpec.forAnnotatedObject(new VmCtl());
+        VmCtl ctl = new VmCtl();
+        ctl.settings = settings;
+        CommandSpec root = CommandSpec.forAnnotatedObject(ctl);
         List<Method> named = Stream.of(VmCtl.class.getDeclaredMethods()) // a command's method bears its name
                 .filter(method -> List.of(args).contains(method.getName()) && method.isAnnotationPresent(Command.class))
                 .toList();
@@ -302,6 +306,10 @@ final class VmCtl {
     int stop(@Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.") boolean force)
             throws IOException {
         openVm();
+        if (files.all().isEmpty()) {
+            say("there is no VM " + files.name() + " in " + files.dir());
+            return 0;
+        }
         locked("stop", () -> {
             machine.stop(force);
             snapshots.mergeLayers();
@@ -621,7 +629,8 @@ final class VmCtl {
         Path scripts = phases(phases);
         locked("install", () -> {
             if (qemu.isRunning() || Files.exists(files.clean())) {
-                throw new VmException(69, files.name() + " is installed already, or runs: vm-ctl destroy deletes it, --vm-name makes another");
+                throw new VmException(69, files.name()
+                        + " is installed already, or runs: vm-ctl destroy deletes it, --vm-name makes another");
             }
             if (!Files.exists(files.link())) {
                 Disk.createBlank(files.link(), diskSize);
@@ -709,7 +718,7 @@ final class VmCtl {
 
     /** The VM that the options name. A symbolic link to VM_DIR is the same directory: locks and sockets go by its real path. */
     private void openVm() throws IOException {
-        Path dir = vmDirectory(dirOption);
+        Path dir = vmDirectory(userPath(dirOption));
         Path existing = dir;
         while (!Files.exists(existing)) {
             existing = existing.getParent();
@@ -755,11 +764,16 @@ final class VmCtl {
         List<String> more = split(options.qemuArgs);
         if (!Files.exists(files.link(), LinkOption.NOFOLLOW_LINKS) && !Files.exists(files.clean())
                 && snapshots.find(CLEAN).isEmpty()) {
-            throw new VmException(69, "there is no disk for " + files.name() + " in " + files.dir() + ": run vm-auto-install, or vm-ctl install");
+            throw new VmException(69, "there is no disk for " + files.name() + " in " + files.dir()
+                    + ": run vm-auto-install, or vm-ctl install");
         }
         files.refuseOlderVersion();
-        String version = dryRun ? "" : run(SOON, List.of(QEMU, "--version")).outputUTF8().lines().findFirst().orElse("");
-        String accelerator = accelerator(options, version, dryRun);
+        String version = dryRun ? recordedVersion()
+                : run(SOON, List.of(QEMU, "--version")).outputUTF8().lines().findFirst().orElse("");
+        Path project = userPath(Optional.ofNullable(settings.get("VM_PROJECT")).orElse(""));
+        List<String> setup = dryRun ? null : sibling(options.setupCommand, "VmSetup", userPath(""), project);
+        Accelerator chosen = accelerator(options.accel, files.dir(), version, setup, Path.of("/dev/kvm"));
+        String accelerator = chosen.name();
         int cpus = processors(options.cpus == null ? null : Integer.valueOf(options.cpus), accelerator);
         String cpu = options.cpu != null ? options.cpu : switch (accelerator) {
             case "kvm" -> "Broadwell-v4,+hypervisor,pmu=off"; // never +invtsc: QEMU then refuses to save the RAM
@@ -770,11 +784,16 @@ final class VmCtl {
         hardware.addAll(Qemu.hardware(accelerator, cpu, memory, cpus, discs.size()));
         hardware.addAll(more);
         boolean fixed = options.sshPort != null || before != null && before.portIsFixed();
-        return new Plan(hardware, options.cache, port, fixed, forwards, discs, timeout, waits, cold);
+        return new Plan(hardware, chosen.reason(), options.cache, port, fixed, forwards, discs, timeout, waits, cold);
     }
 
-    private String accelerator(MachineOptions options, String version, boolean dryRun) throws IOException {
-        return accelerator(options.accel, QEMU, privateDirectory(files.dir())).name();
+    /** QEMU's version when the accelerator was measured; a dry run does not ask QEMU. */
+    private String recordedVersion() {
+        try {
+            return json(Files.readString(files.dir().resolve("accel.json"))).getString("qemu", "");
+        } catch (IOException none) {
+            return "";
+        }
     }
 
     private boolean isByHand() {
@@ -929,8 +948,8 @@ final class VmCtl {
      * What a start is asked for. The hardware is QEMU's version, then the arguments that make the machine: RAM fits only the
      * same ones. Port 0 is any; another one must be had if it is fixed, else it is the first choice.
      */
-    record Plan(List<String> hardware, String cache, int port, boolean portIsFixed, List<String> forwards, List<Path> discs,
-            Duration timeout, boolean waits, boolean cold) {
+    record Plan(List<String> hardware, String accelReason, String cache, int port, boolean portIsFixed, List<String> forwards,
+            List<Path> discs, Duration timeout, boolean waits, boolean cold) {
         String accel() {
             return hardware.get(2).split(",")[0];
         }
@@ -946,13 +965,13 @@ final class VmCtl {
         /** The same with what is left of its timeout. */
         Plan within(long begun) {
             Duration left = timeout.minusNanos(System.nanoTime() - begun);
-            return new Plan(hardware, cache, port, portIsFixed, forwards, discs,
+            return new Plan(hardware, accelReason, cache, port, portIsFixed, forwards, discs,
                     left.compareTo(Duration.ofSeconds(1)) < 0 ? Duration.ofSeconds(1) : left, waits, cold);
         }
 
         /** The same for another VM, which has ports of its own. */
         Plan elsewhere() {
-            return new Plan(hardware, cache, 0, false, List.of(), discs, timeout, waits, cold);
+            return new Plan(hardware, accelReason, cache, 0, false, List.of(), discs, timeout, waits, cold);
         }
     }
 
@@ -1239,6 +1258,7 @@ final class VmCtl {
         /** Starts QEMU; with a snapshot's name, one that waits for its RAM. */
         private Running launch(Plan plan, String restored) throws IOException {
             ssh.closeMaster(); // of the QEMU before
+            say.accept("accelerator: " + plan.accel() + " (" + plan.accelReason() + ")");
             Running running = qemu.launch(plan, files.workingDisk().orElseThrow(), restored);
             ssh.writeConfig(running.port());
             if (plan.port() != 0 && running.port() != plan.port()) {
@@ -1335,7 +1355,7 @@ final class VmCtl {
         /** Keeps the VM's state under a name; the VM goes on, or stays stopped. What fails is undone. */
         void freeze(String name, boolean automatic, Duration limit) throws IOException {
             find(name).ifPresent(old -> refuseIfCloned(name, "replace snapshot " + name));
-            makeDirectory(files.record(name).getParent());
+            makeSnapshotDirectory(files.record(name).getParent());
             if (qemu.isRunning()) {
                 freezeRunning(name, automatic, limit);
             } else {
@@ -1625,7 +1645,7 @@ final class VmCtl {
                     record.put(member, snapshot.json().get(member));
                 }
             }
-            makeDirectory(clone.record(CLEAN).getParent());
+            makeSnapshotDirectory(clone.record(CLEAN).getParent());
             writeFile(clone.record(CLEAN), JsonWriter.string(record), "rw-------"); // first: it protects what the clone builds on
             onStep.accept("clone recorded");
             Path keys = privateDirectory(clone.file(".ssh"));
@@ -2226,7 +2246,8 @@ final class VmCtl {
             }
             boolean full = files.dir().toFile().getUsableSpace() < 1 << 20; // then QEMU cannot say why
             throw new VmException(full ? 1 : 69, "QEMU did not start: " + (full ? "no space is left on "
-                    + Files.getFileStore(files.dir()) : output.isEmpty() ? "it ended without a word (exit code " + exitCode + "); try again" : output));
+                    + Files.getFileStore(files.dir()) : output.isEmpty()
+                    ? "it ended without a word (exit code " + exitCode + "); try again" : output));
         }
 
         private Running begin(Plan plan, int port, long consoleAt, String restored) throws IOException {
@@ -2858,7 +2879,7 @@ final class VmCtl {
     }
 
     /** The directory of a snapshot; what holds all of them may be a link to another file system. */
-    private static void makeDirectory(Path snapshot) {
+    private static void makeSnapshotDirectory(Path snapshot) {
         if (!Files.isDirectory(snapshot.getParent())) {
             privateDirectory(snapshot.getParent());
         }
@@ -3272,27 +3293,87 @@ final class VmCtl {
     // end shared:files
 
     // shared:directory
-    /** VM_DIR. OpenSSH 9.9 expands % and ${ in Include lines and 9.2 does not, so such a path works in one of them only. */
-    static Path vmDirectory(String value) {
-        Path directory = userPath(value);
+    /** VM_DIR, if it can be used. OpenSSH 9.9 expands % and ${ in Include lines, and 9.2 does not. */
+    static Path vmDirectory(Path directory) {
         if (directory.toString().contains("%") || directory.toString().contains("${")) {
             throw new VmException(2, "VM_DIR must not contain % or ${, which ssh may replace in its configuration: "
                     + directory + "; choose another directory with --vm-dir or VM_DIR");
         }
-        return directory;
+        return Files.exists(directory) ? requireOwn(directory) : directory;
     }
 
-    /** VM_DIR, made if missing, for its owner alone: keys and sockets lie in it. */
+    /** Makes a directory and its missing parents for this user alone. One that exists is checked, and never changed. */
     static Path privateDirectory(Path directory) {
         try {
-            Files.createDirectories(directory);
-            return Files.setPosixFilePermissions(directory, PosixFilePermissions.fromString("rwx------"));
+            makeDirectory(directory);
         } catch (IOException refused) {
             throw new VmException(69, "cannot write to " + directory + " (" + reason(refused)
                     + "): choose another directory with --vm-dir or VM_DIR");
         }
+        return requireOwn(directory);
+    }
+
+    private static void makeDirectory(Path directory) throws IOException {
+        if (!Files.isDirectory(directory)) {
+            makeDirectory(directory.getParent());
+            var owner = PosixFilePermissions.fromString("rwx------");
+            try {
+                Files.createDirectory(directory, PosixFilePermissions.asFileAttribute(owner));
+                Files.setPosixFilePermissions(directory, owner); // a strict umask may have taken some away
+            } catch (FileAlreadyExistsException inTheWay) {
+                if (!Files.isDirectory(directory)) { // or another command made it at the same moment
+                    throw inTheWay;
+                }
+            }
+        }
     }
     // end shared:directory
+
+    // shared:foreign
+    /** Refuses a directory in which another user could replace keys and disks. Of a symbolic link the target counts. */
+    static Path requireOwn(Path directory) {
+        String another = "choose another directory with --vm-dir or VM_DIR";
+        try {
+            if (!Files.isDirectory(directory)) {
+                throw new VmException(69, directory + " is not a directory: " + another);
+            } else if (isOwn(directory)) {
+                return directory;
+            }
+            String owner = Files.getOwner(directory).getName();
+            String quoted = "'" + directory.toString().replace("'", "'\\''") + "'";
+            String mode = Integer.toOctalString((int) Files.getAttribute(directory, "unix:mode") & 07777);
+            String remedy = Files.getAttribute(directory, "unix:uid").equals(userId())
+                    ? ", or, if nobody else uses this one: "
+                    : ", or run this as " + owner + ", or make it yours: sudo chown -R $(id -u) " + quoted + "; ";
+            throw new VmException(69, directory + " belongs to " + owner + " and has the mode " + mode
+                    + ", so another user could replace keys and disks in it: " + another + remedy + "chmod go-w " + quoted);
+        } catch (IOException unknown) {
+            throw new VmException(69, "cannot tell who owns " + directory + " (" + reason(unknown) + "): " + another);
+        }
+    }
+    // end shared:foreign
+
+    // shared:owner
+    /** Whether this user owns a file and nobody else can write to it. Ids are compared: a user may have no name. */
+    static boolean isOwn(Path file) throws IOException {
+        boolean closed = ((int) Files.getAttribute(file, "unix:mode") & 022) == 0;
+        return closed && Files.getAttribute(file, "unix:uid").equals(userId());
+    }
+
+    /** The user id that new files get. On Linux this process's files in /proc have it, so that nothing is written. */
+    private static Object userId() throws IOException {
+        Path own = Path.of("/proc/self/stat");
+        if (Files.exists(own)) {
+            return Files.getAttribute(own, "unix:uid");
+        }
+        Path file = Files.createTempFile("vm", null);
+        try {
+            return Files.getAttribute(file, "unix:uid");
+        } finally {
+            Files.delete(file);
+        }
+    }
+    // end shared:owner
 
     // shared:run
     /** A command as a person could paste it into a shell. */
@@ -3320,74 +3401,92 @@ final class VmCtl {
     // end shared:run
 
     // shared:accel
-    /** An accelerator, and why it was chosen. */
+    /** An accelerator, and why it is the one to use. */
     record Accelerator(String name, String reason) {}
 
-    /** The accelerator to use: what was asked for, else what a probe said on this host boot with this QEMU (kept in accel.json). */
-    Accelerator accelerator(String wanted, String qemu, Path vmDir) throws IOException {
-        if (!wanted.equals("auto")) {
-            return new Accelerator(wanted, "as set by VM_ACCEL");
-        }
-        String key = run(Duration.ofSeconds(20), List.of(qemu, "--version")).outputUTF8().lines().findFirst().orElse("")
-                + (Files.isWritable(Path.of("/dev/kvm")) ? " kvm" : ""); // permission given since: probe again
-        Path memory = vmDir.resolve("accel.json");
+    /** What vm-setup recorded in accel.json. It counts while QEMU's version and the access to KVM are the same. */
+    static Optional<Accelerator> recordedAccelerator(Path vmDir, String qemuVersion, boolean kvmOpens) {
         try {
-            JsonObject said = json(Files.readString(memory));
-            if (key.equals(said.getString("key"))) {
-                return new Accelerator(said.getString("name"), said.getString("reason"));
-            }
-        } catch (IOException unknown) {
-            // probed below, and remembered
+            JsonObject record = json(Files.readString(vmDir.resolve("accel.json")));
+            String name = record.getString("name", "");
+            boolean counts = name.matches("kvm|hvf|tcg") && qemuVersion.equals(record.getString("qemu"))
+                    && Boolean.valueOf(kvmOpens).equals(record.get("kvm"));
+            return Optional.of(new Accelerator(name, record.getString("reason", "recorded"))).filter(any -> counts);
+        } catch (IOException none) {
+            return Optional.empty();
         }
-        Accelerator found = probe(qemu, Path.of("/dev/kvm"));
-        writeFile(memory, JsonWriter.string().object().value("key", key).value("name", found.name())
-                .value("reason", found.reason()).end().done(), "rw-------");
-        return found;
+    }
+
+    /** Whether this user can open a device to use it. Its mode alone does not tell: a container may forbid it. */
+    static boolean opens(Path device) {
+        try (FileChannel channel = FileChannel.open(device, StandardOpenOption.READ, StandardOpenOption.WRITE)) {
+            return channel.isOpen();
+        } catch (IOException refused) {
+            return false;
+        }
     }
     // end shared:accel
 
-    // shared:probe
-    /** Believes a running guest, not the device node: a /dev/kvm that opens may still crawl (seen: 17 times slower than TCG). */
-    Accelerator probe(String qemu, Path node) throws IOException {
-        String virtual = System.getProperty("os.name").startsWith("Mac") ? "hvf" : "kvm";
-        if (virtual.equals("kvm") && !Files.exists(node)) {
-            return new Accelerator("tcg", "no " + node + ": virtualization is off in the firmware, or the kvm module is not loaded");
-        } else if (virtual.equals("kvm") && !(Files.isReadable(node) && Files.isWritable(node))) {
-            return new Accelerator("tcg", "no permission for " + node + ": join its group (sudo usermod -aG kvm $USER) and log in again");
+    // shared:auto
+    /** What VM_ACCEL names, else what accel.json records. Without one vm-setup is run; if that fails, the device decides. */
+    static Accelerator accelerator(String wanted, Path vmDir, String qemuVersion, List<String> setup, Path kvm)
+            throws IOException {
+        if (!wanted.equals("auto")) {
+            return new Accelerator(wanted, "as set by VM_ACCEL");
         }
-        long emulated = bootSectorMillis(qemu, "tcg", Duration.ofSeconds(10));
-        for (int attempt = 1; attempt <= 2; attempt++) { // a busy machine may slow one down, hardly two
-            long limit = 3 * Math.max(emulated, 100);
-            long millis = bootSectorMillis(qemu, virtual, Duration.ofMillis(limit + 1000));
-            if (millis >= 0 && millis <= limit) {
-                return new Accelerator(virtual, "a probe ran in " + millis + " ms (" + emulated + " ms emulated)");
+        String problem = "";
+        Optional<Accelerator> recorded = recordedAccelerator(vmDir, qemuVersion, opens(kvm));
+        if (recorded.isEmpty() && setup != null) {
+            problem = askSetup(setup, vmDir);
+            recorded = recordedAccelerator(vmDir, qemuVersion, opens(kvm));
+        }
+        boolean mac = System.getProperty("os.name").startsWith("Mac"); // hvf has no device, and runs its own kind
+        boolean usable = mac ? System.getProperty("os.arch").equals("x86_64") : opens(kvm);
+        String reason = (mac ? "by the processor" : kvm + (usable ? " can be opened" : " cannot be opened"))
+                + "; not measured: " + (problem.isEmpty() ? "vm-setup check does that" : problem);
+        return recorded.orElse(new Accelerator(!usable ? "tcg" : mac ? "hvf" : "kvm", reason));
+    }
+
+    /** Lets vm-setup write accel.json, and returns how that ended, to be told if there is still no record. */
+    private static String askSetup(List<String> setup, Path vmDir) throws IOException {
+        List<String> command = new ArrayList<>(List.of("env", "VM_DIR=" + vmDir));
+        command.addAll(setup);
+        command.addAll(List.of("check", "--accel"));
+        try {
+            ProcessResult result = run(Duration.ofSeconds(30), command);
+            String lastLine = result.outputUTF8().lines().reduce("", (before, line) -> line);
+            return shellQuoted(setup) + " ended with " + result.getExitValue() + " (" + lastLine + ")";
+        } catch (VmException failed) {
+            return failed.getMessage();
+        }
+    }
+    // end shared:auto
+
+    // shared:sibling
+    /**
+     * The command that runs another of these scripts: what its setting says, else its jar beside the running one, else
+     * its source by JBang, in a directory that only this user can change, outside the project; null if there is none.
+     */
+    static List<String> sibling(String setting, String script, Path directory, Path project) throws IOException {
+        if (setting != null) {
+            return split(setting);
+        }
+        Path running = Path.of(System.getProperty("java.class.path")).toAbsolutePath(); // by java -jar: the jar alone
+        Path jar = running.resolveSibling(script + ".jar");
+        if (Files.isRegularFile(running) && Files.isRegularFile(jar)) {
+            return List.of(Path.of(System.getProperty("java.home"), "bin", "java").toString(), "-jar", jar.toString());
+        }
+        Path untrusted = Files.exists(project) ? project.toRealPath() : project;
+        for (Path above = directory; above != null; above = above.getParent()) {
+            Path source = above.resolve(script + ".java");
+            boolean trusted = Files.isRegularFile(source) && isOwn(source) && isOwn(above);
+            if (trusted && !above.toRealPath().startsWith(untrusted)) {
+                return List.of("jbang", source.toString());
             }
         }
-        return new Accelerator("tcg", virtual + " is there but a probe guest failed or crawled in it (emulated: " + emulated + " ms)");
+        return null;
     }
-    // end shared:probe
-
-    // shared:bootsector
-    /** Milliseconds until a 512-byte guest has written 0x10 to the debug port, which ends QEMU with status 33; -1 if it does not. */
-    private long bootSectorMillis(String qemu, String accelerator, Duration limit) throws IOException {
-        byte[] code = {(byte) 0xb0, 0x10, (byte) 0xe6, (byte) 0xf4, (byte) 0xeb, (byte) 0xfe}; // mov al,0x10; out 0xf4,al; jmp $
-        byte[] sector = Arrays.copyOf(code, 512);
-        sector[510] = 0x55;
-        sector[511] = (byte) 0xaa;
-        Path image = Files.write(Files.createTempFile("vm-probe", ".img"), sector);
-        try {
-            long start = System.nanoTime();
-            int status = run(limit, List.of(qemu, "-machine", "pc", "-accel", accelerator, "-m", "16", "-nodefaults",
-                    "-display", "none", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04",
-                    "-drive", "format=raw,file=" + image.toString().replace(",", ",,"))).getExitValue();
-            return status == 33 ? Duration.ofNanos(System.nanoTime() - start).toMillis() : -1;
-        } catch (VmException tooLong) {
-            return -1;
-        } finally {
-            Files.delete(image);
-        }
-    }
-    // end shared:bootsector
+    // end shared:sibling
 
     // shared:json
     /** The JSON object in a text; an IOException if there is none. */

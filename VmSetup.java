@@ -114,8 +114,9 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * </ol>
  * Each of these files is complete, or recognised as incomplete by the next run: the process can be killed at any point.
  * {@code dfly-<version>.iso.lock}, which stays, keeps a second one out.
- * {@code disk} writes {@code <name>.qcow2}, under {@code <name>.lock}. {@code check} reads {@code <name>.pid}, looks for
- * {@code <name>-clean.qcow2}, and removes an {@code accel.json} that calls an accelerator useless which works.
+ * {@code disk} writes {@code <name>.qcow2}, under {@code <name>.lock}. {@code check} reads {@code <name>.pid} and looks
+ * for {@code <name>-clean.qcow2}. {@code check}, and {@code fetch} if there is none that counts, write {@code accel.json}:
+ * which accelerator works here, why, and with which QEMU and access to /dev/kvm that was measured.
  */
 @Command(name = "vm-setup", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1", usageHelpWidth = 120,
         descriptionHeading = "%n", optionListHeading = "%nOptions:%n",
@@ -187,8 +188,9 @@ final class VmSetup implements Callable<Integer> {
             paramLabel = "SIZE", description = "disk, check: the blank disk's size (VM_DISK_SIZE; default: ${DEFAULT-VALUE}, sparse).")
     String diskSize;
 
-    @Option(names = "-v", scope = ScopeType.INHERIT, description = "Echo every external command.")
-    boolean verbose;
+    @Option(names = "-v", scope = ScopeType.INHERIT, defaultValue = "false",
+            description = "Echo every external command.")
+    static boolean verbose;
 
     @Spec
     CommandSpec spec;
@@ -222,12 +224,13 @@ final class VmSetup implements Callable<Integer> {
     @Command(name = "fetch",
             description = {"Download, verify and unpack the installer: what vm-setup does without a command. Prints the ISO's path.", "",
                 "Writes dfly-VERSION.iso in VM_DIR, which gets its name once all sums hold. What came so far lies beside it in a .part "
-                    + "file, and the next run goes on with it. Uses https_proxy, http_proxy, no_proxy, and lbzip2 or pbzip2 if installed."},
+                    + "file, and the next run goes on with it. Uses https_proxy, http_proxy, no_proxy, and lbzip2 or pbzip2 if installed. "
+                    + "At the end it records in accel.json which accelerator works here, if that is not known."},
             footer = {"  vm-setup fetch --dfly-version 6.4.0", "  vm-setup fetch --image ~/Downloads/dfly-x86_64-6.4.2_REL.iso.bz2"},
             exitCodeList = {"0:done, or already there", "1:the job failed (a wrong sum, a damaged file, disk full)", "2:wrong usage",
                 "69:something needed is not available (a mirror that has it, VM_IMAGE, VM_DIR, the lock)", "130, 143:interrupted"})
     int fetch() throws Exception {
-        privateDirectory(vmDirectory(vmDir.toString()));
+        privateDirectory(vmDirectory(vmDir));
         if (image != null || !isThere()) {
             try {
                 FileChannel lock = lock(iso(".lock"), "vm-setup fetch");
@@ -241,6 +244,7 @@ final class VmSetup implements Callable<Integer> {
             }
         }
         spec.commandLine().getOut().println(iso());
+        measureUnlessRecorded();
         return 0;
     }
 
@@ -252,7 +256,7 @@ final class VmSetup implements Callable<Integer> {
                 "69:something needed is not available (qemu-img, VM_DIR, the lock, the disk of a running VM)", "124:a time limit",
                 "130, 143:interrupted"})
     int disk(@Option(names = "--yes", description = "Replace a disk that is there without asking.") boolean yes) throws Exception {
-        privateDirectory(vmDirectory(vmDir.toString()));
+        privateDirectory(vmDirectory(vmDir));
         Path disk = vmDir.resolve(name + ".qcow2");
         Path beside = vmDir.resolve("." + name + ".qcow2.new");
         FileChannel lock = lock(vmDir.resolve(name + ".lock"), "vm-setup disk");
@@ -281,18 +285,24 @@ final class VmSetup implements Callable<Integer> {
 
     @Command(name = "check",
             description = {"Tell what this machine lacks for the VM as configured, a line each, with the command that mends it.", "",
-                "A line begins with ok, note (it works, but not as well as it could) or fail. Changes nothing, but removes an accel.json "
-                    + "from VM_DIR that calls a working accelerator useless."},
-            footer = {"  vm-setup check", "  VM_MEMORY=4G vm-setup check --json"},
+                "A line begins with ok, note (it works, but not as well as it could) or fail. It also runs a tiny "
+                    + "guest to find out which accelerator works, and records that in VM_DIR/accel.json, which the other scripts read. "
+                    + "If VM_ACCEL names one, that is tried, too."},
+            footer = {"  vm-setup check", "  VM_MEMORY=4G vm-setup check --json", "  vm-setup check --accel"},
             exitCodeList = {"0:nothing is missing, notes or not", "2:wrong usage", "69:something is missing", "130, 143:interrupted"})
-    int check(@Option(names = "--json", description = "Print {ok, checks: [{name, state, detail, fix}]}.") boolean json,
+    int check(@Option(names = "--json", description = {"Print {ok, checks: [{name, state, detail, fix}]};",
+                "with --accel what accel.json holds: {name, reason, qemu, kvm}."}) boolean json,
+            @Option(names = "--accel", description = "Only find out which accelerator works, and record it.") boolean measure,
             @Option(names = "--memory", descriptionKey = "VM_MEMORY", paramLabel = "SIZE",
                     description = "As 2G or 512M (VM_MEMORY; default: a quarter of the host's within 2G-8G).") String memory,
             @Option(names = "--ssh-port", descriptionKey = "VM_SSH_PORT", paramLabel = "PORT",
                     description = "The host's port to the guest's sshd (VM_SSH_PORT; default: 2222 or the next free one).") Integer sshPort,
-            @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", paramLabel = "NAME", description =
-                    "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}: what runs a probe guest well).") String accel)
+            @Option(names = "--wanted-accel", hidden = true, descriptionKey = "VM_ACCEL", defaultValue = "auto") String accel)
             throws Exception {
+        vmDirectory(vmDir);
+        if (measure) {
+            return measureAccelerator(json);
+        }
         long total = ManagementFactory.getPlatformMXBean(OperatingSystemMXBean.class).getTotalMemorySize();
         long wanted = memory != null ? bytes(memory) : Math.max(2 * GB, Math.min(8 * GB, total / 4));
         boolean ok = true;
@@ -707,8 +717,6 @@ final class VmSetup implements Callable<Integer> {
         }
     }
 
-    private record Accelerator(String name, String reason) {}
-
     private Check checkJava() {
         boolean compiler = Files.exists(Path.of(System.getProperty("java.home"), "bin/javac"));
         return Check.of("java", compiler, "note", "Java " + Runtime.version()
@@ -726,34 +734,130 @@ final class VmSetup implements Callable<Integer> {
         }
     }
 
+    // The accelerator. The other scripts go by accel.json, so that only this one measures.
+
+    /** What keeps Linux from KVM before a probe could tell, and the command that changes it. */
+    record Obstacle(String what, String fix) {}
+
+    /** Measures, records the result, and with VM_ACCEL also tries what is set. */
     private Check checkAccelerator(String wanted) throws IOException {
         String qemu = onPath(QEMU).map(Path::toString).orElse(null);
-        Path cpuinfo = Path.of("/proc/cpuinfo");
         if (qemu == null) {
             return new Check("accelerator", "note", "unknown without QEMU", "");
-        } else if (!wanted.equals("auto")) {
+        }
+        Accelerator found = probe(qemu);
+        String unrecorded = "";
+        try {
+            record(found, qemuVersion(qemu));
+        } catch (VmException refused) {
+            unrecorded = " (not recorded in accel.json: " + refused.getMessage() + ")";
+        } catch (IOException refused) {
+            unrecorded = " (not recorded in accel.json: " + reason(refused) + ")";
+        }
+        if (!wanted.equals("auto")) {
             boolean runs = bootSectorMillis(qemu, wanted, Duration.ofSeconds(10)) >= 0;
-            return Check.of("accelerator", runs, "fail", wanted + ", as set, runs " + (runs ? "a" : "no") + " guest here",
-                    "unset VM_ACCEL: then what works is used");
-        } else if (Files.exists(cpuinfo) && !(Files.isReadable(kvm) && Files.isWritable(kvm))) {
-            return withoutKvm(Files.exists(kvm), Files.readString(cpuinfo));
+            String detail = wanted + ", as set, runs " + (runs ? "a" : "no") + " guest here" + unrecorded;
+            return Check.of("accelerator", runs, "fail", detail, "unset VM_ACCEL: then what works is used");
         }
-        Accelerator found = probe(qemu, kvm);
-        Path kept = vmDir.resolve("accel.json");
-        if (!found.name.equals("tcg") && "tcg".equals(said(kept).getString("name"))) {
-            Files.delete(kept); // of a probe on a machine that was too busy: the next start probes again
-        }
-        return Check.of("accelerator", !found.name.equals("tcg"), "note", found.name + ": " + found.reason,
-                "emulation, which is slow, is used; a KVM on the bare machine would work");
+        boolean emulates = found.name.equals("tcg");
+        String detail = found.name + (emulates ? ", which is slow: " : ": ") + found.reason + unrecorded;
+        return Check.of("accelerator", !emulates, "note", detail, !isMac() && !opens(kvm) ? obstacle().fix
+                : "emulation, which is slow, is used; a KVM on the bare machine would work");
     }
 
-    /** What keeps Linux from KVM before a probe could tell, and the command that mends it. */
-    static Check withoutKvm(boolean exists, String cpuinfo) {
+    /** For the other scripts, which ask for this when accel.json does not fit any more. */
+    private int measureAccelerator(boolean asJson) throws IOException {
+        String qemu = onPath(QEMU).map(Path::toString)
+                .orElseThrow(() -> new VmException(69, QEMU + " is not on PATH: " + install("qemu")));
+        Accelerator found = probe(qemu);
+        JsonObject record = record(found, qemuVersion(qemu));
+        spec.commandLine().getOut().println(asJson ? JsonWriter.string(record)
+                : "accelerator: " + found.name + " (" + found.reason + ")");
+        return 0;
+    }
+
+    /** After a download. Without QEMU there is nothing to measure; what fails here is no failure of the download. */
+    private void measureUnlessRecorded() {
+        String qemu = onPath(QEMU).map(Path::toString).orElse(null);
+        try {
+            String version = qemu == null ? null : qemuVersion(qemu);
+            if (version != null && recordedAccelerator(vmDir, version, opens(kvm)).isEmpty()) {
+                Accelerator found = probe(qemu);
+                record(found, version);
+                say("accelerator: " + found.name + " (" + found.reason + ")");
+            }
+        } catch (VmException | IOException failed) {
+            say("the accelerator is not known yet (" + failed.getMessage() + "): vm-setup check tells more");
+        }
+    }
+
+    private JsonObject record(Accelerator found, String qemuVersion) throws IOException {
+        JsonObject record = JsonObject.builder().value("name", found.name).value("reason", found.reason)
+                .value("qemu", qemuVersion).value("kvm", opens(kvm)).done();
+        writeFile(privateDirectory(vmDir).resolve("accel.json"), JsonWriter.string(record) + "\n", "rw-------");
+        return record;
+    }
+
+    private static String qemuVersion(String qemu) throws IOException {
+        return run(Duration.ofSeconds(20), List.of(qemu, "--version")).outputUTF8().lines().findFirst().orElse("");
+    }
+
+    /** Trusts a running guest, not the device: one that opens may still crawl (seen: 17 times slower than TCG). */
+    private Accelerator probe(String qemu) throws IOException {
+        String virtual = isMac() ? "hvf" : "kvm";
+        if (!isMac() && !opens(kvm)) {
+            return new Accelerator("tcg", obstacle().what);
+        }
+        long emulated = bootSectorMillis(qemu, "tcg", Duration.ofSeconds(10));
+        for (int attempt = 1; attempt <= 2; attempt++) { // a busy machine may slow one down, hardly two
+            long limit = 3 * Math.max(emulated, 100);
+            long millis = bootSectorMillis(qemu, virtual, Duration.ofMillis(limit + 1000));
+            if (millis >= 0 && millis <= limit) {
+                return new Accelerator(virtual, "a probe ran in " + millis + " ms (" + emulated + " ms emulated)");
+            }
+        }
+        return new Accelerator("tcg", virtual + " is there but a probe guest failed or crawled in it (emulated: "
+                + emulated + " ms)");
+    }
+
+    private static boolean isMac() {
+        return System.getProperty("os.name").startsWith("Mac");
+    }
+
+    /** Milliseconds until a 512-byte guest has written 0x10 to the debug port, which ends QEMU with 33; -1 if it does not. */
+    private static long bootSectorMillis(String qemu, String accelerator, Duration limit) throws IOException {
+        byte[] code = {(byte) 0xb0, 0x10, (byte) 0xe6, (byte) 0xf4, (byte) 0xeb, (byte) 0xfe}; // mov al,0x10; out 0xf4,al; jmp $
+        byte[] sector = Arrays.copyOf(code, 512);
+        sector[510] = 0x55;
+        sector[511] = (byte) 0xaa;
+        Path image = Files.write(Files.createTempFile("vm-probe", ".img"), sector);
+        try {
+            long start = System.nanoTime();
+            int status = run(limit, List.of(qemu, "-machine", "pc", "-accel", accelerator, "-m", "16", "-nodefaults",
+                    "-display", "none", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04",
+                    "-drive", "format=raw,file=" + image.toString().replace(",", ",,"))).getExitValue();
+            return status == 33 ? Duration.ofNanos(System.nanoTime() - start).toMillis() : -1;
+        } catch (VmException tooLong) {
+            return -1;
+        } finally {
+            Files.delete(image);
+        }
+    }
+
+    private Obstacle obstacle() throws IOException {
+        Path cpuinfo = Path.of("/proc/cpuinfo");
+        return obstacle(Files.exists(kvm), Files.exists(cpuinfo) ? Files.readString(cpuinfo) : "");
+    }
+
+    static Obstacle obstacle(boolean exists, String cpuinfo) {
         boolean capable = Pattern.compile("\\b(vmx|svm)\\b").matcher(cpuinfo).find();
-        String[] fault = exists ? new String[] {"no permission for /dev/kvm", "sudo usermod -aG kvm $USER, then log out and in again"}
-                : capable ? new String[] {"no /dev/kvm, its module is not loaded", "sudo modprobe kvm_intel || sudo modprobe kvm_amd"}
-                : new String[] {"no /dev/kvm, and the processor shows no virtualization", "switch it on in the firmware, or for this VM"};
-        return new Check("accelerator", "note", "tcg, which is slow: " + fault[0], fault[1]);
+        if (exists) {
+            return new Obstacle("no permission for /dev/kvm", "sudo usermod -aG kvm $USER, then log out and in again");
+        }
+        return capable
+                ? new Obstacle("no /dev/kvm, its module is not loaded", "sudo modprobe kvm_intel || sudo modprobe kvm_amd")
+                : new Obstacle("no /dev/kvm, and the processor shows no virtualization",
+                        "switch it on in the firmware, or for this VM");
     }
 
     private static Check checkMemory(long wanted, long total) throws IOException {
@@ -1052,28 +1156,101 @@ final class VmSetup implements Callable<Integer> {
     }
     // end shared:lock
 
+    // shared:files
+    /** Writes a file that others read: beside itself, then moved into place, so that nobody ever sees half of it. */
+    static void writeFile(Path file, String text, String mode) throws IOException {
+        Path beside = Files.createTempFile(file.getParent(), "." + file.getFileName(), ".new");
+        try {
+            Files.setPosixFilePermissions(Files.writeString(beside, text), PosixFilePermissions.fromString(mode));
+            Files.move(beside, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
+        } finally {
+            Files.deleteIfExists(beside);
+        }
+    }
+    // end shared:files
+
     // shared:directory
-    /** VM_DIR. OpenSSH 9.9 expands % and ${ in Include lines and 9.2 does not, so such a path works in one of them only. */
-    static Path vmDirectory(String value) {
-        Path directory = userPath(value);
+    /** VM_DIR, if it can be used. OpenSSH 9.9 expands % and ${ in Include lines, and 9.2 does not. */
+    static Path vmDirectory(Path directory) {
         if (directory.toString().contains("%") || directory.toString().contains("${")) {
             throw new VmException(2, "VM_DIR must not contain % or ${, which ssh may replace in its configuration: "
                     + directory + "; choose another directory with --vm-dir or VM_DIR");
         }
-        return directory;
+        return Files.exists(directory) ? requireOwn(directory) : directory;
     }
 
-    /** VM_DIR, made if missing, for its owner alone: keys and sockets lie in it. */
+    /** Makes a directory and its missing parents for this user alone. One that exists is checked, and never changed. */
     static Path privateDirectory(Path directory) {
         try {
-            Files.createDirectories(directory);
-            return Files.setPosixFilePermissions(directory, PosixFilePermissions.fromString("rwx------"));
+            makeDirectory(directory);
         } catch (IOException refused) {
             throw new VmException(69, "cannot write to " + directory + " (" + reason(refused)
                     + "): choose another directory with --vm-dir or VM_DIR");
         }
+        return requireOwn(directory);
+    }
+
+    private static void makeDirectory(Path directory) throws IOException {
+        if (!Files.isDirectory(directory)) {
+            makeDirectory(directory.getParent());
+            var owner = PosixFilePermissions.fromString("rwx------");
+            try {
+                Files.createDirectory(directory, PosixFilePermissions.asFileAttribute(owner));
+                Files.setPosixFilePermissions(directory, owner); // a strict umask may have taken some away
+            } catch (FileAlreadyExistsException inTheWay) {
+                if (!Files.isDirectory(directory)) { // or another command made it at the same moment
+                    throw inTheWay;
+                }
+            }
+        }
     }
     // end shared:directory
+
+    // shared:foreign
+    /** Refuses a directory in which another user could replace keys and disks. Of a symbolic link the target counts. */
+    static Path requireOwn(Path directory) {
+        String another = "choose another directory with --vm-dir or VM_DIR";
+        try {
+            if (!Files.isDirectory(directory)) {
+                throw new VmException(69, directory + " is not a directory: " + another);
+            } else if (isOwn(directory)) {
+                return directory;
+            }
+            String owner = Files.getOwner(directory).getName();
+            String quoted = "'" + directory.toString().replace("'", "'\\''") + "'";
+            String mode = Integer.toOctalString((int) Files.getAttribute(directory, "unix:mode") & 07777);
+            String remedy = Files.getAttribute(directory, "unix:uid").equals(userId())
+                    ? ", or, if nobody else uses this one: "
+                    : ", or run this as " + owner + ", or make it yours: sudo chown -R $(id -u) " + quoted + "; ";
+            throw new VmException(69, directory + " belongs to " + owner + " and has the mode " + mode
+                    + ", so another user could replace keys and disks in it: " + another + remedy + "chmod go-w " + quoted);
+        } catch (IOException unknown) {
+            throw new VmException(69, "cannot tell who owns " + directory + " (" + reason(unknown) + "): " + another);
+        }
+    }
+    // end shared:foreign
+
+    // shared:owner
+    /** Whether this user owns a file and nobody else can write to it. Ids are compared: a user may have no name. */
+    static boolean isOwn(Path file) throws IOException {
+        boolean closed = ((int) Files.getAttribute(file, "unix:mode") & 022) == 0;
+        return closed && Files.getAttribute(file, "unix:uid").equals(userId());
+    }
+
+    /** The user id that new files get. On Linux this process's files in /proc have it, so that nothing is written. */
+    private static Object userId() throws IOException {
+        Path own = Path.of("/proc/self/stat");
+        if (Files.exists(own)) {
+            return Files.getAttribute(own, "unix:uid");
+        }
+        Path file = Files.createTempFile("vm", null);
+        try {
+            return Files.getAttribute(file, "unix:uid");
+        } finally {
+            Files.delete(file);
+        }
+    }
+    // end shared:owner
 
     // shared:run
     /** A command as a person could paste it into a shell. */
@@ -1083,7 +1260,7 @@ final class VmSetup implements Callable<Integer> {
     }
 
     /** Runs a program to its end, without input, and returns what it printed; 69 if it is not installed, 124 past the limit. */
-    ProcessResult run(Duration limit, List<String> command) throws IOException {
+    static ProcessResult run(Duration limit, List<String> command) throws IOException {
         if (verbose) {
             System.err.println("+ " + shellQuoted(command));
         }
@@ -1100,48 +1277,32 @@ final class VmSetup implements Callable<Integer> {
     }
     // end shared:run
 
-    // shared:probe
-    /** Believes a running guest, not the device node: a /dev/kvm that opens may still crawl (seen: 17 times slower than TCG). */
-    Accelerator probe(String qemu, Path node) throws IOException {
-        String virtual = System.getProperty("os.name").startsWith("Mac") ? "hvf" : "kvm";
-        if (virtual.equals("kvm") && !Files.exists(node)) {
-            return new Accelerator("tcg", "no " + node + ": virtualization is off in the firmware, or the kvm module is not loaded");
-        } else if (virtual.equals("kvm") && !(Files.isReadable(node) && Files.isWritable(node))) {
-            return new Accelerator("tcg", "no permission for " + node + ": join its group (sudo usermod -aG kvm $USER) and log in again");
-        }
-        long emulated = bootSectorMillis(qemu, "tcg", Duration.ofSeconds(10));
-        for (int attempt = 1; attempt <= 2; attempt++) { // a busy machine may slow one down, hardly two
-            long limit = 3 * Math.max(emulated, 100);
-            long millis = bootSectorMillis(qemu, virtual, Duration.ofMillis(limit + 1000));
-            if (millis >= 0 && millis <= limit) {
-                return new Accelerator(virtual, "a probe ran in " + millis + " ms (" + emulated + " ms emulated)");
-            }
-        }
-        return new Accelerator("tcg", virtual + " is there but a probe guest failed or crawled in it (emulated: " + emulated + " ms)");
-    }
-    // end shared:probe
+    // shared:accel
+    /** An accelerator, and why it is the one to use. */
+    record Accelerator(String name, String reason) {}
 
-    // shared:bootsector
-    /** Milliseconds until a 512-byte guest has written 0x10 to the debug port, which ends QEMU with status 33; -1 if it does not. */
-    private long bootSectorMillis(String qemu, String accelerator, Duration limit) throws IOException {
-        byte[] code = {(byte) 0xb0, 0x10, (byte) 0xe6, (byte) 0xf4, (byte) 0xeb, (byte) 0xfe}; // mov al,0x10; out 0xf4,al; jmp $
-        byte[] sector = Arrays.copyOf(code, 512);
-        sector[510] = 0x55;
-        sector[511] = (byte) 0xaa;
-        Path image = Files.write(Files.createTempFile("vm-probe", ".img"), sector);
+    /** What vm-setup recorded in accel.json. It counts while QEMU's version and the access to KVM are the same. */
+    static Optional<Accelerator> recordedAccelerator(Path vmDir, String qemuVersion, boolean kvmOpens) {
         try {
-            long start = System.nanoTime();
-            int status = run(limit, List.of(qemu, "-machine", "pc", "-accel", accelerator, "-m", "16", "-nodefaults",
-                    "-display", "none", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04",
-                    "-drive", "format=raw,file=" + image.toString().replace(",", ",,"))).getExitValue();
-            return status == 33 ? Duration.ofNanos(System.nanoTime() - start).toMillis() : -1;
-        } catch (VmException tooLong) {
-            return -1;
-        } finally {
-            Files.delete(image);
+            JsonObject record = json(Files.readString(vmDir.resolve("accel.json")));
+            String name = record.getString("name", "");
+            boolean counts = name.matches("kvm|hvf|tcg") && qemuVersion.equals(record.getString("qemu"))
+                    && Boolean.valueOf(kvmOpens).equals(record.get("kvm"));
+            return Optional.of(new Accelerator(name, record.getString("reason", "recorded"))).filter(any -> counts);
+        } catch (IOException none) {
+            return Optional.empty();
         }
     }
-    // end shared:bootsector
+
+    /** Whether this user can open a device to use it. Its mode alone does not tell: a container may forbid it. */
+    static boolean opens(Path device) {
+        try (FileChannel channel = FileChannel.open(device, StandardOpenOption.READ, StandardOpenOption.WRITE)) {
+            return channel.isOpen();
+        } catch (IOException refused) {
+            return false;
+        }
+    }
+    // end shared:accel
 
     // shared:json
     /** The JSON object in a text; an IOException if there is none. */

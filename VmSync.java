@@ -49,6 +49,7 @@ import java.nio.file.WatchEvent;
 import java.nio.file.WatchKey;
 import java.nio.file.WatchService;
 import java.nio.file.attribute.FileTime;
+import java.nio.file.attribute.PosixFilePermissions;
 import java.time.Duration;
 import java.time.Instant;
 import java.time.LocalTime;
@@ -431,8 +432,7 @@ final class VmSync implements Callable<Integer> {
         if (dryRun) {
             return sync(Set.of());
         }
-        Path file = vmDir.resolve(name + ".sync").resolve(key());
-        file.getParent().toFile().mkdir();
+        Path file = privateDirectory(vmDir.resolve(name + ".sync")).resolve(key());
         try (RandomAccessFile journal = new RandomAccessFile(file.toFile(), "rw")) {
             for (int tenth = 0; journal.getChannel().tryLock() == null; tenth++) {
                 if (tenth == 0) {
@@ -486,7 +486,7 @@ final class VmSync implements Callable<Integer> {
     }
 
     private void requireRunning() {
-        awaitGuest(vmDir, name, () -> false); // Ctrl-C ends vm-sync by itself
+        awaitGuest(vmDirectory(vmDir), name, () -> false); // Ctrl-C ends vm-sync by itself
         if (!Files.exists(Path.of(sshConfig()))) {
             throw new VmException(69, sshConfig() + " is missing: 'vm-ctl start' writes it once the guest answers");
         }
@@ -1523,6 +1523,89 @@ final class VmSync implements Callable<Integer> {
         throw new VmException(130, "interrupted");
     }
     // end shared:awaitguest
+
+    // shared:directory
+    /** VM_DIR, if it can be used. OpenSSH 9.9 expands % and ${ in Include lines, and 9.2 does not. */
+    static Path vmDirectory(Path directory) {
+        if (directory.toString().contains("%") || directory.toString().contains("${")) {
+            throw new VmException(2, "VM_DIR must not contain % or ${, which ssh may replace in its configuration: "
+                    + directory + "; choose another directory with --vm-dir or VM_DIR");
+        }
+        return Files.exists(directory) ? requireOwn(directory) : directory;
+    }
+
+    /** Makes a directory and its missing parents for this user alone. One that exists is checked, and never changed. */
+    static Path privateDirectory(Path directory) {
+        try {
+            makeDirectory(directory);
+        } catch (IOException refused) {
+            throw new VmException(69, "cannot write to " + directory + " (" + reason(refused)
+                    + "): choose another directory with --vm-dir or VM_DIR");
+        }
+        return requireOwn(directory);
+    }
+
+    private static void makeDirectory(Path directory) throws IOException {
+        if (!Files.isDirectory(directory)) {
+            makeDirectory(directory.getParent());
+            var owner = PosixFilePermissions.fromString("rwx------");
+            try {
+                Files.createDirectory(directory, PosixFilePermissions.asFileAttribute(owner));
+                Files.setPosixFilePermissions(directory, owner); // a strict umask may have taken some away
+            } catch (FileAlreadyExistsException inTheWay) {
+                if (!Files.isDirectory(directory)) { // or another command made it at the same moment
+                    throw inTheWay;
+                }
+            }
+        }
+    }
+    // end shared:directory
+
+    // shared:foreign
+    /** Refuses a directory in which another user could replace keys and disks. Of a symbolic link the target counts. */
+    static Path requireOwn(Path directory) {
+        String another = "choose another directory with --vm-dir or VM_DIR";
+        try {
+            if (!Files.isDirectory(directory)) {
+                throw new VmException(69, directory + " is not a directory: " + another);
+            } else if (isOwn(directory)) {
+                return directory;
+            }
+            String owner = Files.getOwner(directory).getName();
+            String quoted = "'" + directory.toString().replace("'", "'\\''") + "'";
+            String mode = Integer.toOctalString((int) Files.getAttribute(directory, "unix:mode") & 07777);
+            String remedy = Files.getAttribute(directory, "unix:uid").equals(userId())
+                    ? ", or, if nobody else uses this one: "
+                    : ", or run this as " + owner + ", or make it yours: sudo chown -R $(id -u) " + quoted + "; ";
+            throw new VmException(69, directory + " belongs to " + owner + " and has the mode " + mode
+                    + ", so another user could replace keys and disks in it: " + another + remedy + "chmod go-w " + quoted);
+        } catch (IOException unknown) {
+            throw new VmException(69, "cannot tell who owns " + directory + " (" + reason(unknown) + "): " + another);
+        }
+    }
+    // end shared:foreign
+
+    // shared:owner
+    /** Whether this user owns a file and nobody else can write to it. Ids are compared: a user may have no name. */
+    static boolean isOwn(Path file) throws IOException {
+        boolean closed = ((int) Files.getAttribute(file, "unix:mode") & 022) == 0;
+        return closed && Files.getAttribute(file, "unix:uid").equals(userId());
+    }
+
+    /** The user id that new files get. On Linux this process's files in /proc have it, so that nothing is written. */
+    private static Object userId() throws IOException {
+        Path own = Path.of("/proc/self/stat");
+        if (Files.exists(own)) {
+            return Files.getAttribute(own, "unix:uid");
+        }
+        Path file = Files.createTempFile("vm", null);
+        try {
+            return Files.getAttribute(file, "unix:uid");
+        } finally {
+            Files.delete(file);
+        }
+    }
+    // end shared:owner
 
     // shared:json
     /** The JSON object in a text; an IOException if there is none. */

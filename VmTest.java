@@ -38,6 +38,7 @@ import java.nio.file.Files;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
+import java.nio.file.attribute.PosixFilePermissions;
 import java.time.Duration;
 import java.time.Instant;
 import java.time.temporal.ChronoUnit;
@@ -421,10 +422,11 @@ final class VmTest implements Callable<Integer> {
                 throw new VmException(2, "cannot write " + file + ": name a file in a folder that exists and is writable");
             }
         });
+        vmDirectory(vmDir);
         if (!fresh || !Files.isDirectory(vmDir)) { // else vm-ctl restore starts it
             awaitGuest(vmDir, vmName, () -> interrupted);
         }
-        lock = FileChannel.open(Files.createDirectories(vmDir.resolve(vmName + ".test")).resolve("lock"),
+        lock = FileChannel.open(privateDirectory(vmDir.resolve(vmName + ".test")).resolve("lock"),
                 StandardOpenOption.CREATE, StandardOpenOption.WRITE);
         if (lock.tryLock() == null) {
             throw new VmException(69, "another vm-test is at work on VM " + vmName + ": wait for it, or stop it, and try again");
@@ -1465,6 +1467,89 @@ final class VmTest implements Callable<Integer> {
         throw new VmException(130, "interrupted");
     }
     // end shared:awaitguest
+
+    // shared:directory
+    /** VM_DIR, if it can be used. OpenSSH 9.9 expands % and ${ in Include lines, and 9.2 does not. */
+    static Path vmDirectory(Path directory) {
+        if (directory.toString().contains("%") || directory.toString().contains("${")) {
+            throw new VmException(2, "VM_DIR must not contain % or ${, which ssh may replace in its configuration: "
+                    + directory + "; choose another directory with --vm-dir or VM_DIR");
+        }
+        return Files.exists(directory) ? requireOwn(directory) : directory;
+    }
+
+    /** Makes a directory and its missing parents for this user alone. One that exists is checked, and never changed. */
+    static Path privateDirectory(Path directory) {
+        try {
+            makeDirectory(directory);
+        } catch (IOException refused) {
+            throw new VmException(69, "cannot write to " + directory + " (" + reason(refused)
+                    + "): choose another directory with --vm-dir or VM_DIR");
+        }
+        return requireOwn(directory);
+    }
+
+    private static void makeDirectory(Path directory) throws IOException {
+        if (!Files.isDirectory(directory)) {
+            makeDirectory(directory.getParent());
+            var owner = PosixFilePermissions.fromString("rwx------");
+            try {
+                Files.createDirectory(directory, PosixFilePermissions.asFileAttribute(owner));
+                Files.setPosixFilePermissions(directory, owner); // a strict umask may have taken some away
+            } catch (FileAlreadyExistsException inTheWay) {
+                if (!Files.isDirectory(directory)) { // or another command made it at the same moment
+                    throw inTheWay;
+                }
+            }
+        }
+    }
+    // end shared:directory
+
+    // shared:foreign
+    /** Refuses a directory in which another user could replace keys and disks. Of a symbolic link the target counts. */
+    static Path requireOwn(Path directory) {
+        String another = "choose another directory with --vm-dir or VM_DIR";
+        try {
+            if (!Files.isDirectory(directory)) {
+                throw new VmException(69, directory + " is not a directory: " + another);
+            } else if (isOwn(directory)) {
+                return directory;
+            }
+            String owner = Files.getOwner(directory).getName();
+            String quoted = "'" + directory.toString().replace("'", "'\\''") + "'";
+            String mode = Integer.toOctalString((int) Files.getAttribute(directory, "unix:mode") & 07777);
+            String remedy = Files.getAttribute(directory, "unix:uid").equals(userId())
+                    ? ", or, if nobody else uses this one: "
+                    : ", or run this as " + owner + ", or make it yours: sudo chown -R $(id -u) " + quoted + "; ";
+            throw new VmException(69, directory + " belongs to " + owner + " and has the mode " + mode
+                    + ", so another user could replace keys and disks in it: " + another + remedy + "chmod go-w " + quoted);
+        } catch (IOException unknown) {
+            throw new VmException(69, "cannot tell who owns " + directory + " (" + reason(unknown) + "): " + another);
+        }
+    }
+    // end shared:foreign
+
+    // shared:owner
+    /** Whether this user owns a file and nobody else can write to it. Ids are compared: a user may have no name. */
+    static boolean isOwn(Path file) throws IOException {
+        boolean closed = ((int) Files.getAttribute(file, "unix:mode") & 022) == 0;
+        return closed && Files.getAttribute(file, "unix:uid").equals(userId());
+    }
+
+    /** The user id that new files get. On Linux this process's files in /proc have it, so that nothing is written. */
+    private static Object userId() throws IOException {
+        Path own = Path.of("/proc/self/stat");
+        if (Files.exists(own)) {
+            return Files.getAttribute(own, "unix:uid");
+        }
+        Path file = Files.createTempFile("vm", null);
+        try {
+            return Files.getAttribute(file, "unix:uid");
+        } finally {
+            Files.delete(file);
+        }
+    }
+    // end shared:owner
 
     // shared:json
     /** The JSON object in a text; an IOException if there is none. */

@@ -11,6 +11,7 @@ import java.net.ServerSocket;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
+import java.nio.file.attribute.PosixFilePermissions;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -73,6 +74,7 @@ record Guest(Map<String, String> settings) {
     static Guest in(Path vmDir) {
         Map<String, String> settings = new TreeMap<>(Map.of("VM_DIR", vmDir.toString(), "VM_NAME", "guest", "VM_MEMORY", "1G",
                 "VM_PROJECT", SAMPLE.toString(), "VM_PHASES", Path.of("phases").toAbsolutePath().toString()));
+        settings.put("VM_SETUP_CMD", "java -XX:TieredStopAtLevel=1 -jar '" + BUILD.resolve("VmSetup.jar") + "'");
         settings.put("VM_CTL_CMD", "java -XX:TieredStopAtLevel=1 -jar '" + BUILD.resolve("VmCtl.jar") + "'");
         settings.put("VM_SYNC_CMD", "java -XX:TieredStopAtLevel=1 -jar '" + BUILD.resolve("VmSync.jar") + "'");
         return new Guest(settings);
@@ -255,6 +257,19 @@ record Guest(Map<String, String> settings) {
         assertTrue(text.contains(from), script + " does not hold: " + from);
         Files.writeString(copy.resolve(script), text.replace(from, to));
         return copy;
+    }
+
+    /** A directory that belongs to another user: as root one that is given away, else one of root's. */
+    static Path foreignDirectory(Path scratch) throws IOException {
+        if (!Files.getAttribute(scratch, "unix:uid").equals(0)) {
+            return Path.of("/usr");
+        }
+        return Files.setAttribute(Files.createDirectory(scratch.resolve("foreign")), "unix:uid", 65534);
+    }
+
+    /** A directory of this user's that others can write to. */
+    static Path openDirectory(Path directory, String mode) throws IOException {
+        return Files.setPosixFilePermissions(Files.createDirectories(directory), PosixFilePermissions.fromString(mode));
     }
 
     /** A directory with all that is in it; nothing if there is none. */

@@ -74,7 +74,7 @@ final class ManualTest {
         }
         Files.writeString(project.resolve("Makefile"), only("make", "vm-test-%"));
         Files.writeString(project.resolve("vm.env"), only("ini", "VM_TEST_VET"));
-        Guest there = guest.with("VM_PROJECT", "", "VM_CTL_CMD", "", "VM_SYNC_CMD", "");
+        Guest there = guest.with("VM_PROJECT", "", "VM_SETUP_CMD", "", "VM_CTL_CMD", "", "VM_SYNC_CMD", "");
         type(there, project, "make vm-start").exits(0);
         for (String line : lines(ReadmeTest.IN_THE_EXAMPLE, line -> true)) {
             type(there, project, line).exits(0).answers("vet passed", "unit passed", "root passed");

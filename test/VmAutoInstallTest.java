@@ -4,6 +4,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertTrue;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
 import com.grack.nanojson.JsonObject;
 import com.grack.nanojson.JsonParser;
@@ -16,6 +17,7 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.attribute.PosixFilePermission;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -23,6 +25,7 @@ import java.util.HexFormat;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
+import java.util.Set;
 import java.util.SortedMap;
 import java.util.TreeMap;
 import java.util.concurrent.CompletableFuture;
@@ -412,6 +415,28 @@ class VmAutoInstallTest {
 
     // Command line and settings.
 
+    @Test
+    void aDirectoryThatOthersCanChangeIsRefused() throws IOException {
+        phaseScripts();
+        Path script = script("mine.sh", "#!/bin/sh\n");
+        for (Path refused : List.of(Guest.foreignDirectory(tmp), Guest.openDirectory(tmp.resolve("open"), "rwxrwxr-x"))) {
+            for (List<String> command : List.of(List.of("--yes"), List.of("provision"), List.of("clean-phases"),
+                    List.of("make-iso", script.toString(), tmp.resolve("out.iso").toString()),
+                    List.of("run-phase", "1", script.toString(), "--dry-run"))) {
+                assertEquals(69, run(Map.of("VM_DIR", refused.toString()), Map.of(), command.toArray(String[]::new)), command.toString());
+                says(refused + " belongs to " + Files.getOwner(refused).getName() + " and has the mode 7", "chmod go-w");
+            }
+        }
+        assertEquals(0, tmp.resolve("open").toFile().list().length);
+        assertFalse(Files.exists(tmp.resolve("out.iso")));
+    }
+
+    @Test
+    void whereNothingWasInstalledThereIsNothingToClean() {
+        assertEquals(0, run("clean-phases"));
+        assertFalse(Files.exists(vmDir()));
+    }
+
     private int run(Map<String, String> environment, Map<String, String> file, String... args) {
         Map<String, String> settings = new TreeMap<>(Map.of("VM_DIR", vmDir().toString(), "VM_ACCEL", "tcg",
                 "VM_PHASES", tmp.resolve("phases").toString()));
@@ -640,6 +665,93 @@ class VmAutoInstallTest {
                 phases, ledger("{'1': {'inputs': {'its script': 'x', 'VM_DISK_SIZE': '9G', 'gone': '1'}}}")));
     }
 
+    // The accelerator, and the script that finds it.
+
+    /** A vm-setup that notes its arguments and VM_DIR, and records kvm for this QEMU. */
+    private Path setup(String qemu, boolean kvm, int code) throws IOException {
+        return script("my setup", "#!/bin/sh\necho \"$* in $VM_DIR\" >>'" + tmp.resolve("asked") + "'\n"
+                + "echo '{\"name\": \"kvm\", \"reason\": \"measured\", \"qemu\": \"" + qemu + "\", \"kvm\": " + kvm
+                + "}' >\"$VM_DIR/accel.json\"\necho first\necho last\nexit " + code + "\n");
+    }
+
+    private VmAutoInstall.Accelerator accelerator(Path setup, Path kvm) throws IOException {
+        return VmAutoInstall.accelerator("auto", vmDir(), "QEMU 1", setup == null ? null : List.of(setup.toString()), kvm);
+    }
+
+    @Test
+    void theRecordedAcceleratorIsUsedAndVmSetupAskedOnlyWithoutOne() throws IOException {
+        Files.createDirectories(vmDir());
+        Path kvm = Files.createFile(tmp.resolve("kvm"));
+        Path setup = setup("QEMU 1", true, 0);
+        VmAutoInstall.Accelerator measured = new VmAutoInstall.Accelerator("kvm", "measured");
+        for (String record : List.of("", "{", "{}", "{\"name\": \"x\", \"qemu\": \"QEMU 1\", \"kvm\": true}",
+                "{\"name\": \"tcg\", \"reason\": \"old\", \"qemu\": \"QEMU 0\", \"kvm\": true}",
+                "{\"name\": \"tcg\", \"reason\": \"old\", \"qemu\": \"QEMU 1\", \"kvm\": false}",
+                "{\"name\": \"tcg\", \"reason\": \"old\", \"qemu\": \"QEMU 1\"}")) {
+            Files.deleteIfExists(tmp.resolve("asked"));
+            Files.writeString(vmDir().resolve("accel.json"), record);
+            assertEquals(measured, accelerator(setup, kvm), record);
+            assertEquals("check --accel in " + vmDir() + "\n", Files.readString(tmp.resolve("asked")));
+            assertEquals(measured, accelerator(setup, kvm), "and now it is recorded");
+            assertEquals(measured, accelerator(null, kvm));
+            assertEquals(1, Files.readAllLines(tmp.resolve("asked")).size());
+        }
+        assertEquals(new VmAutoInstall.Accelerator("tcg", "as set by VM_ACCEL"),
+                VmAutoInstall.accelerator("tcg", vmDir(), "", List.of(setup.toString()), kvm));
+    }
+
+    @Test
+    void withoutARecordTheDeviceDecides() throws IOException {
+        assumeTrue(System.getProperty("os.name").equals("Linux"), "KVM is Linux's");
+        Files.createDirectories(vmDir());
+        Path kvm = Files.createFile(tmp.resolve("kvm"));
+        String measured = kvm + " can be opened; not measured: ";
+        assertEquals(new VmAutoInstall.Accelerator("kvm", measured + "vm-setup check does that"), accelerator(null, kvm));
+        Path none = tmp.resolve("none");
+        assertEquals(new VmAutoInstall.Accelerator("tcg", none + " cannot be opened; not measured: vm-setup check does that"),
+                accelerator(null, none));
+        Path failing = setup("another QEMU", true, 9);
+        assertEquals(new VmAutoInstall.Accelerator("kvm", measured + "'" + failing + "' ended with 9 (last)"), accelerator(failing, kvm));
+        String reason = accelerator(tmp.resolve("nowhere"), kvm).reason();
+        assertTrue(reason.startsWith(measured + tmp.resolve("nowhere") + " ended with 127 ("), reason);
+        assertEquals(1, reason.lines().count());
+    }
+
+    @Test
+    void anotherScriptIsFoundByItsSettingItsJarOrItsSource() throws IOException {
+        String classPath = System.getProperty("java.class.path");
+        Path below = Files.createDirectories(tmp.resolve("tools/project/src"));
+        Path tools = tmp.resolve("tools");
+        try {
+            assertEquals(List.of("my setup", "-x"), VmAutoInstall.sibling("'my setup' -x", "VmSetup", below, below));
+            assertEquals(null, VmAutoInstall.sibling(null, "VmSetup", below, below));
+
+            Path source = Files.createFile(tools.resolve("VmSetup.java"));
+            List<String> command = List.of("jbang", source.toString());
+            assertEquals(command, VmAutoInstall.sibling(null, "VmSetup", tools, below));
+            assertEquals(command, VmAutoInstall.sibling(null, "VmSetup", below, tools.resolve("project")));
+            for (Path project : List.of(tools, tmp, Files.createSymbolicLink(tmp.resolve("link"), tools))) {
+                assertEquals(null, VmAutoInstall.sibling(null, "VmSetup", below, project), "a project's file is not run");
+            }
+            for (Path opened : List.of(source, tools)) {
+                Set<PosixFilePermission> mode = Files.getPosixFilePermissions(opened);
+                Files.setPosixFilePermissions(opened, PosixFilePermissions.fromString("rwxrwxr-x"));
+                assertEquals(null, VmAutoInstall.sibling(null, "VmSetup", below, below), opened + " can be written by others");
+                Files.setPosixFilePermissions(opened, mode);
+            }
+            Files.createFile(tools.resolve("project/VmSetup.java"));
+            assertEquals(command, VmAutoInstall.sibling(null, "VmSetup", below, tools.resolve("project")), "not the nearest");
+
+            System.setProperty("java.class.path", Files.createFile(tools.resolve("VmAutoInstall.jar")).toString());
+            assertEquals(command, VmAutoInstall.sibling(null, "VmSetup", tools, below), "there is no jar beside it");
+            Path jar = Files.createFile(tools.resolve("VmSetup.jar"));
+            List<String> java = List.of(System.getProperty("java.home") + "/bin/java", "-jar", jar.toString());
+            assertEquals(java, VmAutoInstall.sibling(null, "VmSetup", below, tools), "make's own");
+        } finally {
+            System.setProperty("java.class.path", classPath);
+        }
+    }
+
     private static JsonObject ledger(String json) throws Exception {
         return JsonParser.object().from(json.startsWith("{'") ? json.replace('\'', '"') : json);
     }
@@ -666,6 +778,21 @@ class VmAutoInstallTest {
         Files.writeString(install("install.json"),
                 "{\"phases\": {\"1\": {\"inputs\": {\"a\": \"b\"}}, \"3\": {}}, \"installed\": {\"version\": \"1\"}}");
         return new String[] {"run-phase", "2", vmDir().resolve("dfly-6.4.2.iso").toString()};
+    }
+
+    @Test
+    void thePhaseRunsWithWhatVmSetupFound() throws Exception {
+        String[] command = secondPhaseOf("DONE WITH PHASE 2.\r\n", POWER_OFF);
+        Path setup = script("my setup", "#!/bin/sh\necho \"{\\\"name\\\": \\\"tcg\\\", \\\"reason\\\": \\\"$*\\\", "
+                + "\\\"kvm\\\": " + VmAutoInstall.opens(Path.of("/dev/kvm"))
+                + ", \\\"qemu\\\": \\\"$(qemu-system-x86_64 --version | head -n 1)\\\"}\" >\"$VM_DIR/accel.json\"\n");
+        Map<String, String> settings = Map.of("VM_ACCEL", "auto", "VM_SETUP_CMD", "'" + setup + "' -v");
+        assertEquals(0, run(settings, Map.of(), "run-phase", "2", command[2], "--dry-run"));
+        says("; not measured: vm-setup check does that)");
+        assertFalse(Files.exists(vmDir().resolve("accel.json")), "a dry run writes nothing");
+        assertEquals(0, run(settings, Map.of(), command), err.toString());
+        says("accelerator: tcg (-v check --accel)\n");
+        assertEquals(2, run(Map.of("VM_ACCEL", "auto", "VM_SETUP_CMD", "'open"), Map.of(), command));
     }
 
     @Test

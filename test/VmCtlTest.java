@@ -263,7 +263,7 @@ final class VmCtlTest {
     private static VmCtl.Plan plan(String accelerator, List<String> forwards) {
         List<String> hardware = new ArrayList<>(List.of("QEMU 1"));
         hardware.addAll(VmCtl.Qemu.hardware(accelerator, "qemu64", "64M", 2, 0));
-        return new VmCtl.Plan(hardware, "writeback", 0, false, forwards, List.of(), Duration.ofMinutes(1), true, false);
+        return new VmCtl.Plan(hardware, "a test", "writeback", 0, false, forwards, List.of(), Duration.ofMinutes(1), true, false);
     }
 
     @Test
@@ -380,7 +380,7 @@ final class VmCtlTest {
         for (String name : List.of("a%b", "a%h", "a${HOME}b")) {
             Path odd = temporary.toRealPath().resolve(name);
             ctl("start", "--vm-dir", odd.toString()).exits(2).says("is not a path without % and ${").says(odd.toString());
-            VmCtl.VmException refused = assertThrows(VmCtl.VmException.class, () -> VmCtl.vmDirectory(odd.resolve("relative").toString()));
+            VmCtl.VmException refused = assertThrows(VmCtl.VmException.class, () -> VmCtl.vmDirectory(odd.resolve("relative")));
             assertEquals(2, refused.exitCode);
             assertFalse(Files.exists(odd));
         }
@@ -1042,7 +1042,7 @@ final class VmCtlTest {
         VmCtl.Qemu qemu = new VmCtl.Qemu(vm);
         VmCtl.Running running = qemu.running().orElseThrow();
         List<String> hardware = running.hardware();
-        VmCtl.Plan again = new VmCtl.Plan(hardware, "writeback", 0, false, List.of(), List.of(), Duration.ofMinutes(1), true, false);
+        VmCtl.Plan again = new VmCtl.Plan(hardware, "a test", "writeback", 0, false, List.of(), List.of(), Duration.ofMinutes(1), true, false);
         Path directory = Files.createDirectories(vm.file(".snapshots").resolve("one"));
         Path file = directory.resolve("ram");
 
@@ -1078,7 +1078,7 @@ final class VmCtlTest {
         }
         List<String> smaller = new ArrayList<>(hardware);
         smaller.replaceAll(word -> word.equals("64M") ? "32M" : word);
-        VmCtl.Plan other = new VmCtl.Plan(smaller, "writeback", 0, false, List.of(), List.of(), Duration.ofMinutes(1), true, false);
+        VmCtl.Plan other = new VmCtl.Plan(smaller, "a test", "writeback", 0, false, List.of(), List.of(), Duration.ofMinutes(1), true, false);
         assertNotEquals("running", restored(qemu, other, file, ram.getLong("ramCrc32c"), "QEMU refuses it: .+"));
         assertTrue(VmCtl.Disk.read(disk()).empty(), "nothing ran on the disk");
     }

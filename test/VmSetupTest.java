@@ -26,6 +26,7 @@ import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.Random;
+import java.util.Set;
 import java.util.concurrent.Callable;
 import java.util.concurrent.FutureTask;
 import java.util.concurrent.TimeUnit;
@@ -131,13 +132,17 @@ final class VmSetupTest {
     }
 
     /** As a person runs it, in a process of its own. */
-    private ProcessBuilder process(String... args) {
+    private ProcessBuilder process(String... args) throws IOException {
         List<String> command = new ArrayList<>(List.of(Path.of(System.getProperty("java.home"), "bin/java").toString(),
                 "-XX:TieredStopAtLevel=1", "-cp", System.getProperty("java.class.path"), "VmSetup"));
         command.addAll(List.of(args));
         ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true);
         builder.environment().keySet().removeIf(name -> name.toLowerCase(Locale.ROOT).endsWith("_proxy"));
         builder.environment().putAll(settings);
+        Path bin = Files.createDirectories(scratch.resolve("bin"));
+        Path qemu = Files.writeString(bin.resolve("qemu-system-x86_64"), "#!/bin/sh\nexit 33\n"); // the real one takes seconds
+        Files.setPosixFilePermissions(qemu, PosixFilePermissions.fromString("rwx------"));
+        builder.environment().put("PATH", bin + ":" + System.getenv("PATH"));
         return builder;
     }
 
@@ -177,7 +182,8 @@ final class VmSetupTest {
     private void assertComplete() throws IOException {
         assertArrayEquals(image, Files.readAllBytes(iso()));
         try (Stream<Path> files = Files.list(vmDir)) {
-            assertEquals("[dfly-7.7.7.iso, dfly-7.7.7.iso.lock]", files.map(Path::getFileName).sorted().toList().toString());
+            assertEquals("[dfly-7.7.7.iso, dfly-7.7.7.iso.lock]", files.map(Path::getFileName) // accel.json: where QEMU is installed
+                    .filter(file -> !file.endsWith("accel.json")).sorted().toList().toString());
         }
     }
 
@@ -533,7 +539,7 @@ final class VmSetupTest {
     @ValueSource(strings = {"520k", "4k", "1m"})
     void aFullDiskIsNamedAndWhatCameIsKept(String size) throws Exception {
         List<String> inside = new ArrayList<>(List.of("unshare", "-rm", "sh", "-c",
-                "mount -t tmpfs -o size=" + size + " tmpfs \"$VM_DIR\" || exit 99; "
+                "mount -t tmpfs -o mode=700,size=" + size + " tmpfs \"$VM_DIR\" || exit 99; "
                 + "\"$@\"; code=$?; ls \"$VM_DIR\"; mount -o remount,size=9m tmpfs \"$VM_DIR\"; \"$@\" || exit 98; exit $code", "sh"));
         inside.addAll(process("fetch").command());
         Files.createDirectories(vmDir);
@@ -770,13 +776,12 @@ final class VmSetupTest {
             --memory=999999G              | space     | fail | are needed, up to 42949 more
             --memory=64M --disk-size=999T | space     | note | are needed, up to
             --vm-dir=/proc/x/y            | space     | fail | /proc/x/y
-            --vm-dir=/etc/passwd          | space     | fail | /etc/passwd, which cannot be written
             --memory=64M                  | installer | ok   | iso-images/ has DragonFly 7.7.7
             --dfly-version=1.0            | installer | fail | has no DragonFly 1.0, but 7.7.7
             --mirror=http://127.0.0.1:1/  | installer | fail | cannot be reached (Connection refused
             --image=/nonexistent          | installer | fail | /nonexistent
             --image=/etc/passwd           | installer | ok   | /etc/passwd
-            --accel=auto                  | accelerator | note | unknown without QEMU
+            --memory=64M                  | accelerator | note | unknown without QEMU
             """)
     void theDoctorLooksAround(String options, String name, String state, String detail) throws Exception {
         searchPath = "/nonexistent"; // QEMU takes its time
@@ -805,7 +810,8 @@ final class VmSetupTest {
         assertSays(checks, "accelerator", "ok", "tcg, as set, runs a guest here");
         assertSays(checks, "qemu-system-x86_64", "ok", "QEMU emulator version");
         assertSays(checks, "ssh", "ok", "OpenSSH");
-        assertSays(checks(69, "--accel", "hvf"), "accelerator", "fail", "hvf, as set, runs no guest here");
+        settings.put("VM_ACCEL", "hvf");
+        assertSays(checks(69), "accelerator", "fail", "hvf, as set, runs no guest here");
     }
 
     @Test
@@ -823,17 +829,89 @@ final class VmSetupTest {
     @ParameterizedTest
     @CsvSource(delimiter = '|', textBlock = """
             exit 33  | true  | ok   | kvm: a probe ran in
-            exit 1   | true  | note | tcg: kvm is there but a probe guest failed or crawled in it (emulated:
-            exec sleep 60 | true | note | tcg: kvm is there but a probe guest failed or crawled in it (emulated:
+            exit 1   | true  | note | tcg, which is slow: kvm is there but a probe guest failed or crawled in it (emulated:
+            exec sleep 60 | true | note | tcg, which is slow: kvm is there but a probe guest failed or crawled in it (emulated:
             exit 33  | false | note | tcg, which is slow: no /dev/kvm
             """)
     void theDoctorProbesTheAccelerator(String underKvm, boolean node, String state, String detail) throws Exception {
         assumeTrue(Files.exists(Path.of("/proc/cpuinfo")), "KVM is Linux's");
-        searchPath = program("qemu-system-x86_64", "case \"$*\" in *'-accel kvm'*) " + underKvm + ";; *) exit 33;; esac").toString();
+        searchPath = qemu("QEMU 1", underKvm).toString();
         kvm = node ? Files.createFile(scratch.resolve("kvm")) : scratch.resolve("kvm");
-        Path kept = Files.writeString(Files.createDirectories(vmDir).resolve("accel.json"), "{\"name\": \"tcg\"}");
-        assertSays(checks(69, "--accel", "auto"), "accelerator", state, detail);
-        assertEquals(state.equals("note"), Files.exists(kept), "one that errs is removed");
+        settings.put("VM_ACCEL", "auto");
+        Files.writeString(Files.createDirectories(vmDir).resolve("accel.json"), "{\"name\": \"hvf\", \"qemu\": \"QEMU 1\"}");
+        assertSays(checks(69), "accelerator", state, detail);
+        JsonObject record = record();
+        assertEquals(state.equals("ok") ? "kvm" : "tcg", record.getString("name"));
+        assertTrue(("tcg, which is slow: " + record.getString("reason")).contains(detail.replaceFirst("^kvm: ", "")), record.toString());
+        assertEquals("QEMU 1", record.getString("qemu"));
+        assertEquals(node, record.getBoolean("kvm"));
+        assertEquals("rw-------", PosixFilePermissions.toString(Files.getPosixFilePermissions(vmDir.resolve("accel.json"))));
+    }
+
+    /** One that runs a guest at once, but under KVM as told. */
+    private Path qemu(String version, String underKvm) throws IOException {
+        return program("qemu-system-x86_64", "echo \"$*\" >>'" + scratch.resolve("qemu.log") + "'\ncase \"$*\" in --version) echo '"
+                + version + "';; *'-accel kvm'*) " + underKvm + ";; *) exit 33;; esac");
+    }
+
+    private JsonObject record() throws Exception {
+        return JsonParser.object().from(Files.readString(vmDir.resolve("accel.json")));
+    }
+
+    @Test
+    void onlyTheAcceleratorIsMeasuredOnRequest() throws Exception {
+        searchPath = qemu("QEMU 1", "exit 1").toString();
+        String reason = record(run("check", "--accel")).getString("reason");
+        assertTrue(reason.startsWith("no /dev/kvm"), reason);
+        kvm = Files.createFile(scratch.resolve("kvm"));
+        settings.put("VM_ACCEL", "kvm"); // what is set is not what is asked
+        reason = record(run("check", "--accel")).getString("reason");
+        assertTrue(reason.startsWith("kvm is there but a probe guest failed"), reason);
+        Result json = run("check", "--accel", "--json");
+        JsonObject answer = JsonParser.object().from(json.out);
+        assertEquals(Set.of("name", "reason", "qemu", "kvm"), answer.keySet());
+        assertEquals(record(), answer);
+        settings.put("VM_DIR", "/proc/nowhere");
+        assertFailed(run("check", "--accel"), 69, "cannot write to /proc/nowhere");
+        searchPath = "/nonexistent";
+        assertFailed(run("check", "--accel"), 69, "qemu-system-x86_64 is not on PATH: install qemu");
+    }
+
+    /** What accel.json holds, and that it is what was printed. */
+    private JsonObject record(Result result) throws Exception {
+        assertEquals(new Result(0, "accelerator: tcg (" + record().getString("reason") + ")\n", ""), result);
+        return record();
+    }
+
+    @Test
+    void theDoctorGoesOnWhereNothingCanBeRecorded() throws Exception {
+        searchPath = qemu("QEMU 1", "exit 33").toString();
+        assertSays(checks(69, "--vm-dir", "/proc/nowhere"), "accelerator", "ok",
+                "tcg, as set, runs a guest here (not recorded in accel.json: cannot write to /proc/nowhere (");
+    }
+
+    @Test
+    void fetchMeasuresOnceAndAgainForAnotherQemuOrOtherAccess() throws Exception {
+        searchPath = qemu("QEMU 1", "exit 33").toString();
+        Result first = run();
+        assertEquals(0, first.code);
+        assertTrue(first.err.contains("vm-setup: accelerator: tcg (no /dev/kvm"), first.err);
+        assertEquals(new Result(0, iso() + "\n", ""), run());
+        qemu("QEMU 2", "exit 33");
+        assertTrue(run().err.startsWith("vm-setup: accelerator: tcg (no /dev/kvm"));
+        kvm = Files.createFile(scratch.resolve("kvm"));
+        assertTrue(run().err.startsWith("vm-setup: accelerator: kvm (a probe ran in "));
+        assertEquals("QEMU 2", record().getString("qemu"));
+        for (String broken : List.of("", "{", "{\"name\": 3, \"qemu\": \"QEMU 2\", \"kvm\": true}", "[]")) {
+            Files.writeString(vmDir.resolve("accel.json"), broken);
+            assertTrue(run().err.startsWith("vm-setup: accelerator: kvm (a probe ran in "), broken);
+        }
+        assertEquals(new Result(0, iso() + "\n", ""), run());
+        Files.delete(vmDir.resolve("accel.json"));
+        Files.createDirectory(vmDir.resolve("accel.json")); // a failure here is none of the download
+        Result last = run();
+        assertEquals(0, last.code);
+        assertTrue(last.err.startsWith("vm-setup: the accelerator is not known yet ("), last.err);
     }
 
     @ParameterizedTest
@@ -842,7 +920,7 @@ final class VmSetupTest {
         "false,vmx sse,'no /dev/kvm, its module is not loaded',sudo modprobe kvm_intel || sudo modprobe kvm_amd",
         "false,sse,'no /dev/kvm, and the processor shows no virtualization','switch it on in the firmware, or for this VM'"})
     void theDoctorSaysWhatKeepsGuestsFromKvm(boolean exists, String flags, String detail, String fix) {
-        assertEquals(new VmSetup.Check("accelerator", "note", "tcg, which is slow: " + detail, fix), VmSetup.withoutKvm(exists, flags));
+        assertEquals(new VmSetup.Obstacle(detail, fix), VmSetup.obstacle(exists, flags));
     }
 
     // Settings
@@ -881,6 +959,65 @@ final class VmSetupTest {
         assertFailed(run("disk"), 69, "cannot write to /proc/nowhere");
     }
 
+    @ParameterizedTest
+    @CsvSource({"rwxrwxr-x,775", "rwx----w-,702", "rwxrwxrwx,777"})
+    void aDirectoryInWhichOthersCanWriteIsRefusedAndStaysAsItIs(String mode, String octal) throws IOException {
+        Guest.openDirectory(vmDir, mode);
+        String owner = Files.getOwner(vmDir).getName();
+        for (String command : List.of("fetch", "disk", "check")) {
+            assertFailed(run(command), 69, vmDir + " belongs to " + owner + " and has the mode " + octal + ", so another user could",
+                    "choose another directory with --vm-dir or VM_DIR, or, if nobody else uses this one: chmod go-w '" + scratch + "/vm, '\\''a'\\'' ");
+        }
+        assertEquals(mode, PosixFilePermissions.toString(Files.getPosixFilePermissions(vmDir)));
+        assertEquals(0, vmDir.toFile().list().length);
+        Path link = Files.createSymbolicLink(scratch.resolve("link"), vmDir);
+        settings.put("VM_DIR", link.toString());
+        assertFailed(run(), 69, link + " belongs to " + owner + " and has the mode " + octal);
+    }
+
+    @Test
+    void aDirectoryOfAnotherUserIsRefused() throws IOException {
+        Path foreign = Guest.foreignDirectory(scratch);
+        settings.put("VM_DIR", foreign.toString());
+        String owner = Files.getOwner(foreign).getName();
+        for (String command : List.of("fetch", "disk", "check")) {
+            assertFailed(run(command), 69, foreign + " belongs to " + owner + " and has the mode 755", ", or run this as " + owner
+                    + ", or make it yours: sudo chown -R $(id -u) '" + foreign + "'; chmod go-w '" + foreign + "'");
+        }
+    }
+
+    @Test
+    void aFileIsNoVmDirectory() throws IOException {
+        settings.put("VM_DIR", Files.createFile(scratch.resolve("file")).toString());
+        for (String command : List.of("fetch", "disk", "check")) {
+            assertFailed(run(command), 69, scratch.resolve("file").toString(), "choose another directory with --vm-dir or VM_DIR");
+        }
+    }
+
+    /** As it was before anybody's umask or ours; through a link, too. */
+    @Test
+    void aDirectoryOfThisUserIsUsedAsItIs() throws IOException {
+        Guest.openDirectory(vmDir, "rwxr-xr-x");
+        assertEquals(0, run().code);
+        settings.put("VM_DIR", Files.createSymbolicLink(scratch.resolve("link"), vmDir).toString());
+        assertEquals(new Result(0, scratch.resolve("link/dfly-7.7.7.iso") + "\n", ""), run());
+        assertEquals("rwxr-xr-x", PosixFilePermissions.toString(Files.getPosixFilePermissions(vmDir)));
+    }
+
+    @ParameterizedTest
+    @ValueSource(strings = {"000", "177", "777"})
+    void aNewDirectoryAndItsNewParentsAreTheirOwnersAloneWhateverTheUmask(String umask) throws Exception {
+        Path made = vmDir.resolve("a/b");
+        settings.putAll(Map.of("VM_DIR", made.toString(), "VM_IMAGE", "/nonexistent"));
+        ProcessBuilder builder = process("fetch");
+        builder.command().addAll(0, List.of("sh", "-c", "umask " + umask + "; exec \"$@\"", "sh"));
+        Result result = ended(builder.start());
+        assertEquals(69, result.code, result.err);
+        for (Path directory : List.of(vmDir, vmDir.resolve("a"), made)) {
+            assertEquals("rwx------", PosixFilePermissions.toString(Files.getPosixFilePermissions(directory)), directory.toString());
+        }
+    }
+
     private static CommandLine commandLine() {
         return VmSetup.commandLine(new VmSetup(), new VmSetup.Settings(Map.of("VM_DISK_SIZE", "7G"), Map.of()));
     }
@@ -901,7 +1038,7 @@ final class VmSetupTest {
             commandLine().parseArgs(args.isEmpty() ? new String[0] : args.split(" "));
         }
         String text = help.replaceAll("\\s+", " ");
-        command.getCommandSpec().options().stream().filter(option -> option.descriptionKey().matches("[A-Z_]+")).forEach(option -> {
+        command.getCommandSpec().options().stream().filter(option -> !option.hidden() && option.descriptionKey().matches("[A-Z_]+")).forEach(option -> {
             String line = option.longestName() + "=\\S+ [^(]*\\(" + option.descriptionKey() + "; default: [^;)]+\\)";
             assertTrue(Pattern.compile(line).matcher(text).find(), option.longestName() + " in " + help);
         });

@@ -96,6 +96,17 @@ final class VmSyncTest {
         call(Map.of("VM_DIR", temp.toString(), "VM_NAME", "other"), Map.of(), "pull", "a", "b").exits(3).says("VM other is not running");
     }
 
+    @Test
+    void aDirectoryThatOthersCanChangeIsRefused() throws IOException {
+        Files.createDirectory(temp.resolve("project"));
+        for (Path refused : List.of(Guest.foreignDirectory(temp), Guest.openDirectory(temp.resolve("open"), "rwxrwxr-x"))) {
+            Map<String, String> settings = Map.of("VM_DIR", refused.toString(), "VM_PROJECT", temp.resolve("project").toString());
+            call(settings, Map.of()).exits(69).says(refused + " belongs to ").says("chmod go-w");
+            call(settings, Map.of(), "pull", "a", "b").exits(69).says(refused + " belongs to ");
+        }
+        assertEquals(0, temp.resolve("open").toFile().list().length);
+    }
+
     private Result sync() {
         return call(Map.of("VM_DIR", temp.toString(), "VM_PROJECT", temp.toString()), Map.of());
     }

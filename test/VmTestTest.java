@@ -82,6 +82,19 @@ final class VmTestTest {
     }
 
     @Test
+    void aDirectoryThatOthersCanChangeIsRefused() throws Exception {
+        for (Path refused : List.of(Guest.foreignDirectory(dir), Guest.openDirectory(dir.resolve("open"), "rwxrwxr-x"))) {
+            for (String[] args : new String[][] {{"unit"}, {"--fresh", "unit"}, {"run", "--", "true"}}) {
+                Ran ran = vmTest(Map.of("VM_DIR", refused.toString()), Map.of(), args);
+                assertEquals(69, ran.code(), ran.err());
+                assertTrue(ran.err().contains(refused + " belongs to ") && ran.err().contains("chmod go-w"), ran.err());
+                assertEquals(1, ran.err().lines().count(), ran.err());
+            }
+        }
+        assertEquals(0, dir.resolve("open").toFile().list().length);
+    }
+
+    @Test
     void noLivePidIsThree() throws Exception {
         assertEquals(new Ran(3, "", "vm-test: VM dfly-vm is not running; start it: vm-ctl start\n"), vmTest("unit"));
         assertEquals(3, vmTest("run", "--", "true").code());
