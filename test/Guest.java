@@ -31,6 +31,8 @@ record Guest(Map<String, String> settings) {
 
     static final Path BUILD = Path.of(".build").toAbsolutePath();
     static final Path SAMPLE = Path.of("test/sample").toAbsolutePath();
+    /** The phases that the shared VM was made by. */
+    static final Path INSTALLED_PHASES = BUILD.resolve("test/phases installed");
     /** The mirror's root; AllTests builds it before it runs a class that uses a VM. */
     static final Path STANDIN = Path.of(System.getProperty("standin", "the-stand-in-was-not-built"));
     /** Ends whatever hangs. An installation takes three minutes on two idle cores without KVM, three times that on busy ones. */
@@ -126,8 +128,8 @@ record Guest(Map<String, String> settings) {
 
     /** Brings the VM up as it was after its installation, whatever state a test before left it in. */
     void fresh() {
-        ctl("start").exits(0); // the first one freezes the RAM that restore comes back with
-        ctl("restore").exits(0);
+        ctl("restore").exits(0); // starts it, too, if it has the RAM that the first start freezes
+        ctl("start").exits(0); // that first start; else it runs already
     }
 
     /** A command in the guest's sh; the shell's text is one argument all the way. */
@@ -243,9 +245,12 @@ record Guest(Map<String, String> settings) {
         }
     }
 
-    /** A copy of phases/ with one edit. */
+    /** A copy of phases/ with one edit, until the next one. */
     static Path phasesWhere(String script, String from, String to) throws IOException {
-        Path copy = BUILD.resolve("test/phases edited");
+        return phasesWhere(BUILD.resolve("test/phases edited"), script, from, to);
+    }
+
+    static Path phasesWhere(Path copy, String script, String from, String to) throws IOException {
         delete(copy);
         Files.createDirectories(copy);
         try (Stream<Path> scripts = Files.list(Path.of("phases"))) {

@@ -139,7 +139,7 @@ final class InstallTest {
     }
 
     private static Guest edited() throws IOException {
-        return withMirror().with("VM_PHASES", Guest.phasesWhere("phase3-provision.sh", "set -eu", "set -eux").toString());
+        return withMirror().with("VM_PHASES", Guest.phasesWhere(Guest.INSTALLED_PHASES, "phase3-provision.sh", "set -eu", "set -eux").toString());
     }
 
     private static String mode(Path file) throws IOException {

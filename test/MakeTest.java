@@ -50,7 +50,7 @@ final class MakeTest {
         make("vm-status").exits(0).answers("stopped"); // a stopped VM is an answer
         make("vm-check-prereqs", "ARGS=--json").exits(0).answers("\"ok\":true");
         make("vm-setup", "ARGS=--trust-mirror").exits(0).answers("dfly-6.4.2.iso");
-        make("vm-auto-install", "VM_PHASES=" + Guest.BUILD.resolve("test/phases edited")).exits(0).says("is installed"); // from these
+        make("vm-auto-install", "VM_PHASES=" + Guest.INSTALLED_PHASES).exits(0).says("is installed"); // from these
         make("vm-start", "ARGS=--forward " + Guest.freePort() + ":80").exits(0);
         make("vm-status").exits(0).answers("running");
         make("vm-ssh").exits(0);

@@ -50,7 +50,7 @@ final class ManualTest {
         Files.setPosixFilePermissions(jbang, PosixFilePermissions.fromString("rwxr-xr-x"));
         mirror = new Mirror(Guest.STANDIN).start();
         guest = Guest.installed().withFirmware(mirror.port(), "").with("VM_PROJECT", scratch.resolve("go-synth").toString(),
-                "VM_PHASES", Guest.BUILD.resolve("test/phases edited").toString(), // what InstallTest installed last
+                "VM_PHASES", Guest.INSTALLED_PHASES.toString(),
                 "PATH", jbang.getParent() + ":" + System.getenv("PATH"));
         guest.ctl("stop", "--force").exits(0);
     }
