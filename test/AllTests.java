@@ -15,7 +15,9 @@ import java.io.File;
 import java.io.IOException;
 import java.io.PrintStream;
 import java.io.PrintWriter;
+import java.io.StringWriter;
 import java.io.UncheckedIOException;
+import java.lang.management.ManagementFactory;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
@@ -43,7 +45,8 @@ import org.junit.platform.reporting.legacy.xml.LegacyXmlReportGeneratingListener
  *
  * <p>The tags: {@code unit} needs no VM. {@code core} runs end to end on the stand-in guest. {@code faults} are the long fault matrices.
  * {@code foreign} needs programs that no one here wrote, from a package registry. {@code vm} marks the classes that use the VM that
- * InstallTest installs in .build/test; InstallTest runs first if they need it and it is not there.
+ * InstallTest installs in .build/test; InstallTest runs first if they need it and it is not there. While these run, some others run in
+ * another JVM.
  *
  * <p>It prints a line for each class, what the class measured, and what failed. For each class, .build/test has NAME.log with all its
  * output and NAME.xml/ with JUnit's own report. The sum goes to .build/test/result. The exit code is 0 if tests ran and all passed, 1
@@ -58,7 +61,15 @@ final class AllTests {
             InstallTest.class, StandinTest.class, LifecycleTest.class, SyncTest.class, SuitesTest.class, MakeTest.class, ManualTest.class,
             InstallFaultsTest.class, LifecycleFaultsTest.class, SyncFaultsTest.class, WorkflowTest.class);
 
+    /**
+     * Run in a JVM of their own beside the classes that use the VM, which leave one of two cores idle: an emulated guest has one
+     * processor. None of them builds anything with JBang, whose cache takes one build at a time, and none runs a guest.
+     */
+    private static final Set<Class<?>> BESIDE = Set.of(VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class, VmTestTest.class,
+            PhaseShellTest.class, SyncFaultsTest.class);
+
     private static final Path RESULTS = Path.of(".build/test");
+    private static final Path RESULT = RESULTS.resolve(System.getProperty("result", "result"));
 
     /** The longest class takes ten minutes on two idle cores without KVM. One that needs an hour hangs. */
     private static final Duration LIMIT = Duration.ofMinutes(60);
@@ -72,12 +83,20 @@ final class AllTests {
         checkThatEveryTestClassIsListed();
         List<Class<?>> classes = select(List.of(args));
         Files.createDirectories(RESULTS);
-        if (classes.stream().anyMatch(type -> hasTag(type, "vm"))) {
+        List<Class<?>> vm = new ArrayList<>(classes.stream().filter(type -> hasTag(type, "vm")).toList());
+        boolean split = !vm.isEmpty() && Runtime.getRuntime().availableProcessors() > 1;
+        List<Class<?>> beside = classes.stream().filter(type -> split && BESIDE.contains(type)).toList();
+        classes.stream().filter(type -> !vm.contains(type) && !beside.contains(type)).forEach(AllTests::run);
+        Process other = beside.isEmpty() ? null : start(beside);
+        if (!vm.isEmpty()) {
             ScheduledExecutorService timer = giveUpAfterTheLimit("the build of the stand-in guest", RESULTS);
-            prepareVm(classes);
+            prepareVm(vm);
             timer.shutdownNow();
         }
-        classes.forEach(AllTests::run);
+        vm.forEach(AllTests::run);
+        if (other != null) {
+            addResult(other);
+        }
         writeResult();
         System.exit(failed == 0 && passed > 0 ? 0 : 1); // also when a test left a thread that does not end
     }
@@ -137,6 +156,33 @@ final class AllTests {
         }
     }
 
+    /** Another JVM like this one, with a result of its own. It shows its lines where this one does. */
+    private static Process start(List<Class<?>> classes) throws IOException {
+        Files.deleteIfExists(RESULTS.resolve("result.beside"));
+        List<String> command = new ArrayList<>(List.of(Path.of(System.getProperty("java.home"), "bin/java").toString()));
+        command.addAll(ManagementFactory.getRuntimeMXBean().getInputArguments());
+        command.addAll(List.of("-Dresult=result.beside", "-cp", System.getProperty("java.class.path"), AllTests.class.getName()));
+        classes.forEach(type -> command.add(type.getName()));
+        Process other = new ProcessBuilder(command).inheritIO().start();
+        Runtime.getRuntime().addShutdownHook(new Thread(other::destroy));
+        return other;
+    }
+
+    private static void addResult(Process other) throws Exception {
+        ScheduledExecutorService timer = giveUpAfterTheLimit("the tests in the other JVM", RESULTS);
+        int code = other.waitFor();
+        timer.shutdownNow();
+        Path file = RESULTS.resolve("result.beside");
+        if (!Files.exists(file)) {
+            STDOUT.println("the tests in the other JVM: it ended with exit code " + code + " and without a result");
+            failed++;
+            return;
+        }
+        String[] sum = Files.readString(file).split(" ");
+        passed += Long.parseLong(sum[0]);
+        failed += Long.parseLong(sum[2]);
+    }
+
     private static void run(Class<?> type) {
         String name = type.getName();
         Path log = RESULTS.resolve(name + ".log");
@@ -169,15 +215,20 @@ final class AllTests {
         boolean nothing = good + bad + notRun == 0; // a class that tests nothing has not passed
         passed += good;
         failed += nothing ? 1 : bad;
-        STDOUT.println(name + ": " + good + " passed, " + (nothing ? 1 : bad) + " failed"
+        StringWriter text = new StringWriter(); // shown at once: the other JVM writes there, too
+        PrintWriter lines = new PrintWriter(text);
+        lines.println(name + ": " + good + " passed, " + (nothing ? 1 : bad) + " failed"
                 + (notRun == 0 ? "" : ", " + notRun + " not run") + ", " + time.toSeconds() + " s");
-        measurements(log).forEach(STDOUT::println);
+        measurements(log).forEach(lines::println);
         if (nothing) {
-            STDOUT.println("  no test of this class ran; its output is in " + log);
+            lines.println("  no test of this class ran; its output is in " + log);
         } else if (bad > 0) {
-            summary.printFailuresTo(new PrintWriter(STDOUT, true), 10);
-            STDOUT.println("  its whole output is in " + log);
+            summary.printFailuresTo(lines, 10);
+            lines.println("  its whole output is in " + log);
         }
+        lines.flush();
+        STDOUT.print(text);
+        STDOUT.flush();
     }
 
     /** What a class measured, and its table of faults. */
@@ -213,6 +264,6 @@ final class AllTests {
     }
 
     private static void writeResult() throws IOException {
-        Files.writeString(RESULTS.resolve("result"), passed + " passed, " + failed + " failed\n");
+        Files.writeString(RESULT, passed + " passed, " + failed + " failed\n");
     }
 }
