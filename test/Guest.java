@@ -31,7 +31,7 @@ record Guest(Map<String, String> settings) {
 
     static final Path BUILD = Path.of(".build").toAbsolutePath();
     static final Path SAMPLE = Path.of("test/sample").toAbsolutePath();
-    /** The phases that the shared VM was made by. */
+    /** The phases that the shared VM was installed by. */
     static final Path INSTALLED_PHASES = BUILD.resolve("test/phases installed");
     /** The mirror's root; AllTests builds it before it runs a class that uses a VM. */
     static final Path STANDIN = Path.of(System.getProperty("standin", "the-stand-in-was-not-built"));
@@ -130,6 +130,19 @@ record Guest(Map<String, String> settings) {
     void fresh() {
         ctl("restore").exits(0); // starts it, too, if it has the RAM that the first start freezes
         ctl("start").exits(0); // that first start; else it runs already
+    }
+
+    /** Makes this VM a twin of another one: its finished disks are links, its keys copies. */
+    void link(Guest other) throws IOException {
+        Files.createDirectories(file(".install"));
+        Files.createDirectories(file(".ssh"));
+        for (String file : List.of(".install/phase1.qcow2", ".install/phase2.qcow2", ".install/phase3.qcow2", "-clean.qcow2")) {
+            Files.createLink(file(file), other.file(file));
+        }
+        Files.copy(other.file(".install").resolve("install.json"), file(".install").resolve("install.json"));
+        for (String file : List.of("id_ed25519", "id_ed25519.pub", "host_key", "host_key.pub", "root_password")) {
+            Files.copy(other.file(".ssh").resolve(file), file(".ssh").resolve(file), StandardCopyOption.COPY_ATTRIBUTES);
+        }
     }
 
     /** A command in the guest's sh; the shell's text is one argument all the way. */
