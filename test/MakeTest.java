@@ -13,7 +13,7 @@ import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 
-/** The make targets, as a user types them, on the VM that InstallTest installed. */
+/** The make targets, as a user types them, on the VM that InstallTest installed; without those that ManualTest runs. */
 @Tag("core")
 @Tag("vm")
 final class MakeTest {
@@ -60,9 +60,8 @@ final class MakeTest {
         make("vm-build").exits(0);
         make("vm-test-unit", "ARGS=-- -run TestCount ./internal/words/").exits(0).answers("TestCount");
         make("vm-test-fixtures").exits(0);
-        make("vm-quick").exits(0);
-        make("vm-test-integration", "vm-test-integration-e2e", "vm-test-e2e", "vm-test-procctl", "vm-test-procfind", "vm-test-orphans",
-                "vm-test-build-integration", "vm-test-build-cancellation", "vm-test-all", "SYNC_ARGS=--no-delete").exits(0);
+        make("vm-test-integration", "vm-test-integration-e2e", "vm-test-e2e", "vm-test-build-integration", "vm-test-build-cancellation",
+                "SYNC_ARGS=--no-delete").exits(0);
         make("vm-capture-fixtures").exits(0);
         assertTrue(Files.readString(PROJECT.resolve("stats/testdata/fixtures/uname.txt")).startsWith("DragonFly"));
         make("vm-provision").exits(0);

@@ -32,7 +32,7 @@ final class SuitesTest {
     /** One call does it all: restores, syncs once, builds once, runs every suite over one connection. */
     @BeforeAll
     static void aFreshGuestWithTheSample() throws Exception {
-        GUEST.ctl("start").exits(0);
+        GUEST.fresh();
         GUEST.sh("touch /root/before-fresh").exits(0);
         Guest.Result result = GUEST.with("VM_TEST_CONNECTIONS", "test ! -e /root/before-fresh && ps -axo command | grep -c '[s]shd: root@'",
                         "VM_TEST_ORPHANING", "go test -c -tags=scenario -o /root/orphaning.test ./scenario/orphaning && "
@@ -179,8 +179,5 @@ final class SuitesTest {
             System.out.printf("%s: %d MB, %d KB of memory, %.1f s%n", suite, Files.size(LOG) >> 20, peak, seconds);
         }
         Files.delete(LOG);
-        long started = System.nanoTime();
-        GUEST.run(List.of("sh", "-c", "ssh -F \"$1\" guest /root/flooding.test >/dev/null", "sh", GUEST.vmDir().resolve("ssh_config").toString())).exits(0);
-        System.out.printf("ssh alone: %.1f s%n", (System.nanoTime() - started) / 1e9);
     }
 }
