@@ -5,7 +5,7 @@
 //SOURCES FakeVm.java Guest.java Mirror.java Sshd.java
 //SOURCES PhaseShellTest.java VmSetupTest.java VmAutoInstallTest.java VmCtlTest.java VmSyncTest.java VmTestTest.java LintTest.java
 //SOURCES JdkMissingTest.java ReadmeTest.java
-//SOURCES InstallTest.java StandinTest.java LifecycleTest.java SyncTest.java SuitesTest.java MakeTest.java ManualTest.java
+//SOURCES InstallTest.java StandinTest.java StandinBootTest.java LifecycleTest.java SyncTest.java SuitesTest.java MakeTest.java ManualTest.java
 //SOURCES InstallFaultsTest.java LifecycleFaultsTest.java SyncFaultsTest.java WorkflowTest.java
 //DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
 
@@ -45,8 +45,8 @@ import org.junit.platform.reporting.legacy.xml.LegacyXmlReportGeneratingListener
  *
  * <p>The tags: {@code unit} needs no VM. {@code core} runs end to end on the stand-in guest. {@code faults} are the long fault matrices.
  * {@code foreign} needs programs that no one here wrote, from a package registry. {@code vm} marks the classes that use the VM that
- * InstallTest installs in .build/test; InstallTest runs first if they need it and it is not there. While these run, some others run in
- * another JVM.
+ * InstallTest installs in .build/test; InstallTest runs first if they need it and it is not there. While these run, those that do
+ * not use it run in another JVM.
  *
  * <p>It prints a line for each class, what the class measured, and what failed. For each class, .build/test has NAME.log with all its
  * output and NAME.xml/ with JUnit's own report. The sum goes to .build/test/result. The exit code is 0 if tests ran and all passed, 1
@@ -58,18 +58,24 @@ final class AllTests {
     private static final List<Class<?>> CLASSES = List.of(
             VmSetupTest.class, VmAutoInstallTest.class, VmCtlTest.class, VmSyncTest.class, VmTestTest.class, PhaseShellTest.class, LintTest.class,
             JdkMissingTest.class, ReadmeTest.class,
-            InstallTest.class, StandinTest.class, LifecycleTest.class, SyncTest.class, SuitesTest.class, MakeTest.class, ManualTest.class,
+            InstallTest.class, StandinTest.class, StandinBootTest.class, LifecycleTest.class, SyncTest.class, SuitesTest.class, MakeTest.class, ManualTest.class,
             InstallFaultsTest.class, LifecycleFaultsTest.class, SyncFaultsTest.class, WorkflowTest.class);
 
     /**
-     * Run in a JVM of their own beside the classes that use the VM, which leave one of two cores idle: an emulated guest has one
-     * processor. None of them builds anything with JBang, whose cache takes one build at a time, and none runs a guest.
+     * Run in a JVM of their own beside the classes that use the shared VM, which leave one of two cores idle: an emulated guest has
+     * one processor. None of them uses that VM, or builds anything with JBang, whose cache takes one build at a time.
      */
     private static final Set<Class<?>> BESIDE = Set.of(VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class, VmTestTest.class,
-            PhaseShellTest.class, SyncFaultsTest.class);
+            PhaseShellTest.class, StandinBootTest.class, InstallFaultsTest.class, SyncFaultsTest.class);
+
+    /** Has limits of a second, so nothing runs beside it. */
+    private static final Class<?> ALONE = LifecycleFaultsTest.class;
+
+    /** Where the JVM beside writes its result; only that one has the property. */
+    private static final String OTHER_RESULT = System.getProperty("result", "");
 
     private static final Path RESULTS = Path.of(".build/test");
-    private static final Path RESULT = RESULTS.resolve(System.getProperty("result", "result"));
+    private static final Path RESULT = RESULTS.resolve("result" + OTHER_RESULT);
 
     /** The longest class takes ten minutes on two idle cores without KVM. One that needs an hour hangs. */
     private static final Duration LIMIT = Duration.ofMinutes(60);
@@ -83,19 +89,26 @@ final class AllTests {
         checkThatEveryTestClassIsListed();
         List<Class<?>> classes = select(List.of(args));
         Files.createDirectories(RESULTS);
-        List<Class<?>> vm = new ArrayList<>(classes.stream().filter(type -> hasTag(type, "vm")).toList());
-        boolean split = !vm.isEmpty() && Runtime.getRuntime().availableProcessors() > 1;
-        List<Class<?>> beside = classes.stream().filter(type -> split && BESIDE.contains(type)).toList();
-        classes.stream().filter(type -> !vm.contains(type) && !beside.contains(type)).forEach(AllTests::run);
-        Process other = beside.isEmpty() ? null : start(beside);
-        if (!vm.isEmpty()) {
+        if (classes.stream().anyMatch(type -> hasTag(type, "vm"))) {
             ScheduledExecutorService timer = giveUpAfterTheLimit("the build of the stand-in guest", RESULTS);
-            prepareVm(vm);
+            prepareVm(classes);
             timer.shutdownNow();
         }
-        vm.forEach(AllTests::run);
+        List<Class<?>> beside = classes.stream().filter(type -> BESIDE.contains(type) && classes.stream().anyMatch(AllTests::sharesVm)).toList();
+        Process other = null;
+        for (Class<?> type : classes) {
+            if (other == null && !beside.isEmpty() && sharesVm(type)) {
+                other = start(beside);
+            }
+            if (other != null && type == ALONE) {
+                await(other);
+            }
+            if (!beside.contains(type)) {
+                run(type);
+            }
+        }
         if (other != null) {
-            addResult(other);
+            addResult(await(other));
         }
         writeResult();
         System.exit(failed == 0 && passed > 0 ? 0 : 1); // also when a test left a thread that does not end
@@ -128,6 +141,11 @@ final class AllTests {
         return type.getName().equals(word) || hasTag(type, word);
     }
 
+    /** It uses the shared VM that InstallTest has installed. */
+    private static boolean sharesVm(Class<?> type) {
+        return OTHER_RESULT.isEmpty() && hasTag(type, "vm") && type != InstallTest.class && !BESIDE.contains(type);
+    }
+
     private static boolean hasTag(Class<?> type, String tag) {
         return tags(type).contains(tag);
     }
@@ -151,7 +169,7 @@ final class AllTests {
             return;
         }
         System.setProperty("standin", directory);
-        if (!Files.exists(RESULTS.resolve("installed")) && !classes.contains(InstallTest.class)) {
+        if (OTHER_RESULT.isEmpty() && !Files.exists(RESULTS.resolve("installed")) && !classes.contains(InstallTest.class)) {
             classes.add(0, InstallTest.class);
         }
     }
@@ -161,17 +179,21 @@ final class AllTests {
         Files.deleteIfExists(RESULTS.resolve("result.beside"));
         List<String> command = new ArrayList<>(List.of(Path.of(System.getProperty("java.home"), "bin/java").toString()));
         command.addAll(ManagementFactory.getRuntimeMXBean().getInputArguments());
-        command.addAll(List.of("-Dresult=result.beside", "-cp", System.getProperty("java.class.path"), AllTests.class.getName()));
+        command.addAll(List.of("-Dresult=.beside", "-cp", System.getProperty("java.class.path"), AllTests.class.getName()));
         classes.forEach(type -> command.add(type.getName()));
         Process other = new ProcessBuilder(command).inheritIO().start();
         Runtime.getRuntime().addShutdownHook(new Thread(other::destroy));
         return other;
     }
 
-    private static void addResult(Process other) throws Exception {
+    private static int await(Process other) throws InterruptedException {
         ScheduledExecutorService timer = giveUpAfterTheLimit("the tests in the other JVM", RESULTS);
         int code = other.waitFor();
         timer.shutdownNow();
+        return code;
+    }
+
+    private static void addResult(int code) throws IOException {
         Path file = RESULTS.resolve("result.beside");
         if (!Files.exists(file)) {
             STDOUT.println("the tests in the other JVM: it ended with exit code " + code + " and without a result");
