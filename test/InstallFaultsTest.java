@@ -186,16 +186,16 @@ final class InstallFaultsTest {
     /** The story of a changed phase 3 without a reinstallation. */
     @Test
     void changedProvisioningBecomesTheCleanState() throws IOException {
-        Path phases = Guest.phasesWhere("phase3-provision.sh", "complete=yes", "echo changed >/root/provisioning\ncomplete=yes");
+        Path phases = Guest.phasesWhere("phase3-provision.sh", "complete=yes", "echo changed >/root/changed\ncomplete=yes");
         Guest guest = TWIN.with("VM_PHASES", phases.toString(), "VM_SSH_PORT", "" + Guest.freePort()); // 2222 is the shared VM's
         try {
             guest.install().exits(2).says("beginning at phase 3: changed since: its script", "confirm it with --yes");
             guest.ctl("start").exits(0);
             guest.install("provision").exits(0).says("STEP 1: read the settings", "DONE WITH PHASE 3.", "vm-ctl snapshot clean");
             guest.ctl("snapshot", "clean", "--yes").exits(0);
-            guest.sh("rm /root/provisioning").exits(0);
+            guest.sh("rm /root/changed").exits(0);
             guest.ctl("restore").exits(0);
-            guest.sh("cat /root/provisioning").exits(0).answers("changed");
+            guest.sh("cat /root/changed").exits(0).answers("changed");
             guest.ctl("stop").exits(0);
             guest.install().exits(0).says("nothing it was made from has changed");
             guest.install("provision").exits(3).says("vm-ctl start");
