@@ -134,6 +134,7 @@ final class ManualTest {
     void theLinesThatInstall() throws IOException {
         Guest second = guest.with("VM_NAME", "second", "VM_PHASES", TOP.resolve("phases").toString());
         guest.ctl("stop").exits(0);
+        second.ctl("destroy", "--yes").exits(0); // what a run that was killed left
         second.link(guest);
         second.install("make-iso", TOP.resolve("phases/phase2-update.sh").toString(), scratch.resolve("p2.iso").toString()).exits(0);
         String last = "";
