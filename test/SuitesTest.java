@@ -166,8 +166,8 @@ final class SuitesTest {
             Process flood = small.start(LOG, "VmTest", suite);
             long peak = 0; // KB
             while (!flood.waitFor(20, TimeUnit.MILLISECONDS)) {
-                try (Stream<String> status = Files.lines(Path.of("/proc/" + flood.pid() + "/status"))) {
-                    peak = Math.max(peak, status.filter(line -> line.startsWith("VmHWM:")).mapToLong(line -> Long.parseLong(line.replaceAll("\\D", ""))).sum());
+                try { // read at once: a stream of lines would throw another exception when the process ends meanwhile
+                    peak = Math.max(peak, Files.readString(Path.of("/proc/" + flood.pid() + "/status")).lines().filter(line -> line.startsWith("VmHWM:")).mapToLong(line -> Long.parseLong(line.replaceAll("\\D", ""))).sum());
                 } catch (java.io.IOException ended) {
                     // between the look at it and the look into it
                 }
