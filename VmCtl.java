@@ -2739,7 +2739,7 @@ final class VmCtl {
         private static final List<String> SUFFIXES = List.of("-clean.qcow2", ".qcow2", ".disks", ".snapshots", ".install", ".ssh",
                 ".test", ".sync", ".pid", ".qemu-pid", ".qemu.log", ".console.log", ".console.log.1", ".setup.iso", ".lock");
         private static final List<String> SOCKETS = List.of(".qmp", ".console", ".control", ".ram");
-        private static final Pattern OWNER = Pattern.compile("([^.].*?)(?:-clean\\.qcow2|\\.(?:qcow2|disks|install|pid|ssh))");
+        private static final Pattern OWNER = Pattern.compile("([^.].*?)(?:-clean\\.qcow2|\\.(?:qcow2|disks|snapshots|install|pid|ssh))");
 
         Path file(String suffix) {
             return dir.resolve(name + suffix);
