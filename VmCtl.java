@@ -1701,7 +1701,7 @@ final class VmCtl {
             workingDiskIsKnown = files.workingDisk().isPresent();
         }
 
-        /** Null while it cannot be told what is needed, because a record, or a disk that something needs, cannot be read. */
+        /** Null while it is unknown what is needed: QEMU does not answer, or a record or a disk that is needed cannot be read. */
         static Layers of(Snapshots snapshots) throws IOException {
             Layers layers = new Layers(snapshots.files);
             for (Path directory : entries(layers.files.file(".snapshots"))) {
@@ -1715,6 +1715,9 @@ final class VmCtl {
             }
             layers.files.workingDisk().ifPresent(layers.needed::add);
             if (snapshots.qemu.isRunning()) {
+                if (snapshots.qemu.runState().equals("unknown")) {
+                    return null;
+                }
                 layers.needed.add(snapshots.qemu.activeDisk());
             }
             for (Path directory : entries(layers.files.dir())) {
@@ -1958,7 +1961,7 @@ final class VmCtl {
                 return Files.exists(files.pidFile()) ? new Report("gone", 3, "QEMU ended without being stopped", null)
                         : new Report("stopped", 3, null, null);
             } else if (running == null) {
-                return new Report("starting", 0, "a start is at work, or was interrupted (then vm-ctl start mends it)", null);
+                return new Report("starting", 0, "a start is going on, or was interrupted: vm-ctl start then begins anew", null);
             }
             String console = consoleSince(running);
             String state = qemu.runState();

@@ -59,7 +59,7 @@ final class ReadmeTest {
     /** Run by ManualTest. */
     static final List<String> ON_A_VM = List.of("make vm-(setup|install|auto-install|start|stop|restore|quick)",
             "make vm-test-(?!vet|procctl-reaping).*", "VM_MEMORY=4G VM_CPUS=4 make vm-start",
-            "jbang vm-ctl (ssh|exec|start|restart|snapshot|restore|screenshot).*", "jbang vm-sync( --dry-run| pull .*)?",
+            "jbang vm-ctl (ssh|exec|start|restart|snapshot|restore|screenshot|clone).*", "VM_NAME=(one|two) jbang vm-ctl .*", "jbang vm-sync( --dry-run| pull .*)?",
             "jbang vm-test (run|--).*", "jbang vm-auto-install (provision|--to 1|run-phase .*|--from 3 --yes)", "ssh -F .*", "rsync .*");
 
     /** Run by ManualTest in a project that has the README's Makefile and vm.env. */

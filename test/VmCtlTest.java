@@ -1215,7 +1215,7 @@ final class VmCtlTest {
     @Test
     void whatCannotBeMadeIsUndoneAndAFullDiskIsNamed() throws Exception {
         assumeTrue(System.getProperty("user.name").equals("root"), "only root may mount");
-        sh("mount", "-t", "tmpfs", "-o", "size=2m,nr_inodes=60", "tmpfs", dir.toString());
+        sh("mount", "-t", "tmpfs", "-o", "size=2m,nr_inodes=60,mode=700", "tmpfs", dir.toString());
         try {
             makeVm();
             write(disk(), 2);
