@@ -80,6 +80,7 @@ import java.util.Comparator;
 import java.util.Deque;
 import java.util.HashMap;
 import java.util.HashSet;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
@@ -1116,14 +1117,16 @@ final class VmCtl {
             synchronized (this) {
                 closing = true;
             }
-            Thread.interrupted();
+            Thread.interrupted(); // from here on, undoing may wait
+            Set<String> failures = new LinkedHashSet<>(); // if QEMU has ended, each step fails with the same words
             for (Step step : steps) {
                 try {
                     step.run();
                 } catch (IOException | VmException failed) {
-                    say.accept("while undoing: " + failed.getMessage());
+                    failures.add(failed.getMessage());
                 }
             }
+            failures.forEach(failure -> say.accept("while undoing: " + failure));
             closed.countDown();
             try {
                 Runtime.getRuntime().removeShutdownHook(hook);
@@ -1398,13 +1401,17 @@ final class VmCtl {
             try (Undo undo = new Undo(say)) {
                 qemu.write(running.during(Act.FREEZING));
                 undo.add(() -> qemu.write(running));
+                undo.add(qemu::goOnAfterMigration);
                 long stopped = System.nanoTime();
                 qemu.qmp("stop");
-                undo.add(qemu::goOnAfterMigration);
                 onStep.accept("stopped");
                 Path disk = qemu.activeDisk();
                 Path overlay = newOverlay(disk);
-                undo.add(() -> discard(overlay));
+                undo.add(() -> {
+                    if (!qemu.activeDisk().equals(overlay)) { // an interrupt may hide that QEMU did what it was told
+                        discard(overlay);
+                    }
+                });
                 onStep.accept("overlay made");
                 Path ramFile = unused(files.record(name).resolveSibling("ram"));
                 undo.add(() -> Files.deleteIfExists(ramFile));
@@ -1413,10 +1420,14 @@ final class VmCtl {
                         "automatic", automatic));
                 onStep.accept("RAM saved");
                 files.useDisk(overlay); // it is empty: whichever of the two QEMU uses, the link names the same content
-                undo.add(() -> files.useDisk(disk));
+                undo.add(() -> files.useDisk(qemu.activeDisk()));
                 onStep.accept("link moved");
                 String node = qemu.addOverlay(overlay, running.cache());
-                undo.add(() -> qemu.qmp("blockdev-del", "node-name", node));
+                undo.add(() -> {
+                    if (!qemu.activeDisk().equals(overlay)) {
+                        qemu.qmp("blockdev-del", "node-name", node);
+                    }
+                });
                 onStep.accept("overlay attached");
                 qemu.qmp("blockdev-snapshot", "node", qemu.activeNode(), "overlay", node);
                 undo.clear(); // the guest will write to the overlay, whatever else fails
@@ -1508,6 +1519,7 @@ final class VmCtl {
                     qemu.end();
                     qemu.removeLeftovers();
                 } else if (running.act() == Act.FREEZING) {
+                    files.useDisk(qemu.activeDisk());
                     qemu.goOnAfterMigration();
                     qemu.write(running.during(Act.NONE));
                     say.accept("an earlier snapshot was interrupted: the guest goes on");

@@ -929,7 +929,7 @@ final class VmCtlTest {
         assertEquals("\u0089PNG", new String(Files.readAllBytes(picture), ISO_8859_1).substring(0, 4));
 
         sh("kill", "-STOP", String.valueOf(pid));
-        for (int i = 0; i < 5; i++) { // until the monitor's backlog is full, too
+        for (int i = 0; i < 3; i++) { // until the monitor's backlog is full, too
             long begun = System.nanoTime();
             ctl("status").exits(69).answers("hung");
             assertTrue(System.nanoTime() - begun < 20e9, "a hung QEMU holds status up");
