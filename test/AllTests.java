@@ -2,11 +2,11 @@
 //DESCRIPTION Run tests by their tags or class names, in a fixed order
 //JAVA 17+
 //SOURCES ../VmSetup.java ../VmAutoInstall.java ../VmCtl.java ../VmSync.java ../VmTest.java
-//SOURCES FakeVm.java Guest.java Mirror.java Sshd.java
+//SOURCES FakeVm.java Guest.java KilledCommand.java Mirror.java Sshd.java
 //SOURCES PhaseShellTest.java VmSetupTest.java VmAutoInstallTest.java VmCtlTest.java VmSyncTest.java VmTestTest.java LintTest.java
 //SOURCES JdkMissingTest.java ReadmeTest.java
 //SOURCES InstallTest.java StandinTest.java StandinBootTest.java LifecycleTest.java SyncTest.java SuitesTest.java MakeTest.java ManualTest.java
-//SOURCES InstallFaultsTest.java LifecycleFaultsTest.java SyncFaultsTest.java WorkflowTest.java
+//SOURCES InstallFaultsTest.java LifecycleFaultsTest.java InterruptionsTest.java ManySnapshotsTest.java SyncFaultsTest.java WorkflowTest.java
 //DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
 
 import static java.nio.charset.StandardCharsets.UTF_8;
@@ -59,7 +59,7 @@ final class AllTests {
             VmSetupTest.class, VmAutoInstallTest.class, VmCtlTest.class, VmSyncTest.class, VmTestTest.class, PhaseShellTest.class, LintTest.class,
             JdkMissingTest.class, ReadmeTest.class,
             InstallTest.class, StandinTest.class, StandinBootTest.class, LifecycleTest.class, SyncTest.class, SuitesTest.class, MakeTest.class, ManualTest.class,
-            InstallFaultsTest.class, LifecycleFaultsTest.class, SyncFaultsTest.class, WorkflowTest.class);
+            InstallFaultsTest.class, LifecycleFaultsTest.class, InterruptionsTest.class, ManySnapshotsTest.class, SyncFaultsTest.class, WorkflowTest.class);
 
     /**
      * Run in a JVM of their own beside the classes that use the shared VM, which leave one of two cores idle: an emulated guest has

@@ -1,5 +1,6 @@
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertNotEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
@@ -10,6 +11,7 @@ import java.time.Duration;
 import java.time.Instant;
 import java.time.ZoneOffset;
 import java.time.format.DateTimeFormatter;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.TimeUnit;
 import java.util.regex.Matcher;
@@ -51,9 +53,10 @@ final class LifecycleTest {
 
     @Test
     @Order(2)
-    void theFirstStartColdBootsAndFreezesDiskAndRam() {
+    void theFirstStartBootsAndKeepsDiskAndRam() throws IOException {
         GUEST.ctl("start", "--forward", PORT + ":80").exits(0);
         assertTrue(Files.exists(GUEST.file(".snapshots").resolve("clean/ram")));
+        assertTrue(Files.isSymbolicLink(GUEST.file(".qcow2")) && GUEST.file(".qcow2").toRealPath().startsWith(GUEST.file(".disks")));
         GUEST.ctl("status").exits(0).answers("running", PORT + ":80");
         GUEST.ctl("start").exits(0).says("runs already");
         assertEquals(1, GUEST.qemus().size());
@@ -113,7 +116,7 @@ final class LifecycleTest {
         DateTimeFormatter form = DateTimeFormatter.ofPattern("yyyyMMddHHmm.ss").withZone(ZoneOffset.UTC);
         GUEST.sh("echo one >/root/state; sync; date -u " + form.format(Instant.now().minus(Duration.ofMinutes(10)))).exits(0);
         String boot = GUEST.sh("cat /proc/sys/kernel/random/boot_id").exits(0).out();
-        GUEST.ctl("snapshot", "one", "--yes").exits(0); // as if ten minutes ago
+        GUEST.ctl("snapshot", "one", "--yes").exits(0).says("kept disk and RAM", "the guest stood still for "); // as if ten minutes ago
         GUEST.sh("echo two >/root/state").exits(0);
         GUEST.ctl("restore", "one").exits(0);
         GUEST.sh("cat /root/state").exits(0).answers("one");
@@ -131,7 +134,7 @@ final class LifecycleTest {
     @Test
     @Order(8)
     void restoreThenSnapshotThenRestoreLosesNothing() throws IOException {
-        GUEST.ctl("restore").exits(0);
+        GUEST.ctl("restore").exits(0).says("restored clean with its RAM");
         GUEST.sh("test ! -e /root/state").exits(0);
         assertTrue(Files.size(GUEST.file(".qcow2")) < Files.size(GUEST.file("-clean.qcow2")) / 4, "the working disk is no thin overlay");
         GUEST.sh("echo three >/root/state; sync").exits(0);
@@ -140,11 +143,61 @@ final class LifecycleTest {
         GUEST.ctl("restore").exits(0);
         GUEST.ctl("restore", "one").exits(0);
         GUEST.sh("cat /root/state").exits(0).answers("three");
-        GUEST.ctl("snapshot", "--list").exits(0).answers("clean", "one");
+        GUEST.ctl("snapshot", "--list").exits(0).answers("clean", "one", "disk and RAM");
+    }
+
+    /** Two VMs that begin as this one's snapshot, at once, while it runs: each is itself in all that must differ. */
+    @Test
+    @Order(9)
+    void clonesAreVmsOfTheirOwn() {
+        GUEST.sh("echo source >/root/state; sync").exits(0);
+        int port = number("port");
+        GUEST.ctl("clone", "--snapshot", "one", "--start", "left", "right").exits(0);
+        List<Guest> clones = List.of(GUEST.with("VM_NAME", "left"), GUEST.with("VM_NAME", "right"));
+        List<String> random = new ArrayList<>();
+        for (Guest clone : clones) {
+            String name = clone.settings().get("VM_NAME");
+            List<String> lines = clone.sh("hostname; cat /root/state; date +%s; od -An -N16 -tx1 /dev/urandom").exits(0).out().lines().toList();
+            assertEquals(List.of(name, "three"), lines.subList(0, 2));
+            long behind = System.currentTimeMillis() / 1000 - Long.parseLong(lines.get(2));
+            assertTrue(Math.abs(behind) <= 3, "the clock of " + name + " is " + behind + " s behind");
+            random.add(lines.get(3));
+            clone.ctl("clone", "more").exits(69).says(name + " is a clone itself");
+        }
+        assertNotEquals(random.get(0), random.get(1), "the random numbers of two clones");
+        String list = GUEST.ctl("list").exits(0).answers("guest  ").out();
+        assertEquals(2, list.lines().filter(line -> line.matches("(left|right) .*running.*  clone of guest/one")).count(), list);
+        assertEquals(3, list.lines().map(line -> line.replaceAll("  clone.*", "").replaceAll(".*port ", "")).distinct().count(), list);
+        GUEST.ctl("destroy", "--yes").exits(69).says("clones build on it: left, right");
+        GUEST.ctl("snapshot", "--delete", "one").exits(69).says("clones build on it: left, right");
+        GUEST.ctl("snapshot", "one", "--yes").exits(69).says("clones build on it: left, right");
+        clones.forEach(clone -> clone.ctl("destroy", "--yes").exits(0));
+        GUEST.sh("cat /root/state").exits(0).answers("source");
+        assertEquals(port, number("port"));
+        assertEquals(1, GUEST.qemus().size());
+    }
+
+    /** A number in the answer of status --json. */
+    private static int number(String key) {
+        return Integer.parseInt(GUEST.ctl("status", "--json").exits(0).out().replaceAll("(?s).*\"" + key + "\":(\\d+).*", "$1"));
     }
 
     @Test
-    @Order(9)
+    @Order(10)
+    void deletingASnapshotMergesItsLayerWhileTheVmRuns() {
+        int depth = number("depth");
+        GUEST.ctl("snapshot", "two").exits(0);
+        GUEST.sh("echo four >/root/state; sync").exits(0);
+        assertEquals(depth + 1, number("depth"));
+        GUEST.ctl("status", "--json").answers("\"usableRam\":[\"clean\",\"one\",\"two\"]");
+        GUEST.ctl("snapshot", "--delete", "two").exits(0).says("deleted two");
+        assertEquals(depth, number("depth"));
+        GUEST.sh("cat /root/state").exits(0).answers("four");
+        assertFalse(Files.exists(GUEST.file(".snapshots").resolve("two")));
+    }
+
+    @Test
+    @Order(11)
     void theConsoleTakesWhatIsTyped() throws Exception {
         Path log = Guest.BUILD.resolve("test/console.log");
         Process console = GUEST.attach(log, "VmCtl", "console");
@@ -156,38 +209,25 @@ final class LifecycleTest {
     }
 
     @Test
-    @Order(10)
+    @Order(12)
     void aKilledQemuIsNoticedAndMended() throws Exception {
         ProcessHandle qemu = GUEST.qemus().get(0);
         qemu.destroyForcibly();
         qemu.onExit().get();
         GUEST.ctl("status").exits(3).answers("gone");
-        GUEST.ctl("start").exits(0);
-        GUEST.sh("true").exits(0);
-    }
-
-    @Test
-    @Order(11)
-    void stopShutsDownAndASecondStopIsNoError() {
-        GUEST.ctl("stop").exits(0).says("shutdown");
-        assertEquals(List.of(), GUEST.qemus());
-        GUEST.ctl("stop").exits(0);
-        GUEST.ctl("status").exits(3).answers("stopped");
+        GUEST.ctl("start").exits(0).says("booted guest");
+        GUEST.sh("cat /root/state").exits(0).answers("four");
     }
 
     /** The target: a third of a cold boot of the same guest in the same run. */
     @Test
-    @Order(12)
+    @Order(13)
     void aRestoreIsFasterThanABoot() {
-        GUEST.ctl("snapshot", "cold").exits(0);
-        assertFalse(Files.exists(GUEST.file(".snapshots").resolve("cold/ram")));
-        GUEST.ctl("restore", "cold").exits(0);
-        GUEST.ctl("status").exits(3);
-        double boot = seconds(GUEST.ctl("start").exits(0), "booted guest in ");
+        double boot = seconds(GUEST.ctl("restore", "one", "--cold").exits(0).says("like one after a power cut"), "booted guest in ");
+        GUEST.sh("cat /root/state").exits(0).answers("three");
         double restore = Stream.generate(() -> seconds(GUEST.ctl("restore").exits(0), " with its RAM in ")).limit(3).min(Double::compare).get();
         System.out.printf("cold boot %.1f s, restore %.1f s: %.2f%n", boot, restore, restore / boot);
         assertTrue(restore < boot, "a restore takes " + restore + " s, a boot " + boot + " s");
-        GUEST.ctl("snapshot", "--delete", "cold").exits(0);
     }
 
     private static double seconds(Guest.Result result, String before) {
@@ -197,8 +237,32 @@ final class LifecycleTest {
     }
 
     @Test
-    @Order(13)
+    @Order(14)
+    void stopShutsDownAndASecondStopIsNoError() {
+        GUEST.ctl("stop").exits(0).says("stopped guest by shutdown -p now over ssh");
+        assertEquals(List.of(), GUEST.qemus());
+        GUEST.ctl("stop").exits(0);
+        GUEST.ctl("status").exits(3).answers("stopped");
+    }
+
+    @Test
+    @Order(15)
+    void aStoppedVmsSnapshotIsItsDisk() {
+        GUEST.ctl("snapshot", "cold").exits(0).says("kept the disk as cold");
+        assertFalse(Files.exists(GUEST.file(".snapshots").resolve("cold/ram")));
+        GUEST.ctl("restore", "cold").exits(0).says("vm-ctl start boots it");
+        GUEST.ctl("status").exits(3).answers("stopped");
+        GUEST.ctl("start", "--dry-run").exits(0).answers("guest.disks/");
+        GUEST.ctl("snapshot", "--delete", "cold").exits(0);
+        GUEST.ctl("snapshot", "--delete", "one").exits(0);
+        GUEST.ctl("status", "--json").exits(3).answers("{\"name\":\"guest\",\"state\":\"stopped\"", "\"depth\":2,", "\"snapshots\":[\"clean\"]");
+    }
+
+    @Test
+    @Order(16)
     void statusAnswersAsOneJsonObject() {
-        GUEST.ctl("status", "--json").exits(0).answers("{\"name\":\"guest\",\"state\":\"running\"", "\"port\":", "\"snapshots\":[");
+        GUEST.ctl("restore").exits(0);
+        GUEST.ctl("status", "--json").exits(0).answers("{\"name\":\"guest\",\"state\":\"running\"", "\"port\":", "\"depth\":2,",
+                "\"snapshots\":[\"clean\"]", "\"usableRam\":[\"clean\"]");
     }
 }

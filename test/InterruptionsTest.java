@@ -1,0 +1,410 @@
+import static java.nio.charset.StandardCharsets.ISO_8859_1;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import com.grack.nanojson.JsonObject;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.TreeSet;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.AfterAll;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.DynamicTest;
+import org.junit.jupiter.api.MethodOrderer;
+import org.junit.jupiter.api.Order;
+import org.junit.jupiter.api.Tag;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.TestFactory;
+import org.junit.jupiter.api.TestMethodOrder;
+import org.junit.jupiter.api.function.Executable;
+
+/**
+ * Every act on a VM, cut off at each of its steps: by the end of the tool, by the end of QEMU, by Ctrl-C. The next command recovers,
+ * no data is lost, and nothing is left behind. Prints a table of it.
+ */
+@Tag("faults")
+@Tag("vm")
+@TestMethodOrder(MethodOrderer.OrderAnnotation.class)
+final class InterruptionsTest {
+
+    private static final Guest GUEST = Guest.installed();
+    private static final VmCtl.VmFiles FILES = new VmCtl.VmFiles(GUEST.vmDir(), "guest");
+    private static final List<String> FREEZE = List.of("stopped", "overlay made", "RAM saved", "link moved", "overlay attached",
+            "overlay in use", "recorded", "going on");
+    private static final List<String> RESTORE = List.of("overlay made", "ended", "link moved");
+    private static final List<String> WAKE = List.of("waiting for RAM", "RAM loaded", "woken");
+    private static final List<String> STOPPED_FREEZE = List.of("overlay made", "link moved", "recorded");
+    /** What was tried, and how it ended. */
+    private static final Map<String, String> TABLE = new LinkedHashMap<>();
+
+    /** What was written to the guest's /root/last, now, and when snapshot cut was taken. */
+    private static int last;
+    private static int inCut;
+
+    @BeforeAll
+    static void somethingToLose() throws IOException {
+        GUEST.fresh();
+        write();
+        GUEST.ctl("snapshot", "kept", "--yes").exits(0);
+        write();
+        GUEST.ctl("snapshot", "cut", "--yes").exits(0);
+        inCut = last;
+    }
+
+    @AfterAll
+    static void end() {
+        GUEST.ctl("stop", "--force");
+        GUEST.ctl("snapshot", "--delete", "cut");
+        GUEST.ctl("snapshot", "--delete", "kept");
+        GUEST.ctl("restore");
+        GUEST.ctl("stop", "--force");
+        System.out.printf("| %-58s | survived | data |%n", "interruption");
+        TABLE.forEach((name, outcome) -> System.out.printf("| %-58s | %s |%n", name, outcome));
+    }
+
+    /** Writes a new number in the guest, so that it reaches the disk. */
+    private static void write() {
+        GUEST.sh("echo number " + ++last + " >/root/last; sync").exits(0);
+    }
+
+    private static int read() {
+        return Integer.parseInt(GUEST.sh("cat /root/last").exits(0).out().replaceAll("\\D", ""));
+    }
+
+    private static DynamicTest interruption(String name, Executable deed) {
+        return DynamicTest.dynamicTest(name, () -> {
+            TABLE.put(name, "no       | ?   ");
+            if (GUEST.qemus().isEmpty()) { // after one that was not survived
+                GUEST.ctl("restore", "kept").exits(0);
+            }
+            deed.execute();
+            TABLE.put(name, "yes      | kept");
+        });
+    }
+
+    private static Guest.Result killed(KilledCommand.Way way, String step, String... arguments) {
+        return KilledCommand.run(GUEST, way, step, 1, arguments);
+    }
+
+    /** A new step in VmCtl.java needs its line in this class. */
+    @Test
+    @Order(1)
+    void allStepsAreInTheseLists() throws IOException {
+        Map<String, List<String>> steps = new LinkedHashMap<>();
+        String method = "";
+        for (String line : Files.readAllLines(Path.of("VmCtl.java"))) {
+            Matcher begin = Pattern.compile("^ {8}\\w.* (\\w+)\\(.*").matcher(line);
+            Matcher step = Pattern.compile("onStep\\.accept\\(\"([^\"]+)\"").matcher(line);
+            if (begin.matches()) {
+                method = begin.group(1);
+            } else if (step.find()) {
+                steps.computeIfAbsent(method, key -> new ArrayList<>()).add(step.group(1));
+            }
+        }
+        assertEquals(Map.of("freezeRunning", FREEZE, "freezeStopped", STOPPED_FREEZE, "restore", RESTORE, "wake", WAKE,
+                "launch", List.of("QEMU started"), "delete", List.of("deleted"), "clone", List.of("clone made"),
+                "stop", List.of("stopping by ")), steps);
+    }
+
+    // Snapshots of a running VM.
+
+    @TestFactory
+    @Order(2)
+    Stream<DynamicTest> snapshot() {
+        return FREEZE.stream().flatMap(step -> Stream.of(KilledCommand.Way.values())
+                .map(way -> interruption("snapshot: " + way + " at '" + step + "'", () -> cutSnapshot(way, step))));
+    }
+
+    private static void cutSnapshot(KilledCommand.Way way, String step) throws IOException {
+        write();
+        boolean taken = FREEZE.indexOf(step) >= FREEZE.indexOf("recorded");
+        String record = Files.readString(FILES.record("cut"));
+        int depth = depth();
+        Guest.Result cut = killed(way, step, "snapshot", "cut", "--yes");
+        assertEquals(taken, !record.equals(Files.readString(FILES.record("cut"))), "half a snapshot, or none");
+        inCut = taken ? last : inCut;
+        switch (way) {
+            case QEMU -> {
+                cut.exits(step.equals("going on") ? 0 : 69);
+                GUEST.ctl("status").exits(3).answers("gone");
+                assertTrue(isOnDisk("number " + last), "the working disk has lost what was written");
+                GUEST.ctl("restore", "cut").exits(0).says("restored cut with its RAM");
+            }
+            case HALT -> {
+                cut.exits(137);
+                GUEST.ctl("status").exits(0).answers(step.equals("going on") ? "running" : "paused");
+                if (FREEZE.indexOf(step) % 2 == 0) {
+                    GUEST.ctl("start").exits(0).says("runs already");
+                } else {
+                    GUEST.ctl("snapshot", "cut", "--yes").exits(0);
+                    inCut = last;
+                }
+            }
+            default -> {
+                cut.exits(130);
+                GUEST.ctl("status").exits(0).answers("running");
+            }
+        }
+        assertEquals(way == KilledCommand.Way.QEMU ? inCut : last, read());
+        last = way == KilledCommand.Way.QEMU ? inCut : last;
+        assertNothingIsLeft(GUEST, depth + 1);
+    }
+
+    /** Snapshots come and go while the guest runs: the layers under its disk do not pile up. */
+    @Test
+    @Order(3)
+    void whatWasCutOffIsMergedByALaterSnapshot() throws IOException {
+        GUEST.ctl("restore", "cut").exits(0);
+        int depth = depth();
+        GUEST.ctl("snapshot", "cut", "--yes").exits(0);
+        assertEquals(depth, depth());
+        assertTrue(depth <= 3, "clean, kept and cut make " + depth + " layers");
+        assertEquals(inCut, read());
+    }
+
+    @Test
+    @Order(4)
+    void aWorkingDiskThatLostItsQemuBootsWithWhatWasWritten() throws IOException {
+        write();
+        killed(KilledCommand.Way.QEMU, "overlay in use", "snapshot", "cut", "--yes").exits(69);
+        GUEST.ctl("start").exits(0).says("booted");
+        assertEquals(last, read());
+    }
+
+    // Restore, and the start from RAM that is its second half.
+
+    @TestFactory
+    @Order(5)
+    Stream<DynamicTest> restore() {
+        List<String> steps = new ArrayList<>(RESTORE);
+        steps.add("QEMU started");
+        steps.addAll(WAKE);
+        return steps.stream().flatMap(step -> Stream.of(KilledCommand.Way.values())
+                .filter(way -> way != KilledCommand.Way.QEMU || !Set.of("ended", "link moved").contains(step)) // there is none
+                .map(way -> interruption("restore: " + way + " at '" + step + "'", () -> cutRestore(way, step, steps.indexOf(step)))));
+    }
+
+    private static void cutRestore(KilledCommand.Way way, String step, int number) throws IOException {
+        write();
+        Guest.Result cut = killed(way, step, "restore", "cut");
+        boolean untouched = step.equals("overlay made") && way != KilledCommand.Way.QEMU;
+        if (way != KilledCommand.Way.QEMU) {
+            cut.exits(way == KilledCommand.Way.HALT ? 137 : 130);
+        } else if (step.equals("overlay made")) {
+            cut.exits(0); // it would have ended this QEMU itself
+        } else {
+            cut.exits(69).says("QEMU");
+        }
+        int code = Set.of("ended", "link moved").contains(step) || way == KilledCommand.Way.QEMU && number > 0 ? 3 : 0;
+        GUEST.ctl("status").exits(code);
+        if (!untouched && (step.equals("ended") || number % 2 == 1)) { // else the working disk, which the user gave up, boots
+            GUEST.ctl("restore", "cut").exits(0).says("restored cut with its RAM");
+        } else {
+            GUEST.ctl("start").exits(0);
+        }
+        last = untouched ? last : inCut;
+        assertEquals(last, read());
+        assertNothingIsLeft(GUEST, 9);
+    }
+
+    /** A start from RAM that is cut off three times in a row. */
+    @TestFactory
+    @Order(6)
+    Stream<DynamicTest> start() {
+        List<String> steps = new ArrayList<>(List.of("QEMU started"));
+        steps.addAll(WAKE);
+        return steps.stream().map(step -> interruption("start: each way at '" + step + "'", () -> {
+            killed(KilledCommand.Way.HALT, "link moved", "restore", "cut").exits(137);
+            killed(KilledCommand.Way.HALT, step, "start").exits(137);
+            if (step.equals("woken")) { // it is restored, and lacks the right time only
+                GUEST.ctl("stop", "--force").exits(0);
+                killed(KilledCommand.Way.HALT, "link moved", "restore", "cut").exits(137);
+            }
+            killed(KilledCommand.Way.QEMU, step, "start").exits(69);
+            killed(KilledCommand.Way.SIGINT, step, "start").exits(130);
+            GUEST.ctl("start").exits(0);
+            assertEquals(inCut, read());
+            assertClockIsRight(GUEST);
+            assertNothingIsLeft(GUEST, 9);
+        }));
+    }
+
+    // Deleting, cloning, stopping.
+
+    @TestFactory
+    @Order(7)
+    Stream<DynamicTest> delete() {
+        return Stream.of(KilledCommand.Way.values()).map(way -> interruption("snapshot --delete: " + way + " at 'deleted'", () -> {
+            write();
+            GUEST.ctl("snapshot", "gone", "--yes").exits(0);
+            int depth = depth();
+            Guest.Result cut = killed(way, "deleted", "snapshot", "--delete", "gone");
+            cut.exits(switch (way) {
+                case HALT -> 137;
+                case SIGINT -> 130;
+                case QEMU -> 0;
+            });
+            assertFalse(GUEST.ctl("snapshot", "--list").exits(0).out().contains("gone"));
+            if (way == KilledCommand.Way.QEMU) {
+                assertTrue(isOnDisk("number " + last), "the working disk has lost what was written");
+                assertEquals(depth - 1, depth());
+                GUEST.ctl("restore", "cut").exits(0);
+                last = inCut;
+            }
+            GUEST.ctl("start").exits(0);
+            assertEquals(last, read());
+            assertNothingIsLeft(GUEST, depth);
+        }));
+    }
+
+    @TestFactory
+    @Order(8)
+    Stream<DynamicTest> aClone() {
+        return Stream.of(KilledCommand.Way.HALT, KilledCommand.Way.SIGINT).map(way -> interruption("clone: " + way + " after the first of two", () -> {
+            killed(way, "clone made", "clone", "--snapshot", "cut", "first", "second").exits(way == KilledCommand.Way.HALT ? 137 : 130);
+            Guest first = GUEST.with("VM_NAME", "first");
+            if (way == KilledCommand.Way.HALT) {
+                GUEST.ctl("list").exits(0).answers("clone of guest/cut");
+                GUEST.ctl("snapshot", "--delete", "cut").exits(69).says("clones build on it: first");
+                GUEST.ctl("clone", "--snapshot", "cut", "first", "second").exits(69).says("there is a VM first already");
+                first.ctl("status").exits(3).answers("stopped");
+                first.ctl("destroy", "--yes").exits(0);
+            }
+            assertFalse(GUEST.ctl("list").exits(0).out().contains("clone of"));
+            GUEST.ctl("clone", "--snapshot", "cut", "first").exits(0);
+            first.ctl("destroy", "--yes").exits(0);
+            try (Stream<Path> files = Files.list(GUEST.vmDir())) {
+                assertEquals(List.of(), files.filter(file -> file.getFileName().toString().matches("(first|second).*")).toList());
+            }
+            assertEquals(last, read());
+            assertNothingIsLeft(GUEST, 9);
+        }));
+    }
+
+    @TestFactory
+    @Order(9)
+    Stream<DynamicTest> stop() {
+        return Stream.of(
+                interruption("stop: QEMU at 'shutdown -p now over ssh'", () -> {
+                    killed(KilledCommand.Way.QEMU, "stopping by shutdown -p now over ssh", "stop").exits(0);
+                    GUEST.ctl("status").exits(3).answers("stopped");
+                    GUEST.ctl("restore", "cut").exits(0);
+                }),
+                interruption("stop: Ctrl-C before the guest was asked", () -> {
+                    killed(KilledCommand.Way.SIGINT, "stopping by shutdown -p now over ssh", "stop").exits(130);
+                    GUEST.ctl("start", "--timeout", "20s").exits(0).says("runs already");
+                    assertEquals(1, GUEST.qemus().size());
+                }),
+                interruption("stop --force: HALT at 'QMP quit'", () -> {
+                    killed(KilledCommand.Way.HALT, "stopping by QMP quit", "stop", "--force").exits(137);
+                    GUEST.ctl("status").exits(0).answers("running");
+                    GUEST.ctl("start").exits(0).says("runs already");
+                }),
+                interruption("stop: Ctrl-C while the guest shuts down", () -> {
+                    write();
+                    Path log = Guest.BUILD.resolve("test/interruption.log");
+                    Files.deleteIfExists(log);
+                    Process stop = GUEST.start(log, "VmCtl", "stop", "-v");
+                    Guest.await(log, "'shutdown -p now'");
+                    while (stop.descendants().anyMatch(ssh -> ssh.info().commandLine().orElse("").contains("shutdown -p now"))) {
+                        Thread.sleep(50);
+                    }
+                    new ProcessBuilder("kill", "-INT", String.valueOf(stop.pid())).start().waitFor();
+                    assertEquals(130, stop.waitFor());
+                    GUEST.ctl("status").exits(0).answers("it is shutting down");
+                    GUEST.ctl("start").exits(0).says("the guest is shutting down: waiting until it has ended", "booted");
+                    inCut = read();
+                    assertEquals(last, inCut);
+                    assertNothingIsLeft(GUEST, 9);
+                }));
+    }
+
+    /** A stopped VM's snapshot, the last as it leaves the VM stopped. */
+    @TestFactory
+    @Order(10)
+    Stream<DynamicTest> snapshotOfAStoppedVm() {
+        return STOPPED_FREEZE.stream().flatMap(step -> Stream.of(KilledCommand.Way.HALT, KilledCommand.Way.SIGINT)
+                .map(way -> interruption("snapshot, stopped: " + way + " at '" + step + "'", () -> {
+                    if (!GUEST.qemus().isEmpty()) {
+                        GUEST.ctl("stop", "--force").exits(0);
+                    }
+                    int depth = depth();
+                    killed(way, step, "snapshot", "cut", "--yes").exits(way == KilledCommand.Way.HALT ? 137 : 130);
+                    GUEST.ctl("status").exits(3).answers("stopped");
+                    assertTrue(isOnDisk("number " + last), "the working disk has lost what was written");
+                    GUEST.ctl("snapshot", "cut", "--yes").exits(0);
+                    assertTrue(isOnDisk("number " + last), "the working disk has lost what was written");
+                    assertEquals(Math.max(depth, 3), Math.max(depth(), 3));
+                    assertNothingIsLeft(GUEST, 9);
+                })));
+    }
+
+    // What the tests share.
+
+    /** How many layers lie under the working disk. */
+    private static int depth() throws IOException {
+        return VmCtl.Disk.depth(FILES.workingDisk().orElseThrow());
+    }
+
+    /** Whether a text stands in one of the layers that make the working disk: looked for here, as a boot takes half a minute. */
+    private static boolean isOnDisk(String text) throws IOException {
+        for (Path layer : chain(FILES.workingDisk().orElseThrow())) {
+            if (layer.startsWith(FILES.disks()) && new String(Files.readAllBytes(layer), ISO_8859_1).contains(text)) {
+                return true;
+            }
+        }
+        return false;
+    }
+
+    private static List<Path> chain(Path top) throws IOException {
+        List<Path> chain = new ArrayList<>();
+        for (Path disk = top; disk != null; disk = VmCtl.Disk.read(disk).backing()) {
+            chain.add(disk);
+        }
+        return chain;
+    }
+
+    /** One QEMU at most, and no file but those that the working disk and the snapshots need; those are all there. */
+    static void assertNothingIsLeft(Guest guest, int greatestDepth) throws IOException {
+        VmCtl.VmFiles files = new VmCtl.VmFiles(guest.vmDir(), guest.settings().get("VM_NAME"));
+        assertTrue(guest.qemus().size() <= 1, "more than one QEMU");
+        Path working = files.workingDisk().orElseThrow();
+        Set<Path> needed = new TreeSet<>(chain(working));
+        assertTrue(needed.size() - 1 <= greatestDepth, needed.size() - 1 + " layers lie under the disk, not " + greatestDepth);
+        for (Path directory : entries(files.file(".snapshots"))) {
+            JsonObject record = VmCtl.json(Files.readString(directory.resolve("snapshot.json")));
+            needed.addAll(chain(files.dir().resolve(record.getString("disk"))));
+            Set<Path> right = new TreeSet<>(Set.of(directory.resolve("snapshot.json")));
+            if (record.has("ram")) {
+                Path ram = files.dir().resolve(record.getString("ram"));
+                assertEquals(record.getLong("ramBytes"), Files.size(ram), ram.toString());
+                right.add(ram);
+            }
+            assertEquals(right, new TreeSet<>(entries(directory)));
+        }
+        needed.removeIf(disk -> !disk.startsWith(files.disks()));
+        assertEquals(needed, new TreeSet<>(entries(files.disks())), "the working disk is " + working);
+    }
+
+    private static List<Path> entries(Path directory) throws IOException {
+        try (Stream<Path> entries = Files.list(directory)) {
+            return entries.toList();
+        }
+    }
+
+    /** The guest's clock is that of this machine, but for what ssh takes. */
+    static void assertClockIsRight(Guest guest) {
+        long second = Long.parseLong(guest.sh("date +%s").exits(0).out().strip());
+        long behind = System.currentTimeMillis() / 1000 - second;
+        assertTrue(behind >= -2 && behind <= 3, "the guest's clock is " + behind + " s behind");
+    }
+}
