@@ -42,6 +42,7 @@ final class InterruptionsTest {
             "overlay in use", "recorded", "going on");
     private static final List<String> RESTORE = List.of("overlay made", "ended", "link moved");
     private static final List<String> WAKE = List.of("waiting for RAM", "RAM loaded", "woken");
+    private static final List<String> CLONE = List.of("clone recorded", "clone made");
     private static final List<String> STOPPED_FREEZE = List.of("overlay made", "link moved", "recorded");
     /** What was tried, and how it ended. */
     private static final Map<String, String> TABLE = new LinkedHashMap<>();
@@ -52,7 +53,7 @@ final class InterruptionsTest {
 
     @BeforeAll
     static void somethingToLose() throws IOException {
-        GUEST.fresh();
+        asInstalled(GUEST);
         write();
         GUEST.ctl("snapshot", "kept", "--yes").exits(0);
         write();
@@ -62,10 +63,7 @@ final class InterruptionsTest {
 
     @AfterAll
     static void end() {
-        GUEST.ctl("stop", "--force");
-        GUEST.ctl("snapshot", "--delete", "cut");
-        GUEST.ctl("snapshot", "--delete", "kept");
-        GUEST.ctl("restore");
+        asInstalled(GUEST);
         GUEST.ctl("stop", "--force");
         System.out.printf("| %-58s | survived | data |%n", "interruption");
         TABLE.forEach((name, outcome) -> System.out.printf("| %-58s | %s |%n", name, outcome));
@@ -102,7 +100,7 @@ final class InterruptionsTest {
         Map<String, List<String>> steps = new LinkedHashMap<>();
         String method = "";
         for (String line : Files.readAllLines(Path.of("VmCtl.java"))) {
-            Matcher begin = Pattern.compile("^ {8}\\w.* (\\w+)\\(.*").matcher(line);
+            Matcher begin = Pattern.compile("^ {4}(?: {4})?(?!return|throw)\\w[\\w<>, ]* (\\w+)\\([^;]*").matcher(line);
             Matcher step = Pattern.compile("onStep\\.accept\\(\"([^\"]+)\"").matcher(line);
             if (begin.matches()) {
                 method = begin.group(1);
@@ -111,8 +109,8 @@ final class InterruptionsTest {
             }
         }
         assertEquals(Map.of("freezeRunning", FREEZE, "freezeStopped", STOPPED_FREEZE, "restore", RESTORE, "wake", WAKE,
-                "launch", List.of("QEMU started"), "delete", List.of("deleted"), "clone", List.of("clone made"),
-                "stop", List.of("stopping by ")), steps);
+                "launch", List.of("QEMU started"), "delete", List.of("deleted"), "clone", List.of("clone made"), "makeClone", List.of("clone recorded"),
+                "stop", List.of("stopping by "), "destroy", List.of("destroying")), steps);
     }
 
     // Snapshots of a running VM.
@@ -126,11 +124,13 @@ final class InterruptionsTest {
 
     private static void cutSnapshot(KilledCommand.Way way, String step) throws IOException {
         write();
-        boolean taken = FREEZE.indexOf(step) >= FREEZE.indexOf("recorded");
         String record = Files.readString(FILES.record("cut"));
         int depth = depth();
         Guest.Result cut = killed(way, step, "snapshot", "cut", "--yes");
-        assertEquals(taken, !record.equals(Files.readString(FILES.record("cut"))), "half a snapshot, or none");
+        boolean taken = !record.equals(Files.readString(FILES.record("cut")));
+        if (!step.equals("overlay in use") || way == KilledCommand.Way.HALT) { // else it may still come to write the record
+            assertEquals(FREEZE.indexOf(step) >= FREEZE.indexOf("recorded"), taken, "whether the snapshot was taken");
+        }
         inCut = taken ? last : inCut;
         switch (way) {
             case QEMU -> {
@@ -167,7 +167,7 @@ final class InterruptionsTest {
         int depth = depth();
         GUEST.ctl("snapshot", "cut", "--yes").exits(0);
         assertEquals(depth, depth());
-        assertTrue(depth <= 3, "clean, kept and cut make " + depth + " layers");
+        assertTrue(depth <= 4, "the clean disk and what clean, kept and cut hold are " + depth + " layers");
         assertEquals(inCut, read());
     }
 
@@ -175,7 +175,7 @@ final class InterruptionsTest {
     @Order(4)
     void aWorkingDiskThatLostItsQemuBootsWithWhatWasWritten() throws IOException {
         write();
-        killed(KilledCommand.Way.QEMU, "overlay in use", "snapshot", "cut", "--yes").exits(69);
+        killed(KilledCommand.Way.QEMU, "overlay attached", "snapshot", "cut", "--yes").exits(69);
         GUEST.ctl("start").exits(0).says("booted");
         assertEquals(last, read());
     }
@@ -268,26 +268,30 @@ final class InterruptionsTest {
 
     @TestFactory
     @Order(8)
-    Stream<DynamicTest> aClone() {
-        return Stream.of(KilledCommand.Way.HALT, KilledCommand.Way.SIGINT).map(way -> interruption("clone: " + way + " after the first of two", () -> {
-            killed(way, "clone made", "clone", "--snapshot", "cut", "first", "second").exits(way == KilledCommand.Way.HALT ? 137 : 130);
-            Guest first = GUEST.with("VM_NAME", "first");
-            if (way == KilledCommand.Way.HALT) {
-                GUEST.ctl("list").exits(0).answers("clone of guest/cut");
-                GUEST.ctl("snapshot", "--delete", "cut").exits(69).says("clones build on it: first");
-                GUEST.ctl("clone", "--snapshot", "cut", "first", "second").exits(69).says("there is a VM first already");
-                first.ctl("status").exits(3).answers("stopped");
-                first.ctl("destroy", "--yes").exits(0);
-            }
-            assertFalse(GUEST.ctl("list").exits(0).out().contains("clone of"));
-            GUEST.ctl("clone", "--snapshot", "cut", "first").exits(0);
-            first.ctl("destroy", "--yes").exits(0);
-            try (Stream<Path> files = Files.list(GUEST.vmDir())) {
-                assertEquals(List.of(), files.filter(file -> file.getFileName().toString().matches("(first|second).*")).toList());
-            }
-            assertEquals(last, read());
-            assertNothingIsLeft(GUEST, 9);
-        }));
+    Stream<DynamicTest> cloneAndDestroy() {
+        return CLONE.stream().flatMap(step -> Stream.of(
+                interruption("clone: HALT at '" + step + "', then destroy: HALT at 'destroying'", () -> {
+                    killed(KilledCommand.Way.HALT, step, "clone", "--snapshot", "cut", "first", "second").exits(137);
+                    GUEST.ctl("list").exits(0).answers("clone of guest/cut");
+                    GUEST.ctl("snapshot", "--delete", "cut").exits(69).says("clones build on it: first");
+                    GUEST.ctl("clone", "--snapshot", "cut", "first", "second").exits(69).says("there is a VM first already");
+                    Guest first = GUEST.with("VM_NAME", "first");
+                    first.ctl("status").exits(3).answers("stopped");
+                    KilledCommand.run(first, KilledCommand.Way.HALT, "destroying", 1, "destroy", "--yes").exits(137);
+                    first.ctl("destroy", "--yes").exits(0);
+                    assertNoClones();
+                }),
+                interruption("clone: SIGINT at '" + step + "'", () -> {
+                    killed(KilledCommand.Way.SIGINT, step, "clone", "--snapshot", "cut", "first", "second").exits(130);
+                    assertNoClones();
+                })));
+    }
+
+    private static void assertNoClones() throws IOException {
+        assertFalse(GUEST.ctl("list").exits(0).out().contains("clone of"));
+        assertEquals(List.of(), entries(GUEST.vmDir()).stream().filter(file -> file.getFileName().toString().matches("(first|second).*")).toList());
+        assertEquals(last, read());
+        assertNothingIsLeft(GUEST, 9);
     }
 
     @TestFactory
@@ -301,7 +305,7 @@ final class InterruptionsTest {
                 }),
                 interruption("stop: Ctrl-C before the guest was asked", () -> {
                     killed(KilledCommand.Way.SIGINT, "stopping by shutdown -p now over ssh", "stop").exits(130);
-                    GUEST.ctl("start", "--timeout", "20s").exits(0).says("runs already");
+                    GUEST.ctl("start").exits(0).says("it does not shut down", "runs already");
                     assertEquals(1, GUEST.qemus().size());
                 }),
                 interruption("stop --force: HALT at 'QMP quit'", () -> {
@@ -349,6 +353,18 @@ final class InterruptionsTest {
     }
 
     // What the tests share.
+
+    /** The VM running as it was installed, without the snapshots of a class that was cut off itself. */
+    static void asInstalled(Guest guest) {
+        guest.ctl("stop", "--force").exits(0);
+        for (String line : guest.ctl("snapshot", "--list").exits(0).out().lines().toList()) {
+            String snapshot = line.split(" ")[0];
+            if (!snapshot.equals("clean")) {
+                guest.ctl("snapshot", "--delete", snapshot).exits(0);
+            }
+        }
+        guest.fresh();
+    }
 
     /** How many layers lie under the working disk. */
     private static int depth() throws IOException {

@@ -53,20 +53,15 @@ final class LifecycleFaultsTest {
     /** Nothing is decided by a file's date: the clean disk's lies in the future all the while. */
     @BeforeAll
     static void somethingToLose() throws IOException {
-        GUEST.ctl("stop", "--force").exits(0);
         Files.setLastModifiedTime(GUEST.file("-clean.qcow2"), FileTime.from(Instant.now().plus(Duration.ofHours(2))));
-        GUEST.fresh();
+        InterruptionsTest.asInstalled(GUEST);
         GUEST.sh("echo kept >/root/kept; sync").exits(0);
         GUEST.ctl("snapshot", "kept", "--yes").exits(0);
     }
 
     @AfterAll
     static void end() throws IOException {
-        GUEST.ctl("stop", "--force");
-        for (String snapshot : List.of("cut", "kept")) {
-            GUEST.ctl("snapshot", "--delete", snapshot);
-        }
-        GUEST.ctl("restore");
+        InterruptionsTest.asInstalled(GUEST);
         GUEST.ctl("stop", "--force");
         Files.setLastModifiedTime(GUEST.file("-clean.qcow2"), FileTime.from(Instant.now()));
         System.out.printf("| %-58s | survived | data |%n", "fault");

@@ -28,15 +28,15 @@ final class ManySnapshotsTest {
     private static int depth;
 
     @BeforeAll
-    static void asInstalled() throws IOException {
-        GUEST.fresh();
+    static void began() throws IOException {
+        InterruptionsTest.asInstalled(GUEST);
         before = files();
         depth = depth();
     }
 
     @AfterAll
     static void stopped() {
-        GUEST.ctl("restore");
+        InterruptionsTest.asInstalled(GUEST);
         GUEST.ctl("stop", "--force");
     }
 
