@@ -48,7 +48,7 @@ import java.nio.ByteBuffer;
 import java.nio.channels.AsynchronousCloseException;
 import java.nio.channels.Channel;
 import java.nio.channels.Channels;
-import java.nio.channels.ClosedChannelException;
+import java.nio.channels.ClosedByInterruptException;
 import java.nio.channels.FileChannel;
 import java.nio.channels.FileLock;
 import java.nio.channels.ServerSocketChannel;
@@ -69,7 +69,6 @@ import java.nio.file.attribute.PosixFilePermissions;
 import java.security.SecureRandom;
 import java.time.Duration;
 import java.time.Instant;
-import java.time.format.DateTimeParseException;
 import java.time.ZoneOffset;
 import java.time.format.DateTimeFormatter;
 import java.util.ArrayDeque;
@@ -123,8 +122,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
  *
  * <p>A start, in order: takes the VM's lock; cleans up after a command that was killed; makes the working disk, an overlay on
  * the clean disk, if there is none; starts QEMU on a free port, with the RAM of the snapshot below if nothing was written
- * since; waits until ssh answers. The first start after an installation then takes the snapshot "clean". Beside QEMU lives a
- * small sh that cuts {@code <name>.console.log} when it grows, keeping its end as {@code <name>.console.log.1}.
+ * since; waits until ssh answers. The first start after an installation then takes the snapshot "clean". Beside QEMU a
+ * small shell loop cuts {@code <name>.console.log} when it is larger than 10 MB, and keeps its end as {@code <name>.console.log.1}.
  *
  * <p>A snapshot puts an empty overlay on the working disk and works on that from then on, so no disk is copied, and none
  * changes once something builds on it. The RAM of a running guest goes to a file while the guest stands still, for a second
@@ -152,8 +151,9 @@ import picocli.CommandLine.UnmatchedArgumentException;
 final class VmCtl {
     static final String QEMU = "qemu-system-x86_64";
     static final String CLEAN = "clean";
+    private static final String SNAPSHOT_NAME = "[A-Za-z0-9_][A-Za-z0-9._-]{0,63}";
     private static final List<String> PHASES = List.of("phase1-install.sh", "phase2-update.sh", "phase3-provision.sh");
-    /** For what QEMU, qemu-img or ssh do at once, on a very busy machine. */
+    /** The limit for commands of QEMU, qemu-img and ssh that take a moment; long, for a very busy machine. */
     private static final Duration SOON = Duration.ofSeconds(60);
     /** Called between the steps of an act that must survive a kill, with the step's name. Tests kill there. */
     static Consumer<String> onStep = step -> { };
@@ -262,7 +262,7 @@ final class VmCtl {
 
     /** The option of every command that may use a snapshot's RAM. */
     static final class ColdOption {
-        @Option(names = "--cold", description = "Boot the disk, even where a snapshot's RAM could be used.")
+        @Option(names = "--cold", description = "Boot the disk; do not use a snapshot's RAM.")
         boolean cold;
     }
 
@@ -278,12 +278,13 @@ final class VmCtl {
                 "69:something needed is not available (a disk, QEMU, a port, the lock), or the guest is in trouble",
                 "124:a time limit", "130, 143:interrupted"})
     int start(@Mixin MachineOptions options, @Mixin TimeoutOption limit, @Mixin ColdOption ram,
-            @Option(names = "--no-wait", description = "Return as soon as QEMU runs. Restored RAM is waited for, to set its clock.")
+            @Option(names = "--no-wait", description = "Return as soon as QEMU runs; with restored RAM only after the clock is set.")
             boolean noWait,
             @Option(names = "--dry-run", description = "Print the commands, shell-quoted, and do nothing.") boolean dryRun)
             throws IOException {
+        Duration timeout = duration(limit.timeout);
         openVm();
-        Plan plan = plan(options, duration(limit.timeout), !noWait, ram.cold, dryRun, List.of());
+        Plan plan = plan(options, timeout, !noWait, ram.cold, dryRun, List.of());
         if (dryRun) {
             snapshots.startCommands(plan).forEach(command -> answer(shellQuoted(command)));
             return 0;
@@ -299,8 +300,9 @@ final class VmCtl {
     }
 
     @Command(name = "stop",
-            description = {"Shut the guest down: by ssh, else by the power button, else QEMU by its monitor, else by SIGKILL.", "",
-                "It says which it was. A guest that panicked is not asked. The working disk stays; a start goes on with it."},
+            description = {"Shut the VM down: by ssh, else by the power button, else by QMP quit, else by SIGKILL.", "",
+                "It prints which of them worked. A guest that panicked gets no request. The working disk is kept, and the next start "
+                    + "uses it."},
             footer = {"  vm-ctl stop", "  vm-ctl stop --force"},
             exitCodeList = {"0:done, or it did not run", "1:the guest cannot shut down: this machine's disk is full",
                 "2:wrong usage", "69:something needed is not available (VM_DIR, the lock)", "130, 143:interrupted"})
@@ -313,7 +315,7 @@ final class VmCtl {
         }
         locked("stop", () -> {
             machine.stop(force);
-            snapshots.mergeLayers();
+            snapshots.cleanUp();
         });
         return 0;
     }
@@ -327,9 +329,11 @@ final class VmCtl {
     int restart(@Mixin MachineOptions options, @Mixin TimeoutOption limit,
             @Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.") boolean force)
             throws IOException {
+        Duration timeout = duration(limit.timeout);
         openVm();
-        Plan plan = plan(options, duration(limit.timeout), true, false, false, List.of());
+        Plan plan = plan(options, timeout, true, false, false, List.of());
         locked("restart", () -> {
+            qemu.requirePorts(plan);
             machine.stop(force);
             snapshots.start(plan);
         });
@@ -373,7 +377,12 @@ final class VmCtl {
         openVm();
         for (String name : files.names()) {
             VmCtl other = other(name);
-            Report report = other.machine.report();
+            Report report;
+            try {
+                report = other.machine.report();
+            } catch (VmException damaged) {
+                report = new Report("unknown", 69, damaged.getMessage(), null);
+            }
             String where = report.running() == null ? "" : "  port " + report.running().port();
             String clone = other.snapshots.source().map(snapshot -> "  clone of " + snapshot.origin()).orElse("");
             answer(String.format("%-20s %s%s%s", name, report.state(), where, clone));
@@ -405,6 +414,7 @@ final class VmCtl {
             for (Snapshot snapshot : snapshots.all()) {
                 answer(String.format("%-20s %.19s  %s", snapshot.name(), snapshot.made(), snapshot.contents()));
             }
+            snapshots.damaged().forEach(bad -> answer(String.format("%-20s its record is damaged: %s", bad, files.record(bad))));
         } else if (delete != null) {
             locked("snapshot --delete", () -> snapshots.delete(delete));
         } else {
@@ -417,7 +427,7 @@ final class VmCtl {
                     finishByHand(name);
                 } else {
                     snapshots.freeze(name, false, Duration.ofMinutes(15));
-                    snapshots.mergeLayers();
+                    snapshots.cleanUp();
                 }
             });
         }
@@ -425,7 +435,7 @@ final class VmCtl {
     }
 
     @Command(name = "restore",
-            description = {"Throw the working disk away, unasked, and go back to a snapshot.", "",
+            description = {"Go back to a snapshot. The working disk is deleted without asking.", "",
                 "One with RAM comes back running, its clock set; if its RAM cannot be used, its disk is booted. One without "
                     + "RAM leaves the VM running or stopped, as it was. The snapshots stay. A running VM keeps the port and "
                     + "the forwards that it was started with."},
@@ -437,8 +447,9 @@ final class VmCtl {
             @Parameters(arity = "0..1", paramLabel = "NAME", defaultValue = CLEAN,
                     description = "The snapshot (default: ${DEFAULT-VALUE}).") String name) throws IOException {
         checkSnapshotName(name);
+        Duration timeout = duration(limit.timeout);
         openVm();
-        Plan plan = plan(options, duration(limit.timeout), true, ram.cold, false, List.of());
+        Plan plan = plan(options, timeout, true, ram.cold, false, List.of());
         locked("restore", () -> snapshots.restore(name, plan));
         return 0;
     }
@@ -462,9 +473,12 @@ final class VmCtl {
         names.forEach(name -> require("the clone's name", name, VALUES.get("VM_NAME").get(0), VALUES.get("VM_NAME").get(1)));
         if (Set.copyOf(names).size() < names.size()) {
             throw new VmException(2, "a clone's name is given twice: " + String.join(" ", names));
+        } else if (options.forwards != null) {
+            throw new VmException(2, "--forward does not go with clone: each clone has ports of its own (vm-ctl restart --forward)");
         }
+        Duration timeout = duration(limit.timeout);
         openVm();
-        Plan plan = start ? plan(options, duration(limit.timeout), true, false, false, List.of()).elsewhere() : null;
+        Plan plan = start ? plan(options, timeout, true, false, false, List.of()).elsewhere() : null;
         locked("clone", () -> snapshots.clone(snapshot, names));
         return start ? startClones(names, plan) : 0;
     }
@@ -587,10 +601,10 @@ final class VmCtl {
             @Option(names = "--timeout", paramLabel = "TIME",
                     description = "Kill it with its process group after this long, as 90s, 5m or 1h (default: none).") String timeout)
             throws IOException {
-        openVm();
         Duration limit = timeout == null ? null : duration(timeout);
         List<String> variables = environment == null ? List.of() : environment;
         variables.forEach(variable -> require("--env", variable, "(?s)[A-Za-z_]\\w*=.*", "a variable such as K=V"));
+        openVm();
         needRunning();
         long started = System.nanoTime();
         String command = GuestSsh.remoteCommand(words, variables, limit);
@@ -629,7 +643,7 @@ final class VmCtl {
         }
         Path scripts = phases(phases);
         locked("install", () -> {
-            if (qemu.isRunning() || Files.exists(files.clean())) {
+            if (qemu.isRunning() || Files.exists(files.clean()) || Files.isSymbolicLink(files.link())) {
                 throw new VmException(69, files.name()
                         + " is installed already, or runs: vm-ctl destroy deletes it, --vm-name makes another");
             }
@@ -669,14 +683,11 @@ final class VmCtl {
         confirm("destroy " + files.name() + " with all its disks and snapshots", yes);
         locked("destroy", () -> {
             snapshots.refuseIfCloned(null, "destroy " + files.name());
+            guestSsh.closeMaster();
             if (qemu.isRunning()) {
-                guestSsh.closeMaster();
                 qemu.end();
             }
-            List<String> du = new ArrayList<>(List.of("du", "-sk", "--"));
-            files.all().forEach(file -> du.add(file.toString()));
             onStep.accept("destroying");
-            long kibibytes = run(SOON, du).outputUTF8().lines().mapToLong(line -> Long.parseLong(line.split("\\s")[0])).sum();
             for (Path file : files.all()) {
                 if (Files.isSymbolicLink(file)) { // snapshots may lie on another file system
                     for (Path inside : entries(file)) {
@@ -687,7 +698,6 @@ final class VmCtl {
                 say("removed " + file.getFileName());
             }
             guestSsh.writeIncludes();
-            say("freed " + kibibytes / 1024 + " MiB");
         });
         return 0;
     }
@@ -701,20 +711,16 @@ final class VmCtl {
     /** Changes the VM's state while nobody else does, after cleaning up what a killed command left. */
     private void locked(String command, Work work) throws IOException {
         try (FileChannel held = lock(privateDirectory(files.dir()).resolve(files.name() + ".lock"), "vm-ctl " + command)) {
-            snapshots.recover();
+            snapshots.recover(List.of("start", "stop", "restart", "restore", "destroy").contains(command));
             work.run();
             held.truncate(0);
         } catch (IOException failed) {
             if (String.valueOf(failed.getMessage()).contains("No space left")) {
-                throw new VmException(1, noSpace(reason(failed)));
+                throw new VmException(1, "no space is left on " + Files.getFileStore(files.dir()) + " (" + reason(failed)
+                        + "): free some, as with vm-ctl snapshot --delete NAME");
             }
             throw failed;
         }
-    }
-
-    private String noSpace(String reason) throws IOException {
-        return "no space is left on " + Files.getFileStore(files.dir()) + ", where VM_DIR lies (" + reason
-                + "): free some, as with vm-ctl snapshot --delete NAME";
     }
 
     /** The VM that the options name. A symbolic link to VM_DIR is the same directory: locks and sockets go by its real path. */
@@ -755,12 +761,18 @@ final class VmCtl {
     /** What the options say, checked. Port and forwards that they do not name are those that the running VM was given. */
     private Plan plan(MachineOptions options, Duration timeout, boolean waits, boolean cold, boolean dryRun, List<Path> discs)
             throws IOException {
+        String aPort = VALUES.get("VM_SSH_PORT").get(0);
+        Set<String> hostPorts = new HashSet<>();
+        for (String forward : options.forwards == null ? List.<String>of() : options.forwards) {
+            require("--forward", forward, "(" + aPort + "):(" + aPort + ")", "two ports such as 8080:80");
+            if (!hostPorts.add(forward.split(":")[0])) {
+                throw new VmException(2, "--forward: port " + forward.split(":")[0] + " is named twice");
+            }
+        }
         long mebibytes = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean()).getTotalMemorySize() >> 20;
         String memory = options.memory == null ? Math.max(2048, Math.min(8192, mebibytes / 4)) + "M" : options.memory;
         Running before = qemu.running().orElse(null);
         List<String> forwards = options.forwards != null ? options.forwards : before == null ? List.of() : before.forwards();
-        String aPort = VALUES.get("VM_SSH_PORT").get(0);
-        forwards.forEach(forward -> require("--forward", forward, "(" + aPort + "):(" + aPort + ")", "two ports such as 8080:80"));
         int port = options.sshPort != null ? Integer.parseInt(options.sshPort) : before == null ? 0 : before.port();
         List<String> more = split(options.qemuArgs);
         if (!Files.exists(files.link(), LinkOption.NOFOLLOW_LINKS) && !Files.exists(files.clean())
@@ -806,7 +818,14 @@ final class VmCtl {
         if (!name.equals(CLEAN)) {
             throw new VmException(69, files.name() + " was installed by hand: vm-ctl snapshot clean makes it a VM like any other first");
         }
-        machine.stop(false);
+        if (qemu.isRunning()) {
+            if (!guestSsh.run(SOON, "true").ok()) {
+                throw new VmException(69, "the guest does not answer ssh, so it is not provisioned: run setup.sh in it first");
+            } else if (!machine.stop(false)) {
+                throw new VmException(69, "the guest did not shut down by itself, so its disk may be incomplete: vm-ctl install boots it "
+                        + "again");
+            }
+        }
         Files.deleteIfExists(files.file(".setup.iso")); // the root password is on it
         Files.setPosixFilePermissions(files.link(), PosixFilePermissions.fromString("r--------"));
         Files.move(files.link(), files.clean(), StandardCopyOption.ATOMIC_MOVE);
@@ -843,8 +862,9 @@ final class VmCtl {
             if (process.waitFor(limit == null ? Long.MAX_VALUE : limit.toMillis(), TimeUnit.MILLISECONDS)) {
                 return process.exitValue();
             }
-            throw new VmException(124, "not done after " + limit.toSeconds() + " s; the guest hangs: vm-ctl restore"
-                    + machine.consoleEnd());
+            String reason = qemu.running().isEmpty() ? "the VM has ended" : standstill(qemu.runState(), qemu.running().get().pid());
+            throw new VmException(124, "not done after " + limit.toSeconds() + " s, and the guest did not end it: "
+                    + (reason == null ? "the guest hangs; vm-ctl restart" : reason) + machine.consoleEnd());
         } catch (InterruptedException interrupted) {
             throw new VmException(130, "interrupted");
         } finally {
@@ -879,7 +899,7 @@ final class VmCtl {
     }
 
     private static void checkSnapshotName(String name) {
-        require("the snapshot's name", name, "[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", "letters, digits, '.', '_', '-'");
+        require("the snapshot's name", name, SNAPSHOT_NAME, "letters, digits, '.', '_', '-'");
     }
 
     /** Refuses a value that does not look like one, by the name of its setting. */
@@ -976,7 +996,7 @@ final class VmCtl {
         }
     }
 
-    /** What an act does to a running VM that must be put right if its command is killed. */
+    /** The change that a command is making to a running VM. If the command is killed, the next one reads it and recovers. */
     enum Act { NONE, RESTORING, FREEZING, STOPPING }
 
     /** The record of a running VM, {@code <name>.pid}. ready: ssh has answered. restored: the snapshot whose RAM it began with. */
@@ -985,6 +1005,9 @@ final class VmCtl {
             boolean ready, Act act) {
 
         static Running of(JsonObject json) {
+            if (json.getLong("pid") < 1 || json.getLong("consoleAt") < 0 || json.getInt("port") < 1 || json.getInt("port") > 65535) {
+                throw new IllegalArgumentException("out of range");
+            }
             return new Running(json.getLong("pid"), json.getInt("port"), json.getBoolean("portIsFixed"), json.getString("accel", "?"),
                     json.getString("memory", "?"), json.getString("cpus", "1"), strings(json, "forwards"), strings(json, "hardware"),
                     json.getString("cache", "writeback"), json.getBoolean("byHand"),
@@ -999,7 +1022,7 @@ final class VmCtl {
                     "consoleAt", consoleAt, "qmp", qmp, "restored", restored, "ready", ready, "act", act.name());
         }
 
-        Running isReady() {
+        Running asReady() {
             return new Running(pid, port, portIsFixed, accel, memory, cpus, forwards, hardware, cache, byHand, started, consoleAt,
                     qmp, restored, true, Act.NONE);
         }
@@ -1126,7 +1149,7 @@ final class VmCtl {
                     failures.add(failed.getMessage());
                 }
             }
-            failures.forEach(failure -> say.accept("while undoing: " + failure));
+            failures.forEach(failure -> say.accept("a step could not be taken back, the next command tries again: " + failure));
             closed.countDown();
             try {
                 Runtime.getRuntime().removeShutdownHook(hook);
@@ -1159,6 +1182,12 @@ final class VmCtl {
             this.say = say;
         }
 
+        /** The names of snapshots whose record cannot be read; while there is one, no disk is deleted or merged. */
+        List<String> damaged() {
+            return entries(files.file(".snapshots")).stream().map(directory -> directory.getFileName().toString())
+                    .filter(name -> Files.exists(files.record(name)) && find(name).isEmpty()).toList();
+        }
+
         List<Snapshot> all() {
             return entries(files.file(".snapshots")).stream().map(directory -> find(directory.getFileName().toString()))
                     .flatMap(Optional::stream).toList();
@@ -1169,10 +1198,23 @@ final class VmCtl {
             try {
                 JsonObject json = json(Files.readString(files.record(name)));
                 Path ram = json.has("ram") ? files.inside(json.getString("ram")) : null;
+                strings(json, "hardware"); // fails if it is no list of words
                 return Optional.of(new Snapshot(name, files.inside(json.getString("disk")), ram, json));
             } catch (IOException | RuntimeException none) {
                 return Optional.empty();
             }
+        }
+
+        /** The snapshot of this name; empty for clean before the first start, when it is the clean disk alone. */
+        private Optional<Snapshot> require(String name) {
+            Optional<Snapshot> snapshot = find(name);
+            if (snapshot.isEmpty() && Files.exists(files.record(name))) {
+                throw new VmException(69, "the record of snapshot " + name + " is damaged: " + files.record(name)
+                        + "; vm-ctl snapshot --list names those that can be used");
+            } else if (snapshot.isEmpty() && !(name.equals(CLEAN) && Files.exists(files.clean()))) {
+                throw new VmException(69, files.name() + " has no snapshot " + name + ": vm-ctl snapshot --list names those it has");
+            }
+            return snapshot;
         }
 
         /** A clone's snapshot of the VM that it comes from. */
@@ -1203,11 +1245,12 @@ final class VmCtl {
          */
         void start(Plan plan) throws IOException {
             long begun = System.nanoTime();
+            cleanUp();
             Snapshot below = below().orElse(null);
             if (files.workingDisk().isEmpty()) {
                 files.useDisk(newOverlay(below == null ? files.clean() : below.disk()));
             }
-            Disk.requireChain(files.workingDisk().orElseThrow(), files.dir());
+            requireWorkingDisk();
             String problem = null;
             if (below != null && below.ram() != null && !plan.cold()) {
                 problem = below.ramProblem(plan.hardware());
@@ -1226,11 +1269,25 @@ final class VmCtl {
                 files.useDisk(newOverlay(clean ? files.clean() : below.disk())); // without what a silent guest wrote
                 deleteUnused();
                 if (!clean) {
-                    say.accept("this boot is like one after a power cut: what the guest wrote in the half minute before the snapshot "
+                    say.accept("this boot is like one after a power cut: what the guest wrote in the last 30 s before the snapshot "
                             + "may be missing");
                 }
             }
             boot(plan.within(begun), below, problem);
+        }
+
+        /** The working disk; 69 if it, or what it builds on, cannot be used, or if others need it as it is. */
+        private Path requireWorkingDisk() throws IOException {
+            Path disk = files.workingDisk().orElseThrow();
+            Disk.requireChain(disk, files.dir());
+            Layers layers = Layers.of(this);
+            if (Files.isSymbolicLink(files.link()) && (!disk.startsWith(files.disks())
+                    || all().stream().anyMatch(snapshot -> snapshot.disk().equals(disk))
+                    || layers != null && !layers.overlaysOn(disk).isEmpty())) {
+                throw new VmException(69, files.link() + " names " + disk + ", which must not change, as a snapshot or another disk "
+                        + "needs it: vm-ctl restore makes a new working disk");
+            }
+            return disk;
         }
 
         /** Boots the working disk. The problem is why the RAM of the snapshot below was not used, or null. */
@@ -1252,7 +1309,7 @@ final class VmCtl {
                     if (!qemu.isRunning()) {
                         throw notTaken;
                     }
-                    say.accept("it runs, but could not be kept as snapshot clean, so a start or restore will boot again: "
+                    say.accept("the VM runs, but could not be kept as snapshot clean, so the next restore boots again: "
                             + notTaken.getMessage());
                 }
             }
@@ -1263,7 +1320,12 @@ final class VmCtl {
             ssh.closeMaster(); // of the QEMU before
             say.accept("accelerator: " + plan.accel() + " (" + plan.accelReason() + ")");
             Running running = qemu.launch(plan, files.workingDisk().orElseThrow(), restored);
-            ssh.writeConfig(running.port());
+            try {
+                ssh.writeConfig(running.port());
+            } catch (IOException full) {
+                qemu.end();
+                throw full;
+            }
             if (plan.port() != 0 && running.port() != plan.port()) {
                 say.accept("port " + plan.port() + " was taken meanwhile: ssh is on port " + running.port());
             }
@@ -1279,10 +1341,13 @@ final class VmCtl {
             boolean full = plan.timeout().dividedBy(2).compareTo(limit) >= 0; // the other half is for a boot
             Running running = launch(plan, snapshot.name());
             onStep.accept("waiting for RAM");
-            String refusal = qemu.loadRam(snapshot.ram(), snapshot.json().getLong("ramCrc32c"), plan.timeout());
+            Duration atMost = full ? limit : plan.timeout().dividedBy(2);
+            String refusal = qemu.loadRam(snapshot.ram(), snapshot.json().getLong("ramCrc32c"), atMost);
             if (refusal != null) {
                 qemu.end();
-                mark(snapshot, refusal);
+                if (!refusal.startsWith("it was not read")) {
+                    mark(snapshot, refusal);
+                }
                 return refusal;
             }
             onStep.accept("RAM loaded");
@@ -1290,12 +1355,13 @@ final class VmCtl {
             qemu.qmp("cont");
             onStep.accept("woken");
             try {
-                machine.awaitGuest(running, full ? limit : plan.timeout().dividedBy(2), source().isPresent());
+                machine.awaitGuest(running, atMost, source().isPresent());
             } catch (GuestUnusable silent) {
                 ssh.closeMaster();
+                boolean ended = !qemu.isRunning();
                 qemu.end();
                 int times = snapshot.json().getInt("silent") + 1;
-                if (full && source().isEmpty()) {
+                if (full && !ended && snapshot.cloneOf() == null) {
                     snapshot.json().put("silent", times);
                     mark(snapshot, times < 2 ? null : "the restored guest did not answer, twice in a row");
                 }
@@ -1310,7 +1376,7 @@ final class VmCtl {
 
         /** Writes into the snapshot's record why its RAM is unusable. A clone leaves the record of its source alone. */
         private void mark(Snapshot snapshot, String reason) {
-            if (snapshot.cloneOf() != null) {
+            if (!snapshot.ram().startsWith(files.file(".snapshots"))) {
                 return;
             }
             try {
@@ -1367,9 +1433,10 @@ final class VmCtl {
         }
 
         private void freezeStopped(String name) throws IOException {
-            Path disk = files.workingDisk().orElseThrow(
-                    () -> new VmException(69, files.name() + " has no disk of its own to keep: vm-ctl start makes one"));
-            Disk.requireChain(disk, files.dir());
+            if (files.workingDisk().isEmpty()) {
+                throw new VmException(69, files.name() + " has no disk of its own to keep: vm-ctl start makes one");
+            }
+            Path disk = requireWorkingDisk();
             try (Undo undo = new Undo(say)) {
                 Path overlay = newOverlay(disk);
                 undo.add(() -> discard(overlay));
@@ -1381,7 +1448,7 @@ final class VmCtl {
                 undo.clear();
             }
             onStep.accept("recorded");
-            deleteUnused();
+            cleanUp();
             say.accept("kept the disk as " + name);
         }
 
@@ -1393,14 +1460,15 @@ final class VmCtl {
             if (!state.equals("running")) {
                 throw new VmException(state.equals("io-error") ? 1 : 69, standstill(state, running.pid()));
             } else if (!hasBanner(running.port(), 5000) || !ssh.run(SOON, "sync").ok()) { // a boot of this disk finds what was written
-                throw new VmException(69, "the guest does not answer ssh, so it is no state to come back to; vm-ctl stop, and the "
-                        + "disk alone can be kept");
+                throw new VmException(69, "no snapshot was taken: the guest does not answer ssh. Run vm-ctl restart and repeat, or vm-ctl "
+                        + "stop to keep the disk alone");
             }
             JsonObject ram;
             String pause;
             try (Undo undo = new Undo(say)) {
                 qemu.write(running.during(Act.FREEZING));
                 undo.add(() -> qemu.write(running));
+                undo.add(this::setClock);
                 undo.add(qemu::goOnAfterMigration);
                 long stopped = System.nanoTime();
                 qemu.qmp("stop");
@@ -1419,7 +1487,7 @@ final class VmCtl {
                 ram.putAll(object("ram", files.dir().relativize(ramFile).toString(), "hardware", running.hardware(),
                         "automatic", automatic));
                 onStep.accept("RAM saved");
-                files.useDisk(overlay); // it is empty: whichever of the two QEMU uses, the link names the same content
+                files.useDisk(overlay); // it is still empty, so it does not matter yet whether QEMU writes to it or to the disk below
                 undo.add(() -> files.useDisk(qemu.activeDisk()));
                 onStep.accept("link moved");
                 String node = qemu.addOverlay(overlay, running.cache());
@@ -1433,29 +1501,39 @@ final class VmCtl {
                 undo.clear(); // the guest will write to the overlay, whatever else fails
                 undo.add(this::deleteUnused);
                 undo.add(() -> qemu.write(running));
+                undo.add(this::setClock);
                 undo.add(() -> qemu.qmp("cont"));
                 onStep.accept("overlay in use");
                 record(name, disk, ram);
                 onStep.accept("recorded");
-                qemu.qmp("cont"); // and once more when undo is closed, which does no harm
+                qemu.qmp("cont"); // and once more when undo is closed, which does no harm; that sets the clock, too
                 pause = seconds(stopped);
                 onStep.accept("going on");
             }
-            ssh.setClock();
-            deleteUnused();
             say.accept("kept disk and RAM (" + (ram.getLong("ramBytes") >> 20) + " MiB) as " + name + " in " + seconds(started)
                     + "; the guest stood still for " + pause);
+        }
+
+        /** The guest stood still, so its clock is late. */
+        private void setClock() throws IOException {
+            if (qemu.isRunning()) {
+                ssh.setClock();
+            }
         }
 
         /** Writes the record, the moment from which the snapshot exists; its disk is read-only from then on. */
         private void record(String name, Path disk, JsonObject more) throws IOException {
             JsonObject record = object("disk", files.dir().relativize(disk).toString(), "made", Instant.now().toString());
             record.putAll(more);
+            if (name.equals(CLEAN)) { // a clone stays one
+                source().ifPresent(source -> record.putAll(object("cloneOf", source.cloneOf(),
+                        "cloneSnapshot", source.json().getString("cloneSnapshot"))));
+            }
             Files.setPosixFilePermissions(disk, PosixFilePermissions.fromString("r--------"));
             writeFile(files.record(name), JsonWriter.string(record), "rw-------");
         }
 
-        /** Deletes an overlay that was made in vain; not if the link still names it, which then shows what it builds on. */
+        /** Deletes an overlay that was not used; not if the link names it, as it then shows the content of the disk below. */
         private void discard(Path overlay) throws IOException {
             if (!files.workingDisk().equals(Optional.of(overlay))) {
                 Files.deleteIfExists(overlay);
@@ -1463,8 +1541,12 @@ final class VmCtl {
         }
 
         private Path newOverlay(Path base) throws IOException {
-            privateDirectory(files.disks());
-            Path overlay = files.disks().resolve(Long.toHexString(new SecureRandom().nextLong()) + ".qcow2");
+            return newOverlay(files, base);
+        }
+
+        private static Path newOverlay(VmFiles vm, Path base) throws IOException {
+            privateDirectory(vm.disks());
+            Path overlay = vm.disks().resolve(Long.toHexString(new SecureRandom().nextLong()) + ".qcow2");
             Disk.createOverlay(base, overlay);
             return overlay;
         }
@@ -1473,29 +1555,27 @@ final class VmCtl {
 
         /** Throws the working disk away and goes back to a snapshot; what cannot be had is said while the VM is as it was. */
         void restore(String name, Plan plan) throws IOException {
-            Snapshot snapshot = find(name).orElse(null);
-            if (snapshot == null && !(name.equals(CLEAN) && Files.exists(files.clean()) && !Files.exists(files.record(CLEAN)))) {
-                throw new VmException(69, files.name() + " has no usable snapshot " + name + ": vm-ctl snapshot --list names those it has");
-            }
+            Snapshot snapshot = require(name).orElse(null);
             boolean bootsClean = snapshot == null || plan.cold() && snapshot.isAutomatic() && Files.exists(files.clean());
             Path base = bootsClean ? files.clean() : snapshot.disk();
             Disk.requireChain(base, files.dir());
             boolean wasRunning = qemu.isRunning();
+            qemu.requirePorts(plan);
             try (Undo undo = new Undo(say)) {
                 Path overlay = newOverlay(base);
                 undo.add(() -> discard(overlay));
+                Path link = files.prepareLink(overlay); // there may be no room for it later
                 onStep.accept("overlay made");
                 if (wasRunning) {
                     ssh.closeMaster();
                     qemu.end(); // its disk is thrown away: nothing to write back
                 }
                 onStep.accept("ended");
-                files.useDisk(overlay);
+                files.useLink(link);
                 undo.clear();
             }
             onStep.accept("link moved");
-            deleteUnused();
-            mergeLayers();
+            cleanUp();
             if (wasRunning || snapshot != null && snapshot.ram() != null) {
                 start(plan);
             } else {
@@ -1509,11 +1589,13 @@ final class VmCtl {
          * Cleans up after a command, a QEMU or a host that died in the middle of something. It never fails, so that it never
          * stands in the way of a command that frees space or throws the state away.
          */
-        void recover() {
+        void recover(boolean endsVm) {
             try {
                 Running running = qemu.running().orElse(null);
                 if (!qemu.isRunning()) {
                     qemu.removeLeftovers();
+                } else if (running == null && !endsVm) {
+                    say.accept("an earlier start was interrupted: vm-ctl start begins again");
                 } else if (running == null || running.act() == Act.RESTORING) {
                     say.accept("an earlier start was interrupted: ending its QEMU");
                     qemu.end();
@@ -1523,6 +1605,7 @@ final class VmCtl {
                     qemu.goOnAfterMigration();
                     qemu.write(running.during(Act.NONE));
                     say.accept("an earlier snapshot was interrupted: the guest goes on");
+                    setClock();
                 }
                 deleteUnused();
             } catch (IOException | VmException failed) {
@@ -1547,8 +1630,11 @@ final class VmCtl {
             }
             Set<Path> rams = all().stream().map(Snapshot::ram).filter(Objects::nonNull).collect(Collectors.toSet());
             for (Path directory : entries(files.file(".snapshots"))) {
+                if (!directory.getFileName().toString().matches(SNAPSHOT_NAME) || !Files.isDirectory(directory)) {
+                    continue; // not ours: lost+found of another file system
+                }
                 for (Path file : entries(directory)) {
-                    if (!rams.contains(file) && !file.getFileName().toString().equals("snapshot.json")) {
+                    if (!rams.contains(file) && file.getFileName().toString().matches("ram(-\\d+)?|\\.snapshot\\.json.*\\.new")) {
                         Files.delete(file);
                     }
                 }
@@ -1559,23 +1645,28 @@ final class VmCtl {
         }
 
         /**
-         * Merges each layer that no snapshot names, and one disk builds on, into that disk. What the disk contains stays the same,
-         * so its RAM stays valid. Never fails: a layer that cannot be merged now is merged by a later command.
+         * Deletes what nothing needs, and merges each layer that no snapshot names, and one disk builds on, into that disk. What
+         * the disk contains stays the same, so its RAM stays valid. Never fails: a later command tries again.
          */
-        void mergeLayers() {
+        void cleanUp() {
+            Set<Path> tried = new HashSet<>();
             try {
-                Set<Path> tried = new HashSet<>();
+                deleteUnused();
                 for (Layers layers = Layers.of(this); layers != null; layers = Layers.of(this)) {
                     Path layer = layers.mergeable(tried);
                     if (layer == null) {
                         return;
                     }
                     tried.add(layer);
-                    merge(layer, layers.builders(layer).get(0));
+                    try {
+                        merge(layer, layers.overlaysOn(layer).get(0));
+                    } catch (IOException | VmException failed) {
+                        say.accept("a layer of the disk could not be merged now, a later command tries again: " + failed.getMessage());
+                    }
                     deleteUnused();
                 }
             } catch (IOException | VmException failed) {
-                say.accept("a layer of the disk was not merged, a later command tries again: " + failed.getMessage());
+                say.accept("could not clean up now, a later command tries again: " + failed.getMessage());
             }
         }
 
@@ -1597,7 +1688,8 @@ final class VmCtl {
 
         void delete(String name) throws IOException {
             if (name.equals(CLEAN)) {
-                throw new VmException(2, "clean is what the VM was installed as; vm-ctl destroy deletes the VM");
+                throw new VmException(2, "snapshot clean cannot be deleted: vm-ctl snapshot clean --yes replaces it, "
+                        + "vm-ctl destroy deletes the VM");
             }
             Snapshot snapshot = find(name).orElseThrow(() -> new VmException(69, files.name() + " has no snapshot " + name));
             refuseIfCloned(name, "delete snapshot " + name);
@@ -1606,9 +1698,8 @@ final class VmCtl {
             if (snapshot.ram() != null) {
                 Files.deleteIfExists(snapshot.ram());
             }
-            deleteUnused();
             say.accept("deleted " + name);
-            mergeLayers();
+            cleanUp();
         }
 
         // Clones.
@@ -1616,13 +1707,11 @@ final class VmCtl {
         /** Makes VMs that begin as a snapshot of this one; all of them or, if something fails, none. */
         void clone(String name, List<String> clones) throws IOException {
             source().ifPresent(snapshot -> {
-                throw new VmException(69, files.name() + " is a clone itself: clone " + snapshot.cloneOf() + ", or take its place");
+                throw new VmException(69, files.name() + " is a clone itself, which cannot be cloned: clone "
+                        + snapshot.cloneOf() + " instead");
             });
             files.refuseOlderVersion();
-            Snapshot snapshot = find(name).orElse(null);
-            if (snapshot == null && !(name.equals(CLEAN) && Files.exists(files.clean()))) {
-                throw new VmException(69, files.name() + " has no usable snapshot " + name + ": vm-ctl snapshot --list names those it has");
-            }
+            Snapshot snapshot = require(name).orElse(null);
             Path base = snapshot == null ? files.clean() : snapshot.disk();
             Disk.requireChain(base, files.dir());
             for (String clone : clones) {
@@ -1668,11 +1757,7 @@ final class VmCtl {
             }
             String known = Files.readString(files.file(".ssh").resolve("known_hosts")).replaceFirst("^\\S+", clone.name());
             writeFile(keys.resolve("known_hosts"), known, "rw-------");
-            new Snapshots(clone, new Machine(clone, new Qemu(clone), new GuestSsh(clone, say), say), say).firstOverlay(base);
-        }
-
-        private void firstOverlay(Path base) throws IOException {
-            files.useDisk(newOverlay(base));
+            clone.useDisk(newOverlay(clone, base));
         }
 
         /** 69 if clones build on a snapshot of this VM, or, without a name, on any of its disks. */
@@ -1692,6 +1777,17 @@ final class VmCtl {
                     }
                 }
             }
+            Path disk = snapshot == null ? null
+                    : find(snapshot).map(Snapshot::disk).filter(own -> own.startsWith(files.disks())).orElse(null);
+            for (String name : files.names()) { // whatever the records say, no disk is taken away under another VM
+                for (Path overlay : name.equals(files.name()) ? List.<Path>of() : entries(new VmFiles(files.dir(), name).disks())) {
+                    Path base = Disk.find(overlay).map(Disk::backing).orElse(null);
+                    boolean ours = snapshot == null && base != null && (base.equals(files.clean()) || base.startsWith(files.disks()));
+                    if ((ours || base != null && base.equals(disk)) && !clones.contains(name)) {
+                        clones.add(name);
+                    }
+                }
+            }
             if (!clones.isEmpty()) {
                 throw new VmException(69, "cannot " + act + ": clones build on it: " + String.join(", ", clones)
                         + "; vm-ctl destroy deletes a clone");
@@ -1699,7 +1795,7 @@ final class VmCtl {
         }
     }
 
-    /** The disks of a VM and what they build on, as a picture of one moment. */
+    /** The overlays in VM_DIR and their backing files, read once. */
     static final class Layers {
         private static final Disk DAMAGED = new Disk(null, 0, false);
         /** All overlays in VM_DIR, of this VM and of others, by path. */
@@ -1742,27 +1838,27 @@ final class VmCtl {
                     }
                 }
             }
-            boolean puzzling = layers.disks.entrySet().stream().anyMatch(entry -> entry.getValue() == DAMAGED
+            boolean unreadable = layers.disks.entrySet().stream().anyMatch(entry -> entry.getValue() == DAMAGED
                     && (layers.needed.contains(entry.getKey()) || !entry.getKey().startsWith(layers.files.disks())
-                    || !layers.builders(entry.getKey()).isEmpty()));
-            return puzzling ? null : layers;
+                    || !layers.overlaysOn(entry.getKey()).isEmpty()));
+            return unreadable ? null : layers;
         }
 
-        List<Path> builders(Path disk) {
+        List<Path> overlaysOn(Path disk) {
             return disks.entrySet().stream().filter(entry -> disk.equals(entry.getValue().backing())).map(Map.Entry::getKey).toList();
         }
 
         /** A disk of this VM that nothing needs; null if there is none. Without a working disk only empty ones count. */
         Path unused() {
             return disks.keySet().stream().filter(disk -> disk.startsWith(files.disks()) && !needed.contains(disk)
-                    && builders(disk).isEmpty() && (workingDiskIsKnown || disks.get(disk).empty())).findFirst().orElse(null);
+                    && overlaysOn(disk).isEmpty() && (workingDiskIsKnown || disks.get(disk).empty())).findFirst().orElse(null);
         }
 
         /** A disk of this VM that no snapshot names and on which exactly one disk builds, one of this VM; null if there is none. */
         Path mergeable(Set<Path> except) {
             return disks.keySet().stream().filter(disk -> disk.startsWith(files.disks()) && !needed.contains(disk)
-                    && !except.contains(disk) && builders(disk).size() == 1 && builders(disk).get(0).startsWith(files.disks())
-                    && builders(builders(disk).get(0)).stream().allMatch(above -> above.startsWith(files.disks())))
+                    && !except.contains(disk) && overlaysOn(disk).size() == 1 && overlaysOn(disk).get(0).startsWith(files.disks())
+                    && overlaysOn(overlaysOn(disk).get(0)).stream().allMatch(above -> above.startsWith(files.disks())))
                     .findFirst().orElse(null);
         }
     }
@@ -1823,12 +1919,13 @@ final class VmCtl {
             long deadline = System.nanoTime() + limit.toNanos();
             for (int patience = 1000; System.nanoTime() < deadline; patience = Math.min(5000, patience + 250)) { // an emulated sshd is slow
                 if (!qemu.isRunning()) {
-                    throw new VmException(69, "QEMU ended while the guest was starting" + qemu.logEnd() + consoleEnd());
+                    throw new GuestUnusable(69, "QEMU ended while the guest was starting" + qemu.logEnd() + consoleEnd());
                 }
                 String state = qemu.runState();
                 String standstill = standstill(state, running.pid());
                 if (standstill != null) {
-                    throw new VmException(state.equals("io-error") ? 1 : 69, standstill);
+                    throw state.equals("internal-error") ? new GuestUnusable(69, standstill)
+                            : new VmException(state.equals("io-error") ? 1 : 69, standstill);
                 }
                 String console = consoleSince(running);
                 Optional<String> trouble = trouble(console);
@@ -1839,7 +1936,7 @@ final class VmCtl {
                 if (hasBanner(port, patience)) {
                     GuestSsh.Output first = ssh.greet(running.restored() != null && !running.ready(), isClone);
                     if (first.ok()) {
-                        qemu.write(running.isReady());
+                        qemu.write(running.asReady());
                         return;
                     }
                     ssh.closeMaster(); // the next try has a connection of its own
@@ -1859,16 +1956,17 @@ final class VmCtl {
         boolean goOn(Plan plan, boolean isClone) throws IOException {
             Running running = qemu.running().orElseThrow(() -> new VmException(69, "QEMU runs, but its record is missing"));
             String state = qemu.runState();
+            ssh.writeConfig(running.port()); // a start may have been killed before it did, or VM_DIR moved since
             if (state.equals("unknown")) {
                 throw new VmException(69, standstill(state, running.pid()));
             } else if (running.act() == Act.STOPPING || isShuttingDown(consoleSince(running))) {
-                say.accept("the guest is shutting down: waiting until it has ended");
+                say.accept("the guest is shutting down; waiting for its end");
                 // A stop may have been interrupted before the guest was asked: then it still answers after a while.
                 if (qemu.hasEnded(STILL_ANSWERS) || !ssh.run(SOON, "true").ok() && qemu.hasEnded(SHUTDOWN_LIMIT)) {
                     qemu.removeLeftovers();
                     return false;
                 }
-                say.accept("it does not shut down");
+                say.accept("it did not shut down, and goes on running");
                 note(running.during(Act.NONE));
             } else if (!state.equals("running")) {
                 qemu.qmp("cont");
@@ -1887,16 +1985,16 @@ final class VmCtl {
         /** A way to end a VM, and how long it may take. */
         private record StopStep(String name, Duration limit, Callable<Boolean> step) {}
 
-        /** Ends the VM; asks the guest first, unless forced or in vain. */
-        void stop(boolean force) throws IOException {
+        /** Ends the VM; asks the guest first, unless forced or in vain. Returns whether the guest shut down by itself. */
+        boolean stop(boolean force) throws IOException {
             if (!qemu.isRunning()) {
                 say.accept(files.name() + " is not running");
-                return;
+                return true;
             }
             long started = System.nanoTime();
-            ssh.closeMaster(); // it may belong to a boot of the guest that is over
             Running running = force ? null : qemu.running().orElse(null);
             boolean ask = running != null && canBeAsked(running);
+            ssh.closeMaster(); // it may belong to a boot of the guest that is over
             List<StopStep> steps = new ArrayList<>();
             if (ask) {
                 steps.add(new StopStep("shutdown -p now over ssh", SHUTDOWN_LIMIT,
@@ -1917,32 +2015,50 @@ final class VmCtl {
                     onStep.accept("stopping by " + step.name());
                     boolean taken = step.step().call();
                     ssh.closeMaster();
-                    if (taken && qemu.hasEnded(step.limit())) {
+                    if (taken && hasEnded(step.limit())) {
                         qemu.removeLeftovers();
                         say.accept("stopped " + files.name() + " by " + step.name() + " in " + seconds(started));
-                        return;
+                        return ask && steps.indexOf(step) < 2;
                     }
                     say.accept(step.name() + ": no effect");
-                } catch (VmException interrupted) {
-                    if (interrupted.exitCode == 130) {
-                        throw interrupted;
+                } catch (VmException failed) {
+                    if (failed.exitCode != 69) { // interrupted, or the disk is full
+                        throw failed;
                     }
-                    refusal = interrupted.getMessage();
+                    refusal = failed.getMessage();
                     say.accept(step.name() + ": " + refusal);
-                } catch (Exception noAnswer) { // the next step asks less
-                    say.accept(step.name() + ": " + noAnswer.getMessage());
+                } catch (Exception noAnswer) {
+                    say.accept(step.name() + ": " + noAnswer.getMessage()); // the next step needs less
                 }
             }
             throw new VmException(69, files.name() + " could not be stopped: " + refusal);
+        }
+
+        /** Waits for QEMU's end. A guest that cannot write on the way is not ended: what it has not written would be lost. */
+        private boolean hasEnded(Duration limit) throws IOException {
+            for (long deadline = System.nanoTime() + limit.toNanos(); System.nanoTime() < deadline; ) {
+                if (qemu.hasEnded(Duration.ofSeconds(2))) {
+                    return true;
+                } else if (qemu.runState().equals("io-error")) {
+                    throw cannotWrite();
+                }
+            }
+            return !qemu.isRunning();
+        }
+
+        private static VmException cannotWrite() {
+            return new VmException(1, "the disk of this machine is full, so the guest cannot finish its writes: free some space and "
+                    + "repeat vm-ctl stop; vm-ctl stop --force loses what it has not written");
         }
 
         /** Whether it makes sense to ask the guest to shut down. Whatever its console says, one whose sshd answers can be asked. */
         private boolean canBeAsked(Running running) throws IOException {
             String state = qemu.runState();
             if (state.equals("io-error")) {
-                throw new VmException(1, "the disk of this machine is full, so the guest cannot write what it has to before it "
-                        + "shuts down: free some space and try again; vm-ctl stop --force loses what it has not written");
+                throw cannotWrite();
             } else if (state.equals("unknown")) {
+                throw new VmException(69, standstill(state, running.pid()));
+            } else if (state.equals("internal-error")) {
                 say.accept(standstill(state, running.pid()));
                 return false;
             } else if (!state.equals("running")) {
@@ -1973,7 +2089,7 @@ final class VmCtl {
                 return Files.exists(files.pidFile()) ? new Report("gone", 3, "QEMU ended without being stopped", null)
                         : new Report("stopped", 3, null, null);
             } else if (running == null) {
-                return new Report("starting", 0, "a start is going on, or was interrupted: vm-ctl start then begins anew", null);
+                return new Report("starting", 0, "a start is going on, or was interrupted; if so, vm-ctl start begins again", null);
             }
             String console = consoleSince(running);
             String state = qemu.runState();
@@ -1981,7 +2097,8 @@ final class VmCtl {
             if (state.equals("unknown")) {
                 return new Report("hung", 69, standstill(state, running.pid()), running);
             } else if (running.act() == Act.FREEZING && !state.equals("running")) {
-                return new Report("paused", 0, "a snapshot is being taken, or was interrupted (then vm-ctl start lets it go on)", running);
+                return new Report("paused", 0,
+                        "a snapshot is being taken, or was interrupted; if so, vm-ctl start lets the guest go on", running);
             } else if (standstill(state, running.pid()) != null) {
                 return new Report("paused", 0, standstill(state, running.pid()), running);
             } else if (trouble.isPresent() && !hasBanner(running.port(), 5000)) {
@@ -2000,9 +2117,9 @@ final class VmCtl {
             int panic = kernelPanic(recent);
             Matcher other = TROUBLE.matcher(recent);
             if (other.find() && (panic < 0 || other.start() < panic)) { // the first one is the cause of the others
-                return Optional.of(other.group().strip());
+                return Optional.of(printable(other.group().strip()));
             }
-            return panic < 0 ? Optional.empty() : recent.substring(panic).lines().findFirst();
+            return panic < 0 ? Optional.empty() : recent.substring(panic).lines().findFirst().map(VmCtl::printable);
         }
 
         /** Whether the console ends in what DragonFly's kernel prints last, with its processes gone already. */
@@ -2075,7 +2192,7 @@ final class VmCtl {
             lines.add(":");
             Output output = run(SOON.dividedBy(2), remoteCommand(List.of(String.join("\n", lines)), List.of(), null));
             if (output.ok() && !output.text().isEmpty()) {
-                say.accept("the guest answers, but: " + output.text());
+                say.accept("the guest answers, but " + output.text());
             }
             if (output.ok() && restored) {
                 setClock();
@@ -2090,7 +2207,7 @@ final class VmCtl {
             for (int attempt = 0; attempt < 3 && (attempt == 0 || delay > 150); attempt++) {
                 Instant started = Instant.now();
                 if (!run(SOON, "date -u " + form.format(started.plusMillis(500 + delay))).ok()) {
-                    say.accept("the guest's clock could not be set; it stands at the moment of the snapshot");
+                    say.accept("the guest's clock could not be set; it is late by as long as the guest stood still");
                     return;
                 }
                 delay = Duration.between(started, Instant.now()).toMillis() / 2;
@@ -2192,7 +2309,7 @@ final class VmCtl {
             return arguments;
         }
 
-        /** A qcow2 disk as QEMU sees it; JSON has none of the traps of paths with commas and colons. */
+        /** A qcow2 disk for -blockdev; in JSON, because paths may contain commas and colons. */
         private static JsonObject disk(Path file, String node, String cache) {
             return object("node-name", node, "driver", "qcow2", "discard", "unmap", "detect-zeroes", "unmap",
                     "cache", object("direct", cache.equals("none"), "no-flush", cache.equals("unsafe")),
@@ -2226,7 +2343,7 @@ final class VmCtl {
             return arguments;
         }
 
-        /** In an option of the key=value kind a comma separates; doubled it is one. */
+        /** A comma in a key=value option has to be doubled. */
         private static String doubled(Path path) {
             return path.toString().replace(",", ",,");
         }
@@ -2235,7 +2352,10 @@ final class VmCtl {
         Running launch(Plan plan, Path disk, String restored) throws IOException {
             Files.deleteIfExists(files.pidFile()); // of the QEMU before
             Path log = files.file(".console.log");
-            long consoleAt = Files.exists(log) ? Files.size(log) : 0;
+            if (!Files.exists(log)) {
+                Files.createFile(log, ownerOnly()); // QEMU would let the group read it
+            }
+            long consoleAt = Files.size(log);
             for (String forward : plan.forwards()) {
                 Ports.require(Integer.parseInt(forward.split(":")[0]));
             }
@@ -2262,7 +2382,21 @@ final class VmCtl {
             boolean full = files.dir().toFile().getUsableSpace() < 1 << 20; // then QEMU cannot say why
             throw new VmException(full ? 1 : 69, "QEMU did not start: " + (full ? "no space is left on "
                     + Files.getFileStore(files.dir()) : output.isEmpty()
-                    ? "it ended without a word (exit code " + exitCode + "); try again" : output));
+                    ? "it gave no reason (exit code " + exitCode + "); vm-ctl -v start shows its command line" : output));
+        }
+
+        /** 69 if a port that must be had is in use by somebody else than this VM; asked before the VM is ended. */
+        void requirePorts(Plan plan) throws IOException {
+            Running running = running().orElse(null);
+            if (plan.portIsFixed() && (running == null || running.port() != plan.port())) {
+                Ports.require(plan.port());
+            }
+            for (String forward : plan.forwards()) {
+                String port = forward.split(":")[0];
+                if (running == null || running.forwards().stream().noneMatch(own -> own.startsWith(port + ":"))) {
+                    Ports.require(Integer.parseInt(port));
+                }
+            }
         }
 
         private Running begin(Plan plan, int port, long consoleAt, String restored) throws IOException {
@@ -2288,7 +2422,9 @@ final class VmCtl {
         Optional<Running> running() throws IOException {
             try {
                 return Optional.ofNullable(runningVm(files.dir(), files.name())).map(Running::of);
-            } catch (IOException | ClassCastException | DateTimeParseException | IllegalArgumentException damaged) {
+            } catch (VmException locks) {
+                throw locks;
+            } catch (IOException | RuntimeException damaged) { // of whatever kind
                 throw new VmException(69, "the record of the running VM is damaged: " + files.pidFile()
                         + "; vm-ctl stop --force ends the VM, so that it can be started again");
             }
@@ -2363,8 +2499,9 @@ final class VmCtl {
             }
             if (!hasEnded(process.isPresent() ? SOON : Duration.ofSeconds(20))) {
                 throw new VmException(69, process.isPresent()
-                        ? "QEMU (pid " + process.get().pid() + ") does not end: it waits for this machine's kernel, likely for a disk"
-                        : "QEMU runs where its process cannot be seen (in another container?) and does not answer: end it there");
+                        ? "QEMU (pid " + process.get().pid() + ") did not end after SIGKILL: it probably waits for this machine's disk"
+                        : "QEMU does not answer, and its process cannot be seen from here; it probably runs in another container: "
+                                + "vm-ctl stop --force there ends it");
             }
         }
 
@@ -2470,11 +2607,26 @@ final class VmCtl {
                         if (state.getString("error") != null) {
                             throw new VmException(69, state.getString("error"));
                         }
+                        closeUnusedNodes();
                         return;
                     }
                 }
             }
             throw new VmException(124, "merging takes longer than 15 minutes");
+        }
+
+        /** Closes disks that were merged away: QEMU keeps those that it was told to open, and their space, until told otherwise. */
+        private void closeUnusedNodes() throws IOException {
+            for (Object each : (JsonArray) qmp("query-named-block-nodes")) {
+                JsonObject node = (JsonObject) each;
+                if (node.getString("drv").equals("qcow2") && node.getString("node-name").startsWith("disk")) {
+                    try {
+                        qmp("blockdev-del", "node-name", node.getString("node-name"));
+                    } catch (VmException inUse) {
+                        // which QEMU knows best
+                    }
+                }
+            }
         }
 
         // Its RAM.
@@ -2488,7 +2640,7 @@ final class VmCtl {
             Files.deleteIfExists(socket);
             CRC32C crc = new CRC32C();
             long size = 0;
-            try (ServerSocketChannel server = limited(ServerSocketChannel.open(StandardProtocolFamily.UNIX), SOON)) {
+            try (ServerSocketChannel server = limited(ServerSocketChannel.open(StandardProtocolFamily.UNIX), limit)) {
                 server.bind(UnixDomainSocketAddress.of(socket));
                 qmp("migrate-set-parameters", "max-bandwidth", 1L << 40, "downtime-limit", 600_000); // the defaults are for networks
                 qmp("migrate", "uri", "unix:" + socket);
@@ -2507,11 +2659,16 @@ final class VmCtl {
                     throw new IOException(migration.getString("error-desc", "QEMU does not say why"));
                 }
                 return object("ramBytes", size, "ramCrc32c", crc.getValue());
+            } catch (ClosedByInterruptException interrupted) {
+                throw new VmException(130, "interrupted");
+            } catch (AsynchronousCloseException late) {
+                throw new VmException(isRunning() ? 124 : 69, "the RAM could not be saved: "
+                        + (isRunning() ? "it took longer than " + limit.toSeconds() + " s" : "QEMU ended"));
             } catch (IOException failed) {
                 boolean full = String.valueOf(failed.getMessage()).contains("No space");
-                throw new VmException(full ? 1 : 69, "the RAM could not be saved: " + (full ? "no space is left on "
-                        + Files.getFileStore(files.dir()) : failed instanceof ClosedChannelException ? "it takes longer than "
-                        + limit.toSeconds() + " s" : failed.getMessage()) + (isRunning() ? "; the guest goes on" : "; QEMU has ended"));
+                throw new VmException(full ? 1 : 69, "the RAM could not be saved: "
+                        + (full ? "no space is left on " + Files.getFileStore(file.getParent()) : failed.getMessage())
+                        + (isRunning() ? "; the guest goes on" : "; QEMU has ended"));
             } finally {
                 Files.deleteIfExists(socket);
             }
@@ -2550,6 +2707,9 @@ final class VmCtl {
                         out.write(part);
                     }
                 }
+            } catch (AsynchronousCloseException late) {
+                return late instanceof ClosedByInterruptException ? "it was not read: interrupted"
+                        : "it was not read within " + limit.toSeconds() + " s";
             } catch (IOException closed) {
                 broken = closed; // QEMU says why
             } finally {
@@ -2565,9 +2725,8 @@ final class VmCtl {
             }
             if (state.equals("paused") && broken == null) {
                 return null;
-            } else if (logEnd().isEmpty()) { // it refuses nothing: it was ended, or it hangs
-                throw new VmException(69, isRunning() ? standstill("unknown", running().map(Running::pid).orElse(0L))
-                        : "QEMU ended while the guest was starting");
+            } else if (!logEnd().contains("load")) { // QEMU refuses nothing: it was ended, or it hangs
+                return "it was not read: " + (isRunning() ? "QEMU hangs" : "QEMU ended");
             }
             return "QEMU refuses it" + logEnd();
         }
@@ -2656,7 +2815,7 @@ final class VmCtl {
         static Disk read(Path file) throws IOException {
             try (RandomAccessFile image = new RandomAccessFile(file.toFile(), "r")) {
                 if (image.length() < 72 || image.readInt() != 0x514649fb) {
-                    throw new VmException(69, file + " is no qcow2 image; vm-ctl restore goes back to a snapshot");
+                    throw new VmException(69, file + " is not a qcow2 image; vm-ctl restore goes back to a snapshot");
                 }
                 int version = image.readInt();
                 long nameAt = image.readLong();
@@ -2668,7 +2827,8 @@ final class VmCtl {
                 long tablesAt = image.readLong();
                 image.seek(72);
                 if (version >= 3 && (image.readLong() & 4) != 0) { // the incompatible feature "external data file"
-                    throw new VmException(69, file + " keeps its data in another file, so it is none of ours");
+                    throw new VmException(69, file + " keeps its data in another file, which vm-ctl refuses; "
+                            + "vm-ctl restore goes back to a snapshot");
                 } else if (nameLength < 0 || nameLength > 1023 || tables < 0 || tables > 1 << 22) { // the format's own limits
                     throw new VmException(69, file + " is damaged; vm-ctl restore goes back to a snapshot");
                 }
@@ -2684,7 +2844,7 @@ final class VmCtl {
                 throw new VmException(69, file + " is damaged; vm-ctl restore goes back to a snapshot");
             } catch (FileNotFoundException none) {
                 throw new VmException(69, Files.exists(file) ? file + " cannot be read"
-                        : file + " is missing: was VM_DIR moved or copied in part? Bring it back, then try again");
+                        : file + " is missing: was VM_DIR moved or copied in part? Put the file back and try again");
             }
         }
 
@@ -2693,9 +2853,10 @@ final class VmCtl {
             Set<Path> seen = new HashSet<>();
             for (Path disk = top; disk != null; disk = read(disk).backing()) {
                 if (!disk.startsWith(vmDir)) {
-                    throw new VmException(69, top + " builds on " + disk + ", which is not in VM_DIR");
+                    throw new VmException(69, top + " builds on " + disk + ", which is not in VM_DIR; "
+                            + "vm-ctl restore goes back to a snapshot");
                 } else if (!seen.add(disk)) {
-                    throw new VmException(69, top + " builds on itself");
+                    throw new VmException(69, top + " builds on itself; vm-ctl restore goes back to a snapshot");
                 }
             }
         }
@@ -2722,26 +2883,28 @@ final class VmCtl {
             Path part = overlay.resolveSibling(overlay.getFileName() + ".part");
             List<String> command = new ArrayList<>(overlayCommand(base, overlay));
             command.set(command.size() - 2, part.toString());
-            image(command, "no new disk could be made");
+            image(part, command, "no new disk could be made");
             Files.move(part, overlay, StandardCopyOption.ATOMIC_MOVE);
         }
 
         /** Makes a blank disk. */
         static void createBlank(Path file, String size) throws IOException {
-            image(List.of("qemu-img", "create", "-q", "-f", "qcow2", file.toString(), size), "no new disk could be made");
+            image(file, List.of("qemu-img", "create", "-q", "-f", "qcow2", file.toString(), size), "no new disk could be made");
         }
 
         /** Copies into a disk that nobody uses what lies between it and a base, and lets it build on the base. Can be repeated. */
         static void rebase(Path disk, String relativeBase) throws IOException {
-            image(List.of("qemu-img", "rebase", "-q", "-f", "qcow2", "-F", "qcow2", "-b", relativeBase, disk.toString()),
+            image(disk, List.of("qemu-img", "rebase", "-q", "-f", "qcow2", "-F", "qcow2", "-b", relativeBase, disk.toString()),
                     "a layer could not be merged");
         }
 
-        private static void image(List<String> command, String failure) throws IOException {
+        private static void image(Path file, List<String> command, String failure) throws IOException {
             ProcessResult result = run(Duration.ofMinutes(15), withUmask(command));
             if (result.getExitValue() != 0) {
                 String output = result.outputUTF8().strip();
-                throw new VmException(output.contains("No space") ? 1 : 69, failure + ": " + output);
+                boolean full = output.contains("No space");
+                throw new VmException(full ? 1 : 69, failure + ": "
+                        + (full ? "no space is left on " + Files.getFileStore(file.getParent()) : output));
             }
         }
     }
@@ -2752,7 +2915,8 @@ final class VmCtl {
     record VmFiles(Path dir, String name) {
         /** What a VM may leave, by the suffix to its name; the sockets may lie elsewhere. */
         private static final List<String> SUFFIXES = List.of("-clean.qcow2", ".qcow2", ".disks", ".snapshots", ".install", ".ssh",
-                ".test", ".sync", ".pid", ".qemu-pid", ".qemu.log", ".console.log", ".console.log.1", ".setup.iso", ".lock");
+                ".test", ".sync", ".pid", ".qemu-pid", ".qemu.log", ".console.log", ".console.log.1", ".setup.iso",
+                ".setup.iso.part", ".lock");
         private static final List<String> SOCKETS = List.of(".qmp", ".console", ".control", ".ram");
         private static final Pattern OWNER = Pattern.compile("([^.].*?)(?:-clean\\.qcow2|\\.(?:qcow2|disks|snapshots|install|pid|ssh))");
 
@@ -2798,17 +2962,29 @@ final class VmCtl {
         /** The disk that the VM works on; QEMU and qemu-img get this name, because they do not follow the link as we do. */
         Optional<Path> workingDisk() throws IOException {
             if (Files.isSymbolicLink(link())) {
-                return Optional.of(inside(Files.readSymbolicLink(link()).toString()));
+                Path disk = dir.resolve(Files.readSymbolicLink(link())).normalize();
+                if (!disk.startsWith(dir)) {
+                    throw new VmException(69, link() + " names " + disk + ", which is not in VM_DIR: vm-ctl restore makes a new one");
+                }
+                return Optional.of(disk);
             }
             return Files.exists(link()) ? Optional.of(link()) : Optional.empty();
         }
 
         /** Makes the link name this overlay, at once or not at all. */
         void useDisk(Path overlay) throws IOException {
+            useLink(prepareLink(overlay));
+        }
+
+        /** Makes a link to an overlay, to be put in place by useLink. */
+        Path prepareLink(Path overlay) throws IOException {
             Path fresh = disks().resolve("link.part");
             Files.deleteIfExists(fresh);
-            Files.createSymbolicLink(fresh, dir.relativize(overlay));
-            Files.move(fresh, link(), StandardCopyOption.ATOMIC_MOVE);
+            return Files.createSymbolicLink(fresh, dir.relativize(overlay));
+        }
+
+        void useLink(Path prepared) throws IOException {
+            Files.move(prepared, link(), StandardCopyOption.ATOMIC_MOVE);
         }
 
         /** Where a socket lies: in VM_DIR, or, as a socket's path holds 107 bytes at most, in a short private directory. */
@@ -2829,9 +3005,7 @@ final class VmCtl {
                 Files.createDirectory(directory, PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rwx------")));
             } catch (FileAlreadyExistsException there) {
                 PosixFileAttributes found = Files.readAttributes(directory, PosixFileAttributes.class, LinkOption.NOFOLLOW_LINKS);
-                Path own = Files.createTempFile("vm-owner", "");
-                boolean ours = found.owner().equals(Files.getOwner(own));
-                Files.delete(own);
+                boolean ours = Files.getAttribute(directory, "unix:uid", LinkOption.NOFOLLOW_LINKS).equals(userId());
                 if (!found.isDirectory() || !ours || !PosixFilePermissions.toString(found.permissions()).equals("rwx------")) {
                     throw new VmException(69, directory + ", for the sockets of this long VM_DIR, is not a private directory of yours: "
                             + "remove it, set XDG_RUNTIME_DIR, or choose a shorter VM_DIR");
@@ -2864,6 +3038,9 @@ final class VmCtl {
                 throw new VmException(69, "the disk of " + name + " was made by an older vm-ctl, and this one cannot use it. To keep the "
                         + "installation without what was done since: rm -r " + shellQuoted(List.of(link().toString(),
                         file(".snapshots").toString())) + "; or vm-ctl destroy, and vm-auto-install");
+            } else if (Files.isRegularFile(link(), LinkOption.NOFOLLOW_LINKS) && Files.exists(clean())) {
+                throw new VmException(69, link() + " is a disk of its own, as vm-setup disk makes it, but " + name
+                        + " is installed: move that file away");
             }
         }
     }
@@ -3263,6 +3440,7 @@ final class VmCtl {
             case "running", "inmigrate", "prelaunch" -> null;
             case "unknown" -> "QEMU (pid " + pid + ") does not answer: if it was stopped, kill -CONT " + pid
                     + " lets it go on; vm-ctl stop --force ends it";
+            case "internal-error" -> "the guest stopped by an internal error of QEMU: vm-ctl restart --force boots it";
             case "io-error" -> "the disk of this machine is full, so the guest stands still: free some space, then vm-ctl start";
             default -> "the guest stands still (" + state + "): vm-ctl start lets it go on";
         };
@@ -3300,6 +3478,9 @@ final class VmCtl {
         Path beside = Files.createTempFile(file.getParent(), "." + file.getFileName(), ".new");
         try {
             Files.setPosixFilePermissions(Files.writeString(beside, text), PosixFilePermissions.fromString(mode));
+            try (FileChannel channel = FileChannel.open(beside, StandardOpenOption.WRITE)) {
+                channel.force(true); // or a power cut could leave an empty file under the new name
+            }
             Files.move(beside, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
         } finally {
             Files.deleteIfExists(beside);
@@ -3360,8 +3541,10 @@ final class VmCtl {
             String remedy = Files.getAttribute(directory, "unix:uid").equals(userId())
                     ? ", or, if nobody else uses this one: "
                     : ", or run this as " + owner + ", or make it yours: sudo chown -R $(id -u) " + quoted + "; ";
+            boolean everybodys = mode.matches("1..."); // as /tmp, which must stay so
             throw new VmException(69, directory + " belongs to " + owner + " and has the mode " + mode
-                    + ", so another user could replace keys and disks in it: " + another + remedy + "chmod go-w " + quoted);
+                    + ", so another user could replace keys and disks in it: " + another
+                    + (everybodys ? ", as " + directory.resolve("vm") : remedy + "chmod go-w " + quoted));
         } catch (IOException unknown) {
             throw new VmException(69, "cannot tell who owns " + directory + " (" + reason(unknown) + "): " + another);
         }

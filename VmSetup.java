@@ -1162,6 +1162,9 @@ final class VmSetup implements Callable<Integer> {
         Path beside = Files.createTempFile(file.getParent(), "." + file.getFileName(), ".new");
         try {
             Files.setPosixFilePermissions(Files.writeString(beside, text), PosixFilePermissions.fromString(mode));
+            try (FileChannel channel = FileChannel.open(beside, StandardOpenOption.WRITE)) {
+                channel.force(true); // or a power cut could leave an empty file under the new name
+            }
             Files.move(beside, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
         } finally {
             Files.deleteIfExists(beside);
@@ -1222,8 +1225,10 @@ final class VmSetup implements Callable<Integer> {
             String remedy = Files.getAttribute(directory, "unix:uid").equals(userId())
                     ? ", or, if nobody else uses this one: "
                     : ", or run this as " + owner + ", or make it yours: sudo chown -R $(id -u) " + quoted + "; ";
+            boolean everybodys = mode.matches("1..."); // as /tmp, which must stay so
             throw new VmException(69, directory + " belongs to " + owner + " and has the mode " + mode
-                    + ", so another user could replace keys and disks in it: " + another + remedy + "chmod go-w " + quoted);
+                    + ", so another user could replace keys and disks in it: " + another
+                    + (everybodys ? ", as " + directory.resolve("vm") : remedy + "chmod go-w " + quoted));
         } catch (IOException unknown) {
             throw new VmException(69, "cannot tell who owns " + directory + " (" + reason(unknown) + "): " + another);
         }

@@ -1434,6 +1434,7 @@ final class VmSync implements Callable<Integer> {
             case "running", "inmigrate", "prelaunch" -> null;
             case "unknown" -> "QEMU (pid " + pid + ") does not answer: if it was stopped, kill -CONT " + pid
                     + " lets it go on; vm-ctl stop --force ends it";
+            case "internal-error" -> "the guest stopped by an internal error of QEMU: vm-ctl restart --force boots it";
             case "io-error" -> "the disk of this machine is full, so the guest stands still: free some space, then vm-ctl start";
             default -> "the guest stands still (" + state + "): vm-ctl start lets it go on";
         };
@@ -1577,8 +1578,10 @@ final class VmSync implements Callable<Integer> {
             String remedy = Files.getAttribute(directory, "unix:uid").equals(userId())
                     ? ", or, if nobody else uses this one: "
                     : ", or run this as " + owner + ", or make it yours: sudo chown -R $(id -u) " + quoted + "; ";
+            boolean everybodys = mode.matches("1..."); // as /tmp, which must stay so
             throw new VmException(69, directory + " belongs to " + owner + " and has the mode " + mode
-                    + ", so another user could replace keys and disks in it: " + another + remedy + "chmod go-w " + quoted);
+                    + ", so another user could replace keys and disks in it: " + another
+                    + (everybodys ? ", as " + directory.resolve("vm") : remedy + "chmod go-w " + quoted));
         } catch (IOException unknown) {
             throw new VmException(69, "cannot tell who owns " + directory + " (" + reason(unknown) + "): " + another);
         }

@@ -66,10 +66,8 @@ final class AllTests {
      * one processor. None of them uses that VM, or builds anything with JBang, whose cache takes one build at a time.
      */
     private static final Set<Class<?>> BESIDE = Set.of(VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class, VmTestTest.class,
-            PhaseShellTest.class, StandinBootTest.class, InstallFaultsTest.class, SyncFaultsTest.class);
-
-    /** Has limits of a second, so nothing runs beside it. */
-    private static final Class<?> ALONE = LifecycleFaultsTest.class;
+            PhaseShellTest.class, StandinBootTest.class, InstallFaultsTest.class, InterruptionsTest.class, ManySnapshotsTest.class,
+            SyncFaultsTest.class);
 
     /** Where the JVM beside writes its result; only that one has the property. */
     private static final String OTHER_RESULT = System.getProperty("result", "");
@@ -99,9 +97,6 @@ final class AllTests {
         for (Class<?> type : classes) {
             if (other == null && !beside.isEmpty() && sharesVm(type)) {
                 other = start(beside);
-            }
-            if (other != null && type == ALONE) {
-                await(other);
             }
             if (!beside.contains(type)) {
                 run(type);

@@ -5,6 +5,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.grack.nanojson.JsonObject;
 import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -36,7 +37,7 @@ import org.junit.jupiter.api.function.Executable;
 @TestMethodOrder(MethodOrderer.OrderAnnotation.class)
 final class InterruptionsTest {
 
-    private static final Guest GUEST = Guest.installed();
+    private static final Guest GUEST = twin();
     private static final VmCtl.VmFiles FILES = new VmCtl.VmFiles(GUEST.vmDir(), "guest");
     private static final List<String> FREEZE = List.of("stopped", "overlay made", "RAM saved", "link moved", "overlay attached",
             "overlay in use", "recorded", "going on");
@@ -50,6 +51,14 @@ final class InterruptionsTest {
     /** What was written to the guest's /root/last, now, and when snapshot cut was taken. */
     private static int last;
     private static int inCut;
+
+    private static Guest twin() {
+        try {
+            return Guest.twin("interruptions");
+        } catch (IOException failed) {
+            throw new UncheckedIOException(failed);
+        }
+    }
 
     @BeforeAll
     static void somethingToLose() throws IOException {

@@ -155,7 +155,7 @@ final class LifecycleFaultsTest {
     Stream<DynamicTest> theGuestMisbehaves() {
         return Stream.of(
                 fault("the guest panics", () -> {
-                    GUEST.ctl("exec", "--timeout", "1s", "--", "sysctl debug.debugger_on_panic=1; " + FAULT + "panic").exits(124).says("db>");
+                    GUEST.ctl("exec", "--timeout", "5s", "--", "sysctl debug.debugger_on_panic=1; " + FAULT + "panic").exits(124).says("db>");
                     GUEST.ctl("status").exits(69).answers("panicked");
                     GUEST.ctl("stop").exits(0).says("the guest cannot be asked", "QMP quit");
                 }),

@@ -208,7 +208,7 @@ final class VmCtlTest {
         ctl(Map.of("VM_SSH_PORT", "65536"), "start").exits(2).says("VM_SSH_PORT");
         for (String line : List.of("snapshot ../up", "restore ../up", "snapshot --delete ../up", "snapshot --list one",
                 "snapshot --list --delete one", "snapshot one --delete two", "start --forward 80", "start --forward 0:80",
-                "start --forward 80:65536", "start --timeout soon", "exec --timeout 5 true", "exec --env =x true")) {
+                "start --forward 80:65536", "start --forward 80:80 --forward 80:81", "clone y --forward 80:80", "start --timeout soon", "exec --timeout 5 true", "exec --env =x true")) {
             assertEquals(1, ctl(line.split(" ")).exits(2).err().lines().count(), line);
         }
         assertEquals(List.of(vm.clean()), vm.all());
@@ -416,7 +416,7 @@ final class VmCtlTest {
         Files.write(disk(), Arrays.copyOf(sound, 80));
         ctl("start").exits(69).says("is damaged; vm-ctl restore");
         Files.writeString(disk(), "no image");
-        ctl("start").exits(69).says("no qcow2").says("vm-ctl restore");
+        ctl("start").exits(69).says("not a qcow2 image").says("vm-ctl restore");
         ctl("restore").exits(0);
         assertTrue(VmCtl.Disk.read(disk()).empty());
     }
@@ -581,14 +581,18 @@ final class VmCtlTest {
         makeVm();
         write(disk(), 2);
         ctl("snapshot", "one").exits(0);
+        Path foreign = Files.createDirectory(vm.file(".snapshots").resolve("lost+found"));
+        Path note = Files.writeString(vm.file(".snapshots").resolve("note.txt"), "not ours");
         write(disk(), 3);
         ctl("snapshot", "two").exits(0);
+        assertTrue(Files.exists(foreign) && Files.exists(note), "what is not ours stays");
         Path record = vm.record("one");
         String text = Files.readString(record);
-        for (String damage : List.of(text.substring(0, 20), "{\"disk\":\"../../etc/passwd\"}", "{\"disk\":7}", "{}")) {
+        for (String damage : List.of(text.substring(0, 20), "{\"disk\":\"../../etc/passwd\"}", "{\"disk\":7}", "{}", "{\"disk\":\"x\",\"hardware\":[1]}")) {
             Files.writeString(record, damage);
             ctl("status").exits(3);
-            ctl("restore", "one").exits(69).says("--list");
+            ctl("snapshot", "--list").answers("one                  its record is damaged");
+            ctl("restore", "one").exits(69).says("is damaged").says("--list");
             ctl("restore", "two").exits(0);
             ctl("snapshot", "--delete", "one").exits(69);
             holds(disk(), 3);
@@ -610,6 +614,33 @@ final class VmCtlTest {
         Files.delete(disk);
         sh("qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=" + temporary.resolve("data"), disk.toString(), "1G");
         ctl("start", "--no-wait").exits(69).says("its data in another file");
+    }
+
+    /** Root could write to a read-only disk. */
+    @Test
+    void aLinkThatNamesADiskOthersNeedIsRefused() throws IOException {
+        makeVm();
+        write(disk(), 2);
+        ctl("snapshot", "one").exits(0);
+        for (Path wrong : List.of(snapshot("one").disk(), vm.clean(), dir.resolve("x.disks/none.qcow2"), Path.of("/etc/passwd"))) {
+            Files.delete(vm.link());
+            Files.createSymbolicLink(vm.link(), wrong);
+            ctl("start", "--no-wait").exits(69).says(wrong.toString());
+            ctl("snapshot", "two").exits(69).says(wrong.toString());
+        }
+        ctl("restore", "one").exits(0);
+        holds(disk(), 2);
+    }
+
+    /** A blank disk of vm-setup never takes the place of what is installed. */
+    @Test
+    void aDiskBesideAnInstalledVmIsRefused() throws IOException {
+        makeCleanDisk();
+        sh("qemu-img", "create", "-q", "-f", "qcow2", vm.link().toString(), "1G");
+        for (String command : List.of("start", "snapshot clean --yes", "restore")) {
+            ctl(command.split(" ")).exits(69).says("is a disk of its own");
+        }
+        holds(vm.clean(), 1);
     }
 
     @Test
@@ -740,9 +771,13 @@ final class VmCtlTest {
         ctl("snapshot", "two").exits(0); // what nobody builds on can be replaced and deleted
         ctl("snapshot", "--delete", "two").exits(0);
         ctl(a, "clone", "d").exits(69).says("clone itself");
+        ctl(a, "snapshot", "clean", "--yes").exits(0); // it is a clone still
+        ctl("destroy", "--yes").exits(69).says("clones build on it: a, b, c;");
+        ctl(a, "clone", "d").exits(69).says("clone itself");
+        Files.delete(clone.record("clean"));
+        ctl("destroy", "--yes").exits(69).says("b, c, a;");
         ctl(a, "snapshot", "own").exits(0);
-        ctl(a, "restore").exits(0);
-        holds(clone.workingDisk().orElseThrow(), 2);
+        ctl(a, "restore").exits(69).says("has no snapshot clean");
         ctl(a, "restore", "own").exits(0);
         holds(clone.workingDisk().orElseThrow(), 4);
 
@@ -764,7 +799,7 @@ final class VmCtlTest {
         for (String name : List.of("../up", "a-clean", ".a", "")) {
             ctl("clone", name).exits(2).says("the clone's name");
         }
-        ctl("clone", "a", "--snapshot", "no-such").exits(69).says("no usable snapshot no-such");
+        ctl("clone", "a", "--snapshot", "no-such").exits(69).says("x has no snapshot no-such");
         Files.delete(vm.file(".ssh").resolve("known_hosts"));
         ctl("clone", "a", "b").exits(69).says("known_hosts");
         ctl("list").exits(0);
@@ -852,7 +887,8 @@ final class VmCtlTest {
 
             makeVm();
             ctl("start", "--no-wait").exits(0);
-            for (String damaged : List.of("{\"pid\":", "", "{\"pid\":1,\"started\":\"soon\"}", "{\"pid\":1,\"act\":\"X\"}")) {
+            for (String damaged : List.of("{\"pid\":", "", "{\"pid\":1,\"started\":\"soon\"}", "{\"pid\":1,\"act\":\"X\"}",
+                    "{\"pid\":1,\"port\":2222,\"forwards\":\"x\"}", "{\"pid\":1,\"port\":99999}")) {
                 Files.writeString(vm.pidFile(), damaged);
                 for (String command : List.of("status", "start", "stop", "restore", "snapshot one")) {
                     ctl(command.split(" ")).exits(69).says("is damaged").says("vm-ctl stop --force");
@@ -934,7 +970,7 @@ final class VmCtlTest {
             ctl("status").exits(69).answers("hung");
             assertTrue(System.nanoTime() - begun < 20e9, "a hung QEMU holds status up");
         }
-        for (String command : List.of("start", "snapshot", "screenshot s.png")) {
+        for (String command : List.of("start", "snapshot", "screenshot s.png", "stop")) {
             ctl((command + (command.equals("snapshot") ? " --yes" : "")).split(" ")).exits(69)
                     .says("QEMU (pid " + pid + ") does not answer: if it was stopped, kill -CONT " + pid);
         }
@@ -1157,7 +1193,7 @@ final class VmCtlTest {
         Path file = temporary.resolve("ram");
         qemu.qmp("stop");
         VmCtl.VmException failed = assertThrows(VmCtl.VmException.class, () -> qemu.saveRam(file, Duration.ofMillis(1)));
-        assertEquals(69, failed.exitCode);
+        assertEquals(124, failed.exitCode);
         qemu.goOnAfterMigration();
         assertEquals("running", qemu.runState());
     }
@@ -1203,6 +1239,16 @@ final class VmCtlTest {
         assertEquals(3, depth());
         assertTrue(ctl("snapshot", "--delete", "s4").exits(0).err().lines().count() == 1, "nothing but: deleted s4");
         assertEquals(2, depth());
+        long pid = VmCtl.json(ctl("status", "--json").out()).getLong("pid");
+        List<String> open = new ArrayList<>();
+        for (Path descriptor : files(Path.of("/proc/" + pid + "/fd"))) {
+            try {
+                open.add(Files.readSymbolicLink(descriptor).toString());
+            } catch (IOException closed) {
+                // meanwhile
+            }
+        }
+        assertTrue(open.stream().noneMatch(file -> file.endsWith("(deleted)") && file.contains(".disks")), open.toString());
         ctl("stop", "--force").exits(0);
         holds(disk(), 5);
         sh("qemu-img", "check", "-q", disk().toString());
@@ -1221,7 +1267,7 @@ final class VmCtlTest {
             write(disk(), 2);
             ctl("snapshot", "one").exits(0);
             fill();
-            ctl("snapshot", "two").exits(1).says("No space left");
+            ctl("snapshot", "two").exits(1).says("no space is left on ").says("(tmpfs)");
             ctl("status").exits(3).answers("one");
             assertFalse(ctl("status").out().contains("two"));
             ctl("stop").exits(0);
@@ -1282,7 +1328,7 @@ final class VmCtlTest {
         ctl("start", "--no-wait").exits(0);
         ctl("destroy").exits(2).says("--yes");
         assertTrue(Files.exists(disk()));
-        ctl("destroy", "--yes").exits(0).says("freed");
+        ctl("destroy", "--yes").exits(0).says("removed x.disks");
         assertFalse(VmCtl.isRunning(vm.qemuPid()));
         others.add(dir.resolve("ssh_config"));
         try (Stream<Path> left = Files.list(dir)) {
