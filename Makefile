@@ -169,7 +169,7 @@ bench: export BENCH_VmAutoInstall = $(call java,VmAutoInstall)
 bench: export BENCH_VmCtl = $(call java,VmCtl)
 bench: export BENCH_VmSync = $(call java,VmSync)
 bench: export BENCH_VmTest = $(call java,VmTest)
-bench: ## Measure it all, half an hour long, into README.md and bench/chart.svg
+bench: ## Measure it all, an hour long, into README.md and bench/chart.svg (ARGS='--merge restore': one group of it)
 	@test/install-packages
 	@$(MAKE) --no-print-directory --silent $(JARS) $(ARCHIVES)
 	@.build/jbang --quiet bench/Bench.java $(ARGS)

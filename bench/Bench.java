@@ -22,6 +22,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Optional;
 import java.util.TreeMap;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicLong;
@@ -39,8 +40,9 @@ import org.apache.commons.compress.compressors.bzip2.BZip2CompressorInputStream;
  * table says. What is compared with a target is the median over the pairs, of the ratio or of the difference. That holds on a
  * machine whose speed drifts; the absolute times are of that machine alone.
  *
- * <p>{@code make bench ARGS='start exec'} measures these groups only, and writes nothing. The VM, its mirror and what else takes long
- * to make are kept in .build/bench; groups that need an installed VM install it.
+ * <p>{@code make bench ARGS='start exec'} measures these groups only, and writes nothing. {@code ARGS='--merge start exec'} puts what
+ * they measured into the table that is there, each row with its date. The VM, its mirror and what else takes long to make are kept in
+ * .build/bench; groups that need an installed VM install it.
  */
 final class Bench {
     private static final Path TOP = Path.of("").toAbsolutePath();
@@ -72,7 +74,7 @@ final class Bench {
             double[] values = values();
             return String.join(" | ", "| " + what, against, seconds(median(ours)), seconds(median(theirs)), "**" + said(measured()) + "**",
                     said(values[0]) + " ... " + said(values[values.length - 1]), "" + values.length,
-                    (unit.equals("x") ? "" : "+") + number("%.2f ", target) + unit + " |");
+                    (unit.equals("x") ? "" : "+") + number("%.2f ", target) + unit, LocalDate.now() + " |");
         }
     }
 
@@ -80,7 +82,7 @@ final class Bench {
     record Growth(String what, String small, String large, double factor, double smallSeconds, double largeSeconds) {
         String line() {
             return String.join(" | ", "| " + what, small + " \u2192 " + large, number("%.0f x", factor), seconds(smallSeconds),
-                    seconds(largeSeconds), "**" + number("%.1f x", largeSeconds / smallSeconds) + "** |");
+                    seconds(largeSeconds), "**" + number("%.1f x", largeSeconds / smallSeconds) + "**", LocalDate.now() + " |");
         }
     }
 
@@ -91,6 +93,8 @@ final class Bench {
     private final List<Row> rows = new ArrayList<>();
     private final List<Growth> growths = new ArrayList<>();
     private final List<String> notes = new ArrayList<>();
+    /** VMs that a group made beside the one that stays. */
+    private final List<String> clones = new ArrayList<>();
     private final Map<String, String> settings = new TreeMap<>(Map.of("VM_DIR", VM_DIR.toString(), "VM_NAME", NAME, "VM_MEMORY", "1G",
             "VM_PHASES", TOP.resolve("phases").toString()));
     private Process mirror;
@@ -111,20 +115,26 @@ final class Bench {
         }
     }
 
-    private void run(List<String> chosen) throws Exception {
+    private void run(List<String> arguments) throws Exception {
         Map<String, Work> groups = new LinkedHashMap<>();
         groups.put("start", this::start);
         groups.put("exec", this::exec);
         groups.put("quick", this::quick);
         groups.put("restore", this::restore);
+        groups.put("snapshot", this::snapshot);
+        groups.put("clone", this::cloneFour);
+        groups.put("data", this::data);
         groups.put("output", this::output);
         groups.put("sync", this::sync);
         groups.put("install", this::install);
         groups.put("fetch", this::fetch);
         groups.put("disk", this::disk);
         groups.put("many", this::many);
+        boolean merge = arguments.contains("--merge");
+        List<String> chosen = arguments.stream().filter(word -> !word.equals("--merge")).toList();
         if (!groups.keySet().containsAll(chosen)) {
-            System.err.println("bench: the groups are " + String.join(" ", groups.keySet()));
+            System.err.println("bench: the groups are " + String.join(" ", groups.keySet()) + "; before them --merge, to write what "
+                    + "they measured into README.md");
             System.exit(2);
         }
         Files.createDirectories(WORK);
@@ -133,13 +143,14 @@ final class Bench {
                 group.getValue().run();
             }
         }
-        String table = table();
+        Pattern place = Pattern.compile("(?s)(?<=<!-- bench:begin -->\n).*(?=<!-- bench:end -->)");
+        String readme = Files.readString(README);
+        Matcher written = place.matcher(readme);
+        String table = table(merge && written.find() ? written.group() : "");
         System.out.println(table);
-        if (chosen.isEmpty()) {
-            String readme = Files.readString(README);
-            Files.writeString(README, readme.replaceFirst("(?s)(?<=<!-- bench:begin -->\n).*(?=<!-- bench:end -->)",
-                    Matcher.quoteReplacement(table)));
-            Files.writeString(CHART, chart());
+        if (chosen.isEmpty() || merge) {
+            Files.writeString(README, place.matcher(readme).replaceFirst(Matcher.quoteReplacement(table)));
+            Files.writeString(CHART, chart(table.lines().map(Bar::of).flatMap(Optional::stream).toList()));
         }
     }
 
@@ -285,22 +296,104 @@ final class Bench {
 
     private void restore() throws Exception {
         needVm();
-        // The same guest, without RAM: what is started from it boots.
-        done(script("VmCtl", "stop"), 0);
-        done(script("VmCtl", "snapshot", "cold", "--yes"), 0);
-        add(compare("`vm-ctl restore` and a command over ssh", "a cold boot and the same command", 0.33, "x", 5,
-                () -> { }, () -> {
-                    done(script("VmCtl", "restore"), 0);
-                    done(script("VmCtl", "exec", "--", "true"), 0);
-                }, () -> {
-                    done(script("VmCtl", "stop", "--force"), 0);
-                    done(script("VmCtl", "restore", "cold"), 0);
-                }, () -> {
-                    done(script("VmCtl", "start"), 0);
-                    done(script("VmCtl", "exec", "--", "true"), 0);
-                }));
+        done(script("VmCtl", "restore"), 0); // this QEMU began as each restore's does
+        pairs("`vm-ctl restore`, until ssh answers", "`vm-ctl restore --cold`, a boot of the same guest", 0.20, "x", 5,
+                () -> done(script("VmCtl", "restore"), 0), () -> done(script("VmCtl", "restore", "--cold"), 0));
         done(script("VmCtl", "restore"), 0);
-        done(script("VmCtl", "snapshot", "--delete", "cold"), 0);
+    }
+
+    /**
+     * A snapshot of a running guest, by the RAM that it uses, against what it takes if its QEMU is ended for that: then the guest
+     * stands still until it is restored, and the command has to do that, too.
+     */
+    private void snapshot() throws Exception {
+        needVm();
+        Map<String, String> vm = Map.of("VM_NAME", "ram", "VM_MEMORY", "4G");
+        cloned(List.of("ram"));
+        done(script("VmCtl", "start"), 0, vm); // a boot: the RAM of the snapshot is of a guest with less memory
+        done(script("VmCtl", "exec", "mkdir /ram && mount_tmpfs -s 3500m tmpfs /ram"), 0, vm);
+        double[] stood = new double[3];
+        double[] whole = new double[3];
+        double[] back = new double[3];
+        List<String> sizes = List.of("0.2 GiB", "1 GiB", "3 GiB");
+        List<Integer> fill = List.of(0, 850, 2900); // MiB, of random bytes as no page of them is then sent as zeroes
+        for (int i = 0; i < sizes.size(); i++) {
+            done(script("VmCtl", "exec", "dd if=/dev/urandom of=/ram/fill bs=1m count=" + fill.get(i)), 0, vm);
+            List<Double> pauses = new ArrayList<>();
+            List<Double> commands = new ArrayList<>();
+            List<Double> restores = new ArrayList<>();
+            for (int run = 0; run <= 3; run++) {
+                double command = seconds(() -> done(script("VmCtl", "snapshot", "measured"), 0, vm));
+                double pause = Double.parseDouble(saidLast("the guest stood still for ([\\d.]+) s"));
+                double restore = seconds(() -> done(script("VmCtl", "restore", "measured"), 0, vm));
+                done(script("VmCtl", "snapshot", "--delete", "measured"), 0, vm);
+                if (run > 0) {
+                    pauses.add(pause);
+                    commands.add(command);
+                    restores.add(restore);
+                }
+            }
+            add(new Row("the guest stands still for `vm-ctl snapshot`, " + sizes.get(i) + " of RAM used",
+                    "until it is restored from that RAM", 0.50, "x", pauses, sums(pauses, restores)));
+            add(new Row("`vm-ctl snapshot`, " + sizes.get(i) + " of RAM used", "the same and a restore of it", 0.60, "x",
+                    commands, sums(commands, restores)));
+            stood[i] = median(pauses);
+            whole[i] = median(commands);
+            back[i] = median(restores);
+        }
+        destroyClones();
+        String small = sizes.get(0) + " of RAM used";
+        String large = sizes.get(2) + " of RAM used";
+        grown("the guest stands still for `vm-ctl snapshot`", small, large, 15, stood[0], stood[2]);
+        grown("`vm-ctl snapshot` of a running VM", small, large, 15, whole[0], whole[2]);
+        grown("`vm-ctl restore` of a running VM", small, large, 15, back[0], back[2]);
+    }
+
+    private static List<Double> sums(List<Double> some, List<Double> others) {
+        return IntStream.range(0, some.size()).mapToObj(i -> some.get(i) + others.get(i)).toList();
+    }
+
+    /** Clones that are started together; the VM that they are made of is stopped, so that they have the processors for themselves. */
+    private void cloneFour() throws Exception {
+        needVm();
+        done(script("VmCtl", "stop"), 0);
+        List<String> four = List.of("a", "b", "c", "d");
+        clones.addAll(four);
+        destroyClones();
+        clones.addAll(four);
+        add(compare("`vm-ctl clone --start a b c d`, until ssh answers in all four", "`vm-ctl clone --start a`", 2.5, "x", 5,
+                this::destroyClones, () -> {
+                    clones.addAll(four);
+                    done(script("VmCtl", List.of("clone", "--start"), four.toArray(String[]::new)), 0);
+                }, this::destroyClones, () -> {
+                    clones.add("a");
+                    done(script("VmCtl", "clone", "--start", "a"), 0);
+                }));
+        destroyClones();
+    }
+
+    /** The same VM twice, one with 2 GiB more on its disk; both were booted after that, so their RAM is alike. */
+    private void data() throws Exception {
+        needVm();
+        cloned(List.of("little", "much"));
+        for (String name : List.of("little", "much")) {
+            Map<String, String> vm = Map.of("VM_NAME", name);
+            done(script("VmCtl", "start"), 0, vm);
+            done(script("VmCtl", "exec", "dd if=/dev/urandom of=/data bs=1m count=" + (name.equals("much") ? 2048 : 1)), 0, vm);
+            done(script("VmCtl", "restart"), 0, vm);
+            done(script("VmCtl", "snapshot", "measured"), 0, vm);
+            done(script("VmCtl", "snapshot", "again"), 0, vm);
+        }
+        done(script("VmCtl", "stop", "--force"), 0); // two are enough
+        String against = "the same on a disk without them";
+        pairs("`vm-ctl restore`, 2 GiB more on the disk", against, 1.2, "x", 5, () -> done(script("VmCtl", "restore", "measured"), 0,
+                Map.of("VM_NAME", "much")), () -> done(script("VmCtl", "restore", "measured"), 0, Map.of("VM_NAME", "little")));
+        add(compare("`vm-ctl snapshot`, 2 GiB more on the disk", against, 1.2, "x", 5,
+                () -> done(script("VmCtl", "snapshot", "--delete", "again"), 0, Map.of("VM_NAME", "much")),
+                () -> done(script("VmCtl", "snapshot", "again"), 0, Map.of("VM_NAME", "much")),
+                () -> done(script("VmCtl", "snapshot", "--delete", "again"), 0, Map.of("VM_NAME", "little")),
+                () -> done(script("VmCtl", "snapshot", "again"), 0, Map.of("VM_NAME", "little"))));
+        destroyClones();
     }
 
     /** 200 MB of a suite's output, through the verdict's eyes. */
@@ -390,6 +483,20 @@ final class Bench {
             installOnce();
         }
         done(script("VmCtl", "start"), 0);
+    }
+
+    /** Makes VMs of the one that stays; they are destroyed when their group, or the whole run, has ended. */
+    private void cloned(List<String> names) throws Exception {
+        clones.addAll(names);
+        destroyClones(); // those of a run that was killed
+        clones.addAll(names);
+        done(script("VmCtl", List.of("clone"), names.toArray(String[]::new)), 0);
+    }
+
+    private void destroyClones() throws Exception {
+        for (; !clones.isEmpty(); clones.remove(0)) {
+            done(script("VmCtl", "destroy", "--yes"), 0, Map.of("VM_NAME", clones.get(0)));
+        }
     }
 
     private void destroy() throws Exception {
@@ -510,6 +617,7 @@ final class Bench {
 
     private void end() throws Exception {
         if (Files.isDirectory(VM_DIR)) {
+            destroyClones();
             done(script("VmCtl", "stop", "--force"), 0);
         }
         if (mirror != null) {
@@ -577,6 +685,13 @@ final class Bench {
                     + Files.readString(err, ISO_8859_1));
         }
         return most;
+    }
+
+    /** What the last command said on stderr, by a pattern with one group. */
+    private static String saidLast(String pattern) throws IOException {
+        String err = Files.readString(WORK.resolve("stderr"));
+        return Pattern.compile(pattern).matcher(err).results().map(found -> found.group(1)).findFirst()
+                .orElseThrow(() -> new IllegalStateException("there is no '" + pattern + "' in:\n" + err));
     }
 
     private static long peak(long pid) {
@@ -680,57 +795,84 @@ final class Bench {
         }
     }
 
-    private String table() throws IOException {
+    /** The text for README. Of an earlier one it keeps the lines that were not measured again. */
+    private String table(String earlier) throws IOException {
         String cpu = Files.readString(Path.of("/proc/cpuinfo")).lines().filter(line -> line.startsWith("model name")).findFirst()
                 .orElse(": unknown").replaceAll(".*: ", "");
         List<String> lines = new ArrayList<>();
-        lines.add(LocalDate.now() + ", " + Runtime.getRuntime().availableProcessors() + " cores of " + cpu + " (" + accelerator() + "), "
+        lines.add(Runtime.getRuntime().availableProcessors() + " cores of " + cpu + " (" + accelerator() + "), "
                 + firstLine("sh", "-c", ". /etc/os-release; echo \"$PRETTY_NAME\"") + ", Java " + Runtime.version().feature() + ", "
                 + firstLine("qemu-system-x86_64", "--version").replaceAll(" \\(.*", "") + ", "
                 + firstLine("rsync", "--version").replaceAll(" +protocol.*", "").replaceAll(" +", " ") + ".");
+        List<String> parts = List.of(earlier.split("\n\n")); // the machine, two tables, the notes
         lines.add("");
-        lines.add("| what | against | ours | that | measured | spread | runs | target |");
-        lines.add("|---|---|---|---|---|---|---|---|");
-        rows.forEach(row -> lines.add(row.line()));
+        lines.add("| what | against | ours | that | measured | spread | runs | target | on |");
+        lines.add("|---|---|---|---|---|---|---|---|---|");
+        lines.addAll(merged(parts.size() < 4 ? "" : parts.get(1), rows.stream().map(Row::line).toList()));
         lines.add("");
-        lines.add("| as the work grows | from \u2192 to | work | then | now | time |");
-        lines.add("|---|---|---|---|---|---|");
-        growths.forEach(growth -> lines.add(growth.line()));
+        lines.add("| as the work grows | from \u2192 to | work | then | now | time | on |");
+        lines.add("|---|---|---|---|---|---|---|");
+        lines.addAll(merged(parts.size() < 4 ? "" : parts.get(2), growths.stream().map(Growth::line).toList()));
         lines.add("");
-        lines.add(String.join(" ", notes));
+        lines.addAll(merged(parts.size() < 4 ? "" : parts.get(3), notes));
         return String.join("\n", lines) + "\n";
     }
 
+    /** Lines of one part: an earlier one gives its place to a new one that has the same first two cells, or words. */
+    private static List<String> merged(String earlier, List<String> measured) {
+        List<String> kept = earlier.lines().toList();
+        Map<String, String> lines = new LinkedHashMap<>();
+        Stream.concat(kept.stream().skip(earlier.startsWith("|") ? 2 : 0), measured.stream())
+                .forEach(line -> lines.put(line.replaceAll("^(\\|[^|]*\\|[^|]*\\||\\S+ \\S+).*", "$1"), line));
+        return List.copyOf(lines.values());
+    }
+
+    /** A row of the table, as the chart shows it. */
+    record Bar(String what, String said, double measured, double least, double most, double target) {
+        static Optional<Bar> of(String line) {
+            String[] cells = line.split(" *\\| ?");
+            if (cells.length != 10 || !cells[5].startsWith("**")) {
+                return Optional.empty();
+            }
+            String said = cells[5].replace("*", "");
+            String[] spread = cells[6].split(" \\.\\.\\. ");
+            return Optional.of(new Bar(cells[1].replace("`", ""), said, value(said), value(spread[0]), value(spread[1]), value(cells[8])));
+        }
+
+        private static double value(String said) {
+            return Double.parseDouble(said.split(" ")[0]);
+        }
+    }
+
     /** Bars as long as the share of its target that a figure takes; the target is a line. */
-    private String chart() {
-        int left = 370;
+    private static String chart(List<Bar> bars) {
+        int left = 430;
         int target = 300;
-        int height = 60 + 24 * rows.size();
-        StringBuilder svg = new StringBuilder("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 900 " + height + "\" role=\"img\" "
+        int height = 60 + 24 * bars.size();
+        StringBuilder svg = new StringBuilder("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 960 " + height + "\" role=\"img\" "
                 + "aria-label=\"Measured figures as a share of their targets\">\n<style>text{font:12px sans-serif;fill:#24292f}"
                 + ".good{fill:#2da44e}.over{fill:#cf222e}.line{stroke:#57606a;stroke-dasharray:3 3}.spread{stroke:#24292f}"
                 + "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.line{stroke:#8b949e}.spread{stroke:#e6edf3}}</style>\n");
         svg.append(text(left + target, 20, "middle", "target")).append(text(left, 20, "start", "shorter is better"));
         svg.append(line("line", left + target, 28, left + target, height - 20));
-        for (int i = 0; i < rows.size(); i++) {
-            Row row = rows.get(i);
+        for (int i = 0; i < bars.size(); i++) {
+            Bar bar = bars.get(i);
             int y = 36 + 24 * i;
-            double[] values = row.values();
-            int end = left + share(row, row.measured(), target);
-            svg.append(text(left - 8, y + 12, "end", row.what().replace("`", "")));
+            int end = left + share(bar, bar.measured(), target);
+            svg.append(text(left - 8, y + 12, "end", bar.what()));
             svg.append(String.format(Locale.ROOT, "<rect class=\"%s\" x=\"%d\" y=\"%d\" width=\"%d\" height=\"16\"/>%n",
-                    row.measured() <= row.target() ? "good" : "over", left, y, end - left));
-            int most = left + share(row, values[values.length - 1], target);
-            svg.append(line("spread", left + share(row, values[0], target), y + 8, most, y + 8));
-            svg.append(text(Math.max(most, end) + 6, y + 12, "start", row.said(row.measured())));
+                    bar.measured() <= bar.target() ? "good" : "over", left, y, end - left));
+            int most = left + share(bar, bar.most(), target);
+            svg.append(line("spread", left + share(bar, bar.least(), target), y + 8, most, y + 8));
+            svg.append(text(Math.max(most, end) + 6, y + 12, "start", bar.said()));
         }
         svg.append(text(left, height - 4, "start", "x: our time divided by the other's; +: seconds above it; the thin line is the spread"));
         return svg.append("</svg>\n").toString();
     }
 
     /** Pixels of a figure, within the picture. */
-    private static int share(Row row, double value, int target) {
-        return (int) Math.round(Math.max(1, Math.min(1.5, value / row.target()) * target));
+    private static int share(Bar bar, double value, int target) {
+        return (int) Math.round(Math.max(1, Math.min(1.5, value / bar.target()) * target));
     }
 
     private static String line(String kind, int x1, int y1, int x2, int y2) {
