@@ -40,9 +40,9 @@ import org.apache.commons.compress.compressors.bzip2.BZip2CompressorInputStream;
  * table says. What is compared with a target is the median over the pairs, of the ratio or of the difference. That holds on a
  * machine whose speed drifts; the absolute times are of that machine alone.
  *
- * <p>{@code make bench ARGS='start exec'} measures these groups only, and writes nothing. {@code ARGS='--merge start exec'} puts what
- * they measured into the table that is there, each row with its date. The VM, its mirror and what else takes long to make are kept in
- * .build/bench; groups that need an installed VM install it.
+ * <p>{@code make bench ARGS='start exec'} measures these groups only, and writes nothing. {@code ARGS='--merge start exec'}
+ * puts what they measured into the table that is there, each row with its date. The VM, its mirror and what else takes long
+ * to make are kept in .build/bench; groups that need an installed VM install it.
  */
 final class Bench {
     private static final Path TOP = Path.of("").toAbsolutePath();
@@ -82,7 +82,8 @@ final class Bench {
     record Growth(String what, String small, String large, double factor, double smallSeconds, double largeSeconds) {
         String line() {
             return String.join(" | ", "| " + what, small + " \u2192 " + large, number("%.0f x", factor), seconds(smallSeconds),
-                    seconds(largeSeconds), "**" + number("%.1f x", largeSeconds / smallSeconds) + "**", LocalDate.now() + " |");
+                    seconds(largeSeconds), "**" + number("%.1f x", largeSeconds / smallSeconds) + "**",
+                    LocalDate.now() + " |");
         }
     }
 
@@ -133,8 +134,8 @@ final class Bench {
         boolean merge = arguments.contains("--merge");
         List<String> chosen = arguments.stream().filter(word -> !word.equals("--merge")).toList();
         if (!groups.keySet().containsAll(chosen)) {
-            System.err.println("bench: the groups are " + String.join(" ", groups.keySet()) + "; before them --merge, to write what "
-                    + "they measured into README.md");
+            System.err.println("bench: the groups are " + String.join(" ", groups.keySet()) 
+                    + "; before them --merge, to write what they measured into README.md");
             System.exit(2);
         }
         Files.createDirectories(WORK);
@@ -303,8 +304,8 @@ final class Bench {
     }
 
     /**
-     * A snapshot of a running guest, by the RAM that it uses, against what it takes if its QEMU is ended for that: then the guest
-     * stands still until it is restored, and the command has to do that, too.
+     * A snapshot of a running guest, by the RAM that it uses, against what it takes if its QEMU is ended for that: then the
+     * guest stands still until it is restored, and the command has to do that, too.
      */
     private void snapshot() throws Exception {
         needVm();
@@ -324,7 +325,8 @@ final class Bench {
             List<Double> restores = new ArrayList<>();
             for (int run = 0; run <= 3; run++) {
                 double command = seconds(() -> done(script("VmCtl", "snapshot", "measured"), 0, vm));
-                double pause = Double.parseDouble(saidLast("the guest stood still for ([\\d.]+) s"));
+                // It is told in tenths.
+                double pause = Math.max(0.05, Double.parseDouble(saidLast("the guest stood still for ([\\d.]+) s")));
                 double restore = seconds(() -> done(script("VmCtl", "restore", "measured"), 0, vm));
                 done(script("VmCtl", "snapshot", "--delete", "measured"), 0, vm);
                 if (run > 0) {
@@ -353,7 +355,7 @@ final class Bench {
         return IntStream.range(0, some.size()).mapToObj(i -> some.get(i) + others.get(i)).toList();
     }
 
-    /** Clones that are started together; the VM that they are made of is stopped, so that they have the processors for themselves. */
+    /** Clones that are started together. The VM that they are made of is stopped, so that they have the processors. */
     private void cloneFour() throws Exception {
         needVm();
         done(script("VmCtl", "stop"), 0);
@@ -361,8 +363,8 @@ final class Bench {
         clones.addAll(four);
         destroyClones();
         clones.addAll(four);
-        add(compare("`vm-ctl clone --start a b c d`, until ssh answers in all four", "`vm-ctl clone --start a`", 2.5, "x", 5,
-                this::destroyClones, () -> {
+        add(compare("`vm-ctl clone --start a b c d`, until ssh answers in all four", "`vm-ctl clone --start a`", 2.5,
+                "x", 5, this::destroyClones, () -> {
                     clones.addAll(four);
                     done(script("VmCtl", List.of("clone", "--start"), four.toArray(String[]::new)), 0);
                 }, this::destroyClones, () -> {
@@ -379,15 +381,17 @@ final class Bench {
         for (String name : List.of("little", "much")) {
             Map<String, String> vm = Map.of("VM_NAME", name);
             done(script("VmCtl", "start"), 0, vm);
-            done(script("VmCtl", "exec", "dd if=/dev/urandom of=/data bs=1m count=" + (name.equals("much") ? 2048 : 1)), 0, vm);
+            String count = name.equals("much") ? "2048" : "1";
+            done(script("VmCtl", "exec", "dd if=/dev/urandom of=/data bs=1m count=" + count), 0, vm);
             done(script("VmCtl", "restart"), 0, vm);
             done(script("VmCtl", "snapshot", "measured"), 0, vm);
             done(script("VmCtl", "snapshot", "again"), 0, vm);
         }
         done(script("VmCtl", "stop", "--force"), 0); // two are enough
         String against = "the same on a disk without them";
-        pairs("`vm-ctl restore`, 2 GiB more on the disk", against, 1.2, "x", 5, () -> done(script("VmCtl", "restore", "measured"), 0,
-                Map.of("VM_NAME", "much")), () -> done(script("VmCtl", "restore", "measured"), 0, Map.of("VM_NAME", "little")));
+        pairs("`vm-ctl restore`, 2 GiB more on the disk", against, 1.2, "x", 5,
+                () -> done(script("VmCtl", "restore", "measured"), 0, Map.of("VM_NAME", "much")),
+                () -> done(script("VmCtl", "restore", "measured"), 0, Map.of("VM_NAME", "little")));
         add(compare("`vm-ctl snapshot`, 2 GiB more on the disk", against, 1.2, "x", 5,
                 () -> done(script("VmCtl", "snapshot", "--delete", "again"), 0, Map.of("VM_NAME", "much")),
                 () -> done(script("VmCtl", "snapshot", "again"), 0, Map.of("VM_NAME", "much")),
@@ -836,7 +840,8 @@ final class Bench {
             }
             String said = cells[5].replace("*", "");
             String[] spread = cells[6].split(" \\.\\.\\. ");
-            return Optional.of(new Bar(cells[1].replace("`", ""), said, value(said), value(spread[0]), value(spread[1]), value(cells[8])));
+            return Optional.of(new Bar(cells[1].replace("`", ""), said, value(said), value(spread[0]), value(spread[1]),
+                    value(cells[8])));
         }
 
         private static double value(String said) {
