@@ -56,6 +56,7 @@ import java.nio.channels.SocketChannel;
 import java.nio.file.AccessDeniedException;
 import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.Files;
+import java.nio.file.InvalidPathException;
 import java.nio.file.LinkOption;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.NotDirectoryException;
@@ -687,17 +688,18 @@ final class VmCtl {
             if (qemu.isRunning()) {
                 qemu.end();
             }
+            Path sockets = files.socket(".qmp").getParent();
             onStep.accept("destroying");
             for (Path file : files.all()) {
-                if (Files.isSymbolicLink(file)) { // snapshots may lie on another file system
-                    for (Path inside : entries(file)) {
-                        deleteTree(inside);
-                    }
-                }
+                boolean elsewhere = Files.isSymbolicLink(file) && Files.isDirectory(file); // a copy of VM_DIR may use it, too
+                String target = elsewhere ? "; what it names stays: " + file.toRealPath() : "";
                 deleteTree(file);
-                say("removed " + file.getFileName());
+                say("removed " + file.getFileName() + target);
             }
             guestSsh.writeIncludes();
+            if (!sockets.equals(files.dir()) && entries(sockets).isEmpty()) {
+                Files.deleteIfExists(sockets);
+            }
         });
         return 0;
     }
@@ -1425,10 +1427,14 @@ final class VmCtl {
         void freeze(String name, boolean automatic, Duration limit) throws IOException {
             find(name).ifPresent(old -> refuseIfCloned(name, "replace snapshot " + name));
             makeSnapshotDirectory(files.record(name).getParent());
-            if (qemu.isRunning()) {
-                freezeRunning(name, automatic, limit);
-            } else {
-                freezeStopped(name);
+            try {
+                if (qemu.isRunning()) {
+                    freezeRunning(name, automatic, limit);
+                } else {
+                    freezeStopped(name);
+                }
+            } finally {
+                deleteIfEmpty(files.record(name).getParent());
             }
         }
 
@@ -1613,6 +1619,12 @@ final class VmCtl {
             }
         }
 
+        private static void deleteIfEmpty(Path directory) throws IOException {
+            if (entries(directory).isEmpty()) {
+                Files.deleteIfExists(directory);
+            }
+        }
+
         /** Deletes what no record and no disk refers to any more; nothing at all while a record or a disk cannot be read. */
         private void deleteUnused() throws IOException {
             Layers layers = Layers.of(this);
@@ -1624,7 +1636,7 @@ final class VmCtl {
                 layers.disks.remove(unused);
             }
             for (Path file : entries(files.disks())) {
-                if (file.toString().endsWith(".part")) { // its maker was killed
+                if (file.getFileName().toString().matches("([0-9a-f]+\\.qcow2|link)\\.part")) { // its maker was killed
                     Files.delete(file);
                 }
             }
@@ -1633,13 +1645,15 @@ final class VmCtl {
                 if (!directory.getFileName().toString().matches(SNAPSHOT_NAME) || !Files.isDirectory(directory)) {
                     continue; // not ours: lost+found of another file system
                 }
+                boolean deleted = false;
                 for (Path file : entries(directory)) {
                     if (!rams.contains(file) && file.getFileName().toString().matches("ram(-\\d+)?|\\.snapshot\\.json.*\\.new")) {
                         Files.delete(file);
+                        deleted = true;
                     }
                 }
-                if (entries(directory).isEmpty()) {
-                    Files.delete(directory);
+                if (deleted) {
+                    deleteIfEmpty(directory);
                 }
             }
         }
@@ -1698,6 +1712,7 @@ final class VmCtl {
             if (snapshot.ram() != null) {
                 Files.deleteIfExists(snapshot.ram());
             }
+            deleteIfEmpty(files.record(name).getParent());
             say.accept("deleted " + name);
             cleanUp();
         }
@@ -1848,15 +1863,21 @@ final class VmCtl {
             return disks.entrySet().stream().filter(entry -> disk.equals(entry.getValue().backing())).map(Map.Entry::getKey).toList();
         }
 
+        /** Whether vm-ctl made this disk, for this VM. What else lies there is left alone. */
+        private boolean isOurs(Path disk) {
+            return disk.startsWith(files.disks()) && disk.getFileName().toString().matches("[0-9a-f]+\\.qcow2");
+        }
+
         /** A disk of this VM that nothing needs; null if there is none. Without a working disk only empty ones count. */
         Path unused() {
-            return disks.keySet().stream().filter(disk -> disk.startsWith(files.disks()) && !needed.contains(disk)
-                    && overlaysOn(disk).isEmpty() && (workingDiskIsKnown || disks.get(disk).empty())).findFirst().orElse(null);
+            return disks.keySet().stream()
+                    .filter(disk -> isOurs(disk) && !needed.contains(disk) && overlaysOn(disk).isEmpty()
+                            && (workingDiskIsKnown || disks.get(disk).empty())).findFirst().orElse(null);
         }
 
         /** A disk of this VM that no snapshot names and on which exactly one disk builds, one of this VM; null if there is none. */
         Path mergeable(Set<Path> except) {
-            return disks.keySet().stream().filter(disk -> disk.startsWith(files.disks()) && !needed.contains(disk)
+            return disks.keySet().stream().filter(disk -> isOurs(disk) && !needed.contains(disk)
                     && !except.contains(disk) && overlaysOn(disk).size() == 1 && overlaysOn(disk).get(0).startsWith(files.disks())
                     && overlaysOn(overlaysOn(disk).get(0)).stream().allMatch(above -> above.startsWith(files.disks())))
                     .findFirst().orElse(null);
@@ -1959,25 +1980,26 @@ final class VmCtl {
             ssh.writeConfig(running.port()); // a start may have been killed before it did, or VM_DIR moved since
             if (state.equals("unknown")) {
                 throw new VmException(69, standstill(state, running.pid()));
-            } else if (running.act() == Act.STOPPING || isShuttingDown(consoleSince(running))) {
+            }
+            boolean stoodStill = !state.equals("running");
+            if (stoodStill) {
+                qemu.qmp("cont");
+            }
+            if (running.act() == Act.STOPPING || isShuttingDown(consoleSince(running))) {
                 say.accept("the guest is shutting down; waiting for its end");
                 // A stop may have been interrupted before the guest was asked: then it still answers after a while.
-                if (qemu.hasEnded(STILL_ANSWERS) || !ssh.run(SOON, "true").ok() && qemu.hasEnded(SHUTDOWN_LIMIT)) {
+                if (hasEnded(STILL_ANSWERS) || !ssh.run(SOON, "true").ok() && hasEnded(SHUTDOWN_LIMIT)) {
                     qemu.removeLeftovers();
                     return false;
                 }
                 say.accept("it did not shut down, and goes on running");
                 note(running.during(Act.NONE));
-            } else if (!state.equals("running")) {
-                qemu.qmp("cont");
-                if (plan.waits()) {
-                    awaitGuest(running, plan.timeout(), isClone);
-                    ssh.setClock(); // it stood still, too
-                }
-                return true;
             }
             if (plan.waits()) {
                 awaitGuest(running, plan.timeout(), isClone);
+                if (stoodStill) {
+                    ssh.setClock();
+                }
             }
             return true;
         }
@@ -2351,6 +2373,7 @@ final class VmCtl {
         /** Starts QEMU on the first port it can have, and writes down what runs. With a snapshot's name it waits for that RAM. */
         Running launch(Plan plan, Path disk, String restored) throws IOException {
             Files.deleteIfExists(files.pidFile()); // of the QEMU before
+            files.makeSocketDirectory();
             Path log = files.file(".console.log");
             if (!Files.exists(log)) {
                 Files.createFile(log, ownerOnly()); // QEMU would let the group read it
@@ -2993,10 +3016,35 @@ final class VmCtl {
             if (socket.toString().getBytes(UTF_8).length <= 85) { // ssh appends 17 characters while it makes a ControlPath
                 return socket;
             }
+            Path directory = recordedSocketDirectory().orElseGet(this::newSocketDirectory);
+            if (Files.exists(directory, LinkOption.NOFOLLOW_LINKS)) {
+                requirePrivate(directory);
+            }
+            return directory.resolve(suffix.substring(1));
+        }
+
+        /** Where the running VM's sockets are; the environment may have been another one at its start. */
+        private Optional<Path> recordedSocketDirectory() {
+            try {
+                return Optional.ofNullable(json(Files.readString(pidFile())).getString("qmp")).map(Path::of).map(Path::getParent)
+                        .filter(parent -> !parent.equals(dir));
+            } catch (IOException | InvalidPathException none) {
+                return Optional.empty();
+            }
+        }
+
+        private Path newSocketDirectory() {
             String runtime = System.getenv().getOrDefault("XDG_RUNTIME_DIR", "");
             String hash = UUID.nameUUIDFromBytes(file("").toString().getBytes(UTF_8)).toString().substring(0, 18);
-            return socketDirectory(Path.of(runtime.isEmpty() ? System.getProperty("java.io.tmpdir") : runtime)
-                    .resolve("vm-" + hash)).resolve(suffix.substring(1));
+            return Path.of(runtime.isEmpty() ? System.getProperty("java.io.tmpdir") : runtime).resolve("vm-" + hash);
+        }
+
+        /** Makes what the sockets need. */
+        void makeSocketDirectory() throws IOException {
+            Path directory = socket(".qmp").getParent();
+            if (!directory.equals(dir)) {
+                socketDirectory(directory);
+            }
         }
 
         /** A directory for sockets, which others could have put there before us: it counts only if it is ours alone. */
@@ -3004,14 +3052,18 @@ final class VmCtl {
             try {
                 Files.createDirectory(directory, PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rwx------")));
             } catch (FileAlreadyExistsException there) {
-                PosixFileAttributes found = Files.readAttributes(directory, PosixFileAttributes.class, LinkOption.NOFOLLOW_LINKS);
-                boolean ours = Files.getAttribute(directory, "unix:uid", LinkOption.NOFOLLOW_LINKS).equals(userId());
-                if (!found.isDirectory() || !ours || !PosixFilePermissions.toString(found.permissions()).equals("rwx------")) {
-                    throw new VmException(69, directory + ", for the sockets of this long VM_DIR, is not a private directory of yours: "
-                            + "remove it, set XDG_RUNTIME_DIR, or choose a shorter VM_DIR");
-                }
+                requirePrivate(directory);
             }
             return directory;
+        }
+
+        private static void requirePrivate(Path directory) throws IOException {
+            PosixFileAttributes found = Files.readAttributes(directory, PosixFileAttributes.class, LinkOption.NOFOLLOW_LINKS);
+            boolean ours = Files.getAttribute(directory, "unix:uid", LinkOption.NOFOLLOW_LINKS).equals(userId());
+            if (!found.isDirectory() || !ours || !PosixFilePermissions.toString(found.permissions()).equals("rwx------")) {
+                throw new VmException(69, directory + ", for the sockets of this long VM_DIR, is not a private directory of yours: "
+                        + "remove it, set XDG_RUNTIME_DIR, or choose a shorter VM_DIR");
+            }
         }
 
         /** The names of all VMs here. */

@@ -3,7 +3,6 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
-import com.grack.nanojson.JsonObject;
 import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.nio.file.Files;
@@ -13,7 +12,6 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
-import java.util.TreeSet;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Stream;
@@ -62,7 +60,7 @@ final class InterruptionsTest {
 
     @BeforeAll
     static void somethingToLose() throws IOException {
-        asInstalled(GUEST);
+        GuestChecks.asInstalled(GUEST);
         write();
         GUEST.ctl("snapshot", "kept", "--yes").exits(0);
         write();
@@ -72,7 +70,7 @@ final class InterruptionsTest {
 
     @AfterAll
     static void end() {
-        asInstalled(GUEST);
+        GuestChecks.asInstalled(GUEST);
         GUEST.ctl("stop", "--force");
         System.out.printf("| %-58s | survived | data |%n", "interruption");
         TABLE.forEach((name, outcome) -> System.out.printf("| %-58s | %s |%n", name, outcome));
@@ -165,7 +163,7 @@ final class InterruptionsTest {
         }
         assertEquals(way == KilledCommand.Way.QEMU ? inCut : last, read());
         last = way == KilledCommand.Way.QEMU ? inCut : last;
-        assertNothingIsLeft(GUEST, depth + 1);
+        GuestChecks.assertNothingIsLeft(GUEST, depth + 1);
     }
 
     /** Snapshots come and go while the guest runs: the layers under its disk do not pile up. */
@@ -222,7 +220,7 @@ final class InterruptionsTest {
         }
         last = untouched ? last : inCut;
         assertEquals(last, read());
-        assertNothingIsLeft(GUEST, 9);
+        GuestChecks.assertNothingIsLeft(GUEST, 9);
     }
 
     /** A start from RAM that is cut off three times in a row. */
@@ -242,8 +240,8 @@ final class InterruptionsTest {
             killed(KilledCommand.Way.SIGINT, step, "start").exits(130);
             GUEST.ctl("start").exits(0);
             assertEquals(inCut, read());
-            assertClockIsRight(GUEST);
-            assertNothingIsLeft(GUEST, 9);
+            GuestChecks.assertClockIsRight(GUEST);
+            GuestChecks.assertNothingIsLeft(GUEST, 9);
         }));
     }
 
@@ -271,7 +269,7 @@ final class InterruptionsTest {
             }
             GUEST.ctl("start").exits(0);
             assertEquals(last, read());
-            assertNothingIsLeft(GUEST, depth);
+            GuestChecks.assertNothingIsLeft(GUEST, depth);
         }));
     }
 
@@ -298,9 +296,9 @@ final class InterruptionsTest {
 
     private static void assertNoClones() throws IOException {
         assertFalse(GUEST.ctl("list").exits(0).out().contains("clone of"));
-        assertEquals(List.of(), entries(GUEST.vmDir()).stream().filter(file -> file.getFileName().toString().matches("(first|second).*")).toList());
+        assertEquals(List.of(), GuestChecks.entries(GUEST.vmDir()).stream().filter(file -> file.getFileName().toString().matches("(first|second).*")).toList());
         assertEquals(last, read());
-        assertNothingIsLeft(GUEST, 9);
+        GuestChecks.assertNothingIsLeft(GUEST, 9);
     }
 
     @TestFactory
@@ -337,7 +335,7 @@ final class InterruptionsTest {
                     GUEST.ctl("start").exits(0).says("the guest is shutting down: waiting until it has ended", "booted");
                     inCut = read();
                     assertEquals(last, inCut);
-                    assertNothingIsLeft(GUEST, 9);
+                    GuestChecks.assertNothingIsLeft(GUEST, 9);
                 }));
     }
 
@@ -357,23 +355,11 @@ final class InterruptionsTest {
                     GUEST.ctl("snapshot", "cut", "--yes").exits(0);
                     assertTrue(isOnDisk("number " + last), "the working disk has lost what was written");
                     assertEquals(Math.max(depth, 3), Math.max(depth(), 3));
-                    assertNothingIsLeft(GUEST, 9);
+                    GuestChecks.assertNothingIsLeft(GUEST, 9);
                 })));
     }
 
     // What the tests share.
-
-    /** The VM running as it was installed, without the snapshots of a class that was cut off itself. */
-    static void asInstalled(Guest guest) {
-        guest.ctl("stop", "--force").exits(0);
-        for (String line : guest.ctl("snapshot", "--list").exits(0).out().lines().toList()) {
-            String snapshot = line.split(" ")[0];
-            if (!snapshot.equals("clean")) {
-                guest.ctl("snapshot", "--delete", snapshot).exits(0);
-            }
-        }
-        guest.fresh();
-    }
 
     /** How many layers lie under the working disk. */
     private static int depth() throws IOException {
@@ -382,54 +368,11 @@ final class InterruptionsTest {
 
     /** Whether a text stands in one of the layers that make the working disk: looked for here, as a boot takes half a minute. */
     private static boolean isOnDisk(String text) throws IOException {
-        for (Path layer : chain(FILES.workingDisk().orElseThrow())) {
+        for (Path layer : GuestChecks.chain(FILES.workingDisk().orElseThrow())) {
             if (layer.startsWith(FILES.disks()) && new String(Files.readAllBytes(layer), ISO_8859_1).contains(text)) {
                 return true;
             }
         }
         return false;
-    }
-
-    private static List<Path> chain(Path top) throws IOException {
-        List<Path> chain = new ArrayList<>();
-        for (Path disk = top; disk != null; disk = VmCtl.Disk.read(disk).backing()) {
-            chain.add(disk);
-        }
-        return chain;
-    }
-
-    /** One QEMU at most, and no file but those that the working disk and the snapshots need; those are all there. */
-    static void assertNothingIsLeft(Guest guest, int greatestDepth) throws IOException {
-        VmCtl.VmFiles files = new VmCtl.VmFiles(guest.vmDir(), guest.settings().get("VM_NAME"));
-        assertTrue(guest.qemus().size() <= 1, "more than one QEMU");
-        Path working = files.workingDisk().orElseThrow();
-        Set<Path> needed = new TreeSet<>(chain(working));
-        assertTrue(needed.size() - 1 <= greatestDepth, needed.size() - 1 + " layers lie under the disk, not " + greatestDepth);
-        for (Path directory : entries(files.file(".snapshots"))) {
-            JsonObject record = VmCtl.json(Files.readString(directory.resolve("snapshot.json")));
-            needed.addAll(chain(files.dir().resolve(record.getString("disk"))));
-            Set<Path> right = new TreeSet<>(Set.of(directory.resolve("snapshot.json")));
-            if (record.has("ram")) {
-                Path ram = files.dir().resolve(record.getString("ram"));
-                assertEquals(record.getLong("ramBytes"), Files.size(ram), ram.toString());
-                right.add(ram);
-            }
-            assertEquals(right, new TreeSet<>(entries(directory)));
-        }
-        needed.removeIf(disk -> !disk.startsWith(files.disks()));
-        assertEquals(needed, new TreeSet<>(entries(files.disks())), "the working disk is " + working);
-    }
-
-    private static List<Path> entries(Path directory) throws IOException {
-        try (Stream<Path> entries = Files.list(directory)) {
-            return entries.toList();
-        }
-    }
-
-    /** The guest's clock is that of this machine, but for what ssh takes. */
-    static void assertClockIsRight(Guest guest) {
-        long second = Long.parseLong(guest.sh("date +%s").exits(0).out().strip());
-        long behind = System.currentTimeMillis() / 1000 - second;
-        assertTrue(behind >= -2 && behind <= 3, "the guest's clock is " + behind + " s behind");
     }
 }

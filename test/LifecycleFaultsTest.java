@@ -54,14 +54,14 @@ final class LifecycleFaultsTest {
     @BeforeAll
     static void somethingToLose() throws IOException {
         Files.setLastModifiedTime(GUEST.file("-clean.qcow2"), FileTime.from(Instant.now().plus(Duration.ofHours(2))));
-        InterruptionsTest.asInstalled(GUEST);
+        GuestChecks.asInstalled(GUEST);
         GUEST.sh("echo kept >/root/kept; sync").exits(0);
         GUEST.ctl("snapshot", "kept", "--yes").exits(0);
     }
 
     @AfterAll
     static void end() throws IOException {
-        InterruptionsTest.asInstalled(GUEST);
+        GuestChecks.asInstalled(GUEST);
         GUEST.ctl("stop", "--force");
         Files.setLastModifiedTime(GUEST.file("-clean.qcow2"), FileTime.from(Instant.now()));
         System.out.printf("| %-58s | survived | data |%n", "fault");
@@ -80,7 +80,7 @@ final class LifecycleFaultsTest {
             TABLE.put(name, "yes      | LOST");
             GUEST.sh("cat /root/kept").exits(0).answers("kept");
             TABLE.put(name, "yes      | kept");
-            InterruptionsTest.assertNothingIsLeft(GUEST, 3);
+            GuestChecks.assertNothingIsLeft(GUEST, 3);
         });
     }
 
@@ -227,7 +227,7 @@ final class LifecycleFaultsTest {
                     GUEST.ctl("status").exits(0).answers("paused", "vm-ctl start lets it go on");
                     Thread.sleep(6000);
                     GUEST.ctl("start").exits(0).says("runs already");
-                    InterruptionsTest.assertClockIsRight(GUEST);
+                    GuestChecks.assertClockIsRight(GUEST);
                 }));
     }
 
@@ -443,7 +443,7 @@ final class LifecycleFaultsTest {
             full.sh("cat /root/later").exits(0).answers("later");
             full.ctl("restore", "one").exits(1).says("o space", full.vmDir().toString());
             full.sh("cat /root/later").exits(0).answers("later");
-            InterruptionsTest.assertNothingIsLeft(full, 3);
+            GuestChecks.assertNothingIsLeft(full, 3);
             full.ctl("snapshot", "--delete", "one").exits(0);
             assertTrue(Files.notExists(full.file(".snapshots").resolve("one")));
             full.sh("cat /root/later").exits(0).answers("later");

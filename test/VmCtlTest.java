@@ -585,7 +585,13 @@ final class VmCtlTest {
         Path note = Files.writeString(vm.file(".snapshots").resolve("note.txt"), "not ours");
         write(disk(), 3);
         ctl("snapshot", "two").exits(0);
-        assertTrue(Files.exists(foreign) && Files.exists(note), "what is not ours stays");
+        Path own = Files.writeString(Files.createDirectory(vm.file(".snapshots").resolve("mine")).resolve("a"), "not ours");
+        Path backup = Files.copy(vm.clean(), vm.disks().resolve("backup.qcow2"));
+        ctl("stop").exits(0);
+        for (Path stays : List.of(foreign, note, own, backup)) {
+            assertTrue(Files.exists(stays), "not ours: " + stays);
+        }
+        Files.delete(backup);
         Path record = vm.record("one");
         String text = Files.readString(record);
         for (String damage : List.of(text.substring(0, 20), "{\"disk\":\"../../etc/passwd\"}", "{\"disk\":7}", "{}", "{\"disk\":\"x\",\"hardware\":[1]}")) {
@@ -1219,8 +1225,13 @@ final class VmCtlTest {
         makeVm();
         ctl("start", "--no-wait").exits(0);
         assertEquals("running", new VmCtl.Qemu(vm).runState());
+        Path sockets = vm.socket(".qmp").getParent();
+        assertNotEquals(dir, sockets);
         ctl("stop", "--force").exits(0);
         ctl("destroy", "--yes").exits(0);
+        assertFalse(Files.exists(sockets), "its private directory is left");
+        ctl("status").exits(3);
+        assertFalse(Files.exists(sockets), "status makes nothing");
     }
 
     /** What QEMU merges while it runs: the working disk, and disks under it. */
