@@ -1613,6 +1613,9 @@ final class VmCtl {
                     say.accept("an earlier snapshot was interrupted: the guest goes on");
                     setClock();
                 }
+                if (qemu.isRunning() && !qemu.runState().equals("unknown")) {
+                    qemu.cancelMerges();
+                }
                 deleteUnused();
             } catch (IOException | VmException failed) {
                 say.accept("cleaning up after an earlier command: " + failed.getMessage());
@@ -2616,25 +2619,58 @@ final class VmCtl {
             return node;
         }
 
-        /** Copies into a disk in use what lies between it and the base, and lets it build on the base, while the guest runs. */
+        /**
+         * Copies into a disk in use what lies between it and the base, and lets it build on the base, while the guest runs. What was
+         * copied is flushed before the disk is said to build on the base: else a killed QEMU would lose it.
+         */
         void merge(Path disk, Path base, String relativeBase) throws IOException {
             String job = "merge-" + Long.toHexString(new SecureRandom().nextLong());
-            qmp("block-stream", "job-id", job, "device", node(disk).orElseThrow(), "base-node", node(base).orElseThrow(),
-                    "backing-file", relativeBase, "auto-dismiss", false);
-            long deadline = System.nanoTime() + Duration.ofMinutes(15).toNanos(); // QEMU goes on with it, if need be
-            for (; System.nanoTime() < deadline; pause(50)) {
+            String node = node(disk).orElseThrow();
+            qmp("block-stream", "job-id", job, "device", node, "base-node", node(base).orElseThrow(), "backing-file", relativeBase,
+                    "auto-finalize", false, "auto-dismiss", false);
+            awaitJob(job, "pending");
+            qmp("human-monitor-command", "command-line", "qemu-io " + node + " flush");
+            qmp("job-finalize", "id", job);
+            awaitJob(job, "concluded");
+            qmp("job-dismiss", "id", job);
+            closeUnusedNodes();
+        }
+
+        /** Ends merges of a command that was killed: no snapshot can be taken during one. They are begun anew later. */
+        void cancelMerges() throws IOException {
+            for (Object each : (JsonArray) qmp("query-jobs")) {
+                JsonObject state = (JsonObject) each;
+                String job = state.getString("id");
+                if (job.startsWith("merge-")) {
+                    if (!state.getString("status").equals("concluded")) {
+                        qmp("job-cancel", "id", job);
+                    }
+                    try {
+                        awaitJob(job, "concluded");
+                        qmp("job-dismiss", "id", job);
+                    } catch (VmException cancelled) {
+                        // awaitJob has dismissed it
+                    }
+                }
+            }
+        }
+
+        /** Waits until a job is that far; a job that has failed is dismissed. */
+        private void awaitJob(String job, String status) throws IOException {
+            for (long deadline = System.nanoTime() + Duration.ofMinutes(15).toNanos(); System.nanoTime() < deadline; pause(50)) {
                 for (Object each : (JsonArray) qmp("query-jobs")) {
                     JsonObject state = (JsonObject) each;
-                    if (state.getString("id").equals(job) && state.getString("status").equals("concluded")) {
+                    if (!state.getString("id").equals(job)) {
+                        continue;
+                    } else if (state.getString("error") != null) {
                         qmp("job-dismiss", "id", job);
-                        if (state.getString("error") != null) {
-                            throw new VmException(69, state.getString("error"));
-                        }
-                        closeUnusedNodes();
+                        throw new VmException(69, state.getString("error"));
+                    } else if (state.getString("status").equals(status)) {
                         return;
                     }
                 }
             }
+            qmp("job-cancel", "id", job);
             throw new VmException(124, "merging takes longer than 15 minutes");
         }
 
@@ -2915,9 +2951,13 @@ final class VmCtl {
             image(file, List.of("qemu-img", "create", "-q", "-f", "qcow2", file.toString(), size), "no new disk could be made");
         }
 
-        /** Copies into a disk that nobody uses what lies between it and a base, and lets it build on the base. Can be repeated. */
+        /**
+         * Copies into a disk that nobody uses what lies between it and a base, and lets it build on the base. Can be repeated, as each
+         * write is flushed before the base is changed.
+         */
         static void rebase(Path disk, String relativeBase) throws IOException {
-            image(disk, List.of("qemu-img", "rebase", "-q", "-f", "qcow2", "-F", "qcow2", "-b", relativeBase, disk.toString()),
+            image(disk, List.of("qemu-img", "rebase", "-q", "-t", "writethrough", "-f", "qcow2", "-F", "qcow2", "-b",
+                    relativeBase, disk.toString()),
                     "a layer could not be merged");
         }
 
