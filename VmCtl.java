@@ -1980,7 +1980,11 @@ final class VmCtl {
         boolean goOn(Plan plan, boolean isClone) throws IOException {
             Running running = qemu.running().orElseThrow(() -> new VmException(69, "QEMU runs, but its record is missing"));
             String state = qemu.runState();
-            ssh.writeConfig(running.port()); // a start may have been killed before it did, or VM_DIR moved since
+            try {
+                ssh.writeConfig(running.port()); // a start may have been killed before it did, or VM_DIR moved since
+            } catch (IOException full) {
+                say.accept("the ssh config could not be written: " + reason(full));
+            }
             if (state.equals("unknown")) {
                 throw new VmException(69, standstill(state, running.pid()));
             }
