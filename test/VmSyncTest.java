@@ -162,7 +162,7 @@ final class VmSyncTest {
             CompletableFuture<Result> waiting = CompletableFuture.supplyAsync(this::sync);
             assertThrows(TimeoutException.class, () -> waiting.get(500, TimeUnit.MILLISECONDS));
             vm.qmp("cont");
-            waiting.get(10, TimeUnit.SECONDS).exits(69).says("ssh_config is missing");
+            waiting.get(60, TimeUnit.SECONDS).exits(69).says("ssh_config is missing");
             vm.signal("STOP");
             start = System.nanoTime();
             assertEquals("vm-sync: QEMU (pid " + vm.pid() + ") does not answer: if it was stopped, kill -CONT " + vm.pid()
@@ -174,7 +174,7 @@ final class VmSyncTest {
             assertEquals("vm-sync: the disk of this machine is full, so the guest stands still: free some space, then vm-ctl start\n",
                     sync().exits(1).err());
             vm.pretend("internal-error");
-            sync().exits(69).says("the guest stands still (internal-error)");
+            sync().exits(69).says("the guest stopped by an internal error of QEMU: vm-ctl restart --force boots it");
         } finally {
             VmSync.snapshotPause = before;
         }
