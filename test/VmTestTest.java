@@ -201,13 +201,16 @@ final class VmTestTest {
         }
     }
 
+    /** A PID namespace. The supervisor ends what init has adopted meanwhile: here that could be any program that somebody starts. */
+    private static final List<String> OWN_PROCESSES = List.of("unshare", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child");
     /** A stand-in for ssh that runs the supervisor in this machine's sh. */
-    private static final String GUEST_HERE = "for last; do :; done\neval \"$last\"\n";
+    private static final String GUEST_HERE = "for last; do :; done\nexec " + String.join(" ", OWN_PROCESSES) + " sh -c \"$last\"\n";
     /** One that begins to run a command and then loses the connection, as soon as there is a file "go". */
     private static final String CONNECTION_BREAKS = "touch \"$VM_DIR/begun\"; until [ -e \"$VM_DIR/go\" ]; do sleep 0.1; done; exit 255\n";
 
     /** VmTest as a process whose ssh is this script; its one suite, "it", runs this command. A pause of a second is too long for it. */
     private Process start(String ssh, String command, String... args) throws Exception {
+        needsOwnProcesses();
         Path bin = Files.createDirectories(dir.resolve("bin"));
         assertTrue(Files.writeString(bin.resolve("ssh"), "#!/bin/sh\n" + ssh).toFile().setExecutable(true));
         ProcessBuilder builder = new ProcessBuilder(Path.of(System.getProperty("java.home"), "bin/java").toString(), "-XX:TieredStopAtLevel=1",
@@ -435,16 +438,19 @@ final class VmTestTest {
 
     /** What runs after the order to stop a command, beside which a sleep 614 runs. */
     private String stopped(String command) throws Exception {
-        List<String> ownProcesses = List.of("unshare", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child");
-        assumeTrue(ended(Stream.concat(ownProcesses.stream(), Stream.of("true")).toList()), "needs a PID namespace: init's orphans are fair game");
+        needsOwnProcesses();
         byte[] script = VmTest.supervisor("MARK ", dir.toString(), command, Map.of(), false).getBytes(UTF_8);
         String outer = "sleep 614 & " + VmTest.sshCommand(Path.of("/vm"), "x", script.length).get(5).replaceFirst("^exec ", "") + "; ps -axww -o command";
-        Process process = new ProcessBuilder(Stream.concat(ownProcesses.stream(), Stream.of("sh", "-c", outer)).toList()).start();
+        Process process = new ProcessBuilder(Stream.concat(OWN_PROCESSES.stream(), Stream.of("sh", "-c", outer)).toList()).start();
         process.getOutputStream().write(script);
         process.getOutputStream().flush();
         Thread.sleep(1500);
         process.getOutputStream().close();
         return new String(process.getInputStream().readAllBytes(), UTF_8);
+    }
+
+    private static void needsOwnProcesses() throws Exception {
+        assumeTrue(ended(Stream.concat(OWN_PROCESSES.stream(), Stream.of("true")).toList()), "needs a PID namespace");
     }
 
     private static boolean ended(List<String> command) throws Exception {
