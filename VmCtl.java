@@ -2179,6 +2179,16 @@ final class VmCtl {
             this.say = say;
         }
 
+        /** RAM holds the ssh sessions of then, whose other end is gone. They would stay for hours; all but our own are ended. */
+        private static final String END_OLD_SESSIONS = """
+                for pid in $(ps -axww -o pid,ppid,command | awk -v own=$$ '
+                        { parent[$1] = $2 }
+                        /sshd: root/ { session[$1] }
+                        END {
+                            for (pid = own; pid in parent; pid = parent[pid]) delete session[pid]
+                            for (pid in session) print pid
+                        }'); do kill $pid; done 2>/dev/null""";
+
         /** What a command in the guest printed, and whether it ended with 0; not if ssh failed or took too long. */
         record Output(boolean ok, String text) {}
 
@@ -2214,6 +2224,9 @@ final class VmCtl {
                 }
                 lines.add("sysctl kern.seedenable=1 >/dev/null && printf '" + octal + "' >/dev/random"
                         + " && sysctl kern.seedenable=0 >/dev/null || echo its random numbers could not be seeded");
+            }
+            if (restored) {
+                lines.add(END_OLD_SESSIONS);
             }
             if (isClone) {
                 lines.add("hostname " + files.name().replace('_', '-') + " || echo its hostname could not be set");
