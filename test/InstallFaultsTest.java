@@ -133,7 +133,7 @@ final class InstallFaultsTest {
     void aFullDiskIsNamed() throws Exception {
         Guest.delete(TWIN.vmDir());
         Files.createDirectories(TWIN.vmDir());
-        assumeTrue(GUEST.run(List.of("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", TWIN.vmDir().toString())).exitCode() == 0,
+        assumeTrue(GUEST.run(List.of("mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "tmpfs", TWIN.vmDir().toString())).exitCode() == 0,
                 "only root can mount a small disk");
         try {
             TWIN.install("--to", "1").exits(1).says("phase 1 failed at step ", "cannot write the VM's disk (No space left on device)",
