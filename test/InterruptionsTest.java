@@ -360,7 +360,8 @@ final class InterruptionsTest {
                     assertTrue(isOnDisk("number " + last), "the working disk has lost what was written");
                     GUEST.ctl("snapshot", "cut", "--yes").exits(0);
                     assertTrue(isOnDisk("number " + last), "the working disk has lost what was written");
-                    assertEquals(Math.max(depth, 3), Math.max(depth(), 3));
+                    // Of the layers clean, kept and cut, cut is a new one if the working disk was built on another.
+                    assertTrue(depth() <= depth + 1 && depth() <= 4, depth + " layers became " + depth());
                     GuestChecks.assertNothingIsLeft(GUEST, 9);
                 })));
     }
