@@ -706,12 +706,13 @@ final class VmCtl {
 
     // What the commands share.
 
-    private interface Work {
+    /** What may fail with a file or with QEMU. */
+    interface Step {
         void run() throws IOException;
     }
 
     /** Changes the VM's state while nobody else does, after cleaning up what a killed command left. */
-    private void locked(String command, Work work) throws IOException {
+    private void locked(String command, Step work) throws IOException {
         try (FileChannel held = lock(privateDirectory(files.dir()).resolve(files.name() + ".lock"), "vm-ctl " + command)) {
             snapshots.recover(List.of("start", "stop", "restart", "restore", "destroy").contains(command));
             work.run();
@@ -837,8 +838,7 @@ final class VmCtl {
     /** ssh's 255 is its own or the guest command's: the guest is asked which. */
     private int sshResult(int code) throws IOException {
         if (code == 255 && !guestSsh.run(SOON, "true").ok()) {
-            String reason = qemu.running().isEmpty() ? "the VM has ended" : standstill(qemu.runState(), qemu.running().get().pid());
-            throw new VmException(69, "the guest does not answer ssh" + (reason == null ? "" : ": " + reason) + machine.consoleEnd());
+            throw new VmException(69, "the guest does not answer ssh: " + machine.whySilent() + machine.consoleEnd());
         }
         return code;
     }
@@ -864,9 +864,8 @@ final class VmCtl {
             if (process.waitFor(limit == null ? Long.MAX_VALUE : limit.toMillis(), TimeUnit.MILLISECONDS)) {
                 return process.exitValue();
             }
-            String reason = qemu.running().isEmpty() ? "the VM has ended" : standstill(qemu.runState(), qemu.running().get().pid());
             throw new VmException(124, "not done after " + limit.toSeconds() + " s, and the guest did not end it: "
-                    + (reason == null ? "the guest hangs; vm-ctl restart" : reason) + machine.consoleEnd());
+                    + machine.whySilent() + machine.consoleEnd());
         } catch (InterruptedException interrupted) {
             throw new VmException(130, "interrupted");
         } finally {
@@ -1003,7 +1002,7 @@ final class VmCtl {
 
     /** The record of a running VM, {@code <name>.pid}. ready: ssh has answered. restored: the snapshot whose RAM it began with. */
     record Running(long pid, int port, boolean portIsFixed, String accel, String memory, String cpus, List<String> forwards,
-            List<String> hardware, String cache, boolean byHand, Instant started, long consoleAt, String qmp, String restored,
+            List<String> hardware, String cache, Instant started, long consoleAt, String qmp, String restored,
             boolean ready, Act act) {
 
         static Running of(JsonObject json) {
@@ -1012,7 +1011,7 @@ final class VmCtl {
             }
             return new Running(json.getLong("pid"), json.getInt("port"), json.getBoolean("portIsFixed"), json.getString("accel", "?"),
                     json.getString("memory", "?"), json.getString("cpus", "1"), strings(json, "forwards"), strings(json, "hardware"),
-                    json.getString("cache", "writeback"), json.getBoolean("byHand"),
+                    json.getString("cache", "writeback"),
                     Instant.parse(json.getString("started", Instant.EPOCH.toString())), json.getLong("consoleAt"),
                     json.getString("qmp"), json.getString("restored"), json.getBoolean("ready"),
                     Act.valueOf(json.getString("act", "NONE")));
@@ -1020,17 +1019,17 @@ final class VmCtl {
 
         JsonObject json() {
             return object("pid", pid, "port", port, "portIsFixed", portIsFixed, "accel", accel, "memory", memory, "cpus", cpus,
-                    "forwards", forwards, "hardware", hardware, "cache", cache, "byHand", byHand, "started", started.toString(),
+                    "forwards", forwards, "hardware", hardware, "cache", cache, "started", started.toString(),
                     "consoleAt", consoleAt, "qmp", qmp, "restored", restored, "ready", ready, "act", act.name());
         }
 
         Running asReady() {
-            return new Running(pid, port, portIsFixed, accel, memory, cpus, forwards, hardware, cache, byHand, started, consoleAt,
+            return new Running(pid, port, portIsFixed, accel, memory, cpus, forwards, hardware, cache, started, consoleAt,
                     qmp, restored, true, Act.NONE);
         }
 
         Running during(Act now) {
-            return new Running(pid, port, portIsFixed, accel, memory, cpus, forwards, hardware, cache, byHand, started, consoleAt,
+            return new Running(pid, port, portIsFixed, accel, memory, cpus, forwards, hardware, cache, started, consoleAt,
                     qmp, restored, ready, now);
         }
     }
@@ -1090,20 +1089,18 @@ final class VmCtl {
     /** A VM's state, the exit code of its status, why it is so (or null), and its record (null if it does not run). */
     record Report(String state, int exitCode, String reason, Running running) {
         JsonObject details() {
-            return running == null ? object("pid", null, "port", null, "accel", null, "memory", null, "cpus", null, "forwards", null,
-                    "uptimeSeconds", null)
-                    : object("pid", running.pid(), "port", running.port(), "accel", running.accel(), "memory", running.memory(),
-                    "cpus", running.cpus(), "forwards", running.forwards(),
-                    "uptimeSeconds", Duration.between(running.started(), Instant.now()).toSeconds());
+            JsonObject known = running == null ? object() : running.json();
+            JsonObject details = new JsonObject();
+            for (String member : List.of("pid", "port", "accel", "memory", "cpus", "forwards")) {
+                details.put(member, known.get(member));
+            }
+            details.put("uptimeSeconds", running == null ? null : Duration.between(running.started(), Instant.now()).toSeconds());
+            return details;
         }
     }
 
     /** Steps to take back, the last one first, if an act fails or its command is interrupted (Ctrl-C, TERM). */
     static final class Undo implements AutoCloseable {
-        interface Step {
-            void run() throws IOException;
-        }
-
         private final Deque<Step> steps = new ArrayDeque<>();
         private final Consumer<String> say;
         private final CountDownLatch closed = new CountDownLatch(1);
@@ -1708,7 +1705,8 @@ final class VmCtl {
                 throw new VmException(2, "snapshot clean cannot be deleted: vm-ctl snapshot clean --yes replaces it, "
                         + "vm-ctl destroy deletes the VM");
             }
-            Snapshot snapshot = find(name).orElseThrow(() -> new VmException(69, files.name() + " has no snapshot " + name));
+            Snapshot snapshot = find(name).orElseThrow(() -> new VmException(69, files.name() + " has no snapshot " + name
+                    + ": vm-ctl snapshot --list names those it has"));
             refuseIfCloned(name, "delete snapshot " + name);
             Files.delete(files.record(name));
             onStep.accept("deleted");
@@ -2157,6 +2155,13 @@ final class VmCtl {
             return console.lastIndexOf("\nsyncing disks...") > started;
         }
 
+        /** Why a guest does not answer, and what to do. */
+        String whySilent() throws IOException {
+            Running running = qemu.running().orElse(null);
+            String standstill = running == null ? "the VM has ended: vm-ctl start" : standstill(qemu.runState(), running.pid());
+            return standstill == null ? "it hangs, or its sshd does: vm-ctl restart" : standstill;
+        }
+
         private String consoleSince(Running running) throws IOException {
             return fileEnd(files.file(".console.log"), running.consoleAt(), 1 << 18);
         }
@@ -2446,7 +2451,7 @@ final class VmCtl {
             String pid = Files.readString(files.qemuPid()).strip();
             try {
                 Running running = write(new Running(Long.parseLong(pid), port, plan.portIsFixed(), plan.accel(), plan.memory(),
-                        plan.cpus(), plan.forwards(), plan.hardware(), plan.cache(), !plan.discs().isEmpty(), Instant.now(),
+                        plan.cpus(), plan.forwards(), plan.hardware(), plan.cache(), Instant.now(),
                         consoleAt, files.socket(".qmp").toString(), restored, false, restored == null ? Act.NONE : Act.RESTORING));
                 run(SOON, withUmask(List.of("sh", "-c", LOG_KEEPER, "log-keeper", files.qemuPid().toString(), pid,
                         files.file(".console.log").toString())));
@@ -2646,7 +2651,11 @@ final class VmCtl {
             qmp("block-stream", "job-id", job, "device", node, "base-node", node(base).orElseThrow(), "backing-file", relativeBase,
                     "auto-finalize", false, "auto-dismiss", false);
             awaitJob(job, "pending");
-            qmp("human-monitor-command", "command-line", "qemu-io " + node + " flush");
+            String refusal = (String) qmp("human-monitor-command", "command-line", "qemu-io " + node + " flush");
+            if (!refusal.isBlank()) { // this command reports failures as text
+                cancelMerges();
+                throw new VmException(69, "the disk could not be flushed: " + printable(refusal).strip());
+            }
             qmp("job-finalize", "id", job);
             awaitJob(job, "concluded");
             qmp("job-dismiss", "id", job);
@@ -2675,16 +2684,14 @@ final class VmCtl {
         /** Waits until a job is that far; a job that has failed is dismissed. */
         private void awaitJob(String job, String status) throws IOException {
             for (long deadline = System.nanoTime() + Duration.ofMinutes(15).toNanos(); System.nanoTime() < deadline; pause(50)) {
-                for (Object each : (JsonArray) qmp("query-jobs")) {
-                    JsonObject state = (JsonObject) each;
-                    if (!state.getString("id").equals(job)) {
-                        continue;
-                    } else if (state.getString("error") != null) {
-                        qmp("job-dismiss", "id", job);
-                        throw new VmException(69, state.getString("error"));
-                    } else if (state.getString("status").equals(status)) {
-                        return;
-                    }
+                JsonObject state = ((JsonArray) qmp("query-jobs")).stream().map(JsonObject.class::cast)
+                        .filter(each -> each.getString("id").equals(job)).findFirst()
+                        .orElseThrow(() -> new VmException(69, "the merge was ended by somebody else"));
+                if (state.getString("error") != null) {
+                    qmp("job-dismiss", "id", job);
+                    throw new VmException(69, state.getString("error"));
+                } else if (state.getString("status").equals(status)) {
+                    return;
                 }
             }
             qmp("job-cancel", "id", job);

@@ -855,7 +855,7 @@ final class VmCtlTest {
 
     @Test
     void theRecordOfAVmIsReadBackAsItWasWritten() {
-        VmCtl.Running running = new VmCtl.Running(7, 2222, true, "tcg", "1G", "2", List.of("80:80"), List.of("QEMU", "-m"), "none", true,
+        VmCtl.Running running = new VmCtl.Running(7, 2222, true, "tcg", "1G", "2", List.of("80:80"), List.of("QEMU", "-m"), "none",
                 Instant.parse("2026-01-02T03:04:05Z"), 6, "/q", "one", false, VmCtl.Act.FREEZING);
         String line = JsonWriter.string(running.json());
         assertFalse(line.contains(" ") || line.contains("\n"), "one line without blanks: " + line);
