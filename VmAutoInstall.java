@@ -97,35 +97,45 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * Installs DragonFlyBSD into a VM, unattended.
  *
  * <ol>
- * <li>Finds the installer ISO and the three phase scripts, makes the VM's keys, and sees which phase is the first whose inputs
+ * <li>Finds the installer ISO and the three phase scripts, makes the VM's keys, and sees which phase is the first whose
+ *     inputs
  *     changed since it was done.
- * <li>For each phase from there on: writes a CD with the script (the guest's rc.d/pfi runs it at boot), boots the installer
- *     (phase 1) or the disk, watches the serial console, and freezes the disk once the script has said DONE and the guest has
+ * <li>For each phase from there on: writes a CD with the script (the guest's rc.d/pfi runs it at boot), boots the
+ *     installer
+ * (phase 1) or the disk, watches the serial console, and freezes the disk once the script has said DONE and the guest
+ * has
  *     powered off.
- * <li>Flattens the last disk, boots it once through a throw-away overlay, asks it over ssh for its tools' versions, and moves
+ * <li>Flattens the last disk, boots it once through a throw-away overlay, asks it over ssh for its tools' versions, and
+ *     moves
  *     it into place as the clean disk.
  * </ol>
  *
  * Reads in VM_DIR: {@code dfly-<version>.iso}, {@code accel.json}, the lock on {@code <name>.qemu-pid}, every VM's
- * {@code <name>.snapshots/clean/snapshot.json}, and {@code ssh_config}. Writes {@code <name>.install/}, {@code <name>.ssh/} and,
- * under {@code <name>.lock}, {@code <name>-clean.qcow2}; removes {@code <name>.qcow2}, {@code <name>.disks/} and
- * {@code <name>.snapshots/} of an older installation. What is not finished is called {@code .part}: a kill -9 leaves nothing that
- * the next run trips on.
+ * {@code <name>.snapshots/clean/snapshot.json}, and {@code ssh_config}. Writes {@code <name>.install/}, {@code
+ * <name>.ssh/} and, under {@code <name>.lock}, {@code <name>-clean.qcow2}; removes {@code <name>.qcow2}, {@code
+ * <name>.disks/} and {@code <name>.snapshots/} of an older installation. What is not finished is called {@code .part}:
+ * a kill -9 leaves nothing that the next run trips on.
  */
-@Command(name = "vm-auto-install", scope = INHERIT, mixinStandardHelpOptions = true, version = "1", usageHelpWidth = 120,
+@Command(name = "vm-auto-install", scope = INHERIT, mixinStandardHelpOptions = true, version = "1",
+        usageHelpWidth = 120,
         abbreviateSynopsis = true, sortOptions = false, parameterListHeading = "%n", optionListHeading = "%nOptions:%n",
         commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
         description = {"Install DragonFlyBSD into a VM with zero interaction, in three phases", "",
-            "It begins at the first phase whose script, settings or inputs changed since that phase was done, and so goes on where "
-                + "a broken installation ended. It reads VM_DIR/dfly-VERSION.iso, which vm-setup fetches, and the scripts in phases/; "
-                + "it writes VM_DIR/NAME-clean.qcow2, the disk that vm-ctl start builds on, and keeps each phase's disk and console log "
+            "It begins at the first phase whose script, settings or inputs changed since that phase was done, and so "
+                + "goes on where "
+                + "a broken installation ended. It reads VM_DIR/dfly-VERSION.iso, which vm-setup fetches, and the "
+                + "scripts in phases/; "
+                + "it writes VM_DIR/NAME-clean.qcow2, the disk that vm-ctl start builds on, and keeps each phase's "
+                + "disk and console log "
                 + "in VM_DIR/NAME.install/. The path of the new disk is printed."},
         footer = {"  vm-auto-install                         install, or go on with a broken installation",
             "  vm-auto-install --from 3 --yes          phase 3 again, and replace the VM",
             "  vm-auto-install --to 2                  prepare the disk of phase 2, and leave the VM as it is",
             "  vm-auto-install --vm-name big --disk-size 60G --memory 8G"},
-        exitCodeList = {"0:done, or nothing to do", "1:a phase failed, or the disk is full", "2:wrong usage, or refused for want of --yes",
-            "69:something needed is not available (ISO, QEMU, phase scripts, the lock), or the VM runs", "124:a time limit",
+        exitCodeList = {"0:done, or nothing to do", "1:a phase failed, or the disk is full",
+            "2:wrong usage, or refused for want of --yes",
+            "69:something needed is not available (ISO, QEMU, phase scripts, the lock), or the VM runs",
+            "124:a time limit",
             "130, 143:interrupted"})
 final class VmAutoInstall implements Callable<Integer> {
     static final List<String> SCRIPTS = List.of("phase1-install.sh", "phase2-update.sh", "phase3-provision.sh");
@@ -140,7 +150,8 @@ final class VmAutoInstall implements Callable<Integer> {
     private volatile boolean asking;
 
     @Option(names = "--from", paramLabel = "PHASE",
-            description = "Begin at this phase; those before it are taken as they are (default: the first that changed).")
+            description = "Begin at this phase; those before it are taken as they are (default: the first that "
+                    + "changed).")
     int from;
 
     @Option(names = "--to", paramLabel = "PHASE",
@@ -153,16 +164,17 @@ final class VmAutoInstall implements Callable<Integer> {
     @Option(names = "--yes", description = "Replace an installed VM, its disk and its snapshots, without asking.")
     boolean yes;
 
-    @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = INHERIT, paramLabel = "DIR",
+    @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = INHERIT,
+            paramLabel = "DIR",
             description = "Where everything about the VMs lies (VM_DIR; default: ${DEFAULT-VALUE}).")
     String dirOption;
 
-    @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = INHERIT, paramLabel = "NAME",
-            description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
+    @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = INHERIT,
+            paramLabel = "NAME", description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
     String name;
 
-    @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2", scope = INHERIT, paramLabel = "VERSION",
-            description = "Which installer (DFLY_VERSION; default: ${DEFAULT-VALUE}).")
+    @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2", scope = INHERIT,
+            paramLabel = "VERSION", description = "Which installer (DFLY_VERSION; default: ${DEFAULT-VALUE}).")
     String version;
 
     @Option(names = "--image", descriptionKey = "VM_IMAGE", scope = INHERIT, paramLabel = "FILE",
@@ -173,7 +185,8 @@ final class VmAutoInstall implements Callable<Integer> {
             description = "The phase scripts (VM_PHASES; default: the nearest phases/ upwards).")
     String phasesOption;
 
-    @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "40G", scope = INHERIT, paramLabel = "SIZE",
+    @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "40G", scope = INHERIT,
+            paramLabel = "SIZE",
             description = "The blank disk's size (VM_DISK_SIZE; default: ${DEFAULT-VALUE}, sparse).")
     String diskSize;
 
@@ -190,24 +203,29 @@ final class VmAutoInstall implements Callable<Integer> {
     String accel;
 
     @Option(names = "--setup-cmd", descriptionKey = "VM_SETUP_CMD", scope = INHERIT, paramLabel = "CMD",
-            description = "How to run vm-setup, for the accelerator (VM_SETUP_CMD; default: VmSetup beside this script).")
+            description = "How to run vm-setup, for the accelerator (VM_SETUP_CMD; default: VmSetup beside this "
+                    + "script).")
     String setupCommand;
 
     @Option(names = "--cpu", descriptionKey = "VM_CPU", scope = INHERIT, paramLabel = "MODEL",
-            description = "QEMU's CPU model (VM_CPU; default: kvm Broadwell-v4,+hypervisor,pmu=off, hvf host, tcg qemu64).")
+            description = "QEMU's CPU model (VM_CPU; default: kvm Broadwell-v4,+hypervisor,pmu=off, hvf host, tcg "
+                    + "qemu64).")
     String cpu;
 
-    @Option(names = "--qemu-args", descriptionKey = "VM_QEMU_ARGS", defaultValue = "", scope = INHERIT, paramLabel = "ARGS",
+    @Option(names = "--qemu-args", descriptionKey = "VM_QEMU_ARGS", defaultValue = "", scope = INHERIT,
+            paramLabel = "ARGS",
             description = "Appended to QEMU's arguments, split like a shell does (VM_QEMU_ARGS; default: none).")
     String qemuArgs;
 
-    @Option(names = "--dports-clone", descriptionKey = "VM_DPORTS_CLONE", defaultValue = "no", fallbackValue = "yes", arity = "0..1",
-            scope = INHERIT, paramLabel = "yes|no",
-            description = "Whether phase 3 clones DPorts into /usr/dports (VM_DPORTS_CLONE; default: ${DEFAULT-VALUE}).")
+    @Option(names = "--dports-clone", descriptionKey = "VM_DPORTS_CLONE", defaultValue = "no", fallbackValue = "yes",
+            arity = "0..1", scope = INHERIT, paramLabel = "yes|no",
+            description = "Whether phase 3 clones DPorts into /usr/dports (VM_DPORTS_CLONE; default: "
+                    + "${DEFAULT-VALUE}).")
     String dportsClone;
 
     @Option(names = "--time-limit", descriptionKey = "VM_TIME_LIMIT", scope = INHERIT, paramLabel = "MINUTES",
-            description = "For each phase; its console may be silent a sixth of that (VM_TIME_LIMIT; default: 60, emulated 240).")
+            description = "For each phase; its console may be silent a sixth of that (VM_TIME_LIMIT; default: 60, "
+                    + "emulated 240).")
     Integer timeLimit;
 
     @Option(names = "-v", scope = INHERIT, defaultValue = "false", description = "Echo every external command.")
@@ -218,7 +236,8 @@ final class VmAutoInstall implements Callable<Integer> {
     /** The inherited options that a subcommand goes by; it refuses the others. */
     private static final Map<String, List<String>> TAKES = Map.of(
             "make-iso", List.of("--vm-dir", "--vm-name", "--dports-clone", "-v"),
-            "run-phase", List.of("--vm-dir", "--vm-name", "--dfly-version", "--image", "--disk-size", "--memory", "--cpus", "--accel",
+            "run-phase", List.of("--vm-dir", "--vm-name", "--dfly-version", "--image", "--disk-size", "--memory",
+                    "--cpus", "--accel",
                     "--setup-cmd", "--cpu", "--qemu-args", "--time-limit", "-v"),
             "provision", List.of("--vm-dir", "--vm-name", "--phases", "--dports-clone", "--time-limit", "-v"),
             "clean-phases", List.of("--vm-dir", "--vm-name", "-v"));
@@ -257,7 +276,8 @@ final class VmAutoInstall implements Callable<Integer> {
             Path clean = file("-clean.qcow2");
             Start changed = firstChange(phases, part(part(ledger, "installed"), "phases"));
             if (Files.exists(clean) && changed.why.isEmpty() && !force && from == 0 && to == LAST) {
-                say(name + " is installed, and nothing it was made from has changed; install it again: vm-auto-install --force");
+                say(name + " is installed, and nothing it was made from has changed; install it again: "
+                        + "vm-auto-install --force");
                 return clean;
             }
             Start start = force ? new Start(1, "--force") : from > 0 ? new Start(from, "--from")
@@ -265,7 +285,8 @@ final class VmAutoInstall implements Callable<Integer> {
             if (Files.exists(clean) && !changed.equals(start) && !changed.why.isEmpty()) {
                 say("phase " + changed.phase + " of the installed VM " + changed.why);
             }
-            say(start.phase > to ? "phases 1 to " + to + " are done" : "beginning at phase " + start.phase + ": " + start.why);
+            say(start.phase > to ? "phases 1 to " + to + " are done" : "beginning at phase " + start.phase + ": "
+                    + start.why);
             if (to == LAST) {
                 confirmReplacing();
             }
@@ -279,17 +300,21 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     @Command(name = "make-iso", description = {"Write the CD of a phase, as the guest's rc.d/pfi looks for it", "",
-        "It holds pfi.conf, the script as phaseN.sh, and the files of DATA_DIR. Only its owner may read it. Its path is printed."},
+        "It holds pfi.conf, the script as phaseN.sh, and the files of DATA_DIR. Only its owner may read it. Its path "
+            + "is printed."},
             footer = {"  vm-auto-install make-iso phases/phase1-install.sh /tmp/p1.iso",
                 "  vm-auto-install make-iso ./mine.sh mine.iso files/"},
-            exitCodeList = {"0:done", "1:the disk is full", "2:wrong usage: the script or a data file does not fit on such a CD",
+            exitCodeList = {"0:done", "1:the disk is full",
+                "2:wrong usage: the script or a data file does not fit on such a CD",
                 "69:something needed is not available (VM_DIR, the lock)", "130, 143:interrupted"})
     int makeIso(@Parameters(paramLabel = "SCRIPT", description = "An executable sh script.") Path script,
             @Parameters(paramLabel = "OUT", description = "The ISO to write.") Path out,
             @Parameters(paramLabel = "DATA_DIR", arity = "0..1",
-                    description = "A directory of plain files (default: this VM's own keys, root password and vm.conf).") Path data)
+                    description = "A directory of plain files (default: this VM's own keys, root password and "
+                            + "vm.conf).") Path data)
             throws Exception {
-        SortedMap<String, byte[]> disc = discOf(script, data == null ? new TreeMap<>() : filesOf(data)); // a refused one leaves nothing
+        // a refused one leaves nothing
+        SortedMap<String, byte[]> disc = discOf(script, data == null ? new TreeMap<>() : filesOf(data));
         Path iso = out.toAbsolutePath().normalize();
         boolean swept = iso.startsWith(file(".install")); // every command removes the CDs there
         if (swept || Files.isDirectory(iso) || !Files.isWritable(iso.getParent())) {
@@ -304,11 +329,14 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     @Command(name = "run-phase", description = {"Run one phase from a CD that make-iso wrote", "",
-        "Phase 1 boots the installer with a blank disk, a later one the disk of the phase before. The new disk is kept, and its path "
+        "Phase 1 boots the installer with a blank disk, a later one the disk of the phase before. The new disk is "
+            + "kept, and its path "
             + "printed: vm-auto-install --from N+1 goes on from it."},
-            footer = {"  vm-auto-install run-phase 1 /tmp/p1.iso", "  vm-auto-install run-phase 1 /tmp/p1.iso --dry-run"},
+            footer = {"  vm-auto-install run-phase 1 /tmp/p1.iso",
+                "  vm-auto-install run-phase 1 /tmp/p1.iso --dry-run"},
             exitCodeList = {"0:done", "1:the phase failed, or the disk is full", "2:wrong usage",
-                "69:something needed is not available (ISO, QEMU, the disk of the phase before, the lock)", "124:a time limit",
+                "69:something needed is not available (ISO, QEMU, the disk of the phase before, the lock)",
+                "124:a time limit",
                 "130, 143:interrupted"})
     int runPhase(@Parameters(paramLabel = "N", description = "1, 2 or 3.") int number,
             @Parameters(paramLabel = "ISO", description = "The phase's CD.") Path disc,
@@ -335,12 +363,14 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     @Command(name = "provision", description = {"Do phase 3's work again, over ssh, in the running VM", "",
-        "After a change to phase3-provision.sh, instead of another installation. vm-ctl snapshot clean then keeps the result as the "
+        "After a change to phase3-provision.sh, instead of another installation. vm-ctl snapshot clean then keeps the "
+            + "result as the "
             + "clean state."},
             footer = {"  vm-auto-install provision",
                 "  vm-ctl restore && vm-ctl start && vm-auto-install provision && vm-ctl snapshot clean --yes"},
             exitCodeList = {"0:done", "1:the script failed", "2:wrong usage", "3:the VM is not running",
-                "69:something needed is not available (ssh, phase scripts, the lock)", "124:a time limit", "130, 143:interrupted"})
+                "69:something needed is not available (ssh, phase scripts, the lock)", "124:a time limit",
+                "130, 143:interrupted"})
     int provision() throws Exception {
         Path script = findScripts().get(LAST - 1);
         if (!isRunning(file(".qemu-pid"))) {
@@ -350,7 +380,8 @@ final class VmAutoInstall implements Callable<Integer> {
             JsonObject ledger = readLedger();
             Phase phase = phase(LAST, script, null, ledger);
             // A new ControlMaster would hold our end of its stderr for as long as it persists.
-            List<String> ssh = List.of("ssh", "-F", vmDir().resolve("ssh_config").toString(), "-o", "ControlMaster=no", name, "sh -s");
+            List<String> ssh = List.of("ssh", "-F", vmDir().resolve("ssh_config").toString(), "-o", "ControlMaster=no",
+                    name, "sh -s");
             int code = feed(limit(), vmDir(), ssh, guestScript(phase.disc), line -> say(printable(line)));
             if (code == 255) {
                 throw new VmException(69, "ssh to " + name + " failed: vm-ctl status tells how the VM is");
@@ -368,7 +399,8 @@ final class VmAutoInstall implements Callable<Integer> {
         "Remove the phase CDs and whatever is unfinished, with --disks the phases' disks too", "",
         "The VM needs none of them. Without the disks a changed phase 3 begins at phase 1."},
             footer = {"  vm-auto-install clean-phases --disks"},
-            exitCodeList = {"0:done", "1:the disk is full", "2:wrong usage", "69:something needed is not available (VM_DIR, the lock)",
+            exitCodeList = {"0:done", "1:the disk is full", "2:wrong usage",
+                "69:something needed is not available (VM_DIR, the lock)",
                 "130, 143:interrupted"})
     int cleanPhases(@Option(names = "--disks", description = "The phases' disks too.") boolean disks) throws Exception {
         if (!Files.exists(install(""))) {
@@ -390,7 +422,10 @@ final class VmAutoInstall implements Callable<Integer> {
     /** Where to begin, and why. */
     record Start(int phase, String why) {}
 
-    /** Runs a command that changes this VM, alone, and prints its answer, if any. Nothing unfinished stays, unless of a kill -9. */
+    /**
+     * Runs a command that changes this VM, alone, and prints its answer, if any. Nothing unfinished stays, unless of a
+     * kill -9.
+     */
     private int locked(String command, Callable<Path> work) throws Exception {
         FileChannel lock = lock(privateDirectory(vmDir()).resolve(name + ".lock"), command);
         privateDirectory(install(""));
@@ -411,8 +446,10 @@ final class VmAutoInstall implements Callable<Integer> {
             }
             return 0;
         } catch (IOException failed) {
-            boolean full = ("" + failed.getMessage()).contains("No space left on device") || vmDir().toFile().getUsableSpace() < 1 << 20;
-            throw full ? new VmException(1, "no space left for " + vmDir() + ": free some, or choose another --vm-dir") : failed;
+            boolean full = ("" + failed.getMessage()).contains("No space left on device")
+                    || vmDir().toFile().getUsableSpace() < 1 << 20;
+            throw full ? new VmException(1, "no space left for " + vmDir() + ": free some, or choose another --vm-dir")
+                    : failed;
         } finally {
             try {
                 removeInstall(UNFINISHED);
@@ -438,7 +475,8 @@ final class VmAutoInstall implements Callable<Integer> {
         SortedMap<String, byte[]> disc = discOf(script, data);
         JsonObject inputs = object("its script", sha256(Files.newInputStream(script)));
         if (number == 1) {
-            inputs.putAll(object("DFLY_VERSION", version, "the installer ISO", isoSum(iso, ledger), "VM_DISK_SIZE", diskSize));
+            inputs.putAll(object("DFLY_VERSION", version, "the installer ISO", isoSum(iso, ledger), "VM_DISK_SIZE",
+                    diskSize));
         } else if (number == LAST) {
             inputs.put("VM_DPORTS_CLONE", dportsClone);
             for (Map.Entry<String, byte[]> file : data.entrySet()) {
@@ -504,7 +542,8 @@ final class VmAutoInstall implements Callable<Integer> {
                 } catch (NoSuchFileException none) {
                     // that VM was never started
                 } catch (IOException damaged) {
-                    throw new VmException(69, record + " cannot be read (" + reason(damaged) + "), so its VM may be a clone of "
+                    throw new VmException(69, record + " cannot be read (" + reason(damaged)
+                            + "), so its VM may be a clone of "
                             + name + ", whose disk would be lost: repair this file, or vm-ctl destroy that VM first");
                 }
             }
@@ -518,11 +557,15 @@ final class VmAutoInstall implements Callable<Integer> {
 
     // The phases.
 
-    /** Runs a phase. Its disk, and what the ledger says of it, change only after success; disks built on the old one go first. */
+    /**
+     * Runs a phase. Its disk, and what the ledger says of it, change only after success; disks built on the old one go
+     * first.
+     */
     private Path run(Phase phase, Path iso, Path cd, JsonObject ledger, String goOn) throws Exception {
         int n = phase.number;
         if (n > 1 && !part(ledger, "phases").has("" + (n - 1))) {
-            throw new VmException(69, "phase " + n + " needs the disk of phase " + (n - 1) + ": let vm-auto-install make it first");
+            throw new VmException(69, "phase " + n + " needs the disk of phase " + (n - 1)
+                    + ": let vm-auto-install make it first");
         }
         Path part = install("phase" + n + ".part");
         Path disk = install("phase" + n + ".qcow2");
@@ -564,7 +607,10 @@ final class VmAutoInstall implements Callable<Integer> {
         return phase == 1 ? null : "phase" + (phase - 1) + ".qcow2";
     }
 
-    /** The installer's root is cd0; pfi looks at cd0 and cd1; phase 1 copies from cd2, the same ISO without memory disks over it. */
+    /**
+     * The installer's root is cd0; pfi looks at cd0 and cd1; phase 1 copies from cd2, the same ISO without memory disks
+     * over it.
+     */
     private static List<Path> cds(int phase, Path iso, Path cd) {
         return phase == 1 ? List.of(iso, cd, iso) : List.of(cd);
     }
@@ -586,7 +632,8 @@ final class VmAutoInstall implements Callable<Integer> {
         removeOldDisks();
         freeze(flat, clean);
         saveLedger(readLedger());
-        say(name + " is installed: " + versions.getString("uname") + ", " + versions.getString("go") + "; start it: vm-ctl start");
+        say(name + " is installed: " + versions.getString("uname") + ", " + versions.getString("go")
+                + "; start it: vm-ctl start");
         return clean;
     }
 
@@ -601,7 +648,10 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
-    /** Boots a disk through a throw-away overlay and asks it over ssh, with the pinned host key, for its tools' versions. */
+    /**
+     * Boots a disk through a throw-away overlay and asks it over ssh, with the pinned host key, for its tools'
+     * versions.
+     */
     private JsonObject verify(Path disk) throws Exception {
         say("booting it once, to see that it answers");
         Path overlay = install("verify.part");
@@ -615,17 +665,22 @@ final class VmAutoInstall implements Callable<Integer> {
             if (failure == null) {
                 List<String> said = new ArrayList<>();
                 // Run in the key directory: relative names need none of ssh's quoting.
-                int code = feed(limit().dividedBy(4), file(".ssh"), List.of("ssh", "-F", "/dev/null", "-o", "BatchMode=yes",
-                        "-o", "ConnectTimeout=60", "-o", "StrictHostKeyChecking=yes", "-o", "UserKnownHostsFile=known_hosts",
-                        "-o", "GlobalKnownHostsFile=/dev/null", "-o", "HostKeyAlias=" + name, "-o", "IdentitiesOnly=yes",
-                        "-o", "IdentityFile=id_ed25519", "-p", "" + port, "root@127.0.0.1", "sh -s"), VERSIONS, said::add);
+                int code = feed(limit().dividedBy(4), file(".ssh"),
+                        List.of("ssh", "-F", "/dev/null", "-o", "BatchMode=yes",
+                        "-o", "ConnectTimeout=60", "-o", "StrictHostKeyChecking=yes", "-o",
+                        "UserKnownHostsFile=known_hosts",
+                        "-o", "GlobalKnownHostsFile=/dev/null", "-o", "HostKeyAlias=" + name, "-o",
+                        "IdentitiesOnly=yes",
+                        "-o", "IdentityFile=id_ed25519", "-p", "" + port, "root@127.0.0.1", "sh -s"), VERSIONS,
+                        said::add);
                 JsonObject versions = new JsonObject();
                 said.stream().map(line -> line.split("=", 2)).filter(pair -> pair.length == 2 && !pair[1].isBlank())
                         .forEach(pair -> versions.put(pair[0], pair[1]));
                 if (code == 0 && versions.keySet().containsAll(TOOLS)) {
                     return versions;
                 }
-                failure = code == 255 ? new Failure(69, "ssh with this VM's key and pinned host key: " + String.join(" ", said))
+                failure = code == 255 ? new Failure(69, "ssh with this VM's key and pinned host key: "
+                        + String.join(" ", said))
                         : new Failure(1, "a tool is missing or broken; what they say of themselves:\n" + quoted(said));
             }
             throw guest.report(failure, again());
@@ -646,9 +701,11 @@ final class VmAutoInstall implements Callable<Integer> {
     /** A script for the guest's sh that unpacks a disc's files into a private directory and runs phase 3 from there. */
     static String guestScript(SortedMap<String, byte[]> disc) {
         StringBuilder script = new StringBuilder("umask 077\nd=/root/.pfi.$$\nmkdir $d || exit 1\n");
-        disc.forEach((file, content) -> script.append("cat >$d/" + file + " <<'END OF FILE'\n" + new String(content, UTF_8).stripTrailing()
+        disc.forEach((file, content) -> script.append("cat >$d/" + file + " <<'END OF FILE'\n"
+                + new String(content, UTF_8).stripTrailing()
                 + "\nEND OF FILE\n"));
-        return script + "PFI_MEDIA=$d PFI_POWEROFF=no sh $d/phase" + LAST + ".sh </dev/null 2>&1\ncode=$?\nrm -rf $d\nexit $code\n";
+        return script + "PFI_MEDIA=$d PFI_POWEROFF=no sh $d/phase" + LAST
+                + ".sh </dev/null 2>&1\ncode=$?\nrm -rf $d\nexit $code\n";
     }
 
     // The phase's CD.
@@ -659,16 +716,19 @@ final class VmAutoInstall implements Callable<Integer> {
             throw new VmException(2, "there is no script " + script);
         }
         String text = Files.readString(script, ISO_8859_1);
-        String discName = discName(Path.of(script.getFileName().toString().replaceFirst("^(phase\\d)[^.]*(?=\\.sh$)", "$1")));
+        String discName = discName(Path.of(script.getFileName().toString().replaceFirst("^(phase\\d)[^.]*(?=\\.sh$)",
+                "$1")));
         if (!Files.isExecutable(script)) {
             throw new VmException(2, script + " is not executable, and pfi silently skips such a script: chmod +x it");
         } else if (!discName.endsWith(".sh")) {
             throw new VmException(2, script + " would not be executable on the CD: name it NAME.sh");
         } else if (text.indexOf('\r') >= 0) {
-            throw new VmException(2, script + " has CR line ends, which the guest's sh does not take: convert it to LF");
+            throw new VmException(2, script
+                    + " has CR line ends, which the guest's sh does not take: convert it to LF");
         }
         if (data.containsKey("pfi.conf") || data.containsKey(discName)) {
-            throw new VmException(2, "the CD's own pfi.conf and " + discName + " must not be among the data files, too");
+            throw new VmException(2, "the CD's own pfi.conf and " + discName
+                    + " must not be among the data files, too");
         }
         SortedMap<String, byte[]> disc = new TreeMap<>(data);
         disc.put("pfi.conf", ("pfi_script=" + discName + "\n").getBytes(UTF_8));
@@ -688,11 +748,15 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
-    /** A file name that ISO 9660 level 2 holds and that reads the same where the guest, without Rock Ridge, lower-cases it. */
+    /**
+     * A file name that ISO 9660 level 2 holds and that reads the same where the guest, without Rock Ridge, lower-cases
+     * it.
+     */
     static String discName(Path file) {
         String name = file.getFileName().toString();
         if (name.length() > 30 || !name.matches("[a-z0-9_]+(\\.[a-z0-9_]+)?")) {
-            throw new VmException(2, "the name " + name + " does not fit a phase's CD: at most 30 of a-z, 0-9 and _, and one dot");
+            throw new VmException(2, "the name " + name
+                    + " does not fit a phase's CD: at most 30 of a-z, 0-9 and _, and one dot");
         }
         return name;
     }
@@ -701,7 +765,8 @@ final class VmAutoInstall implements Callable<Integer> {
 
     /** A blank disk of this size, or an overlay on a disk beside it. */
     static List<String> createDisk(Path disk, String size, String backing) {
-        List<String> from = backing == null ? List.of(disk.toString(), size) : List.of("-b", backing, "-F", "qcow2", disk.toString());
+        List<String> from = backing == null ? List.of(disk.toString(), size)
+                : List.of("-b", backing, "-F", "qcow2", disk.toString());
         return Stream.concat(Stream.of("qemu-img", "create", "-q", "-f", "qcow2"), from.stream()).toList();
     }
 
@@ -726,9 +791,11 @@ final class VmAutoInstall implements Callable<Integer> {
                         "file", object("driver", "file", "filename", disk.toString(), "discard", "unmap"))),
                 "-device", "scsi-hd,drive=disk0,bus=scsi0.0,bootindex=" + (fromCd ? 1 : 0)));
         for (int i = 0; i < cds.size(); i++) {
-            command.addAll(List.of("-blockdev", JsonWriter.string(object("driver", "raw", "node-name", "cd" + i, "read-only", true,
+            command.addAll(List.of("-blockdev", JsonWriter.string(object("driver", "raw", "node-name", "cd" + i,
+                    "read-only", true,
                     "file", object("driver", "file", "filename", cds.get(i).toString()))),
-                    "-device", "ide-cd,drive=cd" + i + ",bus=ide." + i / 2 + ",unit=" + i % 2 + (fromCd && i == 0 ? ",bootindex=0" : "")));
+                    "-device", "ide-cd,drive=cd" + i + ",bus=ide." + i / 2 + ",unit=" + i % 2
+                    + (fromCd && i == 0 ? ",bootindex=0" : "")));
         }
         command.addAll(split(qemuArgs));
         return command;
@@ -758,7 +825,8 @@ final class VmAutoInstall implements Callable<Integer> {
         private final Path log;
         private final Path picture;
         private boolean pictured;
-        private final Path socket = Files.createTempDirectory("vm-install").resolve("qmp"); // VM_DIR's path may be too long for one
+        // VM_DIR's path may be too long for one
+        private final Path socket = Files.createTempDirectory("vm-install").resolve("qmp");
         private final StringBuilder monitored = new StringBuilder(); // what the monitor said and nobody has read yet
         private SocketChannel monitor;
         private final Duration limit = limit();
@@ -821,11 +889,13 @@ final class VmAutoInstall implements Callable<Integer> {
                     if (alive) {
                         type(watcher.keys());
                     }
-                    // Under emulation the menu takes seconds. The script's own words come on the serial line either way.
+                    // Under emulation the menu takes seconds. The script's own words come on the serial line either
+                    // way.
                     if (!blind && watcher.awaitsLoader() && (now - heard > 120e9 || watcher.stage == Stage.SCRIPT)) {
                         blind = true;
                         watcher.hints.add("the boot loader did not answer, so the console was not heard");
-                        say(clear + "the boot loader does not answer on the serial line: going on blind, its menu boots by itself");
+                        say(clear + "the boot loader does not answer on the serial line: going on blind, its menu "
+                                + "boots by itself");
                     }
                     if (!blind && now - heard > limit.toNanos() / 6) {
                         String silent = "its console has been silent for " + text(limit.dividedBy(6));
@@ -947,13 +1017,15 @@ final class VmAutoInstall implements Callable<Integer> {
         } else if (reason != null && !reason.equals("guest-shutdown")) {
             return new Failure(69, "QEMU was ended from outside (" + reason + ")");
         }
-        return watcher.done ? null : new Failure(1, watcher.hinted("the guest powered off, but its script never said DONE"));
+        return watcher.done ? null : new Failure(1,
+                watcher.hinted("the guest powered off, but its script never said DONE"));
     }
 
     /** Where a guest is on its way, in the order in which it gets there, and what the console says then. */
     enum Stage {
         POWER_ON("power-on", ""),
-        LOADER("the boot loader", "Console: serial port|Escape to loader prompt|Type '\\?' for a list of commands|Booting in "),
+        LOADER("the boot loader", "Console: serial port|Escape to loader prompt|Type '\\?' for a list of "
+                + "commands|Booting in "),
         KERNEL("the kernel's start", "The DragonFly Project\\.|real memory  ="),
         ROOT("the root mount", "Mounting root from "),
         RC("rc", "start_init: trying|Starting file system checks|FILESYSTEM CLEAN; SKIPPING CHECKS"),
@@ -979,11 +1051,11 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     /**
-     * Reads a guest's serial console and tells how far the guest is, or why it failed. It parses byte by byte, so it does
-     * not matter how the output is chunked. Phase 0 has no script: it is the check of the installed disk.
+     * Reads a guest's serial console and tells how far the guest is, or why it failed. It parses byte by byte, so it
+     * does not matter how the output is chunked. Phase 0 has no script: it is the check of the installed disk.
      *
-     * <p>A false alarm would end an installation that works. So a line counts as a failure only if no healthy boot prints
-     * it, and a prompt only once the console has been quiet for a moment: see {@link #pause}.
+     * <p>A false alarm would end an installation that works. So a line counts as a failure only if no healthy boot
+     * prints it, and a prompt only once the console has been quiet for a moment: see {@link #pause}.
      */
     static final class Watcher {
         private static final String PANIC = "the kernel panicked";
@@ -993,9 +1065,13 @@ final class VmAutoInstall implements Callable<Integer> {
         /** Lines of the boot loader that mean failure. */
         private static final Map<Pattern, String> LOADER_FAILURES = patterns(
                 "can't (load|find) 'kernel'|no bootable kernel", NO_KERNEL);
-        /** Lines of kernel and rc that mean failure, until the script says its first word: later, programs may print them. */
+        /**
+         * Lines of kernel and rc that mean failure, until the script says its first word: later, programs may print
+         * them.
+         */
         private static final Map<Pattern, String> BOOT_FAILURES = patterns(
-                "init: not found in path", "the root file system holds no init: the wrong CD is cd0, or nothing is installed",
+                "init: not found in path", "the root file system holds no init: the wrong CD is cd0, or nothing is "
+                    + "installed",
                 "^Manual root filesystem specification", NO_ROOT,
                 "^Automatic file system check failed", "fsck cannot repair a file system by itself",
                 "ERROR: ABORTING BOOT", "rc gave up the boot for single-user mode",
@@ -1003,7 +1079,8 @@ final class VmAutoInstall implements Callable<Integer> {
         /** Lines that mean failure in any stage. A kernel panic takes several lines: see kernelPanic. */
         private static final Map<Pattern, String> FAILURES = patterns(
                 "^Debugger\\(\"panic\"\\)|^Automatic reboot in \\d+ seconds", PANIC,
-                "^The operating system has halted\\.|^Please press any key to reboot\\.", "the guest halted without powering off",
+                "^The operating system has halted\\.|^Please press any key to reboot\\.",
+                "the guest halted without powering off",
                 "^acpi0: (power-off|AcpiEnterSleepState) failed", "ACPI cannot power the guest off",
                 "^giving up on \\d+ buffers", "the guest could not write all its data to the disk");
         /** What stands at the end of the output while the guest waits for somebody to type. */
@@ -1020,7 +1097,10 @@ final class VmAutoInstall implements Callable<Integer> {
                 "lua script failed", "pkg's upgrade of itself failed in a lua script");
         /** Tells the installer's boot loader, prompt by prompt, that the serial line is the kernel's console. */
         private static final List<String> ANSWERS = List.of("9", "set console=comconsole\r", "boot\r");
-        /** A mark of the script. A kernel's message may stand before it in its line, or after DONE; a line of sh -x is none. */
+        /**
+         * A mark of the script. A kernel's message may stand before it in its line, or after DONE; a line of sh -x is
+         * none.
+         */
         private static final Pattern MARK = Pattern.compile("^(?!\\+ ).*?"
                 + "(?:STEP (\\d+): *(.*)|DONE WITH PHASE (\\d+)\\.(?!['\"]).*|PHASE (\\d+) FAILED: *(.*))$");
 
@@ -1036,7 +1116,8 @@ final class VmAutoInstall implements Callable<Integer> {
         private int answered;
         final Set<String> hints = new TreeSet<>();
         private String step = "";
-        private String pfi = "the guest booted without looking for the phase's CD (a stale /etc/pfi.conf, or no rc.d/pfi)";
+        private String pfi = "the guest booted without looking for the phase's CD (a stale /etc/pfi.conf, or no "
+                + "rc.d/pfi)";
         private final byte[] line = new byte[4096];
         private int length; // of the line
         private boolean returned; // by a CR: LF ends the line, anything else overwrites it
@@ -1087,7 +1168,8 @@ final class VmAutoInstall implements Callable<Integer> {
 
         private void keep(String text) {
             if (!text.isEmpty()) {
-                String shown = text.substring(Math.max(0, text.lastIndexOf("panic: "))); // it may stand after a long line
+                // it may stand after a long line
+                String shown = text.substring(Math.max(0, text.lastIndexOf("panic: ")));
                 last.add(text.length() <= 200 ? text : shown.substring(0, Math.min(200, shown.length())) + "...");
             }
             if (last.size() > 15) {
@@ -1100,7 +1182,8 @@ final class VmAutoInstall implements Callable<Integer> {
             if (inLoader() && text.equals("OK ") || text.endsWith("Booting in ") && prompts == 0) {
                 prompts++;
             }
-            // While the script runs, a program may print it; getty's comes after its banner, "DragonFly/x86_64 (host) (ttyd0)".
+            // While the script runs, a program may print it; getty's comes after its banner, "DragonFly/x86_64 (host)
+            // (ttyd0)".
             boolean banner = !last.isEmpty() && last.get(last.size() - 1).startsWith("DragonFly/");
             login |= text.equals("login: ") && (stage != Stage.SCRIPT || banner);
         }
@@ -1110,9 +1193,9 @@ final class VmAutoInstall implements Callable<Integer> {
         }
 
         /**
-         * To be called when the console has been quiet for a moment. Then the last line is a prompt, and not the beginning
-         * of a longer line: "login: " may go on with a kernel's panic. A login prompt stays noted, because other messages
-         * of the kernel may follow it in its line.
+         * To be called when the console has been quiet for a moment. Then the last line is a prompt, and not the
+         * beginning of a longer line: "login: " may go on with a kernel's panic. A login prompt stays noted, because
+         * other messages of the kernel may follow it in its line.
          */
         void pause() {
             String text = text();
@@ -1151,7 +1234,8 @@ final class VmAutoInstall implements Callable<Integer> {
                 passed.accept(where);
             }
             String over = marked ? mark.group(3) != null ? mark.group(3) : mark.group(4) : null;
-            if (over != null && !over.equals("" + phase) && !text.startsWith("DONE WITH PHASE ") && !text.startsWith("PHASE ")) {
+            if (over != null && !over.equals("" + phase) && !text.startsWith("DONE WITH PHASE ")
+                    && !text.startsWith("PHASE ")) {
                 over = null; // in the middle of a line it is no mark of another phase
             }
             if (over != null && !over.equals("" + phase)) {
@@ -1241,13 +1325,15 @@ final class VmAutoInstall implements Callable<Integer> {
                 throw new VmException(69, found + " does not hold " + String.join(", ", SCRIPTS));
             }
         }
-        throw new VmException(69, "no phases/ with " + String.join(", ", SCRIPTS) + " here or above: copy it from where "
+        throw new VmException(69, "no phases/ with " + String.join(", ", SCRIPTS)
+                + " here or above: copy it from where "
                 + "vm-auto-install comes from, or name it with --phases or VM_PHASES");
     }
 
     private Path installer() throws IOException {
         // vm-setup unpacks a .bz2 that VM_IMAGE names
-        Path iso = image == null || image.endsWith(".bz2") ? vmDir().resolve("dfly-" + version + ".iso") : userPath(image);
+        Path iso = image == null || image.endsWith(".bz2") ? vmDir().resolve("dfly-" + version + ".iso")
+                : userPath(image);
         checkIso(iso, "the installer ISO is missing; fetch it with vm-setup: ");
         return iso;
     }
@@ -1273,7 +1359,10 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
-    /** What is known of the phases whose disks are there, and of the clean disk: what was to become of it counts if it did. */
+    /**
+     * What is known of the phases whose disks are there, and of the clean disk: what was to become of it counts if it
+     * did.
+     */
     private JsonObject readLedger() throws IOException {
         Path file = install("install.json");
         JsonObject ledger = Files.exists(file) ? json(Files.readString(file)) : new JsonObject();
@@ -1288,7 +1377,8 @@ final class VmAutoInstall implements Callable<Integer> {
         if (ledger.has("provisioned") && Files.exists(kept)) {
             JsonObject snapshot = json(Files.readString(kept));
             JsonObject provisioned = part(ledger, "provisioned");
-            if (!snapshot.getBoolean("automatic") && snapshot.getString("made").compareTo(provisioned.getString("finished")) > 0) {
+            if (!snapshot.getBoolean("automatic") && snapshot.getString("made")
+                    .compareTo(provisioned.getString("finished")) > 0) {
                 part(part(part(ledger, "installed"), "phases"), "" + LAST).put("inputs", provisioned.get("inputs"));
                 ledger.remove("provisioned");
             }
@@ -1335,12 +1425,14 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     /** Runs a program with an input, and hands on its output line by line. */
-    private int feed(Duration limit, Path directory, List<String> command, String input, Consumer<String> lines) throws IOException {
+    private int feed(Duration limit, Path directory, List<String> command, String input,
+            Consumer<String> lines) throws IOException {
         if (verbose) {
             say("+ " + shellQuoted(command));
         }
         try {
-            return new ProcessExecutor(command).directory(directory.toFile()).redirectInput(new ByteArrayInputStream(input.getBytes(UTF_8)))
+            return new ProcessExecutor(command).directory(directory.toFile())
+                    .redirectInput(new ByteArrayInputStream(input.getBytes(UTF_8)))
                     .redirectOutput(new LogOutputStream() {
                         @Override
                         protected void processLine(String line) {
@@ -1352,7 +1444,8 @@ final class VmAutoInstall implements Callable<Integer> {
         } catch (InterruptedException interrupted) {
             throw new VmException(130, "interrupted");
         } catch (IOException missing) {
-            throw new VmException(69, command.get(0) + " cannot be run (is it installed? 'vm-setup check' tells): " + missing.getMessage());
+            throw new VmException(69, command.get(0) + " cannot be run (is it installed? 'vm-setup check' tells): "
+                    + missing.getMessage());
         }
     }
 
@@ -1364,14 +1457,18 @@ final class VmAutoInstall implements Callable<Integer> {
         return lines.stream().map(line -> "  | " + line + "\n").collect(Collectors.joining());
     }
 
-    /** Without escape sequences, what a backspace took back, and what a terminal takes for a command or a change of direction. */
+    /**
+     * Without escape sequences, what a backspace took back, and what a terminal takes for a command or a change of
+     * direction.
+     */
     private static String printable(String text) {
         return text.replaceAll("\033(\\[[0-?]*[ -/]*[@-~]|\\][^\007\033]*\007?|[ -/]*[0-~])|[^\b]\b", "")
                 .replaceAll("[\\p{Cc}\\p{Cf}&&[^\n\t]]", "");
     }
 
     private static String text(Duration duration) {
-        return duration.toMinutes() > 0 ? duration.toMinutes() + "m" + duration.toSecondsPart() + "s" : duration.toSeconds() + " s";
+        return duration.toMinutes() > 0 ? duration.toMinutes() + "m" + duration.toSecondsPart() + "s"
+                : duration.toSeconds() + " s";
     }
 
     private void answer(String text) {

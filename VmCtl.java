@@ -121,28 +121,33 @@ import picocli.CommandLine.UnmatchedArgumentException;
 /**
  * Runs the VM whose disk VmAutoInstall made: start, stop, status, snapshots, clones, console, ssh.
  *
- * <p>A start, in order: takes the VM's lock; cleans up after a command that was killed; makes the working disk, an overlay on
- * the clean disk, if there is none; starts QEMU on a free port, with the RAM of the snapshot below if nothing was written
- * since; waits until ssh answers. The first start after an installation then takes the snapshot "clean". Beside QEMU a
- * small shell loop cuts {@code <name>.console.log} when it is larger than 10 MB, and keeps its end as {@code <name>.console.log.1}.
+ * <p>A start, in order: takes the VM's lock; cleans up after a command that was killed; makes the working disk, an
+ * overlay on the clean disk, if there is none; starts QEMU on a free port, with the RAM of the snapshot below if
+ * nothing was written since; waits until ssh answers. The first start after an installation then takes the snapshot
+ * "clean". Beside QEMU a small shell loop cuts {@code <name>.console.log} when it is larger than 10 MB, and keeps its
+ * end as {@code <name>.console.log.1}.
  *
- * <p>A snapshot puts an empty overlay on the working disk and works on that from then on, so no disk is copied, and none
- * changes once something builds on it. The RAM of a running guest goes to a file while the guest stands still, for a second
- * or so; then the guest goes on in the same QEMU. A restore starts a new QEMU with a fresh overlay and that RAM.
+ * <p>A snapshot puts an empty overlay on the working disk and works on that from then on, so no disk is copied, and
+ * none changes once something builds on it. The RAM of a running guest goes to a file while the guest stands still, for
+ * a second or so; then the guest goes on in the same QEMU. A restore starts a new QEMU with a fresh overlay and that
+ * RAM.
  *
- * <p>Reads in VM_DIR: {@code <name>-clean.qcow2}, {@code <name>.ssh/}, {@code accel.json}. Writes: {@code <name>.qcow2}, a link
- * that names the overlay at work in {@code <name>.disks/}; {@code <name>.snapshots/}, {@code <name>.lock}, {@code <name>.pid},
- * {@code <name>.ssh/config}, {@code ssh_config}, sockets and logs as {@link VmFiles} names them; after an installation by hand
- * also {@code <name>-clean.qcow2} and the keys.
+ * <p>Reads in VM_DIR: {@code <name>-clean.qcow2}, {@code <name>.ssh/}, {@code accel.json}. Writes: {@code
+ * <name>.qcow2}, a link that names the overlay at work in {@code <name>.disks/}; {@code <name>.snapshots/}, {@code
+ * <name>.lock}, {@code <name>.pid}, {@code <name>.ssh/config}, {@code ssh_config}, sockets and logs as {@link VmFiles}
+ * names them; after an installation by hand also {@code <name>-clean.qcow2} and the keys.
  */
-@Command(name = "vm-ctl", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1", usageHelpWidth = 120,
+@Command(name = "vm-ctl", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1",
+        usageHelpWidth = 120,
         addMethodSubcommands = false, // commandLine() does it
         abbreviateSynopsis = true, parameterListHeading = "%n", descriptionHeading = "%n",
         optionListHeading = "%nOptions:%n", commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n",
         exitCodeListHeading = "%nExit codes:%n",
         description = {"Start, stop, snapshot and restore the DragonFlyBSD test VM", "",
-            "It runs on an overlay on the disk that vm-auto-install made; VM_DIR/NAME.qcow2 is a link to that overlay. An "
-                + "option wins over the environment, which wins over vm.env (KEY=VALUE lines) in the working directory, which "
+            "It runs on an overlay on the disk that vm-auto-install made; VM_DIR/NAME.qcow2 is a link to that "
+                + "overlay. An "
+                + "option wins over the environment, which wins over vm.env (KEY=VALUE lines) in the working "
+                + "directory, which "
                 + "wins over the default."},
         footer = {"  vm-ctl start", "  vm-ctl exec -- uname -a", "  vm-ctl snapshot before-upgrade",
             "  vm-ctl restore before-upgrade    # no disk is copied", "  VM_NAME=other vm-ctl status"},
@@ -165,14 +170,16 @@ final class VmCtl {
     private Settings settings;
 
     @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = ScopeType.INHERIT,
-            paramLabel = "DIR", description = "Where everything about the VMs lies (VM_DIR; default: ${DEFAULT-VALUE}).")
+            paramLabel = "DIR", description = "Where everything about the VMs lies (VM_DIR; default: "
+                    + "${DEFAULT-VALUE}).")
     String dirOption;
 
     @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = ScopeType.INHERIT,
             paramLabel = "NAME", description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
     String nameOption;
 
-    @Option(names = "-v", scope = ScopeType.INHERIT, defaultValue = "false", description = "Echo every external command.")
+    @Option(names = "-v", scope = ScopeType.INHERIT, defaultValue = "false",
+            description = "Echo every external command.")
     static boolean verbose;
 
     /** The VM at hand, and the parts that act on it. */
@@ -191,9 +198,9 @@ final class VmCtl {
     }
 
     /**
-     * The command line for these arguments. It takes picocli 5 ms to read the annotations of a subcommand and 1 ms to add it
-     * at all, half a start for all of them: so it has those that the arguments name. Where they name none, --help and the hint
-     * at a mistyped one want all names and descriptions; without arguments it has all.
+     * The command line for these arguments. It takes picocli 5 ms to read the annotations of a subcommand and 1 ms to
+     * add it at all, half a start for all of them: so it has those that the arguments name. Where they name none,
+     * --help and the hint at a mistyped one want all names and descriptions; without arguments it has all.
      */
     static CommandLine commandLine(Settings settings, String... args) {
         VmCtl ctl = new VmCtl();
@@ -230,14 +237,16 @@ final class VmCtl {
         String cpu;
 
         @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", paramLabel = "NAME",
-                description = "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}: what vm-setup check found to work).")
+                description = "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}: what vm-setup check found "
+                        + "to work).")
         String accel;
 
         @Option(names = "--qemu-args", descriptionKey = "VM_QEMU_ARGS", defaultValue = "", paramLabel = "ARGS",
                 description = "Appended to QEMU's arguments, split like a shell does (VM_QEMU_ARGS; default: none).")
         String qemuArgs;
 
-        @Option(names = "--disk-cache", descriptionKey = "VM_DISK_CACHE", defaultValue = "writeback", paramLabel = "MODE",
+        @Option(names = "--disk-cache", descriptionKey = "VM_DISK_CACHE", defaultValue = "writeback",
+                paramLabel = "MODE",
                 description = "writeback, none or unsafe (VM_DISK_CACHE; default: ${DEFAULT-VALUE}).")
         String cache;
 
@@ -245,11 +254,13 @@ final class VmCtl {
                 description = "The host's port to the guest's sshd (VM_SSH_PORT; default: 2222 or the next free one).")
         String sshPort;
 
-        @Option(names = "--forward", paramLabel = "HOST:GUEST", description = "Forward one more port of 127.0.0.1 to the "
+        @Option(names = "--forward", paramLabel = "HOST:GUEST",
+                description = "Forward one more port of 127.0.0.1 to the "
             + "guest, as 8080:80 (repeatable; default: none, or what the running VM has).")
         List<String> forwards;
 
-        @Option(names = "--setup-cmd", descriptionKey = "VM_SETUP_CMD", paramLabel = "CMD", description = "How vm-setup is run, "
+        @Option(names = "--setup-cmd", descriptionKey = "VM_SETUP_CMD", paramLabel = "CMD",
+                description = "How vm-setup is run, "
             + "to find out which accelerator works (VM_SETUP_CMD; default: the one beside this script).")
         String setupCommand;
     }
@@ -269,9 +280,12 @@ final class VmCtl {
 
     @Command(name = "start",
             description = {"Start the VM and wait until ssh answers.", "",
-                "The first start after an installation takes the snapshot clean, disk and RAM. If nothing was written since a "
-                    + "snapshot, a start restores its RAM, unless QEMU, accelerator, CPU, memory or processors differ from "
-                    + "then, or the guest does not answer: then it boots the disk. A paused VM goes on. VM_DIR/ssh_config is "
+                "The first start after an installation takes the snapshot clean, disk and RAM. If nothing was written "
+                    + "since a "
+                    + "snapshot, a start restores its RAM, unless QEMU, accelerator, CPU, memory or processors differ "
+                    + "from "
+                    + "then, or the guest does not answer: then it boots the disk. A paused VM goes on. "
+                    + "VM_DIR/ssh_config is "
                     + "written: ssh -F VM_DIR/ssh_config NAME works for every tool."},
             footer = {"  vm-ctl start", "  vm-ctl start --memory 4G --forward 8080:80",
                 "  vm-ctl start --dry-run    # prints the commands, to be pasted into a shell"},
@@ -279,7 +293,8 @@ final class VmCtl {
                 "69:something needed is not available (a disk, QEMU, a port, the lock), or the guest is in trouble",
                 "124:a time limit", "130, 143:interrupted"})
     int start(@Mixin MachineOptions options, @Mixin TimeoutOption limit, @Mixin ColdOption ram,
-            @Option(names = "--no-wait", description = "Return as soon as QEMU runs; with restored RAM only after the clock is set.")
+            @Option(names = "--no-wait", description = "Return as soon as QEMU runs; with restored RAM only after the "
+                    + "clock is set.")
             boolean noWait,
             @Option(names = "--dry-run", description = "Print the commands, shell-quoted, and do nothing.") boolean dryRun)
             throws IOException {
@@ -302,12 +317,14 @@ final class VmCtl {
 
     @Command(name = "stop",
             description = {"Shut the VM down: by ssh, else by the power button, else by QMP quit, else by SIGKILL.", "",
-                "It prints which of them worked. A guest that panicked gets no request. The working disk is kept, and the next start "
+                "It prints which of them worked. A guest that panicked gets no request. The working disk is kept, and "
+                    + "the next start "
                     + "uses it."},
             footer = {"  vm-ctl stop", "  vm-ctl stop --force"},
             exitCodeList = {"0:done, or it did not run", "1:the guest cannot shut down: this machine's disk is full",
                 "2:wrong usage", "69:something needed is not available (VM_DIR, the lock)", "130, 143:interrupted"})
-    int stop(@Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.") boolean force)
+    int stop(@Option(names = "--force",
+            description = "Do not ask the guest: what it has not written is lost.") boolean force)
             throws IOException {
         openVm();
         if (files.all().isEmpty()) {
@@ -322,7 +339,8 @@ final class VmCtl {
     }
 
     @Command(name = "restart",
-            description = {"Stop the VM and start it again.", "", "It keeps the port and the forwards that it was started with."},
+            description = {"Stop the VM and start it again.", "",
+                "It keeps the port and the forwards that it was started with."},
             footer = {"  vm-ctl restart", "  vm-ctl restart --memory 4G --cpus 2"},
             exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage",
                 "69:something needed is not available (a disk, QEMU, a port, the lock), or the guest is in trouble",
@@ -343,13 +361,17 @@ final class VmCtl {
 
     @Command(name = "status",
             description = {"Tell the VM's state, without waiting for the guest.", "",
-                "The state is running, starting, paused, panicked, hung, stopped, or gone (it ended without being stopped). "
-                    + "With it come what the VM was started with, the size of its disk (as the guest sees it, and here), how "
+                "The state is running, starting, paused, panicked, hung, stopped, or gone (it ended without being "
+                    + "stopped). "
+                    + "With it come what the VM was started with, the size of its disk (as the guest sees it, and "
+                    + "here), how "
                     + "many layers lie under that disk, its snapshots, and which of them have RAM that can be used."},
             footer = {"  vm-ctl status --guest", "  vm-ctl status --json"},
-            exitCodeList = {"0:it runs, starts or is paused", "2:wrong usage", "3:it is stopped or gone", "69:it panicked or hangs",
+            exitCodeList = {"0:it runs, starts or is paused", "2:wrong usage", "3:it is stopped or gone",
+                "69:it panicked or hangs",
                 "130, 143:interrupted"})
-    int status(@Option(names = "--json", description = "Print {name, state, reason, cloneOf, pid, port, accel, memory, cpus, "
+    int status(@Option(names = "--json",
+            description = "Print {name, state, reason, cloneOf, pid, port, accel, memory, cpus, "
                 + "forwards, uptimeSeconds, diskBytes, diskFileBytes, depth, snapshots, usableRam, guest}.") boolean asJson,
             @Option(names = "--guest", description = "Ask the guest for its name, uptime and clock, too, within 10 s.") boolean guest)
             throws IOException {
@@ -360,20 +382,23 @@ final class VmCtl {
         answer.putAll(report.details());
         answer.putAll(snapshots.details());
         if (guest && report.running() != null) {
-            answer.put("guest", guestSsh.run(Duration.ofSeconds(10), "uname -sr; uptime; date -u").text().lines().toList());
+            answer.put("guest", guestSsh.run(Duration.ofSeconds(10), "uname -sr; uptime; date -u").text().lines()
+                    .toList());
         }
         if (asJson) {
             answer(JsonWriter.string(answer));
         } else {
             answer.values().removeAll(Arrays.asList(null, List.of()));
-            answer.forEach((key, value) -> answer(String.format("%-14s %s", key, value.toString().replaceAll("^\\[|]$", ""))));
+            answer.forEach((key, value) -> answer(String.format("%-14s %s", key,
+                    value.toString().replaceAll("^\\[|]$", ""))));
         }
         return report.exitCode();
     }
 
     @Command(name = "list", description = "List all VMs in VM_DIR: name, state, port, and what it is a clone of.",
             footer = {"  vm-ctl list", "  vm-ctl list --vm-dir /var/tmp/vms"},
-            exitCodeList = {"0:done", "2:wrong usage", "69:something needed is not available (VM_DIR)", "130, 143:interrupted"})
+            exitCodeList = {"0:done", "2:wrong usage", "69:something needed is not available (VM_DIR)",
+                "130, 143:interrupted"})
     int list() throws IOException {
         openVm();
         for (String name : files.names()) {
@@ -392,16 +417,22 @@ final class VmCtl {
     }
 
     @Command(name = "snapshot",
-            description = {"Keep the VM's state under a name: the disk of a stopped one, disk and RAM of a running one.", "",
-                "No disk is copied: the VM goes on with an overlay on what it had. A running guest has to answer ssh. It stands "
-                    + "still while its RAM is written, and goes on. Replacing a snapshot asks on a terminal, and elsewhere "
+            description = {"Keep the VM's state under a name: the disk of a stopped one, disk and RAM of a running "
+                    + "one.", "",
+                "No disk is copied: the VM goes on with an overlay on what it had. A running guest has to answer ssh. "
+                    + "It stands "
+                    + "still while its RAM is written, and goes on. Replacing a snapshot asks on a terminal, and "
+                    + "elsewhere "
                     + "wants --yes. Deleting one merges its layer into the disk that builds on it."},
-            footer = {"  vm-ctl snapshot before-upgrade", "  vm-ctl snapshot clean --yes    # from now on this is the clean state",
+            footer = {"  vm-ctl snapshot before-upgrade",
+                "  vm-ctl snapshot clean --yes    # from now on this is the clean state",
                 "  vm-ctl snapshot --list", "  vm-ctl snapshot --delete before-upgrade"},
-            exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage, or refused because --yes was missing",
+            exitCodeList = {"0:done", "1:the job failed (disk full)",
+                "2:wrong usage, or refused because --yes was missing",
                 "69:something needed is not available (a disk, QEMU, the lock, ssh), or clones build on the snapshot",
                 "124:a time limit", "130, 143:interrupted"})
-    int snapshot(@Parameters(arity = "0..1", paramLabel = "NAME", description = "The snapshot's name (default: clean).") String given,
+    int snapshot(@Parameters(arity = "0..1", paramLabel = "NAME",
+            description = "The snapshot's name (default: clean).") String given,
             @Option(names = "--list", description = "List the snapshots: name, time, what is in it.") boolean list,
             @Option(names = "--delete", paramLabel = "NAME", description = "Delete a snapshot.") String delete,
             @Option(names = "--yes", description = "Replace a snapshot of this name without asking.") boolean yes) throws IOException {
@@ -415,7 +446,8 @@ final class VmCtl {
             for (Snapshot snapshot : snapshots.all()) {
                 answer(String.format("%-20s %.19s  %s", snapshot.name(), snapshot.made(), snapshot.contents()));
             }
-            snapshots.damaged().forEach(bad -> answer(String.format("%-20s its record is damaged: %s", bad, files.record(bad))));
+            snapshots.damaged().forEach(bad -> answer(String.format("%-20s its record is damaged: %s", bad,
+                    files.record(bad))));
         } else if (delete != null) {
             locked("snapshot --delete", () -> snapshots.delete(delete));
         } else {
@@ -437,12 +469,16 @@ final class VmCtl {
 
     @Command(name = "restore",
             description = {"Go back to a snapshot. The working disk is deleted without asking.", "",
-                "One with RAM comes back running, its clock set; if its RAM cannot be used, its disk is booted. One without "
-                    + "RAM leaves the VM running or stopped, as it was. The snapshots stay. A running VM keeps the port and "
+                "One with RAM comes back running, its clock set; if its RAM cannot be used, its disk is booted. One "
+                    + "without "
+                    + "RAM leaves the VM running or stopped, as it was. The snapshots stay. A running VM keeps the "
+                    + "port and "
                     + "the forwards that it was started with."},
-            footer = {"  vm-ctl restore", "  vm-ctl restore before-upgrade", "  vm-ctl restore --cold    # boot, do not use the RAM"},
+            footer = {"  vm-ctl restore", "  vm-ctl restore before-upgrade",
+                "  vm-ctl restore --cold    # boot, do not use the RAM"},
             exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage",
-                "69:something needed is not available (the snapshot, QEMU, a port, the lock), or the guest is in trouble",
+                "69:something needed is not available (the snapshot, QEMU, a port, the lock), or the guest is in "
+                    + "trouble",
                 "124:a time limit", "130, 143:interrupted"})
     int restore(@Mixin MachineOptions options, @Mixin TimeoutOption limit, @Mixin ColdOption ram,
             @Parameters(arity = "0..1", paramLabel = "NAME", defaultValue = CLEAN,
@@ -457,8 +493,10 @@ final class VmCtl {
 
     @Command(name = "clone",
             description = {"Make VMs that begin as a snapshot of this one.", "",
-                "A clone shares the snapshot's disk and RAM file, and has its own overlay, port and hostname, and the same "
-                    + "keys. Its own snapshot clean is the snapshot that it came from. A clone can be snapshotted, but not "
+                "A clone shares the snapshot's disk and RAM file, and has its own overlay, port and hostname, and the "
+                    + "same "
+                    + "keys. Its own snapshot clean is the snapshot that it came from. A clone can be snapshotted, "
+                    + "but not "
                     + "cloned. While it exists, the snapshot that it builds on cannot be replaced or deleted."},
             footer = {"  vm-ctl clone one two", "  vm-ctl clone --snapshot before-upgrade --start trial",
                 "  vm-ctl clone --start one    # then: VM_NAME=one vm-ctl ssh"},
@@ -471,11 +509,13 @@ final class VmCtl {
                     description = "The snapshot that they begin as (default: ${DEFAULT-VALUE}).") String snapshot,
             @Option(names = "--start", description = "Start them, all at once.") boolean start) throws IOException {
         checkSnapshotName(snapshot);
-        names.forEach(name -> require("the clone's name", name, VALUES.get("VM_NAME").get(0), VALUES.get("VM_NAME").get(1)));
+        names.forEach(name -> require("the clone's name", name, VALUES.get("VM_NAME").get(0),
+                VALUES.get("VM_NAME").get(1)));
         if (Set.copyOf(names).size() < names.size()) {
             throw new VmException(2, "a clone's name is given twice: " + String.join(" ", names));
         } else if (options.forwards != null) {
-            throw new VmException(2, "--forward does not go with clone: each clone has ports of its own (vm-ctl restart --forward)");
+            throw new VmException(2, "--forward does not go with clone: each clone has ports of its own (vm-ctl "
+                    + "restart --forward)");
         }
         Duration timeout = duration(limit.timeout);
         openVm();
@@ -514,11 +554,14 @@ final class VmCtl {
 
     @Command(name = "console",
             description = {"Attach to the guest's serial console; Ctrl-] detaches.", "",
-                "It works when ssh does not. What the guest prints is also in VM_DIR/NAME.console.log, whether one is attached or not."},
+                "It works when ssh does not. What the guest prints is also in VM_DIR/NAME.console.log, whether one is "
+                    + "attached or not."},
             footer = {"  vm-ctl console", "  vm-ctl console --log"},
-            exitCodeList = {"0:done: detached, or the VM stopped", "2:wrong usage", "3:the VM is not running; with --log: it never ran",
+            exitCodeList = {"0:done: detached, or the VM stopped", "2:wrong usage",
+                "3:the VM is not running; with --log: it never ran",
                 "69:something needed is not available (the console)", "130, 143:interrupted"})
-    int console(@Option(names = "--log", description = "Print the console's log from its beginning, and follow it until the VM stops.")
+    int console(@Option(names = "--log",
+            description = "Print the console's log from its beginning, and follow it until the VM stops.")
             boolean log)
             throws IOException {
         openVm();
@@ -562,10 +605,13 @@ final class VmCtl {
         }
     }
 
-    @Command(name = "screenshot", description = "Write what the guest's screen shows, as PNG.", footer = "  vm-ctl screenshot now.png",
-            exitCodeList = {"0:done", "2:wrong usage", "3:the VM is not running", "69:QEMU cannot write the file, or does not answer",
+    @Command(name = "screenshot", description = "Write what the guest's screen shows, as PNG.",
+            footer = "  vm-ctl screenshot now.png",
+            exitCodeList = {"0:done", "2:wrong usage", "3:the VM is not running",
+                "69:QEMU cannot write the file, or does not answer",
                 "130, 143:interrupted"})
-    int screenshot(@Parameters(paramLabel = "FILE.png", description = "Where to; a file that is there is replaced.") Path file)
+    int screenshot(@Parameters(paramLabel = "FILE.png",
+            description = "Where to; a file that is there is replaced.") Path file)
             throws IOException {
         openVm();
         needRunning();
@@ -577,9 +623,11 @@ final class VmCtl {
     @Command(name = "ssh", description = {"Open a shell in the guest, as root.", "",
                 "It is ssh -F VM_DIR/ssh_config NAME: keys, port and host key are settled."},
             footer = {"  vm-ctl ssh", "  vm-ctl ssh -- -t top", "  vm-ctl ssh -- -L 8080:127.0.0.1:80"},
-            exitCodeList = {"N:what the shell or the command in the guest ended with", "2:wrong usage", "3:the VM is not running",
+            exitCodeList = {"N:what the shell or the command in the guest ended with", "2:wrong usage",
+                "3:the VM is not running",
                 "69:the guest does not answer ssh", "130, 143:interrupted"})
-    int ssh(@Parameters(arity = "0..*", paramLabel = "WORD", description = "What else ssh is told, after --: its options, a command for "
+    int ssh(@Parameters(arity = "0..*", paramLabel = "WORD",
+            description = "What else ssh is told, after --: its options, a command for "
             + "root's shell (default: none, which is a shell on this terminal).") List<String> words) throws IOException {
         openVm();
         needRunning();
@@ -588,16 +636,20 @@ final class VmCtl {
     }
 
     @Command(name = "exec",
-            description = {"Run a command in the guest, as root, with this command's input; its exit code is the exit code.", "",
-                "Several words are a command and its arguments, which reach it as they are. A single word is a line for the guest's sh. "
+            description = {"Run a command in the guest, as root, with this command's input; its exit code is the exit "
+                    + "code.", "",
+                "Several words are a command and its arguments, which reach it as they are. A single word is a line "
+                    + "for the guest's sh. "
                     + "There is no terminal: vm-ctl ssh -- -t COMMAND gives one."},
             footer = {"  vm-ctl exec -- uname -a", "  vm-ctl exec 'cd /root/project && gmake 2>&1 | tail'",
                 "  vm-ctl exec --env GOFLAGS=-v --timeout 5m -- gmake -C /root/project test"},
             exitCodeList = {"N:what the command in the guest ended with", "2:wrong usage", "3:the VM is not running",
                 "69:the guest does not answer ssh", "124:a time limit", "130, 143:interrupted"})
-    int exec(@Parameters(arity = "1..*", paramLabel = "WORD", description = "The command and its arguments, after --, or one line for sh.")
+    int exec(@Parameters(arity = "1..*", paramLabel = "WORD",
+            description = "The command and its arguments, after --, or one line for sh.")
             List<String> words,
-            @Option(names = "--env", paramLabel = "K=V", description = "An environment variable for the guest's command (repeatable).")
+            @Option(names = "--env", paramLabel = "K=V",
+                    description = "An environment variable for the guest's command (repeatable).")
             List<String> environment,
             @Option(names = "--timeout", paramLabel = "TIME",
                     description = "Kill it with its process group after this long, as 90s, 5m or 1h (default: none).") String timeout)
@@ -609,7 +661,8 @@ final class VmCtl {
         needRunning();
         long started = System.nanoTime();
         String command = GuestSsh.remoteCommand(words, variables, limit);
-        int code = interactive(guestSsh.command(command), limit == null ? null : limit.plusSeconds(15)); // the guest kills it, if it can
+        // the guest kills it, if it can
+        int code = interactive(guestSsh.command(command), limit == null ? null : limit.plusSeconds(15));
         if (code == 255 && limit != null && System.nanoTime() - started >= limit.toNanos()) {
             throw new VmException(124, "killed after " + limit.toSeconds() + " s");
         }
@@ -618,16 +671,22 @@ final class VmCtl {
 
     @Command(name = "install",
             description = {"Install by hand: boot the installer with a blank disk and a CD with the provisioning.", "",
-                "The CD makes of the installed system what vm-auto-install would have made of it; what to type is printed. There is the "
-                    + "serial console, and a VNC screen on 127.0.0.1. Reads VM_DIR/dfly-VERSION.iso, which vm-setup fetches, and the "
-                    + "scripts in phases/; writes NAME.qcow2, unless vm-setup disk made it, and NAME.ssh/ in VM_DIR. After a power-off run "
+                "The CD makes of the installed system what vm-auto-install would have made of it; what to type is "
+                    + "printed. There is the "
+                    + "serial console, and a VNC screen on 127.0.0.1. Reads VM_DIR/dfly-VERSION.iso, which vm-setup "
+                    + "fetches, and the "
+                    + "scripts in phases/; writes NAME.qcow2, unless vm-setup disk made it, and NAME.ssh/ in VM_DIR. "
+                    + "After a power-off run "
                     + "it again. In the end vm-ctl snapshot clean makes it a VM like any other."},
-            footer = {"  vm-ctl install --vm-name by-hand", "  vm-ctl install --image ~/Downloads/dfly.iso --disk-size 40G"},
+            footer = {"  vm-ctl install --vm-name by-hand",
+                "  vm-ctl install --image ~/Downloads/dfly.iso --disk-size 40G"},
             exitCodeList = {"0:done: it runs", "1:the job failed (disk full)", "2:wrong usage",
-                "69:something needed is not available (ISO, phase scripts, QEMU, a port, the lock), or it is installed already",
+                "69:something needed is not available (ISO, phase scripts, QEMU, a port, the lock), or it is "
+                    + "installed already",
                 "124:a time limit", "130, 143:interrupted"})
     int install(@Mixin MachineOptions options,
-            @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2", paramLabel = "VERSION",
+            @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2",
+                    paramLabel = "VERSION",
                     description = "Which installer (DFLY_VERSION; default: ${DEFAULT-VALUE}).") String version,
             @Option(names = "--image", descriptionKey = "VM_IMAGE", paramLabel = "FILE",
                     description = "A local installer ISO instead (VM_IMAGE; default: VM_DIR/dfly-VERSION.iso).") String image,
@@ -638,7 +697,8 @@ final class VmCtl {
             throws IOException {
         openVm();
         // vm-setup unpacks a .bz2 that VM_IMAGE names
-        Path installer = image == null || image.endsWith(".bz2") ? files.dir().resolve("dfly-" + version + ".iso") : userPath(image);
+        Path installer = image == null || image.endsWith(".bz2") ? files.dir().resolve("dfly-" + version + ".iso")
+                : userPath(image);
         if (!Files.isRegularFile(installer)) {
             throw new VmException(69, "the installer ISO is missing; fetch it with vm-setup: " + installer);
         }
@@ -654,13 +714,16 @@ final class VmCtl {
             int screen = IntStream.range(5900, 6000).filter(Ports::isFree).findFirst()
                     .orElseThrow(() -> new VmException(69, "no port from 5900 to 5999 is free for the screen"));
             options.qemuArgs += " -vnc 127.0.0.1:" + (screen - 5900);
-            Plan plan = plan(options, SOON, false, true, false, List.of(installer, provisioningDisc(scripts), installer));
+            Plan plan = plan(options, SOON, false, true, false,
+                    List.of(installer, provisioningDisc(scripts), installer));
             Running running = qemu.launch(plan, files.link(), null);
             guestSsh.writeConfig(running.port());
-            say("it boots the CD, or da0 once installed. Its screen is VNC on 127.0.0.1:" + screen + ", its serial line 'vm-ctl console'.\n"
+            say("it boots the CD, or da0 once installed. Its screen is VNC on 127.0.0.1:" + screen
+                    + ", its serial line 'vm-ctl console'.\n"
                     + "Install to da0 with the installer; without it, log in as root and type\n\n"
                     + "  mount_cd9660 /dev/cd1 /mnt && sh /mnt/phase1.sh\n\n"
-                    + "which powers off; 'vm-ctl install' boots again. Then, on the installed system, as root (its password: "
+                    + "which powers off; 'vm-ctl install' boots again. Then, on the installed system, as root (its "
+                    + "password: "
                     + files.file(".ssh").resolve("root_password") + "):\n\n"
                     + "  mount_cd9660 /dev/cd1 /mnt && sh /mnt/setup.sh\n\n"
                     + "and when that is done: vm-ctl snapshot clean (ssh will be on port " + running.port() + ")");
@@ -670,11 +733,13 @@ final class VmCtl {
 
     @Command(name = "destroy",
             description = {"Delete the VM: disks, snapshots, keys, logs. The installer ISO stays.", "",
-                "It asks on a terminal, and elsewhere wants --yes. A running VM is killed. Other VMs in VM_DIR are left alone; "
+                "It asks on a terminal, and elsewhere wants --yes. A running VM is killed. Other VMs in VM_DIR are "
+                    + "left alone; "
                     + "a VM that has clones is not deleted before them."},
             footer = {"  vm-ctl destroy", "  vm-ctl destroy --vm-name by-hand --yes"},
             exitCodeList = {"0:done, or there is none", "2:wrong usage, or refused because --yes was missing",
-                "69:something needed is not available (VM_DIR, the lock), or clones build on its disks", "130, 143:interrupted"})
+                "69:something needed is not available (VM_DIR, the lock), or clones build on its disks",
+                "130, 143:interrupted"})
     int destroy(@Option(names = "--yes", description = "Do not ask.") boolean yes) throws IOException {
         openVm();
         if (files.all().isEmpty()) {
@@ -691,7 +756,8 @@ final class VmCtl {
             Path sockets = files.socket(".qmp").getParent();
             onStep.accept("destroying");
             for (Path file : files.all()) {
-                boolean elsewhere = Files.isSymbolicLink(file) && Files.isDirectory(file); // a copy of VM_DIR may use it, too
+                // a copy of VM_DIR may use it, too
+                boolean elsewhere = Files.isSymbolicLink(file) && Files.isDirectory(file);
                 String target = elsewhere ? "; what it names stays: " + file.toRealPath() : "";
                 deleteTree(file);
                 say("removed " + file.getFileName() + target);
@@ -713,20 +779,25 @@ final class VmCtl {
 
     /** Changes the VM's state while nobody else does, after cleaning up what a killed command left. */
     private void locked(String command, Step work) throws IOException {
-        try (FileChannel held = lock(privateDirectory(files.dir()).resolve(files.name() + ".lock"), "vm-ctl " + command)) {
+        try (FileChannel held = lock(privateDirectory(files.dir()).resolve(files.name() + ".lock"), "vm-ctl "
+                + command)) {
             snapshots.recover(List.of("start", "stop", "restart", "restore", "destroy").contains(command));
             work.run();
             held.truncate(0);
         } catch (IOException failed) {
             if (String.valueOf(failed.getMessage()).contains("No space left")) {
-                throw new VmException(1, "no space is left on " + Files.getFileStore(files.dir()) + " (" + reason(failed)
+                throw new VmException(1, "no space is left on " + Files.getFileStore(files.dir()) + " ("
+                        + reason(failed)
                         + "): free some, as with vm-ctl snapshot --delete NAME");
             }
             throw failed;
         }
     }
 
-    /** The VM that the options name. A symbolic link to VM_DIR is the same directory: locks and sockets go by its real path. */
+    /**
+     * The VM that the options name. A symbolic link to VM_DIR is the same directory: locks and sockets go by its real
+     * path.
+     */
     private void openVm() throws IOException {
         Path dir = vmDirectory(userPath(dirOption));
         Path existing = dir;
@@ -734,7 +805,8 @@ final class VmCtl {
             existing = existing.getParent();
         }
         if (!Files.isDirectory(existing) || !Files.isReadable(existing)) {
-            throw new VmException(69, existing + " is no directory that you may read: choose another with --vm-dir or VM_DIR");
+            throw new VmException(69, existing
+                    + " is no directory that you may read: choose another with --vm-dir or VM_DIR");
         }
         open(new VmFiles(existing.toRealPath().resolve(existing.relativize(dir)).normalize(), nameOption));
     }
@@ -761,8 +833,11 @@ final class VmCtl {
         }
     }
 
-    /** What the options say, checked. Port and forwards that they do not name are those that the running VM was given. */
-    private Plan plan(MachineOptions options, Duration timeout, boolean waits, boolean cold, boolean dryRun, List<Path> discs)
+    /**
+     * What the options say, checked. Port and forwards that they do not name are those that the running VM was given.
+     */
+    private Plan plan(MachineOptions options, Duration timeout, boolean waits, boolean cold, boolean dryRun,
+            List<Path> discs)
             throws IOException {
         String aPort = VALUES.get("VM_SSH_PORT").get(0);
         Set<String> hostPorts = new HashSet<>();
@@ -772,10 +847,12 @@ final class VmCtl {
                 throw new VmException(2, "--forward: port " + forward.split(":")[0] + " is named twice");
             }
         }
-        long mebibytes = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean()).getTotalMemorySize() >> 20;
+        long mebibytes = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean())
+                .getTotalMemorySize() >> 20;
         String memory = options.memory == null ? Math.max(2048, Math.min(8192, mebibytes / 4)) + "M" : options.memory;
         Running before = qemu.running().orElse(null);
-        List<String> forwards = options.forwards != null ? options.forwards : before == null ? List.of() : before.forwards();
+        List<String> forwards = options.forwards != null ? options.forwards : before == null ? List.of()
+                : before.forwards();
         int port = options.sshPort != null ? Integer.parseInt(options.sshPort) : before == null ? 0 : before.port();
         List<String> more = split(options.qemuArgs);
         if (!Files.exists(files.link(), LinkOption.NOFOLLOW_LINKS) && !Files.exists(files.clean())
@@ -816,16 +893,22 @@ final class VmCtl {
         return Files.isRegularFile(files.link(), LinkOption.NOFOLLOW_LINKS);
     }
 
-    /** Makes the disk of an installation by hand the clean disk. Its RAM is of no use: the installer's CDs are in the machine. */
+    /**
+     * Makes the disk of an installation by hand the clean disk. Its RAM is of no use: the installer's CDs are in the
+     * machine.
+     */
     private void finishByHand(String name) throws IOException {
         if (!name.equals(CLEAN)) {
-            throw new VmException(69, files.name() + " was installed by hand: vm-ctl snapshot clean makes it a VM like any other first");
+            throw new VmException(69, files.name()
+                    + " was installed by hand: vm-ctl snapshot clean makes it a VM like any other first");
         }
         if (qemu.isRunning()) {
             if (!guestSsh.run(SOON, "true").ok()) {
-                throw new VmException(69, "the guest does not answer ssh, so it is not provisioned: run setup.sh in it first");
+                throw new VmException(69, "the guest does not answer ssh, so it is not provisioned: run setup.sh in "
+                        + "it first");
             } else if (!machine.stop(false)) {
-                throw new VmException(69, "the guest did not shut down by itself, so its disk may be incomplete: vm-ctl install boots it "
+                throw new VmException(69, "the guest did not shut down by itself, so its disk may be incomplete: "
+                        + "vm-ctl install boots it "
                         + "again");
             }
         }
@@ -851,13 +934,15 @@ final class VmCtl {
         ProcessBuilder builder = new ProcessBuilder(command).inheritIO();
         Path stdin = Path.of("/proc/self/fd/0");
         if (Files.isSymbolicLink(stdin) && Files.readSymbolicLink(stdin).startsWith(System.getProperty("java.home"))) {
-            builder.redirectInput(Path.of("/dev/null").toFile()); // it was closed, and a file of the JVM's took its number
+            // it was closed, and a file of the JVM's took its number
+            builder.redirectInput(Path.of("/dev/null").toFile());
         }
         Process process;
         try {
             process = builder.start();
         } catch (IOException refused) {
-            throw new VmException(69, refused.getMessage()); // it names the program, and whether it is missing or its line too long
+            // it names the program, and whether it is missing or its line too long
+            throw new VmException(69, refused.getMessage());
         }
         Runtime.getRuntime().addShutdownHook(new Thread(process::destroy)); // if this command is ended
         try {
@@ -882,7 +967,8 @@ final class VmCtl {
             for (boolean runs = true; runs; pause(200)) {
                 runs = qemu.isRunning();
                 channel.position(channel.position() <= channel.size() ? channel.position() : 0); // else it was cut
-                spec.commandLine().getOut().print(printable(new String(Channels.newInputStream(channel).readAllBytes(), UTF_8)));
+                spec.commandLine().getOut().print(printable(new String(Channels.newInputStream(channel).readAllBytes(),
+                        UTF_8)));
                 spec.commandLine().getOut().flush();
             }
         }
@@ -925,9 +1011,13 @@ final class VmCtl {
 
     // Installing by hand.
 
-    /** A CD with the phases for typing. setup.sh is phases 2 and 3, for a system whose network the installer may not have set up. */
+    /**
+     * A CD with the phases for typing. setup.sh is phases 2 and 3, for a system whose network the installer may not
+     * have set up.
+     */
     private Path provisioningDisc(Path phases) throws IOException {
-        SortedMap<String, byte[]> contents = new TreeMap<>(provisioning(privateDirectory(files.file(".ssh")), files.name(), "no"));
+        SortedMap<String, byte[]> contents = new TreeMap<>(provisioning(privateDirectory(files.file(".ssh")),
+                files.name(), "no"));
         for (String phase : PHASES) {
             contents.put(phase.replaceAll("-.*", ".sh"), Files.readAllBytes(phases.resolve(phase)));
         }
@@ -967,11 +1057,11 @@ final class VmCtl {
     // Values.
 
     /**
-     * What a start is asked for. The hardware is QEMU's version, then the arguments that make the machine: RAM fits only the
-     * same ones. Port 0 is any; another one must be had if it is fixed, else it is the first choice.
+     * What a start is asked for. The hardware is QEMU's version, then the arguments that make the machine: RAM fits
+     * only the same ones. Port 0 is any; another one must be had if it is fixed, else it is the first choice.
      */
-    record Plan(List<String> hardware, String accelReason, String cache, int port, boolean portIsFixed, List<String> forwards,
-            List<Path> discs, Duration timeout, boolean waits, boolean cold) {
+    record Plan(List<String> hardware, String accelReason, String cache, int port, boolean portIsFixed,
+            List<String> forwards, List<Path> discs, Duration timeout, boolean waits, boolean cold) {
         String accel() {
             return hardware.get(2).split(",")[0];
         }
@@ -997,40 +1087,50 @@ final class VmCtl {
         }
     }
 
-    /** The change that a command is making to a running VM. If the command is killed, the next one reads it and recovers. */
+    /**
+     * The change that a command is making to a running VM. If the command is killed, the next one reads it and
+     * recovers.
+     */
     enum Act { NONE, RESTORING, FREEZING, STOPPING }
 
-    /** The record of a running VM, {@code <name>.pid}. ready: ssh has answered. restored: the snapshot whose RAM it began with. */
-    record Running(long pid, int port, boolean portIsFixed, String accel, String memory, String cpus, List<String> forwards,
+    /**
+     * The record of a running VM, {@code <name>.pid}. ready: ssh has answered. restored: the snapshot whose RAM it
+     * began with.
+     */
+    record Running(long pid, int port, boolean portIsFixed, String accel, String memory, String cpus,
+            List<String> forwards,
             List<String> hardware, String cache, Instant started, long consoleAt, String qmp, String restored,
             boolean ready, Act act) {
 
         static Running of(JsonObject json) {
-            if (json.getLong("pid") < 1 || json.getLong("consoleAt") < 0 || json.getInt("port") < 1 || json.getInt("port") > 65535) {
+            if (json.getLong("pid") < 1 || json.getLong("consoleAt") < 0 || json.getInt("port") < 1
+                    || json.getInt("port") > 65535) {
                 throw new IllegalArgumentException("out of range");
             }
-            return new Running(json.getLong("pid"), json.getInt("port"), json.getBoolean("portIsFixed"), json.getString("accel", "?"),
-                    json.getString("memory", "?"), json.getString("cpus", "1"), strings(json, "forwards"), strings(json, "hardware"),
-                    json.getString("cache", "writeback"),
+            return new Running(json.getLong("pid"), json.getInt("port"), json.getBoolean("portIsFixed"),
+                    json.getString("accel", "?"),
+                    json.getString("memory", "?"), json.getString("cpus", "1"), strings(json, "forwards"),
+                    strings(json, "hardware"), json.getString("cache", "writeback"),
                     Instant.parse(json.getString("started", Instant.EPOCH.toString())), json.getLong("consoleAt"),
                     json.getString("qmp"), json.getString("restored"), json.getBoolean("ready"),
                     Act.valueOf(json.getString("act", "NONE")));
         }
 
         JsonObject json() {
-            return object("pid", pid, "port", port, "portIsFixed", portIsFixed, "accel", accel, "memory", memory, "cpus", cpus,
+            return object("pid", pid, "port", port, "portIsFixed", portIsFixed, "accel", accel, "memory", memory,
+                    "cpus", cpus,
                     "forwards", forwards, "hardware", hardware, "cache", cache, "started", started.toString(),
                     "consoleAt", consoleAt, "qmp", qmp, "restored", restored, "ready", ready, "act", act.name());
         }
 
         Running asReady() {
-            return new Running(pid, port, portIsFixed, accel, memory, cpus, forwards, hardware, cache, started, consoleAt,
-                    qmp, restored, true, Act.NONE);
+            return new Running(pid, port, portIsFixed, accel, memory, cpus, forwards, hardware, cache, started,
+                    consoleAt, qmp, restored, true, Act.NONE);
         }
 
         Running during(Act now) {
-            return new Running(pid, port, portIsFixed, accel, memory, cpus, forwards, hardware, cache, started, consoleAt,
-                    qmp, restored, ready, now);
+            return new Running(pid, port, portIsFixed, accel, memory, cpus, forwards, hardware, cache, started,
+                    consoleAt, qmp, restored, ready, now);
         }
     }
 
@@ -1054,7 +1154,9 @@ final class VmCtl {
             return cloneOf() + "/" + json.getString("cloneSnapshot");
         }
 
-        /** Why the RAM cannot be used whatever the hardware, as far as can be told without reading it; null if it can. */
+        /**
+         * Why the RAM cannot be used whatever the hardware, as far as can be told without reading it; null if it can.
+         */
         String damage() throws IOException {
             if (!Files.exists(ram)) {
                 return "its file is missing: " + ram;
@@ -1094,7 +1196,8 @@ final class VmCtl {
             for (String member : List.of("pid", "port", "accel", "memory", "cpus", "forwards")) {
                 details.put(member, known.get(member));
             }
-            details.put("uptimeSeconds", running == null ? null : Duration.between(running.started(), Instant.now()).toSeconds());
+            details.put("uptimeSeconds", running == null ? null
+                    : Duration.between(running.started(), Instant.now()).toSeconds());
             return details;
         }
     }
@@ -1148,7 +1251,8 @@ final class VmCtl {
                     failures.add(failed.getMessage());
                 }
             }
-            failures.forEach(failure -> say.accept("a step could not be taken back, the next command tries again: " + failure));
+            failures.forEach(failure -> say.accept("a step could not be taken back, the next command tries again: "
+                    + failure));
             closed.countDown();
             try {
                 Runtime.getRuntime().removeShutdownHook(hook);
@@ -1160,7 +1264,9 @@ final class VmCtl {
 
     // Snapshots.
 
-    /** A VM's snapshots and the disks under them: takes, restores, deletes and clones them, and starts the VM from them. */
+    /**
+     * A VM's snapshots and the disks under them: takes, restores, deletes and clones them, and starts the VM from them.
+     */
     static final class Snapshots {
         /** A restored guest answers within a second or two; after this long it is booted instead. */
         private static final Duration RESTORE_LIMIT = Duration.ofSeconds(60);
@@ -1211,7 +1317,8 @@ final class VmCtl {
                 throw new VmException(69, "the record of snapshot " + name + " is damaged: " + files.record(name)
                         + "; vm-ctl snapshot --list names those that can be used");
             } else if (snapshot.isEmpty() && !(name.equals(CLEAN) && Files.exists(files.clean()))) {
-                throw new VmException(69, files.name() + " has no snapshot " + name + ": vm-ctl snapshot --list names those it has");
+                throw new VmException(69, files.name() + " has no snapshot " + name
+                        + ": vm-ctl snapshot --list names those it has");
             }
             return snapshot;
         }
@@ -1231,16 +1338,19 @@ final class VmCtl {
                 }
             }
             Disk image = disk == null ? null : Disk.find(disk).orElse(null);
-            return object("diskBytes", image == null ? null : image.size(), "diskFileBytes", disk == null ? null : Files.size(disk),
-                    "depth", disk == null ? null : Disk.depth(disk), "snapshots", all().stream().map(Snapshot::name).toList(),
+            return object("diskBytes", image == null ? null : image.size(), "diskFileBytes", disk == null ? null
+                    : Files.size(disk),
+                    "depth", disk == null ? null : Disk.depth(disk), "snapshots",
+                    all().stream().map(Snapshot::name).toList(),
                     "usableRam", usable);
         }
 
         // Starting.
 
         /**
-         * From a stopped VM to a guest that answers: with the RAM of the snapshot below if nothing was written since, else by a
-         * boot. A boot of the installation as it was made is then kept as snapshot clean, so that the next start need not boot.
+         * From a stopped VM to a guest that answers: with the RAM of the snapshot below if nothing was written since,
+         * else by a boot. A boot of the installation as it was made is then kept as snapshot clean, so that the next
+         * start need not boot.
          */
         void start(Plan plan) throws IOException {
             long begun = System.nanoTime();
@@ -1257,7 +1367,8 @@ final class VmCtl {
                     long started = System.nanoTime();
                     problem = wake(below, plan);
                     if (problem == null) {
-                        say.accept("restored " + below.name() + " with its RAM in " + seconds(started) + ": " + machine.describe());
+                        say.accept("restored " + below.name() + " with its RAM in " + seconds(started) + ": "
+                                + machine.describe());
                         return;
                     }
                 }
@@ -1268,7 +1379,8 @@ final class VmCtl {
                 files.useDisk(newOverlay(clean ? files.clean() : below.disk())); // without what a silent guest wrote
                 deleteUnused();
                 if (!clean) {
-                    say.accept("this boot is like one after a power cut: what the guest wrote in the last 30 s before the snapshot "
+                    say.accept("this boot is like one after a power cut: what the guest wrote in the last 30 s before "
+                            + "the snapshot "
                             + "may be missing");
                 }
             }
@@ -1283,7 +1395,8 @@ final class VmCtl {
             if (Files.isSymbolicLink(files.link()) && (!disk.startsWith(files.disks())
                     || all().stream().anyMatch(snapshot -> snapshot.disk().equals(disk))
                     || layers != null && !layers.overlaysOn(disk).isEmpty())) {
-                throw new VmException(69, files.link() + " names " + disk + ", which must not change, as a snapshot or another disk "
+                throw new VmException(69, files.link() + " names " + disk
+                        + ", which must not change, as a snapshot or another disk "
                         + "needs it: vm-ctl restore makes a new working disk");
             }
             return disk;
@@ -1332,8 +1445,8 @@ final class VmCtl {
         }
 
         /**
-         * Restores RAM into a new QEMU and waits for the guest. Returns null, or why this RAM cannot be used; then QEMU has
-         * ended. Marks RAM as unusable that is certainly so.
+         * Restores RAM into a new QEMU and waits for the guest. Returns null, or why this RAM cannot be used; then QEMU
+         * has ended. Marks RAM as unusable that is certainly so.
          */
         private String wake(Snapshot snapshot, Plan plan) throws IOException {
             Duration limit = plan.accel().equals("tcg") ? emulatedRestoreLimit : RESTORE_LIMIT;
@@ -1388,14 +1501,18 @@ final class VmCtl {
             }
         }
 
-        /** The snapshot that the working disk still equals, as nothing was written to it; without a disk, what it will be made from. */
+        /**
+         * The snapshot that the working disk still equals, as nothing was written to it; without a disk, what it will
+         * be made from.
+         */
         private Optional<Snapshot> below() throws IOException {
             Optional<Path> working = files.workingDisk();
             if (working.isEmpty()) {
                 return find(CLEAN);
             }
             Disk disk = Disk.read(working.get());
-            return all().stream().filter(snapshot -> disk.empty() && snapshot.disk().equals(disk.backing())).findFirst();
+            return all().stream().filter(snapshot -> disk.empty() && snapshot.disk().equals(disk.backing()))
+                    .findFirst();
         }
 
         private boolean isAsInstalled() throws IOException {
@@ -1413,7 +1530,8 @@ final class VmCtl {
                 commands.add(List.of("mkdir", "-p", files.disks().toString()));
                 commands.add(Disk.overlayCommand(base, disk));
             }
-            boolean warm = below != null && below.ram() != null && !plan.cold() && below.ramProblem(plan.hardware()) == null;
+            boolean warm = below != null && below.ram() != null && !plan.cold()
+                    && below.ramProblem(plan.hardware()) == null;
             commands.add(Qemu.arguments(files, plan, Ports.candidates(plan).get(0), disk, warm));
             return commands;
         }
@@ -1462,8 +1580,10 @@ final class VmCtl {
             String state = qemu.runState();
             if (!state.equals("running")) {
                 throw new VmException(state.equals("io-error") ? 1 : 69, standstill(state, running.pid()));
-            } else if (!hasBanner(running.port(), 5000) || !ssh.run(SOON, "sync").ok()) { // a boot of this disk finds what was written
-                throw new VmException(69, "no snapshot was taken: the guest does not answer ssh. Run vm-ctl restart and repeat, or vm-ctl "
+            // a boot of this disk finds what was written
+            } else if (!hasBanner(running.port(), 5000) || !ssh.run(SOON, "sync").ok()) {
+                throw new VmException(69, "no snapshot was taken: the guest does not answer ssh. Run vm-ctl restart "
+                        + "and repeat, or vm-ctl "
                         + "stop to keep the disk alone");
             }
             JsonObject ram;
@@ -1490,7 +1610,8 @@ final class VmCtl {
                 ram.putAll(object("ram", files.dir().relativize(ramFile).toString(), "hardware", running.hardware(),
                         "automatic", automatic));
                 onStep.accept("RAM saved");
-                files.useDisk(overlay); // it is still empty, so it does not matter yet whether QEMU writes to it or to the disk below
+                // it is still empty, so it does not matter yet whether QEMU writes to it or to the disk below
+                files.useDisk(overlay);
                 undo.add(() -> files.useDisk(qemu.activeDisk()));
                 onStep.accept("link moved");
                 String node = qemu.addOverlay(overlay, running.cache());
@@ -1513,7 +1634,8 @@ final class VmCtl {
                 pause = seconds(stopped);
                 onStep.accept("going on");
             }
-            say.accept("kept disk and RAM (" + (ram.getLong("ramBytes") >> 20) + " MiB) as " + name + " in " + seconds(started)
+            say.accept("kept disk and RAM (" + (ram.getLong("ramBytes") >> 20) + " MiB) as " + name + " in "
+                    + seconds(started)
                     + "; the guest stood still for " + pause);
         }
 
@@ -1526,7 +1648,8 @@ final class VmCtl {
 
         /** Writes the record, the moment from which the snapshot exists; its disk is read-only from then on. */
         private void record(String name, Path disk, JsonObject more) throws IOException {
-            JsonObject record = object("disk", files.dir().relativize(disk).toString(), "made", Instant.now().toString());
+            JsonObject record = object("disk", files.dir().relativize(disk).toString(), "made",
+                    Instant.now().toString());
             record.putAll(more);
             if (name.equals(CLEAN)) { // a clone stays one
                 source().ifPresent(source -> record.putAll(object("cloneOf", source.cloneOf(),
@@ -1536,7 +1659,10 @@ final class VmCtl {
             writeFile(files.record(name), JsonWriter.string(record), "rw-------");
         }
 
-        /** Deletes an overlay that was not used; not if the link names it, as it then shows the content of the disk below. */
+        /**
+         * Deletes an overlay that was not used; not if the link names it, as it then shows the content of the disk
+         * below.
+         */
         private void discard(Path overlay) throws IOException {
             if (!files.workingDisk().equals(Optional.of(overlay))) {
                 Files.deleteIfExists(overlay);
@@ -1556,10 +1682,14 @@ final class VmCtl {
 
         // Restoring.
 
-        /** Throws the working disk away and goes back to a snapshot; what cannot be had is said while the VM is as it was. */
+        /**
+         * Throws the working disk away and goes back to a snapshot; what cannot be had is said while the VM is as it
+         * was.
+         */
         void restore(String name, Plan plan) throws IOException {
             Snapshot snapshot = require(name).orElse(null);
-            boolean bootsClean = snapshot == null || plan.cold() && snapshot.isAutomatic() && Files.exists(files.clean());
+            boolean bootsClean = snapshot == null || plan.cold() && snapshot.isAutomatic()
+                    && Files.exists(files.clean());
             Path base = bootsClean ? files.clean() : snapshot.disk();
             Disk.requireChain(base, files.dir());
             boolean wasRunning = qemu.isRunning();
@@ -1589,8 +1719,8 @@ final class VmCtl {
         // Cleaning up.
 
         /**
-         * Cleans up after a command, a QEMU or a host that died in the middle of something. It never fails, so that it never
-         * stands in the way of a command that frees space or throws the state away.
+         * Cleans up after a command, a QEMU or a host that died in the middle of something. It never fails, so that it
+         * never stands in the way of a command that frees space or throws the state away.
          */
         void recover(boolean endsVm) {
             try {
@@ -1625,7 +1755,10 @@ final class VmCtl {
             }
         }
 
-        /** Deletes what no record and no disk refers to any more; nothing at all while a record or a disk cannot be read. */
+        /**
+         * Deletes what no record and no disk refers to any more; nothing at all while a record or a disk cannot be
+         * read.
+         */
         private void deleteUnused() throws IOException {
             Layers layers = Layers.of(this);
             if (layers == null) {
@@ -1647,7 +1780,8 @@ final class VmCtl {
                 }
                 boolean deleted = false;
                 for (Path file : entries(directory)) {
-                    if (!rams.contains(file) && file.getFileName().toString().matches("ram(-\\d+)?|\\.snapshot\\.json.*\\.new")) {
+                    if (!rams.contains(file) && file.getFileName().toString()
+                            .matches("ram(-\\d+)?|\\.snapshot\\.json.*\\.new")) {
                         Files.delete(file);
                         deleted = true;
                     }
@@ -1659,8 +1793,9 @@ final class VmCtl {
         }
 
         /**
-         * Deletes what nothing needs, and merges each layer that no snapshot names, and one disk builds on, into that disk. What
-         * the disk contains stays the same, so its RAM stays valid. Never fails: a later command tries again.
+         * Deletes what nothing needs, and merges each layer that no snapshot names, and one disk builds on, into that
+         * disk. What the disk contains stays the same, so its RAM stays valid. Never fails: a later command tries
+         * again.
          */
         void cleanUp() {
             Set<Path> tried = new HashSet<>();
@@ -1675,7 +1810,8 @@ final class VmCtl {
                     try {
                         merge(layer, layers.overlaysOn(layer).get(0));
                     } catch (IOException | VmException failed) {
-                        say.accept("a layer of the disk could not be merged now, a later command tries again: " + failed.getMessage());
+                        say.accept("a layer of the disk could not be merged now, a later command tries again: "
+                                + failed.getMessage());
                     }
                     deleteUnused();
                 }
@@ -1705,7 +1841,8 @@ final class VmCtl {
                 throw new VmException(2, "snapshot clean cannot be deleted: vm-ctl snapshot clean --yes replaces it, "
                         + "vm-ctl destroy deletes the VM");
             }
-            Snapshot snapshot = find(name).orElseThrow(() -> new VmException(69, files.name() + " has no snapshot " + name
+            Snapshot snapshot = find(name).orElseThrow(() ->
+                    new VmException(69, files.name() + " has no snapshot " + name
                     + ": vm-ctl snapshot --list names those it has"));
             refuseIfCloned(name, "delete snapshot " + name);
             Files.delete(files.record(name));
@@ -1732,7 +1869,8 @@ final class VmCtl {
             Disk.requireChain(base, files.dir());
             for (String clone : clones) {
                 if (!new VmFiles(files.dir(), clone).all().isEmpty()) {
-                    throw new VmException(69, "there is a VM " + clone + " already: choose another name, or vm-ctl destroy it");
+                    throw new VmException(69, "there is a VM " + clone
+                            + " already: choose another name, or vm-ctl destroy it");
                 }
             }
             try (Undo undo = new Undo(say)) {
@@ -1749,12 +1887,14 @@ final class VmCtl {
                 undo.clear();
             }
             ssh.writeIncludes();
-            say.accept("made " + String.join(", ", clones) + " of " + files.name() + "/" + name + (clones.size() == 1 ? "" : ", each")
+            say.accept("made " + String.join(", ", clones) + " of " + files.name() + "/" + name
+                    + (clones.size() == 1 ? "" : ", each")
                     + ": VM_NAME=" + clones.get(0) + " vm-ctl start");
         }
 
         private void makeClone(VmFiles clone, Snapshot snapshot, String name, Path base) throws IOException {
-            JsonObject record = object("disk", files.dir().relativize(base).toString(), "made", Instant.now().toString(),
+            JsonObject record = object("disk", files.dir().relativize(base).toString(), "made",
+                    Instant.now().toString(),
                     "automatic", false, "cloneOf", files.name(), "cloneSnapshot", name);
             if (snapshot != null && snapshot.ram() != null) {
                 record.put("ram", files.dir().relativize(snapshot.ram()).toString());
@@ -1763,7 +1903,8 @@ final class VmCtl {
                 }
             }
             makeSnapshotDirectory(clone.record(CLEAN).getParent());
-            writeFile(clone.record(CLEAN), JsonWriter.string(record), "rw-------"); // first: it protects what the clone builds on
+            // first: it protects what the clone builds on
+            writeFile(clone.record(CLEAN), JsonWriter.string(record), "rw-------");
             onStep.accept("clone recorded");
             Path keys = privateDirectory(clone.file(".ssh"));
             for (Path key : entries(files.file(".ssh"))) {
@@ -1771,7 +1912,8 @@ final class VmCtl {
                     Files.copy(key, keys.resolve(key.getFileName()), StandardCopyOption.COPY_ATTRIBUTES);
                 }
             }
-            String known = Files.readString(files.file(".ssh").resolve("known_hosts")).replaceFirst("^\\S+", clone.name());
+            String known = Files.readString(files.file(".ssh").resolve("known_hosts")).replaceFirst("^\\S+",
+                    clone.name());
             writeFile(keys.resolve("known_hosts"), known, "rw-------");
             clone.useDisk(newOverlay(clone, base));
         }
@@ -1796,9 +1938,11 @@ final class VmCtl {
             Path disk = snapshot == null ? null
                     : find(snapshot).map(Snapshot::disk).filter(own -> own.startsWith(files.disks())).orElse(null);
             for (String name : files.names()) { // whatever the records say, no disk is taken away under another VM
-                for (Path overlay : name.equals(files.name()) ? List.<Path>of() : entries(new VmFiles(files.dir(), name).disks())) {
+                for (Path overlay : name.equals(files.name())
+                        ? List.<Path>of() : entries(new VmFiles(files.dir(), name).disks())) {
                     Path base = Disk.find(overlay).map(Disk::backing).orElse(null);
-                    boolean ours = snapshot == null && base != null && (base.equals(files.clean()) || base.startsWith(files.disks()));
+                    boolean ours = snapshot == null && base != null
+                            && (base.equals(files.clean()) || base.startsWith(files.disks()));
                     if ((ours || base != null && base.equals(disk)) && !clones.contains(name)) {
                         clones.add(name);
                     }
@@ -1825,7 +1969,10 @@ final class VmCtl {
             workingDiskIsKnown = files.workingDisk().isPresent();
         }
 
-        /** Null while it is unknown what is needed: QEMU does not answer, or a record or a disk that is needed cannot be read. */
+        /**
+         * Null while it is unknown what is needed: QEMU does not answer, or a record or a disk that is needed cannot be
+         * read.
+         */
         static Layers of(Snapshots snapshots) throws IOException {
             Layers layers = new Layers(snapshots.files);
             for (Path directory : entries(layers.files.file(".snapshots"))) {
@@ -1861,7 +2008,8 @@ final class VmCtl {
         }
 
         List<Path> overlaysOn(Path disk) {
-            return disks.entrySet().stream().filter(entry -> disk.equals(entry.getValue().backing())).map(Map.Entry::getKey).toList();
+            return disks.entrySet().stream().filter(entry -> disk.equals(entry.getValue().backing()))
+                    .map(Map.Entry::getKey).toList();
         }
 
         /** Whether vm-ctl made this disk, for this VM. What else lies there is left alone. */
@@ -1869,17 +2017,23 @@ final class VmCtl {
             return disk.startsWith(files.disks()) && disk.getFileName().toString().matches("[0-9a-f]+\\.qcow2");
         }
 
-        /** A disk of this VM that nothing needs; null if there is none. Without a working disk only empty ones count. */
+        /**
+         * A disk of this VM that nothing needs; null if there is none. Without a working disk only empty ones count.
+         */
         Path unused() {
             return disks.keySet().stream()
                     .filter(disk -> isOurs(disk) && !needed.contains(disk) && overlaysOn(disk).isEmpty()
                             && (workingDiskIsKnown || disks.get(disk).empty())).findFirst().orElse(null);
         }
 
-        /** A disk of this VM that no snapshot names and on which exactly one disk builds, one of this VM; null if there is none. */
+        /**
+         * A disk of this VM that no snapshot names and on which exactly one disk builds, one of this VM; null if there
+         * is none.
+         */
         Path mergeable(Set<Path> except) {
             return disks.keySet().stream().filter(disk -> isOurs(disk) && !needed.contains(disk)
-                    && !except.contains(disk) && overlaysOn(disk).size() == 1 && overlaysOn(disk).get(0).startsWith(files.disks())
+                    && !except.contains(disk) && overlaysOn(disk).size() == 1
+                    && overlaysOn(disk).get(0).startsWith(files.disks())
                     && overlaysOn(overlaysOn(disk).get(0)).stream().allMatch(above -> above.startsWith(files.disks())))
                     .findFirst().orElse(null);
         }
@@ -1931,17 +2085,19 @@ final class VmCtl {
         }
 
         /**
-         * Waits until the guest's sshd answers a command; says why if it does not. A restored guest is told the time, and gets
-         * fresh random bytes; a clone gets its own hostname.
+         * Waits until the guest's sshd answers a command; says why if it does not. A restored guest is told the time,
+         * and gets fresh random bytes; a clone gets its own hostname.
          */
         void awaitGuest(Running running, Duration limit, boolean isClone) throws IOException {
             int port = running.port();
             String last = "sshd does not answer on port " + port;
             int refusals = 0;
             long deadline = System.nanoTime() + limit.toNanos();
-            for (int patience = 1000; System.nanoTime() < deadline; patience = Math.min(5000, patience + 250)) { // an emulated sshd is slow
+            // an emulated sshd is slow
+            for (int patience = 1000; System.nanoTime() < deadline; patience = Math.min(5000, patience + 250)) {
                 if (!qemu.isRunning()) {
-                    throw new GuestUnusable(69, "QEMU ended while the guest was starting" + qemu.logEnd() + consoleEnd());
+                    throw new GuestUnusable(69, "QEMU ended while the guest was starting" + qemu.logEnd()
+                            + consoleEnd());
                 }
                 String state = qemu.runState();
                 String standstill = standstill(state, running.pid());
@@ -1965,18 +2121,24 @@ final class VmCtl {
                     last = first.text().substring(first.text().lastIndexOf('\n') + 1);
                     refusals += last.contains("Permission denied") ? 1 : 0;
                     if (last.contains("Host key verification failed") || refusals == 3) {
-                        throw new VmException(69, "the guest's keys are not those in " + files.file(".ssh") + ": " + last);
+                        throw new VmException(69, "the guest's keys are not those in " + files.file(".ssh") + ": "
+                                + last);
                     }
                 }
                 pause(50);
             }
             String advice = hangAdvice(running.accel(), Integer.parseInt(running.cpus()));
-            throw new GuestUnusable(124, "no answer after " + limit.toSeconds() + " s: " + last + advice + consoleEnd());
+            throw new GuestUnusable(124, "no answer after " + limit.toSeconds() + " s: " + last + advice
+                    + consoleEnd());
         }
 
-        /** What start does if the VM runs: a guest that stands still goes on, one that shuts down is awaited. False: it has ended. */
+        /**
+         * What start does if the VM runs: a guest that stands still goes on, one that shuts down is awaited. False: it
+         * has ended.
+         */
         boolean goOn(Plan plan, boolean isClone) throws IOException {
-            Running running = qemu.running().orElseThrow(() -> new VmException(69, "QEMU runs, but its record is missing"));
+            Running running = qemu.running().orElseThrow(() ->
+                    new VmException(69, "QEMU runs, but its record is missing"));
             String state = qemu.runState();
             try {
                 ssh.writeConfig(running.port()); // a start may have been killed before it did, or VM_DIR moved since
@@ -2012,7 +2174,9 @@ final class VmCtl {
         /** A way to end a VM, and how long it may take. */
         private record StopStep(String name, Duration limit, Callable<Boolean> step) {}
 
-        /** Ends the VM; asks the guest first, unless forced or in vain. Returns whether the guest shut down by itself. */
+        /**
+         * Ends the VM; asks the guest first, unless forced or in vain. Returns whether the guest shut down by itself.
+         */
         boolean stop(boolean force) throws IOException {
             if (!qemu.isRunning()) {
                 say.accept(files.name() + " is not running");
@@ -2026,7 +2190,8 @@ final class VmCtl {
             if (ask) {
                 steps.add(new StopStep("shutdown -p now over ssh", SHUTDOWN_LIMIT,
                         () -> hasBanner(running.port(), 5000) && ssh.run(SOON, "shutdown -p now").ok()));
-                steps.add(new StopStep("the power button", Duration.ofSeconds(60), () -> qemu.qmp("system_powerdown") != null));
+                steps.add(new StopStep("the power button", Duration.ofSeconds(60), () ->
+                        qemu.qmp("system_powerdown") != null));
                 note(running.during(Act.STOPPING));
             }
             if (!qemu.runState().equals("unknown")) {
@@ -2061,7 +2226,10 @@ final class VmCtl {
             throw new VmException(69, files.name() + " could not be stopped: " + refusal);
         }
 
-        /** Waits for QEMU's end. A guest that cannot write on the way is not ended: what it has not written would be lost. */
+        /**
+         * Waits for QEMU's end. A guest that cannot write on the way is not ended: what it has not written would be
+         * lost.
+         */
         private boolean hasEnded(Duration limit) throws IOException {
             for (long deadline = System.nanoTime() + limit.toNanos(); System.nanoTime() < deadline; ) {
                 if (qemu.hasEnded(Duration.ofSeconds(2))) {
@@ -2074,11 +2242,15 @@ final class VmCtl {
         }
 
         private static VmException cannotWrite() {
-            return new VmException(1, "the disk of this machine is full, so the guest cannot finish its writes: free some space and "
+            return new VmException(1, "the disk of this machine is full, so the guest cannot finish its writes: free "
+                    + "some space and "
                     + "repeat vm-ctl stop; vm-ctl stop --force loses what it has not written");
         }
 
-        /** Whether it makes sense to ask the guest to shut down. Whatever its console says, one whose sshd answers can be asked. */
+        /**
+         * Whether it makes sense to ask the guest to shut down. Whatever its console says, one whose sshd answers can
+         * be asked.
+         */
         private boolean canBeAsked(Running running) throws IOException {
             String state = qemu.runState();
             if (state.equals("io-error")) {
@@ -2108,7 +2280,10 @@ final class VmCtl {
             }
         }
 
-        /** What can be said of a VM soon. Its sshd gets more than a second to answer only if the console tells of trouble. */
+        /**
+         * What can be said of a VM soon. Its sshd gets more than a second to answer only if the console tells of
+         * trouble.
+         */
         Report report() throws IOException {
             boolean runs = qemu.isRunning();
             Running running = qemu.running().orElse(null);
@@ -2116,7 +2291,8 @@ final class VmCtl {
                 return Files.exists(files.pidFile()) ? new Report("gone", 3, "QEMU ended without being stopped", null)
                         : new Report("stopped", 3, null, null);
             } else if (running == null) {
-                return new Report("starting", 0, "a start is going on, or was interrupted; if so, vm-ctl start begins again", null);
+                return new Report("starting", 0,
+                        "a start is going on, or was interrupted; if so, vm-ctl start begins again", null);
             }
             String console = consoleSince(running);
             String state = qemu.runState();
@@ -2125,7 +2301,8 @@ final class VmCtl {
                 return new Report("hung", 69, standstill(state, running.pid()), running);
             } else if (running.act() == Act.FREEZING && !state.equals("running")) {
                 return new Report("paused", 0,
-                        "a snapshot is being taken, or was interrupted; if so, vm-ctl start lets the guest go on", running);
+                        "a snapshot is being taken, or was interrupted; if so, vm-ctl start lets the guest go on",
+                        running);
             } else if (standstill(state, running.pid()) != null) {
                 return new Report("paused", 0, standstill(state, running.pid()), running);
             } else if (trouble.isPresent() && !hasBanner(running.port(), 5000)) {
@@ -2134,12 +2311,14 @@ final class VmCtl {
             int panic = kernelPanic(console);
             String reason = running.act() == Act.STOPPING || isShuttingDown(console) ? "it is shutting down"
                     : panic >= 0 && console.lastIndexOf(KERNEL_STARTS) > panic ? "rebooted after a panic" : null;
-            return new Report(running.ready() || hasBanner(running.port(), 500) ? "running" : "starting", 0, reason, running);
+            return new Report(running.ready() || hasBanner(running.port(), 500) ? "running" : "starting", 0, reason,
+                    running);
         }
 
         /** What keeps the guest from answering, by what DragonFly's loader, kernel and rc print on the console. */
         static Optional<String> trouble(String console) {
-            int goodSign = Math.max(console.lastIndexOf(KERNEL_STARTS), console.lastIndexOf("\nlogin: ")); // older trouble is over
+            // older trouble is over
+            int goodSign = Math.max(console.lastIndexOf(KERNEL_STARTS), console.lastIndexOf("\nlogin: "));
             String recent = console.substring(Math.max(0, goodSign));
             int panic = kernelPanic(recent);
             Matcher other = TROUBLE.matcher(recent);
@@ -2158,7 +2337,8 @@ final class VmCtl {
         /** Why a guest does not answer, and what to do. */
         String whySilent() throws IOException {
             Running running = qemu.running().orElse(null);
-            String standstill = running == null ? "the VM has ended: vm-ctl start" : standstill(qemu.runState(), running.pid());
+            String standstill = running == null ? "the VM has ended: vm-ctl start"
+                    : standstill(qemu.runState(), running.pid());
             return standstill == null ? "it hangs, or its sshd does: vm-ctl restart" : standstill;
         }
 
@@ -2184,7 +2364,10 @@ final class VmCtl {
             this.say = say;
         }
 
-        /** RAM holds the ssh sessions of then, whose other end is gone. They would stay for hours; all but our own are ended. */
+        /**
+         * RAM holds the ssh sessions of then, whose other end is gone. They would stay for hours; all but our own are
+         * ended.
+         */
         private static final String END_OLD_SESSIONS = """
                 for pid in $(ps -axww -o pid,ppid,command | awk -v own=$$ '
                         { parent[$1] = $2 }
@@ -2198,7 +2381,8 @@ final class VmCtl {
         record Output(boolean ok, String text) {}
 
         List<String> command(String... words) {
-            List<String> command = new ArrayList<>(List.of("ssh", "-F", files.dir().resolve("ssh_config").toString(), files.name()));
+            List<String> command = new ArrayList<>(List.of("ssh", "-F", files.dir().resolve("ssh_config").toString(),
+                    files.name()));
             command.addAll(List.of(words));
             return command;
         }
@@ -2215,11 +2399,15 @@ final class VmCtl {
             }
         }
 
-        /** The first command for a guest that should answer. It brings a restored one, and a clone, up to date with the same call. */
+        /**
+         * The first command for a guest that should answer. It brings a restored one, and a clone, up to date with the
+         * same call.
+         */
         Output greet(boolean restored, boolean isClone) throws IOException {
             List<String> lines = new ArrayList<>();
             if (restored) {
-                // DragonFly's /dev/random takes bytes only while this sysctl is set. Without new ones, guests of one RAM file
+                // DragonFly's /dev/random takes bytes only while this sysctl is set. Without new ones, guests of one
+                // RAM file
                 // would hand out the same random numbers.
                 byte[] seed = new byte[64];
                 new SecureRandom().nextBytes(seed);
@@ -2247,7 +2435,10 @@ final class VmCtl {
             return output;
         }
 
-        /** A guest that stood still has the time of then. The BSD date takes whole seconds; a try that took long is repeated. */
+        /**
+         * A guest that stood still has the time of then. The BSD date takes whole seconds; a try that took long is
+         * repeated.
+         */
         void setClock() throws IOException {
             DateTimeFormatter form = DateTimeFormatter.ofPattern("yyyyMMddHHmm.ss").withZone(ZoneOffset.UTC);
             long delay = 0; // of the connection, in milliseconds
@@ -2291,7 +2482,8 @@ final class VmCtl {
 
         /** The connection's settings, one a line, for every tool that reads ssh_config. */
         static String config(String name, int port, Path keys, Path control) {
-            return String.join("\n", "Host " + name, "HostName 127.0.0.1", "Port " + port, "User root", "HostKeyAlias " + name,
+            return String.join("\n", "Host " + name, "HostName 127.0.0.1", "Port " + port, "User root", "HostKeyAlias "
+                    + name,
                     "IdentityFile " + quoted(keys.resolve("id_ed25519")), "IdentitiesOnly yes",
                     "UserKnownHostsFile " + quoted(keys.resolve("known_hosts")), "GlobalKnownHostsFile /dev/null",
                     "StrictHostKeyChecking yes", "UpdateHostKeys no", "PasswordAuthentication no", "BatchMode yes",
@@ -2303,12 +2495,17 @@ final class VmCtl {
             return '"' + path.toString().replace("\\", "\\\\").replace("\"", "\\\"").replace("%", "%%") + '"';
         }
 
-        /** What sshd hands to root's shell, which may be csh: quoted words. At the limit the guest itself kills the process group. */
+        /**
+         * What sshd hands to root's shell, which may be csh: quoted words. At the limit the guest itself kills the
+         * process group.
+         */
         static String remoteCommand(List<String> words, List<String> environment, Duration limit) {
             List<String> command = new ArrayList<>();
             if (limit != null) {
-                command.addAll(List.of("sh", "-c", "(n=" + limit.toSeconds() + "; while [ $n -gt 0 ] && kill -0 $$; do sleep 1; "
-                        + "n=$((n - 1)); done; kill -0 $$ && kill -KILL 0) </dev/null >/dev/null 2>&1 & exec \"$@\"", "sh"));
+                command.addAll(List.of("sh", "-c", "(n=" + limit.toSeconds()
+                        + "; while [ $n -gt 0 ] && kill -0 $$; do sleep 1; "
+                        + "n=$((n - 1)); done; kill -0 $$ && kill -KILL 0) </dev/null >/dev/null 2>&1 & exec \"$@\"",
+                        "sh"));
             }
             if (!environment.isEmpty()) {
                 command.add("env");
@@ -2323,7 +2520,10 @@ final class VmCtl {
 
     /** The QEMU process of one VM: starts it, tells whether it lives, talks to its monitor, ends it. */
     static final class Qemu {
-        /** Cuts the console's log when it is larger than 10 MB and keeps its last 1 MB as .1, while QEMU (pid file, pid, log) lives. */
+        /**
+         * Cuts the console's log when it is larger than 10 MB and keeps its last 1 MB as .1, while QEMU (pid file, pid,
+         * log) lives.
+         */
         private static final String LOG_KEEPER = """
                 cd /
                 trap '' HUP INT
@@ -2341,8 +2541,10 @@ final class VmCtl {
 
         /** The arguments that make the machine, as the guest and its RAM see it. */
         static List<String> hardware(String accelerator, String cpu, String memory, int cpus, int discs) {
-            List<String> arguments = new ArrayList<>(List.of("-accel", accelArgument(accelerator, cpus), "-cpu", cpu, "-m", memory,
-                    "-smp", "" + cpus, "-machine", "pc", "-nodefaults", "-no-user-config", "-rtc", "base=utc", "-vga", "std",
+            List<String> arguments = new ArrayList<>(List.of("-accel", accelArgument(accelerator, cpus), "-cpu", cpu,
+                    "-m", memory,
+                    "-smp", "" + cpus, "-machine", "pc", "-nodefaults", "-no-user-config", "-rtc", "base=utc", "-vga",
+                    "std",
                     "-serial", "chardev:serial0",
                     "-device", "virtio-scsi-pci,id=scsi0", "-device", "scsi-hd,bus=scsi0.0,drive=disk0,bootindex=1", // DragonFly's da0
                     "-device", "virtio-net-pci,netdev=net0,romfile=")); // vtnet0, without booting from the network
@@ -2364,24 +2566,30 @@ final class VmCtl {
         }
 
         /** QEMU's command line. One that takes RAM in waits for it, and then stands still. */
-        static List<String> arguments(VmFiles files, Plan plan, int port, Path disk, boolean takesRam) throws IOException {
-            List<String> arguments = new ArrayList<>(List.of(QEMU, "-name", files.name(), "-pidfile", files.qemuPid().toString(),
+        static List<String> arguments(VmFiles files, Plan plan, int port, Path disk,
+                boolean takesRam) throws IOException {
+            List<String> arguments = new ArrayList<>(List.of(QEMU, "-name", files.name(), "-pidfile",
+                    files.qemuPid().toString(),
                     "-daemonize", "-display", "none", "-D", files.file(".qemu.log").toString(),
                     "-d", "strace")); // errors alone: no guest is in user mode
             if (System.getProperty("os.name").equals("Linux")) {
-                arguments.addAll(List.of("-sandbox", "on,resourcecontrol=deny")); // denying more does not go with -daemonize
+                // denying more does not go with -daemonize
+                arguments.addAll(List.of("-sandbox", "on,resourcecontrol=deny"));
             }
             arguments.addAll(List.of("-blockdev", JsonWriter.string(disk(disk, "disk0", plan.cache()))));
             for (int i = 0; i < plan.discs().size(); i++) {
                 arguments.addAll(List.of("-blockdev", JsonWriter.string(object("node-name", "cd" + i, "driver", "raw",
-                        "read-only", true, "file", object("driver", "file", "filename", plan.discs().get(i).toString())))));
+                        "read-only", true, "file", object("driver", "file", "filename",
+                                plan.discs().get(i).toString())))));
             }
             StringBuilder network = new StringBuilder("user,id=net0,hostfwd=tcp:127.0.0.1:" + port + "-:22");
-            plan.forwards().forEach(forward -> network.append(",hostfwd=tcp:127.0.0.1:").append(forward.replace(":", "-:")));
+            plan.forwards().forEach(forward -> network.append(",hostfwd=tcp:127.0.0.1:")
+                    .append(forward.replace(":", "-:")));
             String socket = "socket,server=on,wait=off,id=";
             String log = ",logappend=on,logfile=" + doubled(files.file(".console.log"));
             arguments.addAll(List.of("-netdev", network.toString(),
-                    "-chardev", socket + "qmp0,path=" + doubled(files.socket(".qmp")), "-mon", "chardev=qmp0,mode=control",
+                    "-chardev", socket + "qmp0,path=" + doubled(files.socket(".qmp")), "-mon",
+                    "chardev=qmp0,mode=control",
                     "-chardev", socket + "serial0,path=" + doubled(files.socket(".console")) + log));
             if (takesRam) {
                 arguments.addAll(List.of("-S", "-incoming", "defer"));
@@ -2395,7 +2603,10 @@ final class VmCtl {
             return path.toString().replace(",", ",,");
         }
 
-        /** Starts QEMU on the first port it can have, and writes down what runs. With a snapshot's name it waits for that RAM. */
+        /**
+         * Starts QEMU on the first port it can have, and writes down what runs. With a snapshot's name it waits for
+         * that RAM.
+         */
         Running launch(Plan plan, Path disk, String restored) throws IOException {
             Files.deleteIfExists(files.pidFile()); // of the QEMU before
             files.makeSocketDirectory();
@@ -2414,7 +2625,8 @@ final class VmCtl {
             while (!ports.isEmpty()) {
                 int port = ports.get(0);
                 ProcessResult started = run(SOON, withUmask(arguments(files, plan, port, disk, restored != null)));
-                output = printable(started.outputUTF8() + fileEnd(files.file(".qemu.log"), 0, 1 << 12)).strip(); // its stderr is the log
+                // its stderr is the log
+                output = printable(started.outputUTF8() + fileEnd(files.file(".qemu.log"), 0, 1 << 12)).strip();
                 exitCode = started.getExitValue();
                 if (exitCode == 0) {
                     onStep.accept("QEMU started");
@@ -2430,7 +2642,8 @@ final class VmCtl {
             boolean full = files.dir().toFile().getUsableSpace() < 1 << 20; // then QEMU cannot say why
             throw new VmException(full ? 1 : 69, "QEMU did not start: " + (full ? "no space is left on "
                     + Files.getFileStore(files.dir()) : output.isEmpty()
-                    ? "it gave no reason (exit code " + exitCode + "); vm-ctl -v start shows its command line" : output));
+                    ? "it gave no reason (exit code " + exitCode + "); vm-ctl -v start shows its command line"
+                    : output));
         }
 
         /** 69 if a port that must be had is in use by somebody else than this VM; asked before the VM is ended. */
@@ -2450,9 +2663,10 @@ final class VmCtl {
         private Running begin(Plan plan, int port, long consoleAt, String restored) throws IOException {
             String pid = Files.readString(files.qemuPid()).strip();
             try {
-                Running running = write(new Running(Long.parseLong(pid), port, plan.portIsFixed(), plan.accel(), plan.memory(),
-                        plan.cpus(), plan.forwards(), plan.hardware(), plan.cache(), Instant.now(),
-                        consoleAt, files.socket(".qmp").toString(), restored, false, restored == null ? Act.NONE : Act.RESTORING));
+                Running running = write(new Running(Long.parseLong(pid), port, plan.portIsFixed(), plan.accel(),
+                        plan.memory(), plan.cpus(), plan.forwards(), plan.hardware(), plan.cache(), Instant.now(),
+                        consoleAt, files.socket(".qmp").toString(), restored, false, restored == null ? Act.NONE
+                        : Act.RESTORING));
                 run(SOON, withUmask(List.of("sh", "-c", LOG_KEEPER, "log-keeper", files.qemuPid().toString(), pid,
                         files.file(".console.log").toString())));
                 return running;
@@ -2498,14 +2712,16 @@ final class VmCtl {
                     BufferedReader in = new BufferedReader(Channels.newReader(channel, UTF_8))) {
                 channel.connect(UnixDomainSocketAddress.of(files.socket(".qmp")));
                 String requests = "{\"execute\":\"qmp_capabilities\"}\n"
-                        + JsonWriter.string(object("execute", command, "arguments", object(arguments), "id", command)) + "\n";
+                        + JsonWriter.string(object("execute", command, "arguments", object(arguments), "id", command))
+                        + "\n";
                 channel.write(ByteBuffer.wrap(requests.getBytes(UTF_8)));
                 for (String line = in.readLine(); line != null; line = in.readLine()) {
                     JsonObject response = json(line); // the greeting, an event, or what was asked for
                     if (command.equals(response.getString("id")) && response.has("return")) {
                         return response.get("return");
                     } else if (response.has("error")) {
-                        throw new VmException(69, "QEMU refuses " + command + ": " + response.getObject("error").getString("desc"));
+                        throw new VmException(69, "QEMU refuses " + command + ": "
+                                + response.getObject("error").getString("desc"));
                     }
                 }
                 throw new IOException("QEMU closed the connection");
@@ -2524,7 +2740,10 @@ final class VmCtl {
                     : "QEMU has ended" + logEnd());
         }
 
-        /** QEMU's word for what the guest does: running, paused, inmigrate, postmigrate, io-error ...; "unknown" without an answer. */
+        /**
+         * QEMU's word for what the guest does: running, paused, inmigrate, postmigrate, io-error ...; "unknown" without
+         * an answer.
+         */
         String runState() {
             try {
                 return ((JsonObject) qmp(Duration.ofSeconds(5), "query-status")).getString("status");
@@ -2547,13 +2766,18 @@ final class VmCtl {
             }
             if (!hasEnded(process.isPresent() ? SOON : Duration.ofSeconds(20))) {
                 throw new VmException(69, process.isPresent()
-                        ? "QEMU (pid " + process.get().pid() + ") did not end after SIGKILL: it probably waits for this machine's disk"
-                        : "QEMU does not answer, and its process cannot be seen from here; it probably runs in another container: "
+                        ? "QEMU (pid " + process.get().pid()
+                        + ") did not end after SIGKILL: it probably waits for this machine's disk"
+                        : "QEMU does not answer, and its process cannot be seen from here; it probably runs in "
+                                + "another container: "
                                 + "vm-ctl stop --force there ends it");
             }
         }
 
-        /** QEMU's process. The pid may belong to a stranger, in another container; so its command line must name this pid file. */
+        /**
+         * QEMU's process. The pid may belong to a stranger, in another container; so its command line must name this
+         * pid file.
+         */
         private Optional<ProcessHandle> process() throws IOException {
             String pid = Files.exists(files.qemuPid()) ? Files.readString(files.qemuPid()).strip() : "";
             if (!pid.matches("[1-9]\\d{0,17}")) {
@@ -2576,7 +2800,10 @@ final class VmCtl {
             return true;
         }
 
-        /** Removes what a QEMU that has ended left. Only under the VM's lock: a QEMU that starts meanwhile would lose its pid file. */
+        /**
+         * Removes what a QEMU that has ended left. Only under the VM's lock: a QEMU that starts meanwhile would lose
+         * its pid file.
+         */
         void removeLeftovers() throws IOException {
             for (Path file : List.of(files.pidFile(), files.qemuPid(), files.socket(".qmp"), files.socket(".console"),
                     files.socket(".ram"))) {
@@ -2599,7 +2826,8 @@ final class VmCtl {
         /** The overlay that the guest's disk is now; known by its file name, as VM_DIR may have been moved. */
         Path activeDisk() throws IOException {
             Path file = fileOf(active().getString("file"));
-            return file.getParent().getFileName().toString().endsWith(".disks") ? files.disks().resolve(file.getFileName()) : file;
+            return file.getParent().getFileName().toString().endsWith(".disks")
+                    ? files.disks().resolve(file.getFileName()) : file;
         }
 
         private JsonObject active() throws IOException {
@@ -2612,16 +2840,20 @@ final class VmCtl {
             throw new VmException(69, "QEMU does not name the guest's disk");
         }
 
-        /** QEMU tells a file's path, or, if its backing file is not the one that the image names, a JSON description. */
+        /**
+         * QEMU tells a file's path, or, if its backing file is not the one that the image names, a JSON description.
+         */
         private static Path fileOf(String name) throws IOException {
-            return Path.of(name.startsWith("json:") ? json(name.substring(5)).getObject("file").getString("filename") : name);
+            return Path.of(name.startsWith("json:") ? json(name.substring(5)).getObject("file").getString("filename")
+                    : name);
         }
 
         /** The node of a disk of this VM, also of one under the working disk; empty if QEMU does not use it. */
         private Optional<String> node(Path disk) throws IOException {
             for (Object node : (JsonArray) qmp("query-named-block-nodes")) {
                 JsonObject image = (JsonObject) node;
-                if (image.getString("drv").equals("qcow2") && fileOf(image.getString("file")).endsWith(disk.getFileName())) {
+                if (image.getString("drv").equals("qcow2") && fileOf(image.getString("file"))
+                        .endsWith(disk.getFileName())) {
                     return Optional.of(image.getString("node-name"));
                 }
             }
@@ -2637,18 +2869,21 @@ final class VmCtl {
             String node = "disk-" + overlay.getFileName().toString().replace(".qcow2", "");
             JsonObject options = disk(overlay, node, cache);
             options.put("backing", null); // blockdev-snapshot sets it
-            qmp("blockdev-add", options.entrySet().stream().flatMap(entry -> Stream.of(entry.getKey(), entry.getValue())).toArray());
+            qmp("blockdev-add", options.entrySet().stream().flatMap(entry ->
+                    Stream.of(entry.getKey(), entry.getValue())).toArray());
             return node;
         }
 
         /**
-         * Copies into a disk in use what lies between it and the base, and lets it build on the base, while the guest runs. What was
-         * copied is flushed before the disk is said to build on the base: else a killed QEMU would lose it.
+         * Copies into a disk in use what lies between it and the base, and lets it build on the base, while the guest
+         * runs. What was copied is flushed before the disk is said to build on the base: else a killed QEMU would lose
+         * it.
          */
         void merge(Path disk, Path base, String relativeBase) throws IOException {
             String job = "merge-" + Long.toHexString(new SecureRandom().nextLong());
             String node = node(disk).orElseThrow();
-            qmp("block-stream", "job-id", job, "device", node, "base-node", node(base).orElseThrow(), "backing-file", relativeBase,
+            qmp("block-stream", "job-id", job, "device", node, "base-node", node(base).orElseThrow(), "backing-file",
+                    relativeBase,
                     "auto-finalize", false, "auto-dismiss", false);
             awaitJob(job, "pending");
             String refusal = (String) qmp("human-monitor-command", "command-line", "qemu-io " + node + " flush");
@@ -2683,7 +2918,8 @@ final class VmCtl {
 
         /** Waits until a job is that far; a job that has failed is dismissed. */
         private void awaitJob(String job, String status) throws IOException {
-            for (long deadline = System.nanoTime() + Duration.ofMinutes(15).toNanos(); System.nanoTime() < deadline; pause(50)) {
+            for (long deadline = System.nanoTime() + Duration.ofMinutes(15)
+                    .toNanos(); System.nanoTime() < deadline; pause(50)) {
                 JsonObject state = ((JsonArray) qmp("query-jobs")).stream().map(JsonObject.class::cast)
                         .filter(each -> each.getString("id").equals(job)).findFirst()
                         .orElseThrow(() -> new VmException(69, "the merge was ended by somebody else"));
@@ -2698,7 +2934,10 @@ final class VmCtl {
             throw new VmException(124, "merging takes longer than 15 minutes");
         }
 
-        /** Closes disks that were merged away: QEMU keeps those that it was told to open, and their space, until told otherwise. */
+        /**
+         * Closes disks that were merged away: QEMU keeps those that it was told to open, and their space, until told
+         * otherwise.
+         */
         private void closeUnusedNodes() throws IOException {
             for (Object each : (JsonArray) qmp("query-named-block-nodes")) {
                 JsonObject node = (JsonObject) each;
@@ -2715,8 +2954,9 @@ final class VmCtl {
         // Its RAM.
 
         /**
-         * Writes the RAM of a guest that stands still to a file; returns its size and checksum, for the snapshot's record. It goes
-         * through this process, because QEMU says "completed" also if the program at the other end failed or the disk was full.
+         * Writes the RAM of a guest that stands still to a file; returns its size and checksum, for the snapshot's
+         * record. It goes through this process, because QEMU says "completed" also if the program at the other end
+         * failed or the disk was full.
          */
         JsonObject saveRam(Path file, Duration limit) throws IOException {
             Path socket = files.socket(".ram");
@@ -2725,7 +2965,8 @@ final class VmCtl {
             long size = 0;
             try (ServerSocketChannel server = limited(ServerSocketChannel.open(StandardProtocolFamily.UNIX), limit)) {
                 server.bind(UnixDomainSocketAddress.of(socket));
-                qmp("migrate-set-parameters", "max-bandwidth", 1L << 40, "downtime-limit", 600_000); // the defaults are for networks
+                // the defaults are for networks
+                qmp("migrate-set-parameters", "max-bandwidth", 1L << 40, "downtime-limit", 600_000);
                 qmp("migrate", "uri", "unix:" + socket);
                 try (SocketChannel in = limited(server.accept(), limit); FileChannel out = FileChannel.open(file,
                         Set.of(StandardOpenOption.WRITE, StandardOpenOption.CREATE_NEW), ownerOnly())) {
@@ -2775,7 +3016,9 @@ final class VmCtl {
             qmp("cont");
         }
 
-        /** Gives a QEMU that waits for RAM this file. Returns null, or why it is of no use; then the guest has not run. */
+        /**
+         * Gives a QEMU that waits for RAM this file. Returns null, or why it is of no use; then the guest has not run.
+         */
         String loadRam(Path file, long checksum, Duration limit) throws IOException {
             Path socket = files.socket(".ram");
             CRC32C crc = new CRC32C();
@@ -2802,7 +3045,8 @@ final class VmCtl {
                 return "it is damaged (its checksum is wrong)";
             }
             String state = runState();
-            for (long deadline = System.nanoTime() + SOON.toNanos(); state.equals("inmigrate") && System.nanoTime() < deadline;
+            for (long deadline = System.nanoTime() + SOON.toNanos(); state.equals("inmigrate")
+                    && System.nanoTime() < deadline;
                     state = runState()) {
                 pause(10);
             }
@@ -2882,8 +3126,8 @@ final class VmCtl {
     // Disks.
 
     /**
-     * A qcow2 image's header; read directly, as it is needed often, and QEMU's lock is in the way of qemu-img. Empty: nothing
-     * was written to it, so it shows what it builds on.
+     * A qcow2 image's header; read directly, as it is needed often, and QEMU's lock is in the way of qemu-img. Empty:
+     * nothing was written to it, so it shows what it builds on.
      */
     record Disk(Path backing, long size, boolean empty) {
         /** Empty if the file is missing or damaged. */
@@ -2912,7 +3156,8 @@ final class VmCtl {
                 if (version >= 3 && (image.readLong() & 4) != 0) { // the incompatible feature "external data file"
                     throw new VmException(69, file + " keeps its data in another file, which vm-ctl refuses; "
                             + "vm-ctl restore goes back to a snapshot");
-                } else if (nameLength < 0 || nameLength > 1023 || tables < 0 || tables > 1 << 22) { // the format's own limits
+                // the format's own limits
+                } else if (nameLength < 0 || nameLength > 1023 || tables < 0 || tables > 1 << 22) {
                     throw new VmException(69, file + " is damaged; vm-ctl restore goes back to a snapshot");
                 }
                 byte[] name = new byte[nameLength];
@@ -2921,8 +3166,8 @@ final class VmCtl {
                 image.readFully(clusters);
                 image.seek(nameAt);
                 image.readFully(name);
-                return new Disk(name.length == 0 ? null : file.resolveSibling(new String(name, UTF_8)).normalize(), size,
-                        IntStream.range(0, clusters.length).allMatch(i -> clusters[i] == 0));
+                return new Disk(name.length == 0 ? null : file.resolveSibling(new String(name, UTF_8)).normalize(),
+                        size, IntStream.range(0, clusters.length).allMatch(i -> clusters[i] == 0));
             } catch (EOFException cut) {
                 throw new VmException(69, file + " is damaged; vm-ctl restore goes back to a snapshot");
             } catch (FileNotFoundException none) {
@@ -2931,7 +3176,9 @@ final class VmCtl {
             }
         }
 
-        /** 69 if something that a disk builds on is missing, damaged, or outside VM_DIR, where only strangers put it. */
+        /**
+         * 69 if something that a disk builds on is missing, damaged, or outside VM_DIR, where only strangers put it.
+         */
         static void requireChain(Path top, Path vmDir) throws IOException {
             Set<Path> seen = new HashSet<>();
             for (Path disk = top; disk != null; disk = read(disk).backing()) {
@@ -2955,10 +3202,14 @@ final class VmCtl {
             return depth;
         }
 
-        /** The base is named relative to the overlay, so that VM_DIR can be moved; -u: not opened, as a VM may be using it. */
+        /**
+         * The base is named relative to the overlay, so that VM_DIR can be moved; -u: not opened, as a VM may be using
+         * it.
+         */
         static List<String> overlayCommand(Path base, Path overlay) throws IOException {
             return List.of("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-u", "-b",
-                    overlay.getParent().relativize(base).toString(), overlay.toString(), String.valueOf(read(base).size()));
+                    overlay.getParent().relativize(base).toString(), overlay.toString(),
+                    String.valueOf(read(base).size()));
         }
 
         /** Makes an overlay; under another name first, so that there is never half of one. */
@@ -2972,12 +3223,13 @@ final class VmCtl {
 
         /** Makes a blank disk. */
         static void createBlank(Path file, String size) throws IOException {
-            image(file, List.of("qemu-img", "create", "-q", "-f", "qcow2", file.toString(), size), "no new disk could be made");
+            image(file, List.of("qemu-img", "create", "-q", "-f", "qcow2", file.toString(), size),
+                    "no new disk could be made");
         }
 
         /**
-         * Copies into a disk that nobody uses what lies between it and a base, and lets it build on the base. Can be repeated, as each
-         * write is flushed before the base is changed.
+         * Copies into a disk that nobody uses what lies between it and a base, and lets it build on the base. Can be
+         * repeated, as each write is flushed before the base is changed.
          */
         static void rebase(Path disk, String relativeBase) throws IOException {
             image(disk, List.of("qemu-img", "rebase", "-q", "-t", "writethrough", "-f", "qcow2", "-F", "qcow2", "-b",
@@ -3001,7 +3253,8 @@ final class VmCtl {
     /** Where everything about one VM lies in VM_DIR. */
     record VmFiles(Path dir, String name) {
         /** What a VM may leave, by the suffix to its name; the sockets may lie elsewhere. */
-        private static final List<String> SUFFIXES = List.of("-clean.qcow2", ".qcow2", ".disks", ".snapshots", ".install", ".ssh",
+        private static final List<String> SUFFIXES = List.of("-clean.qcow2", ".qcow2", ".disks", ".snapshots",
+                ".install", ".ssh",
                 ".test", ".sync", ".pid", ".qemu-pid", ".qemu.log", ".console.log", ".console.log.1", ".setup.iso",
                 ".setup.iso.part", ".lock");
         private static final List<String> SOCKETS = List.of(".qmp", ".console", ".control", ".ram");
@@ -3046,12 +3299,15 @@ final class VmCtl {
             return path;
         }
 
-        /** The disk that the VM works on; QEMU and qemu-img get this name, because they do not follow the link as we do. */
+        /**
+         * The disk that the VM works on; QEMU and qemu-img get this name, because they do not follow the link as we do.
+         */
         Optional<Path> workingDisk() throws IOException {
             if (Files.isSymbolicLink(link())) {
                 Path disk = dir.resolve(Files.readSymbolicLink(link())).normalize();
                 if (!disk.startsWith(dir)) {
-                    throw new VmException(69, link() + " names " + disk + ", which is not in VM_DIR: vm-ctl restore makes a new one");
+                    throw new VmException(69, link() + " names " + disk
+                            + ", which is not in VM_DIR: vm-ctl restore makes a new one");
                 }
                 return Optional.of(disk);
             }
@@ -3074,10 +3330,13 @@ final class VmCtl {
             Files.move(prepared, link(), StandardCopyOption.ATOMIC_MOVE);
         }
 
-        /** Where a socket lies: in VM_DIR, or, as a socket's path holds 107 bytes at most, in a short private directory. */
+        /**
+         * Where a socket lies: in VM_DIR, or, as a socket's path holds 107 bytes at most, in a short private directory.
+         */
         Path socket(String suffix) throws IOException {
             Path socket = file(suffix);
-            if (socket.toString().getBytes(UTF_8).length <= 85) { // ssh appends 17 characters while it makes a ControlPath
+            // ssh appends 17 characters while it makes a ControlPath
+            if (socket.toString().getBytes(UTF_8).length <= 85) {
                 return socket;
             }
             Path directory = recordedSocketDirectory().orElseGet(this::newSocketDirectory);
@@ -3090,7 +3349,8 @@ final class VmCtl {
         /** Where the running VM's sockets are; the environment may have been another one at its start. */
         private Optional<Path> recordedSocketDirectory() {
             try {
-                return Optional.ofNullable(json(Files.readString(pidFile())).getString("qmp")).map(Path::of).map(Path::getParent)
+                return Optional.ofNullable(json(Files.readString(pidFile())).getString("qmp")).map(Path::of)
+                        .map(Path::getParent)
                         .filter(parent -> !parent.equals(dir));
             } catch (IOException | InvalidPathException none) {
                 return Optional.empty();
@@ -3114,7 +3374,8 @@ final class VmCtl {
         /** A directory for sockets, which others could have put there before us: it counts only if it is ours alone. */
         static Path socketDirectory(Path directory) throws IOException {
             try {
-                Files.createDirectory(directory, PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rwx------")));
+                Files.createDirectory(directory,
+                        PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rwx------")));
             } catch (FileAlreadyExistsException there) {
                 requirePrivate(directory);
             }
@@ -3122,17 +3383,21 @@ final class VmCtl {
         }
 
         private static void requirePrivate(Path directory) throws IOException {
-            PosixFileAttributes found = Files.readAttributes(directory, PosixFileAttributes.class, LinkOption.NOFOLLOW_LINKS);
+            PosixFileAttributes found = Files.readAttributes(directory, PosixFileAttributes.class,
+                    LinkOption.NOFOLLOW_LINKS);
             boolean ours = Files.getAttribute(directory, "unix:uid", LinkOption.NOFOLLOW_LINKS).equals(userId());
-            if (!found.isDirectory() || !ours || !PosixFilePermissions.toString(found.permissions()).equals("rwx------")) {
-                throw new VmException(69, directory + ", for the sockets of this long VM_DIR, is not a private directory of yours: "
+            if (!found.isDirectory() || !ours || !PosixFilePermissions.toString(found.permissions())
+                    .equals("rwx------")) {
+                throw new VmException(69, directory
+                        + ", for the sockets of this long VM_DIR, is not a private directory of yours: "
                         + "remove it, set XDG_RUNTIME_DIR, or choose a shorter VM_DIR");
             }
         }
 
         /** The names of all VMs here. */
         List<String> names() {
-            return entries(dir).stream().map(file -> OWNER.matcher(file.getFileName().toString())).filter(Matcher::matches)
+            return entries(dir).stream().map(file -> OWNER.matcher(file.getFileName().toString()))
+                    .filter(Matcher::matches)
                     .map(match -> match.group(1)).distinct().toList();
         }
 
@@ -3145,13 +3410,17 @@ final class VmCtl {
             return found.stream().filter(file -> Files.exists(file, LinkOption.NOFOLLOW_LINKS)).toList();
         }
 
-        /** 69 if an older vm-ctl made this VM's disks: it named them in another way, which cannot be told apart later. */
+        /**
+         * 69 if an older vm-ctl made this VM's disks: it named them in another way, which cannot be told apart later.
+         */
         void refuseOlderVersion() throws IOException {
             boolean disk = Files.isRegularFile(link(), LinkOption.NOFOLLOW_LINKS)
                     && Disk.find(link()).map(Disk::backing).isPresent();
-            boolean snapshot = entries(file(".snapshots")).stream().anyMatch(directory -> Files.exists(directory.resolve("disk.qcow2")));
+            boolean snapshot = entries(file(".snapshots")).stream().anyMatch(directory ->
+                    Files.exists(directory.resolve("disk.qcow2")));
             if (disk || snapshot) {
-                throw new VmException(69, "the disk of " + name + " was made by an older vm-ctl, and this one cannot use it. To keep the "
+                throw new VmException(69, "the disk of " + name
+                        + " was made by an older vm-ctl, and this one cannot use it. To keep the "
                         + "installation without what was done since: rm -r " + shellQuoted(List.of(link().toString(),
                         file(".snapshots").toString())) + "; or vm-ctl destroy, and vm-auto-install");
             } else if (Files.isRegularFile(link(), LinkOption.NOFOLLOW_LINKS) && Files.exists(clean())) {
@@ -3200,7 +3469,8 @@ final class VmCtl {
 
     /** NAME, NAME-2, ...: the first that is free. */
     private static Path unused(Path file) {
-        return IntStream.iterate(1, i -> i + 1).mapToObj(i -> i == 1 ? file : file.resolveSibling(file.getFileName() + "-" + i))
+        return IntStream.iterate(1, i -> i + 1).mapToObj(i -> i == 1 ? file
+                : file.resolveSibling(file.getFileName() + "-" + i))
                 .filter(path -> !Files.exists(path)).findFirst().orElseThrow();
     }
 
@@ -3239,7 +3509,8 @@ final class VmCtl {
 
     /** Without what a terminal would obey: a guest may print anything. */
     static String printable(String text) {
-        return text.replaceAll("\\x1b\\[[0-9;?]*[ -/]*[@-~]|\\r", "").replaceAll("[\\p{Cntrl}\\x80-\\x9f&&[^\\n\\t]]", "?");
+        return text.replaceAll("\\x1b\\[[0-9;?]*[ -/]*[@-~]|\\r", "").replaceAll("[\\p{Cntrl}\\x80-\\x9f&&[^\\n\\t]]",
+                "?");
     }
 
     /** Closes a channel when its time is up: whoever waits on it gets an exception. */

@@ -106,9 +106,10 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * <p>{@code fetch}, in order:
  * <ol>
  * <li>An ISO that is there is the answer, if its sum is the one known here, or none is known.
- * <li>For one mirror after the other: {@code md5.txt} is read and compared with the sums known here, before any download.
- * <li>{@code dfly-<version>.iso.bz2.<its md5>.part} grows, over as many connections as it takes; the next run goes on with it, from this
- * mirror or another that has the same file.
+ * <li>For one mirror after the other: {@code md5.txt} is read and compared with the sums known here, before any
+ *     download.
+ * <li>{@code dfly-<version>.iso.bz2.<its md5>.part} grows, over as many connections as it takes; the next run goes on
+ *     with it, from this mirror or another that has the same file.
  * <li>Meanwhile it is unpacked into {@code dfly-<version>.iso.part}, and both are hashed on the way.
  * <li>When all sums hold, the ISO gets its name.
  * </ol>
@@ -118,16 +119,19 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * for {@code <name>-clean.qcow2}. {@code check}, and {@code fetch} if there is none that counts, write {@code accel.json}:
  * which accelerator works here, why, and with which QEMU and access to /dev/kvm that was measured.
  */
-@Command(name = "vm-setup", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1", usageHelpWidth = 120,
-        descriptionHeading = "%n", optionListHeading = "%nOptions:%n",
+@Command(name = "vm-setup", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1",
+        usageHelpWidth = 120, descriptionHeading = "%n", optionListHeading = "%nOptions:%n",
         commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
         description = {"Check this machine and download the DragonFlyBSD installer", "",
-            "Without a command it does what fetch does. An option beats the environment, which beats vm.env (KEY=VALUE lines) in the "
+            "Without a command it does what fetch does. An option beats the environment, which beats vm.env "
+                + "(KEY=VALUE lines) in the "
                 + "working directory, which beats the default."},
-        footer = {"  vm-setup check    # what this machine lacks, and what mends it", "  vm-setup          # the installer, into VM_DIR",
+        footer = {"  vm-setup check    # what this machine lacks, and what mends it",
+            "  vm-setup          # the installer, into VM_DIR",
             "  VM_MIRROR=https://avalon.dragonflybsd.org/iso-images/ vm-setup"},
         exitCodeList = {"0:done, or already there", "1:the job failed (a wrong sum, a damaged file, disk full)",
-            "2:wrong usage, or refused for want of --yes", "69:something needed is not available (a mirror, QEMU, the lock)",
+            "2:wrong usage, or refused for want of --yes",
+            "69:something needed is not available (a mirror, QEMU, the lock)",
             "124:a time limit", "130, 143:interrupted"})
 final class VmSetup implements Callable<Integer> {
     private static final String QEMU = "qemu-system-x86_64";
@@ -141,21 +145,27 @@ final class VmSetup implements Callable<Integer> {
         static final Sums NONE = new Sums(null, null, null);
     }
 
-    /** From other places than the mirrors: golang/build, dragonfly-packer, cross-platform-actions, a download that agreed. */
+    /**
+     * From other places than the mirrors: golang/build, dragonfly-packer, cross-platform-actions, a download that
+     * agreed.
+     */
     static final Map<String, Sums> PINNED = Map.of(
-            "6.4.2", new Sums("906095312c4a4ac0577fb91d5eb87033", "373150a21eeb7ce0f20c7faf1b8129145bf3bf0463a45d0dc18aad274f7ed661",
+            "6.4.2", new Sums("906095312c4a4ac0577fb91d5eb87033",
+                    "373150a21eeb7ce0f20c7faf1b8129145bf3bf0463a45d0dc18aad274f7ed661",
                     "fdab09ac37cf427b8c01de5d54bfd1d7"),
             "6.4.0", new Sums("5dbf894d9120664a675030c475f25040", null, "ff4d500c7c75b1f88ca4237a6aa861d1"),
             "6.2.2", new Sums("b391a29c8e9c1cc33f2441ff1f0d98a0", null, null),
             "6.0.0", new Sums("252fc700803dbadce1de928432373bbb", null, null));
 
     @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = ScopeType.INHERIT,
-            paramLabel = "DIR", description = "Where everything about the VMs lies (VM_DIR; default: ${DEFAULT-VALUE}).")
+            paramLabel = "DIR", description = "Where everything about the VMs lies (VM_DIR; default: "
+                    + "${DEFAULT-VALUE}).")
     void setVmDir(String value) {
         vmDir = userPath(value);
     }
 
-    @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2", scope = ScopeType.INHERIT,
+    @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2",
+            scope = ScopeType.INHERIT,
             paramLabel = "VERSION", description = "The release (DFLY_VERSION; default: ${DEFAULT-VALUE}).")
     String version;
 
@@ -163,8 +173,8 @@ final class VmSetup implements Callable<Integer> {
             paramLabel = "NAME", description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
     String name;
 
-    @Option(names = "--mirror", descriptionKey = "VM_MIRROR", split = "[,\\s]+", scope = ScopeType.INHERIT, converter = Web.class,
-            defaultValue = """
+    @Option(names = "--mirror", descriptionKey = "VM_MIRROR", split = "[,\\s]+", scope = ScopeType.INHERIT,
+            converter = Web.class, defaultValue = """
                 https://mirror-master.dragonflybsd.org/iso-images/
                 https://avalon.dragonflybsd.org/iso-images/
                 https://pub.allbsd.org/DragonFly/iso-images/
@@ -180,12 +190,14 @@ final class VmSetup implements Callable<Integer> {
     }
 
     @Option(names = "--trust-mirror", scope = ScopeType.INHERIT,
-            description = "fetch: skip the sums known to this script and believe the mirror's md5.txt, or VM_IMAGE: for an image that is "
+            description = "fetch: skip the sums known to this script and believe the mirror's md5.txt, or VM_IMAGE: "
+                    + "for an image that is "
                     + "not the release whose name it bears, such as a stand-in for tests.")
     boolean trustMirror;
 
     @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "40G", scope = ScopeType.INHERIT,
-            paramLabel = "SIZE", description = "disk, check: the blank disk's size (VM_DISK_SIZE; default: ${DEFAULT-VALUE}, sparse).")
+            paramLabel = "SIZE", description = "disk, check: the blank disk's size (VM_DISK_SIZE; default: "
+                    + "${DEFAULT-VALUE}, sparse).")
     String diskSize;
 
     @Option(names = "-v", scope = ScopeType.INHERIT, defaultValue = "false",
@@ -222,13 +234,19 @@ final class VmSetup implements Callable<Integer> {
     }
 
     @Command(name = "fetch",
-            description = {"Download, verify and unpack the installer: what vm-setup does without a command. Prints the ISO's path.", "",
-                "Writes dfly-VERSION.iso in VM_DIR, which gets its name once all sums hold. What came so far lies beside it in a .part "
-                    + "file, and the next run goes on with it. Uses https_proxy, http_proxy, no_proxy, and lbzip2 or pbzip2 if installed. "
+            description = {"Download, verify and unpack the installer: what vm-setup does without a command. Prints "
+                    + "the ISO's path.", "",
+                "Writes dfly-VERSION.iso in VM_DIR, which gets its name once all sums hold. What came so far lies "
+                    + "beside it in a .part "
+                    + "file, and the next run goes on with it. Uses https_proxy, http_proxy, no_proxy, and lbzip2 or "
+                    + "pbzip2 if installed. "
                     + "At the end it records in accel.json which accelerator works here, if that is not known."},
-            footer = {"  vm-setup fetch --dfly-version 6.4.0", "  vm-setup fetch --image ~/Downloads/dfly-x86_64-6.4.2_REL.iso.bz2"},
-            exitCodeList = {"0:done, or already there", "1:the job failed (a wrong sum, a damaged file, disk full)", "2:wrong usage",
-                "69:something needed is not available (a mirror that has it, VM_IMAGE, VM_DIR, the lock)", "130, 143:interrupted"})
+            footer = {"  vm-setup fetch --dfly-version 6.4.0",
+                "  vm-setup fetch --image ~/Downloads/dfly-x86_64-6.4.2_REL.iso.bz2"},
+            exitCodeList = {"0:done, or already there", "1:the job failed (a wrong sum, a damaged file, disk full)",
+                "2:wrong usage",
+                "69:something needed is not available (a mirror that has it, VM_IMAGE, VM_DIR, the lock)",
+                "130, 143:interrupted"})
     int fetch() throws Exception {
         privateDirectory(vmDirectory(vmDir));
         if (image != null || !isThere()) {
@@ -250,12 +268,15 @@ final class VmSetup implements Callable<Integer> {
 
     @Command(name = "disk",
             description = {"Make a blank disk for an installation by hand with vm-ctl install. Prints its path.", "",
-                "Writes NAME.qcow2 in VM_DIR; replacing one that is there asks on a terminal, and elsewhere wants --yes."},
+                "Writes NAME.qcow2 in VM_DIR; replacing one that is there asks on a terminal, and elsewhere wants "
+                    + "--yes."},
             footer = {"  vm-setup disk --disk-size 40G", "  vm-setup disk --vm-name by-hand --yes"},
             exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage, or refused for want of --yes",
-                "69:something needed is not available (qemu-img, VM_DIR, the lock, the disk of a running VM)", "124:a time limit",
+                "69:something needed is not available (qemu-img, VM_DIR, the lock, the disk of a running VM)",
+                "124:a time limit",
                 "130, 143:interrupted"})
-    int disk(@Option(names = "--yes", description = "Replace a disk that is there without asking.") boolean yes) throws Exception {
+    int disk(@Option(names = "--yes",
+            description = "Replace a disk that is there without asking.") boolean yes) throws Exception {
         privateDirectory(vmDirectory(vmDir));
         Path disk = vmDir.resolve(name + ".qcow2");
         Path beside = vmDir.resolve("." + name + ".qcow2.new");
@@ -284,20 +305,25 @@ final class VmSetup implements Callable<Integer> {
     }
 
     @Command(name = "check",
-            description = {"Tell what this machine lacks for the VM as configured, a line each, with the command that mends it.", "",
+            description = {"Tell what this machine lacks for the VM as configured, a line each, with the command that "
+                    + "mends it.", "",
                 "A line begins with ok, note (it works, but not as well as it could) or fail. It also runs a tiny "
-                    + "guest to find out which accelerator works, and records that in VM_DIR/accel.json, which the other scripts read. "
+                    + "guest to find out which accelerator works, and records that in VM_DIR/accel.json, which the "
+                    + "other scripts read. "
                     + "If VM_ACCEL names one, that is tried, too."},
             footer = {"  vm-setup check", "  VM_MEMORY=4G vm-setup check --json", "  vm-setup check --accel"},
-            exitCodeList = {"0:nothing is missing, notes or not", "2:wrong usage", "69:something is missing", "130, 143:interrupted"})
+            exitCodeList = {"0:nothing is missing, notes or not", "2:wrong usage", "69:something is missing",
+                "130, 143:interrupted"})
     int check(@Option(names = "--json", description = {"Print {ok, checks: [{name, state, detail, fix}]};",
                 "with --accel what accel.json holds: {name, reason, qemu, kvm}."}) boolean json,
             @Option(names = "--accel", description = "Only find out which accelerator works, and record it.") boolean measure,
             @Option(names = "--memory", descriptionKey = "VM_MEMORY", paramLabel = "SIZE",
                     description = "As 2G or 512M (VM_MEMORY; default: a quarter of the host's within 2G-8G).") String memory,
             @Option(names = "--ssh-port", descriptionKey = "VM_SSH_PORT", paramLabel = "PORT",
-                    description = "The host's port to the guest's sshd (VM_SSH_PORT; default: 2222 or the next free one).") Integer sshPort,
-            @Option(names = "--wanted-accel", hidden = true, descriptionKey = "VM_ACCEL", defaultValue = "auto") String accel)
+                    description = "The host's port to the guest's sshd (VM_SSH_PORT; default: 2222 or the next free "
+                            + "one).") Integer sshPort,
+            @Option(names = "--wanted-accel", hidden = true, descriptionKey = "VM_ACCEL",
+                    defaultValue = "auto") String accel)
             throws Exception {
         vmDirectory(vmDir);
         if (measure) {
@@ -307,13 +333,16 @@ final class VmSetup implements Callable<Integer> {
         long wanted = memory != null ? bytes(memory) : Math.max(2 * GB, Math.min(8 * GB, total / 4));
         boolean ok = true;
         JsonArray all = new JsonArray();
-        for (Callable<Check> next : List.<Callable<Check>>of(this::checkJava, () -> checkProgram("fail", "qemu", QEMU, "--version"),
+        for (Callable<Check> next : List.<Callable<Check>>of(this::checkJava, () ->
+                checkProgram("fail", "qemu", QEMU, "--version"),
                 () -> checkProgram("fail", "qemu", "qemu-img", "--version"), () -> checkAccelerator(accel),
-                () -> checkMemory(wanted, total), () -> checkSpace(wanted), () -> checkPort(sshPort), this::checkInstaller,
-                () -> checkProgram("fail", "ssh", "ssh", "-V"), () -> checkProgram("note", "rsync", "rsync", "--version"))) {
+                () -> checkMemory(wanted, total), () -> checkSpace(wanted), () -> checkPort(sshPort),
+                this::checkInstaller, () -> checkProgram("fail", "ssh", "ssh", "-V"), () ->
+                checkProgram("note", "rsync", "rsync", "--version"))) {
             Check check = next.call();
             ok &= !check.state.equals("fail");
-            all.add(JsonObject.builder().value("name", check.name).value("state", check.state).value("detail", check.detail)
+            all.add(JsonObject.builder().value("name", check.name).value("state", check.state).value("detail",
+                    check.detail)
                     .value("fix", check.fix).done());
             if (!json) { // at once: some take seconds
                 spec.commandLine().getOut().printf("%-4s  %-18s  %s%s%n", check.state, check.name, check.detail,
@@ -321,7 +350,8 @@ final class VmSetup implements Callable<Integer> {
             }
         }
         if (json) {
-            spec.commandLine().getOut().println(JsonWriter.string().object().value("ok", ok).value("checks", all).end().done());
+            spec.commandLine().getOut().println(JsonWriter.string().object().value("ok", ok).value("checks", all).end()
+                    .done());
         }
         return ok ? 0 : 69;
     }
@@ -339,13 +369,17 @@ final class VmSetup implements Callable<Integer> {
         return trustMirror ? Sums.NONE : PINNED.getOrDefault(version, Sums.NONE);
     }
 
-    /** Whether the ISO is there. It had its name only after its check; where its sum is known it is checked again, in seconds. */
+    /**
+     * Whether the ISO is there. It had its name only after its check; where its sum is known it is checked again, in
+     * seconds.
+     */
     private boolean isThere() throws IOException {
         if (Files.exists(iso()) && pinned().isoMd5 != null) {
             try (InputStream in = Files.newInputStream(iso())) {
                 String md5 = DigestUtils.md5Hex(in);
                 if (!md5.equals(pinned().isoMd5)) {
-                    throw new VmException(1, iso() + " is not the DragonFly " + version + " that is known here (its MD5 is " + md5
+                    throw new VmException(1, iso() + " is not the DragonFly " + version
+                            + " that is known here (its MD5 is " + md5
                             + "): remove it to download that one, or give --trust-mirror");
                 }
             }
@@ -382,7 +416,8 @@ final class VmSetup implements Callable<Integer> {
                 problems.add(problem.getMessage());
             }
         }
-        throw new VmException(code, String.join("; ", problems) + ". " + (parts().stream().allMatch(part -> part.toFile().length() == 0)
+        throw new VmException(code, String.join("; ", problems) + ". "
+                + (parts().stream().allMatch(part -> part.toFile().length() == 0)
                 ? "Another mirror: VM_MIRROR; a local file: VM_IMAGE" : "What came is kept: run it again to go on"));
     }
 
@@ -415,12 +450,14 @@ final class VmSetup implements Callable<Integer> {
     /** The beginnings of archives of this version that are here: one, or more if it was published again. */
     private List<Path> parts() throws IOException {
         try (Stream<Path> files = Files.list(vmDir)) {
-            return files.filter(file -> file.getFileName().toString().matches("dfly-\\Q" + version + "\\E\\.iso\\.bz2\\..*part")).toList();
+            return files.filter(file -> file.getFileName().toString().matches("dfly-\\Q" + version
+                    + "\\E\\.iso\\.bz2\\..*part")).toList();
         }
     }
 
     /** Unpacks and verifies an archive, or copies and verifies an image, and only then gives the ISO its name. */
-    private void makeIso(Source source, boolean packed, String what, Sums listed) throws IOException, InterruptedException {
+    private void makeIso(Source source, boolean packed, String what, Sums listed) throws IOException,
+            InterruptedException {
         Path part = iso(".part");
         try {
             Sums found = unpack(source, packed, part, what);
@@ -443,11 +480,12 @@ final class VmSetup implements Callable<Integer> {
 
     /** Fails for the first sum that is known and not met. */
     static void compare(String what, Sums found, Sums wanted) {
-        String[][] pairs = {{"MD5", found.archiveMd5, wanted.archiveMd5}, {"SHA-256", found.archiveSha256, wanted.archiveSha256},
-            {"MD5, unpacked,", found.isoMd5, wanted.isoMd5}};
+        String[][] pairs = {{"MD5", found.archiveMd5, wanted.archiveMd5},
+            {"SHA-256", found.archiveSha256, wanted.archiveSha256}, {"MD5, unpacked,", found.isoMd5, wanted.isoMd5}};
         for (String[] pair : pairs) {
             if (pair[1] != null && pair[2] != null && !pair[1].equals(pair[2])) {
-                throw new VmException(1, what + " has the " + pair[0] + " " + pair[1] + ", not " + pair[2] + ": damaged, or another file");
+                throw new VmException(1, what + " has the " + pair[0] + " " + pair[1] + ", not " + pair[2]
+                        + ": damaged, or another file");
             }
         }
     }
@@ -460,10 +498,13 @@ final class VmSetup implements Callable<Integer> {
             if (sums.isEmpty()) {
                 throw new VmException(69, mirror + "md5.txt holds no sums" + webPage(text.contains("<html")));
             } else if (!sums.containsKey(archiveName())) {
-                String releases = Pattern.compile("dfly-x86_64-(\\d[0-9.]*)_REL\\.iso\\.bz2").matcher(text(mirror)).results()
-                        .map(name -> ModuleDescriptor.Version.parse(name.group(1))).distinct().sorted(Comparator.reverseOrder())
+                String releases = Pattern.compile("dfly-x86_64-(\\d[0-9.]*)_REL\\.iso\\.bz2").matcher(text(mirror))
+                        .results()
+                        .map(name -> ModuleDescriptor.Version.parse(name.group(1))).distinct()
+                        .sorted(Comparator.reverseOrder())
                         .map(Object::toString).collect(Collectors.joining(", "));
-                throw new VmException(69, mirror + " has no DragonFly " + version + ", but " + releases + " (choose with DFLY_VERSION)");
+                throw new VmException(69, mirror + " has no DragonFly " + version + ", but " + releases
+                        + " (choose with DFLY_VERSION)");
             }
             return sums;
         } catch (IOException unreachable) {
@@ -494,8 +535,10 @@ final class VmSetup implements Callable<Integer> {
     /** An answer with 200, 206 or 416, to a request for all from a position on. */
     private HttpURLConnection open(URI uri, long position) throws IOException {
         Optional<Matcher> proxy = proxy(uri.getScheme(), uri.getHost(), environment);
-        HttpURLConnection connection = (HttpURLConnection) (proxy.isEmpty() ? uri.toURL().openConnection() : uri.toURL().openConnection(
-                new Proxy(Proxy.Type.HTTP, new InetSocketAddress(proxy.get().group(3), Integer.parseInt(proxy.get().group(4))))));
+        HttpURLConnection connection = (HttpURLConnection) (proxy.isEmpty() ? uri.toURL().openConnection()
+                : uri.toURL().openConnection(
+                new Proxy(Proxy.Type.HTTP, new InetSocketAddress(proxy.get().group(3),
+                        Integer.parseInt(proxy.get().group(4))))));
         connection.setConnectTimeout((int) Math.min(15_000, silence.toMillis()));
         connection.setReadTimeout((int) silence.toMillis());
         if (position > 0) {
@@ -514,7 +557,8 @@ final class VmSetup implements Callable<Integer> {
     /** The host, port, user and password of the proxy that the environment sets for an address, if it does. */
     static Optional<Matcher> proxy(String scheme, String host, Map<String, String> environment) {
         String setting = either(environment, scheme + "_proxy");
-        if (setting.isEmpty() || Arrays.stream(("localhost,127.0.0.1," + either(environment, "no_proxy")).split("[,\\s]+"))
+        if (setting.isEmpty() || Arrays.stream(("localhost,127.0.0.1," + either(environment, "no_proxy"))
+                .split("[,\\s]+"))
                 .anyMatch(direct -> direct.equals("*") || ("." + host).endsWith(direct.replaceFirst("^\\.?", ".")))) {
             return Optional.empty();
         }
@@ -536,7 +580,8 @@ final class VmSetup implements Callable<Integer> {
             return getRequestorType() != RequestorType.PROXY ? null
                     : proxy(getRequestingURL().getProtocol(), getRequestingURL().getHost(), System.getenv())
                             .filter(proxy -> proxy.group(1) != null).map(proxy -> new PasswordAuthentication(
-                                    URLDecoder.decode(proxy.group(1), UTF_8), URLDecoder.decode(proxy.group(2), UTF_8).toCharArray()))
+                                    URLDecoder.decode(proxy.group(1), UTF_8), URLDecoder.decode(proxy.group(2), UTF_8)
+                                    .toCharArray()))
                             .orElse(null);
         }
     }
@@ -546,7 +591,10 @@ final class VmSetup implements Callable<Integer> {
         void writeTo(OutputStream out) throws IOException, InterruptedException;
     }
 
-    /** The archive: what its part file has, then what the mirror sends, over as many connections as it takes, which is kept there. */
+    /**
+     * The archive: what its part file has, then what the mirror sends, over as many connections as it takes, which is
+     * kept there.
+     */
     private final class Download implements Source {
         private final URI uri;
         private final Path part;
@@ -562,7 +610,8 @@ final class VmSetup implements Callable<Integer> {
         @Override
         public void writeTo(OutputStream out) throws IOException, InterruptedException {
             byte[] buffer = new byte[1 << 16];
-            try (OutputStream keep = kept(part, StandardOpenOption.CREATE, StandardOpenOption.APPEND); ProgressBar bar = progress()) {
+            try (OutputStream keep = kept(part, StandardOpenOption.CREATE,
+                    StandardOpenOption.APPEND); ProgressBar bar = progress()) {
                 InputStream in = Files.newInputStream(part);
                 for (int fruitless = 0; position != total;) {
                     int read;
@@ -570,11 +619,13 @@ final class VmSetup implements Callable<Integer> {
                         in = in != null ? in : connect();
                         read = in.read(buffer);
                         if (read < 0 && (position < total || !connected)) {
-                            throw new EOFException("the connection ended after " + position + " of " + total + " bytes");
+                            throw new EOFException("the connection ended after " + position + " of " + total
+                                    + " bytes");
                         }
                     } catch (IOException ended) {
                         if (connected && ++fruitless == ATTEMPTS) {
-                            throw new VmException(69, uri + " failed " + ATTEMPTS + " times in a row (" + cause(ended) + ")");
+                            throw new VmException(69, uri + " failed " + ATTEMPTS + " times in a row (" + cause(ended)
+                                    + ")");
                         }
                         try {
                             if (in != null) {
@@ -584,7 +635,8 @@ final class VmSetup implements Callable<Integer> {
                             // which is known
                         }
                         in = null;
-                        Thread.sleep(fruitless == 0 ? 0 : pause.toMillis() << fruitless - 1); // once, 2, 4, 8 times the pause
+                        // once, 2, 4, 8 times the pause
+                        Thread.sleep(fruitless == 0 ? 0 : pause.toMillis() << fruitless - 1);
                         continue;
                     }
                     if (read < 0) {
@@ -607,12 +659,14 @@ final class VmSetup implements Callable<Integer> {
             connected = true;
             HttpURLConnection answer = open(uri, position);
             int status = answer.getResponseCode();
-            Matcher range = Pattern.compile("bytes (\\d+)-\\d+/(\\d+)").matcher(String.valueOf(answer.getHeaderField("Content-Range")));
+            Matcher range = Pattern.compile("bytes (\\d+)-\\d+/(\\d+)")
+                    .matcher(String.valueOf(answer.getHeaderField("Content-Range")));
             if (status == 206 && !(range.matches() && Long.parseLong(range.group(1)) == position)) {
                 throw new IOException(uri + " sent another range than it was asked for");
             }
             total = status == 206 ? Long.parseLong(range.group(2)) : answer.getContentLengthLong();
-            if (status == 416 || total >= 0 && total <= position) { // all is here, or of another file, which the sums tell
+            // all is here, or of another file, which the sums tell
+            if (status == 416 || total >= 0 && total <= position) {
                 total = position;
                 return InputStream.nullInputStream();
             }
@@ -623,11 +677,13 @@ final class VmSetup implements Callable<Integer> {
 
         /** Rate and time left, of the archive as unpacked: a bar on a terminal, a line now and then elsewhere. */
         private ProgressBar progress() throws IOException, InterruptedException {
-            ProgressBarBuilder builder = new ProgressBarBuilder().setTaskName("DragonFly " + version).setInitialMax(-1).setUnit(" MB", MB)
+            ProgressBarBuilder builder = new ProgressBarBuilder().setTaskName("DragonFly " + version).setInitialMax(-1)
+                    .setUnit(" MB", MB)
                     .setStyle(ProgressBarStyle.ASCII).showSpeed();
             return (isTerminal(2)
                     ? builder.setUpdateIntervalMillis(500).setConsumer(new ConsoleProgressBarConsumer(System.err, 79))
-                    : builder.setUpdateIntervalMillis((int) report.toMillis()).setConsumer(new DelegatingProgressBarConsumer(line -> {
+                    : builder.setUpdateIntervalMillis((int) report.toMillis())
+                    .setConsumer(new DelegatingProgressBarConsumer(line -> {
                         if (position > 0 && position < total) {
                             say(line);
                         }
@@ -660,7 +716,8 @@ final class VmSetup implements Callable<Integer> {
         MessageDigest isoMd5 = DigestUtils.getMd5Digest();
         Optional<Path> tool = Stream.of("lbzip2", "pbzip2").map(this::onPath).flatMap(Optional::stream).findFirst();
         Process process = !packed || tool.isEmpty() ? null // not by zt-exec, which feeds a program byte by byte
-                : new ProcessBuilder(tool.get().toString(), "-d", "-c").redirectError(ProcessBuilder.Redirect.DISCARD).start();
+                : new ProcessBuilder(tool.get().toString(), "-d", "-c").redirectError(ProcessBuilder.Redirect.DISCARD)
+                .start();
         if (verbose && process != null) {
             System.err.println("+ " + shellQuoted(List.of(tool.get().toString(), "-d", "-c")));
         }
@@ -670,7 +727,8 @@ final class VmSetup implements Callable<Integer> {
         try (OutputStream iso = new DigestOutputStream(kept(to), isoMd5)) {
             FutureTask<Long> unpacking = new FutureTask<>(() -> {
                 try (InputStream plain = process != null ? process.getInputStream()
-                        : packed ? new BZip2CompressorInputStream(new BufferedInputStream(pipe, 1 << 16), true) : pipe) {
+                        : packed ? new BZip2CompressorInputStream(new BufferedInputStream(pipe, 1 << 16), true)
+                        : pipe) {
                     plain.transferTo(iso);
                 }
                 if (process != null && process.waitFor() != 0) {
@@ -726,9 +784,11 @@ final class VmSetup implements Callable<Integer> {
     private Check checkProgram(String missing, String packages, String program, String argument) throws IOException {
         Optional<Path> file = onPath(program);
         try {
-            ProcessResult said = file.isEmpty() ? null : run(Duration.ofSeconds(20), List.of(file.get().toString(), argument));
+            ProcessResult said = file.isEmpty() ? null : run(Duration.ofSeconds(20),
+                    List.of(file.get().toString(), argument));
             return Check.of(program, said != null && said.getExitValue() == 0, missing, said == null ? "not on PATH"
-                    : said.outputUTF8().lines().findFirst().orElse(file.get() + " ends with " + said.getExitValue()), install(packages));
+                    : said.outputUTF8().lines().findFirst().orElse(file.get() + " ends with " + said.getExitValue()),
+                    install(packages));
         } catch (VmException broken) {
             return new Check(program, missing, broken.getMessage(), install(packages));
         }
@@ -824,9 +884,13 @@ final class VmSetup implements Callable<Integer> {
         return System.getProperty("os.name").startsWith("Mac");
     }
 
-    /** Milliseconds until a 512-byte guest has written 0x10 to the debug port, which ends QEMU with 33; -1 if it does not. */
+    /**
+     * Milliseconds until a 512-byte guest has written 0x10 to the debug port, which ends QEMU with 33; -1 if it does
+     * not.
+     */
     private static long bootSectorMillis(String qemu, String accelerator, Duration limit) throws IOException {
-        byte[] code = {(byte) 0xb0, 0x10, (byte) 0xe6, (byte) 0xf4, (byte) 0xeb, (byte) 0xfe}; // mov al,0x10; out 0xf4,al; jmp $
+        // mov al,0x10; out 0xf4,al; jmp $
+        byte[] code = {(byte) 0xb0, 0x10, (byte) 0xe6, (byte) 0xf4, (byte) 0xeb, (byte) 0xfe};
         byte[] sector = Arrays.copyOf(code, 512);
         sector[510] = 0x55;
         sector[511] = (byte) 0xaa;
@@ -855,7 +919,8 @@ final class VmSetup implements Callable<Integer> {
             return new Obstacle("no permission for /dev/kvm", "sudo usermod -aG kvm $USER, then log out and in again");
         }
         return capable
-                ? new Obstacle("no /dev/kvm, its module is not loaded", "sudo modprobe kvm_intel || sudo modprobe kvm_amd")
+                ? new Obstacle("no /dev/kvm, its module is not loaded",
+                        "sudo modprobe kvm_intel || sudo modprobe kvm_amd")
                 : new Obstacle("no /dev/kvm, and the processor shows no virtualization",
                         "switch it on in the firmware, or for this VM");
     }
@@ -863,23 +928,30 @@ final class VmSetup implements Callable<Integer> {
     private static Check checkMemory(long wanted, long total) throws IOException {
         Path meminfo = Path.of("/proc/meminfo"); // what the JDK calls free leaves out the page cache
         long free = !Files.exists(meminfo) ? total : Math.min(total, Pattern.compile("MemAvailable: *(\\d+)")
-                .matcher(Files.readString(meminfo)).results().mapToLong(line -> Long.parseLong(line.group(1)) << 10).sum());
-        return Check.of("memory", wanted <= free, wanted > total ? "fail" : "note", String.format("the VM gets %dM; %dM of %dM are free",
+                .matcher(Files.readString(meminfo)).results().mapToLong(line -> Long.parseLong(line.group(1)) << 10)
+                .sum());
+        return Check.of("memory", wanted <= free, wanted > total ? "fail" : "note",
+                String.format("the VM gets %dM; %dM of %dM are free",
                 wanted >> 20, free >> 20, total >> 20), "set VM_MEMORY lower, or close programs");
     }
 
-    /** Estimated generously: an installed system with Go is about 3 GB, there once in phases and once flattened; a RAM snapshot. */
+    /**
+     * Estimated generously: an installed system with Go is about 3 GB, there once in phases and once flattened; a RAM
+     * snapshot.
+     */
     private Check checkSpace(long memory) {
         Path there = vmDir;
         while (!Files.exists(there)) {
             there = there.getParent();
         }
-        long needed = (Files.exists(iso()) ? 0 : 1100 * MB) + (Files.exists(vmDir.resolve(name + "-clean.qcow2")) ? 0 : 6 * GB) + memory;
+        long needed = (Files.exists(iso()) ? 0 : 1100 * MB)
+                + (Files.exists(vmDir.resolve(name + "-clean.qcow2")) ? 0 : 6 * GB) + memory;
         long free = there.toFile().getUsableSpace();
         boolean usable = Files.isDirectory(there) && Files.isWritable(there);
-        String detail = String.format("%d MB are free in %s%s; %d are needed, up to %d more as the VM's disk fills", free / MB, vmDir,
-                usable ? "" : ", which cannot be written", needed / MB, bytes(diskSize) / MB);
-        return Check.of("space", usable && free >= needed + bytes(diskSize), usable && free >= needed ? "note" : "fail", detail,
+        String detail = String.format("%d MB are free in %s%s; %d are needed, up to %d more as the VM's disk fills",
+                free / MB, vmDir, usable ? "" : ", which cannot be written", needed / MB, bytes(diskSize) / MB);
+        return Check.of("space", usable && free >= needed + bytes(diskSize), usable && free >= needed ? "note" : "fail",
+                detail,
                 "make room, or choose another place with VM_DIR");
     }
 
@@ -943,9 +1015,11 @@ final class VmSetup implements Callable<Integer> {
 
     /** The command that installs something, with the package manager that is here. */
     private String install(String what) {
-        String[][] managers = {{"apt-get", "sudo apt-get install ", "qemu-system-x86 qemu-utils", "openssh-client", "default-jdk"},
+        String[][] managers = {{"apt-get", "sudo apt-get install ", "qemu-system-x86 qemu-utils", "openssh-client",
+            "default-jdk"},
             {"dnf", "sudo dnf install ", "qemu-system-x86-core qemu-img", "openssh-clients", "java-devel"},
-            {"pacman", "sudo pacman -S ", "qemu-base", "openssh", "jdk-openjdk"}, {"brew", "brew install ", "qemu", "openssh", "openjdk"}};
+            {"pacman", "sudo pacman -S ", "qemu-base", "openssh", "jdk-openjdk"},
+            {"brew", "brew install ", "qemu", "openssh", "openjdk"}};
         int column = 2 + List.of("qemu", "ssh", "jdk").indexOf(what);
         return Arrays.stream(managers).filter(manager -> onPath(manager[0]).isPresent()).findFirst()
                 .map(manager -> manager[1] + (column < 2 ? what : manager[column])).orElse("install " + what);
@@ -957,7 +1031,8 @@ final class VmSetup implements Callable<Integer> {
 
     /** 40G or 512M in bytes. */
     private static long bytes(String size) {
-        return Long.parseLong(size.substring(0, size.length() - 1)) << 20 + 10 * "MGT".indexOf(size.charAt(size.length() - 1));
+        return Long.parseLong(size.substring(0, size.length() - 1)) << 20
+                + 10 * "MGT".indexOf(size.charAt(size.length() - 1));
     }
 
     /** A directory of a mirror. */

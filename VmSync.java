@@ -114,29 +114,35 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * <p>A sync, in order:
  * <ol>
  * <li>It waits until no other sync of this directory runs.
- * <li>It asks the guest what VM_REMOTE_DIR is: absent, empty, made by a sync (a mark in the guest's {@code ~/.vm-sync} says so), or
- * somebody's own, which it refuses; and whether there is an rsync.
- * <li>With rsync on both sides, rsync does it. Else the built-in engine compares the project with a listing of what is really in the
- * guest, and sends what differs in one tar stream; the guest unpacks it beside the tree and moves whole files into place.
+ * <li>It asks the guest what VM_REMOTE_DIR is: absent, empty, made by a sync (a mark in the guest's {@code ~/.vm-sync}
+ *     says so), or somebody's own, which it refuses; and whether there is an rsync.
+ * <li>With rsync on both sides, rsync does it. Else the built-in engine compares the project with a listing of what is
+ *     really in the guest, and sends what differs in one tar stream; the guest unpacks it beside the tree and moves
+ *     whole files into place.
  * </ol>
  * Either way the guest's directory then holds what the project holds, what is excluded is left alone, and no half-written file ever
  * stands under its name. Whatever interrupts a sync, the next one mends it.
  *
  * <p>Names are kept as the bytes they are, one char each (ISO 8859-1): so every name arrives, in every locale.
  *
- * <p>Reads in VM_DIR: {@code <name>.pid}, the lock on {@code <name>.qemu-pid}, {@code ssh_config}, {@code <name>.ssh/}; asks QEMU
- * over {@code <name>.qmp} for the guest's state. Writes {@code <name>.sync/}: for each remote directory a file, which is the lock
- * and says what the next sync sends again.
+ * <p>Reads in VM_DIR: {@code <name>.pid}, the lock on {@code <name>.qemu-pid}, {@code ssh_config}, {@code <name>.ssh/};
+ * asks QEMU over {@code <name>.qmp} for the guest's state. Writes {@code <name>.sync/}: for each remote directory a
+ * file, which is the lock and says what the next sync sends again.
  */
-@Command(name = "vm-sync", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1", usageHelpWidth = 120,
-        abbreviateSynopsis = true, parameterListHeading = "%n", descriptionHeading = "%n", optionListHeading = "%nOptions:%n",
+@Command(name = "vm-sync", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1",
+        usageHelpWidth = 120, abbreviateSynopsis = true, parameterListHeading = "%n", descriptionHeading = "%n",
+        optionListHeading = "%nOptions:%n",
         commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
         description = {"Copy a project into the running VM, and results back", "",
-            "Without a command it makes VM_REMOTE_DIR in the guest equal to VM_PROJECT, but for what is left alone, here and there: vm/, "
-                + "VM_DIR, *.db, the built binary (a file named like the project), and what --exclude says. It reads VM_DIR/ssh_config and "
-                + "VM_DIR/NAME.ssh/, and keeps notes for the next sync in VM_DIR/NAME.sync/. An option beats the environment, which beats "
+            "Without a command it makes VM_REMOTE_DIR in the guest equal to VM_PROJECT, but for what is left alone, "
+                + "here and there: vm/, "
+                + "VM_DIR, *.db, the built binary (a file named like the project), and what --exclude says. It reads "
+                + "VM_DIR/ssh_config and "
+                + "VM_DIR/NAME.ssh/, and keeps notes for the next sync in VM_DIR/NAME.sync/. An option beats the "
+                + "environment, which beats "
                 + "vm.env (KEY=VALUE lines) in the working directory, which beats the default."},
-        footer = {"  vm-sync --watch", "  vm-sync --dry-run --exclude /node_modules/", "  VM_PROJECT=~/go-synth vm-sync --no-delete",
+        footer = {"  vm-sync --watch", "  vm-sync --dry-run --exclude /node_modules/",
+            "  VM_PROJECT=~/go-synth vm-sync --no-delete",
             "  vm-sync pull stats/testdata/fixtures    # and back"},
         exitCodeList = {"0:done", "1:something could not be copied (unreadable, disk full)",
             "2:wrong usage, or refused for want of --force", "3:the VM is not running",
@@ -152,7 +158,8 @@ final class VmSync implements Callable<Integer> {
     CommandSpec spec;
 
     @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = ScopeType.INHERIT,
-            paramLabel = "DIR", description = "Where everything about the VMs lies (VM_DIR; default: ${DEFAULT-VALUE}).")
+            paramLabel = "DIR", description = "Where everything about the VMs lies (VM_DIR; default: "
+                    + "${DEFAULT-VALUE}).")
     void setVmDir(String value) {
         vmDir = userPath(value);
     }
@@ -161,21 +168,25 @@ final class VmSync implements Callable<Integer> {
             paramLabel = "NAME", description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
     String name;
 
-    @Option(names = "--project", descriptionKey = "VM_PROJECT", defaultValue = ".", scope = ScopeType.INHERIT, paramLabel = "DIR",
-            description = "The project on this machine (VM_PROJECT; default: ${DEFAULT-VALUE}).")
+    @Option(names = "--project", descriptionKey = "VM_PROJECT", defaultValue = ".", scope = ScopeType.INHERIT,
+            paramLabel = "DIR", description = "The project on this machine (VM_PROJECT; default: ${DEFAULT-VALUE}).")
     void setProject(String value) {
         project = userPath(value);
     }
 
-    @Option(names = "--remote-dir", descriptionKey = "VM_REMOTE_DIR", scope = ScopeType.INHERIT, converter = RemoteDirectory.class,
-            paramLabel = "DIR", description = "The project in the guest (VM_REMOTE_DIR; default: /root/<name of the project>).")
+    @Option(names = "--remote-dir", descriptionKey = "VM_REMOTE_DIR", scope = ScopeType.INHERIT,
+            converter = RemoteDirectory.class,
+            paramLabel = "DIR", description = "The project in the guest (VM_REMOTE_DIR; default: /root/<name of the "
+                    + "project>).")
     String remoteDir;
 
-    @Option(names = "--exclude", paramLabel = "PATTERN", description = "Leave this alone, here and in the guest (repeatable); as "
+    @Option(names = "--exclude", paramLabel = "PATTERN",
+            description = "Leave this alone, here and in the guest (repeatable); as "
             + "rsync has it: '/docs/' at the top, '*.log' anywhere, '+ keep.log' before it an exception.")
     List<String> excludes = new ArrayList<>();
 
-    @Option(names = "--exclude-from", paramLabel = "FILE", description = "Such patterns from a file, one a line (repeatable).")
+    @Option(names = "--exclude-from", paramLabel = "FILE",
+            description = "Such patterns from a file, one a line (repeatable).")
     List<Path> excludeFiles = new ArrayList<>();
 
     @Option(names = "--watch", description = "Stay, and sync whenever something in the project changes, until Ctrl-C.")
@@ -187,11 +198,13 @@ final class VmSync implements Callable<Integer> {
     @Option(names = "--no-delete", description = "Keep what is in the guest and not in the project.")
     boolean keep;
 
-    @Option(names = "--force", description = "Also into a directory that no sync made: what the project lacks is deleted there.")
+    @Option(names = "--force", description = "Also into a directory that no sync made: what the project lacks is "
+            + "deleted there.")
     boolean force;
 
     @Option(names = "--engine", defaultValue = "auto", paramLabel = "ENGINE",
-            description = "rsync, tar (built in), or auto: rsync if this machine and the guest have it (default: ${DEFAULT-VALUE}).")
+            description = "rsync, tar (built in), or auto: rsync if this machine and the guest have it (default: "
+                    + "${DEFAULT-VALUE}).")
     Engine engine;
 
     @Option(names = "-v", scope = ScopeType.INHERIT, description = "Echo every external command.")
@@ -219,8 +232,10 @@ final class VmSync implements Callable<Integer> {
             throw new VmException(2, "VM_PROJECT: " + project + " is not a directory");
         } else if (watch && dryRun) {
             throw new VmException(2, "--watch and --dry-run exclude each other");
-        } else if (Files.exists(project.resolve("VmSync.java")) && Files.exists(project.resolve("jbang-catalog.json"))) {
-            tell("vm-sync: warning: " + project + " is the checkout of these scripts; VM_PROJECT chooses another project");
+        } else if (Files.exists(project.resolve("VmSync.java"))
+                && Files.exists(project.resolve("jbang-catalog.json"))) {
+            tell("vm-sync: warning: " + project
+                    + " is the checkout of these scripts; VM_PROJECT chooses another project");
         }
         remoteDir = remoteDir();
         rules = rules();
@@ -235,14 +250,19 @@ final class VmSync implements Callable<Integer> {
 
     @Command(name = "pull",
             description = {"Bring a file, or what is in a directory, back from the guest.", "",
-                "It overwrites, deletes nothing, and writes nowhere but in LOCAL, whatever the guest sends: absolute names, '..', links "
+                "It overwrites, deletes nothing, and writes nowhere but in LOCAL, whatever the guest sends: absolute "
+                    + "names, '..', links "
                     + "that lead out, device nodes and .git directories are left out, named, and make the exit code 1."},
-            footer = {"  vm-sync pull stats/testdata/fixtures    # to the same place in VM_PROJECT", "  vm-sync pull coverage.out .",
+            footer = {"  vm-sync pull stats/testdata/fixtures    # to the same place in VM_PROJECT",
+                "  vm-sync pull coverage.out .",
                 "  vm-sync pull /var/log/messages /tmp/guest.log"},
-            exitCodeList = {"0:done", "1:no such file, something left out, or LOCAL cannot be written (disk full)", "2:wrong usage",
+            exitCodeList = {"0:done", "1:no such file, something left out, or LOCAL cannot be written (disk full)",
+                "2:wrong usage",
                 "3:the VM is not running", "69:something needed is not available (ssh)", "130, 143:interrupted"})
-    int pull(@Parameters(index = "0", paramLabel = "REMOTE", description = "In the guest; relative to VM_REMOTE_DIR.") String remote,
-            @Parameters(index = "1", arity = "0..1", paramLabel = "LOCAL", description = "The directory to fill; for a file, also its "
+    int pull(@Parameters(index = "0", paramLabel = "REMOTE",
+            description = "In the guest; relative to VM_REMOTE_DIR.") String remote,
+            @Parameters(index = "1", arity = "0..1", paramLabel = "LOCAL",
+                    description = "The directory to fill; for a file, also its "
                     + "new name (default: the same place in VM_PROJECT).") String local) throws IOException {
         if (dryRun || watch) {
             throw new VmException(2, "--dry-run and --watch go with a sync, not with pull");
@@ -253,7 +273,8 @@ final class VmSync implements Callable<Integer> {
         requireRunning();
         Path to = local == null ? project.resolve(remote).normalize() : userPath(local);
         String from = remote.startsWith("/") ? remote : remoteDir() + "/" + remote;
-        Pull pull = new Pull(to, local != null && local.endsWith("/"), bytesOf(from).replaceAll("(?s)/+$|.*/(?=[^/])", ""));
+        Pull pull = new Pull(to, local != null && local.endsWith("/"),
+                bytesOf(from).replaceAll("(?s)/+$|.*/(?=[^/])", ""));
         try {
             Answer answer = exec("sh -s", in -> in.write(bytes(pullScript(bytesOf(from)))), pull::unpack);
             if (answer.status() == NO_INPUT) {
@@ -265,7 +286,8 @@ final class VmSync implements Callable<Integer> {
             disconnect();
         }
         pull.leftOut.forEach(this::tell);
-        spec.commandLine().getOut().printf(Locale.ROOT, "pulled %s: %d files, %d bytes, %.2f s%n", from, pull.files, pull.bytes, seconds());
+        spec.commandLine().getOut().printf(Locale.ROOT, "pulled %s: %d files, %d bytes, %.2f s%n", from, pull.files,
+                pull.bytes, seconds());
         return pull.leftOut.isEmpty() ? 0 : 1;
     }
 
@@ -282,13 +304,17 @@ final class VmSync implements Callable<Integer> {
 
     private String remoteDir() {
         try {
-            return remoteDir != null ? remoteDir : new RemoteDirectory().convert("/root/" + ROOT.relativize(project).getFileName());
+            return remoteDir != null ? remoteDir : new RemoteDirectory().convert("/root/"
+                    + ROOT.relativize(project).getFileName());
         } catch (TypeConversionException unfit) {
             throw new VmException(2, unfit.getMessage() + " (from the project's name): set VM_REMOTE_DIR");
         }
     }
 
-    /** An absolute path in the guest that a sync may empty: not the root, no directory of the system, nothing that climbs. */
+    /**
+     * An absolute path in the guest that a sync may empty: not the root, no directory of the system, nothing that
+     * climbs.
+     */
     static final class RemoteDirectory implements ITypeConverter<String> {
         private static final Pattern SYSTEM = Pattern.compile("/|/(bin|boot|dev|etc|lib|libexec|modules|proc|rescue|sbin|sys)(/.*)?"
                 + "|/(root|home|usr|var|tmp|mnt|media|build|compat|opt|pfs)|/root/\\.(ssh|vm-sync)(/.*)?|/(usr|var|usr/local)/[^/]+");
@@ -297,9 +323,11 @@ final class VmSync implements Callable<Integer> {
         public String convert(String value) {
             String path = value.replaceAll("//+", "/").replaceAll("(?<=.)/$", "");
             if (!path.startsWith("/") || (path + "/").matches("(?s).*(/\\.\\.?/|\\p{Cntrl}).*")) {
-                throw new TypeConversionException("'" + value + "' is no absolute path without '.' and '..', as /root/project is");
+                throw new TypeConversionException("'" + value
+                        + "' is no absolute path without '.' and '..', as /root/project is");
             } else if (SYSTEM.matcher(path).matches()) {
-                throw new TypeConversionException("'" + value + "' belongs to the guest's system, and a sync would empty it");
+                throw new TypeConversionException("'" + value
+                        + "' belongs to the guest's system, and a sync would empty it");
             }
             return path;
         }
@@ -310,9 +338,11 @@ final class VmSync implements Callable<Integer> {
         List<String> lines = new ArrayList<>(excludes.stream().map(VmSync::bytesOf).toList());
         for (Path file : excludeFiles) {
             try {
-                Files.readString(file, ISO_8859_1).lines().filter(line -> !line.isBlank() && !line.matches("[;#].*")).forEach(lines::add);
+                Files.readString(file, ISO_8859_1).lines().filter(line -> !line.isBlank() && !line.matches("[;#].*"))
+                        .forEach(lines::add);
             } catch (IOException unreadable) {
-                throw new VmException(2, "--exclude-from: " + file + " cannot be read: choose a file with a pattern a line");
+                throw new VmException(2, "--exclude-from: " + file
+                        + " cannot be read: choose a file with a pattern a line");
             }
         }
         lines.addAll(List.of("/vm/", "*.db"));
@@ -345,7 +375,8 @@ final class VmSync implements Callable<Integer> {
                 boolean path = body.contains("/") || body.contains("**");
                 String start = path && !body.startsWith("/") ? "(?:.*/)?" : "";
                 rules.add(new Rule(hides, body.length() < pattern.length(), path,
-                        Pattern.compile(start + regex(body.replaceAll("^/", "")), Pattern.DOTALL), (hides ? "- " : "+ ") + pattern));
+                        Pattern.compile(start + regex(body.replaceAll("^/", "")), Pattern.DOTALL), (hides ? "- " : "+ ")
+                        + pattern));
             }
             return new Rules(rules);
         }
@@ -354,7 +385,8 @@ final class VmSync implements Callable<Integer> {
         boolean hides(String name, boolean directory) {
             String last = name.substring(name.lastIndexOf('/') + 1);
             return list.stream().filter(rule -> (directory || !rule.directoriesOnly())
-                    && rule.pattern().matcher(rule.wholePath() ? name : last).matches()).findFirst().map(Rule::hides).orElse(false);
+                    && rule.pattern().matcher(rule.wholePath() ? name : last).matches()).findFirst().map(Rule::hides)
+                    .orElse(false);
         }
 
         /** A pattern for this name alone: a backslash escapes only where there is a wildcard. */
@@ -366,12 +398,15 @@ final class VmSync implements Callable<Integer> {
             if (!glob.matches("(?s).*[*?\\[].*")) {
                 return Pattern.quote(glob);
             }
-            Pattern token = Pattern.compile("(^\\*\\*/)|(/\\*{3}$)|(\\*{2,})|(\\*)|(\\?)|\\[([!^]?)(]?[^]]*)]|\\\\?(.)", Pattern.DOTALL);
+            Pattern token = Pattern.compile("(^\\*\\*/)|(/\\*{3}$)|(\\*{2,})|(\\*)|(\\?)|\\[([!^]?)(]?[^]]*)]|\\\\?(.)",
+                    Pattern.DOTALL);
             return token.matcher(glob).replaceAll(match -> Matcher.quoteReplacement(
-                    match.group(1) != null ? "(?:.*/)?" : match.group(2) != null ? "(?:/.*)?" : match.group(3) != null ? ".*"
+                    match.group(1) != null ? "(?:.*/)?" : match.group(2) != null ? "(?:/.*)?" : match.group(3) != null
+                    ? ".*"
                     : match.group(4) != null ? "[^/]*" : match.group(5) != null ? "[^/]"
                     : match.group(8) != null ? Pattern.quote(match.group(8))
-                    : (match.group(6).isEmpty() ? "[" : "[^/") + match.group(7).replaceAll("([\\[&^\\]])", "\\\\$1") + "]"));
+                    : (match.group(6).isEmpty() ? "[" : "[^/") + match.group(7).replaceAll("([\\[&^\\]])", "\\\\$1")
+                    + "]"));
         }
     }
 
@@ -381,7 +416,10 @@ final class VmSync implements Callable<Integer> {
 
     /** One difference that a sync removes, or would. */
     record Change(Kind kind, String name, Item item) {
-        /** Whether the built-in engine sends it: all that is not deleted, but of a directory that is there only mode and time. */
+        /**
+         * Whether the built-in engine sends it: all that is not deleted, but of a directory that is there only mode and
+         * time.
+         */
         boolean arrives() {
             return kind != Kind.DELETE && (kind != Kind.ATTRS || item.type() != 'd');
         }
@@ -399,7 +437,8 @@ final class VmSync implements Callable<Integer> {
         }
 
         String summary(double seconds) {
-            return String.format(Locale.ROOT, "%d sent, %d deleted, %d bytes, %.2f s (%s)", all(Kind.SEND, Kind.LINK).count(),
+            return String.format(Locale.ROOT, "%d sent, %d deleted, %d bytes, %.2f s (%s)",
+                    all(Kind.SEND, Kind.LINK).count(),
                     all(Kind.DELETE).count(), all(Kind.SEND).mapToLong(change -> change.item().size()).sum(), seconds,
                     by.name().toLowerCase(Locale.ROOT));
         }
@@ -408,7 +447,8 @@ final class VmSync implements Callable<Integer> {
     private int report(Outcome outcome, String time) {
         outcome.said().forEach(this::tell);
         PrintWriter out = spec.commandLine().getOut();
-        String line = time + (dryRun ? "would sync " : "synced ") + name + ":" + remoteDir + ": " + outcome.summary(seconds());
+        String line = time + (dryRun ? "would sync " : "synced ") + name + ":" + remoteDir + ": "
+                + outcome.summary(seconds());
         if (dryRun) {
             outcome.changes().forEach(out::println);
             tell(line);
@@ -422,9 +462,9 @@ final class VmSync implements Callable<Integer> {
     /**
      * One sync of this directory at a time.
      *
-     * <p>rsync compares whole seconds: a file that is sent and then written again in the same second would look the same for ever. So
-     * the files sent so young are noted with their time in nanoseconds, 0 where it is not sure which version was sent, and the next
-     * sync sends those again whose time is another one.
+     * <p>rsync compares whole seconds: a file that is sent and then written again in the same second would look the
+     * same for ever. So the files sent so young are noted with their time in nanoseconds, 0 where it is not sure which
+     * version was sent, and the next sync sends those again whose time is another one.
      */
     private Outcome sync() throws IOException {
         started = System.nanoTime();
@@ -448,7 +488,8 @@ final class VmSync implements Callable<Integer> {
             Pattern.compile("(\\d+) ([^\0]+)\0").matcher(new String(notes, ISO_8859_1)).results()
                     .forEach(note -> young.put(note.group(2), Long.valueOf(note.group(1))));
             Instant began = Instant.now();
-            Outcome outcome = sync(young.keySet().stream().filter(sent -> young.get(sent) != modified(sent)).collect(Collectors.toSet()));
+            Outcome outcome = sync(young.keySet().stream().filter(sent -> young.get(sent) != modified(sent))
+                    .collect(Collectors.toSet()));
             long second = began.minusSeconds(1).getEpochSecond() * 1_000_000_000;
             long sure = second + 980_000_000 + began.getNano(); // the clock of files lags a few milliseconds
             outcome.all(Kind.SEND).forEach(change -> young.put(change.name(), modified(change.name())));
@@ -475,11 +516,13 @@ final class VmSync implements Callable<Integer> {
 
     /** {@code resend}: files that may differ although they look the same. */
     private Outcome sync(Set<String> resend) {
-        String there = !rsyncHere ? "" : looked(pipe(List.of("ssh", "-F", sshConfig(), name, "sh -s"), lookScript(resend)))[0];
+        String there = !rsyncHere ? "" : looked(pipe(List.of("ssh", "-F", sshConfig(), name, "sh -s"),
+                lookScript(resend)))[0];
         if (!there.isEmpty()) {
             return rsync(there);
         } else if (engine == Engine.RSYNC) {
-            throw new VmException(69, (rsyncHere ? "the guest has no rsync (pkg install rsync)" : "this machine has no rsync 3.1 or newer")
+            throw new VmException(69, (rsyncHere ? "the guest has no rsync (pkg install rsync)"
+                    : "this machine has no rsync 3.1 or newer")
                     + "; use --engine tar");
         }
         return tar(resend);
@@ -541,7 +584,8 @@ final class VmSync implements Callable<Integer> {
                     fi
                     cd "$d" || exit 73
                     """.formatted(PART));
-            resend.forEach(file -> script.append("f=").append(word("./" + file)) // a time that no file of the project has
+            // a time that no file of the project has
+            resend.forEach(file -> script.append("f=").append(word("./" + file))
                     .append("; [ ! -f \"$f\" ] || [ -L \"$f\" ] || touch -c -t 197101010000 \"$f\"\n"));
         }
         return script.toString();
@@ -555,7 +599,8 @@ final class VmSync implements Callable<Integer> {
         String text = new String(answer.out(), ISO_8859_1);
         Matcher said = Pattern.compile("vm-sync rsync=([^\n]*)\n(.*)", Pattern.DOTALL).matcher(text);
         if (!said.find()) { // its .profile ended it, say
-            throw new VmException(69, "the guest's sh did not answer as asked, but: " + quoted(text.replaceFirst("(?s)\n.*", "")));
+            throw new VmException(69, "the guest's sh did not answer as asked, but: "
+                    + quoted(text.replaceFirst("(?s)\n.*", "")));
         }
         return new String[] {said.group(1), said.group(2)};
     }
@@ -588,17 +633,20 @@ final class VmSync implements Callable<Integer> {
     /** What is asked of it works from 3.1 on; macOS has another program of that name. */
     private boolean hasRsync() {
         try {
-            return new String(pipe(List.of("rsync", "--version"), "").out(), UTF_8).matches("(?s)rsync +version v?(3\\.[1-9]|[4-9]).*");
+            return new String(pipe(List.of("rsync", "--version"), "").out(), UTF_8)
+                    .matches("(?s)rsync +version v?(3\\.[1-9]|[4-9]).*");
         } catch (VmException missing) {
             return false;
         }
     }
 
     /** Without owners, so that all belongs to root; -s keeps names from the guest's shell; the rules come on stdin. */
-    static List<String> rsyncCommand(Path project, String sshConfig, String to, String guestRsync, boolean delete, boolean dryRun) {
-        List<String> command = new ArrayList<>(List.of("rsync", dryRun ? "-rlptsn" : "-rlpts", "-0", "--exclude-from=-", "--timeout=300",
-                "--out-format=%i|%l|%n", "-e", "ssh -F '" + sshConfig.replace("'", "''") + "'", "--rsync-path=" + guestRsync,
-                project.toString().replaceAll("/?$", "/"), to));
+    static List<String> rsyncCommand(Path project, String sshConfig, String to, String guestRsync, boolean delete,
+            boolean dryRun) {
+        List<String> command = new ArrayList<>(List.of("rsync", dryRun ? "-rlptsn" : "-rlpts", "-0", "--exclude-from=-",
+                "--timeout=300",
+                "--out-format=%i|%l|%n", "-e", "ssh -F '" + sshConfig.replace("'", "''") + "'", "--rsync-path="
+                + guestRsync, project.toString().replaceAll("/?$", "/"), to));
         if (delete) {
             command.add("--delete");
         }
@@ -606,8 +654,8 @@ final class VmSync implements Callable<Integer> {
     }
 
     private Outcome rsync(String guestRsync) {
-        Answer answer = pipe(rsyncCommand(project, sshConfig(), name + ":" + remoteDir + "/", guestRsync, !keep, dryRun),
-                rules.list().stream().map(rule -> rule.text() + "\0").collect(Collectors.joining()));
+        Answer answer = pipe(rsyncCommand(project, sshConfig(), name + ":" + remoteDir + "/", guestRsync, !keep,
+                dryRun), rules.list().stream().map(rule -> rule.text() + "\0").collect(Collectors.joining()));
         List<String> said = new ArrayList<>(answer.errors().lines().toList());
         List<Change> changes = parse(answer.out(), said);
         String why = said.isEmpty() ? "rsync ended with " + answer.status() : said.get(0);
@@ -616,7 +664,8 @@ final class VmSync implements Callable<Integer> {
         } else if (!List.of(0, 23, 24, 25).contains(answer.status())) { // what these left out, they have named
             throw new VmException(1, why);
         }
-        return new Outcome(changes, said, answer.status() == 0 || answer.status() == 24, Engine.RSYNC); // 24: a file vanished meanwhile
+        // 24: a file vanished meanwhile
+        return new Outcome(changes, said, answer.status() == 0 || answer.status() == 24, Engine.RSYNC);
     }
 
     /** rsync's itemized lines; what else it says goes to {@code said}. */
@@ -640,8 +689,8 @@ final class VmSync implements Callable<Integer> {
     }
 
     /**
-     * Runs ssh, or rsync over it; 69 if the connection fails. Their keep-alives end it when it is dead; a limit ends ssh, whose look
-     * takes seconds, when the guest hangs and still answers those.
+     * Runs ssh, or rsync over it; 69 if the connection fails. Their keep-alives end it when it is dead; a limit ends
+     * ssh, whose look takes seconds, when the guest hangs and still answers those.
      */
     private Answer pipe(List<String> command, String input) {
         if (verbose) {
@@ -650,7 +699,8 @@ final class VmSync implements Callable<Integer> {
         ByteArrayOutputStream out = new ByteArrayOutputStream();
         ByteArrayOutputStream errors = new ByteArrayOutputStream();
         try {
-            ProcessExecutor executor = new ProcessExecutor(command).redirectInput(new ByteArrayInputStream(bytes(input)))
+            ProcessExecutor executor = new ProcessExecutor(command)
+                    .redirectInput(new ByteArrayInputStream(bytes(input)))
                     .redirectErrorStream(false).redirectOutput(out).redirectError(errors).destroyOnExit();
             if (command.get(0).equals("ssh")) {
                 executor.timeout(10, TimeUnit.MINUTES);
@@ -666,13 +716,17 @@ final class VmSync implements Callable<Integer> {
         } catch (InterruptedException interrupted) {
             throw new VmException(130, "interrupted");
         } catch (IOException missing) {
-            throw new VmException(69, command.get(0) + " cannot be run ('vm-setup check' tells what is missing): " + missing.getMessage());
+            throw new VmException(69, command.get(0) + " cannot be run ('vm-setup check' tells what is missing): "
+                    + missing.getMessage());
         }
     }
 
     // The built-in engine
 
-    /** An entry of a tree: 'f', 'd', 'l', or 's' for what is not synced; its permissions; its time in nanoseconds; where a link leads. */
+    /**
+     * An entry of a tree: 'f', 'd', 'l', or 's' for what is not synced; its permissions; its time in nanoseconds; where
+     * a link leads.
+     */
     record Item(char type, int mode, long size, long time, String target) {
         static Item of(int mode, long size, long time, String target) {
             char type = switch (mode >> 12) {
@@ -685,20 +739,27 @@ final class VmSync implements Callable<Integer> {
         }
 
         static Item of(Path path) throws IOException {
-            Map<String, Object> found = Files.readAttributes(path, "unix:mode,size,lastModifiedTime", LinkOption.NOFOLLOW_LINKS);
+            Map<String, Object> found = Files.readAttributes(path, "unix:mode,size,lastModifiedTime",
+                    LinkOption.NOFOLLOW_LINKS);
             int mode = (Integer) found.get("mode");
-            return of(mode, (Long) found.get("size"), ((FileTime) found.get("lastModifiedTime")).to(TimeUnit.NANOSECONDS),
-                    mode >> 12 == 10 ? bytesOf(Files.readSymbolicLink(path)) : "");
+            return of(mode, (Long) found.get("size"), ((FileTime) found.get("lastModifiedTime"))
+                    .to(TimeUnit.NANOSECONDS), mode >> 12 == 10 ? bytesOf(Files.readSymbolicLink(path)) : "");
         }
 
-        /** Files by the microsecond, which is what HAMMER2 keeps, if the guest has fractions of a second; else as rsync, by the second. */
+        /**
+         * Files by the microsecond, which is what HAMMER2 keeps, if the guest has fractions of a second; else as rsync,
+         * by the second.
+         */
         boolean sameTime(Item guest) {
             long unit = type != 'f' || guest.time % 1_000_000_000 == 0 ? 1_000_000_000 : 1000;
             return Math.floorDiv(time, unit) == Math.floorDiv(guest.time, unit);
         }
     }
 
-    /** What is not excluded of a tree, from {@code top} on, directories before what is in them; {@code said} gets what is unreadable. */
+    /**
+     * What is not excluded of a tree, from {@code top} on, directories before what is in them; {@code said} gets what
+     * is unreadable.
+     */
     static void walk(Path root, Path top, Rules rules, List<String> said, BiConsumer<String, Item> visitor) {
         String name = nameOf(root, top);
         try {
@@ -736,22 +797,24 @@ final class VmSync implements Callable<Integer> {
         }
         // A line ends where the next begins: a link's target may hold anything.
         List<MatchResult> lines = Pattern.compile(
-                "\\b([0-7]{1,6}) (\\d{1,18}) (-?\\d{1,18})\\.(\\d{9})\\d* (.*?)\\|\n(?=[0-7]+ \\d+ -?\\d+\\.|\\z)", Pattern.DOTALL)
+                "\\b([0-7]{1,6}) (\\d{1,18}) (-?\\d{1,18})\\.(\\d{9})\\d* (.*?)\\|\n(?=[0-7]+ \\d+ -?\\d+\\.|\\z)",
+                Pattern.DOTALL)
                 .matcher(names[names.length - 1]).results().toList();
         if (!text.isEmpty() && lines.size() != names.length - 2) {
             return null;
         }
         for (int i = 0; i < lines.size(); i++) {
             MatchResult line = lines.get(i);
-            tree.put(names[i].replaceFirst("^\\./", ""), Item.of(Integer.parseInt(line.group(1), 8), Long.parseLong(line.group(2)),
+            tree.put(names[i].replaceFirst("^\\./", ""),
+                    Item.of(Integer.parseInt(line.group(1), 8), Long.parseLong(line.group(2)),
                     Long.parseLong(line.group(3)) * 1_000_000_000 + Long.parseLong(line.group(4)), line.group(5)));
         }
         return tree;
     }
 
     /** What makes the guest's tree equal to the project's, deletions first; {@code said} gets what cannot be done. */
-    static List<Change> plan(Map<String, Item> project, TreeMap<String, Item> guest, Rules rules, boolean delete, Set<String> resend,
-            List<String> said) {
+    static List<Change> plan(Map<String, Item> project, TreeMap<String, Item> guest, Rules rules, boolean delete,
+            Set<String> resend, List<String> said) {
         Set<String> hidden = new HashSet<>();
         guest.forEach((name, item) -> {
             if (!name.equals(".") && (hidden.contains(parent(name)) || rules.hides(name, item.type() == 'd'))) {
@@ -779,8 +842,10 @@ final class VmSync implements Callable<Integer> {
             boolean same = there != null && there.type() == item.type() && there.target().equals(item.target());
             if (blocked.contains(name)) {
                 return;
-            } else if (!same || item.type() == 'f' && (!item.sameTime(there) || item.size() != there.size() || resend.contains(name))) {
-                changes.add(new Change(item.type() == 'f' ? Kind.SEND : item.type() == 'l' ? Kind.LINK : Kind.MKDIR, name, item));
+            } else if (!same || item.type() == 'f' && (!item.sameTime(there) || item.size() != there.size()
+                    || resend.contains(name))) {
+                changes.add(new Change(item.type() == 'f' ? Kind.SEND : item.type() == 'l' ? Kind.LINK : Kind.MKDIR,
+                        name, item));
             } else if (!item.sameTime(there) || item.type() != 'l' && item.mode() != there.mode()) {
                 changes.add(new Change(Kind.ATTRS, name, item));
             }
@@ -791,10 +856,12 @@ final class VmSync implements Callable<Integer> {
     private Outcome tar(Set<String> resend) {
         TreeMap<String, Item> guest = null;
         for (int attempt = 1; guest == null; attempt++) {
-            Answer answer = exec("sh -s", in -> in.write(bytes(lookScript(Set.of()) + LIST_SCRIPT)), InputStream::readAllBytes);
+            Answer answer = exec("sh -s", in -> in.write(bytes(lookScript(Set.of()) + LIST_SCRIPT)),
+                    InputStream::readAllBytes);
             guest = listing(looked(answer)[1]);
             if (guest == null && attempt == 3) {
-                throw new VmException(1, "the guest's list of its files makes no sense, three times: " + answer.errors());
+                throw new VmException(1, "the guest's list of its files makes no sense, three times: "
+                        + answer.errors());
             }
         }
         List<String> said = new ArrayList<>();
@@ -804,18 +871,21 @@ final class VmSync implements Callable<Integer> {
         if (!dryRun && !changes.isEmpty()) {
             Set<String> unsent = new TreeSet<>();
             Answer answer = exec("cd && cd .vm-sync/" + key() + "/tree && mkdir " + PART + " && cd " + PART
-                    + " && tar -xpf - && exec sh apply", in -> send(in, tree, changes, unsent, said), InputStream::readAllBytes);
+                    + " && tar -xpf - && exec sh apply", in -> send(in, tree, changes, unsent, said),
+                    InputStream::readAllBytes);
             if (answer.status() != 0) {
                 said.add("the guest could not do all of it: " + answer.errors());
             }
             changes.removeIf(change -> unsent.contains(change.name()));
         }
-        changes.removeIf(change -> change.kind() == Kind.DELETE && tree.containsKey(change.name())); // replaced: told once is enough
+        // replaced: told once is enough
+        changes.removeIf(change -> change.kind() == Kind.DELETE && tree.containsKey(change.name()));
         return new Outcome(changes, said, said.isEmpty(), Engine.TAR);
     }
 
     /** One stream: what is new, and last the directories' modes and times, and a script that puts it all in place. */
-    private void send(OutputStream out, Map<String, Item> tree, List<Change> changes, Set<String> unsent, List<String> said)
+    private void send(OutputStream out, Map<String, Item> tree, List<Change> changes, Set<String> unsent,
+            List<String> said)
             throws IOException {
         try (TarArchiveOutputStream tar = tarStream(out)) {
             for (Change change : changes) {
@@ -828,8 +898,10 @@ final class VmSync implements Callable<Integer> {
             ByteArrayOutputStream directories = new ByteArrayOutputStream();
             try (TarArchiveOutputStream inner = tarStream(directories)) {
                 // A directory's time changes with what happens in it; in the topmost all of this happens.
-                for (String directory : changes.stream().flatMap(change -> Stream.of(".", change.name(), parent(change.name())))
-                        .filter(name -> tree.containsKey(name) && tree.get(name).type() == 'd').collect(Collectors.toSet())) {
+                for (String directory : changes.stream().flatMap(change ->
+                        Stream.of(".", change.name(), parent(change.name())))
+                        .filter(name -> tree.containsKey(name) && tree.get(name).type() == 'd')
+                        .collect(Collectors.toSet())) {
                     put(inner, "./" + directory, tree.get(directory), InputStream.nullInputStream());
                 }
             }
@@ -839,7 +911,8 @@ final class VmSync implements Callable<Integer> {
     }
 
     /** A file that changes meanwhile is thrown away over there, and the next sync's. */
-    private void sendFile(TarArchiveOutputStream tar, Change change, Set<String> unsent, List<String> said) throws IOException {
+    private void sendFile(TarArchiveOutputStream tar, Change change, Set<String> unsent,
+            List<String> said) throws IOException {
         Path file = path(project, change.name());
         try (InputStream content = Files.newInputStream(file)) {
             boolean whole = put(tar, "t/" + change.name(), change.item(), content);
@@ -869,9 +942,11 @@ final class VmSync implements Callable<Integer> {
     }
 
     /** Sends exactly as many bytes as announced; false if there were fewer. */
-    private static boolean put(TarArchiveOutputStream tar, String name, Item item, InputStream content) throws IOException {
+    private static boolean put(TarArchiveOutputStream tar, String name, Item item,
+            InputStream content) throws IOException {
         TarArchiveEntry entry = new TarArchiveEntry(item.type() == 'd' ? name + "/" : name,
-                item.type() == 'l' ? TarConstants.LF_SYMLINK : item.type() == 'd' ? TarConstants.LF_DIR : TarConstants.LF_NORMAL);
+                item.type() == 'l' ? TarConstants.LF_SYMLINK : item.type() == 'd' ? TarConstants.LF_DIR
+                : TarConstants.LF_NORMAL);
         entry.setMode(item.mode());
         entry.setLastModifiedTime(FileTime.from(item.time(), TimeUnit.NANOSECONDS));
         entry.setIds(0, 0);
@@ -895,8 +970,9 @@ final class VmSync implements Callable<Integer> {
     }
 
     /**
-     * Run in the part directory when all has arrived: removes what must go, moves what came into place, sets modes and times.
-     * mv within one file system is rename(2): there is the old file or the new one. If one step fails, the others are done all the same.
+     * Run in the part directory when all has arrived: removes what must go, moves what came into place, sets modes and
+     * times. mv within one file system is rename(2): there is the old file or the new one. If one step fails, the
+     * others are done all the same.
      */
     static String applyScript(List<Change> changes, Set<String> unsent, String key) {
         StringBuilder script = new StringBuilder("LC_ALL=C; export LC_ALL\nr=0 s=$HOME/.vm-sync/" + key
@@ -908,7 +984,8 @@ final class VmSync implements Callable<Integer> {
         changes.stream().filter(change -> change.arrives() && !unsent.contains(change.name()))
                 .map(Change::name).filter(name -> !made.contains(parent(name))) // what lies in a new directory moves with it
                 .collect(Collectors.groupingBy(VmSync::parent, TreeMap::new, Collectors.toList()))
-                .forEach((directory, names) -> step(script, "mv -f", PART + "/t/", names, " " + word("./" + directory + "/")));
+                .forEach((directory, names) -> step(script, "mv -f", PART + "/t/", names, " "
+                        + word("./" + directory + "/")));
         return script + "rm -rf " + PART + "\ntar -xpf \"$s/directories\" || r=1\nrm -f \"$s/directories\"\nexit $r\n";
     }
 
@@ -920,7 +997,8 @@ final class VmSync implements Callable<Integer> {
     private static void step(StringBuilder script, String command, String prefix, List<String> names, String last) {
         for (int from = 0; from < names.size(); from += 100) {
             script.append(command);
-            names.subList(from, Math.min(from + 100, names.size())).forEach(name -> script.append(' ').append(word(prefix + name)));
+            names.subList(from, Math.min(from + 100, names.size())).forEach(name ->
+                    script.append(' ').append(word(prefix + name)));
             script.append(last).append(" || r=1\n");
         }
     }
@@ -946,7 +1024,8 @@ final class VmSync implements Callable<Integer> {
             }
             ByteArrayOutputStream errors = new ByteArrayOutputStream();
             try (Session session = connection.startSession(); Session.Command running = session.exec(command)) {
-                var drained = new StreamCopier(running.getErrorStream(), errors, LoggerFactory.DEFAULT).spawnDaemon("stderr");
+                var drained = new StreamCopier(running.getErrorStream(), errors, LoggerFactory.DEFAULT)
+                        .spawnDaemon("stderr");
                 try (OutputStream in = new BufferedOutputStream(running.getOutputStream(), 1 << 16)) {
                     input.write(in);
                 } catch (SSHException ended) {
@@ -992,9 +1071,13 @@ final class VmSync implements Callable<Integer> {
         }
     }
 
-    /** "Key value" lines, the value perhaps in quotes, with backslashes before quotes and backslashes; keys in lower case. */
+    /**
+     * "Key value" lines, the value perhaps in quotes, with backslashes before quotes and backslashes; keys in lower
+     * case.
+     */
     static Map<String, String> keywords(String text) {
-        return Pattern.compile("(?m)^\\s*(\\w+)\\s+(\"?)(.*?)\\2\\s*$").matcher(text).results().collect(Collectors.toMap(
+        return Pattern.compile("(?m)^\\s*(\\w+)\\s+(\"?)(.*?)\\2\\s*$").matcher(text).results()
+                .collect(Collectors.toMap(
                 line -> line.group(1).toLowerCase(Locale.ROOT),
                 line -> line.group(3).replaceAll("\\\\([\\\\\"])", "$1").replace("%%", "%"), (first, second) -> first));
     }
@@ -1006,7 +1089,10 @@ final class VmSync implements Callable<Integer> {
 
     // Watching
 
-    /** Syncs at once, then after each burst of changes, and when the VM is another one: restarted, or restored to an older tree. */
+    /**
+     * Syncs at once, then after each burst of changes, and when the VM is another one: restarted, or restored to an
+     * older tree.
+     */
     private int watch() throws IOException {
         try (WatchService service = project.getFileSystem().newWatchService()) {
             register(project, service);
@@ -1050,7 +1136,10 @@ final class VmSync implements Callable<Integer> {
         }
     }
 
-    /** Waits a second for a change of something that is not excluded, and then until the burst is over, three seconds at most. */
+    /**
+     * Waits a second for a change of something that is not excluded, and then until the burst is over, three seconds at
+     * most.
+     */
     private boolean changed(WatchService service) {
         boolean changed = false;
         long start = System.nanoTime();
@@ -1059,8 +1148,10 @@ final class VmSync implements Callable<Integer> {
             while (key != null) {
                 for (WatchEvent<?> event : key.pollEvents()) {
                     // Without a name: so much happened that the kernel lost count.
-                    Path path = event.context() == null ? project : ((Path) key.watchable()).resolve((Path) event.context());
-                    if (path.equals(project) || !rules.hides(nameOf(project, path), Files.isDirectory(path, LinkOption.NOFOLLOW_LINKS))) {
+                    Path path = event.context() == null ? project
+                            : ((Path) key.watchable()).resolve((Path) event.context());
+                    if (path.equals(project) || !rules.hides(nameOf(project, path),
+                            Files.isDirectory(path, LinkOption.NOFOLLOW_LINKS))) {
                         changed = true;
                         register(path, service);
                     }
@@ -1068,7 +1159,8 @@ final class VmSync implements Callable<Integer> {
                 if (!key.reset() && key.watchable().equals(project)) {
                     throw new VmException(1, project + " is gone: nothing left to watch");
                 }
-                key = System.nanoTime() - start > 3_000_000_000L ? null : service.poll(changed ? 80 : 0, TimeUnit.MILLISECONDS);
+                key = System.nanoTime() - start > 3_000_000_000L ? null
+                        : service.poll(changed ? 80 : 0, TimeUnit.MILLISECONDS);
             }
         } catch (InterruptedException interrupted) {
             throw new VmException(130, "interrupted");
@@ -1102,7 +1194,10 @@ final class VmSync implements Callable<Integer> {
 
     // Pulling
 
-    /** Unpacks what a guest sends, which may be hostile: every name is checked, no link is followed, nothing special is made. */
+    /**
+     * Unpacks what a guest sends, which may be hostile: every name is checked, no link is followed, nothing special is
+     * made.
+     */
     static final class Pull {
         private final Path local;
         private final boolean directory;
@@ -1112,7 +1207,9 @@ final class VmSync implements Callable<Integer> {
         int files;
         long bytes;
 
-        /** {@code name}: of a single file in the directory {@code local}, as it was asked for, whatever the guest says. */
+        /**
+         * {@code name}: of a single file in the directory {@code local}, as it was asked for, whatever the guest says.
+         */
         Pull(Path local, boolean directory, String name) {
             this.local = local;
             this.directory = directory || Files.isDirectory(local);
@@ -1130,10 +1227,12 @@ final class VmSync implements Callable<Integer> {
                     }
                     String as = directory ? name : bytesOf(local.getFileName());
                     unpack(tar, entry, single ? List.of(as) : parts(entry.getName()));
-                } catch (SecurityException | IllegalArgumentException unsafe) { // the latter: no name for a file, with a NUL in it
+                // the latter: no name for a file, with a NUL in it
+                } catch (SecurityException | IllegalArgumentException unsafe) {
                     leftOut.add("left out: " + quoted(entry.getName()) + ": " + unsafe.getMessage());
                 } catch (IOException failed) {
-                    boolean full = String.valueOf(failed.getMessage()).contains("No space left"); // a write says it without the file
+                    // a write says it without the file
+                    boolean full = String.valueOf(failed.getMessage()).contains("No space left");
                     if (failed instanceof FileSystemException || full) {
                         throw new VmException(1, "cannot write in " + local + ": " + reason(failed)
                                 + "; choose another LOCAL, or make room");
@@ -1147,7 +1246,8 @@ final class VmSync implements Callable<Integer> {
 
         /** The components of a name below LOCAL. */
         private static List<String> parts(String name) {
-            List<String> parts = Stream.of(name.split("/")).filter(part -> !part.isEmpty() && !part.equals(".")).toList();
+            List<String> parts = Stream.of(name.split("/")).filter(part -> !part.isEmpty() && !part.equals("."))
+                    .toList();
             if (name.startsWith("/") || parts.contains("..")) {
                 throw new SecurityException("it leads out of the directory");
             } else if (parts.stream().anyMatch(".git"::equalsIgnoreCase)) {
@@ -1167,13 +1267,15 @@ final class VmSync implements Callable<Integer> {
                 if (wanted && !Files.exists(path, LinkOption.NOFOLLOW_LINKS)) {
                     Files.createDirectory(path);
                 } else if (wanted != Files.isDirectory(path, LinkOption.NOFOLLOW_LINKS)) {
-                    throw new SecurityException(wanted ? "what should be its directory is none" : "there is a directory of that name");
+                    throw new SecurityException(wanted ? "what should be its directory is none"
+                            : "there is a directory of that name");
                 }
             }
             if (entry.isDirectory()) {
                 return;
             }
-            boolean file = List.of(TarConstants.LF_OLDNORM, TarConstants.LF_NORMAL, TarConstants.LF_CONTIG, TarConstants.LF_GNUTYPE_SPARSE)
+            boolean file = List.of(TarConstants.LF_OLDNORM, TarConstants.LF_NORMAL, TarConstants.LF_CONTIG,
+                    TarConstants.LF_GNUTYPE_SPARSE)
                     .contains(entry.getLinkFlag()) && tar.canReadEntryData(entry);
             if (!file && !entry.isSymbolicLink()) {
                 throw new SecurityException("it is neither a file nor a directory nor a symbolic link");
@@ -1186,7 +1288,8 @@ final class VmSync implements Callable<Integer> {
                     Files.setLastModifiedTime(beside, entry.getLastModifiedTime());
                 } else {
                     Files.delete(beside);
-                    Files.createSymbolicLink(beside, path(Path.of(""), safeTarget(entry.getLinkName(), parts.size() - 1)));
+                    Files.createSymbolicLink(beside, path(Path.of(""),
+                            safeTarget(entry.getLinkName(), parts.size() - 1)));
                 }
                 Files.move(beside, path, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
                 files++;
@@ -1195,7 +1298,10 @@ final class VmSync implements Callable<Integer> {
             }
         }
 
-        /** A link stays inside if it climbs at its beginning only, and not above the root: no other link can bend such a one. */
+        /**
+         * A link stays inside if it climbs at its beginning only, and not above the root: no other link can bend such a
+         * one.
+         */
         private static String safeTarget(String target, int depth) {
             List<String> words = List.of(target.split("/"));
             int climbs = (int) words.stream().takeWhile(".."::equals).count();
@@ -1221,7 +1327,8 @@ final class VmSync implements Callable<Integer> {
     static String bytesOf(Path path) {
         String text = path.toString();
         return text.matches("\\p{ASCII}*") ? text : Pattern.compile("%(..)")
-                .matcher(ROOT.resolve(path).toUri().getRawPath().replaceAll("(?<=.)/$", "").substring(path.isAbsolute() ? 0 : 1))
+                .matcher(ROOT.resolve(path).toUri().getRawPath().replaceAll("(?<=.)/$", "").substring(path.isAbsolute()
+                        ? 0 : 1))
                 .replaceAll(hex -> Matcher.quoteReplacement(String.valueOf((char) Integer.parseInt(hex.group(1), 16))));
     }
 
@@ -1231,7 +1338,8 @@ final class VmSync implements Callable<Integer> {
     }
 
     static Path path(Path root, String name) {
-        Path absolute = Path.of(URI.create("file:///" + HexFormat.of().withPrefix("%").formatHex(bytes(name)).replace("%2f", "/")));
+        Path absolute = Path.of(URI.create("file:///"
+                + HexFormat.of().withPrefix("%").formatHex(bytes(name)).replace("%2f", "/")));
         return root.resolve(absolute.subpath(0, absolute.getNameCount()));
     }
 
@@ -1242,7 +1350,8 @@ final class VmSync implements Callable<Integer> {
     /** A name for people, on one line, and for a shell to read back. */
     static String quoted(String name) {
         String text = new String(bytes(name), UTF_8);
-        return text.chars().noneMatch(Character::isISOControl) ? word(text) : "$'" + Pattern.compile("[\\p{Cntrl}'\\\\]")
+        return text.chars().noneMatch(Character::isISOControl) ? word(text) : "$'"
+                + Pattern.compile("[\\p{Cntrl}'\\\\]")
                 .matcher(text).replaceAll(odd -> String.format("\\\\%03o", (int) odd.group().charAt(0))) + "'";
     }
 

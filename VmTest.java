@@ -90,42 +90,54 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * In order:
  * <ol>
  * <li>--fresh runs {@code vm-ctl restore}, --sync (and --fresh) {@code vm-sync}, as processes.
- * <li>The build runs once, then every suite, in VM_REMOTE_DIR, over the shared connection of VM_DIR/ssh_config. In the guest a
- *     sh supervisor starts the command; at the time limit, on Ctrl-C, or when the connection ends it takes the goroutine dumps
+ * <li>The build runs once, then every suite, in VM_REMOTE_DIR, over the shared connection of VM_DIR/ssh_config. In the
+ *     guest a
+ * sh supervisor starts the command; at the time limit, on Ctrl-C, or when the connection ends it takes the goroutine
+ * dumps
  *     of the Go test binaries and kills all that the suite started. A doas suite is followed by a leak check.
- * <li>A plain {@code go test} gets -json. Its events, whoever prints them, are shown as {@code go test -v} would; all other output
+ * <li>A plain {@code go test} gets -json. Its events, whoever prints them, are shown as {@code go test -v} would; all
+ *     other output
  *     passes through byte for byte.
  * <li>A summary, the --junit and --json files, and the verdict as exit code.
- * </ol>
- * Reads {@code <name>.pid}, the lock on {@code <name>.qemu-pid}, {@code ssh_config} (ssh does), {@code <name>.console.log}; asks
- * QEMU over {@code <name>.qmp} for the guest's state; writes {@code <name>.test/<suite>.json}, the result and timings of its last
- * run. {@code <name>.test/lock} keeps a second vm-test away from the VM.
+ * </ol> Reads {@code <name>.pid}, the lock on {@code <name>.qemu-pid}, {@code ssh_config} (ssh does), {@code
+ * <name>.console.log}; asks QEMU over {@code <name>.qmp} for the guest's state; writes {@code
+ * <name>.test/<suite>.json}, the result and timings of its last run. {@code <name>.test/lock} keeps a second vm-test
+ * away from the VM.
  */
-@Command(name = "vm-test", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1", usageHelpWidth = 120,
+@Command(name = "vm-test", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1",
+        usageHelpWidth = 120,
         descriptionHeading = "%n", parameterListHeading = "%n", optionListHeading = "%nOptions:%n",
         commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
-        customSynopsis = {"vm-test [OPTIONS] SUITE... [-- ARG...]", "       vm-test list", "       vm-test run [OPTIONS] -- CMD [ARG...]"},
+        customSynopsis = {"vm-test [OPTIONS] SUITE... [-- ARG...]", "       vm-test list",
+            "       vm-test run [OPTIONS] -- CMD [ARG...]"},
         description = {"Build a project and run its tests in the running VM, and give a verdict", "",
             "The build runs once, then every suite, even if an earlier one fails, in VM_REMOTE_DIR in the guest. "
-                + "A summary tells what failed and why, and what was skipped. At the time limit, on Ctrl-C, or when the connection ends, "
-                + "all that a suite started is killed. VM_TEST_<SUITE> is a suite's command, a new name a new suite; VM_TEST_BUILD=true "
+                + "A summary tells what failed and why, and what was skipped. At the time limit, on Ctrl-C, or when "
+                + "the connection ends, "
+                + "all that a suite started is killed. VM_TEST_<SUITE> is a suite's command, a new name a new suite; "
+                + "VM_TEST_BUILD=true "
                 + "skips the build.", "",
-            "It reads VM_DIR/ssh_config, which vm-ctl start writes, and writes VM_DIR/NAME.test/SUITE.json, the result and timings of a "
-                + "suite's last run. An option beats the environment, which beats vm.env (KEY=VALUE lines) in the working directory, "
+            "It reads VM_DIR/ssh_config, which vm-ctl start writes, and writes VM_DIR/NAME.test/SUITE.json, the "
+                + "result and timings of a "
+                + "suite's last run. An option beats the environment, which beats vm.env (KEY=VALUE lines) in the "
+                + "working directory, "
                 + "which beats the default."},
         footer = {"  vm-test unit                              # build, then one suite",
             "  vm-test unit -- -run TestX ./pkg/...      # with arguments for its command",
             "  vm-test --sync all --junit all.xml        # sync, build, three suites, a report",
             "  VM_TEST_VET='go vet ./...' vm-test vet    # a suite of your own"},
         exitCodeList = {"0:all passed",
-            "1:a suite or the build failed or left something behind, a report is cut off, or this machine's disk is full",
+            "1:a suite or the build failed or left something behind, a report is cut off, or this machine's disk is "
+                + "full",
             "2:wrong usage", "3:the VM is not running",
-            "69:the VM or the connection was lost, or something needed is not available (ssh, vm-ctl, vm-sync, the lock)",
+            "69:the VM or the connection was lost, or something needed is not available (ssh, vm-ctl, vm-sync, the "
+                + "lock)",
             "124:a time limit", "130, 143:interrupted"})
 final class VmTest implements Callable<Integer> {
 
     @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = ScopeType.INHERIT,
-            paramLabel = "DIR", description = "Where everything about the VMs lies (VM_DIR; default: ${DEFAULT-VALUE}).")
+            paramLabel = "DIR", description = "Where everything about the VMs lies (VM_DIR; default: "
+                    + "${DEFAULT-VALUE}).")
     void setVmDir(String value) {
         vmDir = userPath(value);
     }
@@ -135,13 +147,15 @@ final class VmTest implements Callable<Integer> {
     String vmName;
 
     @Option(names = "--project", descriptionKey = "VM_PROJECT", defaultValue = ".", scope = ScopeType.INHERIT,
-            paramLabel = "DIR", description = "The project on this machine (VM_PROJECT; default: the working directory).")
+            paramLabel = "DIR", description = "The project on this machine (VM_PROJECT; default: the working "
+                    + "directory).")
     void setProject(String value) {
         project = userPath(value);
     }
 
     @Option(names = "--remote-dir", descriptionKey = "VM_REMOTE_DIR", scope = ScopeType.INHERIT,
-            paramLabel = "DIR", description = "The project in the guest (VM_REMOTE_DIR; default: /root/<name of the project>).")
+            paramLabel = "DIR", description = "The project in the guest (VM_REMOTE_DIR; default: /root/<name of the "
+                    + "project>).")
     String remoteDir;
 
     @Option(names = "--ctl-cmd", descriptionKey = "VM_CTL_CMD", defaultValue = "jbang vm-ctl",
@@ -149,17 +163,21 @@ final class VmTest implements Callable<Integer> {
     String ctlCommand;
 
     @Option(names = "--sync-cmd", descriptionKey = "VM_SYNC_CMD", defaultValue = "jbang vm-sync",
-            paramLabel = "CMD", description = "How --sync and --fresh run vm-sync (VM_SYNC_CMD; default: ${DEFAULT-VALUE}).")
+            paramLabel = "CMD", description = "How --sync and --fresh run vm-sync (VM_SYNC_CMD; default: "
+                    + "${DEFAULT-VALUE}).")
     String syncCommand;
 
     @Option(names = "--sync", description = "Run vm-sync first.")
     boolean sync;
 
-    @Option(names = "--fresh", description = "Run vm-ctl restore first, which brings the clean state back, then vm-sync.")
+    @Option(names = "--fresh", description = "Run vm-ctl restore first, which brings the clean state back, then "
+            + "vm-sync.")
     boolean fresh;
 
-    @Option(names = "--timeout", defaultValue = "60m", scope = ScopeType.INHERIT, paramLabel = "TIME", converter = Limit.class,
-            description = "Stop the build, a suite or run's command after this long, as 90s, 5m or 1h (default: ${DEFAULT-VALUE}).")
+    @Option(names = "--timeout", defaultValue = "60m", scope = ScopeType.INHERIT, paramLabel = "TIME",
+            converter = Limit.class,
+            description = "Stop the build, a suite or run's command after this long, as 90s, 5m or 1h (default: "
+                    + "${DEFAULT-VALUE}).")
     Duration timeout;
 
     @Option(names = "--env", scope = ScopeType.INHERIT, paramLabel = "K=V",
@@ -177,14 +195,16 @@ final class VmTest implements Callable<Integer> {
 
     enum Leaks { fail, warn, ignore }
 
-    @Option(names = "--leaks", defaultValue = "fail", paramLabel = "MODE", description = "fail, warn or ignore: what follows from mounts, "
+    @Option(names = "--leaks", defaultValue = "fail", paramLabel = "MODE",
+            description = "fail, warn or ignore: what follows from mounts, "
             + "processes and files under /build that a doas suite leaves behind (default: ${DEFAULT-VALUE}).")
     Leaks leaks;
 
     @Option(names = "-v", scope = ScopeType.INHERIT, description = "Echo every external command.")
     boolean verbose;
 
-    @Parameters(paramLabel = "SUITE", description = "Suites, see 'vm-test list'. What follows -- is appended to their commands; "
+    @Parameters(paramLabel = "SUITE",
+            description = "Suites, see 'vm-test list'. What follows -- is appended to their commands; "
             + "packages among it take the place of those that a go test names.")
     List<String> words = new ArrayList<>();
 
@@ -227,11 +247,14 @@ final class VmTest implements Callable<Integer> {
         return line;
     }
 
-    /** On Ctrl-C or TERM, before this process ends: what runs in the guest is stopped, and the summary still written. */
+    /**
+     * On Ctrl-C or TERM, before this process ends: what runs in the guest is stopped, and the summary still written.
+     */
     private void interrupt() {
         interrupted = true;
         if (!finished.isDone()) {
-            System.err.println("vm-test: interrupted; stopping what runs in the guest (within " + STOPPING.toSeconds() + " s)");
+            System.err.println("vm-test: interrupted; stopping what runs in the guest (within " + STOPPING.toSeconds()
+                    + " s)");
             Stream.ofNullable(sibling).forEach(Process::destroy);
             finished.completeOnTimeout(null, STOPPING.toSeconds() + 10, TimeUnit.SECONDS).join();
         }
@@ -282,31 +305,38 @@ final class VmTest implements Callable<Integer> {
         System.err.println("vm-test: " + done.stream().map(report -> report.said()
                 + (report.standstill == null ? "" : ": " + report.standstill)).collect(Collectors.joining("; ")));
         int code = done.stream().map(report -> report.verdict).max(Comparator.naturalOrder()).orElseThrow().exitCode;
-        cutOff.forEach(file -> System.err.println("vm-test: cannot write all of " + file + ": make room, or choose another place"));
+        cutOff.forEach(file -> System.err.println("vm-test: cannot write all of " + file
+                + ": make room, or choose another place"));
         return code == 0 && !cutOff.isEmpty() ? 1 : code;
     }
 
     @Command(name = "list", customSynopsis = "vm-test list",
             description = {"Show the suites, their commands, and the settings that gave them.", "",
                 "Reads the environment and vm.env, and nothing of the VM."},
-            footer = {"  vm-test list", "  VM_TEST_VET='go vet ./...' vm-test list"}, exitCodeList = {"0:done", "2:wrong usage"})
+            footer = {"  vm-test list", "  VM_TEST_VET='go vet ./...' vm-test list"},
+            exitCodeList = {"0:done", "2:wrong usage"})
     int list() {
         refuseSuites();
         suites(settings).values().forEach(suite -> spec.commandLine().getOut().printf("%-18s %s%s%n", suite.name(),
-                suite.command() + String.join(" ", suite.parts()), suite.setting().isEmpty() ? "" : "  (" + suite.setting() + ")"));
+                suite.command() + String.join(" ", suite.parts()), suite.setting().isEmpty() ? "" : "  ("
+                + suite.setting() + ")"));
         return 0;
     }
 
     @Command(name = "run", customSynopsis = "vm-test run [OPTIONS] -- CMD [ARG...]",
-            description = {"Run a command in VM_REMOTE_DIR in the guest, as root, without input; its exit code is the exit code.", "",
-                "Several words are a command and its arguments, which reach it as they are. A single word is a line for the guest's sh. "
+            description = {"Run a command in VM_REMOTE_DIR in the guest, as root, without input; its exit code is the "
+                    + "exit code.", "",
+                "Several words are a command and its arguments, which reach it as they are. A single word is a line "
+                    + "for the guest's sh. "
                     + "At the time limit, on Ctrl-C, or when the connection ends, all that it started is killed."},
-            footer = {"  vm-test run -- ./scripts/capture-bsd-fixtures.sh", "  vm-test run --env GOFLAGS=-v --timeout 5m -- go vet ./...",
+            footer = {"  vm-test run -- ./scripts/capture-bsd-fixtures.sh",
+                "  vm-test run --env GOFLAGS=-v --timeout 5m -- go vet ./...",
                 "  vm-test run 'gmake check 2>&1 | tail'"},
             exitCodeList = {"N:what the command in the guest ended with", "2:wrong usage", "3:the VM is not running",
                 "69:the VM or the connection was lost, or something needed is not available (ssh, the lock)",
                 "124:a time limit", "130, 143:interrupted"})
-    int run(@Parameters(arity = "1..*", paramLabel = "CMD", description = "The command and its arguments, after --, or one line for sh.")
+    int run(@Parameters(arity = "1..*", paramLabel = "CMD",
+            description = "The command and its arguments, after --, or one line for sh.")
             List<String> command) throws Exception {
         refuseSuites();
         takeVm();
@@ -325,7 +355,8 @@ final class VmTest implements Callable<Integer> {
     private void refuseSuites() {
         List<OptionSpec> given = spec.commandLine().getParseResult().matchedOptions();
         if (!words.isEmpty() || given.stream().anyMatch(option -> option.scopeType() == ScopeType.LOCAL)) {
-            throw new ParameterException(spec.commandLine(), "a subcommand takes no suites and none of the options for suites alone");
+            throw new ParameterException(spec.commandLine(),
+                    "a subcommand takes no suites and none of the options for suites alone");
         }
     }
 
@@ -359,7 +390,10 @@ final class VmTest implements Callable<Integer> {
                 "(?<!\\s--?(?:run|skip|bench|fuzz|tags|exec|o|C|trace|outputdir|\\w{1,9}profile))"
                         + "\\s(?:\\.|\\.{0,2}/\\S*|[^-\\s]\\S*(?:\\.\\.\\.|\\.go))(?=\\s|$)");
 
-        /** What the guest's sh is given: the command with arguments; a go test with -json, and with their packages if they name some. */
+        /**
+         * What the guest's sh is given: the command with arguments; a go test with -json, and with their packages if
+         * they name some.
+         */
         String guestCommand(List<String> arguments) {
             int go = command.lastIndexOf("go test");
             String its = " " + String.join(" ", arguments.stream().takeWhile(word -> !word.equals("-args")).toList());
@@ -367,18 +401,21 @@ final class VmTest implements Callable<Integer> {
                     ? command.substring(0, go) + PACKAGES.matcher(command.substring(go)).replaceAll("") : command;
             String whole = arguments.isEmpty() ? kept : kept + " " + shellQuoted(arguments);
             return !PLAIN.matcher(whole).matches() ? whole : GO_TEST.matcher(whole)
-                    .replaceAll(found -> Matcher.quoteReplacement(found.group() + (found.group(1) == null ? "" : " -json")));
+                    .replaceAll(found -> Matcher.quoteReplacement(found.group()
+                            + (found.group(1) == null ? "" : " -json")));
         }
     }
 
     /** The suites by name: the built-in ones, changed and extended by VM_TEST_<SUITE>. */
     static Map<String, Suite> suites(Settings settings) {
         Map<String, Suite> table = new LinkedHashMap<>();
-        SUITES.lines().map(line -> line.split(" +", 2)).forEach(row -> table.put(row[0], new Suite(row[0], row[1], List.of(), "")));
+        SUITES.lines().map(line -> line.split(" +", 2)).forEach(row ->
+                table.put(row[0], new Suite(row[0], row[1], List.of(), "")));
         table.put("all", new Suite("all", "", List.of("unit", "integration", "phase4"), ""));
         table.put("quick", new Suite("quick", "", List.of("--sync", "phase4"), ""));
         Stream.concat(settings.environment().keySet().stream(), settings.file().keySet().stream())
-                .filter(key -> key.matches("VM_TEST_[A-Z0-9_]+") && settings.get(key) != null).distinct().sorted().forEach(key -> {
+                .filter(key -> key.matches("VM_TEST_[A-Z0-9_]+") && settings.get(key) != null).distinct().sorted()
+                .forEach(key -> {
                     String name = key.substring("VM_TEST_".length()).toLowerCase(Locale.ROOT).replace('_', '-');
                     if (Set.of("list", "run").contains(name)) {
                         throw new VmException(2, key + ": '" + name + "' is a subcommand: give the suite another name");
@@ -406,20 +443,25 @@ final class VmTest implements Callable<Integer> {
 
     /** A command as a person could paste it into a shell. */
     static String shellQuoted(List<String> words) {
-        return words.stream().map(word -> word.matches("[A-Za-z0-9_@%+=:,./-]+") ? word : "'" + word.replace("'", "'\\''") + "'")
+        return words.stream().map(word -> word.matches("[A-Za-z0-9_@%+=:,./-]+") ? word : "'"
+                + word.replace("'", "'\\''") + "'")
                 .collect(Collectors.joining(" "));
     }
 
     // Before the suites
 
-    /** Checks what can be checked before anything runs, and keeps other vm-tests away: they would kill each other's processes. */
+    /**
+     * Checks what can be checked before anything runs, and keeps other vm-tests away: they would kill each other's
+     * processes.
+     */
     private void takeVm() throws IOException {
         environment.keySet().stream().filter(name -> !name.matches("[A-Za-z_]\\w*")).forEach(name -> {
             throw new VmException(2, "--env: '" + name + "' is not the name of a variable");
         });
         Stream.concat(Stream.ofNullable(junit), Stream.ofNullable(json)).forEach(file -> {
             if (Files.isDirectory(file) || !Files.isWritable(file.toAbsolutePath().getParent())) {
-                throw new VmException(2, "cannot write " + file + ": name a file in a folder that exists and is writable");
+                throw new VmException(2, "cannot write " + file
+                        + ": name a file in a folder that exists and is writable");
             }
         });
         vmDirectory(vmDir);
@@ -429,12 +471,16 @@ final class VmTest implements Callable<Integer> {
         lock = FileChannel.open(privateDirectory(vmDir.resolve(vmName + ".test")).resolve("lock"),
                 StandardOpenOption.CREATE, StandardOpenOption.WRITE);
         if (lock.tryLock() == null) {
-            throw new VmException(69, "another vm-test is at work on VM " + vmName + ": wait for it, or stop it, and try again");
+            throw new VmException(69, "another vm-test is at work on VM " + vmName
+                    + ": wait for it, or stop it, and try again");
         }
         Stream.ofNullable(settings.get("NO_COLOR")).forEach(value -> environment.putIfAbsent("NO_COLOR", value));
     }
 
-    /** While a suite runs, a lock that cannot be asked for counts as held: the suite's result is not to be lost for that. */
+    /**
+     * While a suite runs, a lock that cannot be asked for counts as held: the suite's result is not to be lost for
+     * that.
+     */
     private boolean alive() {
         try {
             return isRunning(vmDir.resolve(vmName + ".qemu-pid"));
@@ -444,14 +490,16 @@ final class VmTest implements Callable<Integer> {
     }
 
     private String guestDirectory() {
-        return remoteDir != null ? remoteDir : "/root/" + Path.of("/").relativize(project).getFileName(); // of /: vm-sync refuses "/root/"
+        // of /: vm-sync refuses "/root/"
+        return remoteDir != null ? remoteDir : "/root/" + Path.of("/").relativize(project).getFileName();
     }
 
     /** vm-ctl or vm-sync, as a process with the same settings and its own time limits; what it says goes to stderr. */
     private void runSibling(String command) throws IOException, InterruptedException {
         ProcessBuilder builder = new ProcessBuilder("sh", "-c", "exec " + command);
         builder.environment().putAll(
-                Map.of("VM_DIR", vmDir.toString(), "VM_NAME", vmName, "VM_PROJECT", project.toString(), "VM_REMOTE_DIR", guestDirectory()));
+                Map.of("VM_DIR", vmDir.toString(), "VM_NAME", vmName, "VM_PROJECT", project.toString(), "VM_REMOTE_DIR",
+                        guestDirectory()));
         sibling = start(builder.redirectErrorStream(true));
         sibling.getOutputStream().close();
         sibling.getInputStream().transferTo(System.err);
@@ -469,17 +517,19 @@ final class VmTest implements Callable<Integer> {
         try {
             return builder.start();
         } catch (IOException missing) {
-            throw new VmException(69, builder.command().get(0) + " cannot be run (is it installed?): " + missing.getMessage());
+            throw new VmException(69, builder.command().get(0) + " cannot be run (is it installed?): "
+                    + missing.getMessage());
         }
     }
 
     // One command in the guest
 
     /**
-     * The guest's side, in plain sh: no timeout(1), setsid(1) or cgroups there. It comes on stdin, whose next line or end is the order
-     * to stop. The suite's processes are those that were not there before and descend from it, or whose forefather init adopted (it
-     * left the process group, or its parent died). Out of reach: what an old daemon (cron, at) starts for the suite. Taken for the
-     * suite's: what another daemonizes meanwhile. The last word is "exit", on both streams: what came before it has all arrived.
+     * The guest's side, in plain sh: no timeout(1), setsid(1) or cgroups there. It comes on stdin, whose next line or
+     * end is the order to stop. The suite's processes are those that were not there before and descend from it, or
+     * whose forefather init adopted (it left the process group, or its parent died). Out of reach: what an old daemon
+     * (cron, at) starts for the suite. Taken for the suite's: what another daemonizes meanwhile. The last word is
+     * "exit", on both streams: what came before it has all arrived.
      */
     static final String SUPERVISOR = """
             exec 3>&2 4<&0 </dev/null 2>/dev/null
@@ -567,8 +617,10 @@ final class VmTest implements Callable<Integer> {
             """;
 
     /** The supervisor with what it is to run: text for sh's stdin. */
-    static String supervisor(String mark, String directory, String command, Map<String, String> environment, boolean leakCheck) {
-        return assignments(Map.of("mark", mark, "dir", directory, "command", command, "environment", assignments(environment),
+    static String supervisor(String mark, String directory, String command, Map<String, String> environment,
+            boolean leakCheck) {
+        return assignments(Map.of("mark", mark, "dir", directory, "command", command, "environment",
+                assignments(environment),
                 "leaks", leakCheck ? "yes" : "")) + SUPERVISOR;
     }
 
@@ -577,7 +629,10 @@ final class VmTest implements Callable<Integer> {
                 .collect(Collectors.joining());
     }
 
-    /** ssh to a sh that takes so many bytes of stdin as its script. csh, a possible login shell, reads this one line as sh does. */
+    /**
+     * ssh to a sh that takes so many bytes of stdin as its script. csh, a possible login shell, reads this one line as
+     * sh does.
+     */
     static List<String> sshCommand(Path vmDir, String vmName, int scriptBytes) {
         return List.of("ssh", "-F", vmDir.resolve("ssh_config").toString(), "-T", vmName,
                 "exec sh -c 'eval \"$(dd bs=1 count=" + scriptBytes + " 2>/dev/null)\"'");
@@ -617,7 +672,8 @@ final class VmTest implements Callable<Integer> {
             // In a session of its own: else Ctrl-C would end ssh too, and with it the way to say "stop".
             Stream<String> setsid = Stream.of(System.getenv("PATH").split(":")).map(dir -> dir + "/setsid")
                     .filter(file -> Files.isExecutable(Path.of(file))).limit(1);
-            Process process = start(new ProcessBuilder(Stream.concat(setsid, sshCommand(vmDir, vmName, script.length).stream()).toList()));
+            Process process = start(new ProcessBuilder(Stream.concat(setsid,
+                    sshCommand(vmDir, vmName, script.length).stream()).toList()));
             CountDownLatch open = new CountDownLatch(2);
             pump(process.getInputStream(), stdout, open);
             pump(process.getErrorStream(), stderr, open);
@@ -668,13 +724,16 @@ final class VmTest implements Callable<Integer> {
             String said = console(consoleStart);
             int panic = kernelPanic(said);
             boolean panicked = panic >= 0;
-            List<String> lines = (panicked ? said.substring(panic) : console(0)).lines().filter(line -> !line.isBlank()).toList();
+            List<String> lines = (panicked ? said.substring(panic) : console(0)).lines().filter(line -> !line.isBlank())
+                    .toList();
             int first = panicked ? 0 : Math.max(0, lines.size() - 10);
             GuestState guest = panicked ? null : guestState();
             standstill = guest == null ? null : guest.why();
             trouble = (standstill != null ? "the connection was lost: " + standstill
-                    : (panicked ? "the guest panicked" : alive() ? "the connection was lost" : "VM " + vmName + " ended")
-                            + "; vm-ctl " + (alive() ? "restart" : "start") + " brings it back") + ". From " + console + ":\n"
+                    : (panicked ? "the guest panicked" : alive() ? "the connection was lost" : "VM " + vmName
+                            + " ended")
+                            + "; vm-ctl " + (alive() ? "restart" : "start") + " brings it back") + ". From " + console
+                            + ":\n"
                     + String.join("\n", lines.subList(first, Math.min(first + 15, lines.size())));
             return Verdict.LOST;
         }
@@ -695,7 +754,8 @@ final class VmTest implements Callable<Integer> {
                 char[] buffer = new char[1 << 16];
                 StringBuilder held = new StringBuilder();
                 try (Reader reader = new InputStreamReader(in, WIRE)) {
-                    for (int n = reader.read(buffer); n >= 0 && sift(held.append(buffer, 0, n), sink); n = reader.read(buffer)) { }
+                    for (int n = reader.read(buffer); n >= 0 && sift(held.append(buffer, 0, n),
+                            sink); n = reader.read(buffer)) { }
                 } catch (IOException closed) {
                     // ssh has ended
                 } finally {
@@ -706,9 +766,13 @@ final class VmTest implements Callable<Integer> {
             thread.start();
         }
 
-        /** Takes the supervisor's own lines out; they may stand in the middle of another, or come in pieces. False after the last. */
+        /**
+         * Takes the supervisor's own lines out; they may stand in the middle of another, or come in pieces. False after
+         * the last.
+         */
         synchronized boolean sift(StringBuilder held, Consumer<String> rest) {
-            for (int start = held.indexOf(mark), end; start >= 0 && (end = held.indexOf("\n", start)) >= 0; start = held.indexOf(mark)) {
+            for (int start = held.indexOf(mark), end; start >= 0
+                    && (end = held.indexOf("\n", start)) >= 0; start = held.indexOf(mark)) {
                 rest.accept(held.substring(0, start));
                 String[] said = held.substring(start + mark.length(), end).split(" ", 2);
                 held.delete(0, end + 1);
@@ -716,14 +780,16 @@ final class VmTest implements Callable<Integer> {
                     case "exit" -> code = Integer.valueOf(said[1]);
                     case "leak" -> left.add(said[1]);
                     case "full" -> trouble = "the guest has no room in /tmp: make some, or vm-ctl restore";
-                    default -> trouble = guestDirectory() + " is not in the VM; vm-sync (or vm-test --sync) brings the project there";
+                    default -> trouble = guestDirectory()
+                            + " is not in the VM; vm-sync (or vm-test --sync) brings the project there";
                 }
                 if (said[0].equals("exit")) {
                     return false;
                 }
             }
             int mine = held.lastIndexOf("\u001e");
-            int ready = mine >= 0 && (mark.startsWith(held.substring(mine)) || held.indexOf(mark, mine) == mine) ? mine : held.length();
+            int ready = mine >= 0 && (mark.startsWith(held.substring(mine)) || held.indexOf(mark, mine) == mine) ? mine
+                    : held.length();
             rest.accept(held.substring(0, ready));
             held.delete(0, ready);
             return true;
@@ -739,7 +805,9 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    /** Asks QEMU while a command runs whether the guest stands still: then its silence has a reason that can be told. */
+    /**
+     * Asks QEMU while a command runs whether the guest stands still: then its silence has a reason that can be told.
+     */
     private final class StandstillWatch {
         private static final Duration INTERVAL = Duration.ofSeconds(2);
         private CompletableFuture<GuestState> response; // null: nothing was asked
@@ -774,7 +842,8 @@ final class VmTest implements Callable<Integer> {
 
     // One suite
 
-    private Report runSuite(Suite suite, List<String> arguments, PrintWriter events) throws IOException, InterruptedException {
+    private Report runSuite(Suite suite, List<String> arguments, PrintWriter events) throws IOException,
+            InterruptedException {
         String command = suite.guestCommand(arguments);
         System.err.println("== " + suite.name() + ": " + harmless(command));
         Report report = new Report(suite.name(), events::print);
@@ -783,7 +852,8 @@ final class VmTest implements Callable<Integer> {
         report.verdict = guest.run(text -> print(1, report.take(1, text)), text -> print(2, report.take(2, text)));
         print(1, report.end(guest.code));
         if (leaks == Leaks.warn) {
-            guest.left.forEach(what -> System.err.println("vm-test: " + suite.name() + " left behind: " + harmless(what)));
+            guest.left.forEach(what -> System.err.println("vm-test: " + suite.name() + " left behind: "
+                    + harmless(what)));
         } else if (!guest.left.isEmpty()) {
             report.add("left behind", "fail", String.join("\n", guest.left));
         }
@@ -793,14 +863,18 @@ final class VmTest implements Callable<Integer> {
         report.standstill = guest.standstill;
         report.verdict = report.verdict == Verdict.PASSED && report.failed() ? Verdict.FAILED : report.verdict;
         try { // by getBytes, which takes half a surrogate pair that a test printed, too
-            Files.write(vmDir.resolve(vmName + ".test").resolve(suite.name() + ".json"), report.json(command).getBytes(UTF_8));
+            Files.write(vmDir.resolve(vmName + ".test").resolve(suite.name() + ".json"),
+                    report.json(command).getBytes(UTF_8));
         } catch (IOException refused) { // the verdict is still to be told
             System.err.println("vm-test: the result of " + suite.name() + " is not kept: " + reason(refused));
         }
         return report;
     }
 
-    /** A test, or under the name "" its package. Outcomes: "" (it runs), pass, fail, skip, unfinished, broken (not built). */
+    /**
+     * A test, or under the name "" its package. Outcomes: "" (it runs), pass, fail, skip, unfinished, broken (not
+     * built).
+     */
     static final class Test {
         final String pkg;
         final String name;
@@ -836,7 +910,8 @@ final class VmTest implements Callable<Integer> {
 
         @Override
         public String toString() {
-            String said = Map.of("skip", "SKIP ", "fail", "FAIL ", "unfinished", "DID NOT FINISH ", "broken", "BUILD FAILED ")
+            String said = Map.of("skip", "SKIP ", "fail", "FAIL ", "unfinished", "DID NOT FINISH ", "broken",
+                    "BUILD FAILED ")
                     .getOrDefault(outcome, "");
             String took = seconds < 0.005 ? "" : String.format(Locale.ROOT, " (%.2fs)", seconds);
             return said + pkg + (name.isEmpty() ? "" : " " + name) + took;
@@ -844,14 +919,17 @@ final class VmTest implements Callable<Integer> {
     }
 
     /**
-     * What became of a suite, by the events of its go tests, one by one. Their packages run side by side: one is shown live, the
-     * others' output waits for its turn, so that it reads like {@code go test -v}. What passed keeps no output, the rest the end of it.
+     * What became of a suite, by the events of its go tests, one by one. Their packages run side by side: one is shown
+     * live, the others' output waits for its turn, so that it reads like {@code go test -v}. What passed keeps no
+     * output, the rest the end of it.
      */
     static final class Report {
-        private static final Set<String> ACTIONS = Set.of("start", "run", "pause", "cont", "bench", "output", "attr", "artifacts",
+        private static final Set<String> ACTIONS = Set.of("start", "run", "pause", "cont", "bench", "output", "attr",
+                "artifacts",
                 "pass", "fail", "skip", "build-output", "build-fail");
         private static final Pattern BROKEN = Pattern.compile("(?m)^FAIL\t(\\S+) \\[(?:build|setup) failed]");
-        private static final int WAITING = 1 << 20; // characters of a line or of a package; what has more is shown at once
+        // characters of a line or of a package; what has more is shown at once
+        private static final int WAITING = 1 << 20;
 
         final String suite;
         final Instant started = Instant.now();
@@ -873,7 +951,10 @@ final class VmTest implements Callable<Integer> {
             this.events = events;
         }
 
-        /** Takes a piece of a stream; returns what to show now. What is no event is shown as it is, at once unless it may become one. */
+        /**
+         * Takes a piece of a stream; returns what to show now. What is no event is shown as it is, at once unless it
+         * may become one.
+         */
         String take(int stream, String piece) {
             StringBuilder text = partial.computeIfAbsent(stream, it -> new StringBuilder()).append(piece);
             int end = text.indexOf("{") == 0 || text.indexOf("\n{") >= 0 ? text.lastIndexOf("\n") + 1 : 0;
@@ -903,7 +984,9 @@ final class VmTest implements Callable<Integer> {
             return new String(line.getBytes(WIRE), UTF_8);
         }
 
-        /** What lines hold, parsed together: the parser takes 64 KB for each text. An empty object for what is no JSON. */
+        /**
+         * What lines hold, parsed together: the parser takes 64 KB for each text. An empty object for what is no JSON.
+         */
         private static Stream<JsonObject> objects(List<String> lines) {
             JsonArray all = new JsonArray();
             try {
@@ -942,11 +1025,13 @@ final class VmTest implements Callable<Integer> {
                 keep(plain, output);
                 screen.append(new String(output.getBytes(UTF_8), WIRE));
             } else if (action.equals("run")) {
-                packages.computeIfAbsent(pkg, it -> new LinkedHashMap<>()).put(name, new Test(pkg, name)); // with -count it runs again
+                // with -count it runs again
+                packages.computeIfAbsent(pkg, it -> new LinkedHashMap<>()).put(name, new Test(pkg, name));
             } else if (action.equals("output")) {
                 show(pkg, output);
                 keep(known == null ? test(pkg, "").output : known.output, output);
-            } else if (List.of("pass", "fail", "skip").contains(action) && (known != null || name.isEmpty())) { // not what a print made up
+            // not what a print made up
+            } else if (List.of("pass", "fail", "skip").contains(action) && (known != null || name.isEmpty())) {
                 test(pkg, name).end(action, event.getDouble("Elapsed", 0));
                 if (name.isEmpty()) {
                     packages.get(pkg).values().stream().filter(it -> it.outcome.isEmpty())
@@ -962,7 +1047,8 @@ final class VmTest implements Callable<Integer> {
         }
 
         private Test test(String pkg, String name) {
-            return packages.computeIfAbsent(pkg, it -> new LinkedHashMap<>()).computeIfAbsent(name, it -> new Test(pkg, name));
+            return packages.computeIfAbsent(pkg, it -> new LinkedHashMap<>()).computeIfAbsent(name, it ->
+                    new Test(pkg, name));
         }
 
         /** A result that is not a test's own: the suite's, or what was found after it. */
@@ -983,7 +1069,10 @@ final class VmTest implements Callable<Integer> {
             screen.append(new String(waiting.remove(pkg).toString().getBytes(UTF_8), WIRE));
         }
 
-        /** The command ended: what has no result now never gets one. A suite without tests is its own only test. Returns what to show. */
+        /**
+         * The command ended: what has no result now never gets one. A suite without tests is its own only test. Returns
+         * what to show.
+         */
         String end(Integer exitCode) {
             guestCode = exitCode;
             seconds = Duration.between(started, Instant.now()).toMillis() / 1000.0;
@@ -1013,64 +1102,81 @@ final class VmTest implements Callable<Integer> {
         /** What went wrong: of a package, a test and its subtests the innermost, and what else has something to say. */
         List<Test> failures() {
             return packages.values().stream().flatMap(tests -> {
-                Set<String> holders = tests.values().stream().filter(Test::failed).map(Test::parent).collect(Collectors.toSet());
+                Set<String> holders = tests.values().stream().filter(Test::failed).map(Test::parent)
+                        .collect(Collectors.toSet());
                 return tests.values().stream().filter(test -> test.failed()
                         && (!holders.contains(test.name) || !test.name.isEmpty() && !test.said().isBlank()));
             }).toList();
         }
 
-        /** Why. Of a package that was not built, what stands below its name; if it has none, for another's fault, all of it. */
+        /**
+         * Why. Of a package that was not built, what stands below its name; if it has none, for another's fault, all of
+         * it.
+         */
         String reason(Test test) {
             if (test.outcome.equals("broken")) {
                 String name = Pattern.quote(test.pkg);
-                String heading = "^# (?:" + name + "(?: \\[\\S+])?|\\S+ \\[" + name + "\\.test])\n"; // "# [pkg]" below it is vet's
-                String own = Pattern.compile("(?ms)" + heading + "(.*?)(?=^# [^\\[]|^FAIL\t|\\z)").matcher(plain).results()
+                // "# [pkg]" below it is vet's
+                String heading = "^# (?:" + name + "(?: \\[\\S+])?|\\S+ \\[" + name + "\\.test])\n";
+                String own = Pattern.compile("(?ms)" + heading + "(.*?)(?=^# [^\\[]|^FAIL\t|\\z)").matcher(plain)
+                        .results()
                         .map(found -> found.group(1)).collect(Collectors.joining());
                 return own.isEmpty() ? plain.toString() : own;
             }
-            return test.said() + (test.outcome.equals("unfinished") && !test.name.isEmpty() ? "\n" + test(test.pkg, "").said() : "");
+            return test.said() + (test.outcome.equals("unfinished") && !test.name.isEmpty() ? "\n"
+                    + test(test.pkg, "").said() : "");
         }
 
         /** The verdict in one line. */
         String said() {
-            boolean build = verdict == Verdict.FAILED && failures().stream().allMatch(test -> test.outcome.equals("broken"));
+            boolean build = verdict == Verdict.FAILED && failures().stream().allMatch(test ->
+                    test.outcome.equals("broken"));
             return suite + " " + verdict + (build ? " (build failed)" : "")
                     + (verdict == Verdict.PASSED || guestCode == null ? "" : ", guest exit code " + guestCode);
         }
 
-        /** What a person reads after the suite: the verdict, then why; in a suite of 2,000 tests not every skipped one. */
+        /**
+         * What a person reads after the suite: the verdict, then why; in a suite of 2,000 tests not every skipped one.
+         */
         String summary() {
             Map<String, Long> counts = all().filter(test -> !test.name.isEmpty())
                     .collect(Collectors.groupingBy(test -> test.outcome, TreeMap::new, Collectors.counting()));
             List<String> lines = new ArrayList<>();
             lines.add("== " + said()
-                    + counts.entrySet().stream().map(count -> ", " + count.getValue() + " " + count.getKey()).collect(Collectors.joining())
+                    + counts.entrySet().stream().map(count -> ", " + count.getValue() + " " + count.getKey())
+                    .collect(Collectors.joining())
                     + String.format(Locale.ROOT, ", %.1f s", seconds));
             failures().forEach(test -> {
                 lines.add("   " + test);
                 shortened(reason(test)).forEach(line -> lines.add("       " + line));
             });
-            all().filter(test -> test.outcome.equals("skip") && !test.name.isEmpty()).limit(50).forEach(test -> lines.add("   " + test
+            all().filter(test -> test.outcome.equals("skip") && !test.name.isEmpty()).limit(50).forEach(test ->
+                    lines.add("   " + test
                     + test.said().lines().map(line -> ": " + line.strip()).reduce("", (first, last) -> last)));
             Set<String> holders = all().map(test -> test.pkg + " " + test.parent()).collect(Collectors.toSet());
-            all().filter(test -> test.seconds >= 0.1 && !test.name.isEmpty() && !holders.contains(test.pkg + " " + test.name))
-                    .sorted(Comparator.comparingDouble(test -> -test.seconds)).limit(5).forEach(test -> lines.add("   slow: " + test));
+            all().filter(test -> test.seconds >= 0.1 && !test.name.isEmpty()
+                    && !holders.contains(test.pkg + " " + test.name))
+                    .sorted(Comparator.comparingDouble(test -> -test.seconds)).limit(5).forEach(test ->
+                            lines.add("   slow: " + test));
             return harmless(String.join("\n", lines)) + "\n";
         }
 
         private static List<String> shortened(String text) {
             List<String> lines = text.lines().filter(line -> !line.isBlank()).toList();
-            return lines.size() <= 180 ? lines : Stream.of(lines.subList(0, 90), List.of("... (" + (lines.size() - 170) + " lines)"),
+            return lines.size() <= 180 ? lines : Stream.of(lines.subList(0, 90),
+                    List.of("... (" + (lines.size() - 170) + " lines)"),
                     lines.subList(lines.size() - 80, lines.size())).flatMap(List::stream).toList();
         }
 
         /** The result as it is kept in VM_DIR. */
         String json(String command) {
             JsonArray tests = new JsonArray();
-            all().forEach(test -> tests.add(new JsonObject(Map.of("package", test.pkg, "test", test.name, "outcome", test.outcome,
+            all().forEach(test -> tests.add(new JsonObject(Map.of("package", test.pkg, "test", test.name, "outcome",
+                    test.outcome,
                     "seconds", test.seconds, "output", test.failed() ? reason(test) : test.said()))));
             return JsonWriter.indent("  ").string().object().value("suite", suite).value("command", command)
-                    .value("verdict", verdict.toString()).value("guestExitCode", guestCode).value("started", started.toString())
+                    .value("verdict", verdict.toString()).value("guestExitCode", guestCode).value("started",
+                            started.toString())
                     .value("seconds", seconds).array("tests", tests).end().done() + "\n";
         }
     }
@@ -1087,17 +1193,21 @@ final class VmTest implements Callable<Integer> {
             List<Test> failures = report.failures();
             for (Map.Entry<String, Map<String, Test>> pkg : report.packages.entrySet()) {
                 List<Test> tests = pkg.getValue().values().stream()
-                        .filter(test -> !test.name.isEmpty() || failures.contains(test) || test.pkg.equals(report.suite)).toList();
-                Map<String, Long> kinds = tests.stream().collect(Collectors.groupingBy(VmTest::junitKind, Collectors.counting()));
+                        .filter(test -> !test.name.isEmpty() || failures.contains(test)
+                                || test.pkg.equals(report.suite)).toList();
+                Map<String, Long> kinds = tests.stream().collect(Collectors.groupingBy(VmTest::junitKind,
+                        Collectors.counting()));
                 begin(xml, "testsuite", "id", id++, "package", report.suite, "name", pkg.getKey(), "hostname", host,
                         "timestamp", report.started.truncatedTo(ChronoUnit.SECONDS).toString().replace("Z", ""),
-                        "time", pkg.getValue().containsKey("") ? pkg.getValue().get("").seconds : 0.0, "tests", tests.size(),
+                        "time", pkg.getValue().containsKey("") ? pkg.getValue().get("").seconds : 0.0, "tests",
+                        tests.size(),
                         "failures", kinds.getOrDefault("failure", 0L), "errors", kinds.getOrDefault("error", 0L),
                         "skipped", kinds.getOrDefault("skipped", 0L));
                 element(xml, "", "properties");
                 for (Test test : tests) {
                     String kind = junitKind(test);
-                    begin(xml, "testcase", "classname", test.pkg, "name", test.name.isEmpty() ? test.pkg : test.name, "time", test.seconds);
+                    begin(xml, "testcase", "classname", test.pkg, "name", test.name.isEmpty() ? test.pkg : test.name,
+                            "time", test.seconds);
                     if (kind.equals("skipped")) {
                         element(xml, "", kind, "message", test.said().strip());
                     } else if (!kind.isEmpty()) {
@@ -1126,7 +1236,8 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    private static void element(XMLStreamWriter xml, String text, String name, Object... attributes) throws XMLStreamException {
+    private static void element(XMLStreamWriter xml, String text, String name,
+            Object... attributes) throws XMLStreamException {
         begin(xml, name, attributes);
         xml.writeCharacters(legal(text));
         xml.writeEndElement();
@@ -1148,13 +1259,17 @@ final class VmTest implements Callable<Integer> {
     /** Is this file descriptor a terminal, or not known not to be one? */
     private static boolean terminal(int descriptor) {
         try {
-            return Files.readSymbolicLink(Path.of("/proc/self/fd/" + descriptor)).toString().matches("/dev/(pts/.*|tty.*|console)");
+            return Files.readSymbolicLink(Path.of("/proc/self/fd/" + descriptor)).toString()
+                    .matches("/dev/(pts/.*|tty.*|console)");
         } catch (IOException noProc) {
             return true;
         }
     }
 
-    /** Control characters made visible (^[ for an escape), so that the guest cannot speak to the terminal; newlines and tabs stay. */
+    /**
+     * Control characters made visible (^[ for an escape), so that the guest cannot speak to the terminal; newlines and
+     * tabs stay.
+     */
     static String harmless(String text) {
         return Pattern.compile("[\\p{Cc}&&[^\n\t]]").matcher(text.replace("\r\n", "\n")).replaceAll(found -> {
             char c = found.group().charAt(0);
