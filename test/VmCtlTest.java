@@ -33,7 +33,6 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
-import java.util.concurrent.TimeUnit;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Stream;
@@ -667,33 +666,10 @@ final class VmCtlTest {
 
     // Commands that are killed, at the step that is meant.
 
-    /** Runs a command and kills it, as kill -9 does, at one of its steps. */
-    static final class Killed {
-        public static void main(String... args) {
-            VmCtl.onStep = step -> {
-                if (step.equals(args[0])) {
-                    Runtime.getRuntime().halt(137);
-                }
-            };
-            String[] command = Arrays.copyOfRange(args, 1, args.length);
-            VmCtl.commandLine(command).execute(command);
-        }
-    }
-
-    private void killedAt(String step, String... command) throws Exception {
-        List<String> java = new ArrayList<>(List.of("java", "-XX:TieredStopAtLevel=1", "-cp", System.getProperty("java.class.path"),
-                "VmCtlTest$Killed", step));
-        java.addAll(List.of(command));
-        java.addAll(List.of("--vm-dir", dir.toString(), "--vm-name", "x"));
-        Path output = temporary.resolve("killed");
-        assertEquals(137, builder(output, java).start().waitFor(), step + " was never reached: " + Files.readString(output));
-    }
-
-    private static ProcessBuilder builder(Path output, List<String> command) {
-        ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(output.toFile());
-        builder.environment().put("VM_ACCEL", "tcg"); // no probe
-        builder.environment().put("VM_MEMORY", "64M");
-        return builder;
+    /** Runs a command that ends, as by kill -9, at one of its steps. */
+    private void killedAt(String step, String... command) {
+        Guest guest = Guest.in(dir).with("VM_NAME", "x", "VM_ACCEL", "tcg", "VM_MEMORY", "64M");
+        KilledCommand.run(guest, KilledCommand.Way.HALT, step, 1, command).exits(137);
     }
 
     @Test
@@ -920,12 +896,14 @@ final class VmCtlTest {
         }
     }
 
-    /** The tool as a process of its own, to be killed. */
+    /** The tool as a process of its own. */
     private Process start(Path said, String... arguments) throws IOException {
         List<String> command = new ArrayList<>(List.of("java", "-XX:TieredStopAtLevel=1", "-cp", System.getProperty("java.class.path"), "VmCtl"));
         command.addAll(List.of(arguments));
         command.addAll(List.of("--vm-dir", dir.toString(), "--vm-name", "x"));
-        return builder(said, command).start();
+        ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(said.toFile());
+        builder.environment().putAll(Map.of("VM_ACCEL", "tcg", "VM_MEMORY", "64M"));
+        return builder.start();
     }
 
     @Test
