@@ -146,17 +146,22 @@ record Guest(Map<String, String> settings) {
     }
 
     /** Another VM_DIR with the VM as it was installed, for a class that runs beside those which share that one. */
-    static Guest twin(String directory) throws IOException {
+    static Guest twin(String directory) {
         Guest twin = in(BUILD.resolve("test").resolve(directory));
         for (ProcessHandle left : twin.qemus()) { // by a run that was killed
             left.destroyForcibly();
             left.onExit().join();
         }
-        delete(twin.vmDir());
-        Files.createDirectories(twin.file(".ssh"));
-        Files.createLink(twin.file("-clean.qcow2"), installed().file("-clean.qcow2"));
-        for (String file : List.of("id_ed25519", "id_ed25519.pub", "host_key", "host_key.pub", "root_password", "known_hosts")) {
-            Files.copy(installed().file(".ssh").resolve(file), twin.file(".ssh").resolve(file), StandardCopyOption.COPY_ATTRIBUTES);
+        try {
+            delete(twin.vmDir());
+            Files.createDirectories(twin.file(".ssh"));
+            Files.createLink(twin.file("-clean.qcow2"), installed().file("-clean.qcow2"));
+            for (String file : List.of("id_ed25519", "id_ed25519.pub", "host_key", "host_key.pub", "root_password", "known_hosts")) {
+                Files.copy(installed().file(".ssh").resolve(file), twin.file(".ssh").resolve(file),
+                        StandardCopyOption.COPY_ATTRIBUTES);
+            }
+        } catch (IOException failure) {
+            throw new UncheckedIOException(failure);
         }
         return twin;
     }

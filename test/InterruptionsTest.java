@@ -4,7 +4,6 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
-import java.io.UncheckedIOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -35,7 +34,7 @@ import org.junit.jupiter.api.function.Executable;
 @TestMethodOrder(MethodOrderer.OrderAnnotation.class)
 final class InterruptionsTest {
 
-    private static final Guest GUEST = twin();
+    private static final Guest GUEST = Guest.twin("interruptions");
     private static final VmCtl.VmFiles FILES = new VmCtl.VmFiles(GUEST.vmDir(), "guest");
     private static final List<String> FREEZE = List.of("stopped", "overlay made", "RAM saved", "link moved", "overlay attached",
             "overlay in use", "recorded", "going on");
@@ -49,14 +48,6 @@ final class InterruptionsTest {
     /** What was written to the guest's /root/last, now, and when snapshot cut was taken. */
     private static int last;
     private static int inCut;
-
-    private static Guest twin() {
-        try {
-            return Guest.twin("interruptions");
-        } catch (IOException failed) {
-            throw new UncheckedIOException(failed);
-        }
-    }
 
     @BeforeAll
     static void somethingToLose() throws IOException {

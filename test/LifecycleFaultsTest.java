@@ -39,7 +39,8 @@ import org.junit.jupiter.api.function.Executable;
 @TestMethodOrder(MethodOrderer.OrderAnnotation.class)
 final class LifecycleFaultsTest {
 
-    private static final Guest GUEST = Guest.installed();
+    /** A VM of its own, as its directory is moved away and the VM destroyed, while other classes need the one that is shared. */
+    private static final Guest GUEST = Guest.twin("life's faults, \u00e9");
     private static final Path LOG = Guest.BUILD.resolve("test/fault.log");
     private static final String STANDIN = "/usr/libexec/standin/";
     private static final String FAULT = STANDIN + "fault ";
@@ -456,7 +457,7 @@ final class LifecycleFaultsTest {
         Guest.delete(Guest.BUILD.resolve("test/hand"));
         try (Mirror mirror = new Mirror(Guest.STANDIN).start()) {
             Guest hand = Guest.in(Guest.BUILD.resolve("test/hand")).withFirmware(mirror.port(), "")
-                    .with("VM_IMAGE", GUEST.vmDir().resolve("dfly-6.4.2.iso").toString());
+                    .with("VM_IMAGE", Guest.installed().vmDir().resolve("dfly-6.4.2.iso").toString());
             hand.ctl("install").exits(0).says("VNC on 127.0.0.1", "sh /mnt/setup.sh");
             Process console = hand.attach(LOG, "VmCtl", "console");
             try (OutputStream keys = console.getOutputStream()) {

@@ -2,7 +2,6 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
-import java.io.UncheckedIOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -24,17 +23,9 @@ import org.junit.jupiter.api.TestMethodOrder;
 @TestMethodOrder(MethodOrderer.OrderAnnotation.class)
 final class ManySnapshotsTest {
 
-    private static final Guest GUEST = twin();
+    private static final Guest GUEST = Guest.twin("many snapshots");
     private static List<String> before;
     private static int depth;
-
-    private static Guest twin() {
-        try {
-            return Guest.twin("many snapshots");
-        } catch (IOException failed) {
-            throw new UncheckedIOException(failed);
-        }
-    }
 
     @BeforeAll
     static void began() throws IOException {
