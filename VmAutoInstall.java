@@ -374,7 +374,7 @@ final class VmAutoInstall implements Callable<Integer> {
     int provision() throws Exception {
         Path script = findScripts().get(LAST - 1);
         if (!isRunning(file(".qemu-pid"))) {
-            throw new VmException(3, "VM " + name + " is not running; start it: vm-ctl start");
+            throw notRunning(vmDir(), name);
         }
         return locked("vm-auto-install provision", () -> {
             JsonObject ledger = readLedger();
@@ -657,7 +657,7 @@ final class VmAutoInstall implements Callable<Integer> {
         Path overlay = install("verify.part");
         qemuImg(createDisk(overlay, "", disk.getFileName().toString()));
         int port;
-        try (ServerSocket free = new ServerSocket(0, 1, InetAddress.getLoopbackAddress())) {
+        try (ServerSocket free = new ServerSocket(0, 1, InetAddress.getByName("127.0.0.1"))) {
             port = free.getLocalPort();
         }
         try (Guest guest = new Guest(0, overlay, List.of(), port)) {
@@ -1765,6 +1765,33 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
     // end shared:running
+
+    // shared:known
+    private static final Pattern VM_FILE = Pattern.compile(
+            "([^.].*?)(?:-clean\\.qcow2|\\.(?:qcow2|disks|snapshots|install|pid|qemu-pid|ssh))");
+
+    /** The names of all VMs in VM_DIR. A lock or a log, which a failed command may leave, makes no VM. */
+    static List<String> vmNames(Path vmDir) {
+        try (Stream<Path> files = Files.list(vmDir)) {
+            return files.map(file -> VM_FILE.matcher(file.getFileName().toString())).filter(Matcher::matches)
+                    .map(match -> match.group(1)).distinct().sorted().collect(Collectors.toList());
+        } catch (NoSuchFileException none) {
+            return List.of();
+        } catch (IOException unreadable) {
+            throw new VmException(69, vmDir + " cannot be read: " + reason(unreadable));
+        }
+    }
+
+    /** Why a VM does not run: there is none of this name (69), or nobody has started it (3). */
+    static VmException notRunning(Path vmDir, String name) {
+        List<String> names = vmNames(vmDir);
+        if (names.contains(name)) {
+            return new VmException(3, "VM " + name + " is not running; start it: vm-ctl start");
+        }
+        return new VmException(69, "there is no VM " + name + " in " + vmDir
+                + (names.isEmpty() ? ": vm-auto-install makes one" : " (there are: " + String.join(", ", names) + ")"));
+    }
+    // end shared:known
 
     // shared:lock
     /** Takes a VM's lock, held until the channel is closed or this process ends; its text names the holder. 69 if another holds it. */

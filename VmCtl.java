@@ -124,8 +124,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * <p>A start, in order: takes the VM's lock; cleans up after a command that was killed; makes the working disk, an
  * overlay on the clean disk, if there is none; starts QEMU on a free port, with the RAM of the snapshot below if
  * nothing was written since; waits until ssh answers. The first start after an installation then takes the snapshot
- * "clean". Beside QEMU a small shell loop cuts {@code <name>.console.log} when it is larger than 10 MB, and keeps its
- * end as {@code <name>.console.log.1}.
+ * "clean". Beside QEMU a small shell loop looks every 30 s whether {@code <name>.console.log} is larger than 10 MB; if
+ * so, it keeps the end as {@code <name>.console.log.1} and empties the log.
  *
  * <p>A snapshot puts an empty overlay on the working disk and works on that from then on, so no disk is copied, and
  * none changes once something builds on it. The RAM of a running guest goes to a file while the guest stands still, for
@@ -263,6 +263,42 @@ final class VmCtl {
                 description = "How vm-setup is run, "
             + "to find out which accelerator works (VM_SETUP_CMD; default: the one beside this script).")
         String setupCommand;
+
+        /** Refuses what this machine cannot give, before anything is looked up or stopped. */
+        void check() {
+            checkHardware(memory, cpus);
+            String port = VALUES.get("VM_SSH_PORT").get(0);
+            Set<String> hostPorts = new HashSet<>();
+            for (String forward : forwards == null ? List.<String>of() : forwards) {
+                require("--forward", forward, "(" + port + "):(" + port + ")", "two ports such as 8080:80");
+                if (!hostPorts.add(forward.split(":")[0])) {
+                    throw new VmException(2, "--forward: port " + forward.split(":")[0] + " is named twice");
+                }
+            }
+        }
+
+        /** What was asked for here, by option or setting, and what a VM that runs does not have; as one types it. */
+        List<String> missingIn(Running running) {
+            List<String> now = running.hardware();
+            List<String> arguments = split(qemuArgs);
+            List<String> missing = new ArrayList<>();
+            addIfOther(missing, "--memory", memory, running.memory());
+            addIfOther(missing, "--cpus", cpus, running.cpus());
+            addIfOther(missing, "--cpu", cpu, now.size() > 4 ? now.get(4) : "");
+            addIfOther(missing, "--accel", accel.equals("auto") ? null : accel, running.accel());
+            addIfOther(missing, "--disk-cache", cache.equals("writeback") ? null : cache, running.cache());
+            addIfOther(missing, "--ssh-port", sshPort, "" + running.port());
+            if (!now.subList(Math.max(0, now.size() - arguments.size()), now.size()).equals(arguments)) {
+                missing.addAll(List.of("--qemu-args", qemuArgs));
+            }
+            return missing;
+        }
+
+        private static void addIfOther(List<String> options, String name, String wanted, String present) {
+            if (wanted != null && !wanted.equals(present)) {
+                options.addAll(List.of(name, wanted));
+            }
+        }
     }
 
     /** The option of every command that waits for the guest. */
@@ -299,7 +335,8 @@ final class VmCtl {
             @Option(names = "--dry-run", description = "Print the commands, shell-quoted, and do nothing.") boolean dryRun)
             throws IOException {
         Duration timeout = duration(limit.timeout);
-        openVm();
+        options.check();
+        openExistingVm();
         Plan plan = plan(options, timeout, !noWait, ram.cold, dryRun, List.of());
         if (dryRun) {
             snapshots.startCommands(plan).forEach(command -> answer(shellQuoted(command)));
@@ -308,6 +345,12 @@ final class VmCtl {
         locked("start", () -> {
             if (qemu.isRunning() && machine.goOn(plan, snapshots.source().isPresent())) {
                 say(files.name() + " runs already: " + machine.describe());
+                machine.addForwards(plan.forwards());
+                List<String> missing = options.missingIn(qemu.running().orElseThrow());
+                if (!missing.isEmpty()) {
+                    say("it goes on with what it was started with; this changes it: vm-ctl restart "
+                            + shellQuoted(missing));
+                }
             } else {
                 snapshots.start(plan);
             }
@@ -327,8 +370,7 @@ final class VmCtl {
             description = "Do not ask the guest: what it has not written is lost.") boolean force)
             throws IOException {
         openVm();
-        if (files.all().isEmpty()) {
-            say("there is no VM " + files.name() + " in " + files.dir());
+        if (isMissing()) {
             return 0;
         }
         locked("stop", () -> {
@@ -349,10 +391,11 @@ final class VmCtl {
             @Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.") boolean force)
             throws IOException {
         Duration timeout = duration(limit.timeout);
-        openVm();
+        options.check();
+        openExistingVm();
         Plan plan = plan(options, timeout, true, false, false, List.of());
         locked("restart", () -> {
-            qemu.requirePorts(plan);
+            qemu.requireStart(plan);
             machine.stop(force);
             snapshots.start(plan);
         });
@@ -375,7 +418,7 @@ final class VmCtl {
                 + "forwards, uptimeSeconds, diskBytes, diskFileBytes, depth, snapshots, usableRam, guest}.") boolean asJson,
             @Option(names = "--guest", description = "Ask the guest for its name, uptime and clock, too, within 10 s.") boolean guest)
             throws IOException {
-        openVm();
+        openExistingVm();
         Report report = machine.report();
         JsonObject answer = object("name", files.name(), "state", report.state(), "reason", report.reason(),
                 "cloneOf", snapshots.source().map(Snapshot::origin).orElse(null));
@@ -401,7 +444,10 @@ final class VmCtl {
                 "130, 143:interrupted"})
     int list() throws IOException {
         openVm();
-        for (String name : files.names()) {
+        if (vmNames(files.dir()).isEmpty()) {
+            say("there is no VM in " + files.dir() + ": vm-auto-install makes one");
+        }
+        for (String name : vmNames(files.dir())) {
             VmCtl other = other(name);
             Report report;
             try {
@@ -441,7 +487,10 @@ final class VmCtl {
         }
         String name = given == null ? CLEAN : given;
         checkSnapshotName(delete == null ? name : delete);
-        openVm();
+        if (delete == null) {
+            refuseCommandAsName(name);
+        }
+        openExistingVm();
         if (list) {
             for (Snapshot snapshot : snapshots.all()) {
                 answer(String.format("%-20s %.19s  %s", snapshot.name(), snapshot.made(), snapshot.contents()));
@@ -485,7 +534,8 @@ final class VmCtl {
                     description = "The snapshot (default: ${DEFAULT-VALUE}).") String name) throws IOException {
         checkSnapshotName(name);
         Duration timeout = duration(limit.timeout);
-        openVm();
+        options.check();
+        openExistingVm();
         Plan plan = plan(options, timeout, true, ram.cold, false, List.of());
         locked("restore", () -> snapshots.restore(name, plan));
         return 0;
@@ -518,7 +568,7 @@ final class VmCtl {
                     + "restart --forward)");
         }
         Duration timeout = duration(limit.timeout);
-        openVm();
+        openExistingVm();
         Plan plan = start ? plan(options, timeout, true, false, false, List.of()).elsewhere() : null;
         locked("clone", () -> snapshots.clone(snapshot, names));
         return start ? startClones(names, plan) : 0;
@@ -564,45 +614,24 @@ final class VmCtl {
             description = "Print the console's log from its beginning, and follow it until the VM stops.")
             boolean log)
             throws IOException {
-        openVm();
+        openExistingVm();
         if (log) {
             followLog();
             return 0;
         }
         needRunning();
-        boolean terminal = isTerminal(0);
-        if (terminal) {
-            say("attached to the console of " + files.name() + "; Ctrl-] detaches");
-            interactive(List.of("stty", "raw", "-echo"), null);
-        }
-        try (SocketChannel guest = SocketChannel.open(UnixDomainSocketAddress.of(files.socket(".console")))) {
-            Thread keyboard = new Thread(() -> type(guest, terminal ? 0x1d : -1));
-            keyboard.setDaemon(true); // it waits for a key that need not come
-            keyboard.start();
-            ByteBuffer output = ByteBuffer.allocate(1 << 16);
-            while (guest.read(output.clear()) >= 0) {
-                System.out.write(output.array(), 0, output.position());
-                System.out.flush();
+        if (!isTerminal(0)) {
+            try (Console console = new Console(files.socket(".console"))) {
+                console.attach(-1);
             }
-        } catch (AsynchronousCloseException detached) {
             return 0;
-        } finally {
-            if (terminal) {
-                interactive(List.of("stty", "sane"), null);
-            }
+        }
+        say("attached to the console of " + files.name() + "; Ctrl-] detaches");
+        try (Console console = new Console(files.socket(".console")); RawTerminal raw = new RawTerminal()) {
+            raw.enter();
+            console.attach(0x1d);
         }
         return 0;
-    }
-
-    /** Sends what is typed to the guest, until the end or the key that detaches. */
-    private static void type(SocketChannel guest, int detach) {
-        try (guest) {
-            for (int key = System.in.read(); key >= 0 && key != detach; key = System.in.read()) {
-                guest.write(ByteBuffer.wrap(new byte[] {(byte) key}));
-            }
-        } catch (IOException gone) {
-            // the reading side sees it too, and ends the command
-        }
     }
 
     @Command(name = "screenshot", description = "Write what the guest's screen shows, as PNG.",
@@ -613,10 +642,23 @@ final class VmCtl {
     int screenshot(@Parameters(paramLabel = "FILE.png",
             description = "Where to; a file that is there is replaced.") Path file)
             throws IOException {
-        openVm();
+        Path directory = file.toAbsolutePath().getParent();
+        require("screenshot", file.toString(), "(?s).*\\.png", "a file name that ends in .png");
+        if (Files.isDirectory(file) || !Files.isDirectory(directory) || !Files.isWritable(directory)) {
+            throw new VmException(2, "screenshot: " + file + " cannot be written: " + (Files.isDirectory(file)
+                    ? "it is a directory" : Files.isDirectory(directory) ? "you may not write to " + directory
+                    : "there is no directory " + directory));
+        }
+        openExistingVm();
         needRunning();
         qemu.requireAnswer();
-        qemu.qmp("screendump", "filename", file.toAbsolutePath().toString(), "format", "png");
+        Path picture = Files.createTempFile(files.dir(), "." + files.name() + "-", ".png"); // QEMU's umask is another
+        try {
+            qemu.qmp("screendump", "filename", picture.toString(), "format", "png");
+            Files.write(file, Files.readAllBytes(picture));
+        } finally {
+            Files.delete(picture);
+        }
         return 0;
     }
 
@@ -629,10 +671,10 @@ final class VmCtl {
     int ssh(@Parameters(arity = "0..*", paramLabel = "WORD",
             description = "What else ssh is told, after --: its options, a command for "
             + "root's shell (default: none, which is a shell on this terminal).") List<String> words) throws IOException {
-        openVm();
+        openExistingVm();
         needRunning();
         String[] more = words == null ? new String[0] : words.toArray(String[]::new);
-        return sshResult(interactive(guestSsh.command(more), null));
+        return sshResult(interactive(guestSsh.command(more), null, null));
     }
 
     @Command(name = "exec",
@@ -657,12 +699,13 @@ final class VmCtl {
         Duration limit = timeout == null ? null : duration(timeout);
         List<String> variables = environment == null ? List.of() : environment;
         variables.forEach(variable -> require("--env", variable, "(?s)[A-Za-z_]\\w*=.*", "a variable such as K=V"));
-        openVm();
+        openExistingVm();
         needRunning();
         long started = System.nanoTime();
-        String command = GuestSsh.remoteCommand(words, variables, limit);
+        String mark = "vm-ctl-exec-" + Long.toHexString(new SecureRandom().nextLong());
+        String command = GuestSsh.remoteCommand(words, variables, limit, mark);
         // the guest kills it, if it can
-        int code = interactive(guestSsh.command(command), limit == null ? null : limit.plusSeconds(15));
+        int code = interactive(guestSsh.command(command), limit == null ? null : limit.plusSeconds(15), mark);
         if (code == 255 && limit != null && System.nanoTime() - started >= limit.toNanos()) {
             throw new VmException(124, "killed after " + limit.toSeconds() + " s");
         }
@@ -742,8 +785,7 @@ final class VmCtl {
                 "130, 143:interrupted"})
     int destroy(@Option(names = "--yes", description = "Do not ask.") boolean yes) throws IOException {
         openVm();
-        if (files.all().isEmpty()) {
-            say("there is no VM " + files.name() + " in " + files.dir());
+        if (isMissing()) {
             return 0;
         }
         confirm("destroy " + files.name() + " with all its disks and snapshots", yes);
@@ -811,9 +853,26 @@ final class VmCtl {
         open(new VmFiles(existing.toRealPath().resolve(existing.relativize(dir)).normalize(), nameOption));
     }
 
+    /** The same, and 69 at once if there is no such VM. */
+    private void openExistingVm() throws IOException {
+        openVm();
+        if (!vmNames(files.dir()).contains(files.name())) {
+            throw notRunning(files.dir(), files.name());
+        }
+    }
+
+    /** Whether there is nothing to stop or to destroy; says so. */
+    private boolean isMissing() {
+        boolean missing = !vmNames(files.dir()).contains(files.name());
+        if (missing) {
+            say(notRunning(files.dir(), files.name()).getMessage());
+        }
+        return missing;
+    }
+
     private void open(VmFiles vmFiles) {
         files = vmFiles;
-        qemu = new Qemu(files);
+        qemu = new Qemu(files, this::say);
         guestSsh = new GuestSsh(files, this::say);
         machine = new Machine(files, qemu, guestSsh, this::say);
         snapshots = new Snapshots(files, machine, this::say);
@@ -829,7 +888,7 @@ final class VmCtl {
 
     private void needRunning() throws IOException {
         if (!qemu.isRunning()) {
-            throw new VmException(3, "VM " + files.name() + " is not running; start it: vm-ctl start");
+            throw notRunning(files.dir(), files.name());
         }
     }
 
@@ -839,14 +898,6 @@ final class VmCtl {
     private Plan plan(MachineOptions options, Duration timeout, boolean waits, boolean cold, boolean dryRun,
             List<Path> discs)
             throws IOException {
-        String aPort = VALUES.get("VM_SSH_PORT").get(0);
-        Set<String> hostPorts = new HashSet<>();
-        for (String forward : options.forwards == null ? List.<String>of() : options.forwards) {
-            require("--forward", forward, "(" + aPort + "):(" + aPort + ")", "two ports such as 8080:80");
-            if (!hostPorts.add(forward.split(":")[0])) {
-                throw new VmException(2, "--forward: port " + forward.split(":")[0] + " is named twice");
-            }
-        }
         long mebibytes = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean())
                 .getTotalMemorySize() >> 20;
         String memory = options.memory == null ? Math.max(2048, Math.min(8192, mebibytes / 4)) + "M" : options.memory;
@@ -855,11 +906,7 @@ final class VmCtl {
                 : before.forwards();
         int port = options.sshPort != null ? Integer.parseInt(options.sshPort) : before == null ? 0 : before.port();
         List<String> more = split(options.qemuArgs);
-        if (!Files.exists(files.link(), LinkOption.NOFOLLOW_LINKS) && !Files.exists(files.clean())
-                && snapshots.find(CLEAN).isEmpty()) {
-            throw new VmException(69, "there is no disk for " + files.name() + " in " + files.dir()
-                    + ": run vm-auto-install, or vm-ctl install");
-        }
+        snapshots.requireDisk();
         files.refuseOlderVersion();
         String version = dryRun ? recordedVersion()
                 : run(SOON, List.of(QEMU, "--version")).outputUTF8().lines().findFirst().orElse("");
@@ -921,13 +968,13 @@ final class VmCtl {
     /** ssh's 255 is its own or the guest command's: the guest is asked which. */
     private int sshResult(int code) throws IOException {
         if (code == 255 && !guestSsh.run(SOON, "true").ok()) {
-            throw new VmException(69, "the guest does not answer ssh: " + machine.whySilent() + machine.consoleEnd());
+            throw new VmException(69, "the guest does not answer ssh: " + machine.whySilent());
         }
         return code;
     }
 
-    /** Runs a program on this terminal. */
-    private int interactive(List<String> command, Duration limit) throws IOException {
+    /** Runs a program on this terminal. If this command is interrupted, the guest's command with that mark ends too. */
+    private int interactive(List<String> command, Duration limit, String mark) throws IOException {
         if (verbose) {
             say("+ " + shellQuoted(command));
         }
@@ -944,14 +991,26 @@ final class VmCtl {
             // it names the program, and whether it is missing or its line too long
             throw new VmException(69, refused.getMessage());
         }
-        Runtime.getRuntime().addShutdownHook(new Thread(process::destroy)); // if this command is ended
+        CountDownLatch interrupted = new CountDownLatch(1);
+        Runtime.getRuntime().addShutdownHook(new Thread(() -> {
+            interrupted.countDown();
+            if (mark != null) {
+                guestSsh.kill(mark);
+            }
+            process.destroy();
+        }));
         try {
             if (process.waitFor(limit == null ? Long.MAX_VALUE : limit.toMillis(), TimeUnit.MILLISECONDS)) {
-                return process.exitValue();
+                int code = process.exitValue();
+                // Ctrl-C reaches ssh, too, and perhaps before this command: ssh then ends with one of these codes.
+                if (interrupted.await(Set.of(130, 143, 255).contains(code) ? 500 : 0, TimeUnit.MILLISECONDS)) {
+                    throw new VmException(130, "interrupted");
+                }
+                return code;
             }
             throw new VmException(124, "not done after " + limit.toSeconds() + " s, and the guest did not end it: "
-                    + machine.whySilent() + machine.consoleEnd());
-        } catch (InterruptedException interrupted) {
+                    + machine.whySilent());
+        } catch (InterruptedException ended) {
             throw new VmException(130, "interrupted");
         } finally {
             process.destroy();
@@ -985,6 +1044,19 @@ final class VmCtl {
         }
     }
 
+    /** A snapshot called "list" is not what anybody wants: they mean the option, or the command, of that name. */
+    private void refuseCommandAsName(String name) {
+        CommandSpec command = spec.commandLine().getParseResult().subcommand().commandSpec();
+        boolean isCommand = Stream.of(VmCtl.class.getDeclaredMethods())
+                .anyMatch(method -> method.isAnnotationPresent(Command.class) && method.getName().equals(name));
+        if (command.findOption("--" + name) != null) {
+            throw new VmException(2, "'" + name + "' cannot be a snapshot's name; did you mean vm-ctl snapshot --"
+                    + name + "?");
+        } else if (isCommand) {
+            throw new VmException(2, "'" + name + "' cannot be a snapshot's name; did you mean vm-ctl " + name + "?");
+        }
+    }
+
     private static void checkSnapshotName(String name) {
         require("the snapshot's name", name, SNAPSHOT_NAME, "letters, digits, '.', '_', '-'");
     }
@@ -1002,7 +1074,7 @@ final class VmCtl {
     }
 
     private void say(String message) {
-        spec.commandLine().getErr().println(message);
+        spec.commandLine().getErr().println(Progress.clearLine() + message);
     }
 
     private void answer(String line) {
@@ -1126,6 +1198,11 @@ final class VmCtl {
         Running asReady() {
             return new Running(pid, port, portIsFixed, accel, memory, cpus, forwards, hardware, cache, started,
                     consoleAt, qmp, restored, true, Act.NONE);
+        }
+
+        Running withForwards(List<String> more) {
+            return new Running(pid, port, portIsFixed, accel, memory, cpus, more, hardware, cache, started,
+                    consoleAt, qmp, restored, ready, act);
         }
 
         Running during(Act now) {
@@ -1262,6 +1339,176 @@ final class VmCtl {
         }
     }
 
+    // The terminal.
+
+    /**
+     * Tells that a long act goes on, and how far it is: on a terminal in a line that changes each second, elsewhere in
+     * a line each 30 s.
+     */
+    static final class Progress implements AutoCloseable {
+        /** The one whose line is on the terminal: of several that start at once only one can be. */
+        private static Progress shown;
+
+        private final String act;
+        private final int interval;
+        private final Consumer<String> say;
+        private final long started = System.nanoTime();
+        private final CountDownLatch closed = new CountDownLatch(1);
+        private volatile String stage = "";
+
+        Progress(String act, Consumer<String> say) {
+            this(act, 30, say);
+        }
+
+        /** With another interval, in seconds, between the lines. */
+        Progress(String act, int interval, Consumer<String> say) {
+            this.act = act;
+            this.interval = interval;
+            this.say = say;
+            Thread ticker = new Thread(this::tick);
+            ticker.setDaemon(true);
+            ticker.start();
+        }
+
+        void stage(String now) {
+            stage = now;
+        }
+
+        private void tick() {
+            try {
+                boolean terminal = false;
+                for (int second = 1; !closed.await(1, TimeUnit.SECONDS); second++) {
+                    terminal |= second == 1 && isTerminal(2) && !"dumb".equals(System.getenv("TERM"));
+                    if (terminal) {
+                        show();
+                    } else if (second % interval == 0) {
+                        say.accept(this.toString());
+                    }
+                }
+            } catch (InterruptedException ending) {
+                // nothing more to tell
+            }
+        }
+
+        private void show() {
+            synchronized (Progress.class) {
+                if (closed.getCount() > 0 && (shown == null || shown == this)) {
+                    shown = this;
+                    System.err.print("\r\u001b[K" + this);
+                    System.err.flush();
+                }
+            }
+        }
+
+        /** What removes the line from the terminal, before something else is printed there. */
+        static String clearLine() {
+            synchronized (Progress.class) {
+                return shown == null ? "" : "\r\u001b[K";
+            }
+        }
+
+        @Override
+        public String toString() {
+            long seconds = Duration.ofNanos(System.nanoTime() - started).toSeconds();
+            return act + ": " + stage + (stage.isEmpty() ? "" : ", ") + seconds + " s";
+        }
+
+        @Override
+        public void close() {
+            synchronized (Progress.class) {
+                closed.countDown();
+                if (shown == this) {
+                    System.err.print(clearLine());
+                    System.err.flush();
+                    shown = null;
+                }
+            }
+        }
+    }
+
+    /** The guest's serial console on this command's stdin and stdout. */
+    static final class Console implements AutoCloseable {
+        /** When the input is a pipe that has ended, the command ends after a silence of the guest of this length. */
+        private static final Duration SILENCE = Duration.ofSeconds(2);
+
+        private final SocketChannel guest;
+        private volatile long lastOutput = System.nanoTime();
+
+        Console(Path socket) throws IOException {
+            guest = SocketChannel.open(UnixDomainSocketAddress.of(socket));
+        }
+
+        /** Returns when the guest ends, when the key is typed, or when the input has ended and the guest is silent. */
+        void attach(int detachKey) throws IOException {
+            Thread keyboard = new Thread(() -> type(detachKey));
+            keyboard.setDaemon(true); // it waits for a key that need not come
+            keyboard.start();
+            ByteBuffer output = ByteBuffer.allocate(1 << 16);
+            try {
+                while (guest.read(output.clear()) >= 0) {
+                    lastOutput = System.nanoTime();
+                    System.out.write(output.array(), 0, output.position());
+                    System.out.flush();
+                }
+            } catch (AsynchronousCloseException detached) {
+                // by type()
+            }
+        }
+
+        private void type(int detachKey) {
+            try (guest) {
+                int key = System.in.read();
+                for (; key >= 0 && key != detachKey; key = System.in.read()) {
+                    guest.write(ByteBuffer.wrap(new byte[] {(byte) key}));
+                }
+                long ended = System.nanoTime();
+                while (key < 0 && System.nanoTime() - Math.max(ended, lastOutput) < SILENCE.toNanos()) {
+                    pause(50);
+                }
+            } catch (IOException gone) {
+                // attach() sees it too
+            }
+        }
+
+        @Override
+        public void close() throws IOException {
+            guest.close();
+        }
+    }
+
+    /** The terminal in raw mode: each key goes to the guest. Its own settings come back, also after Ctrl-C or TERM. */
+    static final class RawTerminal implements AutoCloseable {
+        private final String settings = stty("-g");
+        private final Thread restore = new Thread(() -> stty(settings));
+
+        void enter() {
+            Runtime.getRuntime().addShutdownHook(restore);
+            stty("raw", "-echo");
+        }
+
+        private static String stty(String... arguments) {
+            List<String> command = new ArrayList<>(List.of("stty"));
+            command.addAll(List.of(arguments));
+            try {
+                Process process = new ProcessBuilder(command).redirectInput(ProcessBuilder.Redirect.INHERIT)
+                        .redirectError(ProcessBuilder.Redirect.INHERIT).start();
+                return new String(process.getInputStream().readAllBytes(), UTF_8).strip();
+            } catch (IOException missing) {
+                throw new VmException(69, "stty cannot be run: " + missing.getMessage());
+            }
+        }
+
+        @Override
+        public void close() {
+            stty(settings);
+            try {
+                Runtime.getRuntime().removeShutdownHook(restore);
+            } catch (IllegalStateException ending) {
+                // the hook runs already
+            }
+        }
+    }
+
     // Snapshots.
 
     /**
@@ -1285,6 +1532,15 @@ final class VmCtl {
             this.qemu = machine.qemu;
             this.ssh = machine.ssh;
             this.say = say;
+        }
+
+        /** 69 if the installation has not come to an end, so that there is nothing to run. */
+        void requireDisk() {
+            if (!Files.exists(files.link(), LinkOption.NOFOLLOW_LINKS) && !Files.exists(files.clean())
+                    && find(CLEAN).isEmpty()) {
+                throw new VmException(69, "there is no disk for " + files.name() + " in " + files.dir()
+                        + ": run vm-auto-install, or vm-ctl install");
+            }
         }
 
         /** The names of snapshots whose record cannot be read; while there is one, no disk is deleted or merged. */
@@ -1359,12 +1615,13 @@ final class VmCtl {
             if (files.workingDisk().isEmpty()) {
                 files.useDisk(newOverlay(below == null ? files.clean() : below.disk()));
             }
-            requireWorkingDisk();
+            Path before = requireWorkingDisk();
             String problem = null;
             if (below != null && below.ram() != null && !plan.cold()) {
                 problem = below.ramProblem(plan.hardware());
                 if (problem == null) {
                     long started = System.nanoTime();
+                    before = null; // the guest will write to it
                     problem = wake(below, plan);
                     if (problem == null) {
                         say.accept("restored " + below.name() + " with its RAM in " + seconds(started) + ": "
@@ -1374,17 +1631,58 @@ final class VmCtl {
                 }
                 say.accept("the RAM of " + below.name() + " cannot be used: " + problem + "; booting its disk");
             }
+            boot(plan.within(begun), below, problem, before);
+        }
+
+        /**
+         * Boots the disk. The problem is why the RAM of the snapshot below was not used, or null. The disk of before
+         * comes back if QEMU does not start, so that the next start can use that RAM; null if a guest wrote to it.
+         */
+        private void boot(Plan plan, Snapshot below, String problem, Path before) throws IOException {
             if (below != null && below.ram() != null) {
                 boolean clean = below.isAutomatic() && Files.exists(files.clean());
                 files.useDisk(newOverlay(clean ? files.clean() : below.disk())); // without what a silent guest wrote
-                deleteUnused();
                 if (!clean) {
                     say.accept("this boot is like one after a power cut: what the guest wrote in the last 30 s before "
                             + "the snapshot "
                             + "may be missing");
                 }
             }
-            boot(plan.within(begun), below, problem);
+            boolean asInstalled = isAsInstalled();
+            long started = System.nanoTime();
+            Running running;
+            try {
+                running = launch(plan, null);
+            } catch (IOException | VmException refused) {
+                if (before != null) {
+                    files.useDisk(before);
+                }
+                throw refused;
+            }
+            deleteUnused();
+            if (!plan.waits()) {
+                say.accept("started " + files.name() + ", which has yet to boot: " + machine.describe());
+                return;
+            }
+            machine.awaitGuest(running, plan.timeout(), source().isPresent());
+            say.accept("booted " + files.name() + " in " + seconds(started) + ": " + machine.describe());
+            boolean silent = below != null && below.json().getInt("silent") > 0; // RAM taken again may be silent again
+            if (asInstalled && (find(CLEAN).isEmpty() || problem != null && !silent)) {
+                keepClean(plan.timeout());
+            }
+        }
+
+        /** Keeps the installation as it was made as snapshot clean; without it, the VM runs all the same. */
+        private void keepClean(Duration limit) throws IOException {
+            try {
+                freeze(CLEAN, true, limit);
+            } catch (VmException | IOException notTaken) {
+                if (!qemu.isRunning()) {
+                    throw notTaken;
+                }
+                say.accept("the VM runs, but could not be kept as snapshot clean, so the next restore boots again: "
+                        + notTaken.getMessage());
+            }
         }
 
         /** The working disk; 69 if it, or what it builds on, cannot be used, or if others need it as it is. */
@@ -1400,31 +1698,6 @@ final class VmCtl {
                         + "needs it: vm-ctl restore makes a new working disk");
             }
             return disk;
-        }
-
-        /** Boots the working disk. The problem is why the RAM of the snapshot below was not used, or null. */
-        private void boot(Plan plan, Snapshot below, String problem) throws IOException {
-            long started = System.nanoTime();
-            boolean asInstalled = isAsInstalled();
-            Running running = launch(plan, null);
-            if (!plan.waits()) {
-                say.accept("started " + files.name() + ", which has yet to boot: " + machine.describe());
-                return;
-            }
-            machine.awaitGuest(running, plan.timeout(), source().isPresent());
-            say.accept("booted " + files.name() + " in " + seconds(started) + ": " + machine.describe());
-            boolean silent = below != null && below.json().getInt("silent") > 0; // RAM taken again may be silent again
-            if (asInstalled && (find(CLEAN).isEmpty() || problem != null && !silent)) {
-                try {
-                    freeze(CLEAN, true, plan.timeout());
-                } catch (VmException | IOException notTaken) {
-                    if (!qemu.isRunning()) {
-                        throw notTaken;
-                    }
-                    say.accept("the VM runs, but could not be kept as snapshot clean, so the next restore boots again: "
-                            + notTaken.getMessage());
-                }
-            }
         }
 
         /** Starts QEMU; with a snapshot's name, one that waits for its RAM. */
@@ -1454,7 +1727,11 @@ final class VmCtl {
             Running running = launch(plan, snapshot.name());
             onStep.accept("waiting for RAM");
             Duration atMost = full ? limit : plan.timeout().dividedBy(2);
-            String refusal = qemu.loadRam(snapshot.ram(), snapshot.json().getLong("ramCrc32c"), atMost);
+            String refusal;
+            try (Progress progress = new Progress("restoring", say)) {
+                progress.stage("loading the RAM");
+                refusal = qemu.loadRam(snapshot.ram(), snapshot.json().getLong("ramCrc32c"), atMost);
+            }
             if (refusal != null) {
                 qemu.end();
                 if (!refusal.startsWith("it was not read")) {
@@ -1532,7 +1809,7 @@ final class VmCtl {
             }
             boolean warm = below != null && below.ram() != null && !plan.cold()
                     && below.ramProblem(plan.hardware()) == null;
-            commands.add(Qemu.arguments(files, plan, Ports.candidates(plan).get(0), disk, warm));
+            commands.add(Qemu.arguments(files, plan, Ports.firstChoice(plan), disk, warm));
             return commands;
         }
 
@@ -1554,6 +1831,7 @@ final class VmCtl {
         }
 
         private void freezeStopped(String name) throws IOException {
+            requireDisk();
             if (files.workingDisk().isEmpty()) {
                 throw new VmException(69, files.name() + " has no disk of its own to keep: vm-ctl start makes one");
             }
@@ -1606,7 +1884,10 @@ final class VmCtl {
                 onStep.accept("overlay made");
                 Path ramFile = unused(files.record(name).resolveSibling("ram"));
                 undo.add(() -> Files.deleteIfExists(ramFile));
-                ram = qemu.saveRam(ramFile, limit);
+                try (Progress progress = new Progress("snapshot", say)) {
+                    progress.stage("saving the RAM");
+                    ram = qemu.saveRam(ramFile, limit);
+                }
                 ram.putAll(object("ram", files.dir().relativize(ramFile).toString(), "hardware", running.hardware(),
                         "automatic", automatic));
                 onStep.accept("RAM saved");
@@ -1693,7 +1974,7 @@ final class VmCtl {
             Path base = bootsClean ? files.clean() : snapshot.disk();
             Disk.requireChain(base, files.dir());
             boolean wasRunning = qemu.isRunning();
-            qemu.requirePorts(plan);
+            qemu.requireStart(plan);
             try (Undo undo = new Undo(say)) {
                 Path overlay = newOverlay(base);
                 undo.add(() -> discard(overlay));
@@ -1807,7 +2088,8 @@ final class VmCtl {
                         return;
                     }
                     tried.add(layer);
-                    try {
+                    try (Progress progress = new Progress("cleaning up", say)) {
+                        progress.stage("merging a layer of the disk");
                         merge(layer, layers.overlaysOn(layer).get(0));
                     } catch (IOException | VmException failed) {
                         say.accept("a layer of the disk could not be merged now, a later command tries again: "
@@ -1921,7 +2203,7 @@ final class VmCtl {
         /** 69 if clones build on a snapshot of this VM, or, without a name, on any of its disks. */
         void refuseIfCloned(String snapshot, String act) {
             List<String> clones = new ArrayList<>();
-            for (String name : files.names()) {
+            for (String name : vmNames(files.dir())) {
                 Path record = new VmFiles(files.dir(), name).record(CLEAN);
                 try {
                     JsonObject json = Files.exists(record) ? json(Files.readString(record)) : object();
@@ -1937,7 +2219,7 @@ final class VmCtl {
             }
             Path disk = snapshot == null ? null
                     : find(snapshot).map(Snapshot::disk).filter(own -> own.startsWith(files.disks())).orElse(null);
-            for (String name : files.names()) { // whatever the records say, no disk is taken away under another VM
+            for (String name : vmNames(files.dir())) { // whatever the records say, no disk is taken away under another VM
                 for (Path overlay : name.equals(files.name())
                         ? List.<Path>of() : entries(new VmFiles(files.dir(), name).disks())) {
                     Path base = Disk.find(overlay).map(Disk::backing).orElse(null);
@@ -2090,46 +2372,56 @@ final class VmCtl {
          */
         void awaitGuest(Running running, Duration limit, boolean isClone) throws IOException {
             int port = running.port();
+            boolean restoring = running.restored() != null && !running.ready();
             String last = "sshd does not answer on port " + port;
             int refusals = 0;
             long deadline = System.nanoTime() + limit.toNanos();
-            // an emulated sshd is slow
-            for (int patience = 1000; System.nanoTime() < deadline; patience = Math.min(5000, patience + 250)) {
-                if (!qemu.isRunning()) {
-                    throw new GuestUnusable(69, "QEMU ended while the guest was starting" + qemu.logEnd()
-                            + consoleEnd());
-                }
-                String state = qemu.runState();
-                String standstill = standstill(state, running.pid());
-                if (standstill != null) {
-                    throw state.equals("internal-error") ? new GuestUnusable(69, standstill)
-                            : new VmException(state.equals("io-error") ? 1 : 69, standstill);
-                }
-                String console = consoleSince(running);
-                Optional<String> trouble = trouble(console);
-                // A panic without the debugger reboots by itself.
-                if (trouble.isPresent() && !console.contains("Automatic reboot in ") && !hasBanner(port, 5000)) {
-                    throw new GuestUnusable(69, "the guest is in trouble: " + trouble.get() + consoleEnd());
-                }
-                if (hasBanner(port, patience)) {
-                    GuestSsh.Output first = ssh.greet(running.restored() != null && !running.ready(), isClone);
-                    if (first.ok()) {
-                        qemu.write(running.asReady());
-                        return;
+            try (Progress progress = new Progress(restoring ? "restoring" : "booting", say)) {
+                // an emulated sshd is slow
+                for (int patience = 1000; System.nanoTime() < deadline; patience = Math.min(5000, patience + 250)) {
+                    String console = consoleOfUsable(running);
+                    progress.stage(restoring ? "the guest has yet to answer" : bootStage(console));
+                    if (hasBanner(port, patience)) {
+                        GuestSsh.Output first = ssh.greet(restoring, isClone);
+                        if (first.ok()) {
+                            qemu.write(running.asReady());
+                            return;
+                        }
+                        ssh.closeMaster(); // the next try has a connection of its own
+                        last = first.text().substring(first.text().lastIndexOf('\n') + 1);
+                        refusals += last.contains("Permission denied") ? 1 : 0;
+                        if (last.contains("Host key verification failed") || refusals == 3) {
+                            throw new VmException(69, "the guest's keys are not those in " + files.file(".ssh") + ": "
+                                    + last);
+                        }
                     }
-                    ssh.closeMaster(); // the next try has a connection of its own
-                    last = first.text().substring(first.text().lastIndexOf('\n') + 1);
-                    refusals += last.contains("Permission denied") ? 1 : 0;
-                    if (last.contains("Host key verification failed") || refusals == 3) {
-                        throw new VmException(69, "the guest's keys are not those in " + files.file(".ssh") + ": "
-                                + last);
-                    }
+                    pause(50);
                 }
-                pause(50);
             }
             String advice = hangAdvice(running.accel(), Integer.parseInt(running.cpus()));
             throw new GuestUnusable(124, "no answer after " + limit.toSeconds() + " s: " + last + advice
-                    + consoleEnd());
+                    + consoleEnd(running));
+        }
+
+        /** What the console has shown since the start; an exception if the guest cannot come up any more. */
+        private String consoleOfUsable(Running running) throws IOException {
+            if (!qemu.isRunning()) {
+                throw new GuestUnusable(69, "QEMU ended while the guest was starting" + qemu.logEnd()
+                        + consoleEnd(running));
+            }
+            String state = qemu.runState();
+            String standstill = standstill(state, running.pid());
+            if (standstill != null) {
+                throw state.equals("internal-error") ? new GuestUnusable(69, standstill)
+                        : new VmException(state.equals("io-error") ? 1 : 69, standstill);
+            }
+            String console = consoleSince(running);
+            Optional<String> trouble = trouble(console);
+            // A panic without the debugger reboots by itself.
+            if (trouble.isPresent() && !console.contains("Automatic reboot in ") && !hasBanner(running.port(), 5000)) {
+                throw new GuestUnusable(69, "the guest is in trouble: " + trouble.get() + consoleEnd(running));
+            }
+            return console;
         }
 
         /**
@@ -2169,6 +2461,20 @@ final class VmCtl {
                 }
             }
             return true;
+        }
+
+        /** Opens further ports of a running VM. */
+        void addForwards(List<String> forwards) throws IOException {
+            for (String forward : forwards) {
+                Running running = qemu.running().orElseThrow();
+                if (!running.forwards().contains(forward)) {
+                    qemu.addForward(forward);
+                    List<String> all = new ArrayList<>(running.forwards());
+                    all.add(forward);
+                    qemu.write(running.withForwards(all));
+                    say.accept("forwarding port " + forward.replace(":", " of 127.0.0.1 to the guest's port "));
+                }
+            }
         }
 
         /** A way to end a VM, and how long it may take. */
@@ -2231,11 +2537,14 @@ final class VmCtl {
          * lost.
          */
         private boolean hasEnded(Duration limit) throws IOException {
-            for (long deadline = System.nanoTime() + limit.toNanos(); System.nanoTime() < deadline; ) {
-                if (qemu.hasEnded(Duration.ofSeconds(2))) {
-                    return true;
-                } else if (qemu.runState().equals("io-error")) {
-                    throw cannotWrite();
+            try (Progress progress = new Progress("stopping", say)) {
+                for (long deadline = System.nanoTime() + limit.toNanos(); System.nanoTime() < deadline; ) {
+                    if (qemu.hasEnded(Duration.ofSeconds(2))) {
+                        return true;
+                    } else if (qemu.runState().equals("io-error")) {
+                        throw cannotWrite();
+                    }
+                    progress.stage("the guest has yet to end");
                 }
             }
             return !qemu.isRunning();
@@ -2328,26 +2637,35 @@ final class VmCtl {
             return panic < 0 ? Optional.empty() : recent.substring(panic).lines().findFirst().map(VmCtl::printable);
         }
 
+        /** How far a boot is. */
+        static String bootStage(String console) {
+            int kernel = console.lastIndexOf(KERNEL_STARTS);
+            return kernel < 0 ? "the loader" : console.lastIndexOf("\nlogin: ") > kernel ? "sshd has yet to answer"
+                    : console.lastIndexOf("\nMounting root from ") > kernel ? "services start" : "the kernel starts";
+        }
+
         /** Whether the console ends in what DragonFly's kernel prints last, with its processes gone already. */
         static boolean isShuttingDown(String console) {
             int started = Math.max(console.lastIndexOf(KERNEL_STARTS), console.lastIndexOf("\nlogin: "));
             return console.lastIndexOf("\nsyncing disks...") > started;
         }
 
-        /** Why a guest does not answer, and what to do. */
+        /** Why a guest does not answer, what to do, and what its console shows. */
         String whySilent() throws IOException {
             Running running = qemu.running().orElse(null);
             String standstill = running == null ? "the VM has ended: vm-ctl start"
                     : standstill(qemu.runState(), running.pid());
-            return standstill == null ? "it hangs, or its sshd does: vm-ctl restart" : standstill;
+            return (standstill == null ? "it hangs, or its sshd does: vm-ctl restart" : standstill)
+                    + consoleEnd(running);
         }
 
         private String consoleSince(Running running) throws IOException {
             return fileEnd(files.file(".console.log"), running.consoleAt(), 1 << 18);
         }
 
-        String consoleEnd() throws IOException {
-            String lines = lastLines(files.file(".console.log"), 5);
+        /** The last lines that the console has shown since this start; none if that is unknown. */
+        String consoleEnd(Running running) throws IOException {
+            String lines = running == null ? "" : lastLines(consoleSince(running), 5);
             return lines.isEmpty() ? "" : "\nthe console's last lines:\n" + lines;
         }
     }
@@ -2376,6 +2694,16 @@ final class VmCtl {
                             for (pid = own; pid in parent; pid = parent[pid]) delete session[pid]
                             for (pid in session) print pid
                         }'); do kill $pid; done 2>/dev/null""";
+
+        /** The first letter is in brackets, so that this line does not find itself. It waits 5 s before it uses KILL. */
+        private static final String KILL = """
+                for group in $(ps -axww -o pgid,command | awk '/[v]MARK/ { print $1 }' | sort -u); do
+                    kill -TERM -$group
+                    n=0
+                    while kill -0 -$group && [ $n -lt 5 ]; do sleep 1; n=$((n + 1)); done
+                    kill -KILL -$group
+                done 2>/dev/null
+                :""";
 
         /** What a command in the guest printed, and whether it ended with 0; not if ssh failed or took too long. */
         record Output(boolean ok, String text) {}
@@ -2425,7 +2753,8 @@ final class VmCtl {
                 lines.add("hostname " + files.name().replace('_', '-') + " || echo its hostname could not be set");
             }
             lines.add(":");
-            Output output = run(SOON.dividedBy(2), remoteCommand(List.of(String.join("\n", lines)), List.of(), null));
+            Output output = run(SOON.dividedBy(2), remoteCommand(List.of(String.join("\n", lines)), List.of(), null,
+                    null));
             if (output.ok() && !output.text().isEmpty()) {
                 say.accept("the guest answers, but " + output.text());
             }
@@ -2497,15 +2826,15 @@ final class VmCtl {
 
         /**
          * What sshd hands to root's shell, which may be csh: quoted words. At the limit the guest itself kills the
-         * process group.
+         * process group. With a mark, a shell that has it in its arguments stays above the command, for kill().
          */
-        static String remoteCommand(List<String> words, List<String> environment, Duration limit) {
+        static String remoteCommand(List<String> words, List<String> environment, Duration limit, String mark) {
             List<String> command = new ArrayList<>();
-            if (limit != null) {
-                command.addAll(List.of("sh", "-c", "(n=" + limit.toSeconds()
+            if (mark != null) {
+                String watcher = limit == null ? "" : "(n=" + limit.toSeconds()
                         + "; while [ $n -gt 0 ] && kill -0 $$; do sleep 1; "
-                        + "n=$((n - 1)); done; kill -0 $$ && kill -KILL 0) </dev/null >/dev/null 2>&1 & exec \"$@\"",
-                        "sh"));
+                        + "n=$((n - 1)); done; kill -0 $$ && kill -KILL 0) </dev/null >/dev/null 2>&1 & ";
+                command.addAll(List.of("sh", "-c", watcher + "\"$@\"; exit $?", mark));
             }
             if (!environment.isEmpty()) {
                 command.add("env");
@@ -2514,6 +2843,20 @@ final class VmCtl {
             command.addAll(words.size() == 1 ? List.of("sh", "-c", words.get(0)) : words);
             return shellQuoted(command);
         }
+
+        /**
+         * Ends a marked command in the guest with its process group. If the guest does not answer, the shared
+         * connection is closed: while the command lives, it holds what this command was given as stdout.
+         */
+        void kill(String mark) {
+            try {
+                if (!run(Duration.ofSeconds(20), KILL.replace("MARK", mark.substring(1))).ok()) {
+                    closeMaster();
+                }
+            } catch (IOException | VmException failed) {
+                say.accept("the command in the guest could not be ended: " + failed.getMessage());
+            }
+        }
     }
 
     // QEMU.
@@ -2521,22 +2864,28 @@ final class VmCtl {
     /** The QEMU process of one VM: starts it, tells whether it lives, talks to its monitor, ends it. */
     static final class Qemu {
         /**
-         * Cuts the console's log when it is larger than 10 MB and keeps its last 1 MB as .1, while QEMU (pid file, pid,
-         * log) lives.
+         * Every 30 s, while this QEMU lives: if the console's log is larger than 10 MB, keeps its last 1 MB as .1 and
+         * empties it. Arguments: QEMU's pid file, its pid, the log, the seconds.
          */
         private static final String LOG_KEEPER = """
                 cd /
                 trap '' HUP INT
                 while [ "$(cat "$1")" = "$2" ] && kill -0 "$2"; do
                     if [ "$(wc -c <"$3")" -gt 10000000 ]; then tail -c 1000000 "$3" >"$3.1"; : >"$3"; fi
-                    sleep 1
+                    sleep "$4"
                 done </dev/null >/dev/null 2>&1 &
                 """;
+        /** Tests shorten it. */
+        static int logCheckSeconds = 30;
+        /** QEMU gives up system calls that it does not need. Denying more does not go with -daemonize. */
+        private static final List<String> SANDBOX = List.of("-sandbox", "on,resourcecontrol=deny");
 
         private final VmFiles files;
+        private final Consumer<String> say;
 
-        Qemu(VmFiles files) {
+        Qemu(VmFiles files, Consumer<String> say) {
             this.files = files;
+            this.say = say;
         }
 
         /** The arguments that make the machine, as the guest and its RAM see it. */
@@ -2565,6 +2914,16 @@ final class VmCtl {
                     "file", object("driver", "file", "filename", file.toString()));
         }
 
+        /** Makes QEMU forward a port of 127.0.0.1 to the guest. */
+        void addForward(String forward) throws IOException {
+            Ports.require(Integer.parseInt(forward.split(":")[0]));
+            String refusal = (String) qmp("human-monitor-command", "command-line", "hostfwd_add net0 tcp:127.0.0.1:"
+                    + forward.replace(":", "-:"));
+            if (!refusal.isBlank()) { // this command reports failures as text
+                throw new VmException(69, "QEMU refuses --forward " + forward + ": " + printable(refusal).strip());
+            }
+        }
+
         /** QEMU's command line. One that takes RAM in waits for it, and then stands still. */
         static List<String> arguments(VmFiles files, Plan plan, int port, Path disk,
                 boolean takesRam) throws IOException {
@@ -2573,8 +2932,7 @@ final class VmCtl {
                     "-daemonize", "-display", "none", "-D", files.file(".qemu.log").toString(),
                     "-d", "strace")); // errors alone: no guest is in user mode
             if (System.getProperty("os.name").equals("Linux")) {
-                // denying more does not go with -daemonize
-                arguments.addAll(List.of("-sandbox", "on,resourcecontrol=deny"));
+                arguments.addAll(SANDBOX);
             }
             arguments.addAll(List.of("-blockdev", JsonWriter.string(disk(disk, "disk0", plan.cache()))));
             for (int i = 0; i < plan.discs().size(); i++) {
@@ -2622,9 +2980,14 @@ final class VmCtl {
             int exitCode = 0;
             long deadline = System.nanoTime() + Duration.ofSeconds(10).toNanos();
             List<Integer> ports = new ArrayList<>(Ports.candidates(plan));
+            boolean sandbox = true;
             while (!ports.isEmpty()) {
                 int port = ports.get(0);
-                ProcessResult started = run(SOON, withUmask(arguments(files, plan, port, disk, restored != null)));
+                List<String> arguments = arguments(files, plan, port, disk, restored != null);
+                if (!sandbox) {
+                    arguments.removeAll(SANDBOX);
+                }
+                ProcessResult started = run(SOON, withUmask(arguments));
                 // its stderr is the log
                 output = printable(started.outputUTF8() + fileEnd(files.file(".qemu.log"), 0, 1 << 12)).strip();
                 exitCode = started.getExitValue();
@@ -2633,6 +2996,9 @@ final class VmCtl {
                     return begin(plan, port, consoleAt, restored);
                 } else if (output.contains("Cannot lock pid file") && System.nanoTime() < deadline) {
                     pause(20); // somebody asks whether it runs, which takes a moment
+                } else if (sandbox && output.contains("sandbox")) {
+                    say.accept("this QEMU was built without seccomp, so it runs without -sandbox: " + output);
+                    sandbox = false;
                 } else if (output.contains("tcp:127.0.0.1:" + port + "-") && !plan.portIsFixed()) {
                     ports.remove(0); // somebody took the port meanwhile
                 } else {
@@ -2646,8 +3012,30 @@ final class VmCtl {
                     : output));
         }
 
-        /** 69 if a port that must be had is in use by somebody else than this VM; asked before the VM is ended. */
-        void requirePorts(Plan plan) throws IOException {
+        /** 69 if QEMU could not start as planned: asked before the VM is ended. */
+        void requireStart(Plan plan) throws IOException {
+            requirePorts(plan);
+            if (isRunning() && running().filter(running -> running.hardware().equals(plan.hardware())).isEmpty()) {
+                requireHardware(plan.hardware());
+            }
+        }
+
+        /** 69 if QEMU refuses this hardware: tried with an empty disk, and ended before the guest runs. */
+        private static void requireHardware(List<String> hardware) throws IOException {
+            List<String> command = new ArrayList<>(List.of("sh", "-c",
+                    "echo '{\"execute\":\"qmp_capabilities\"}{\"execute\":\"quit\"}' | exec \"$@\" >/dev/null", "sh", QEMU, "-S",
+                    "-display", "none", "-blockdev", "driver=null-co,node-name=disk0,read-zeroes=on", "-netdev",
+                    "user,id=net0", "-chardev", "null,id=serial0", "-qmp", "stdio"));
+            command.addAll(hardware.subList(1, hardware.size()));
+            ProcessResult tried = run(SOON, command);
+            if (tried.getExitValue() != 0) {
+                throw new VmException(69, "QEMU refuses these options, so nothing was changed: "
+                        + printable(tried.outputUTF8()).strip());
+            }
+        }
+
+        /** 69 if a port that must be had is in use by somebody else than this VM. */
+        private void requirePorts(Plan plan) throws IOException {
             Running running = running().orElse(null);
             if (plan.portIsFixed() && (running == null || running.port() != plan.port())) {
                 Ports.require(plan.port());
@@ -2668,7 +3056,7 @@ final class VmCtl {
                         consoleAt, files.socket(".qmp").toString(), restored, false, restored == null ? Act.NONE
                         : Act.RESTORING));
                 run(SOON, withUmask(List.of("sh", "-c", LOG_KEEPER, "log-keeper", files.qemuPid().toString(), pid,
-                        files.file(".console.log").toString())));
+                        files.file(".console.log").toString(), "" + logCheckSeconds)));
                 return running;
             } catch (IOException full) {
                 end();
@@ -2812,7 +3200,7 @@ final class VmCtl {
         }
 
         String logEnd() throws IOException {
-            String lines = lastLines(files.file(".qemu.log"), 2);
+            String lines = lastLines(fileEnd(files.file(".qemu.log"), 0, 1 << 14), 2);
             return lines.isEmpty() ? "" : ": " + lines;
         }
 
@@ -3085,11 +3473,18 @@ final class VmCtl {
             return free;
         }
 
-        /** 69, naming who has it, if a port is in use. */
+        /** What a start would take if nothing happened until then; runs no program, for --dry-run. */
+        static int firstChoice(Plan plan) {
+            return plan.port() != 0 ? plan.port()
+                    : IntStream.range(FIRST, FIRST + 100).filter(Ports::isFree).findFirst().orElse(FIRST);
+        }
+
+        /** 69, naming who has it, if a port cannot be used. */
         static void require(int port) throws IOException {
             if (!awaitFree(port, Duration.ofSeconds(10))) {
-                throw new VmException(69, "port " + port + " of 127.0.0.1 is taken by "
-                        + holder(port).orElse("another user's process") + ": choose another");
+                throw new VmException(69, "port " + port + " of 127.0.0.1 " + holder(port).map("is taken by "::concat)
+                        .orElse(port < 1024 ? "is for root alone, or taken by another user"
+                                : "is taken by another user's process") + ": choose another");
             }
         }
 
@@ -3104,7 +3499,7 @@ final class VmCtl {
         }
 
         static boolean isFree(int port) {
-            try (ServerSocket probe = new ServerSocket(port, 1, InetAddress.getLoopbackAddress())) {
+            try (ServerSocket probe = new ServerSocket(port, 1, InetAddress.getByName("127.0.0.1"))) {
                 return probe.isBound();
             } catch (IOException taken) {
                 return false;
@@ -3258,7 +3653,6 @@ final class VmCtl {
                 ".test", ".sync", ".pid", ".qemu-pid", ".qemu.log", ".console.log", ".console.log.1", ".setup.iso",
                 ".setup.iso.part", ".lock");
         private static final List<String> SOCKETS = List.of(".qmp", ".console", ".control", ".ram");
-        private static final Pattern OWNER = Pattern.compile("([^.].*?)(?:-clean\\.qcow2|\\.(?:qcow2|disks|snapshots|install|pid|ssh))");
 
         Path file(String suffix) {
             return dir.resolve(name + suffix);
@@ -3394,13 +3788,6 @@ final class VmCtl {
             }
         }
 
-        /** The names of all VMs here. */
-        List<String> names() {
-            return entries(dir).stream().map(file -> OWNER.matcher(file.getFileName().toString()))
-                    .filter(Matcher::matches)
-                    .map(match -> match.group(1)).distinct().toList();
-        }
-
         /** What there is of this VM. */
         List<Path> all() throws IOException {
             List<Path> found = new ArrayList<>(SUFFIXES.stream().map(this::file).toList());
@@ -3502,8 +3889,8 @@ final class VmCtl {
         }
     }
 
-    private static String lastLines(Path file, int count) throws IOException {
-        List<String> lines = printable(fileEnd(file, 0, 1 << 14)).lines().filter(line -> !line.isBlank()).toList();
+    private static String lastLines(String text, int count) {
+        List<String> lines = printable(text).lines().filter(line -> !line.isBlank()).toList();
         return String.join("\n", lines.subList(Math.max(0, lines.size() - count), lines.size()));
     }
 
@@ -3592,6 +3979,24 @@ final class VmCtl {
     }
     // end shared:object
 
+    // shared:limits
+    /** 2 for less memory than DragonFly boots with, more than this host has, or far more processors than it has. */
+    static void checkHardware(String memory, String cpus) {
+        long host = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean()).getTotalMemorySize() >> 20;
+        long wanted = memory == null ? 256 : Long.parseLong(memory.replaceAll("\\D", "")) << (memory.endsWith("G") ? 10 : 0);
+        if (wanted < 256) {
+            throw new VmException(2, memory + " of memory is too little for DragonFly: give it 256M or more");
+        } else if (memory != null && wanted > host) {
+            throw new VmException(2, memory + " of memory is more than this machine has (" + host + "M)");
+        }
+        // Four always work: a VM may have more processors than a small host, which only makes it slower.
+        int processors = Math.max(4, Runtime.getRuntime().availableProcessors());
+        if (cpus != null && Integer.parseInt(cpus) > processors) {
+            throw new VmException(2, cpus + " processors are too many for this machine: at most " + processors);
+        }
+    }
+    // end shared:limits
+
     // shared:processors
     /** How many processors the guest gets: as many as were asked for, else half the host's within 2-4, or 1 if emulated. */
     static int processors(Integer wanted, String accel) {
@@ -3614,7 +4019,7 @@ final class VmCtl {
     /** Whether the guest's sshd answers. QEMU's network accepts a connection before the guest does, so only the first bytes tell. */
     static boolean hasBanner(int port, int millis) {
         try (Socket socket = new Socket()) {
-            socket.connect(new InetSocketAddress(InetAddress.getLoopbackAddress(), port), millis);
+            socket.connect(new InetSocketAddress(InetAddress.getByName("127.0.0.1"), port), millis);
             socket.setSoTimeout(millis);
             return new String(socket.getInputStream().readNBytes(8), UTF_8).equals("SSH-2.0-");
         } catch (IOException notYet) {
@@ -3819,6 +4224,33 @@ final class VmCtl {
         }
     }
     // end shared:running
+
+    // shared:known
+    private static final Pattern VM_FILE = Pattern.compile(
+            "([^.].*?)(?:-clean\\.qcow2|\\.(?:qcow2|disks|snapshots|install|pid|qemu-pid|ssh))");
+
+    /** The names of all VMs in VM_DIR. A lock or a log, which a failed command may leave, makes no VM. */
+    static List<String> vmNames(Path vmDir) {
+        try (Stream<Path> files = Files.list(vmDir)) {
+            return files.map(file -> VM_FILE.matcher(file.getFileName().toString())).filter(Matcher::matches)
+                    .map(match -> match.group(1)).distinct().sorted().collect(Collectors.toList());
+        } catch (NoSuchFileException none) {
+            return List.of();
+        } catch (IOException unreadable) {
+            throw new VmException(69, vmDir + " cannot be read: " + reason(unreadable));
+        }
+    }
+
+    /** Why a VM does not run: there is none of this name (69), or nobody has started it (3). */
+    static VmException notRunning(Path vmDir, String name) {
+        List<String> names = vmNames(vmDir);
+        if (names.contains(name)) {
+            return new VmException(3, "VM " + name + " is not running; start it: vm-ctl start");
+        }
+        return new VmException(69, "there is no VM " + name + " in " + vmDir
+                + (names.isEmpty() ? ": vm-auto-install makes one" : " (there are: " + String.join(", ", names) + ")"));
+    }
+    // end shared:known
 
     // shared:standstill
     /** Why a guest does not go on, by QEMU's word for its state ("unknown": QEMU gave none), and what to do; null if it goes on. */

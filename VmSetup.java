@@ -957,7 +957,7 @@ final class VmSetup implements Callable<Integer> {
 
     private Check checkPort(Integer set) throws IOException {
         int port = set != null ? set : 2222;
-        try (ServerSocket socket = new ServerSocket(port, 1, InetAddress.getLoopbackAddress())) {
+        try (ServerSocket socket = new ServerSocket(port, 1, InetAddress.getByName("127.0.0.1"))) {
             return new Check("port", "ok", socket.getLocalPort() + " is free", "");
         } catch (BindException taken) {
             String holder = port >= 1024 || taken.getMessage().contains("in use") // in the user's language

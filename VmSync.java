@@ -1536,6 +1536,33 @@ final class VmSync implements Callable<Integer> {
     }
     // end shared:running
 
+    // shared:known
+    private static final Pattern VM_FILE = Pattern.compile(
+            "([^.].*?)(?:-clean\\.qcow2|\\.(?:qcow2|disks|snapshots|install|pid|qemu-pid|ssh))");
+
+    /** The names of all VMs in VM_DIR. A lock or a log, which a failed command may leave, makes no VM. */
+    static List<String> vmNames(Path vmDir) {
+        try (Stream<Path> files = Files.list(vmDir)) {
+            return files.map(file -> VM_FILE.matcher(file.getFileName().toString())).filter(Matcher::matches)
+                    .map(match -> match.group(1)).distinct().sorted().collect(Collectors.toList());
+        } catch (NoSuchFileException none) {
+            return List.of();
+        } catch (IOException unreadable) {
+            throw new VmException(69, vmDir + " cannot be read: " + reason(unreadable));
+        }
+    }
+
+    /** Why a VM does not run: there is none of this name (69), or nobody has started it (3). */
+    static VmException notRunning(Path vmDir, String name) {
+        List<String> names = vmNames(vmDir);
+        if (names.contains(name)) {
+            return new VmException(3, "VM " + name + " is not running; start it: vm-ctl start");
+        }
+        return new VmException(69, "there is no VM " + name + " in " + vmDir
+                + (names.isEmpty() ? ": vm-auto-install makes one" : " (there are: " + String.join(", ", names) + ")"));
+    }
+    // end shared:known
+
     // shared:standstill
     /** Why a guest does not go on, by QEMU's word for its state ("unknown": QEMU gave none), and what to do; null if it goes on. */
     static String standstill(String state, long pid) {
@@ -1622,7 +1649,7 @@ final class VmSync implements Callable<Integer> {
         for (long start = System.nanoTime(); !interrupted.getAsBoolean(); LockSupport.parkNanos(200_000_000)) {
             GuestState guest = GuestState.of(vmDir, vmName);
             if (guest == null) {
-                throw new VmException(3, "VM " + vmName + " is not running; start it: vm-ctl start");
+                throw notRunning(vmDir, vmName);
             } else if (guest.why() == null) {
                 return guest.vm();
             } else if (!Set.of("paused", "finish-migrate", "postmigrate").contains(guest.word())

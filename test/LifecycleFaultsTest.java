@@ -221,7 +221,7 @@ final class LifecycleFaultsTest {
                     GUEST.ctl("stop", "--force").exits(0).says("by SIGKILL");
                 }),
                 fault("the guest is paused for some seconds", () -> {
-                    new VmCtl.Qemu(new VmCtl.VmFiles(GUEST.vmDir(), "guest")).qmp("stop");
+                    new VmCtl.Qemu(new VmCtl.VmFiles(GUEST.vmDir(), "guest"), message -> { }).qmp("stop");
                     GUEST.ctl("status").exits(0).answers("paused", "vm-ctl start lets it go on");
                     Thread.sleep(6000);
                     GUEST.ctl("start").exits(0).says("runs already");

@@ -99,6 +99,32 @@ final class LifecycleTest {
         GUEST.sh("ps -axww -o pid,command | grep '[s]leep 4321'").exits(1);
     }
 
+    /** Ctrl-C reaches the tool and its ssh; a signal by kill the tool alone. Both end the guest's command, and let go of stdout. */
+    @Test
+    @Order(5)
+    void aCommandInTheGuestEndsWithTheOneThatRunsIt() throws IOException, InterruptedException {
+        String tool = VmCtl.shellQuoted(Guest.command("VmCtl", "exec", "--", "echo begun; sleep 4322 & sleep 4322"));
+        for (String signal : List.of("INT", "TERM")) {
+            for (String target : List.of("$!", "-$!")) {
+                // setsid gives the tool a process group; the shell lets no background process get SIGINT otherwise
+                String script = "said=$(mktemp); env --default-signal=INT setsid " + tool + " >$said & until grep -q begun $said; do sleep 0.1; done; "
+                        + "kill -" + signal + " -- " + target + "; wait $!; echo $?; rm $said";
+                Guest.Result result = GUEST.run(List.of("sh", "-c", script));
+                assertEquals(signal.equals("INT") ? "130\n" : "143\n", result.exits(0).out(), result.err());
+                GUEST.sh("ps -axww -o pid,command | grep '[s]leep 4322'").exits(1);
+            }
+        }
+        // Whoever waits for the end of its output gets it.
+        GUEST.run(List.of("sh", "-c", "said=$(timeout -s INT 5 " + tool + "); echo $said")).exits(0).answers("begun");
+        GUEST.sh("ps -axww -o pid,command | grep '[s]leep 4322'").exits(1);
+    }
+
+    @Test
+    @Order(5)
+    void theConsoleTakesItsInputFromAPipe() {
+        GUEST.run(List.of("sh", "-c", "echo | " + VmCtl.shellQuoted(Guest.command("VmCtl", "console")))).exits(0).answers("login: ");
+    }
+
     @Test
     @Order(6)
     void anyToolReachesTheGuestByTheSshConfig() {

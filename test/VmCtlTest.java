@@ -33,6 +33,7 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.concurrent.TimeUnit;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Stream;
@@ -91,11 +92,11 @@ final class VmCtlTest {
 
     private Result ctl(Map<String, String> environment, String... arguments) {
         Map<String, String> settings = new HashMap<>(
-                Map.of("VM_DIR", dir.toString(), "VM_NAME", "x", "VM_ACCEL", "tcg", "VM_MEMORY", "64M"));
+                Map.of("VM_DIR", dir.toString(), "VM_NAME", "x", "VM_ACCEL", "tcg", "VM_MEMORY", "256M"));
         settings.putAll(environment);
         StringWriter out = new StringWriter();
         StringWriter err = new StringWriter();
-        CommandLine line = VmCtl.commandLine(new VmCtl.Settings(settings, Map.of("VM_CPUS", "3", "VM_MEMORY", "96M")), arguments);
+        CommandLine line = VmCtl.commandLine(new VmCtl.Settings(settings, Map.of("VM_CPUS", "3", "VM_MEMORY", "384M")), arguments);
         int exitCode = line.setOut(new PrintWriter(out, true)).setErr(new PrintWriter(err, true)).execute(arguments);
         return new Result(exitCode, out.toString(), err.toString());
     }
@@ -147,7 +148,7 @@ final class VmCtlTest {
     }
 
     private VmCtl.Snapshot snapshot(String name) {
-        VmCtl.Qemu qemu = new VmCtl.Qemu(vm);
+        VmCtl.Qemu qemu = new VmCtl.Qemu(vm, message -> { });
         VmCtl.GuestSsh ssh = new VmCtl.GuestSsh(vm, message -> { });
         return new VmCtl.Snapshots(vm, new VmCtl.Machine(vm, qemu, ssh, message -> { }), message -> { }).find(name).orElseThrow();
     }
@@ -216,9 +217,9 @@ final class VmCtlTest {
     @Test
     void anOptionBeatsTheEnvironmentWhichBeatsTheFile() throws IOException {
         makeCleanDisk();
-        ctl("start", "--dry-run").exits(0).answers("-m 64M -smp 3");
-        ctl(Map.of("VM_MEMORY", ""), "start", "--dry-run").answers("-m 96M"); // empty is unset
-        ctl("start", "--dry-run", "--memory", "128M").answers("-m 128M");
+        ctl("start", "--dry-run").exits(0).answers("-m 256M -smp 3");
+        ctl(Map.of("VM_MEMORY", ""), "start", "--dry-run").answers("-m 384M"); // empty is unset
+        ctl("start", "--dry-run", "--memory", "300M").answers("-m 300M");
         ctl("start", "--dry-run", "--qemu-args", "-device 'virtio-rng-pci,id=a b'").answers("'virtio-rng-pci,id=a b'");
         assertEquals(List.of(vm.clean()), vm.all(), "a dry run leaves nothing");
     }
@@ -234,34 +235,100 @@ final class VmCtlTest {
         assertTrue(printed.get(2).contains("-blockdev") && printed.get(2).contains("new.qcow2"), printed.get(2));
     }
 
+    private static List<String> tree(Path directory) throws IOException {
+        try (Stream<Path> files = Files.walk(directory)) {
+            return files.map(file -> directory.relativize(file).toString()).sorted().toList();
+        }
+    }
+
+    /** Whatever the command: a wrong name is said at once, in one line, with the right ones; and nothing is made. */
     @Test
-    void whatIsMissingIsSaid() throws IOException {
-        ctl("start").exits(69).says("vm-auto-install");
-        ctl("status").exits(3).answers("stopped");
-        ctl("exec", "--", "true").exits(3).says("vm-ctl start");
-        ctl("ssh").exits(3);
-        ctl("console").exits(3);
-        ctl("screenshot", "s.png").exits(3);
-        ctl("stop").exits(0);
-        ctl("restore").exits(69);
-        ctl("snapshot").exits(69);
-        ctl("install").exits(69).says("vm-setup");
-        Path packed = Files.writeString(temporary.resolve("dfly.iso.bz2"), "vm-setup unpacks it");
-        ctl(Map.of("VM_IMAGE", packed.toString()), "install").exits(69).says("vm-setup: " + dir.resolve("dfly-6.4.2.iso"));
-        ctl("list").exits(0);
+    void aVmThatIsNotThereIsSaidAtOnce() throws IOException {
+        String picture = temporary.resolve("screen.png").toString();
+        List<List<String>> commands = List.of(List.of("start"), List.of("start", "--dry-run"), List.of("restart"), List.of("status"),
+                List.of("status", "--json"), List.of("snapshot"), List.of("snapshot", "--list"), List.of("snapshot", "--delete", "one"),
+                List.of("restore"), List.of("clone", "y"), List.of("console"), List.of("console", "--log"), List.of("screenshot", picture),
+                List.of("ssh"), List.of("exec", "--", "true"));
+        Files.createFile(vm.file(".lock")); // both may be left of a start that failed
+        Files.createFile(vm.file(".console.log"));
+        for (String others : List.of(": vm-auto-install makes one", " (there are: other, z.1)")) {
+            List<String> before = tree(temporary);
+            String message = "there is no VM x in " + dir + others;
+            for (List<String> command : commands) {
+                Result result = ctl(command.toArray(String[]::new)).exits(69);
+                assertEquals("vm-ctl: " + message + "\n", result.err(), command.toString());
+                assertEquals("", result.out());
+            }
+            assertEquals(message + "\n", ctl("stop").exits(0).err());
+            assertEquals(message + "\n", ctl("destroy").exits(0).err(), "it does not ask: there is nothing to destroy");
+            assertEquals(before, tree(temporary));
+            if (others.startsWith(":")) {
+                assertEquals("there is no VM in " + dir + ": vm-auto-install makes one\n", ctl("list").exits(0).err());
+            }
+            Files.write(dir.resolve("other-clean.qcow2"), new byte[0]);
+            Files.createDirectories(dir.resolve("z.1.install"));
+        }
+        assertEquals("", ctl("list").exits(0).answers("other ").answers("z.1 ").err());
         ctl("list", "--vm-dir", "/proc/version").exits(69).says("VM_DIR");
+    }
+
+    /** Every command in an order that makes no sense: says what is true now and what to do, and changes nothing. */
+    @Test
+    void commandsInTheWrongOrderSayWhatToDo() throws IOException {
+        Files.createDirectory(vm.file(".install")); // an installation has begun
+        for (String command : List.of("start", "restart", "restore", "snapshot")) {
+            ctl(command).exits(69).says("vm-auto-install");
+        }
         makeVm();
+        List<String> before = tree(temporary);
+        for (String command : List.of("ssh", "exec true", "console", "screenshot " + temporary.resolve("s.png"))) {
+            ctl(command.split(" ")).exits(3).says("vm-ctl start");
+        }
+        ctl("status").exits(3).answers("stopped");
+        ctl("stop").exits(0).says("not running");
+        ctl("console", "--log").exits(3).says("vm-ctl start");
+        ctl("restore", "no-such").exits(69).says("snapshot --list");
+        ctl("snapshot", "--delete", "no-such").exits(69).says("snapshot --list");
+        assertEquals(before, tree(temporary));
         Files.writeString(vm.file(".console.log"), "login: ");
         assertEquals("login: ", ctl("console", "--log").exits(0).out());
-        ctl("restore", "no-such").exits(69).says("no-such");
-        ctl("snapshot", "--delete", "no-such").exits(69);
+        ctl("destroy", "--yes").exits(0);
+        ctl("destroy", "--yes").exits(0).says("there is no VM x");
+        assertEquals(List.of(), vm.all());
+    }
+
+    @Test
+    void aWordThatIsACommandIsNoSnapshot() throws IOException {
+        makeVm();
+        List<String> before = tree(temporary);
+        for (String name : List.of("list", "delete", "yes", "help")) {
+            ctl("snapshot", name).exits(2).says("did you mean vm-ctl snapshot --" + name + "?");
+        }
+        for (String name : List.of("start", "status", "restore", "destroy", "snapshot")) {
+            ctl("snapshot", name).exits(2).says("did you mean vm-ctl " + name + "?");
+        }
+        assertEquals(before, tree(temporary));
+        ctl("snapshot", "lists").exits(0);
+        Files.move(vm.record("lists").getParent(), vm.record("list").getParent()); // by a version that did not refuse it
+        ctl("restore", "list").exits(0);
+        ctl("snapshot", "--delete", "list").exits(0);
+    }
+
+    @Test
+    void aPictureGoesOnlyWhereOneCanBe() throws IOException {
+        makeVm();
+        Files.createDirectory(temporary.resolve("directory.png"));
+        for (String[] wrong : new String[][] {{"x.jpg", "ends in .png"}, {"png", "ends in .png"}, {"/no/such/x.png", "there is no directory /no/such"},
+                {temporary.resolve("directory.png").toString(), "is a directory"}, {"/proc/version/x.png", "there is no directory"}}) {
+            assertEquals(1, ctl("screenshot", wrong[0]).exits(2).says(wrong[1]).says(wrong[0]).err().lines().count());
+        }
     }
 
     // Argument lists.
 
     private static VmCtl.Plan plan(String accelerator, List<String> forwards) {
         List<String> hardware = new ArrayList<>(List.of("QEMU 1"));
-        hardware.addAll(VmCtl.Qemu.hardware(accelerator, "qemu64", "64M", 2, 0));
+        hardware.addAll(VmCtl.Qemu.hardware(accelerator, "qemu64", "256M", 2, 0));
         return new VmCtl.Plan(hardware, "a test", "writeback", 0, false, forwards, List.of(), Duration.ofMinutes(1), true, false);
     }
 
@@ -304,14 +371,14 @@ final class VmCtlTest {
     @Test
     void theGuestsShellGetsTheWordsAsTheyWere() throws IOException {
         List<String> words = List.of("printf", "%s|", "a b", "it's", "$HOME", "", "*", "!x", "\\", "\u00e9");
-        String said = sh("sh", "-c", VmCtl.GuestSsh.remoteCommand(words, List.of(), null));
+        String said = sh("sh", "-c", VmCtl.GuestSsh.remoteCommand(words, List.of(), null, null));
         assertEquals("a b|it's|$HOME||*|!x|\\|\u00e9|", new String(said.getBytes(ISO_8859_1), UTF_8));
-        assertEquals("a 'b' $c\n", sh("sh", "-c", VmCtl.GuestSsh.remoteCommand(List.of("echo \"$G\""), List.of("G=a 'b' $c"), null)));
+        assertEquals("a 'b' $c\n", sh("sh", "-c", VmCtl.GuestSsh.remoteCommand(List.of("echo \"$G\""), List.of("G=a 'b' $c"), null, "mark")));
     }
 
     @Test
     void onlyABannerIsAnAnswer() throws Exception {
-        try (ServerSocket silent = new ServerSocket(0, 5, InetAddress.getLoopbackAddress())) { // accepts, as QEMU does, and says nothing
+        try (ServerSocket silent = new ServerSocket(0, 5, InetAddress.getByName("127.0.0.1"))) { // accepts, as QEMU does, and says nothing
             long begun = System.nanoTime();
             assertFalse(VmCtl.hasBanner(silent.getLocalPort(), 300));
             assertTrue(System.nanoTime() - begun < 5e9);
@@ -368,9 +435,9 @@ final class VmCtlTest {
 
     @Test
     void emulatedProcessorsShareAThread() {
-        assertEquals(List.of("-accel", "tcg"), VmCtl.Qemu.hardware("tcg", "qemu64", "64M", 1, 0).subList(0, 2));
-        assertEquals(List.of("-accel", "tcg,thread=single"), VmCtl.Qemu.hardware("tcg", "qemu64", "64M", 2, 0).subList(0, 2));
-        assertEquals(List.of("-accel", "kvm"), VmCtl.Qemu.hardware("kvm", "host", "64M", 2, 0).subList(0, 2));
+        assertEquals(List.of("-accel", "tcg"), VmCtl.Qemu.hardware("tcg", "qemu64", "256M", 1, 0).subList(0, 2));
+        assertEquals(List.of("-accel", "tcg,thread=single"), VmCtl.Qemu.hardware("tcg", "qemu64", "256M", 2, 0).subList(0, 2));
+        assertEquals(List.of("-accel", "kvm"), VmCtl.Qemu.hardware("kvm", "host", "256M", 2, 0).subList(0, 2));
     }
 
     /** In an Include line, OpenSSH 9.9 expands % and ${}, and OpenSSH 9.2 does not: no line says the same to both. */
@@ -668,7 +735,7 @@ final class VmCtlTest {
 
     /** Runs a command that ends, as by kill -9, at one of its steps. */
     private void killedAt(String step, String... command) {
-        Guest guest = Guest.in(dir).with("VM_NAME", "x", "VM_ACCEL", "tcg", "VM_MEMORY", "64M");
+        Guest guest = Guest.in(dir).with("VM_NAME", "x", "VM_ACCEL", "tcg", "VM_MEMORY", "256M");
         KilledCommand.run(guest, KilledCommand.Way.HALT, step, 1, command).exits(137);
     }
 
@@ -811,7 +878,7 @@ final class VmCtlTest {
         assertNull(snapshot.ramProblem(hardware));
         assertEquals("disk and RAM", snapshot.contents());
         assertEquals(List.of("one"), VmCtl.json(ctl("status", "--json").out()).getArray("usableRam"));
-        for (String[] change : new String[][] {{"64M", "128M", "-m 64M"}, {"QEMU 1", "QEMU 2", "QEMU 1"}, {"tcg", "kvm", "-accel tcg"}}) {
+        for (String[] change : new String[][] {{"256M", "512M", "-m 256M"}, {"QEMU 1", "QEMU 2", "QEMU 1"}, {"tcg", "kvm", "-accel tcg"}}) {
             List<String> other = new ArrayList<>(hardware);
             other.replaceAll(word -> word.startsWith(change[0]) ? change[1] : word);
             assertTrue(snapshot.ramProblem(other).contains("it was made with " + change[2]), snapshot.ramProblem(other));
@@ -885,24 +952,31 @@ final class VmCtlTest {
     @Test
     void aTakenPortIsNamedOrPassedOver() throws IOException {
         makeCleanDisk();
-        try (ServerSocket taken = new ServerSocket(0, 1, InetAddress.getLoopbackAddress())) {
+        try (ServerSocket taken = new ServerSocket(0, 1, InetAddress.getByName("127.0.0.1"))) {
             String port = String.valueOf(taken.getLocalPort());
             ctl(Map.of("VM_SSH_PORT", port), "start").exits(69).says(port).says("pid " + ProcessHandle.current().pid());
             ctl("start", "--forward", port + ":80").exits(69).says("pid " + ProcessHandle.current().pid());
         }
         int free = Integer.parseInt(ctl("start", "--dry-run").out().replaceAll("(?s).*127\\.0\\.0\\.1:(\\d+)-:22.*", "$1"));
-        try (ServerSocket taken = new ServerSocket(free, 1, InetAddress.getLoopbackAddress())) {
+        try (ServerSocket taken = new ServerSocket(free, 1, InetAddress.getByName("127.0.0.1"))) {
             assertFalse(ctl("start", "--dry-run").answers("hostfwd").out().contains("127.0.0.1:" + taken.getLocalPort() + "-"));
         }
     }
 
     /** The tool as a process of its own. */
     private Process start(Path said, String... arguments) throws IOException {
-        List<String> command = new ArrayList<>(List.of("java", "-XX:TieredStopAtLevel=1", "-cp", System.getProperty("java.class.path"), "VmCtl"));
+        return start(said, List.of(), Map.of(), arguments);
+    }
+
+    private Process start(Path said, List<String> javaOptions, Map<String, String> environment, String... arguments) throws IOException {
+        List<String> command = new ArrayList<>(List.of("java", "-XX:TieredStopAtLevel=1", "-cp", System.getProperty("java.class.path")));
+        command.addAll(javaOptions);
+        command.add("VmCtl");
         command.addAll(List.of(arguments));
         command.addAll(List.of("--vm-dir", dir.toString(), "--vm-name", "x"));
         ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(said.toFile());
-        builder.environment().putAll(Map.of("VM_ACCEL", "tcg", "VM_MEMORY", "64M"));
+        builder.environment().putAll(Map.of("VM_ACCEL", "tcg", "VM_MEMORY", "256M"));
+        builder.environment().putAll(environment);
         return builder.start();
     }
 
@@ -937,14 +1011,13 @@ final class VmCtlTest {
         ctl("start", "--no-wait").exits(0);
         JsonObject status = VmCtl.json(ctl("status", "--json").exits(0).out());
         assertEquals("starting", status.getString("state"));
-        assertEquals("64M", status.getString("memory"));
+        assertEquals("256M", status.getString("memory"));
         long pid = status.getLong("pid");
         ctl("start", "--no-wait").exits(0).says("runs already");
         assertEquals(pid, VmCtl.json(ctl("status", "--json").out()).getLong("pid"));
         ctl("list").answers("starting");
         ctl("snapshot", "--yes").exits(69).says("does not answer ssh");
         Path picture = temporary.resolve("screen, 1.png");
-        ctl("screenshot", temporary.toString()).exits(69).says("directory");
         ctl("screenshot", picture.toString()).exits(0);
         assertEquals("\u0089PNG", new String(Files.readAllBytes(picture), ISO_8859_1).substring(0, 4));
 
@@ -1005,7 +1078,13 @@ final class VmCtlTest {
     @Test
     void aFloodOfTheConsoleIsCut() throws Exception {
         makeVm();
-        ctl("start", "--no-wait").exits(0);
+        int seconds = VmCtl.Qemu.logCheckSeconds;
+        VmCtl.Qemu.logCheckSeconds = 1;
+        try {
+            ctl("start", "--no-wait").exits(0);
+        } finally {
+            VmCtl.Qemu.logCheckSeconds = seconds;
+        }
         Path log = vm.file(".console.log");
         byte[] part = "login: the guest asks and asks for a name\n".repeat(1 << 15).getBytes(UTF_8);
         long most = 0;
@@ -1026,8 +1105,8 @@ final class VmCtlTest {
         makeVm();
         String port;
         String forward;
-        try (ServerSocket one = new ServerSocket(0, 1, InetAddress.getLoopbackAddress());
-                ServerSocket two = new ServerSocket(0, 1, InetAddress.getLoopbackAddress())) {
+        try (ServerSocket one = new ServerSocket(0, 1, InetAddress.getByName("127.0.0.1"));
+                ServerSocket two = new ServerSocket(0, 1, InetAddress.getByName("127.0.0.1"))) {
             port = String.valueOf(one.getLocalPort());
             forward = two.getLocalPort() + ":80";
         }
@@ -1041,12 +1120,200 @@ final class VmCtlTest {
         }
     }
 
+    /** What a VM cannot get is said before the VM that runs is touched. */
+    @Test
+    void whatCannotBeHadIsSaidBeforeAnythingIsStopped() throws Exception {
+        makeVm();
+        ctl("start", "--no-wait").exits(0);
+        String running = Files.readString(vm.pidFile());
+        Path disk = disk();
+        for (String options : List.of("--memory 9999999G", "--memory 255M", "--memory 1M", "--memory 0G", "--cpus 99", "--cpus 0",
+                "--forward 80:80 --forward 80:81", "--forward 80", "--cpu nosuch", "--qemu-args -nonsense")) {
+            int expected = options.contains("nosuch") || options.contains("nonsense") ? 69 : 2;
+            for (String command : List.of("start", "restart", "restore")) {
+                if (expected == 2 || !command.equals("start")) {
+                    List<String> words = new ArrayList<>(List.of(command));
+                    words.addAll(List.of(options.split(" ")));
+                    assertEquals(1, ctl(words.toArray(String[]::new)).exits(expected).err().lines()
+                            .filter(line -> !line.startsWith("accelerator")).count(), words.toString());
+                    assertEquals(running, Files.readString(vm.pidFile()), words.toString());
+                }
+            }
+        }
+        assertEquals("running", new VmCtl.Qemu(vm, message -> { }).runState());
+        assertEquals(disk, disk());
+        ctl("restart", "--force", "--cpu", "max", "--timeout", "1s").exits(124); // what QEMU takes is taken
+    }
+
+    @Test
+    void aVmThatRunsGetsFurtherPortsAndIsToldWhatItLacks() throws Exception {
+        makeVm();
+        ctl("start", "--no-wait", "--cpus", "1").exits(0);
+        String port = String.valueOf(Guest.freePort());
+        Result same = ctl("start", "--no-wait", "--cpus", "1").exits(0).says("runs already");
+        assertFalse(same.err().contains("restart"), same.err());
+        ctl("start", "--no-wait", "--cpus", "1", "--forward", port + ":80").exits(0)
+                .says("forwarding port " + port + " of 127.0.0.1 to the guest's port 80");
+        assertEquals(List.of(port + ":80"), VmCtl.json(ctl("status", "--json").out()).getArray("forwards"));
+        new Socket("127.0.0.1", Integer.parseInt(port)).close(); // QEMU listens
+        ctl("start", "--no-wait", "--cpus", "1", "--forward", port + ":81").exits(69).says("taken by qemu-system");
+        ctl("start", "--no-wait", "--cpus", "2", "--memory", "512M", "--cpu", "max", "--disk-cache", "unsafe", "--ssh-port", "2",
+                "--qemu-args", "-device virtio-rng-pci").exits(0).says("vm-ctl restart --memory 512M --cpus 2 --cpu max "
+                + "--disk-cache unsafe --ssh-port 2 --qemu-args '-device virtio-rng-pci'");
+    }
+
+    /** A start that QEMU refuses leaves the disk that fits the RAM, so that the next one need not boot. */
+    @Test
+    void aStartThatFailsLeavesTheDiskAsItWas() throws Exception {
+        makeVm();
+        ctl("snapshot", "one").exits(0);
+        Path ram = Files.writeString(vm.record("one").resolveSibling("ram"), "12345");
+        JsonObject record = VmCtl.json(Files.readString(vm.record("one")));
+        record.putAll(VmCtl.object("ram", dir.relativize(ram).toString(), "ramBytes", 5, "ramCrc32c", 0, "hardware", List.of("QEMU 1")));
+        Files.writeString(vm.record("one"), JsonWriter.string(record));
+        Path before = disk();
+        ctl("start", "--cpu", "no-such").exits(69).says("the RAM of one cannot be used").says("no-such");
+        assertEquals(before, disk());
+        ctl("start", "--no-wait").exits(0);
+        assertNotEquals(before, disk());
+        assertFalse(Files.exists(before), "nothing needs it any more");
+    }
+
+    @Test
+    void aFailureShowsTheConsoleOfThisStartOnly() throws Exception {
+        makeVm();
+        Files.writeString(vm.file(".console.log"), "what an earlier boot said\n");
+        Result result = ctl("start", "--timeout", "2s").exits(124);
+        assertFalse(result.err().contains("earlier boot"), result.err());
+        Files.writeString(vm.file(".console.log"), "what this boot says\n", StandardOpenOption.APPEND);
+        ctl("start", "--timeout", "1s").exits(124).says("the console's last lines:\nwhat this boot says");
+    }
+
+    @Test
+    void aLongWaitTellsHowFarItIs() throws Exception {
+        List<String> said = new ArrayList<>();
+        try (VmCtl.Progress progress = new VmCtl.Progress("booting", 1, message -> {
+            synchronized (said) {
+                said.add(message);
+            }
+        })) {
+            progress.stage(VmCtl.Machine.bootStage("BIOS"));
+            awaitTrue(() -> {
+                synchronized (said) {
+                    return !said.isEmpty();
+                }
+            });
+        }
+        assertTrue(said.get(0).matches("booting: the loader, \\d+ s"), said.get(0));
+        String console = "|/-\nCopyright (c) 2003-2025 The DragonFly Project.\n";
+        assertEquals("the kernel starts", VmCtl.Machine.bootStage(console));
+        assertEquals("services start", VmCtl.Machine.bootStage(console + "\nMounting root from hammer2:da0s1d\n"));
+        assertEquals("sshd has yet to answer", VmCtl.Machine.bootStage(console + "\nMounting root from hammer2:da0s1d\n\nlogin: "));
+        assertEquals("the kernel starts", VmCtl.Machine.bootStage("\nlogin: " + console), "it has rebooted");
+    }
+
+    /** Runs this tool's command line in a shell on a terminal of its own; "$@" is the tool. Returns what the terminal got. */
+    private String onTerminal(String term, String shell) throws Exception {
+        Path transcript = temporary.resolve("transcript");
+        String tool = VmCtl.shellQuoted(List.of("java", "-XX:TieredStopAtLevel=1", "-cp", System.getProperty("java.class.path"), "VmCtl"));
+        ProcessBuilder builder = new ProcessBuilder("script", "-qefc", "vm() { " + tool + " \"$@\"; }; " + shell, transcript.toString())
+                .redirectErrorStream(true).redirectOutput(temporary.resolve("script.out").toFile());
+        builder.environment().putAll(Map.of("VM_ACCEL", "tcg", "VM_MEMORY", "256M", "VM_DIR", dir.toString(), "VM_NAME", "x", "TERM", term));
+        Process process = builder.start();
+        process.getOutputStream().close();
+        assertTrue(process.waitFor(5, TimeUnit.MINUTES));
+        return Files.readString(transcript);
+    }
+
+    @Test
+    void onATerminalTheProgressIsALineThatChanges() throws Exception {
+        makeVm();
+        String shown = onTerminal("xterm", "vm start --timeout 4s");
+        assertTrue(shown.contains("\r\u001b[Kbooting: the loader, "), shown);
+        ctl("stop", "--force").exits(0);
+        assertFalse(onTerminal("dumb", "vm start --timeout 3s").contains("\u001b"));
+    }
+
+    /** stty's settings of before, not those called sane. */
+    @Test
+    void theTerminalGetsItsSettingsBack() throws Exception {
+        makeVm();
+        ctl("start", "--no-wait").exits(0);
+        Path before = temporary.resolve("before");
+        Path during = temporary.resolve("during");
+        Path after = temporary.resolve("after");
+        String quotedBefore = VmCtl.shellQuoted(List.of(before.toString()));
+        onTerminal("xterm", "stty -echo erase '#'; stty -g >" + quotedBefore + "; vm console </dev/tty & tool=$!; "
+                + "while [ \"$(stty -g)\" = \"$(cat " + quotedBefore + ")\" ]; do sleep 0.1; done; stty -g >"
+                + VmCtl.shellQuoted(List.of(during.toString())) + "; kill $(pgrep -P $tool || echo $tool); wait $tool; stty -g >"
+                + VmCtl.shellQuoted(List.of(after.toString())));
+        assertNotEquals(Files.readString(before), Files.readString(during));
+        assertEquals(Files.readString(before), Files.readString(after));
+    }
+
+    /** With its input ended, it ends when the guest has been silent for two seconds; what the guest said until then is there. */
+    @Test
+    void theConsoleEndsAfterItsInput() throws Exception {
+        makeVm();
+        ctl("start", "--no-wait").exits(0);
+        Path said = temporary.resolve("said");
+        Process console = start(said, "console");
+        console.getOutputStream().write("to the guest\n".getBytes(UTF_8));
+        console.getOutputStream().close();
+        assertTrue(console.waitFor(1, TimeUnit.MINUTES));
+        assertEquals(0, console.exitValue(), Files.readString(said));
+    }
+
+    /** Java prefers IPv6 if told so; QEMU listens on 127.0.0.1, whatever Java prefers. */
+    @Test
+    void thePortsAreThoseOf127001() throws Exception {
+        makeVm();
+        try (ServerSocket taken = new ServerSocket(0, 1, InetAddress.getByName("127.0.0.1"))) {
+            Path said = temporary.resolve("said");
+            Process tool = start(said, List.of("-Djava.net.preferIPv6Addresses=true"), Map.of(), "start", "--ssh-port", "" + taken.getLocalPort());
+            assertEquals(69, tool.waitFor());
+            assertTrue(Files.readString(said).contains("is taken by java (pid " + ProcessHandle.current().pid()), Files.readString(said));
+        }
+    }
+
+    /** There is no QEMU without seccomp here: a script refuses -sandbox in the words of one, and runs the real one otherwise. */
+    @Test
+    void aQemuWithoutSeccompRunsWithoutASandbox() throws Exception {
+        makeVm();
+        Path bin = Files.createDirectory(temporary.resolve("bin"));
+        Path qemu = Files.writeString(bin.resolve("qemu-system-x86_64"), """
+                #!/bin/sh
+                case " $* " in *' -sandbox '*) echo 'qemu-system-x86_64: -sandbox: There is no option group '"'sandbox'" >&2; exit 1 ;; esac
+                PATH=${PATH#*:} exec qemu-system-x86_64 "$@"
+                """);
+        Files.setPosixFilePermissions(qemu, PosixFilePermissions.fromString("rwxr-xr-x"));
+        Path said = temporary.resolve("said");
+        assertEquals(0, start(said, List.of(), Map.of("PATH", bin + ":" + System.getenv("PATH")), "start", "--no-wait").waitFor(),
+                Files.readString(said));
+        assertTrue(Files.readString(said).contains("built without seccomp"), Files.readString(said));
+        assertTrue(VmCtl.isRunning(vm.qemuPid()));
+    }
+
+    @Test
+    void aDryRunRunsNoProgram() throws Exception {
+        makeVm();
+        String java = ProcessHandle.current().info().command().orElseThrow();
+        List<String> command = List.of(java, "-cp", System.getProperty("java.class.path"), "VmCtl", "start", "--dry-run", "--ssh-port", "1",
+                "--vm-dir", dir.toString(), "--vm-name", "x", "--accel", "tcg");
+        ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true);
+        builder.environment().put("PATH", "/no/such");
+        Process dryRun = builder.start();
+        String said = new String(dryRun.getInputStream().readAllBytes(), UTF_8);
+        assertEquals(0, dryRun.waitFor(), said);
+        assertTrue(said.contains("127.0.0.1:1-:22"), said);
+    }
+
     @Test
     void qemusOwnErrorIsTheReason() throws Exception {
         makeVm();
         ctl("start", "--qemu-args", "-device no-such-device").exits(69).says("no-such-device");
         ctl("status").exits(3);
-        try (ServerSocket taken = new ServerSocket(0, 1, InetAddress.getLoopbackAddress())) {
+        try (ServerSocket taken = new ServerSocket(0, 1, InetAddress.getByName("127.0.0.1"))) {
             String rule = "tcp:127.0.0.1:" + taken.getLocalPort() + "-:1";
             ctl("start", "--qemu-args", "-netdev user,id=n1,hostfwd=" + rule).exits(69).says(rule);
         }
@@ -1059,7 +1326,7 @@ final class VmCtlTest {
     void ramGoesOutAndInAndADamagedOneNeverRuns() throws Exception {
         makeVm();
         ctl("start", "--no-wait").exits(0);
-        VmCtl.Qemu qemu = new VmCtl.Qemu(vm);
+        VmCtl.Qemu qemu = new VmCtl.Qemu(vm, message -> { });
         VmCtl.Running running = qemu.running().orElseThrow();
         List<String> hardware = running.hardware();
         VmCtl.Plan again = new VmCtl.Plan(hardware, "a test", "writeback", 0, false, List.of(), List.of(), Duration.ofMinutes(1), true, false);
@@ -1097,7 +1364,7 @@ final class VmCtlTest {
             }
         }
         List<String> smaller = new ArrayList<>(hardware);
-        smaller.replaceAll(word -> word.equals("64M") ? "32M" : word);
+        smaller.replaceAll(word -> word.equals("256M") ? "128M" : word);
         VmCtl.Plan other = new VmCtl.Plan(smaller, "a test", "writeback", 0, false, List.of(), List.of(), Duration.ofMinutes(1), true, false);
         assertNotEquals("running", restored(qemu, other, file, ram.getLong("ramCrc32c"), "QEMU refuses it: .+"));
         assertTrue(VmCtl.Disk.read(disk()).empty(), "nothing ran on the disk");
@@ -1124,7 +1391,7 @@ final class VmCtlTest {
     void unusableRamIsMarkedAndTheDiskIsBooted() throws Exception {
         makeVm();
         ctl("start", "--no-wait").exits(0);
-        VmCtl.Qemu qemu = new VmCtl.Qemu(vm);
+        VmCtl.Qemu qemu = new VmCtl.Qemu(vm, message -> { });
         List<String> hardware = qemu.running().orElseThrow().hardware();
         qemu.qmp("stop");
         Path file = dir.resolve("ram");
@@ -1173,7 +1440,7 @@ final class VmCtlTest {
     void aGuestWhoseRamCouldNotBeSavedGoesOn() throws Exception {
         makeVm();
         ctl("start", "--no-wait").exits(0);
-        VmCtl.Qemu qemu = new VmCtl.Qemu(vm);
+        VmCtl.Qemu qemu = new VmCtl.Qemu(vm, message -> { });
         Path file = temporary.resolve("ram");
         qemu.qmp("stop");
         VmCtl.VmException failed = assertThrows(VmCtl.VmException.class, () -> qemu.saveRam(file, Duration.ofMillis(1)));
@@ -1202,13 +1469,13 @@ final class VmCtlTest {
         vm = new VmCtl.VmFiles(dir, "x");
         makeVm();
         ctl("start", "--no-wait").exits(0);
-        assertEquals("running", new VmCtl.Qemu(vm).runState());
+        assertEquals("running", new VmCtl.Qemu(vm, message -> { }).runState());
         Path sockets = vm.socket(".qmp").getParent();
         assertNotEquals(dir, sockets);
         ctl("stop", "--force").exits(0);
         ctl("destroy", "--yes").exits(0);
         assertFalse(Files.exists(sockets), "its private directory is left");
-        ctl("status").exits(3);
+        ctl("status").exits(69);
         assertFalse(Files.exists(sockets), "status makes nothing");
     }
 

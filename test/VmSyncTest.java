@@ -90,10 +90,14 @@ final class VmSyncTest {
     // The command line
 
     @Test
-    void aVmThatDoesNotRunIsTold() {
+    void aVmThatDoesNotRunIsTold() throws IOException {
+        call(Map.of("VM_DIR", temp.toString(), "VM_PROJECT", temp.toString()), Map.of()).exits(69)
+                .says("there is no VM dfly-vm in " + temp + ": vm-auto-install makes one");
+        Files.createFile(temp.resolve("dfly-vm-clean.qcow2"));
         call(Map.of("VM_DIR", temp.toString(), "VM_PROJECT", temp.toString()), Map.of()).exits(3)
                 .says("VM dfly-vm is not running; start it: vm-ctl start");
-        call(Map.of("VM_DIR", temp.toString(), "VM_NAME", "other"), Map.of(), "pull", "a", "b").exits(3).says("VM other is not running");
+        call(Map.of("VM_DIR", temp.toString(), "VM_NAME", "other"), Map.of(), "pull", "a", "b").exits(69)
+                .says("there is no VM other in " + temp + " (there are: dfly-vm)");
     }
 
     @Test
@@ -217,6 +221,7 @@ final class VmSyncTest {
     void theCheckoutOfTheseScriptsIsWarnedAbout() throws IOException {
         Files.createFile(temp.resolve("VmSync.java"));
         Files.createFile(temp.resolve("jbang-catalog.json"));
+        Files.createFile(temp.resolve("dfly-vm-clean.qcow2"));
         call(Map.of("VM_PROJECT", temp.toString(), "VM_DIR", temp.toString()), Map.of()).exits(3).says("warning: " + temp + " is the checkout");
     }
 

@@ -96,8 +96,11 @@ final class VmTestTest {
 
     @Test
     void noLivePidIsThree() throws Exception {
+        assertEquals(new Ran(69, "", "vm-test: there is no VM dfly-vm in " + dir + ": vm-auto-install makes one\n"), vmTest("unit"));
+        Path disk = Files.createFile(dir.resolve("dfly-vm-clean.qcow2"));
         assertEquals(new Ran(3, "", "vm-test: VM dfly-vm is not running; start it: vm-ctl start\n"), vmTest("unit"));
         assertEquals(3, vmTest("run", "--", "true").code());
+        Files.delete(disk);
         assertEquals(0, dir.toFile().list().length, "nothing written");
         try (FakeVm vm = new FakeVm(dir, "other")) {
             Files.writeString(vm.file(".pid"), "{\"pid\":");
