@@ -108,7 +108,7 @@ final class LifecycleTest {
             for (String target : List.of("$!", "-$!")) {
                 // setsid gives the tool a process group; the shell lets no background process get SIGINT otherwise
                 String script = "said=$(mktemp); env --default-signal=INT setsid " + tool + " >$said & until grep -q begun $said; do sleep 0.1; done; "
-                        + "kill -" + signal + " -- " + target + "; wait $!; echo $?; rm $said";
+                        + "kill -" + signal + " " + target + "; wait $!; echo $?; rm $said";
                 Guest.Result result = GUEST.run(List.of("sh", "-c", script));
                 assertEquals(signal.equals("INT") ? "130\n" : "143\n", result.exits(0).out(), result.err());
                 GUEST.sh("ps -axww -o pid,command | grep '[s]leep 4322'").exits(1);
