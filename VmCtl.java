@@ -2846,15 +2846,27 @@ final class VmCtl {
 
         /**
          * Ends a marked command in the guest with its process group. If the guest does not answer, the shared
-         * connection is closed: while the command lives, it holds what this command was given as stdout.
+         * connection is closed: while the command lives, it holds what this command was given as stdout. For a shutdown
+         * hook: zt-exec has one, too, which would end what {@link #run} starts now.
          */
         void kill(String mark) {
+            List<String> closeMaster = command();
+            closeMaster.addAll(1, List.of("-O", "exit"));
+            if (!endsWell(command(KILL.replace("MARK", mark.substring(1))))) {
+                endsWell(closeMaster);
+            }
+        }
+
+        private static boolean endsWell(List<String> command) {
             try {
-                if (!run(Duration.ofSeconds(20), KILL.replace("MARK", mark.substring(1))).ok()) {
-                    closeMaster();
-                }
-            } catch (IOException | VmException failed) {
-                say.accept("the command in the guest could not be ended: " + failed.getMessage());
+                Process process = new ProcessBuilder(command).redirectInput(Path.of("/dev/null").toFile())
+                        .redirectOutput(ProcessBuilder.Redirect.DISCARD).redirectError(ProcessBuilder.Redirect.DISCARD)
+                        .start();
+                boolean ended = process.waitFor(20, TimeUnit.SECONDS); // the guest may need 5 s, and be slow
+                process.destroy();
+                return ended && process.exitValue() == 0;
+            } catch (IOException | InterruptedException failed) {
+                return false;
             }
         }
     }
