@@ -21,14 +21,15 @@ ARCHIVES = $(SCRIPTS:%=.build/%.jsa)
 # A script by its jar, measured for vm-status: with C1 alone, as these programs end before C2 would pay - but for the
 # decompressor in VmSetup (26 s, 46 s with C1); and with the classes that a start needs in an archive (0.13 s, 0.17 s without, an
 # empty program 0.03 s). The JVM does without an archive that is of another JDK, and says so on stdout unless it is told not to log.
-# 200 MB of output through vm-test take 70 MB of memory, 490 without the small young generation.
-java = java $(if $(filter VmSetup,$1),,-XX:TieredStopAtLevel=1) $(if $(filter VmTest,$1),-XX:+UseSerialGC -Xmn24m) -Xlog:disable \
+# 200 MB of output through vm-test take 70 MB of memory, 490 without the small young generation. vm.make is for messages that
+# recommend an option: they name the target and its variable for options, the second argument.
+java = java $(if $2,-Dvm.make="$@ $2") $(if $(filter VmSetup,$1),,-XX:TieredStopAtLevel=1) $(if $(filter VmTest,$1),-XX:+UseSerialGC -Xmn24m) -Xlog:disable \
   -XX:SharedArchiveFile="$(CURDIR)/.build/$1.jsa" -jar "$(CURDIR)/.build/$1.jar"
 
 # How the scripts call each other.
 VM_SETUP_CMD ?= $(call java,VmSetup)
 VM_CTL_CMD ?= $(call java,VmCtl)
-VM_SYNC_CMD ?= $(call java,VmSync)
+VM_SYNC_CMD ?= $(call java,VmSync,SYNC_ARGS)
 export VM_SETUP_CMD VM_CTL_CMD VM_SYNC_CMD
 suite = VM_SYNC_CMD="$$VM_SYNC_CMD $$SYNC_ARGS" $(call java,VmTest)
 
@@ -47,63 +48,63 @@ all: vm-help
 
 .PHONY: vm-check-prereqs
 vm-check-prereqs: .build/VmSetup.jsa ## Say what this machine lacks, with the command that mends it
-	@$(call java,VmSetup) check $(ARGS)
+	@$(call java,VmSetup,ARGS) check $(ARGS)
 
 .PHONY: vm-setup
 vm-setup: .build/VmSetup.jsa ## Download and verify the DragonFlyBSD installer
-	@$(call java,VmSetup) fetch $(ARGS)
+	@$(call java,VmSetup,ARGS) fetch $(ARGS)
 
 .PHONY: vm-auto-install
 vm-auto-install: .build/VmAutoInstall.jsa .build/VmSetup.jsa ## Install in three phases, with zero interaction
-	@$(call java,VmAutoInstall) $(ARGS)
+	@$(call java,VmAutoInstall,ARGS) $(ARGS)
 
 .PHONY: vm-install
 vm-install: .build/VmCtl.jsa .build/VmSetup.jsa ## Install by hand instead: boot the installer with a console
-	@$(call java,VmCtl) install $(ARGS)
+	@$(call java,VmCtl,ARGS) install $(ARGS)
 
 .PHONY: vm-provision
 vm-provision: .build/VmAutoInstall.jsa ## Run phase 3 again, over ssh, in the running VM
-	@$(call java,VmAutoInstall) provision $(ARGS)
+	@$(call java,VmAutoInstall,ARGS) provision $(ARGS)
 
 .PHONY: vm-clean-phases
 vm-clean-phases: .build/VmAutoInstall.jsa ## Remove the phase ISOs (ARGS=--disks: the phase disks too)
-	@$(call java,VmAutoInstall) clean-phases $(ARGS)
+	@$(call java,VmAutoInstall,ARGS) clean-phases $(ARGS)
 
 ##@ Run
 
 .PHONY: vm-start
 vm-start: .build/VmCtl.jsa .build/VmSetup.jsa ## Start the VM and wait until ssh answers
-	@$(call java,VmCtl) start $(ARGS)
+	@$(call java,VmCtl,ARGS) start $(ARGS)
 
 .PHONY: vm-stop
 vm-stop: .build/VmCtl.jsa ## Shut the VM down
-	@$(call java,VmCtl) stop $(ARGS)
+	@$(call java,VmCtl,ARGS) stop $(ARGS)
 
 .PHONY: vm-status
 vm-status: .build/VmCtl.jsa ## Tell the VM's state (a stopped VM is an answer, not an error)
-	@$(call java,VmCtl) status $(ARGS) || [ $$? -eq 3 ]
+	@$(call java,VmCtl,ARGS) status $(ARGS) || [ $$? -eq 3 ]
 
 .PHONY: vm-ssh
 vm-ssh: .build/VmCtl.jsa ## Open a shell in the VM
-	@$(call java,VmCtl) ssh $(ARGS)
+	@$(call java,VmCtl,ARGS) ssh $(ARGS)
 
 .PHONY: vm-snapshot
 vm-snapshot: .build/VmCtl.jsa ## Freeze the VM as snapshot "clean" (ARGS=NAME: another)
-	@$(call java,VmCtl) snapshot $(ARGS)
+	@$(call java,VmCtl,ARGS) snapshot $(ARGS)
 
 .PHONY: vm-restore
 vm-restore: .build/VmCtl.jsa .build/VmSetup.jsa ## Go back to snapshot "clean" (ARGS=NAME: another)
-	@$(call java,VmCtl) restore $(ARGS)
+	@$(call java,VmCtl,ARGS) restore $(ARGS)
 
 .PHONY: vm-destroy
 vm-destroy: .build/VmCtl.jsa ## Delete the VM with all its disks, not the ISO (asks; ARGS=--yes)
-	@$(call java,VmCtl) destroy $(ARGS)
+	@$(call java,VmCtl,ARGS) destroy $(ARGS)
 
 ##@ Test a project (VM_PROJECT)
 
 .PHONY: vm-sync
 vm-sync: .build/VmSync.jsa ## Copy the project into the VM
-	@$(call java,VmSync) $(SYNC_ARGS) $(ARGS)
+	@$(call java,VmSync,ARGS) $(SYNC_ARGS) $(ARGS)
 
 .PHONY: vm-build
 vm-build: .build/VmTest.jsa .build/VmSync.jsa .build/VmCtl.jsa ## Sync, then build
@@ -135,9 +136,9 @@ vm-test-fixtures: .build/VmTest.jsa .build/VmSync.jsa .build/VmCtl.jsa ## Tests 
 
 .PHONY: vm-capture-fixtures
 vm-capture-fixtures: .build/VmTest.jsa .build/VmSync.jsa ## Capture BSD fixtures in the VM and bring them back
-	@$(call java,VmSync) $(SYNC_ARGS)
+	@$(call java,VmSync,SYNC_ARGS) $(SYNC_ARGS)
 	@$(call java,VmTest) run -- ./scripts/capture-bsd-fixtures.sh
-	@$(call java,VmSync) pull stats/testdata/fixtures
+	@$(call java,VmSync,SYNC_ARGS) pull stats/testdata/fixtures
 
 ##@ This project itself (Debian or Ubuntu; demo, test, test-faults and bench may call apt)
 

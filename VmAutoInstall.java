@@ -26,11 +26,15 @@ import com.grack.nanojson.JsonParser;
 import com.grack.nanojson.JsonParserException;
 import com.grack.nanojson.JsonWriter;
 import com.sun.management.OperatingSystemMXBean;
+import java.io.BufferedReader;
 import java.io.ByteArrayInputStream;
+import java.io.File;
 import java.io.IOException;
 import java.io.InputStream;
+import java.io.InputStreamReader;
 import java.io.OutputStream;
 import java.io.PrintStream;
+import java.lang.ProcessBuilder.Redirect;
 import java.lang.management.ManagementFactory;
 import java.math.BigInteger;
 import java.net.InetAddress;
@@ -57,7 +61,7 @@ import java.security.SecureRandom;
 import java.time.Duration;
 import java.time.Instant;
 import java.util.ArrayList;
-import java.util.Arrays;
+import java.util.Collection;
 import java.util.Collections;
 import java.util.HashMap;
 import java.util.HexFormat;
@@ -84,6 +88,9 @@ import org.zeroturnaround.exec.ProcessResult;
 import org.zeroturnaround.exec.stream.LogOutputStream;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.IDefaultValueProvider;
+import picocli.CommandLine.ITypeConverter;
+import picocli.CommandLine.Model.ArgSpec;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Model.OptionSpec;
 import picocli.CommandLine.Option;
@@ -91,6 +98,7 @@ import picocli.CommandLine.ParameterException;
 import picocli.CommandLine.Parameters;
 import picocli.CommandLine.ParseResult;
 import picocli.CommandLine.Spec;
+import picocli.CommandLine.TypeConversionException;
 import picocli.CommandLine.UnmatchedArgumentException;
 
 /**
@@ -149,12 +157,12 @@ final class VmAutoInstall implements Callable<Integer> {
     private volatile boolean interrupted;
     private volatile boolean asking;
 
-    @Option(names = "--from", paramLabel = "PHASE",
+    @Option(names = "--from", paramLabel = "PHASE", converter = PhaseNumber.class,
             description = "Begin at this phase; those before it are taken as they are (default: the first that "
                     + "changed).")
-    int from;
+    Integer from;
 
-    @Option(names = "--to", paramLabel = "PHASE",
+    @Option(names = "--to", paramLabel = "PHASE", converter = PhaseNumber.class,
             description = "End after this phase (default: ${DEFAULT-VALUE}); only phase 3 changes the VM.")
     int to = LAST;
 
@@ -196,7 +204,7 @@ final class VmAutoInstall implements Callable<Integer> {
 
     @Option(names = "--cpus", descriptionKey = "VM_CPUS", scope = INHERIT, paramLabel = "N",
             description = "Processors (VM_CPUS; default: half the host's within 2-4, emulated 1).")
-    Integer cpus;
+    String cpus;
 
     @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", scope = INHERIT, paramLabel = "NAME",
             description = "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}: what vm-setup found to work).")
@@ -223,10 +231,11 @@ final class VmAutoInstall implements Callable<Integer> {
                     + "${DEFAULT-VALUE}).")
     String dportsClone;
 
-    @Option(names = "--time-limit", descriptionKey = "VM_TIME_LIMIT", scope = INHERIT, paramLabel = "MINUTES",
-            description = "For each phase; its console may be silent a sixth of that (VM_TIME_LIMIT; default: 60, "
-                    + "emulated 240).")
-    Integer timeLimit;
+    @Option(names = "--time-limit", descriptionKey = "VM_TIME_LIMIT", scope = INHERIT, paramLabel = "TIME",
+            converter = TimeLimit.class,
+            description = "For each phase, as 90m or 2h; its console may be silent a sixth of that (VM_TIME_LIMIT; "
+                    + "default: 60m, emulated 4h).")
+    Duration timeLimit;
 
     @Option(names = "-v", scope = INHERIT, defaultValue = "false", description = "Echo every external command.")
     static boolean verbose;
@@ -243,7 +252,8 @@ final class VmAutoInstall implements Callable<Integer> {
             "clean-phases", List.of("--vm-dir", "--vm-name", "-v"));
 
     public static void main(String... args) {
-        System.exit(commandLine().execute(args));
+        replaceClosedStreams();
+        exit("vm-auto-install", commandLine().execute(args));
     }
 
     static CommandLine commandLine() {
@@ -262,8 +272,8 @@ final class VmAutoInstall implements Callable<Integer> {
 
     @Override
     public Integer call() throws Exception {
-        if (from < 0 || to < 1 || to > LAST || from > to) {
-            throw new VmException(2, "--from and --to take phases 1 to " + LAST + ", in this order");
+        if (from != null && from > to) {
+            throw new VmException(2, "--from " + from + " --to " + to + ": the last phase comes before the first");
         }
         List<Path> scripts = findScripts();
         Path iso = installer();
@@ -275,12 +285,12 @@ final class VmAutoInstall implements Callable<Integer> {
             }
             Path clean = file("-clean.qcow2");
             Start changed = firstChange(phases, part(part(ledger, "installed"), "phases"));
-            if (Files.exists(clean) && changed.why.isEmpty() && !force && from == 0 && to == LAST) {
+            if (Files.exists(clean) && changed.why.isEmpty() && !force && from == null && to == LAST) {
                 say(name + " is installed, and nothing it was made from has changed; install it again: "
-                        + "vm-auto-install --force");
+                        + again("--force"));
                 return clean;
             }
-            Start start = force ? new Start(1, "--force") : from > 0 ? new Start(from, "--from")
+            Start start = force ? new Start(1, "--force") : from != null ? new Start(from, "--from")
                     : firstChange(phases, part(ledger, "phases"));
             if (Files.exists(clean) && !changed.equals(start) && !changed.why.isEmpty()) {
                 say("phase " + changed.phase + " of the installed VM " + changed.why);
@@ -293,7 +303,7 @@ final class VmAutoInstall implements Callable<Integer> {
             chooseAccelerator(false);
             for (Phase phase : phases.subList(Math.min(start.phase - 1, to), to)) {
                 Path cd = writeIso(install("phase" + phase.number + ".iso"), phase.disc);
-                run(phase, iso, cd, ledger, again() + " --from " + phase.number);
+                run(phase, iso, cd, ledger, again("--from " + phase.number));
             }
             return to < LAST ? install("phase" + to + ".qcow2") : putInPlace(iso, ledger);
         });
@@ -338,13 +348,11 @@ final class VmAutoInstall implements Callable<Integer> {
                 "69:something needed is not available (ISO, QEMU, the disk of the phase before, the lock)",
                 "124:a time limit",
                 "130, 143:interrupted"})
-    int runPhase(@Parameters(paramLabel = "N", description = "1, 2 or 3.") int number,
+    int runPhase(@Parameters(paramLabel = "N", converter = PhaseNumber.class,
+            description = "1, 2 or 3.") int number,
             @Parameters(paramLabel = "ISO", description = "The phase's CD.") Path disc,
             @Option(names = "--dry-run", description = "Print what would be run, shell-quoted, and do nothing.") boolean dryRun)
             throws Exception {
-        if (number < 1 || number > LAST) {
-            throw new VmException(2, "there is no phase " + number + ", only 1 to " + LAST);
-        }
         Path iso = number == 1 ? installer() : null;
         Path cd = disc.toAbsolutePath();
         checkIso(cd, "the phase's CD is missing: ");
@@ -358,7 +366,7 @@ final class VmAutoInstall implements Callable<Integer> {
         Phase phase = new Phase(number, null, object("the CD of run-phase", cd.toString()));
         return locked("vm-auto-install run-phase " + number, () -> {
             chooseAccelerator(false);
-            return run(phase, iso, cd, readLedger(), again());
+            return run(phase, iso, cd, readLedger(), again(""));
         });
     }
 
@@ -460,10 +468,13 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
-    /** This command as it was typed, to be typed again; a new start needs no --force or --from. */
-    private String again() {
-        String typed = shellQuoted(spec.root().commandLine().getParseResult().originalArgs());
-        return ("vm-auto-install " + typed.replaceAll("--(force|from[= ]\\d)( |$)", "")).strip();
+    /** This command as it was typed, with another option; a new start needs no --force or --from. */
+    private String again(String option) {
+        String typed = shellQuoted(spec.root().commandLine().getParseResult().originalArgs())
+                .replaceAll("--(force|from[= ]\\d)( |$)", "");
+        String line = withOption(option);
+        return line.equals(option) ? String.join(" ", "vm-auto-install", typed, option).replaceAll(" +", " ").strip()
+                : line;
     }
 
     private SortedMap<String, byte[]> ownData() throws IOException {
@@ -512,20 +523,9 @@ final class VmAutoInstall implements Callable<Integer> {
             return;
         }
         refuseIfCloned();
-        if (yes) {
-            return;
-        }
-        String what = "this replaces VM " + name + " with all its snapshots";
-        if (!isTerminal(0) || !isTerminal(2)) {
-            throw new VmException(2, what + "; confirm it with --yes");
-        }
-        print(what + ". Go on? [y/N] ");
         asking = true;
-        int answer = System.in.read();
+        confirm("replace VM " + name + " with all its snapshots", yes);
         asking = false;
-        if (answer != 'y' && answer != 'Y') {
-            throw new VmException(2, "nothing was changed");
-        }
     }
 
     /** A clone's disk builds on the disks here, which a reinstallation removes: without them it is lost. */
@@ -683,7 +683,7 @@ final class VmAutoInstall implements Callable<Integer> {
                         + String.join(" ", said))
                         : new Failure(1, "a tool is missing or broken; what they say of themselves:\n" + quoted(said));
             }
-            throw guest.report(failure, again());
+            throw guest.report(failure, again(""));
         }
     }
 
@@ -773,7 +773,7 @@ final class VmAutoInstall implements Callable<Integer> {
     /** The serial console is QEMU's stdin and stdout. With more than one CD it boots from the first. */
     List<String> qemuCommand(String title, Path disk, List<Path> cds, Path qmp, int sshPort) {
         boolean fromCd = cds.size() > 1;
-        int processors = processors(cpus, accel);
+        int processors = processors(cpus == null ? null : Integer.valueOf(cpus), accel);
         String model = Map.of("kvm", "Broadwell-v4,+hypervisor,pmu=off", "hvf", "host", "tcg", "qemu64").get(accel);
         long host = ManagementFactory.getPlatformMXBean(OperatingSystemMXBean.class).getTotalMemorySize() >> 20;
         List<String> command = new ArrayList<>(List.of(QEMU, "-name", title, "-machine", "pc",
@@ -831,7 +831,7 @@ final class VmAutoInstall implements Callable<Integer> {
         private SocketChannel monitor;
         private final Duration limit = limit();
         private final long started = System.nanoTime();
-        private final boolean live = isTerminal(2); // then one line, written over and over, tells how far the guest is
+        private final boolean live = isTerminal(2) && !"dumb".equals(System.getenv("TERM")); // then one line, written over and over, tells how far the guest is
         private final String clear = live ? "\r\033[K" : "";
 
         /** Phase 0 is the check of the installed disk. */
@@ -855,7 +855,7 @@ final class VmAutoInstall implements Callable<Integer> {
 
         /** Watches until QEMU ends, or until the installed disk's login prompt; null if that went well. */
         Failure follow() throws IOException, InterruptedException {
-            String advice = hangAdvice(accel, processors(cpus, accel));
+            String advice = hangAdvice(accel, processors(cpus == null ? null : Integer.valueOf(cpus), accel));
             boolean blind = false;
             boolean pictureAsked = false;
             String reason = null;
@@ -1302,6 +1302,29 @@ final class VmAutoInstall implements Callable<Integer> {
 
     // Files and small things.
 
+    /** The number of a phase. */
+    static final class PhaseNumber implements ITypeConverter<Integer> {
+        @Override
+        public Integer convert(String value) {
+            if (!value.matches("[1-" + LAST + "]")) {
+                throw new TypeConversionException("'" + value + "' is not the number of a phase, 1 to " + LAST);
+            }
+            return Integer.valueOf(value);
+        }
+    }
+
+    /** A time limit. A plain number meant minutes once, and elsewhere it means seconds, so it needs a unit. */
+    static final class TimeLimit extends DurationConverter {
+        @Override
+        public Duration convert(String value) {
+            if (value.matches("\\d+")) {
+                throw new TypeConversionException("'" + value + "' has no unit; it meant minutes in earlier versions: "
+                        + "write " + value + "m");
+            }
+            return super.convert(value);
+        }
+    }
+
     private Path vmDir() {
         return vmDirectory(userPath(dirOption));
     }
@@ -1322,7 +1345,7 @@ final class VmAutoInstall implements Callable<Integer> {
                 say("phases: " + found);
                 return SCRIPTS.stream().map(found::resolve).toList();
             } else if (phasesOption != null) {
-                throw new VmException(69, found + " does not hold " + String.join(", ", SCRIPTS));
+                throw new VmException(69, originOf(spec, "--phases") + ": " + found + " does not hold " + String.join(", ", SCRIPTS));
             }
         }
         throw new VmException(69, "no phases/ with " + String.join(", ", SCRIPTS)
@@ -1332,9 +1355,10 @@ final class VmAutoInstall implements Callable<Integer> {
 
     private Path installer() throws IOException {
         // vm-setup unpacks a .bz2 that VM_IMAGE names
-        Path iso = image == null || image.endsWith(".bz2") ? vmDir().resolve("dfly-" + version + ".iso")
-                : userPath(image);
-        checkIso(iso, "the installer ISO is missing; fetch it with vm-setup: ");
+        boolean fetched = image == null || image.endsWith(".bz2");
+        Path iso = fetched ? vmDir().resolve("dfly-" + version + ".iso") : userPath(image);
+        checkIso(iso, fetched ? "the installer ISO is missing; fetch it with vm-setup: "
+                : originOf(spec, "--image") + ": there is no such file: ");
         return iso;
     }
 
@@ -1450,7 +1474,7 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     private Duration limit() {
-        return Duration.ofMinutes(timeLimit != null ? timeLimit : accel.matches("kvm|hvf") ? 60 : 240);
+        return timeLimit != null ? timeLimit : Duration.ofHours(accel.matches("kvm|hvf") ? 1 : 4);
     }
 
     private static String quoted(List<String> lines) {
@@ -1585,15 +1609,110 @@ final class VmAutoInstall implements Callable<Integer> {
     // end shared:panic
 
     // shared:terminal
+    /** A program that has this command's own stdin, stdout and stderr. */
+    static ProcessBuilder onOurStreams(List<String> command) {
+        ProcessBuilder builder = new ProcessBuilder(command).inheritIO();
+        File none = new File("/dev/null");
+        return builder.redirectInput(CLOSED[0] ? Redirect.from(none) : Redirect.INHERIT)
+                .redirectOutput(CLOSED[1] ? Redirect.to(none) : Redirect.INHERIT)
+                .redirectError(CLOSED[2] ? Redirect.to(none) : Redirect.INHERIT);
+    }
+
     /** Whether a file descriptor is a terminal; System.console() means something else in every Java. */
     static boolean isTerminal(int descriptor) {
         try {
-            return new ProcessBuilder("test", "-t", "" + descriptor).inheritIO().start().waitFor() == 0;
+            return onOurStreams(List.of("test", "-t", "" + descriptor)).start().waitFor() == 0;
         } catch (IOException | InterruptedException unknown) {
             return false;
         }
     }
     // end shared:terminal
+
+    // shared:confirm
+    /** Asks before something is lost; 2 unless the answer is yes. Without a terminal to ask on, only --yes confirms. */
+    static void confirm(String what, boolean yes) throws IOException {
+        if (yes) {
+            return;
+        } else if (!isTerminal(0) || !isTerminal(2)) {
+            throw new VmException(2, "this would " + what + "; nothing was changed; to confirm it: " + withOption("--yes"));
+        }
+        System.err.print("This will " + what + ". Type yes to go on: ");
+        String answer = new BufferedReader(new InputStreamReader(System.in, UTF_8)).readLine();
+        if (answer == null || !answer.strip().equals("yes")) {
+            throw new VmException(2, "not confirmed, nothing was changed");
+        }
+    }
+    // end shared:confirm
+
+    // shared:streams
+    /** Whether stdin, stdout and stderr were closed at the start. Such a stream counts as /dev/null. */
+    static final boolean[] CLOSED = new boolean[3];
+
+    /**
+     * Comes first in main. The first file that the JVM opens, its class library, gets the number of a stream that is closed: it would
+     * be read as input. For further closed streams the JVM itself opens /dev/null, so no file that is opened later gets such a number.
+     */
+    static void replaceClosedStreams() {
+        try {
+            Path java = Path.of(System.getProperty("java.home")).toRealPath();
+            for (int i = 0; i < CLOSED.length; i++) {
+                Path link = Path.of("/proc/self/fd/" + i);
+                CLOSED[i] = Files.isSymbolicLink(link) && Files.readSymbolicLink(link).startsWith(java);
+            }
+        } catch (IOException noProc) {
+            // then they count as open
+        }
+        System.setIn(CLOSED[0] ? InputStream.nullInputStream() : System.in);
+        System.setOut(CLOSED[1] ? new PrintStream(OutputStream.nullOutputStream(), false, UTF_8) : System.out);
+        System.setErr(CLOSED[2] ? new PrintStream(OutputStream.nullOutputStream(), false, UTF_8) : System.err);
+    }
+
+    /** Ends this process. An answer that was lost, because its reader has gone or a disk is full, is a failure whatever the code is. */
+    static void exit(String command, int code) {
+        boolean lost = System.out.checkError();
+        if (lost) {
+            System.err.println(command + ": the output could not be written: the reader of stdout has gone, or its disk is full");
+        }
+        System.exit(lost ? 1 : code);
+    }
+    // end shared:streams
+
+    // shared:make
+    /**
+     * How a person gives this command another option. The Makefile tells its target and the variable for options, "vm-destroy ARGS":
+     * there the whole line is told, with what was given to make, because without it another VM could be meant.
+     */
+    static String withOption(String option) {
+        String[] make = System.getProperty("vm.make", "").split(" ");
+        if (make.length < 2) {
+            return option;
+        }
+        Map<String, String> environment = System.getenv();
+        String variables = Stream.of(environment.getOrDefault("MAKEFLAGS", "").split("(?<!\\\\) "))
+                .filter(word -> word.matches("(?s)[A-Z_]+=.*") && !word.startsWith(make[1] + "="))
+                .map(word -> word + " ").collect(Collectors.joining());
+        String options = (environment.getOrDefault(make[1], "") + " " + option).strip();
+        String quoted = options.matches("[A-Za-z0-9_=,./-]+") ? options : "'" + options.replace("'", "'\\''") + "'";
+        return "make " + variables + make[0] + " " + make[1] + "=" + quoted;
+    }
+    // end shared:make
+
+    // shared:duration
+    /** A length of time as a person writes it: 90s, 5m, 1h30m or a plain number of seconds; at most 30 days. */
+    static class DurationConverter implements ITypeConverter<Duration> {
+        @Override
+        public Duration convert(String value) {
+            String withUnit = value.matches("\\d+") ? value + "s" : value;
+            if (withUnit.matches("(?=.*[1-9])(\\d{1,7}h)?(\\d{1,7}m)?(\\d{1,7}s)?")) {
+                Duration time = Duration.parse("PT" + withUnit);
+                if (time.compareTo(Duration.ofDays(30)) <= 0) {
+                    return time;
+                }
+            }
+            throw new TypeConversionException("'" + value + "' is not a time from 1s to 30 days (720h), such as 90s, 5m or 1h30m");
+        }
+    }
+    // end shared:duration
 
     // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */
@@ -1620,10 +1739,13 @@ final class VmAutoInstall implements Callable<Integer> {
     /** A command line with the settings as its defaults; what goes wrong becomes one line on stderr and an exit code. */
     static CommandLine commandLine(Object command, Settings settings) {
         CommandLine all = new CommandLine(command);
+        if ("dumb".equals(System.getenv("TERM"))) {
+            all.setColorScheme(CommandLine.Help.defaultColorScheme(CommandLine.Help.Ansi.OFF));
+        }
         List<String> help = new ArrayList<>(all.getHelpSectionKeys());
         Collections.rotate(help.subList(help.size() - 4, help.size()), 2); // the footer, which is examples, before the exit codes
         return all.setHelpSectionKeys(help).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
-                .setDefaultValueProvider(arg -> settings.get(arg.descriptionKey()))
+                .setDefaultValueProvider(settings)
                 .setExecutionStrategy(parsed -> {
                     checkValues(settings, parsed);
                     return new CommandLine.RunLast().execute(parsed);
@@ -1638,9 +1760,7 @@ final class VmAutoInstall implements Callable<Integer> {
                     return failure instanceof VmException expected ? expected.exitCode : full ? 1 : 69;
                 }).setParameterExceptionHandler((failure, args) -> {
                     CommandLine line = failure.getCommandLine();
-                    List<String> near = failure instanceof UnmatchedArgumentException unmatched ? unmatched.getSuggestions() : List.of();
-                    line.getErr().println(line.getCommandSpec().root().name() + ": " + blame(settings, failure, args)
-                            + (near.isEmpty() ? "" : " (did you mean " + String.join(" or ", near) + "?)")
+                    line.getErr().println(line.getCommandSpec().root().name() + ": " + describeOptionError(settings, failure, args)
                             + "; see: " + line.getCommandSpec().qualifiedName() + " --help");
                     return line.getCommandSpec().exitCodeOnInvalidInput();
                 });
@@ -1649,7 +1769,7 @@ final class VmAutoInstall implements Callable<Integer> {
 
     // shared:settings
     /** What holds where no option is given: the environment, else the KEY=VALUE lines of vm.env. Empty means unset. */
-    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) {
+    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) implements IDefaultValueProvider {
         Settings(Map<String, String> environment, Map<String, String> file) {
             this(environment, file, List.of());
         }
@@ -1674,6 +1794,11 @@ final class VmAutoInstall implements Callable<Integer> {
             return settings;
         }
 
+        @Override
+        public String defaultValue(ArgSpec argument) {
+            return get(argument.descriptionKey());
+        }
+
         /** The value of a setting, or null. */
         String get(String name) {
             String value = environment.getOrDefault(name, "").isEmpty() ? file.get(name) : environment.get(name);
@@ -1682,18 +1807,76 @@ final class VmAutoInstall implements Callable<Integer> {
     }
     // end shared:settings
 
-    // shared:blame
-    /** What a refused command line is told: a bad value that no argument gave is named by its variable. */
-    static String blame(Settings settings, ParameterException failure, String... args) {
-        if (!(failure.getArgSpec() instanceof OptionSpec option) || settings.get(option.descriptionKey()) == null
-                || Arrays.stream(args).anyMatch(arg -> arg.startsWith(option.longestName()))) {
-            return failure.getMessage();
+    // shared:optionerror
+    /** What is wrong with a command line, in plain words and by the name that the user wrote. */
+    static String describeOptionError(Settings settings, ParameterException failure, String... args) {
+        CommandSpec command = failure.getCommandLine().getCommandSpec();
+        if (failure instanceof UnmatchedArgumentException unmatched) {
+            String word = unmatched.getUnmatched().get(0);
+            boolean isOption = word.matches("-.+");
+            boolean isCommand = !isOption && !command.subcommands().isEmpty();
+            String name = word.replaceFirst("(?<=^--[\\w-]{1,99})=.*", "");
+            return isOption ? "there is no option " + name + didYouMean(name, command.optionsMap().keySet())
+                    : isCommand ? "there is no command '" + word + "'" + didYouMean(word, command.subcommands().keySet())
+                    : "'" + word + "' is one word too many";
         }
-        boolean fromFile = settings.environment.getOrDefault(option.descriptionKey(), "").isEmpty();
-        return option.descriptionKey() + (fromFile ? " in vm.env: " : " in the environment: ")
-                + failure.getMessage().replace(option.longestName() + ": ", "");
+        Matcher wrong = Pattern.compile("(?s)(?:Invalid value|Value) for (?:option )?(?:option|positional parameter)"
+                + "(?: '(\\S+)'| at index \\S+)(?: \\(([^)]*)\\))?(?::| should be) (.*)").matcher(failure.getMessage());
+        String name = wrong.matches() ? wrong.group(1) != null ? wrong.group(1) : wrong.group(2) : "";
+        String fault = wrong.matches() ? wrong.group(3).replaceFirst("(?s)expected one of \\[(.*)] .*but was (.*)", "$2 is none of $1")
+                .replaceFirst("(?s)in KEY=VALUE format but was (.*)", "'$1' is not a variable such as K=V") : failure.getMessage();
+        if (failure.getArgSpec() instanceof OptionSpec option) {
+            name = originOf(settings, option, List.of(args));
+            fault = fault.startsWith(option.longestName() + ": ") ? fault.substring(option.longestName().length() + 2) : fault;
+        }
+        return (name.isEmpty() || fault.startsWith("Missing ") ? "" : name + ": ") + fault;
     }
-    // end shared:blame
+
+    /** What the user wrote to give an option its value: the option, or the setting and where it stands. */
+    static String originOf(Settings settings, OptionSpec option, List<String> args) {
+        String key = option.descriptionKey();
+        boolean given = args.stream().takeWhile(arg -> !arg.equals("--"))
+                .anyMatch(arg -> List.of(option.names()).contains(arg) || arg.startsWith(option.longestName() + "="));
+        return given || settings.get(key) == null ? option.longestName()
+                : key + (settings.environment.getOrDefault(key, "").isEmpty() ? " in vm.env" : " in the environment");
+    }
+
+    /** The same for what is found wrong after the command line has been read. */
+    static String originOf(CommandSpec command, String option) {
+        CommandLine root = command.root().commandLine();
+        return originOf((Settings) root.getDefaultValueProvider(), command.findOption(option), root.getParseResult().originalArgs());
+    }
+    // end shared:optionerror
+
+    // shared:nearest
+    /** " (did you mean start?)" if a known word is near, else "". Two letters in the wrong order are one mistake. */
+    static String didYouMean(String word, Collection<String> known) {
+        int letters = word.replaceFirst("^-+", "").length();
+        Map<Integer, List<String>> byDistance = known.stream().distinct().sorted().collect(
+                Collectors.groupingBy(other -> distance(word, other), TreeMap::new, Collectors.toList()));
+        return byDistance.entrySet().stream().findFirst().filter(near -> near.getKey() <= (letters < 3 ? 0 : letters < 5 ? 1 : 2))
+                .map(near -> " (did you mean " + String.join(" or ", near.getValue()) + "?)").orElse("");
+    }
+
+    /** How many letters must be added, removed, replaced or swapped with the next one to make one word of the other. */
+    static int distance(String from, String to) {
+        int[][] steps = new int[from.length() + 1][to.length() + 1];
+        for (int i = 0; i <= from.length(); i++) {
+            for (int j = 0; j <= to.length(); j++) {
+                if (i == 0 || j == 0) {
+                    steps[i][j] = i + j;
+                    continue;
+                }
+                boolean same = from.charAt(i - 1) == to.charAt(j - 1);
+                steps[i][j] = Math.min(steps[i - 1][j - 1] + (same ? 0 : 1), Math.min(steps[i - 1][j], steps[i][j - 1]) + 1);
+                if (i > 1 && j > 1 && from.charAt(i - 1) == to.charAt(j - 2) && from.charAt(i - 2) == to.charAt(j - 1)) {
+                    steps[i][j] = Math.min(steps[i][j], steps[i - 2][j - 2] + 1);
+                }
+            }
+        }
+        return steps[from.length()][to.length()];
+    }
+    // end shared:nearest
 
     // shared:values
     /** What a setting must look like, and how to say so: the same in every script. */
@@ -1704,12 +1887,12 @@ final class VmAutoInstall implements Callable<Integer> {
                     "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
             Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
             Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 40G")),
-            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a processor count")),
+            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number from 1 to 99")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
-            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]", "a port")),
-            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")),
-            Map.entry("VM_TIME_LIMIT", List.of("[1-9]\\d{0,4}", "a number of minutes")));
+            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]",
+                    "a port from 1 to 65535")),
+            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")));
 
     /** Refuses a value that does not look like one, wherever it came from, before anything is done with it. */
     private static void checkValues(Settings settings, ParseResult parsed) {
@@ -1732,10 +1915,14 @@ final class VmAutoInstall implements Callable<Integer> {
     // end shared:values
 
     // shared:paths
-    /** A path as a person writes it in a setting: "~/" is the home directory, a relative one starts here. */
+    /** A path as a person writes it in a setting: "~/" is $HOME, a relative one starts here. */
     static Path userPath(String value) {
-        return Path.of(value.equals("~") || value.startsWith("~/") ? System.getProperty("user.home") + value.substring(1) : value)
-                .toAbsolutePath().normalize();
+        boolean inHome = value.equals("~") || value.startsWith("~/");
+        String home = System.getenv().getOrDefault("HOME", "");
+        if (inHome && home.isEmpty()) {
+            throw new VmException(69, "HOME is not set, so the path " + value + " cannot be found: set HOME, or VM_DIR to a full path");
+        }
+        return Path.of(inHome ? home + value.substring(1) : value).toAbsolutePath().normalize();
     }
     // end shared:paths
 
@@ -1841,7 +2028,15 @@ final class VmAutoInstall implements Callable<Integer> {
             throw new VmException(2, "VM_DIR must not contain % or ${, which ssh may replace in its configuration: "
                     + directory + "; choose another directory with --vm-dir or VM_DIR");
         }
-        return Files.exists(directory) ? requireOwn(directory) : directory;
+        Path existing = directory;
+        while (!Files.exists(existing)) { // or it may not be looked at
+            existing = existing.getParent();
+        }
+        if (!Files.isDirectory(existing) || !Files.isExecutable(existing)) {
+            throw new VmException(69, existing + (Files.isDirectory(existing) ? " is closed to this user" : " is not a directory")
+                    + ": choose another directory with --vm-dir or VM_DIR");
+        }
+        return existing.equals(directory) ? requireOwn(directory) : directory;
     }
 
     /** Makes a directory and its missing parents for this user alone. One that exists is checked, and never changed. */

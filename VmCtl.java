@@ -28,13 +28,17 @@ import com.grack.nanojson.JsonWriter;
 import com.sun.management.OperatingSystemMXBean;
 import java.io.BufferedReader;
 import java.io.EOFException;
+import java.io.File;
+import java.io.FileDescriptor;
 import java.io.FileNotFoundException;
+import java.io.FileOutputStream;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.InputStreamReader;
 import java.io.OutputStream;
 import java.io.PrintStream;
 import java.io.RandomAccessFile;
+import java.lang.ProcessBuilder.Redirect;
 import java.lang.management.ManagementFactory;
 import java.lang.reflect.Method;
 import java.math.BigInteger;
@@ -75,6 +79,7 @@ import java.time.format.DateTimeFormatter;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collection;
 import java.util.Collections;
 import java.util.Comparator;
 import java.util.Deque;
@@ -107,7 +112,10 @@ import org.zeroturnaround.exec.ProcessExecutor;
 import org.zeroturnaround.exec.ProcessResult;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.IDefaultValueProvider;
+import picocli.CommandLine.ITypeConverter;
 import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Model.ArgSpec;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Model.OptionSpec;
 import picocli.CommandLine.Option;
@@ -116,6 +124,7 @@ import picocli.CommandLine.Parameters;
 import picocli.CommandLine.ParseResult;
 import picocli.CommandLine.ScopeType;
 import picocli.CommandLine.Spec;
+import picocli.CommandLine.TypeConversionException;
 import picocli.CommandLine.UnmatchedArgumentException;
 
 /**
@@ -190,7 +199,8 @@ final class VmCtl {
     private Snapshots snapshots;
 
     public static void main(String... args) {
-        System.exit(commandLine(args).execute(args));
+        replaceClosedStreams();
+        exit("vm-ctl", commandLine(args).execute(args));
     }
 
     static CommandLine commandLine(String... args) {
@@ -213,13 +223,18 @@ final class VmCtl {
         if (List.of(args).subList(0, first).stream().anyMatch(arg -> arg.matches("--help|-[vV]*h[hvV]*"))) {
             named = List.of(); // --help of all, whatever follows
         }
+        if (args.length > 0 && !args[0].startsWith("-") && named.stream().noneMatch(is -> is.getName().equals(args[0]))) {
+            named = List.of(); // a mistyped command
+        }
         boolean hint = named.isEmpty() && args.length > 0;
         for (Method method : named.isEmpty() ? CommandLine.getCommandMethods(VmCtl.class, null) : named) {
             CommandSpec command = hint ? CommandSpec.create() : CommandSpec.forAnnotatedObject(method);
             command.usageMessage().description(method.getAnnotation(Command.class).description());
             root.addSubcommand(method.getName(), command);
         }
-        return commandLine(root, settings);
+        CommandLine line = commandLine(root, settings);
+        line.getSubcommands().forEach((name, command) -> command.setStopAtPositional(List.of("exec", "ssh").contains(name)));
+        return line;
     }
 
     /** Options of every command that starts a VM. */
@@ -303,9 +318,9 @@ final class VmCtl {
 
     /** The option of every command that waits for the guest. */
     static final class TimeoutOption {
-        @Option(names = "--timeout", defaultValue = "15m", paramLabel = "TIME",
-                description = "Give up on the guest after this long, as 90s, 5m or 1h (default: ${DEFAULT-VALUE}).")
-        String timeout;
+        @Option(names = "--timeout", defaultValue = "15m", paramLabel = "TIME", converter = DurationConverter.class,
+                description = "Give up on the guest after this long, as 90s, 5m or 1h30m (default: ${DEFAULT-VALUE}).")
+        Duration timeout;
     }
 
     /** The option of every command that may use a snapshot's RAM. */
@@ -334,10 +349,9 @@ final class VmCtl {
             boolean noWait,
             @Option(names = "--dry-run", description = "Print the commands, shell-quoted, and do nothing.") boolean dryRun)
             throws IOException {
-        Duration timeout = duration(limit.timeout);
         options.check();
         openExistingVm();
-        Plan plan = plan(options, timeout, !noWait, ram.cold, dryRun, List.of());
+        Plan plan = plan(options, limit.timeout, !noWait, ram.cold, dryRun, List.of());
         if (dryRun) {
             snapshots.startCommands(plan).forEach(command -> answer(shellQuoted(command)));
             return 0;
@@ -390,10 +404,9 @@ final class VmCtl {
     int restart(@Mixin MachineOptions options, @Mixin TimeoutOption limit,
             @Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.") boolean force)
             throws IOException {
-        Duration timeout = duration(limit.timeout);
         options.check();
         openExistingVm();
-        Plan plan = plan(options, timeout, true, false, false, List.of());
+        Plan plan = plan(options, limit.timeout, true, false, false, List.of());
         locked("restart", () -> {
             qemu.requireStart(plan);
             machine.stop(force);
@@ -533,10 +546,9 @@ final class VmCtl {
             @Parameters(arity = "0..1", paramLabel = "NAME", defaultValue = CLEAN,
                     description = "The snapshot (default: ${DEFAULT-VALUE}).") String name) throws IOException {
         checkSnapshotName(name);
-        Duration timeout = duration(limit.timeout);
         options.check();
         openExistingVm();
-        Plan plan = plan(options, timeout, true, ram.cold, false, List.of());
+        Plan plan = plan(options, limit.timeout, true, ram.cold, false, List.of());
         locked("restore", () -> snapshots.restore(name, plan));
         return 0;
     }
@@ -567,9 +579,8 @@ final class VmCtl {
             throw new VmException(2, "--forward does not go with clone: each clone has ports of its own (vm-ctl "
                     + "restart --forward)");
         }
-        Duration timeout = duration(limit.timeout);
         openExistingVm();
-        Plan plan = start ? plan(options, timeout, true, false, false, List.of()).elsewhere() : null;
+        Plan plan = start ? plan(options, limit.timeout, true, false, false, List.of()).elsewhere() : null;
         locked("clone", () -> snapshots.clone(snapshot, names));
         return start ? startClones(names, plan) : 0;
     }
@@ -669,8 +680,8 @@ final class VmCtl {
                 "3:the VM is not running",
                 "69:the guest does not answer ssh", "130, 143:interrupted"})
     int ssh(@Parameters(arity = "0..*", paramLabel = "WORD",
-            description = "What else ssh is told, after --: its options, a command for "
-            + "root's shell (default: none, which is a shell on this terminal).") List<String> words) throws IOException {
+            description = "A command for root's shell, or after -- options for ssh, "
+                    + "too (default: none, which is a shell on this terminal).") List<String> words) throws IOException {
         openExistingVm();
         needRunning();
         String[] more = words == null ? new String[0] : words.toArray(String[]::new);
@@ -683,20 +694,19 @@ final class VmCtl {
                 "Several words are a command and its arguments, which reach it as they are. A single word is a line "
                     + "for the guest's sh. "
                     + "There is no terminal: vm-ctl ssh -- -t COMMAND gives one."},
-            footer = {"  vm-ctl exec -- uname -a", "  vm-ctl exec 'cd /root/project && gmake 2>&1 | tail'",
-                "  vm-ctl exec --env GOFLAGS=-v --timeout 5m -- gmake -C /root/project test"},
+            footer = {"  vm-ctl exec uname -a", "  vm-ctl exec 'cd /root/project && gmake 2>&1 | tail'",
+                "  vm-ctl exec --env GOFLAGS=-v --timeout 5m gmake -C /root/project test"},
             exitCodeList = {"N:what the command in the guest ended with", "2:wrong usage", "3:the VM is not running",
                 "69:the guest does not answer ssh", "124:a time limit", "130, 143:interrupted"})
     int exec(@Parameters(arity = "1..*", paramLabel = "WORD",
-            description = "The command and its arguments, after --, or one line for sh.")
+            description = "The command and its arguments, or one line for sh. What follows its first word is its own.")
             List<String> words,
             @Option(names = "--env", paramLabel = "K=V",
                     description = "An environment variable for the guest's command (repeatable).")
             List<String> environment,
-            @Option(names = "--timeout", paramLabel = "TIME",
-                    description = "Kill it with its process group after this long, as 90s, 5m or 1h (default: none).") String timeout)
+            @Option(names = "--timeout", paramLabel = "TIME", converter = DurationConverter.class, description = "Kill "
+                    + "it with its process group after this long, as 90s, 5m or 1h30m (default: none).") Duration limit)
             throws IOException {
-        Duration limit = timeout == null ? null : duration(timeout);
         List<String> variables = environment == null ? List.of() : environment;
         variables.forEach(variable -> require("--env", variable, "(?s)[A-Za-z_]\\w*=.*", "a variable such as K=V"));
         openExistingVm();
@@ -846,10 +856,6 @@ final class VmCtl {
         while (!Files.exists(existing)) {
             existing = existing.getParent();
         }
-        if (!Files.isDirectory(existing) || !Files.isReadable(existing)) {
-            throw new VmException(69, existing
-                    + " is no directory that you may read: choose another with --vm-dir or VM_DIR");
-        }
         open(new VmFiles(existing.toRealPath().resolve(existing.relativize(dir)).normalize(), nameOption));
     }
 
@@ -978,15 +984,10 @@ final class VmCtl {
         if (verbose) {
             say("+ " + shellQuoted(command));
         }
-        ProcessBuilder builder = new ProcessBuilder(command).inheritIO();
-        Path stdin = Path.of("/proc/self/fd/0");
-        if (Files.isSymbolicLink(stdin) && Files.readSymbolicLink(stdin).startsWith(System.getProperty("java.home"))) {
-            // it was closed, and a file of the JVM's took its number
-            builder.redirectInput(Path.of("/dev/null").toFile());
-        }
+        ProcessBuilder builder = onOurStreams(command);
         Process process;
-        try {
-            process = builder.start();
+        try { // ssh does not tell that its output was lost, so what goes to a pipe or a file passes through here
+            process = (isTerminal(1) ? builder : builder.redirectOutput(Redirect.PIPE)).start();
         } catch (IOException refused) {
             // it names the program, and whether it is missing or its line too long
             throw new VmException(69, refused.getMessage());
@@ -999,8 +1000,11 @@ final class VmCtl {
             }
             process.destroy();
         }));
+        Thread output = new Thread(() -> passOutput(process));
+        output.start();
         try {
             if (process.waitFor(limit == null ? Long.MAX_VALUE : limit.toMillis(), TimeUnit.MILLISECONDS)) {
+                output.join();
                 int code = process.exitValue();
                 // Ctrl-C reaches ssh, too, and perhaps before this command: ssh then ends with one of these codes.
                 if (interrupted.await(Set.of(130, 143, 255).contains(code) ? 500 : 0, TimeUnit.MILLISECONDS)) {
@@ -1017,6 +1021,22 @@ final class VmCtl {
         }
     }
 
+    /** Copies a program's output to stdout, until its end or until stdout takes no more. */
+    private static void passOutput(Process process) {
+        try (InputStream output = process.getInputStream()) {
+            byte[] buffer = new byte[1 << 16];
+            for (int n = output.read(buffer); n >= 0 && !System.out.checkError(); n = output.read(buffer)) {
+                System.out.write(buffer, 0, n);
+                System.out.flush();
+            }
+        } catch (IOException ended) {
+            // by the time limit
+        }
+        if (System.out.checkError()) {
+            process.destroy();
+        }
+    }
+
     private void followLog() throws IOException {
         Path log = files.file(".console.log");
         if (!Files.exists(log)) {
@@ -1024,7 +1044,7 @@ final class VmCtl {
         }
         try (FileChannel channel = FileChannel.open(log)) {
             for (boolean runs = true; runs; pause(200)) {
-                runs = qemu.isRunning();
+                runs = qemu.isRunning() && canAnswer(channel);
                 channel.position(channel.position() <= channel.size() ? channel.position() : 0); // else it was cut
                 spec.commandLine().getOut().print(printable(new String(Channels.newInputStream(channel).readAllBytes(),
                         UTF_8)));
@@ -1033,14 +1053,15 @@ final class VmCtl {
         }
     }
 
-    private void confirm(String what, boolean yes) throws IOException {
-        if (!yes && !isTerminal(0)) {
-            throw new VmException(2, "this would " + what + ": say --yes if it should");
-        } else if (!yes) {
-            say("This will " + what + ". Type yes to go on:");
-            if (!"yes".equals(new BufferedReader(new InputStreamReader(System.in, UTF_8)).readLine())) {
-                throw new VmException(2, "not confirmed, nothing done");
+    /** Whether stdout takes more. A pipe that nobody reads tells it before more is written: an empty transfer to it fails. */
+    private static boolean canAnswer(FileChannel anyFile) {
+        try {
+            if (!CLOSED[1]) {
+                anyFile.transferTo(0, 0, new FileOutputStream(FileDescriptor.out).getChannel());
             }
+            return !System.out.checkError();
+        } catch (IOException refused) {
+            throw new VmException(1, "nobody reads the output any more (" + reason(refused) + ")");
         }
     }
 
@@ -1066,11 +1087,6 @@ final class VmCtl {
         if (!value.matches(pattern)) {
             throw new VmException(2, setting + ": '" + value + "' is not " + expected);
         }
-    }
-
-    private static Duration duration(String text) {
-        require("--timeout", text, "[1-9]\\d{0,6}[smh]", "a time such as 90s, 5m or 1h");
-        return Duration.parse("PT" + text);
     }
 
     private void say(String message) {
@@ -4056,15 +4072,110 @@ final class VmCtl {
     // end shared:panic
 
     // shared:terminal
+    /** A program that has this command's own stdin, stdout and stderr. */
+    static ProcessBuilder onOurStreams(List<String> command) {
+        ProcessBuilder builder = new ProcessBuilder(command).inheritIO();
+        File none = new File("/dev/null");
+        return builder.redirectInput(CLOSED[0] ? Redirect.from(none) : Redirect.INHERIT)
+                .redirectOutput(CLOSED[1] ? Redirect.to(none) : Redirect.INHERIT)
+                .redirectError(CLOSED[2] ? Redirect.to(none) : Redirect.INHERIT);
+    }
+
     /** Whether a file descriptor is a terminal; System.console() means something else in every Java. */
     static boolean isTerminal(int descriptor) {
         try {
-            return new ProcessBuilder("test", "-t", "" + descriptor).inheritIO().start().waitFor() == 0;
+            return onOurStreams(List.of("test", "-t", "" + descriptor)).start().waitFor() == 0;
         } catch (IOException | InterruptedException unknown) {
             return false;
         }
     }
     // end shared:terminal
+
+    // shared:confirm
+    /** Asks before something is lost; 2 unless the answer is yes. Without a terminal to ask on, only --yes confirms. */
+    static void confirm(String what, boolean yes) throws IOException {
+        if (yes) {
+            return;
+        } else if (!isTerminal(0) || !isTerminal(2)) {
+            throw new VmException(2, "this would " + what + "; nothing was changed; to confirm it: " + withOption("--yes"));
+        }
+        System.err.print("This will " + what + ". Type yes to go on: ");
+        String answer = new BufferedReader(new InputStreamReader(System.in, UTF_8)).readLine();
+        if (answer == null || !answer.strip().equals("yes")) {
+            throw new VmException(2, "not confirmed, nothing was changed");
+        }
+    }
+    // end shared:confirm
+
+    // shared:streams
+    /** Whether stdin, stdout and stderr were closed at the start. Such a stream counts as /dev/null. */
+    static final boolean[] CLOSED = new boolean[3];
+
+    /**
+     * Comes first in main. The first file that the JVM opens, its class library, gets the number of a stream that is closed: it would
+     * be read as input. For further closed streams the JVM itself opens /dev/null, so no file that is opened later gets such a number.
+     */
+    static void replaceClosedStreams() {
+        try {
+            Path java = Path.of(System.getProperty("java.home")).toRealPath();
+            for (int i = 0; i < CLOSED.length; i++) {
+                Path link = Path.of("/proc/self/fd/" + i);
+                CLOSED[i] = Files.isSymbolicLink(link) && Files.readSymbolicLink(link).startsWith(java);
+            }
+        } catch (IOException noProc) {
+            // then they count as open
+        }
+        System.setIn(CLOSED[0] ? InputStream.nullInputStream() : System.in);
+        System.setOut(CLOSED[1] ? new PrintStream(OutputStream.nullOutputStream(), false, UTF_8) : System.out);
+        System.setErr(CLOSED[2] ? new PrintStream(OutputStream.nullOutputStream(), false, UTF_8) : System.err);
+    }
+
+    /** Ends this process. An answer that was lost, because its reader has gone or a disk is full, is a failure whatever the code is. */
+    static void exit(String command, int code) {
+        boolean lost = System.out.checkError();
+        if (lost) {
+            System.err.println(command + ": the output could not be written: the reader of stdout has gone, or its disk is full");
+        }
+        System.exit(lost ? 1 : code);
+    }
+    // end shared:streams
+
+    // shared:make
+    /**
+     * How a person gives this command another option. The Makefile tells its target and the variable for options, "vm-destroy ARGS":
+     * there the whole line is told, with what was given to make, because without it another VM could be meant.
+     */
+    static String withOption(String option) {
+        String[] make = System.getProperty("vm.make", "").split(" ");
+        if (make.length < 2) {
+            return option;
+        }
+        Map<String, String> environment = System.getenv();
+        String variables = Stream.of(environment.getOrDefault("MAKEFLAGS", "").split("(?<!\\\\) "))
+                .filter(word -> word.matches("(?s)[A-Z_]+=.*") && !word.startsWith(make[1] + "="))
+                .map(word -> word + " ").collect(Collectors.joining());
+        String options = (environment.getOrDefault(make[1], "") + " " + option).strip();
+        String quoted = options.matches("[A-Za-z0-9_=,./-]+") ? options : "'" + options.replace("'", "'\\''") + "'";
+        return "make " + variables + make[0] + " " + make[1] + "=" + quoted;
+    }
+    // end shared:make
+
+    // shared:duration
+    /** A length of time as a person writes it: 90s, 5m, 1h30m or a plain number of seconds; at most 30 days. */
+    static class DurationConverter implements ITypeConverter<Duration> {
+        @Override
+        public Duration convert(String value) {
+            String withUnit = value.matches("\\d+") ? value + "s" : value;
+            if (withUnit.matches("(?=.*[1-9])(\\d{1,7}h)?(\\d{1,7}m)?(\\d{1,7}s)?")) {
+                Duration time = Duration.parse("PT" + withUnit);
+                if (time.compareTo(Duration.ofDays(30)) <= 0) {
+                    return time;
+                }
+            }
+            throw new TypeConversionException("'" + value + "' is not a time from 1s to 30 days (720h), such as 90s, 5m or 1h30m");
+        }
+    }
+    // end shared:duration
 
     // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */
@@ -4091,10 +4202,13 @@ final class VmCtl {
     /** A command line with the settings as its defaults; what goes wrong becomes one line on stderr and an exit code. */
     static CommandLine commandLine(Object command, Settings settings) {
         CommandLine all = new CommandLine(command);
+        if ("dumb".equals(System.getenv("TERM"))) {
+            all.setColorScheme(CommandLine.Help.defaultColorScheme(CommandLine.Help.Ansi.OFF));
+        }
         List<String> help = new ArrayList<>(all.getHelpSectionKeys());
         Collections.rotate(help.subList(help.size() - 4, help.size()), 2); // the footer, which is examples, before the exit codes
         return all.setHelpSectionKeys(help).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
-                .setDefaultValueProvider(arg -> settings.get(arg.descriptionKey()))
+                .setDefaultValueProvider(settings)
                 .setExecutionStrategy(parsed -> {
                     checkValues(settings, parsed);
                     return new CommandLine.RunLast().execute(parsed);
@@ -4109,9 +4223,7 @@ final class VmCtl {
                     return failure instanceof VmException expected ? expected.exitCode : full ? 1 : 69;
                 }).setParameterExceptionHandler((failure, args) -> {
                     CommandLine line = failure.getCommandLine();
-                    List<String> near = failure instanceof UnmatchedArgumentException unmatched ? unmatched.getSuggestions() : List.of();
-                    line.getErr().println(line.getCommandSpec().root().name() + ": " + blame(settings, failure, args)
-                            + (near.isEmpty() ? "" : " (did you mean " + String.join(" or ", near) + "?)")
+                    line.getErr().println(line.getCommandSpec().root().name() + ": " + describeOptionError(settings, failure, args)
                             + "; see: " + line.getCommandSpec().qualifiedName() + " --help");
                     return line.getCommandSpec().exitCodeOnInvalidInput();
                 });
@@ -4120,7 +4232,7 @@ final class VmCtl {
 
     // shared:settings
     /** What holds where no option is given: the environment, else the KEY=VALUE lines of vm.env. Empty means unset. */
-    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) {
+    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) implements IDefaultValueProvider {
         Settings(Map<String, String> environment, Map<String, String> file) {
             this(environment, file, List.of());
         }
@@ -4145,6 +4257,11 @@ final class VmCtl {
             return settings;
         }
 
+        @Override
+        public String defaultValue(ArgSpec argument) {
+            return get(argument.descriptionKey());
+        }
+
         /** The value of a setting, or null. */
         String get(String name) {
             String value = environment.getOrDefault(name, "").isEmpty() ? file.get(name) : environment.get(name);
@@ -4153,18 +4270,76 @@ final class VmCtl {
     }
     // end shared:settings
 
-    // shared:blame
-    /** What a refused command line is told: a bad value that no argument gave is named by its variable. */
-    static String blame(Settings settings, ParameterException failure, String... args) {
-        if (!(failure.getArgSpec() instanceof OptionSpec option) || settings.get(option.descriptionKey()) == null
-                || Arrays.stream(args).anyMatch(arg -> arg.startsWith(option.longestName()))) {
-            return failure.getMessage();
+    // shared:optionerror
+    /** What is wrong with a command line, in plain words and by the name that the user wrote. */
+    static String describeOptionError(Settings settings, ParameterException failure, String... args) {
+        CommandSpec command = failure.getCommandLine().getCommandSpec();
+        if (failure instanceof UnmatchedArgumentException unmatched) {
+            String word = unmatched.getUnmatched().get(0);
+            boolean isOption = word.matches("-.+");
+            boolean isCommand = !isOption && !command.subcommands().isEmpty();
+            String name = word.replaceFirst("(?<=^--[\\w-]{1,99})=.*", "");
+            return isOption ? "there is no option " + name + didYouMean(name, command.optionsMap().keySet())
+                    : isCommand ? "there is no command '" + word + "'" + didYouMean(word, command.subcommands().keySet())
+                    : "'" + word + "' is one word too many";
         }
-        boolean fromFile = settings.environment.getOrDefault(option.descriptionKey(), "").isEmpty();
-        return option.descriptionKey() + (fromFile ? " in vm.env: " : " in the environment: ")
-                + failure.getMessage().replace(option.longestName() + ": ", "");
+        Matcher wrong = Pattern.compile("(?s)(?:Invalid value|Value) for (?:option )?(?:option|positional parameter)"
+                + "(?: '(\\S+)'| at index \\S+)(?: \\(([^)]*)\\))?(?::| should be) (.*)").matcher(failure.getMessage());
+        String name = wrong.matches() ? wrong.group(1) != null ? wrong.group(1) : wrong.group(2) : "";
+        String fault = wrong.matches() ? wrong.group(3).replaceFirst("(?s)expected one of \\[(.*)] .*but was (.*)", "$2 is none of $1")
+                .replaceFirst("(?s)in KEY=VALUE format but was (.*)", "'$1' is not a variable such as K=V") : failure.getMessage();
+        if (failure.getArgSpec() instanceof OptionSpec option) {
+            name = originOf(settings, option, List.of(args));
+            fault = fault.startsWith(option.longestName() + ": ") ? fault.substring(option.longestName().length() + 2) : fault;
+        }
+        return (name.isEmpty() || fault.startsWith("Missing ") ? "" : name + ": ") + fault;
     }
-    // end shared:blame
+
+    /** What the user wrote to give an option its value: the option, or the setting and where it stands. */
+    static String originOf(Settings settings, OptionSpec option, List<String> args) {
+        String key = option.descriptionKey();
+        boolean given = args.stream().takeWhile(arg -> !arg.equals("--"))
+                .anyMatch(arg -> List.of(option.names()).contains(arg) || arg.startsWith(option.longestName() + "="));
+        return given || settings.get(key) == null ? option.longestName()
+                : key + (settings.environment.getOrDefault(key, "").isEmpty() ? " in vm.env" : " in the environment");
+    }
+
+    /** The same for what is found wrong after the command line has been read. */
+    static String originOf(CommandSpec command, String option) {
+        CommandLine root = command.root().commandLine();
+        return originOf((Settings) root.getDefaultValueProvider(), command.findOption(option), root.getParseResult().originalArgs());
+    }
+    // end shared:optionerror
+
+    // shared:nearest
+    /** " (did you mean start?)" if a known word is near, else "". Two letters in the wrong order are one mistake. */
+    static String didYouMean(String word, Collection<String> known) {
+        int letters = word.replaceFirst("^-+", "").length();
+        Map<Integer, List<String>> byDistance = known.stream().distinct().sorted().collect(
+                Collectors.groupingBy(other -> distance(word, other), TreeMap::new, Collectors.toList()));
+        return byDistance.entrySet().stream().findFirst().filter(near -> near.getKey() <= (letters < 3 ? 0 : letters < 5 ? 1 : 2))
+                .map(near -> " (did you mean " + String.join(" or ", near.getValue()) + "?)").orElse("");
+    }
+
+    /** How many letters must be added, removed, replaced or swapped with the next one to make one word of the other. */
+    static int distance(String from, String to) {
+        int[][] steps = new int[from.length() + 1][to.length() + 1];
+        for (int i = 0; i <= from.length(); i++) {
+            for (int j = 0; j <= to.length(); j++) {
+                if (i == 0 || j == 0) {
+                    steps[i][j] = i + j;
+                    continue;
+                }
+                boolean same = from.charAt(i - 1) == to.charAt(j - 1);
+                steps[i][j] = Math.min(steps[i - 1][j - 1] + (same ? 0 : 1), Math.min(steps[i - 1][j], steps[i][j - 1]) + 1);
+                if (i > 1 && j > 1 && from.charAt(i - 1) == to.charAt(j - 2) && from.charAt(i - 2) == to.charAt(j - 1)) {
+                    steps[i][j] = Math.min(steps[i][j], steps[i - 2][j - 2] + 1);
+                }
+            }
+        }
+        return steps[from.length()][to.length()];
+    }
+    // end shared:nearest
 
     // shared:values
     /** What a setting must look like, and how to say so: the same in every script. */
@@ -4175,12 +4350,12 @@ final class VmCtl {
                     "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
             Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
             Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 40G")),
-            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a processor count")),
+            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number from 1 to 99")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
-            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]", "a port")),
-            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")),
-            Map.entry("VM_TIME_LIMIT", List.of("[1-9]\\d{0,4}", "a number of minutes")));
+            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]",
+                    "a port from 1 to 65535")),
+            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")));
 
     /** Refuses a value that does not look like one, wherever it came from, before anything is done with it. */
     private static void checkValues(Settings settings, ParseResult parsed) {
@@ -4203,10 +4378,14 @@ final class VmCtl {
     // end shared:values
 
     // shared:paths
-    /** A path as a person writes it in a setting: "~/" is the home directory, a relative one starts here. */
+    /** A path as a person writes it in a setting: "~/" is $HOME, a relative one starts here. */
     static Path userPath(String value) {
-        return Path.of(value.equals("~") || value.startsWith("~/") ? System.getProperty("user.home") + value.substring(1) : value)
-                .toAbsolutePath().normalize();
+        boolean inHome = value.equals("~") || value.startsWith("~/");
+        String home = System.getenv().getOrDefault("HOME", "");
+        if (inHome && home.isEmpty()) {
+            throw new VmException(69, "HOME is not set, so the path " + value + " cannot be found: set HOME, or VM_DIR to a full path");
+        }
+        return Path.of(inHome ? home + value.substring(1) : value).toAbsolutePath().normalize();
     }
     // end shared:paths
 
@@ -4326,7 +4505,15 @@ final class VmCtl {
             throw new VmException(2, "VM_DIR must not contain % or ${, which ssh may replace in its configuration: "
                     + directory + "; choose another directory with --vm-dir or VM_DIR");
         }
-        return Files.exists(directory) ? requireOwn(directory) : directory;
+        Path existing = directory;
+        while (!Files.exists(existing)) { // or it may not be looked at
+            existing = existing.getParent();
+        }
+        if (!Files.isDirectory(existing) || !Files.isExecutable(existing)) {
+            throw new VmException(69, existing + (Files.isDirectory(existing) ? " is closed to this user" : " is not a directory")
+                    + ": choose another directory with --vm-dir or VM_DIR");
+        }
+        return existing.equals(directory) ? requireOwn(directory) : directory;
     }
 
     /** Makes a directory and its missing parents for this user alone. One that exists is checked, and never changed. */

@@ -20,6 +20,7 @@ import com.sun.management.OperatingSystemMXBean;
 import java.io.BufferedInputStream;
 import java.io.BufferedReader;
 import java.io.EOFException;
+import java.io.File;
 import java.io.FilterOutputStream;
 import java.io.IOException;
 import java.io.InputStream;
@@ -27,7 +28,9 @@ import java.io.InputStreamReader;
 import java.io.OutputStream;
 import java.io.PipedInputStream;
 import java.io.PipedOutputStream;
+import java.io.PrintStream;
 import java.io.UncheckedIOException;
+import java.lang.ProcessBuilder.Redirect;
 import java.lang.management.ManagementFactory;
 import java.lang.module.ModuleDescriptor;
 import java.net.Authenticator;
@@ -60,6 +63,7 @@ import java.time.Duration;
 import java.time.Instant;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collection;
 import java.util.Collections;
 import java.util.Comparator;
 import java.util.HashMap;
@@ -69,6 +73,7 @@ import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
+import java.util.TreeMap;
 import java.util.concurrent.Callable;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.FutureTask;
@@ -89,7 +94,9 @@ import org.zeroturnaround.exec.ProcessExecutor;
 import org.zeroturnaround.exec.ProcessResult;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.IDefaultValueProvider;
 import picocli.CommandLine.ITypeConverter;
+import picocli.CommandLine.Model.ArgSpec;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Model.OptionSpec;
 import picocli.CommandLine.Option;
@@ -160,9 +167,7 @@ final class VmSetup implements Callable<Integer> {
     @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = ScopeType.INHERIT,
             paramLabel = "DIR", description = "Where everything about the VMs lies (VM_DIR; default: "
                     + "${DEFAULT-VALUE}).")
-    void setVmDir(String value) {
-        vmDir = userPath(value);
-    }
+    String dirOption;
 
     @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2",
             scope = ScopeType.INHERIT,
@@ -185,9 +190,7 @@ final class VmSetup implements Callable<Integer> {
 
     @Option(names = "--image", descriptionKey = "VM_IMAGE", scope = ScopeType.INHERIT, paramLabel = "FILE",
             description = "fetch, check: a local .iso or .iso.bz2 instead of a mirror (VM_IMAGE; default: none).")
-    void setImage(String value) {
-        image = userPath(value);
-    }
+    String imageOption;
 
     @Option(names = "--trust-mirror", scope = ScopeType.INHERIT,
             description = "fetch: skip the sums known to this script and believe the mirror's md5.txt, or VM_IMAGE: "
@@ -219,9 +222,10 @@ final class VmSetup implements Callable<Integer> {
     Path kvm = Path.of("/dev/kvm");
 
     public static void main(String... args) {
+        replaceClosedStreams();
         Authenticator.setDefault(new ProxyUser());
         System.setProperty("jdk.http.auth.tunneling.disabledSchemes", ""); // or no proxy for https is told a password
-        System.exit(commandLine().execute(args));
+        exit("vm-setup", commandLine().execute(args));
     }
 
     static CommandLine commandLine() {
@@ -248,7 +252,8 @@ final class VmSetup implements Callable<Integer> {
                 "69:something needed is not available (a mirror that has it, VM_IMAGE, VM_DIR, the lock)",
                 "130, 143:interrupted"})
     int fetch() throws Exception {
-        privateDirectory(vmDirectory(vmDir));
+        vmDir = privateDirectory(vmDirectory(userPath(dirOption)));
+        image = imageOption == null ? null : userPath(imageOption);
         if (image != null || !isThere()) {
             try {
                 FileChannel lock = lock(iso(".lock"), "vm-setup fetch");
@@ -277,7 +282,7 @@ final class VmSetup implements Callable<Integer> {
                 "130, 143:interrupted"})
     int disk(@Option(names = "--yes",
             description = "Replace a disk that is there without asking.") boolean yes) throws Exception {
-        privateDirectory(vmDirectory(vmDir));
+        vmDir = privateDirectory(vmDirectory(userPath(dirOption)));
         Path disk = vmDir.resolve(name + ".qcow2");
         Path beside = vmDir.resolve("." + name + ".qcow2.new");
         FileChannel lock = lock(vmDir.resolve(name + ".lock"), "vm-setup disk");
@@ -321,11 +326,12 @@ final class VmSetup implements Callable<Integer> {
                     description = "As 2G or 512M (VM_MEMORY; default: a quarter of the host's within 2G-8G).") String memory,
             @Option(names = "--ssh-port", descriptionKey = "VM_SSH_PORT", paramLabel = "PORT",
                     description = "The host's port to the guest's sshd (VM_SSH_PORT; default: 2222 or the next free "
-                            + "one).") Integer sshPort,
+                            + "one).") String sshPort,
             @Option(names = "--wanted-accel", hidden = true, descriptionKey = "VM_ACCEL",
                     defaultValue = "auto") String accel)
             throws Exception {
-        vmDirectory(vmDir);
+        vmDir = vmDirectory(userPath(dirOption));
+        image = imageOption == null ? null : userPath(imageOption);
         if (measure) {
             return measureAccelerator(json);
         }
@@ -380,7 +386,7 @@ final class VmSetup implements Callable<Integer> {
                 if (!md5.equals(pinned().isoMd5)) {
                     throw new VmException(1, iso() + " is not the DragonFly " + version
                             + " that is known here (its MD5 is " + md5
-                            + "): remove it to download that one, or give --trust-mirror");
+                            + "): remove it to download that one, or give " + withOption("--trust-mirror"));
                 }
             }
         }
@@ -397,7 +403,7 @@ final class VmSetup implements Callable<Integer> {
         }
         if (image != null) {
             if (!(Files.isRegularFile(image) && Files.isReadable(image))) {
-                throw new VmException(69, "VM_IMAGE: " + image + " is no file that can be read");
+                throw new VmException(69, originOf(spec, "--image") + ": " + image + " is no file that can be read");
             }
             makeIso(out -> Files.copy(image, out), image.toString().endsWith(".bz2"), image.toString(), Sums.NONE);
             return;
@@ -757,17 +763,6 @@ final class VmSetup implements Callable<Integer> {
                 hex.formatHex(isoMd5.digest()));
     }
 
-    private void confirm(String what, boolean yes) throws IOException, InterruptedException {
-        if (!yes && !isTerminal(0)) {
-            throw new VmException(2, "this would " + what + ": say --yes if it should");
-        } else if (!yes) {
-            say("This will " + what + ". Type yes to go on:");
-            if (!"yes".equals(new BufferedReader(new InputStreamReader(System.in, UTF_8)).readLine())) {
-                throw new VmException(2, "not confirmed, nothing done");
-            }
-        }
-    }
-
     /** One finding of the doctor: "ok", "note" or "fail"; what mends it, or "". */
     record Check(String name, String state, String detail, String fix) {
         static Check of(String name, boolean good, String otherwise, String detail, String fix) {
@@ -955,8 +950,8 @@ final class VmSetup implements Callable<Integer> {
                 "make room, or choose another place with VM_DIR");
     }
 
-    private Check checkPort(Integer set) throws IOException {
-        int port = set != null ? set : 2222;
+    private Check checkPort(String set) throws IOException {
+        int port = set != null ? Integer.parseInt(set) : 2222;
         try (ServerSocket socket = new ServerSocket(port, 1, InetAddress.getByName("127.0.0.1"))) {
             return new Check("port", "ok", socket.getLocalPort() + " is free", "");
         } catch (BindException taken) {
@@ -965,7 +960,7 @@ final class VmSetup implements Callable<Integer> {
             boolean own = holder.endsWith("(pid " + said(vmDir.resolve(name + ".pid")).getInt("pid") + ")");
             return Check.of("port", own || set == null, "fail", port + " is taken by " + holder
                     + (own ? ", the VM " + name + " itself" : set == null ? "; the next free one will be used" : ""),
-                    "set VM_SSH_PORT to another port, or not at all");
+                    "choose another port with --ssh-port or VM_SSH_PORT, or none");
         }
     }
 
@@ -985,7 +980,7 @@ final class VmSetup implements Callable<Integer> {
             return new Check("installer", "ok", iso() + " is there", "");
         } else if (image != null) {
             return Check.of("installer", Files.isRegularFile(image) && Files.isReadable(image), "fail", "from " + image,
-                    "VM_IMAGE must name a file that can be read");
+                    originOf(spec, "--image") + " must name a file that can be read");
         }
         List<String> problems = new ArrayList<>();
         for (URI mirror : mirrors) {
@@ -1052,15 +1047,93 @@ final class VmSetup implements Callable<Integer> {
     }
 
     // shared:terminal
+    /** A program that has this command's own stdin, stdout and stderr. */
+    static ProcessBuilder onOurStreams(List<String> command) {
+        ProcessBuilder builder = new ProcessBuilder(command).inheritIO();
+        File none = new File("/dev/null");
+        return builder.redirectInput(CLOSED[0] ? Redirect.from(none) : Redirect.INHERIT)
+                .redirectOutput(CLOSED[1] ? Redirect.to(none) : Redirect.INHERIT)
+                .redirectError(CLOSED[2] ? Redirect.to(none) : Redirect.INHERIT);
+    }
+
     /** Whether a file descriptor is a terminal; System.console() means something else in every Java. */
     static boolean isTerminal(int descriptor) {
         try {
-            return new ProcessBuilder("test", "-t", "" + descriptor).inheritIO().start().waitFor() == 0;
+            return onOurStreams(List.of("test", "-t", "" + descriptor)).start().waitFor() == 0;
         } catch (IOException | InterruptedException unknown) {
             return false;
         }
     }
     // end shared:terminal
+
+    // shared:confirm
+    /** Asks before something is lost; 2 unless the answer is yes. Without a terminal to ask on, only --yes confirms. */
+    static void confirm(String what, boolean yes) throws IOException {
+        if (yes) {
+            return;
+        } else if (!isTerminal(0) || !isTerminal(2)) {
+            throw new VmException(2, "this would " + what + "; nothing was changed; to confirm it: " + withOption("--yes"));
+        }
+        System.err.print("This will " + what + ". Type yes to go on: ");
+        String answer = new BufferedReader(new InputStreamReader(System.in, UTF_8)).readLine();
+        if (answer == null || !answer.strip().equals("yes")) {
+            throw new VmException(2, "not confirmed, nothing was changed");
+        }
+    }
+    // end shared:confirm
+
+    // shared:streams
+    /** Whether stdin, stdout and stderr were closed at the start. Such a stream counts as /dev/null. */
+    static final boolean[] CLOSED = new boolean[3];
+
+    /**
+     * Comes first in main. The first file that the JVM opens, its class library, gets the number of a stream that is closed: it would
+     * be read as input. For further closed streams the JVM itself opens /dev/null, so no file that is opened later gets such a number.
+     */
+    static void replaceClosedStreams() {
+        try {
+            Path java = Path.of(System.getProperty("java.home")).toRealPath();
+            for (int i = 0; i < CLOSED.length; i++) {
+                Path link = Path.of("/proc/self/fd/" + i);
+                CLOSED[i] = Files.isSymbolicLink(link) && Files.readSymbolicLink(link).startsWith(java);
+            }
+        } catch (IOException noProc) {
+            // then they count as open
+        }
+        System.setIn(CLOSED[0] ? InputStream.nullInputStream() : System.in);
+        System.setOut(CLOSED[1] ? new PrintStream(OutputStream.nullOutputStream(), false, UTF_8) : System.out);
+        System.setErr(CLOSED[2] ? new PrintStream(OutputStream.nullOutputStream(), false, UTF_8) : System.err);
+    }
+
+    /** Ends this process. An answer that was lost, because its reader has gone or a disk is full, is a failure whatever the code is. */
+    static void exit(String command, int code) {
+        boolean lost = System.out.checkError();
+        if (lost) {
+            System.err.println(command + ": the output could not be written: the reader of stdout has gone, or its disk is full");
+        }
+        System.exit(lost ? 1 : code);
+    }
+    // end shared:streams
+
+    // shared:make
+    /**
+     * How a person gives this command another option. The Makefile tells its target and the variable for options, "vm-destroy ARGS":
+     * there the whole line is told, with what was given to make, because without it another VM could be meant.
+     */
+    static String withOption(String option) {
+        String[] make = System.getProperty("vm.make", "").split(" ");
+        if (make.length < 2) {
+            return option;
+        }
+        Map<String, String> environment = System.getenv();
+        String variables = Stream.of(environment.getOrDefault("MAKEFLAGS", "").split("(?<!\\\\) "))
+                .filter(word -> word.matches("(?s)[A-Z_]+=.*") && !word.startsWith(make[1] + "="))
+                .map(word -> word + " ").collect(Collectors.joining());
+        String options = (environment.getOrDefault(make[1], "") + " " + option).strip();
+        String quoted = options.matches("[A-Za-z0-9_=,./-]+") ? options : "'" + options.replace("'", "'\\''") + "'";
+        return "make " + variables + make[0] + " " + make[1] + "=" + quoted;
+    }
+    // end shared:make
 
     // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */
@@ -1087,10 +1160,13 @@ final class VmSetup implements Callable<Integer> {
     /** A command line with the settings as its defaults; what goes wrong becomes one line on stderr and an exit code. */
     static CommandLine commandLine(Object command, Settings settings) {
         CommandLine all = new CommandLine(command);
+        if ("dumb".equals(System.getenv("TERM"))) {
+            all.setColorScheme(CommandLine.Help.defaultColorScheme(CommandLine.Help.Ansi.OFF));
+        }
         List<String> help = new ArrayList<>(all.getHelpSectionKeys());
         Collections.rotate(help.subList(help.size() - 4, help.size()), 2); // the footer, which is examples, before the exit codes
         return all.setHelpSectionKeys(help).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
-                .setDefaultValueProvider(arg -> settings.get(arg.descriptionKey()))
+                .setDefaultValueProvider(settings)
                 .setExecutionStrategy(parsed -> {
                     checkValues(settings, parsed);
                     return new CommandLine.RunLast().execute(parsed);
@@ -1105,9 +1181,7 @@ final class VmSetup implements Callable<Integer> {
                     return failure instanceof VmException expected ? expected.exitCode : full ? 1 : 69;
                 }).setParameterExceptionHandler((failure, args) -> {
                     CommandLine line = failure.getCommandLine();
-                    List<String> near = failure instanceof UnmatchedArgumentException unmatched ? unmatched.getSuggestions() : List.of();
-                    line.getErr().println(line.getCommandSpec().root().name() + ": " + blame(settings, failure, args)
-                            + (near.isEmpty() ? "" : " (did you mean " + String.join(" or ", near) + "?)")
+                    line.getErr().println(line.getCommandSpec().root().name() + ": " + describeOptionError(settings, failure, args)
                             + "; see: " + line.getCommandSpec().qualifiedName() + " --help");
                     return line.getCommandSpec().exitCodeOnInvalidInput();
                 });
@@ -1116,7 +1190,7 @@ final class VmSetup implements Callable<Integer> {
 
     // shared:settings
     /** What holds where no option is given: the environment, else the KEY=VALUE lines of vm.env. Empty means unset. */
-    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) {
+    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) implements IDefaultValueProvider {
         Settings(Map<String, String> environment, Map<String, String> file) {
             this(environment, file, List.of());
         }
@@ -1141,6 +1215,11 @@ final class VmSetup implements Callable<Integer> {
             return settings;
         }
 
+        @Override
+        public String defaultValue(ArgSpec argument) {
+            return get(argument.descriptionKey());
+        }
+
         /** The value of a setting, or null. */
         String get(String name) {
             String value = environment.getOrDefault(name, "").isEmpty() ? file.get(name) : environment.get(name);
@@ -1149,18 +1228,76 @@ final class VmSetup implements Callable<Integer> {
     }
     // end shared:settings
 
-    // shared:blame
-    /** What a refused command line is told: a bad value that no argument gave is named by its variable. */
-    static String blame(Settings settings, ParameterException failure, String... args) {
-        if (!(failure.getArgSpec() instanceof OptionSpec option) || settings.get(option.descriptionKey()) == null
-                || Arrays.stream(args).anyMatch(arg -> arg.startsWith(option.longestName()))) {
-            return failure.getMessage();
+    // shared:optionerror
+    /** What is wrong with a command line, in plain words and by the name that the user wrote. */
+    static String describeOptionError(Settings settings, ParameterException failure, String... args) {
+        CommandSpec command = failure.getCommandLine().getCommandSpec();
+        if (failure instanceof UnmatchedArgumentException unmatched) {
+            String word = unmatched.getUnmatched().get(0);
+            boolean isOption = word.matches("-.+");
+            boolean isCommand = !isOption && !command.subcommands().isEmpty();
+            String name = word.replaceFirst("(?<=^--[\\w-]{1,99})=.*", "");
+            return isOption ? "there is no option " + name + didYouMean(name, command.optionsMap().keySet())
+                    : isCommand ? "there is no command '" + word + "'" + didYouMean(word, command.subcommands().keySet())
+                    : "'" + word + "' is one word too many";
         }
-        boolean fromFile = settings.environment.getOrDefault(option.descriptionKey(), "").isEmpty();
-        return option.descriptionKey() + (fromFile ? " in vm.env: " : " in the environment: ")
-                + failure.getMessage().replace(option.longestName() + ": ", "");
+        Matcher wrong = Pattern.compile("(?s)(?:Invalid value|Value) for (?:option )?(?:option|positional parameter)"
+                + "(?: '(\\S+)'| at index \\S+)(?: \\(([^)]*)\\))?(?::| should be) (.*)").matcher(failure.getMessage());
+        String name = wrong.matches() ? wrong.group(1) != null ? wrong.group(1) : wrong.group(2) : "";
+        String fault = wrong.matches() ? wrong.group(3).replaceFirst("(?s)expected one of \\[(.*)] .*but was (.*)", "$2 is none of $1")
+                .replaceFirst("(?s)in KEY=VALUE format but was (.*)", "'$1' is not a variable such as K=V") : failure.getMessage();
+        if (failure.getArgSpec() instanceof OptionSpec option) {
+            name = originOf(settings, option, List.of(args));
+            fault = fault.startsWith(option.longestName() + ": ") ? fault.substring(option.longestName().length() + 2) : fault;
+        }
+        return (name.isEmpty() || fault.startsWith("Missing ") ? "" : name + ": ") + fault;
     }
-    // end shared:blame
+
+    /** What the user wrote to give an option its value: the option, or the setting and where it stands. */
+    static String originOf(Settings settings, OptionSpec option, List<String> args) {
+        String key = option.descriptionKey();
+        boolean given = args.stream().takeWhile(arg -> !arg.equals("--"))
+                .anyMatch(arg -> List.of(option.names()).contains(arg) || arg.startsWith(option.longestName() + "="));
+        return given || settings.get(key) == null ? option.longestName()
+                : key + (settings.environment.getOrDefault(key, "").isEmpty() ? " in vm.env" : " in the environment");
+    }
+
+    /** The same for what is found wrong after the command line has been read. */
+    static String originOf(CommandSpec command, String option) {
+        CommandLine root = command.root().commandLine();
+        return originOf((Settings) root.getDefaultValueProvider(), command.findOption(option), root.getParseResult().originalArgs());
+    }
+    // end shared:optionerror
+
+    // shared:nearest
+    /** " (did you mean start?)" if a known word is near, else "". Two letters in the wrong order are one mistake. */
+    static String didYouMean(String word, Collection<String> known) {
+        int letters = word.replaceFirst("^-+", "").length();
+        Map<Integer, List<String>> byDistance = known.stream().distinct().sorted().collect(
+                Collectors.groupingBy(other -> distance(word, other), TreeMap::new, Collectors.toList()));
+        return byDistance.entrySet().stream().findFirst().filter(near -> near.getKey() <= (letters < 3 ? 0 : letters < 5 ? 1 : 2))
+                .map(near -> " (did you mean " + String.join(" or ", near.getValue()) + "?)").orElse("");
+    }
+
+    /** How many letters must be added, removed, replaced or swapped with the next one to make one word of the other. */
+    static int distance(String from, String to) {
+        int[][] steps = new int[from.length() + 1][to.length() + 1];
+        for (int i = 0; i <= from.length(); i++) {
+            for (int j = 0; j <= to.length(); j++) {
+                if (i == 0 || j == 0) {
+                    steps[i][j] = i + j;
+                    continue;
+                }
+                boolean same = from.charAt(i - 1) == to.charAt(j - 1);
+                steps[i][j] = Math.min(steps[i - 1][j - 1] + (same ? 0 : 1), Math.min(steps[i - 1][j], steps[i][j - 1]) + 1);
+                if (i > 1 && j > 1 && from.charAt(i - 1) == to.charAt(j - 2) && from.charAt(i - 2) == to.charAt(j - 1)) {
+                    steps[i][j] = Math.min(steps[i][j], steps[i - 2][j - 2] + 1);
+                }
+            }
+        }
+        return steps[from.length()][to.length()];
+    }
+    // end shared:nearest
 
     // shared:values
     /** What a setting must look like, and how to say so: the same in every script. */
@@ -1171,12 +1308,12 @@ final class VmSetup implements Callable<Integer> {
                     "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
             Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
             Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 40G")),
-            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a processor count")),
+            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number from 1 to 99")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
-            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]", "a port")),
-            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")),
-            Map.entry("VM_TIME_LIMIT", List.of("[1-9]\\d{0,4}", "a number of minutes")));
+            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]",
+                    "a port from 1 to 65535")),
+            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")));
 
     /** Refuses a value that does not look like one, wherever it came from, before anything is done with it. */
     private static void checkValues(Settings settings, ParseResult parsed) {
@@ -1199,10 +1336,14 @@ final class VmSetup implements Callable<Integer> {
     // end shared:values
 
     // shared:paths
-    /** A path as a person writes it in a setting: "~/" is the home directory, a relative one starts here. */
+    /** A path as a person writes it in a setting: "~/" is $HOME, a relative one starts here. */
     static Path userPath(String value) {
-        return Path.of(value.equals("~") || value.startsWith("~/") ? System.getProperty("user.home") + value.substring(1) : value)
-                .toAbsolutePath().normalize();
+        boolean inHome = value.equals("~") || value.startsWith("~/");
+        String home = System.getenv().getOrDefault("HOME", "");
+        if (inHome && home.isEmpty()) {
+            throw new VmException(69, "HOME is not set, so the path " + value + " cannot be found: set HOME, or VM_DIR to a full path");
+        }
+        return Path.of(inHome ? home + value.substring(1) : value).toAbsolutePath().normalize();
     }
     // end shared:paths
 
@@ -1254,7 +1395,15 @@ final class VmSetup implements Callable<Integer> {
             throw new VmException(2, "VM_DIR must not contain % or ${, which ssh may replace in its configuration: "
                     + directory + "; choose another directory with --vm-dir or VM_DIR");
         }
-        return Files.exists(directory) ? requireOwn(directory) : directory;
+        Path existing = directory;
+        while (!Files.exists(existing)) { // or it may not be looked at
+            existing = existing.getParent();
+        }
+        if (!Files.isDirectory(existing) || !Files.isExecutable(existing)) {
+            throw new VmException(69, existing + (Files.isDirectory(existing) ? " is closed to this user" : " is not a directory")
+                    + ": choose another directory with --vm-dir or VM_DIR");
+        }
+        return existing.equals(directory) ? requireOwn(directory) : directory;
     }
 
     /** Makes a directory and its missing parents for this user alone. One that exists is checked, and never changed. */

@@ -23,6 +23,7 @@ import java.io.EOFException;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
+import java.io.PrintStream;
 import java.io.PrintWriter;
 import java.io.RandomAccessFile;
 import java.io.StringReader;
@@ -54,7 +55,7 @@ import java.time.Duration;
 import java.time.Instant;
 import java.time.LocalTime;
 import java.util.ArrayList;
-import java.util.Arrays;
+import java.util.Collection;
 import java.util.Collections;
 import java.util.HashMap;
 import java.util.HashSet;
@@ -96,7 +97,9 @@ import org.apache.commons.compress.archivers.tar.TarConstants;
 import org.zeroturnaround.exec.ProcessExecutor;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.IDefaultValueProvider;
 import picocli.CommandLine.ITypeConverter;
+import picocli.CommandLine.Model.ArgSpec;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Model.OptionSpec;
 import picocli.CommandLine.Option;
@@ -160,9 +163,7 @@ final class VmSync implements Callable<Integer> {
     @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = ScopeType.INHERIT,
             paramLabel = "DIR", description = "Where everything about the VMs lies (VM_DIR; default: "
                     + "${DEFAULT-VALUE}).")
-    void setVmDir(String value) {
-        vmDir = userPath(value);
-    }
+    String dirOption;
 
     @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = ScopeType.INHERIT,
             paramLabel = "NAME", description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
@@ -170,9 +171,7 @@ final class VmSync implements Callable<Integer> {
 
     @Option(names = "--project", descriptionKey = "VM_PROJECT", defaultValue = ".", scope = ScopeType.INHERIT,
             paramLabel = "DIR", description = "The project on this machine (VM_PROJECT; default: ${DEFAULT-VALUE}).")
-    void setProject(String value) {
-        project = userPath(value);
-    }
+    String projectOption;
 
     @Option(names = "--remote-dir", descriptionKey = "VM_REMOTE_DIR", scope = ScopeType.INHERIT,
             converter = RemoteDirectory.class,
@@ -219,7 +218,8 @@ final class VmSync implements Callable<Integer> {
     private SSHClient connection;
 
     public static void main(String... args) {
-        System.exit(commandLine().execute(args));
+        replaceClosedStreams();
+        exit("vm-sync", commandLine().execute(args));
     }
 
     static CommandLine commandLine() {
@@ -228,8 +228,10 @@ final class VmSync implements Callable<Integer> {
 
     @Override
     public Integer call() throws IOException {
+        vmDir = userPath(dirOption);
+        project = userPath(projectOption);
         if (!Files.isDirectory(project)) {
-            throw new VmException(2, "VM_PROJECT: " + project + " is not a directory");
+            throw new VmException(2, originOf(spec, "--project") + ": " + project + " is not a directory");
         } else if (watch && dryRun) {
             throw new VmException(2, "--watch and --dry-run exclude each other");
         } else if (Files.exists(project.resolve("VmSync.java"))
@@ -269,6 +271,8 @@ final class VmSync implements Callable<Integer> {
         } else if (local == null && remote.startsWith("/")) {
             throw new VmException(2, "LOCAL is missing: where to put " + remote + "?");
         }
+        vmDir = userPath(dirOption);
+        project = userPath(projectOption);
         started = System.nanoTime();
         requireRunning();
         Path to = local == null ? project.resolve(remote).normalize() : userPath(local);
@@ -516,14 +520,14 @@ final class VmSync implements Callable<Integer> {
 
     /** {@code resend}: files that may differ although they look the same. */
     private Outcome sync(Set<String> resend) {
-        String there = !rsyncHere ? "" : looked(pipe(List.of("ssh", "-F", sshConfig(), name, "sh -s"),
-                lookScript(resend)))[0];
+        String there = !rsyncHere ? "" : looked(directory(), pipe(List.of("ssh", "-F", sshConfig(), name,
+                "sh -s"), lookScript(resend)))[0];
         if (!there.isEmpty()) {
             return rsync(there);
         } else if (engine == Engine.RSYNC) {
             throw new VmException(69, (rsyncHere ? "the guest has no rsync (pkg install rsync)"
                     : "this machine has no rsync 3.1 or newer")
-                    + "; use --engine tar");
+                    + "; use " + withOption("--engine tar"));
         }
         return tar(resend);
     }
@@ -533,6 +537,10 @@ final class VmSync implements Callable<Integer> {
         if (!Files.exists(Path.of(sshConfig()))) {
             throw new VmException(69, sshConfig() + " is missing: 'vm-ctl start' writes it once the guest answers");
         }
+    }
+
+    private String directory() {
+        return originOf(spec, "--remote-dir") + ": " + remoteDir;
     }
 
     private String sshConfig() {
@@ -570,12 +578,12 @@ final class VmSync implements Callable<Integer> {
                   if [ -e "$d" ] || [ -L "$d" ]; then
                     [ -d "$d" ] || refuse 'is not a directory in the guest: choose another'
                     [ -z "$(ls -A "$d/.")" ] || %s ||
-                      refuse 'was not made by a sync, which would delete there what the project lacks: choose another, or say --force'
+                      refuse 'was not made by a sync, which would delete there what the project lacks: choose another, or give '%s
                   fi
                   made=
                 fi
                 echo "vm-sync rsync=$(command -v rsync)"
-                """.formatted(REFUSED, word(bytesOf(remoteDir)), key(), force));
+                """.formatted(REFUSED, word(bytesOf(remoteDir)), key(), force, word(withOption("--force"))));
         if (!dryRun) {
             script.append("""
                     if [ -z "$made" ] || [ -e "$d/%1$s" ] || [ ! -L "$s/tree" ]; then
@@ -592,9 +600,9 @@ final class VmSync implements Callable<Integer> {
     }
 
     /** What the guest said to that: where its rsync is, if it has one, and the answer to what was asked after it. */
-    static String[] looked(Answer answer) {
+    static String[] looked(String directory, Answer answer) {
         if (answer.status() != 0) {
-            throw new VmException(answer.status() == REFUSED ? 2 : 1, "VM_REMOTE_DIR: " + answer.errors());
+            throw new VmException(answer.status() == REFUSED ? 2 : 1, directory + " " + answer.errors());
         }
         String text = new String(answer.out(), ISO_8859_1);
         Matcher said = Pattern.compile("vm-sync rsync=([^\n]*)\n(.*)", Pattern.DOTALL).matcher(text);
@@ -858,7 +866,7 @@ final class VmSync implements Callable<Integer> {
         for (int attempt = 1; guest == null; attempt++) {
             Answer answer = exec("sh -s", in -> in.write(bytes(lookScript(Set.of()) + LIST_SCRIPT)),
                     InputStream::readAllBytes);
-            guest = listing(looked(answer)[1]);
+            guest = listing(looked(directory(), answer)[1]);
             if (guest == null && attempt == 3) {
                 throw new VmException(1, "the guest's list of its files makes no sense, three times: "
                         + answer.errors());
@@ -1109,6 +1117,9 @@ final class VmSync implements Callable<Integer> {
                     Outcome outcome = sync();
                     if (!vm.equals(synced) || !outcome.changes().isEmpty() || !outcome.complete()) {
                         report(outcome, String.format(Locale.ROOT, "%tT ", LocalTime.now()));
+                        if (System.out.checkError()) {
+                            return 1;
+                        }
                     }
                     synced = vm;
                     trouble = "";
@@ -1365,6 +1376,59 @@ final class VmSync implements Callable<Integer> {
         return UUID.nameUUIDFromBytes(remoteDir.getBytes(UTF_8)).toString();
     }
 
+    // shared:streams
+    /** Whether stdin, stdout and stderr were closed at the start. Such a stream counts as /dev/null. */
+    static final boolean[] CLOSED = new boolean[3];
+
+    /**
+     * Comes first in main. The first file that the JVM opens, its class library, gets the number of a stream that is closed: it would
+     * be read as input. For further closed streams the JVM itself opens /dev/null, so no file that is opened later gets such a number.
+     */
+    static void replaceClosedStreams() {
+        try {
+            Path java = Path.of(System.getProperty("java.home")).toRealPath();
+            for (int i = 0; i < CLOSED.length; i++) {
+                Path link = Path.of("/proc/self/fd/" + i);
+                CLOSED[i] = Files.isSymbolicLink(link) && Files.readSymbolicLink(link).startsWith(java);
+            }
+        } catch (IOException noProc) {
+            // then they count as open
+        }
+        System.setIn(CLOSED[0] ? InputStream.nullInputStream() : System.in);
+        System.setOut(CLOSED[1] ? new PrintStream(OutputStream.nullOutputStream(), false, UTF_8) : System.out);
+        System.setErr(CLOSED[2] ? new PrintStream(OutputStream.nullOutputStream(), false, UTF_8) : System.err);
+    }
+
+    /** Ends this process. An answer that was lost, because its reader has gone or a disk is full, is a failure whatever the code is. */
+    static void exit(String command, int code) {
+        boolean lost = System.out.checkError();
+        if (lost) {
+            System.err.println(command + ": the output could not be written: the reader of stdout has gone, or its disk is full");
+        }
+        System.exit(lost ? 1 : code);
+    }
+    // end shared:streams
+
+    // shared:make
+    /**
+     * How a person gives this command another option. The Makefile tells its target and the variable for options, "vm-destroy ARGS":
+     * there the whole line is told, with what was given to make, because without it another VM could be meant.
+     */
+    static String withOption(String option) {
+        String[] make = System.getProperty("vm.make", "").split(" ");
+        if (make.length < 2) {
+            return option;
+        }
+        Map<String, String> environment = System.getenv();
+        String variables = Stream.of(environment.getOrDefault("MAKEFLAGS", "").split("(?<!\\\\) "))
+                .filter(word -> word.matches("(?s)[A-Z_]+=.*") && !word.startsWith(make[1] + "="))
+                .map(word -> word + " ").collect(Collectors.joining());
+        String options = (environment.getOrDefault(make[1], "") + " " + option).strip();
+        String quoted = options.matches("[A-Za-z0-9_=,./-]+") ? options : "'" + options.replace("'", "'\\''") + "'";
+        return "make " + variables + make[0] + " " + make[1] + "=" + quoted;
+    }
+    // end shared:make
+
     // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */
     static class VmException extends RuntimeException {
@@ -1390,10 +1454,13 @@ final class VmSync implements Callable<Integer> {
     /** A command line with the settings as its defaults; what goes wrong becomes one line on stderr and an exit code. */
     static CommandLine commandLine(Object command, Settings settings) {
         CommandLine all = new CommandLine(command);
+        if ("dumb".equals(System.getenv("TERM"))) {
+            all.setColorScheme(CommandLine.Help.defaultColorScheme(CommandLine.Help.Ansi.OFF));
+        }
         List<String> help = new ArrayList<>(all.getHelpSectionKeys());
         Collections.rotate(help.subList(help.size() - 4, help.size()), 2); // the footer, which is examples, before the exit codes
         return all.setHelpSectionKeys(help).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
-                .setDefaultValueProvider(arg -> settings.get(arg.descriptionKey()))
+                .setDefaultValueProvider(settings)
                 .setExecutionStrategy(parsed -> {
                     checkValues(settings, parsed);
                     return new CommandLine.RunLast().execute(parsed);
@@ -1408,9 +1475,7 @@ final class VmSync implements Callable<Integer> {
                     return failure instanceof VmException expected ? expected.exitCode : full ? 1 : 69;
                 }).setParameterExceptionHandler((failure, args) -> {
                     CommandLine line = failure.getCommandLine();
-                    List<String> near = failure instanceof UnmatchedArgumentException unmatched ? unmatched.getSuggestions() : List.of();
-                    line.getErr().println(line.getCommandSpec().root().name() + ": " + blame(settings, failure, args)
-                            + (near.isEmpty() ? "" : " (did you mean " + String.join(" or ", near) + "?)")
+                    line.getErr().println(line.getCommandSpec().root().name() + ": " + describeOptionError(settings, failure, args)
                             + "; see: " + line.getCommandSpec().qualifiedName() + " --help");
                     return line.getCommandSpec().exitCodeOnInvalidInput();
                 });
@@ -1419,7 +1484,7 @@ final class VmSync implements Callable<Integer> {
 
     // shared:settings
     /** What holds where no option is given: the environment, else the KEY=VALUE lines of vm.env. Empty means unset. */
-    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) {
+    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) implements IDefaultValueProvider {
         Settings(Map<String, String> environment, Map<String, String> file) {
             this(environment, file, List.of());
         }
@@ -1444,6 +1509,11 @@ final class VmSync implements Callable<Integer> {
             return settings;
         }
 
+        @Override
+        public String defaultValue(ArgSpec argument) {
+            return get(argument.descriptionKey());
+        }
+
         /** The value of a setting, or null. */
         String get(String name) {
             String value = environment.getOrDefault(name, "").isEmpty() ? file.get(name) : environment.get(name);
@@ -1452,18 +1522,76 @@ final class VmSync implements Callable<Integer> {
     }
     // end shared:settings
 
-    // shared:blame
-    /** What a refused command line is told: a bad value that no argument gave is named by its variable. */
-    static String blame(Settings settings, ParameterException failure, String... args) {
-        if (!(failure.getArgSpec() instanceof OptionSpec option) || settings.get(option.descriptionKey()) == null
-                || Arrays.stream(args).anyMatch(arg -> arg.startsWith(option.longestName()))) {
-            return failure.getMessage();
+    // shared:optionerror
+    /** What is wrong with a command line, in plain words and by the name that the user wrote. */
+    static String describeOptionError(Settings settings, ParameterException failure, String... args) {
+        CommandSpec command = failure.getCommandLine().getCommandSpec();
+        if (failure instanceof UnmatchedArgumentException unmatched) {
+            String word = unmatched.getUnmatched().get(0);
+            boolean isOption = word.matches("-.+");
+            boolean isCommand = !isOption && !command.subcommands().isEmpty();
+            String name = word.replaceFirst("(?<=^--[\\w-]{1,99})=.*", "");
+            return isOption ? "there is no option " + name + didYouMean(name, command.optionsMap().keySet())
+                    : isCommand ? "there is no command '" + word + "'" + didYouMean(word, command.subcommands().keySet())
+                    : "'" + word + "' is one word too many";
         }
-        boolean fromFile = settings.environment.getOrDefault(option.descriptionKey(), "").isEmpty();
-        return option.descriptionKey() + (fromFile ? " in vm.env: " : " in the environment: ")
-                + failure.getMessage().replace(option.longestName() + ": ", "");
+        Matcher wrong = Pattern.compile("(?s)(?:Invalid value|Value) for (?:option )?(?:option|positional parameter)"
+                + "(?: '(\\S+)'| at index \\S+)(?: \\(([^)]*)\\))?(?::| should be) (.*)").matcher(failure.getMessage());
+        String name = wrong.matches() ? wrong.group(1) != null ? wrong.group(1) : wrong.group(2) : "";
+        String fault = wrong.matches() ? wrong.group(3).replaceFirst("(?s)expected one of \\[(.*)] .*but was (.*)", "$2 is none of $1")
+                .replaceFirst("(?s)in KEY=VALUE format but was (.*)", "'$1' is not a variable such as K=V") : failure.getMessage();
+        if (failure.getArgSpec() instanceof OptionSpec option) {
+            name = originOf(settings, option, List.of(args));
+            fault = fault.startsWith(option.longestName() + ": ") ? fault.substring(option.longestName().length() + 2) : fault;
+        }
+        return (name.isEmpty() || fault.startsWith("Missing ") ? "" : name + ": ") + fault;
     }
-    // end shared:blame
+
+    /** What the user wrote to give an option its value: the option, or the setting and where it stands. */
+    static String originOf(Settings settings, OptionSpec option, List<String> args) {
+        String key = option.descriptionKey();
+        boolean given = args.stream().takeWhile(arg -> !arg.equals("--"))
+                .anyMatch(arg -> List.of(option.names()).contains(arg) || arg.startsWith(option.longestName() + "="));
+        return given || settings.get(key) == null ? option.longestName()
+                : key + (settings.environment.getOrDefault(key, "").isEmpty() ? " in vm.env" : " in the environment");
+    }
+
+    /** The same for what is found wrong after the command line has been read. */
+    static String originOf(CommandSpec command, String option) {
+        CommandLine root = command.root().commandLine();
+        return originOf((Settings) root.getDefaultValueProvider(), command.findOption(option), root.getParseResult().originalArgs());
+    }
+    // end shared:optionerror
+
+    // shared:nearest
+    /** " (did you mean start?)" if a known word is near, else "". Two letters in the wrong order are one mistake. */
+    static String didYouMean(String word, Collection<String> known) {
+        int letters = word.replaceFirst("^-+", "").length();
+        Map<Integer, List<String>> byDistance = known.stream().distinct().sorted().collect(
+                Collectors.groupingBy(other -> distance(word, other), TreeMap::new, Collectors.toList()));
+        return byDistance.entrySet().stream().findFirst().filter(near -> near.getKey() <= (letters < 3 ? 0 : letters < 5 ? 1 : 2))
+                .map(near -> " (did you mean " + String.join(" or ", near.getValue()) + "?)").orElse("");
+    }
+
+    /** How many letters must be added, removed, replaced or swapped with the next one to make one word of the other. */
+    static int distance(String from, String to) {
+        int[][] steps = new int[from.length() + 1][to.length() + 1];
+        for (int i = 0; i <= from.length(); i++) {
+            for (int j = 0; j <= to.length(); j++) {
+                if (i == 0 || j == 0) {
+                    steps[i][j] = i + j;
+                    continue;
+                }
+                boolean same = from.charAt(i - 1) == to.charAt(j - 1);
+                steps[i][j] = Math.min(steps[i - 1][j - 1] + (same ? 0 : 1), Math.min(steps[i - 1][j], steps[i][j - 1]) + 1);
+                if (i > 1 && j > 1 && from.charAt(i - 1) == to.charAt(j - 2) && from.charAt(i - 2) == to.charAt(j - 1)) {
+                    steps[i][j] = Math.min(steps[i][j], steps[i - 2][j - 2] + 1);
+                }
+            }
+        }
+        return steps[from.length()][to.length()];
+    }
+    // end shared:nearest
 
     // shared:values
     /** What a setting must look like, and how to say so: the same in every script. */
@@ -1474,12 +1602,12 @@ final class VmSync implements Callable<Integer> {
                     "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
             Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
             Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 40G")),
-            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a processor count")),
+            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number from 1 to 99")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
-            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]", "a port")),
-            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")),
-            Map.entry("VM_TIME_LIMIT", List.of("[1-9]\\d{0,4}", "a number of minutes")));
+            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]",
+                    "a port from 1 to 65535")),
+            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")));
 
     /** Refuses a value that does not look like one, wherever it came from, before anything is done with it. */
     private static void checkValues(Settings settings, ParseResult parsed) {
@@ -1502,10 +1630,14 @@ final class VmSync implements Callable<Integer> {
     // end shared:values
 
     // shared:paths
-    /** A path as a person writes it in a setting: "~/" is the home directory, a relative one starts here. */
+    /** A path as a person writes it in a setting: "~/" is $HOME, a relative one starts here. */
     static Path userPath(String value) {
-        return Path.of(value.equals("~") || value.startsWith("~/") ? System.getProperty("user.home") + value.substring(1) : value)
-                .toAbsolutePath().normalize();
+        boolean inHome = value.equals("~") || value.startsWith("~/");
+        String home = System.getenv().getOrDefault("HOME", "");
+        if (inHome && home.isEmpty()) {
+            throw new VmException(69, "HOME is not set, so the path " + value + " cannot be found: set HOME, or VM_DIR to a full path");
+        }
+        return Path.of(inHome ? home + value.substring(1) : value).toAbsolutePath().normalize();
     }
     // end shared:paths
 
@@ -1668,7 +1800,15 @@ final class VmSync implements Callable<Integer> {
             throw new VmException(2, "VM_DIR must not contain % or ${, which ssh may replace in its configuration: "
                     + directory + "; choose another directory with --vm-dir or VM_DIR");
         }
-        return Files.exists(directory) ? requireOwn(directory) : directory;
+        Path existing = directory;
+        while (!Files.exists(existing)) { // or it may not be looked at
+            existing = existing.getParent();
+        }
+        if (!Files.isDirectory(existing) || !Files.isExecutable(existing)) {
+            throw new VmException(69, existing + (Files.isDirectory(existing) ? " is closed to this user" : " is not a directory")
+                    + ": choose another directory with --vm-dir or VM_DIR");
+        }
+        return existing.equals(directory) ? requireOwn(directory) : directory;
     }
 
     /** Makes a directory and its missing parents for this user alone. One that exists is checked, and never changed. */

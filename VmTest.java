@@ -18,6 +18,7 @@ import java.io.IOException;
 import java.io.InputStream;
 import java.io.InputStreamReader;
 import java.io.OutputStream;
+import java.io.PrintStream;
 import java.io.PrintWriter;
 import java.io.Reader;
 import java.io.Writer;
@@ -43,7 +44,7 @@ import java.time.Duration;
 import java.time.Instant;
 import java.time.temporal.ChronoUnit;
 import java.util.ArrayList;
-import java.util.Arrays;
+import java.util.Collection;
 import java.util.Collections;
 import java.util.Comparator;
 import java.util.HashMap;
@@ -73,7 +74,9 @@ import javax.xml.stream.XMLStreamException;
 import javax.xml.stream.XMLStreamWriter;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.IDefaultValueProvider;
 import picocli.CommandLine.ITypeConverter;
+import picocli.CommandLine.Model.ArgSpec;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Model.OptionSpec;
 import picocli.CommandLine.Option;
@@ -138,9 +141,7 @@ final class VmTest implements Callable<Integer> {
     @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = ScopeType.INHERIT,
             paramLabel = "DIR", description = "Where everything about the VMs lies (VM_DIR; default: "
                     + "${DEFAULT-VALUE}).")
-    void setVmDir(String value) {
-        vmDir = userPath(value);
-    }
+    String dirOption;
 
     @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = ScopeType.INHERIT,
             paramLabel = "NAME", description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
@@ -149,9 +150,7 @@ final class VmTest implements Callable<Integer> {
     @Option(names = "--project", descriptionKey = "VM_PROJECT", defaultValue = ".", scope = ScopeType.INHERIT,
             paramLabel = "DIR", description = "The project on this machine (VM_PROJECT; default: the working "
                     + "directory).")
-    void setProject(String value) {
-        project = userPath(value);
-    }
+    String projectOption;
 
     @Option(names = "--remote-dir", descriptionKey = "VM_REMOTE_DIR", scope = ScopeType.INHERIT,
             paramLabel = "DIR", description = "The project in the guest (VM_REMOTE_DIR; default: /root/<name of the "
@@ -175,8 +174,8 @@ final class VmTest implements Callable<Integer> {
     boolean fresh;
 
     @Option(names = "--timeout", defaultValue = "60m", scope = ScopeType.INHERIT, paramLabel = "TIME",
-            converter = Limit.class,
-            description = "Stop the build, a suite or run's command after this long, as 90s, 5m or 1h (default: "
+            converter = DurationConverter.class,
+            description = "Stop the build, a suite or run's command after this long, as 90s, 5m or 1h30m (default: "
                     + "${DEFAULT-VALUE}).")
     Duration timeout;
 
@@ -216,8 +215,8 @@ final class VmTest implements Callable<Integer> {
     static final Charset WIRE = terminal(1) || terminal(2) ? UTF_8 : ISO_8859_1;
 
     private final Settings settings;
-    private Path vmDir;
-    private Path project;
+    Path vmDir;
+    Path project;
     private final CompletableFuture<Void> finished = new CompletableFuture<>();
     private volatile boolean interrupted;
     private volatile Process sibling;
@@ -228,12 +227,13 @@ final class VmTest implements Callable<Integer> {
     }
 
     public static void main(String... args) {
+        replaceClosedStreams();
         CommandLine line = commandLine();
         VmTest command = line.getCommand();
         Runtime.getRuntime().addShutdownHook(new Thread(command::interrupt));
         int code = line.execute(args);
         command.finished.complete(null);
-        System.exit(code);
+        exit("vm-test", code);
     }
 
     static CommandLine commandLine() {
@@ -244,6 +244,7 @@ final class VmTest implements Callable<Integer> {
         CommandLine line = commandLine(new VmTest(settings), settings);
         CommandSpec list = line.getSubcommands().get("list").getCommandSpec(); // it goes by none of the options
         List.copyOf(list.options()).stream().filter(OptionSpec::inherited).forEach(list::remove);
+        line.getSubcommands().get("run").setStopAtPositional(true); // what follows the command's first word is its own
         return line;
     }
 
@@ -286,6 +287,7 @@ final class VmTest implements Callable<Integer> {
                 done.add(report);
                 spec.commandLine().getOut().print(report.summary());
                 spec.commandLine().getOut().flush();
+                interrupted |= System.out.checkError();
                 if (build && report.verdict != Verdict.PASSED || report.verdict.compareTo(Verdict.INTERRUPTED) >= 0) {
                     break;
                 }
@@ -330,13 +332,13 @@ final class VmTest implements Callable<Integer> {
                     + "for the guest's sh. "
                     + "At the time limit, on Ctrl-C, or when the connection ends, all that it started is killed."},
             footer = {"  vm-test run -- ./scripts/capture-bsd-fixtures.sh",
-                "  vm-test run --env GOFLAGS=-v --timeout 5m -- go vet ./...",
+                "  vm-test run --env GOFLAGS=-v --timeout 5m go vet ./...",
                 "  vm-test run 'gmake check 2>&1 | tail'"},
             exitCodeList = {"N:what the command in the guest ended with", "2:wrong usage", "3:the VM is not running",
                 "69:the VM or the connection was lost, or something needed is not available (ssh, the lock)",
                 "124:a time limit", "130, 143:interrupted"})
     int run(@Parameters(arity = "1..*", paramLabel = "CMD",
-            description = "The command and its arguments, after --, or one line for sh.")
+            description = "The command and its arguments, or one line for sh. What follows its first word is its own.")
             List<String> command) throws Exception {
         refuseSuites();
         takeVm();
@@ -430,7 +432,7 @@ final class VmTest implements Callable<Integer> {
         Set<String> chosen = new LinkedHashSet<>(List.of("build"));
         for (String name : names) {
             if (!table.containsKey(name)) {
-                throw new VmException(2, "there is no suite '" + name + "', only " + String.join(", ", table.keySet())
+                throw new VmException(2, "there is no suite '" + name + "'" + didYouMean(name, known(table)) + ", only " + String.join(", ", table.keySet())
                         + "; a setting VM_TEST_<SUITE> makes another");
             }
             chosen.addAll(table.get(name).parts().isEmpty() ? List.of(name) : table.get(name).parts());
@@ -439,6 +441,12 @@ final class VmTest implements Callable<Integer> {
             chosen.remove("build"); // VM_TEST_BUILD=true: there is nothing to build
         }
         return chosen.stream().filter(table::containsKey).map(table::get).toList();
+    }
+
+    private static Set<String> known(Map<String, Suite> table) {
+        Set<String> known = new HashSet<>(table.keySet());
+        known.addAll(List.of("list", "run"));
+        return known;
     }
 
     /** A command as a person could paste it into a shell. */
@@ -455,6 +463,7 @@ final class VmTest implements Callable<Integer> {
      * processes.
      */
     private void takeVm() throws IOException {
+        project = userPath(projectOption);
         environment.keySet().stream().filter(name -> !name.matches("[A-Za-z_]\\w*")).forEach(name -> {
             throw new VmException(2, "--env: '" + name + "' is not the name of a variable");
         });
@@ -464,7 +473,7 @@ final class VmTest implements Callable<Integer> {
                         + ": name a file in a folder that exists and is writable");
             }
         });
-        vmDirectory(vmDir);
+        vmDir = vmDirectory(userPath(dirOption));
         if (!fresh || !Files.isDirectory(vmDir)) { // else vm-ctl restore starts it
             awaitGuest(vmDir, vmName, () -> interrupted);
         }
@@ -1254,6 +1263,7 @@ final class VmTest implements Callable<Integer> {
         byte[] bytes = (quiet ? "" : terminal(descriptor) ? harmless(text) : text).getBytes(WIRE);
         (descriptor == 1 ? System.out : System.err).write(bytes, 0, bytes.length);
         (descriptor == 1 ? System.out : System.err).flush();
+        interrupted |= System.out.checkError(); // a suite that nobody can see is stopped, as by Ctrl-C
     }
 
     /** Is this file descriptor a terminal, or not known not to be one? */
@@ -1275,16 +1285,6 @@ final class VmTest implements Callable<Integer> {
             char c = found.group().charAt(0);
             return Matcher.quoteReplacement(c < 0x80 ? "^" + (char) (c ^ 0x40) : String.format("<%02x>", (int) c));
         });
-    }
-
-    static final class Limit implements ITypeConverter<Duration> {
-        @Override
-        public Duration convert(String value) {
-            if (!value.matches("(?=.*[1-9])(\\d{1,6}h)?(\\d{1,6}m)?(\\d{1,6}s?)?")) {
-                throw new TypeConversionException("'" + value + "' is not a time such as 90s, 5m or 1h");
-            }
-            return Duration.parse("PT" + value + (Character.isDigit(value.charAt(value.length() - 1)) ? "S" : ""));
-        }
     }
 
     // shared:banner
@@ -1315,6 +1315,56 @@ final class VmTest implements Callable<Integer> {
     }
     // end shared:panic
 
+    // shared:streams
+    /** Whether stdin, stdout and stderr were closed at the start. Such a stream counts as /dev/null. */
+    static final boolean[] CLOSED = new boolean[3];
+
+    /**
+     * Comes first in main. The first file that the JVM opens, its class library, gets the number of a stream that is closed: it would
+     * be read as input. For further closed streams the JVM itself opens /dev/null, so no file that is opened later gets such a number.
+     */
+    static void replaceClosedStreams() {
+        try {
+            Path java = Path.of(System.getProperty("java.home")).toRealPath();
+            for (int i = 0; i < CLOSED.length; i++) {
+                Path link = Path.of("/proc/self/fd/" + i);
+                CLOSED[i] = Files.isSymbolicLink(link) && Files.readSymbolicLink(link).startsWith(java);
+            }
+        } catch (IOException noProc) {
+            // then they count as open
+        }
+        System.setIn(CLOSED[0] ? InputStream.nullInputStream() : System.in);
+        System.setOut(CLOSED[1] ? new PrintStream(OutputStream.nullOutputStream(), false, UTF_8) : System.out);
+        System.setErr(CLOSED[2] ? new PrintStream(OutputStream.nullOutputStream(), false, UTF_8) : System.err);
+    }
+
+    /** Ends this process. An answer that was lost, because its reader has gone or a disk is full, is a failure whatever the code is. */
+    static void exit(String command, int code) {
+        boolean lost = System.out.checkError();
+        if (lost) {
+            System.err.println(command + ": the output could not be written: the reader of stdout has gone, or its disk is full");
+        }
+        System.exit(lost ? 1 : code);
+    }
+    // end shared:streams
+
+    // shared:duration
+    /** A length of time as a person writes it: 90s, 5m, 1h30m or a plain number of seconds; at most 30 days. */
+    static class DurationConverter implements ITypeConverter<Duration> {
+        @Override
+        public Duration convert(String value) {
+            String withUnit = value.matches("\\d+") ? value + "s" : value;
+            if (withUnit.matches("(?=.*[1-9])(\\d{1,7}h)?(\\d{1,7}m)?(\\d{1,7}s)?")) {
+                Duration time = Duration.parse("PT" + withUnit);
+                if (time.compareTo(Duration.ofDays(30)) <= 0) {
+                    return time;
+                }
+            }
+            throw new TypeConversionException("'" + value + "' is not a time from 1s to 30 days (720h), such as 90s, 5m or 1h30m");
+        }
+    }
+    // end shared:duration
+
     // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */
     static class VmException extends RuntimeException {
@@ -1340,10 +1390,13 @@ final class VmTest implements Callable<Integer> {
     /** A command line with the settings as its defaults; what goes wrong becomes one line on stderr and an exit code. */
     static CommandLine commandLine(Object command, Settings settings) {
         CommandLine all = new CommandLine(command);
+        if ("dumb".equals(System.getenv("TERM"))) {
+            all.setColorScheme(CommandLine.Help.defaultColorScheme(CommandLine.Help.Ansi.OFF));
+        }
         List<String> help = new ArrayList<>(all.getHelpSectionKeys());
         Collections.rotate(help.subList(help.size() - 4, help.size()), 2); // the footer, which is examples, before the exit codes
         return all.setHelpSectionKeys(help).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
-                .setDefaultValueProvider(arg -> settings.get(arg.descriptionKey()))
+                .setDefaultValueProvider(settings)
                 .setExecutionStrategy(parsed -> {
                     checkValues(settings, parsed);
                     return new CommandLine.RunLast().execute(parsed);
@@ -1358,9 +1411,7 @@ final class VmTest implements Callable<Integer> {
                     return failure instanceof VmException expected ? expected.exitCode : full ? 1 : 69;
                 }).setParameterExceptionHandler((failure, args) -> {
                     CommandLine line = failure.getCommandLine();
-                    List<String> near = failure instanceof UnmatchedArgumentException unmatched ? unmatched.getSuggestions() : List.of();
-                    line.getErr().println(line.getCommandSpec().root().name() + ": " + blame(settings, failure, args)
-                            + (near.isEmpty() ? "" : " (did you mean " + String.join(" or ", near) + "?)")
+                    line.getErr().println(line.getCommandSpec().root().name() + ": " + describeOptionError(settings, failure, args)
                             + "; see: " + line.getCommandSpec().qualifiedName() + " --help");
                     return line.getCommandSpec().exitCodeOnInvalidInput();
                 });
@@ -1369,7 +1420,7 @@ final class VmTest implements Callable<Integer> {
 
     // shared:settings
     /** What holds where no option is given: the environment, else the KEY=VALUE lines of vm.env. Empty means unset. */
-    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) {
+    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) implements IDefaultValueProvider {
         Settings(Map<String, String> environment, Map<String, String> file) {
             this(environment, file, List.of());
         }
@@ -1394,6 +1445,11 @@ final class VmTest implements Callable<Integer> {
             return settings;
         }
 
+        @Override
+        public String defaultValue(ArgSpec argument) {
+            return get(argument.descriptionKey());
+        }
+
         /** The value of a setting, or null. */
         String get(String name) {
             String value = environment.getOrDefault(name, "").isEmpty() ? file.get(name) : environment.get(name);
@@ -1402,18 +1458,76 @@ final class VmTest implements Callable<Integer> {
     }
     // end shared:settings
 
-    // shared:blame
-    /** What a refused command line is told: a bad value that no argument gave is named by its variable. */
-    static String blame(Settings settings, ParameterException failure, String... args) {
-        if (!(failure.getArgSpec() instanceof OptionSpec option) || settings.get(option.descriptionKey()) == null
-                || Arrays.stream(args).anyMatch(arg -> arg.startsWith(option.longestName()))) {
-            return failure.getMessage();
+    // shared:optionerror
+    /** What is wrong with a command line, in plain words and by the name that the user wrote. */
+    static String describeOptionError(Settings settings, ParameterException failure, String... args) {
+        CommandSpec command = failure.getCommandLine().getCommandSpec();
+        if (failure instanceof UnmatchedArgumentException unmatched) {
+            String word = unmatched.getUnmatched().get(0);
+            boolean isOption = word.matches("-.+");
+            boolean isCommand = !isOption && !command.subcommands().isEmpty();
+            String name = word.replaceFirst("(?<=^--[\\w-]{1,99})=.*", "");
+            return isOption ? "there is no option " + name + didYouMean(name, command.optionsMap().keySet())
+                    : isCommand ? "there is no command '" + word + "'" + didYouMean(word, command.subcommands().keySet())
+                    : "'" + word + "' is one word too many";
         }
-        boolean fromFile = settings.environment.getOrDefault(option.descriptionKey(), "").isEmpty();
-        return option.descriptionKey() + (fromFile ? " in vm.env: " : " in the environment: ")
-                + failure.getMessage().replace(option.longestName() + ": ", "");
+        Matcher wrong = Pattern.compile("(?s)(?:Invalid value|Value) for (?:option )?(?:option|positional parameter)"
+                + "(?: '(\\S+)'| at index \\S+)(?: \\(([^)]*)\\))?(?::| should be) (.*)").matcher(failure.getMessage());
+        String name = wrong.matches() ? wrong.group(1) != null ? wrong.group(1) : wrong.group(2) : "";
+        String fault = wrong.matches() ? wrong.group(3).replaceFirst("(?s)expected one of \\[(.*)] .*but was (.*)", "$2 is none of $1")
+                .replaceFirst("(?s)in KEY=VALUE format but was (.*)", "'$1' is not a variable such as K=V") : failure.getMessage();
+        if (failure.getArgSpec() instanceof OptionSpec option) {
+            name = originOf(settings, option, List.of(args));
+            fault = fault.startsWith(option.longestName() + ": ") ? fault.substring(option.longestName().length() + 2) : fault;
+        }
+        return (name.isEmpty() || fault.startsWith("Missing ") ? "" : name + ": ") + fault;
     }
-    // end shared:blame
+
+    /** What the user wrote to give an option its value: the option, or the setting and where it stands. */
+    static String originOf(Settings settings, OptionSpec option, List<String> args) {
+        String key = option.descriptionKey();
+        boolean given = args.stream().takeWhile(arg -> !arg.equals("--"))
+                .anyMatch(arg -> List.of(option.names()).contains(arg) || arg.startsWith(option.longestName() + "="));
+        return given || settings.get(key) == null ? option.longestName()
+                : key + (settings.environment.getOrDefault(key, "").isEmpty() ? " in vm.env" : " in the environment");
+    }
+
+    /** The same for what is found wrong after the command line has been read. */
+    static String originOf(CommandSpec command, String option) {
+        CommandLine root = command.root().commandLine();
+        return originOf((Settings) root.getDefaultValueProvider(), command.findOption(option), root.getParseResult().originalArgs());
+    }
+    // end shared:optionerror
+
+    // shared:nearest
+    /** " (did you mean start?)" if a known word is near, else "". Two letters in the wrong order are one mistake. */
+    static String didYouMean(String word, Collection<String> known) {
+        int letters = word.replaceFirst("^-+", "").length();
+        Map<Integer, List<String>> byDistance = known.stream().distinct().sorted().collect(
+                Collectors.groupingBy(other -> distance(word, other), TreeMap::new, Collectors.toList()));
+        return byDistance.entrySet().stream().findFirst().filter(near -> near.getKey() <= (letters < 3 ? 0 : letters < 5 ? 1 : 2))
+                .map(near -> " (did you mean " + String.join(" or ", near.getValue()) + "?)").orElse("");
+    }
+
+    /** How many letters must be added, removed, replaced or swapped with the next one to make one word of the other. */
+    static int distance(String from, String to) {
+        int[][] steps = new int[from.length() + 1][to.length() + 1];
+        for (int i = 0; i <= from.length(); i++) {
+            for (int j = 0; j <= to.length(); j++) {
+                if (i == 0 || j == 0) {
+                    steps[i][j] = i + j;
+                    continue;
+                }
+                boolean same = from.charAt(i - 1) == to.charAt(j - 1);
+                steps[i][j] = Math.min(steps[i - 1][j - 1] + (same ? 0 : 1), Math.min(steps[i - 1][j], steps[i][j - 1]) + 1);
+                if (i > 1 && j > 1 && from.charAt(i - 1) == to.charAt(j - 2) && from.charAt(i - 2) == to.charAt(j - 1)) {
+                    steps[i][j] = Math.min(steps[i][j], steps[i - 2][j - 2] + 1);
+                }
+            }
+        }
+        return steps[from.length()][to.length()];
+    }
+    // end shared:nearest
 
     // shared:values
     /** What a setting must look like, and how to say so: the same in every script. */
@@ -1424,12 +1538,12 @@ final class VmTest implements Callable<Integer> {
                     "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
             Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
             Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 40G")),
-            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a processor count")),
+            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number from 1 to 99")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
-            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]", "a port")),
-            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")),
-            Map.entry("VM_TIME_LIMIT", List.of("[1-9]\\d{0,4}", "a number of minutes")));
+            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]",
+                    "a port from 1 to 65535")),
+            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")));
 
     /** Refuses a value that does not look like one, wherever it came from, before anything is done with it. */
     private static void checkValues(Settings settings, ParseResult parsed) {
@@ -1452,10 +1566,14 @@ final class VmTest implements Callable<Integer> {
     // end shared:values
 
     // shared:paths
-    /** A path as a person writes it in a setting: "~/" is the home directory, a relative one starts here. */
+    /** A path as a person writes it in a setting: "~/" is $HOME, a relative one starts here. */
     static Path userPath(String value) {
-        return Path.of(value.equals("~") || value.startsWith("~/") ? System.getProperty("user.home") + value.substring(1) : value)
-                .toAbsolutePath().normalize();
+        boolean inHome = value.equals("~") || value.startsWith("~/");
+        String home = System.getenv().getOrDefault("HOME", "");
+        if (inHome && home.isEmpty()) {
+            throw new VmException(69, "HOME is not set, so the path " + value + " cannot be found: set HOME, or VM_DIR to a full path");
+        }
+        return Path.of(inHome ? home + value.substring(1) : value).toAbsolutePath().normalize();
     }
     // end shared:paths
 
@@ -1618,7 +1736,15 @@ final class VmTest implements Callable<Integer> {
             throw new VmException(2, "VM_DIR must not contain % or ${, which ssh may replace in its configuration: "
                     + directory + "; choose another directory with --vm-dir or VM_DIR");
         }
-        return Files.exists(directory) ? requireOwn(directory) : directory;
+        Path existing = directory;
+        while (!Files.exists(existing)) { // or it may not be looked at
+            existing = existing.getParent();
+        }
+        if (!Files.isDirectory(existing) || !Files.isExecutable(existing)) {
+            throw new VmException(69, existing + (Files.isDirectory(existing) ? " is closed to this user" : " is not a directory")
+                    + ": choose another directory with --vm-dir or VM_DIR");
+        }
+        return existing.equals(directory) ? requireOwn(directory) : directory;
     }
 
     /** Makes a directory and its missing parents for this user alone. One that exists is checked, and never changed. */

@@ -4,7 +4,7 @@
 //SOURCES ../VmSetup.java ../VmAutoInstall.java ../VmCtl.java ../VmSync.java ../VmTest.java
 //SOURCES FakeVm.java Guest.java GuestChecks.java KilledCommand.java Mirror.java Sshd.java
 //SOURCES PhaseShellTest.java VmSetupTest.java VmAutoInstallTest.java VmCtlTest.java VmSyncTest.java VmTestTest.java LintTest.java
-//SOURCES JdkMissingTest.java ReadmeTest.java
+//SOURCES CommandLineTest.java JdkMissingTest.java ReadmeTest.java
 //SOURCES InstallTest.java StandinTest.java StandinBootTest.java LifecycleTest.java SyncTest.java SuitesTest.java MakeTest.java ManualTest.java
 //SOURCES InstallFaultsTest.java LifecycleFaultsTest.java InterruptionsTest.java ManySnapshotsTest.java SyncFaultsTest.java WorkflowTest.java
 //DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
@@ -57,7 +57,7 @@ final class AllTests {
     /** In the order in which they run: first what fails fast, then InstallTest, whose VM the classes after it share. */
     private static final List<Class<?>> CLASSES = List.of(
             VmSetupTest.class, VmAutoInstallTest.class, VmCtlTest.class, VmSyncTest.class, VmTestTest.class, PhaseShellTest.class, LintTest.class,
-            JdkMissingTest.class, ReadmeTest.class,
+            CommandLineTest.class, JdkMissingTest.class, ReadmeTest.class,
             InstallTest.class, StandinTest.class, StandinBootTest.class, LifecycleTest.class, SyncTest.class, SuitesTest.class, MakeTest.class, ManualTest.class,
             InstallFaultsTest.class, LifecycleFaultsTest.class, InterruptionsTest.class, ManySnapshotsTest.class, SyncFaultsTest.class, WorkflowTest.class);
 

@@ -39,7 +39,7 @@ final class InstallFaultsTest {
 
     private static final Guest GUEST = Guest.installed();
     private static final Guest TWIN = Guest.in(Guest.BUILD.resolve("test/broken"))
-            .with("VM_IMAGE", Guest.STANDIN.resolve("iso-images/dfly-x86_64-6.4.2_REL.iso").toString(), "VM_TIME_LIMIT", "6"); // of which a sixth may be silence
+            .with("VM_IMAGE", Guest.STANDIN.resolve("iso-images/dfly-x86_64-6.4.2_REL.iso").toString(), "VM_TIME_LIMIT", "6m"); // of which a sixth may be silence
     private static final Path INSTALL = TWIN.file(".install");
     private static final Path CLEAN = TWIN.file("-clean.qcow2");
     private static final Path OUTPUT = Guest.BUILD.resolve("test/install-faults.txt");
@@ -106,7 +106,7 @@ final class InstallFaultsTest {
             guest = guest.with("VM_PHASES", Guest.phasesWhere(script, edit.split(" to ")[0], edit.split(" to ")[1]).toString());
         }
         if (code == 124) { // three minutes for a phase, a sixth of it for its silence
-            guest = guest.with("VM_TIME_LIMIT", "3");
+            guest = guest.with("VM_TIME_LIMIT", "3m");
         }
         Process tool = begin(guest, "phase" + phase, "--yes", "--from", "" + phase, "--to", "" + phase);
         if (code == 124) {
@@ -189,7 +189,7 @@ final class InstallFaultsTest {
         Path phases = Guest.phasesWhere("phase3-provision.sh", "complete=yes", "echo changed >/root/changed\ncomplete=yes");
         Guest guest = TWIN.with("VM_PHASES", phases.toString(), "VM_SSH_PORT", "" + Guest.freePort()); // 2222 is the shared VM's
         try {
-            guest.install().exits(2).says("beginning at phase 3: changed since: its script", "confirm it with --yes");
+            guest.install().exits(2).says("beginning at phase 3: changed since: its script", "to confirm it: --yes");
             guest.ctl("start").exits(0);
             guest.install("provision").exits(0).says("STEP 1: read the settings", "DONE WITH PHASE 3.", "vm-ctl snapshot clean");
             guest.ctl("snapshot", "clean", "--yes").exits(0);

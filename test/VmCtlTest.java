@@ -208,7 +208,7 @@ final class VmCtlTest {
         ctl(Map.of("VM_SSH_PORT", "65536"), "start").exits(2).says("VM_SSH_PORT");
         for (String line : List.of("snapshot ../up", "restore ../up", "snapshot --delete ../up", "snapshot --list one",
                 "snapshot --list --delete one", "snapshot one --delete two", "start --forward 80", "start --forward 0:80",
-                "start --forward 80:65536", "start --forward 80:80 --forward 80:81", "clone y --forward 80:80", "start --timeout soon", "exec --timeout 5 true", "exec --env =x true")) {
+                "start --forward 80:65536", "start --forward 80:80 --forward 80:81", "clone y --forward 80:80", "start --timeout soon", "exec --timeout 5d true", "exec --env =x true")) {
             assertEquals(1, ctl(line.split(" ")).exits(2).err().lines().count(), line);
         }
         assertEquals(List.of(vm.clean()), vm.all());

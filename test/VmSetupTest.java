@@ -666,7 +666,7 @@ final class VmSetupTest {
         assertEquals("rw-------", PosixFilePermissions.toString(Files.getPosixFilePermissions(disk)));
         assertEquals(3L << 30, virtualSize(disk));
         byte[] before = Files.readAllBytes(disk);
-        assertFailed(run("disk"), 2, "this would replace " + disk + " (0 MB) with a blank disk: say --yes if it should");
+        assertFailed(run("disk"), 2, "this would replace " + disk + " (0 MB) with a blank disk; nothing was changed; to confirm it: --yes");
         assertEquals(2, onTerminal("y\n", "disk").code);
         assertArrayEquals(before, Files.readAllBytes(disk));
         assertEquals(0, onTerminal("yes\n", "disk", "--disk-size", "2G").code);
@@ -723,7 +723,7 @@ final class VmSetupTest {
         assumeTrue(Files.exists(Path.of("/usr/bin/qemu-img")), "qemu-img is not installed");
         settings.put("VM_NAME", "block");
         Files.write(Files.createDirectories(vmDir).resolve("block.qcow2"), new byte[] {'Q', 'F', 'I', (byte) 0xfb, 0, 0, 0, 9});
-        assertFailed(run("disk"), 2, "say --yes if it should");
+        assertFailed(run("disk"), 2, "to confirm it: --yes");
         assertEquals(0, run("disk", "--yes").code);
     }
 
@@ -931,7 +931,7 @@ final class VmSetupTest {
         VmSetup.commandLine(setup, new VmSetup.Settings(Map.of("DFLY_VERSION", "2", "VM_DISK_SIZE", "2G", "VM_NAME", "", "VM_DIR", ""),
                 Map.of("DFLY_VERSION", "3", "VM_NAME", "file"))).parseArgs("disk", "--disk-size", "30G");
         assertEquals(List.of("2", "file", "30G"), List.of(setup.version, setup.name, setup.diskSize));
-        assertEquals(Path.of(System.getProperty("user.home"), ".go-synth/vm"), setup.vmDir);
+        assertEquals("~/.go-synth/vm", setup.dirOption);
         assertEquals("https://avalon.dragonflybsd.org/iso-images/", setup.mirrors.get(1).toString());
     }
 

@@ -210,7 +210,7 @@ final class VmSyncTest {
         call(Map.of(), Map.of(), "--watch", "pull", "a", "b").exits(2).says("not with pull");
         call(Map.of(), Map.of(), "--engine", "ftp").exits(2).says("--engine");
         call(Map.of("VM_NAME", "../x"), Map.of()).exits(2).says("VM_NAME in the environment");
-        call(Map.of("VM_PROJECT", temp.resolve("none").toString()), Map.of()).exits(2).says("VM_PROJECT: " + temp.resolve("none") + " is not");
+        call(Map.of("VM_PROJECT", temp.resolve("none").toString()), Map.of()).exits(2).says("VM_PROJECT in the environment: " + temp.resolve("none") + " is not");
         call(Map.of("VM_PROJECT", temp.toString()), Map.of(), "--watch", "--dry-run").exits(2).says("exclude each other");
         call(Map.of("VM_PROJECT", temp.toString()), Map.of(), "--exclude-from", temp.resolve("none").toString()).exits(2).says("--exclude-from");
         call(Map.of("VM_PROJECT", temp.toString()), Map.of(), "--exclude-from", temp.toString()).exits(2).says("--exclude-from");
@@ -302,9 +302,9 @@ final class VmSyncTest {
 
     @Test
     void aShellThatDoesNotAnswerAsAskedIsTold() {
-        assertEquals(List.of("/bin/rsync", "list"), List.of(VmSync.looked(new VmSync.Answer(0, bytes("hi\nvm-sync rsync=/bin/rsync\nlist"), ""))));
+        assertEquals(List.of("/bin/rsync", "list"), List.of(VmSync.looked("", new VmSync.Answer(0, bytes("hi\nvm-sync rsync=/bin/rsync\nlist"), ""))));
         for (String said : List.of("", "no more logins\n", "vm-sync rsync=")) {
-            assertEquals(69, assertThrows(VmSync.VmException.class, () -> VmSync.looked(new VmSync.Answer(0, bytes(said), ""))).exitCode, said);
+            assertEquals(69, assertThrows(VmSync.VmException.class, () -> VmSync.looked("", new VmSync.Answer(0, bytes(said), ""))).exitCode, said);
         }
     }
 

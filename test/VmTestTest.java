@@ -74,7 +74,7 @@ final class VmTestTest {
             assertEquals(1, ran.err().lines().count(), ran.err());
             assertEquals("", ran.out());
         }
-        assertTrue(vmTest("unti").err().contains("no suite 'unti', only build, unit, "), vmTest("unti").err());
+        assertTrue(vmTest("unti").err().contains("no suite 'unti' (did you mean unit?), only build, unit, "), vmTest("unti").err());
         assertTrue(vmTest("unit", "--junitt", "x").err().contains("--junit"));
         for (String setting : List.of("VM_TEST_LIST", "VM_TEST_RUN")) {
             assertEquals(2, vmTest(Map.of(setting, "true"), Map.of(), "list").code(), setting);
@@ -181,7 +181,7 @@ final class VmTestTest {
         });
         boolean list = command.getCommandName().equals("list");
         assertEquals(!list, text.contains("(VM_NAME; default: other)"), "the default is the one that holds here: " + help);
-        assertEquals(!list, text.contains(", as 90s, 5m or 1h (default: 60m)"), help);
+        assertEquals(!list, text.contains(", as 90s, 5m or 1h30m (default: 60m)"), help);
     }
 
     /** With a stand-in for ssh that runs the supervisor in this machine's sh: the verdict is told, whatever becomes of the reports. */
@@ -468,7 +468,8 @@ final class VmTestTest {
     @Test
     void theSupervisorsLinesAreFoundInTheMiddleOfOthers() {
         VmTest test = new VmTest(new VmTest.Settings(Map.of(), Map.of()));
-        new CommandLine(test).parseArgs("--vm-dir", dir.toString(), "unit");
+        test.vmDir = dir;
+        test.project = dir;
         VmTest.GuestRun guest = test.new GuestRun("true", false);
         String stream = "half a line" + guest.mark + "leak process 7 x\n, its rest\n\u001enot ours\n" + guest.mark + "leak mount tmpfs on /build\n" + guest.mark + "exit 3\nlate";
         for (int size : new int[] {1, 7, 1000}) {
@@ -860,17 +861,6 @@ final class VmTestTest {
         Document xml = junit(report);
         assertEquals("build", xml.getElementsByTagName("testcase").item(0).getAttributes().getNamedItem("name").getNodeValue());
         assertEquals(1, count(xml, "error"));
-    }
-
-    @Test
-    void durations() {
-        VmTest.Limit limit = new VmTest.Limit();
-        assertEquals(Duration.ofSeconds(90), limit.convert("90"));
-        assertEquals(Duration.ofSeconds(90), limit.convert("1m30s"));
-        assertEquals(Duration.ofMinutes(600), limit.convert("10h"));
-        for (String bad : List.of("", "0", "0s", "-1s", "1d", "10 m", "m")) {
-            assertThrows(CommandLine.TypeConversionException.class, () -> limit.convert(bad), bad);
-        }
     }
 
     /** What a real DragonFly printed: test/console/README.md; and what programs print. */

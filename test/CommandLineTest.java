@@ -1,0 +1,413 @@
+import static java.nio.charset.StandardCharsets.UTF_8;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
+
+import java.io.File;
+import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.net.StandardProtocolFamily;
+import java.net.UnixDomainSocketAddress;
+import java.nio.ByteBuffer;
+import java.nio.channels.ServerSocketChannel;
+import java.nio.channels.SocketChannel;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.attribute.PosixFilePermissions;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.TreeMap;
+import java.util.concurrent.TimeUnit;
+import java.util.function.Consumer;
+import java.util.function.Predicate;
+import java.util.stream.Collectors;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.AfterAll;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Tag;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** What a person types, in all five scripts: the built jars as processes. Each test is about one kind of fault, and has a table of its cases. */
+@Tag("unit")
+final class CommandLineTest {
+
+    private static final Path TOP = Path.of("").toAbsolutePath();
+    private static final Map<String, String> JARS = Map.of("vm-setup", "VmSetup", "vm-auto-install", "VmAutoInstall", "vm-ctl", "VmCtl",
+            "vm-sync", "VmSync", "vm-test", "VmTest");
+    private static final String LOST = "the output could not be written: the reader of stdout has gone, or its disk is full";
+    /** An sshd that plays the guest, and a QEMU without a machine. */
+    private static Sshd sshd;
+
+    @TempDir
+    Path temp;
+    private final Map<String, String> settings = new HashMap<>();
+
+    record Result(int exitCode, String out, String err) {
+        void is(int code, String says) {
+            assertTrue(exitCode == code && err.contains(says), () -> "not " + code + " and '" + says + "': " + this);
+        }
+
+        /** The fault is told in one line, and nothing else is. */
+        void isOneLine(int code, String says) {
+            is(code, says);
+            assertEquals(1, err.lines().count(), toString());
+            assertEquals("", out, toString());
+        }
+    }
+
+    @BeforeAll
+    static void aGuest() throws Exception {
+        sshd = new Sshd();
+    }
+
+    @AfterAll
+    static void noGuest() throws IOException {
+        if (sshd != null) {
+            sshd.close();
+        }
+    }
+
+    @BeforeEach
+    void aDirectoryOfItsOwn() {
+        settings.put("VM_DIR", temp.resolve("vm").toString());
+        settings.put("HOME", Path.of(System.getenv().getOrDefault("HOME", "/")).toString());
+    }
+
+    /** A command line in words, as vm-ctl status. An odd one, such as <&-, is for the shell, which arranges the streams. */
+    private Result run(String command, String... streams) {
+        return run(List.of(command.split(" ")), streams);
+    }
+
+    private Result run(List<String> words, String... streams) {
+        return start(jar(words), streams);
+    }
+
+    private static List<String> jar(List<String> words) {
+        String jar = TOP.resolve(".build/" + JARS.get(words.get(0))).toString();
+        List<String> command = new ArrayList<>(List.of("java", "-XX:TieredStopAtLevel=1", "-Xlog:disable",
+                "-XX:SharedArchiveFile=" + jar + ".jsa", "-jar", jar + ".jar"));
+        command.addAll(words.subList(1, words.size()));
+        return command;
+    }
+
+    private Result start(List<String> command, String... streams) {
+        List<String> line = new ArrayList<>(List.of("sh", "-c", "exec \"$@\" " + String.join(" ", streams), "sh"));
+        line.addAll(command);
+        try {
+            Path out = Files.createTempFile(temp, "out", null);
+            Path err = Files.createTempFile(temp, "err", null);
+            ProcessBuilder builder = new ProcessBuilder(line).directory(temp.toFile()).redirectInput(new File("/dev/null"))
+                    .redirectOutput(out.toFile()).redirectError(err.toFile());
+            builder.environment().keySet().removeIf(name -> name.matches("(VM|DFLY)_.*|MAKE.*|MFLAGS|ARGS|SYNC_ARGS"));
+            builder.environment().putAll(settings);
+            builder.environment().values().removeIf(String::isEmpty); // "" stands for a variable that is not set
+            Process process = builder.start();
+            assertTrue(process.waitFor(300, TimeUnit.SECONDS), () -> command + " hangs");
+            return new Result(process.exitValue(), Files.readString(out), Files.readString(err));
+        } catch (IOException | InterruptedException failed) {
+            throw new AssertionError(failed);
+        }
+    }
+
+    /** The same on a terminal on which somebody types; the terminal's output is the result's. */
+    private Result onTerminal(String typed, List<String> words) throws Exception {
+        Path keys = Files.writeString(temp.resolve("keys"), typed);
+        return start(List.of("script", "-qec", VmCtl.shellQuoted(jar(words)), "/dev/null"), "<" + VmCtl.shellQuoted(List.of(keys.toString())));
+    }
+
+    /** All names in VM_DIR with the first bytes of the files. */
+    private List<String> vmDir() {
+        try (Stream<Path> files = Files.walk(temp.resolve("vm"))) {
+            return files.sorted().map(file -> file + " " + (Files.isRegularFile(file) ? sizeOf(file) : "")).toList();
+        } catch (IOException none) {
+            return List.of();
+        }
+    }
+
+    private static long sizeOf(Path file) {
+        try {
+            return Files.size(file);
+        } catch (IOException gone) {
+            throw new UncheckedIOException(gone);
+        }
+    }
+
+    private void useGuest() throws IOException {
+        settings.putAll(Map.of("VM_DIR", sshd.vmDir.toString(), "VM_REMOTE_DIR", sshd.base.resolve("home/project").toString(), "VM_PROJECT",
+                Files.createDirectories(temp.resolve("project")).toString(), "VM_TEST_BUILD", "true", "VM_TEST_UNIT", "echo tested"));
+        Files.createDirectories(sshd.base.resolve("home/project"));
+        Files.writeString(temp.resolve("project/" + temp.getFileName()), "what no other test has sent");
+        Files.writeString(sshd.base.resolve("home/fetched"), "x");
+    }
+
+    /** Each script's commands in turn, as they lock the VM; the scripts beside each other. */
+    private void forEach(List<String> commands, Consumer<String> check) {
+        commands.stream().collect(Collectors.groupingBy(command -> command.split(" ")[0])).values().parallelStream()
+                .forEach(group -> group.forEach(check));
+    }
+
+    // Standard streams
+
+    private List<String> answering() throws IOException {
+        useGuest();
+        Path script = Files.writeString(temp.resolve("mine.sh"), "#!/bin/sh\n");
+        Files.setPosixFilePermissions(script, PosixFilePermissions.fromString("rwxr-xr-x"));
+        List<String> commands = new ArrayList<>(List.of("vm-ctl status", "vm-ctl status --json", "vm-ctl list", "vm-ctl exec echo x", "vm-ctl ssh echo x",
+                "vm-ctl exec --help", "vm-setup disk --vm-name blank --yes", "vm-auto-install make-iso mine.sh mine.iso", "vm-test list",
+                "vm-test run echo x", "vm-test unit", "vm-test --quiet unit", "vm-sync --engine tar --dry-run", "vm-sync --engine tar --force",
+                "vm-sync pull ../fetched got"));
+        JARS.keySet().forEach(name -> commands.addAll(List.of(name + " --help", name + " --version")));
+        return commands;
+    }
+
+    @Test
+    void anAnswerThatIsLostIsAFailure() throws IOException {
+        forEach(answering(), command -> {
+            Result full = run(command, ">/dev/full");
+            full.is(1, command.split(" ")[0] + ": " + LOST);
+            assertEquals(1, full.err().lines().filter(line -> line.contains("written")).count(), full.err());
+        });
+        run("vm-ctl status", ">/dev/full", "2>/dev/full").is(1, "");
+        run("vm-ctl console", ">/dev/full").is(69, ""); // there is no console here: that is told
+    }
+
+    @Test
+    void aStreamThatIsClosedCountsAsDevNull() throws IOException {
+        forEach(answering(), command -> run(command, ">&-").is(0, ""));
+        assertEquals("", run("vm-ctl exec cat", "<&-").out());
+        assertEquals("", run("vm-ctl ssh cat", "<&-").out());
+        assertEquals("", run("vm-test run cat", "<&-").out());
+        run("vm-ctl exec cat", "<&-", ">&-", "2>&-").is(0, "");
+        run("vm-ctl strat", "2>&-").is(2, "");
+        assertEquals(0, run("vm-setup disk --vm-name blank --yes", "<&-", ">&-", "2>&-").exitCode());
+        start(List.of("qemu-img", "check", "-q", sshd.vmDir.resolve("blank.qcow2").toString())).is(0, "");
+    }
+
+    @Test
+    void aClosedStdinTypesNothingIntoTheConsole() throws Exception {
+        useGuest();
+        try (ServerSocketChannel console = ServerSocketChannel.open(StandardProtocolFamily.UNIX)) {
+            console.bind(UnixDomainSocketAddress.of(sshd.vmDir.resolve("dfly-vm.console")));
+            List<Integer> typed = new ArrayList<>();
+            Thread guest = new Thread(() -> {
+                try (SocketChannel client = console.accept()) {
+                    typed.add(client.read(ByteBuffer.allocate(100)));
+                } catch (IOException gone) {
+                    throw new UncheckedIOException(gone);
+                }
+            });
+            guest.start();
+            run("vm-ctl console", "<&-").is(0, "");
+            guest.join();
+            assertEquals(List.of(-1), typed, "the end of input, and nothing before it");
+        } finally {
+            Files.deleteIfExists(sshd.vmDir.resolve("dfly-vm.console"));
+        }
+    }
+
+    @Test
+    void aCommandEndsWithItsReader() throws IOException {
+        useGuest();
+        Files.writeString(sshd.vmDir.resolve("dfly-vm.console.log"), "one\ntwo\n");
+        for (String command : List.of("vm-ctl console --log", "vm-ctl exec yes", "vm-test run yes")) {
+            String line = VmCtl.shellQuoted(jar(List.of(command.split(" "))));
+            Result result = start(List.of("sh", "-c", "{ " + line + "; echo $? >code; } | head -n 1"));
+            assertEquals("1", Files.readString(temp.resolve("code")).strip(), result.toString());
+            assertTrue(result.err().matches("(?s).*(reader of stdout has gone|nobody reads).*"), result.toString());
+        }
+    }
+
+    // What belongs to whom
+
+    @Test
+    void optionsAfterTheFirstWordAreTheGuestCommands() throws IOException {
+        useGuest();
+        Files.writeString(sshd.base.resolve("home/lines"), "X\nb\n");
+        String file = sshd.base.resolve("home/lines").toString();
+        for (String[] row : new String[][] {
+            {"vm-ctl exec grep -v X FILE", "b\n"}, {"vm-ctl exec -- grep -v -- X FILE", "b\n"}, {"vm-ctl exec grep -v -e X -- FILE", "b\n"},
+            {"vm-ctl exec echo -h --help --version --vm-name=x", "-h --help --version --vm-name=x\n"},
+            {"vm-ctl exec echo status start ssh", "status start ssh\n"}, {"vm-ctl exec echo --", "--\n"}, {"vm-ctl exec -- echo --", "--\n"},
+            {"vm-ctl exec --env A=b sh -c echo\\ $A$0 --env", "b--env\n"}, {"vm-ctl --vm-name dfly-vm exec --timeout 1m echo --timeout", "--timeout\n"},
+            {"vm-ctl ssh echo -v -h", "-v -h\n"}, {"vm-ctl ssh -- -q echo -v", null}, {"vm-ctl ssh echo exec status", "exec status\n"},
+            {"vm-test run echo -v -h --timeout -- x", "-v -h --timeout -- x\n"}, {"vm-test run --env A=b -- echo -v --", "-v --\n"},
+            {"vm-test run --timeout 90 echo -q --env", "-q --env\n"}}) {
+            List<String> words = Stream.of(row[0].split("(?<!\\\\) ")).map(word -> word.replace("\\ ", " ").replace("FILE", file)).toList();
+            Result result = run(words);
+            if (row[1] != null) {
+                assertEquals(new Result(0, row[1], ""), result, row[0]);
+            }
+        }
+    }
+
+    // Prompts
+
+    @Test
+    void everyPromptTakesYesAlone() throws Exception {
+        Path dir = Files.createDirectories(temp.resolve("vm"));
+        Files.setPosixFilePermissions(dir, PosixFilePermissions.fromString("rwx------"));
+        Path phases = TOP.resolve("phases");
+        VmAutoInstall.writeIso(dir.resolve("dfly-6.4.2.iso"), new TreeMap<>(Map.of("a", "a".getBytes(UTF_8))));
+        start(List.of("qemu-img", "create", "-q", "-f", "qcow2", dir.resolve("dfly-vm-clean.qcow2").toString(), "1M")).is(0, "");
+        start(List.of("qemu-img", "create", "-q", "-f", "qcow2", dir.resolve("blank.qcow2").toString(), "1M")).is(0, "");
+        List<String> prompts = List.of("vm-setup disk --vm-name blank", "vm-auto-install --force --accel tcg --phases " + phases,
+                "vm-ctl snapshot clean", "vm-ctl destroy");
+        for (String prompt : prompts) {
+            List<String> words = List.of(prompt.split(" "));
+            List<String> before = vmDir().stream().filter(kept()).toList();
+            run(prompt).is(2, "to confirm it: --yes");
+            for (String typed : List.of("no\n", "y\n", "\n", "yes please\n", "\u0004")) {
+                Result refused = onTerminal(typed, words);
+                refused.is(2, "");
+                assertTrue(refused.out().contains("Type yes to go on") && refused.out().contains("not confirmed, nothing was changed"),
+                        () -> prompt + " with '" + typed + "': " + refused);
+            }
+            assertEquals(before, vmDir().stream().filter(kept()).toList(), prompt);
+        }
+        for (String prompt : List.of("vm-setup disk --vm-name blank", "vm-ctl destroy")) {
+            Result confirmed = onTerminal("  yes \n", List.of(prompt.split(" ")));
+            assertEquals(0, confirmed.exitCode(), confirmed.toString());
+        }
+        assertFalse(Files.exists(dir.resolve("dfly-vm-clean.qcow2")), "destroyed");
+    }
+
+    /** What counts; locks and the installation's own directory, which is empty here, may come. */
+    private static Predicate<String> kept() {
+        return name -> name.contains(".qcow2") || name.contains(".iso ");
+    }
+
+    @Test
+    void underMakeAMessageNamesTheLineToType() throws IOException {
+        Path dir = Files.createDirectories(temp.resolve("vm"));
+        Files.setPosixFilePermissions(dir, PosixFilePermissions.fromString("rwx------"));
+        Files.writeString(dir.resolve("other-clean.qcow2"), "x");
+        Files.writeString(dir.resolve("a b-clean.qcow2"), "x");
+        for (String[] row : new String[][] {
+            {"make vm-destroy ARGS=--vm-name\\ other", "make vm-destroy ARGS='--vm-name other --yes'"},
+            {"make vm-destroy VM_NAME=other", "make VM_NAME=other vm-destroy ARGS=--yes"},
+            {"make vm-snapshot ARGS=clean VM_NAME=other", "make VM_NAME=other vm-snapshot ARGS='clean --yes'"}}) {
+            List<String> words = new ArrayList<>(Stream.of(row[0].split("(?<!\\\\) ")).map(word -> word.replace("\\ ", " ")).toList());
+            words.addAll(1, List.of("-C", TOP.toString(), "--no-print-directory"));
+            start(words).is(2, "to confirm it: " + row[1] + "\n");
+        }
+        assertEquals("x", Files.readString(dir.resolve("other-clean.qcow2")));
+    }
+
+    @Test
+    void aDumbTerminalGetsPlainText() throws Exception {
+        settings.putAll(Map.of("TERM", "dumb", "COLUMNS", "40"));
+        for (String name : JARS.keySet()) {
+            Result help = onTerminal("", List.of(name, "--help"));
+            assertTrue(help.exitCode() == 0 && help.out().contains("Usage: ") && !help.out().contains("\u001b"), help.toString());
+        }
+    }
+
+    // Wrong values
+
+    @Test
+    void aWrongValueIsToldInPlainWords() throws IOException {
+        Path none = temp.resolve("none");
+        List<String[]> rows = new ArrayList<>(List.of(new String[][] {
+            {"vm-auto-install --from x", "--from: 'x' is not the number of a phase, 1 to 3"},
+            {"vm-auto-install --from 0", "--from: '0' is not the number of a phase"}, {"vm-auto-install --to 99999999999", "--to: '99999999999' is not"},
+            {"vm-auto-install --from 3 --to 2", "--from 3 --to 2: the last phase comes before the first"},
+            {"vm-auto-install run-phase x y.iso", "N: 'x' is not the number of a phase"}, {"vm-auto-install --cpus x", "--cpus: 'x' is not a number"},
+            {"vm-auto-install --time-limit 90", "--time-limit: '90' has no unit; it meant minutes in earlier versions: write 90m"},
+            {"VM_TIME_LIMIT=90 vm-auto-install", "VM_TIME_LIMIT in the environment: '90' has no unit; it meant minutes in earlier versions: write 90m"},
+            {"vm-auto-install --time-limit 0m", "--time-limit: '0m' is not a time"}, {"vm-auto-install --memory x", "--memory: 'x' is not a size"},
+            {"vm-auto-install --disk-size 0G", "--disk-size: '0G' is not a size"}, {"vm-auto-install --accel x", "--accel: 'x' is not auto, kvm"},
+            {"vm-auto-install --dports-clone=x", "--dports-clone: 'x' is not yes or no"}, {"vm-auto-install --forse", "there is no option --forse (did you mean --force?)"},
+            {"vm-auto-install prvision", "there is no command 'prvision' (did you mean provision?)"},
+            {"vm-ctl start --timeout 9999999h", "--timeout: '9999999h' is not a time from 1s to 30 days (720h), such as 90s, 5m or 1h30m"},
+            {"vm-ctl start --timeout 0", "--timeout: '0' is not a time"}, {"vm-ctl restore --timeout x", "--timeout: 'x' is not a time"},
+            {"vm-ctl restart --timeout 1h30", "--timeout: '1h30' is not a time"}, {"vm-ctl clone x --timeout 721h", "--timeout: '721h' is not"},
+            {"vm-ctl exec --timeout 1d true", "--timeout: '1d' is not a time"}, {"vm-ctl exec --env x true", "--env: 'x' is not a variable"},
+            {"vm-ctl start --cpus x", "--cpus: 'x' is not a number from 1 to 99"}, {"vm-ctl start --memory 2", "--memory: '2' is not a size"},
+            {"vm-ctl start --ssh-port 70000", "--ssh-port: '70000' is not a port from 1 to 65535"}, {"vm-ctl start --forward x", "--forward: 'x' is not two ports"},
+            {"vm-ctl start --disk-cache x", "--disk-cache: 'x' is not writeback"}, {"vm-ctl start --qemu-args 'x", "--qemu-args: ''x' is not words whose"},
+            {"VM_CPUS=x vm-ctl start", "VM_CPUS in the environment: 'x' is not a number from 1 to 99"},
+            {"VM_CPUS=2 vm-ctl start --cpus x", "--cpus: 'x' is not a number from 1 to 99"}, {"vm-ctl --vm-name a/b status", "--vm-name: 'a/b' is not a name"},
+            {"vm-ctl snapshot a/b", "the snapshot's name: 'a/b' is not"}, {"vm-ctl clone a/b", "the clone's name: 'a/b' is not"},
+            {"vm-ctl strat", "there is no command 'strat' (did you mean start?)"}, {"vm-ctl strat status", "there is no command 'strat' (did you mean start?)"},
+            {"vm-ctl xyz", "there is no command 'xyz'; see"}, {"vm-ctl start --memroy 4G", "there is no option --memroy (did you mean --memory?)"},
+            {"vm-ctl start --memroy=4G", "there is no option --memroy (did you mean --memory?)"}, {"vm-ctl stop now", "'now' is one word too many"},
+            {"vm-ctl status --quux", "there is no option --quux; see"}, {"vm-ctl start --timeout", "Missing required parameter for option '--timeout'"},
+            {"vm-setup check --ssh-port x", "--ssh-port: 'x' is not a port"}, {"vm-setup --mirror x", "--mirror: 'x' is no http or https address"},
+            {"VM_MIRROR=x vm-setup", "VM_MIRROR in the environment: 'x' is no http"}, {"vm-setup chek", "there is no command 'chek' (did you mean check?)"},
+            {"vm-setup --dfly-version ../6", "--dfly-version: '../6' is not a version"}, {"vm-setup disk --disk-size x", "--disk-size: 'x' is not a size"},
+            {"vm-sync --engine rsnyc", "--engine: 'rsnyc' is none of AUTO, RSYNC, TAR"}, {"vm-sync --remote-dir x", "--remote-dir: 'x' is no absolute path"},
+            {"vm-sync --wtach", "there is no option --wtach (did you mean --watch?)"}, {"vm-sync pul x", "there is no command 'pul' (did you mean pull?)"},
+            {"vm-sync --project " + none, "--project: " + none + " is not a directory"},
+            {"VM_PROJECT=" + none + " vm-sync", "VM_PROJECT in the environment: " + none + " is not a directory"},
+            {"vm-test --timeout 1h30 unit", "--timeout: '1h30' is not a time"}, {"vm-test --leaks x unit", "--leaks: 'x' is none of fail, warn, ignore"},
+            {"vm-test --env x unit", "--env: 'x' is not a variable such as K=V"}, {"vm-test untit", "there is no suite 'untit' (did you mean unit?)"},
+            {"vm-test lsit", "there is no suite 'lsit' (did you mean list?)"}, {"vm-test --junti x unit", "there is no option --junti (did you mean --junit?)"}}));
+        forEach(rows.stream().map(row -> row[0].replaceFirst("^([A-Z_]+=\\S+) (\\S+)", "$2 $1")).toList(), moved -> {
+            String[] row = rows.stream().filter(any -> any[0].replaceFirst("^([A-Z_]+=\\S+) (\\S+)", "$2 $1").equals(moved)).findFirst().orElseThrow();
+            List<String> words = new ArrayList<>(List.of(row[0].split(" ")));
+            List<String> command = new ArrayList<>(words.get(0).contains("=") ? List.of("env", words.remove(0)) : List.of());
+            command.addAll(jar(words));
+            start(command).isOneLine(2, words.get(0) + ": " + row[1]);
+        });
+        assertEquals(List.of(), vmDir(), "nothing was written");
+    }
+
+    @Test
+    void aLateRefusalNamesWhatTheUserWrote() throws IOException {
+        String none = temp.resolve("none").toString();
+        run("vm-setup --image " + none).is(69, "vm-setup: --image: " + none + " is no file that can be read");
+        settings.put("VM_IMAGE", none);
+        run("vm-setup").is(69, "vm-setup: VM_IMAGE in the environment: " + none + " is no file");
+        run("vm-auto-install --phases " + TOP.resolve("phases")).is(69, "VM_IMAGE in the environment: there is no such file: " + none);
+        run("vm-auto-install --phases " + none).is(69, "--phases: " + none + " does not hold");
+        settings.put("VM_IMAGE", "");
+        Files.writeString(temp.resolve("vm.env"), "VM_IMAGE=" + none + "\n");
+        run("vm-setup").is(69, "vm-setup: VM_IMAGE in vm.env: " + none + " is no file");
+    }
+
+    // Home and other users
+
+    @Test
+    void homeIsWhatTheEnvironmentSays() throws IOException {
+        settings.putAll(Map.of("VM_DIR", "", "HOME", temp.resolve("home").toString()));
+        run("vm-setup disk").is(0, "");
+        assertTrue(Files.exists(temp.resolve("home/.go-synth/vm/dfly-vm.qcow2")));
+        settings.put("HOME", "");
+        Path project = Files.createDirectories(temp.resolve("project"));
+        for (String command : List.of("vm-ctl status", "vm-setup disk", "vm-auto-install clean-phases", "vm-sync --project " + project,
+                "vm-test unit", "vm-ctl --vm-dir ~/vm status")) {
+            run(command).isOneLine(69, "HOME is not set");
+        }
+        settings.put("VM_DIR", temp.resolve("vm").toString());
+        run("vm-setup disk").is(0, "");
+        run("vm-ctl --help").is(0, "");
+        assertFalse(Files.exists(temp.resolve("?")));
+        assertFalse(Files.exists(temp.resolve("~")));
+    }
+
+    @Test
+    void aDirectoryOfAnotherUserIsNoStoppedVm() throws IOException {
+        assumeTrue(System.getProperty("user.name").equals("root"), "only root can become another user");
+        Path others = Files.createDirectories(temp.resolve("vm"));
+        Path closed = Files.createDirectories(temp.resolve("closed/vm"));
+        Files.setPosixFilePermissions(closed.getParent(), PosixFilePermissions.fromString("rwx------"));
+        Files.setPosixFilePermissions(temp, PosixFilePermissions.fromString("rwxrwxrwx"));
+        List<String> user = List.of("setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"); // without a name
+        List<String> reading = new ArrayList<>(user);
+        reading.addAll(List.of("test", "-r", TOP.resolve(".build/VmCtl.jar").toString()));
+        assumeTrue(start(reading).exitCode() == 0, "the jars are closed to others");
+        for (String command : List.of("vm-ctl status", "vm-sync", "vm-test unit", "vm-auto-install provision --phases " + TOP.resolve("phases"))) {
+            for (Path dir : List.of(others, closed)) {
+                settings.put("VM_DIR", dir.toString());
+                List<String> words = new ArrayList<>(user);
+                words.addAll(jar(List.of(command.split(" "))));
+                start(words).is(69, dir.equals(others) ? others + " belongs to root" : closed.getParent() + " is closed to this user");
+            }
+        }
+    }
+}
