@@ -31,7 +31,7 @@ VM_SETUP_CMD ?= $(call java,VmSetup)
 VM_CTL_CMD ?= $(call java,VmCtl)
 VM_SYNC_CMD ?= $(call java,VmSync,SYNC_ARGS)
 export VM_SETUP_CMD VM_CTL_CMD VM_SYNC_CMD
-suite = VM_SYNC_CMD="$$VM_SYNC_CMD $$SYNC_ARGS" $(call java,VmTest)
+suite = VM_SYNC_CMD="$$VM_SYNC_CMD $$SYNC_ARGS" $(call java,VmTest,ARGS)
 
 # JBang uses the JDK in JAVA_HOME if there is one. The jars that it makes must run with the same one.
 ifneq ($(JAVA_HOME),)

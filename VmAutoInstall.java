@@ -456,7 +456,7 @@ final class VmAutoInstall implements Callable<Integer> {
         } catch (IOException failed) {
             boolean full = ("" + failed.getMessage()).contains("No space left on device")
                     || vmDir().toFile().getUsableSpace() < 1 << 20;
-            throw full ? new VmException(1, "no space left for " + vmDir() + ": free some, or choose another --vm-dir")
+            throw full ? new VmException(1, "no space left for " + vmDir() + ": free some, or choose another VM_DIR")
                     : failed;
         } finally {
             try {
@@ -831,7 +831,8 @@ final class VmAutoInstall implements Callable<Integer> {
         private SocketChannel monitor;
         private final Duration limit = limit();
         private final long started = System.nanoTime();
-        private final boolean live = isTerminal(2) && !"dumb".equals(System.getenv("TERM")); // then one line, written over and over, tells how far the guest is
+        /** Whether one line, written over and over, tells how far the guest is. */
+        private final boolean live = isTerminal(2) && !"dumb".equals(System.getenv("TERM"));
         private final String clear = live ? "\r\033[K" : "";
 
         /** Phase 0 is the check of the installed disk. */
@@ -1345,7 +1346,8 @@ final class VmAutoInstall implements Callable<Integer> {
                 say("phases: " + found);
                 return SCRIPTS.stream().map(found::resolve).toList();
             } else if (phasesOption != null) {
-                throw new VmException(69, originOf(spec, "--phases") + ": " + found + " does not hold " + String.join(", ", SCRIPTS));
+                throw new VmException(69, originOf(spec, "--phases") + ": " + found + " does not hold "
+                        + String.join(", ", SCRIPTS));
             }
         }
         throw new VmException(69, "no phases/ with " + String.join(", ", SCRIPTS)
@@ -1589,7 +1591,7 @@ final class VmAutoInstall implements Callable<Integer> {
 
     /** What to try if an emulated guest hangs; empty if it has one processor. */
     static String hangAdvice(String accel, int processors) {
-        return accel.equals("tcg") && processors > 1 ? "; an emulated DragonFly may hang with several processors: try --cpus 1" : "";
+        return accel.equals("tcg") && processors > 1 ? "; an emulated DragonFly may hang with several processors: try VM_CPUS=1" : "";
     }
     // end shared:processors
 
@@ -1745,7 +1747,7 @@ final class VmAutoInstall implements Callable<Integer> {
         List<String> help = new ArrayList<>(all.getHelpSectionKeys());
         Collections.rotate(help.subList(help.size() - 4, help.size()), 2); // the footer, which is examples, before the exit codes
         return all.setHelpSectionKeys(help).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
-                .setDefaultValueProvider(settings)
+                .setDefaultValueProvider(new SettingsProvider(settings))
                 .setExecutionStrategy(parsed -> {
                     checkValues(settings, parsed);
                     return new CommandLine.RunLast().execute(parsed);
@@ -1760,8 +1762,9 @@ final class VmAutoInstall implements Callable<Integer> {
                     return failure instanceof VmException expected ? expected.exitCode : full ? 1 : 69;
                 }).setParameterExceptionHandler((failure, args) -> {
                     CommandLine line = failure.getCommandLine();
+                    String make = System.getProperty("vm.make"); // the target and its variable for options
                     line.getErr().println(line.getCommandSpec().root().name() + ": " + describeOptionError(settings, failure, args)
-                            + "; see: " + line.getCommandSpec().qualifiedName() + " --help");
+                            + "; see: " + (make == null ? line.getCommandSpec().qualifiedName() + " " : "make " + make + "=") + "--help");
                     return line.getCommandSpec().exitCodeOnInvalidInput();
                 });
     }
@@ -1769,7 +1772,7 @@ final class VmAutoInstall implements Callable<Integer> {
 
     // shared:settings
     /** What holds where no option is given: the environment, else the KEY=VALUE lines of vm.env. Empty means unset. */
-    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) implements IDefaultValueProvider {
+    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) {
         Settings(Map<String, String> environment, Map<String, String> file) {
             this(environment, file, List.of());
         }
@@ -1792,11 +1795,6 @@ final class VmAutoInstall implements Callable<Integer> {
                 settings.problems.add("vm.env cannot be read (" + reason(unreadable) + "): mend it, or move it away");
             }
             return settings;
-        }
-
-        @Override
-        public String defaultValue(ArgSpec argument) {
-            return get(argument.descriptionKey());
         }
 
         /** The value of a setting, or null. */
@@ -1831,6 +1829,16 @@ final class VmAutoInstall implements Callable<Integer> {
         }
         return (name.isEmpty() || fault.startsWith("Missing ") ? "" : name + ": ") + fault;
     }
+    // end shared:optionerror
+
+    // shared:origin
+    /** Gives an option that is not on the command line the value of its setting. */
+    record SettingsProvider(Settings settings) implements IDefaultValueProvider {
+        @Override
+        public String defaultValue(ArgSpec argument) {
+            return settings.get(argument.descriptionKey());
+        }
+    }
 
     /** What the user wrote to give an option its value: the option, or the setting and where it stands. */
     static String originOf(Settings settings, OptionSpec option, List<String> args) {
@@ -1844,9 +1852,10 @@ final class VmAutoInstall implements Callable<Integer> {
     /** The same for what is found wrong after the command line has been read. */
     static String originOf(CommandSpec command, String option) {
         CommandLine root = command.root().commandLine();
-        return originOf((Settings) root.getDefaultValueProvider(), command.findOption(option), root.getParseResult().originalArgs());
+        Settings settings = ((SettingsProvider) root.getDefaultValueProvider()).settings();
+        return originOf(settings, command.findOption(option), root.getParseResult().originalArgs());
     }
-    // end shared:optionerror
+    // end shared:origin
 
     // shared:nearest
     /** " (did you mean start?)" if a known word is near, else "". Two letters in the wrong order are one mistake. */
@@ -1887,11 +1896,10 @@ final class VmAutoInstall implements Callable<Integer> {
                     "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
             Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
             Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 40G")),
-            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number from 1 to 99")),
+            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number up to 99")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
-            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]",
-                    "a port from 1 to 65535")),
+            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]", "a port")),
             Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")));
 
     /** Refuses a value that does not look like one, wherever it came from, before anything is done with it. */
@@ -2021,7 +2029,7 @@ final class VmAutoInstall implements Callable<Integer> {
     }
     // end shared:files
 
-    // shared:directory
+    // shared:vmdirectory
     /** VM_DIR, if it can be used. OpenSSH 9.9 expands % and ${ in Include lines, and 9.2 does not. */
     static Path vmDirectory(Path directory) {
         if (directory.toString().contains("%") || directory.toString().contains("${")) {
@@ -2038,7 +2046,9 @@ final class VmAutoInstall implements Callable<Integer> {
         }
         return existing.equals(directory) ? requireOwn(directory) : directory;
     }
+    // end shared:vmdirectory
 
+    // shared:directory
     /** Makes a directory and its missing parents for this user alone. One that exists is checked, and never changed. */
     static Path privateDirectory(Path directory) {
         try {
@@ -2171,7 +2181,7 @@ final class VmAutoInstall implements Callable<Integer> {
     static Accelerator accelerator(String wanted, Path vmDir, String qemuVersion, List<String> setup, Path kvm)
             throws IOException {
         if (!wanted.equals("auto")) {
-            return new Accelerator(wanted, "as set by VM_ACCEL");
+            return new Accelerator(wanted, "as set");
         }
         String problem = "";
         Optional<Accelerator> recorded = recordedAccelerator(vmDir, qemuVersion, opens(kvm));

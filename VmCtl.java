@@ -223,7 +223,8 @@ final class VmCtl {
         if (List.of(args).subList(0, first).stream().anyMatch(arg -> arg.matches("--help|-[vV]*h[hvV]*"))) {
             named = List.of(); // --help of all, whatever follows
         }
-        if (args.length > 0 && !args[0].startsWith("-") && named.stream().noneMatch(is -> is.getName().equals(args[0]))) {
+        String word = args.length == 0 || args[0].startsWith("-") ? "" : args[0];
+        if (!word.isEmpty() && named.stream().noneMatch(method -> method.getName().equals(word))) {
             named = List.of(); // a mistyped command
         }
         boolean hint = named.isEmpty() && args.length > 0;
@@ -233,7 +234,8 @@ final class VmCtl {
             root.addSubcommand(method.getName(), command);
         }
         CommandLine line = commandLine(root, settings);
-        line.getSubcommands().forEach((name, command) -> command.setStopAtPositional(List.of("exec", "ssh").contains(name)));
+        line.getSubcommands().forEach((name, command) -> // what follows the first word is the guest command's own
+                command.setStopAtPositional(List.of("exec", "ssh").contains(name)));
         return line;
     }
 
@@ -680,8 +682,8 @@ final class VmCtl {
                 "3:the VM is not running",
                 "69:the guest does not answer ssh", "130, 143:interrupted"})
     int ssh(@Parameters(arity = "0..*", paramLabel = "WORD",
-            description = "A command for root's shell, or after -- options for ssh, "
-                    + "too (default: none, which is a shell on this terminal).") List<String> words) throws IOException {
+            description = "A command for root's shell, or after -- options for "
+                    + "ssh, too (default: none, a shell on this terminal).") List<String> words) throws IOException {
         openExistingVm();
         needRunning();
         String[] more = words == null ? new String[0] : words.toArray(String[]::new);
@@ -1053,7 +1055,7 @@ final class VmCtl {
         }
     }
 
-    /** Whether stdout takes more. A pipe that nobody reads tells it before more is written: an empty transfer to it fails. */
+    /** Whether stdout takes more. Of a pipe that nobody reads an empty transfer tells it, before more is written. */
     private static boolean canAnswer(FileChannel anyFile) {
         try {
             if (!CLOSED[1]) {
@@ -4039,7 +4041,7 @@ final class VmCtl {
 
     /** What to try if an emulated guest hangs; empty if it has one processor. */
     static String hangAdvice(String accel, int processors) {
-        return accel.equals("tcg") && processors > 1 ? "; an emulated DragonFly may hang with several processors: try --cpus 1" : "";
+        return accel.equals("tcg") && processors > 1 ? "; an emulated DragonFly may hang with several processors: try VM_CPUS=1" : "";
     }
     // end shared:processors
 
@@ -4208,7 +4210,7 @@ final class VmCtl {
         List<String> help = new ArrayList<>(all.getHelpSectionKeys());
         Collections.rotate(help.subList(help.size() - 4, help.size()), 2); // the footer, which is examples, before the exit codes
         return all.setHelpSectionKeys(help).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
-                .setDefaultValueProvider(settings)
+                .setDefaultValueProvider(new SettingsProvider(settings))
                 .setExecutionStrategy(parsed -> {
                     checkValues(settings, parsed);
                     return new CommandLine.RunLast().execute(parsed);
@@ -4223,8 +4225,9 @@ final class VmCtl {
                     return failure instanceof VmException expected ? expected.exitCode : full ? 1 : 69;
                 }).setParameterExceptionHandler((failure, args) -> {
                     CommandLine line = failure.getCommandLine();
+                    String make = System.getProperty("vm.make"); // the target and its variable for options
                     line.getErr().println(line.getCommandSpec().root().name() + ": " + describeOptionError(settings, failure, args)
-                            + "; see: " + line.getCommandSpec().qualifiedName() + " --help");
+                            + "; see: " + (make == null ? line.getCommandSpec().qualifiedName() + " " : "make " + make + "=") + "--help");
                     return line.getCommandSpec().exitCodeOnInvalidInput();
                 });
     }
@@ -4232,7 +4235,7 @@ final class VmCtl {
 
     // shared:settings
     /** What holds where no option is given: the environment, else the KEY=VALUE lines of vm.env. Empty means unset. */
-    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) implements IDefaultValueProvider {
+    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) {
         Settings(Map<String, String> environment, Map<String, String> file) {
             this(environment, file, List.of());
         }
@@ -4255,11 +4258,6 @@ final class VmCtl {
                 settings.problems.add("vm.env cannot be read (" + reason(unreadable) + "): mend it, or move it away");
             }
             return settings;
-        }
-
-        @Override
-        public String defaultValue(ArgSpec argument) {
-            return get(argument.descriptionKey());
         }
 
         /** The value of a setting, or null. */
@@ -4294,6 +4292,16 @@ final class VmCtl {
         }
         return (name.isEmpty() || fault.startsWith("Missing ") ? "" : name + ": ") + fault;
     }
+    // end shared:optionerror
+
+    // shared:origin
+    /** Gives an option that is not on the command line the value of its setting. */
+    record SettingsProvider(Settings settings) implements IDefaultValueProvider {
+        @Override
+        public String defaultValue(ArgSpec argument) {
+            return settings.get(argument.descriptionKey());
+        }
+    }
 
     /** What the user wrote to give an option its value: the option, or the setting and where it stands. */
     static String originOf(Settings settings, OptionSpec option, List<String> args) {
@@ -4307,9 +4315,10 @@ final class VmCtl {
     /** The same for what is found wrong after the command line has been read. */
     static String originOf(CommandSpec command, String option) {
         CommandLine root = command.root().commandLine();
-        return originOf((Settings) root.getDefaultValueProvider(), command.findOption(option), root.getParseResult().originalArgs());
+        Settings settings = ((SettingsProvider) root.getDefaultValueProvider()).settings();
+        return originOf(settings, command.findOption(option), root.getParseResult().originalArgs());
     }
-    // end shared:optionerror
+    // end shared:origin
 
     // shared:nearest
     /** " (did you mean start?)" if a known word is near, else "". Two letters in the wrong order are one mistake. */
@@ -4350,11 +4359,10 @@ final class VmCtl {
                     "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
             Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
             Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 40G")),
-            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number from 1 to 99")),
+            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number up to 99")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
-            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]",
-                    "a port from 1 to 65535")),
+            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]", "a port")),
             Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")));
 
     /** Refuses a value that does not look like one, wherever it came from, before anything is done with it. */
@@ -4498,7 +4506,7 @@ final class VmCtl {
     }
     // end shared:files
 
-    // shared:directory
+    // shared:vmdirectory
     /** VM_DIR, if it can be used. OpenSSH 9.9 expands % and ${ in Include lines, and 9.2 does not. */
     static Path vmDirectory(Path directory) {
         if (directory.toString().contains("%") || directory.toString().contains("${")) {
@@ -4515,7 +4523,9 @@ final class VmCtl {
         }
         return existing.equals(directory) ? requireOwn(directory) : directory;
     }
+    // end shared:vmdirectory
 
+    // shared:directory
     /** Makes a directory and its missing parents for this user alone. One that exists is checked, and never changed. */
     static Path privateDirectory(Path directory) {
         try {
@@ -4648,7 +4658,7 @@ final class VmCtl {
     static Accelerator accelerator(String wanted, Path vmDir, String qemuVersion, List<String> setup, Path kvm)
             throws IOException {
         if (!wanted.equals("auto")) {
-            return new Accelerator(wanted, "as set by VM_ACCEL");
+            return new Accelerator(wanted, "as set");
         }
         String problem = "";
         Optional<Accelerator> recorded = recordedAccelerator(vmDir, qemuVersion, opens(kvm));

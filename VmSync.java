@@ -1198,7 +1198,8 @@ final class VmSync implements Callable<Integer> {
                 // or unreadable, which the sync tells
             } catch (IOException full) {
                 throw new VmException(69, "cannot watch " + path + ": " + full.getMessage()
-                        + " (more watches: sysctl fs.inotify.max_user_watches; or --exclude what need not be watched)");
+                        + " (more watches: sysctl fs.inotify.max_user_watches; or leave out what need not be "
+                        + "watched: " + withOption("--exclude PATTERN") + ")");
             }
         });
     }
@@ -1460,7 +1461,7 @@ final class VmSync implements Callable<Integer> {
         List<String> help = new ArrayList<>(all.getHelpSectionKeys());
         Collections.rotate(help.subList(help.size() - 4, help.size()), 2); // the footer, which is examples, before the exit codes
         return all.setHelpSectionKeys(help).setExpandAtFiles(false).setCaseInsensitiveEnumValuesAllowed(true)
-                .setDefaultValueProvider(settings)
+                .setDefaultValueProvider(new SettingsProvider(settings))
                 .setExecutionStrategy(parsed -> {
                     checkValues(settings, parsed);
                     return new CommandLine.RunLast().execute(parsed);
@@ -1475,8 +1476,9 @@ final class VmSync implements Callable<Integer> {
                     return failure instanceof VmException expected ? expected.exitCode : full ? 1 : 69;
                 }).setParameterExceptionHandler((failure, args) -> {
                     CommandLine line = failure.getCommandLine();
+                    String make = System.getProperty("vm.make"); // the target and its variable for options
                     line.getErr().println(line.getCommandSpec().root().name() + ": " + describeOptionError(settings, failure, args)
-                            + "; see: " + line.getCommandSpec().qualifiedName() + " --help");
+                            + "; see: " + (make == null ? line.getCommandSpec().qualifiedName() + " " : "make " + make + "=") + "--help");
                     return line.getCommandSpec().exitCodeOnInvalidInput();
                 });
     }
@@ -1484,7 +1486,7 @@ final class VmSync implements Callable<Integer> {
 
     // shared:settings
     /** What holds where no option is given: the environment, else the KEY=VALUE lines of vm.env. Empty means unset. */
-    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) implements IDefaultValueProvider {
+    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) {
         Settings(Map<String, String> environment, Map<String, String> file) {
             this(environment, file, List.of());
         }
@@ -1507,11 +1509,6 @@ final class VmSync implements Callable<Integer> {
                 settings.problems.add("vm.env cannot be read (" + reason(unreadable) + "): mend it, or move it away");
             }
             return settings;
-        }
-
-        @Override
-        public String defaultValue(ArgSpec argument) {
-            return get(argument.descriptionKey());
         }
 
         /** The value of a setting, or null. */
@@ -1546,6 +1543,16 @@ final class VmSync implements Callable<Integer> {
         }
         return (name.isEmpty() || fault.startsWith("Missing ") ? "" : name + ": ") + fault;
     }
+    // end shared:optionerror
+
+    // shared:origin
+    /** Gives an option that is not on the command line the value of its setting. */
+    record SettingsProvider(Settings settings) implements IDefaultValueProvider {
+        @Override
+        public String defaultValue(ArgSpec argument) {
+            return settings.get(argument.descriptionKey());
+        }
+    }
 
     /** What the user wrote to give an option its value: the option, or the setting and where it stands. */
     static String originOf(Settings settings, OptionSpec option, List<String> args) {
@@ -1559,9 +1566,10 @@ final class VmSync implements Callable<Integer> {
     /** The same for what is found wrong after the command line has been read. */
     static String originOf(CommandSpec command, String option) {
         CommandLine root = command.root().commandLine();
-        return originOf((Settings) root.getDefaultValueProvider(), command.findOption(option), root.getParseResult().originalArgs());
+        Settings settings = ((SettingsProvider) root.getDefaultValueProvider()).settings();
+        return originOf(settings, command.findOption(option), root.getParseResult().originalArgs());
     }
-    // end shared:optionerror
+    // end shared:origin
 
     // shared:nearest
     /** " (did you mean start?)" if a known word is near, else "". Two letters in the wrong order are one mistake. */
@@ -1602,11 +1610,10 @@ final class VmSync implements Callable<Integer> {
                     "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
             Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
             Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 40G")),
-            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number from 1 to 99")),
+            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number up to 99")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
-            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]",
-                    "a port from 1 to 65535")),
+            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]", "a port")),
             Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")));
 
     /** Refuses a value that does not look like one, wherever it came from, before anything is done with it. */
@@ -1793,7 +1800,7 @@ final class VmSync implements Callable<Integer> {
     }
     // end shared:awaitguest
 
-    // shared:directory
+    // shared:vmdirectory
     /** VM_DIR, if it can be used. OpenSSH 9.9 expands % and ${ in Include lines, and 9.2 does not. */
     static Path vmDirectory(Path directory) {
         if (directory.toString().contains("%") || directory.toString().contains("${")) {
@@ -1810,7 +1817,9 @@ final class VmSync implements Callable<Integer> {
         }
         return existing.equals(directory) ? requireOwn(directory) : directory;
     }
+    // end shared:vmdirectory
 
+    // shared:directory
     /** Makes a directory and its missing parents for this user alone. One that exists is checked, and never changed. */
     static Path privateDirectory(Path directory) {
         try {

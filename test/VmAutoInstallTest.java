@@ -698,7 +698,7 @@ class VmAutoInstallTest {
             assertEquals(measured, accelerator(null, kvm));
             assertEquals(1, Files.readAllLines(tmp.resolve("asked")).size());
         }
-        assertEquals(new VmAutoInstall.Accelerator("tcg", "as set by VM_ACCEL"),
+        assertEquals(new VmAutoInstall.Accelerator("tcg", "as set"),
                 VmAutoInstall.accelerator("tcg", vmDir(), "", List.of(setup.toString()), kvm));
     }
 
