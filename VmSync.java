@@ -20,6 +20,8 @@ import java.io.BufferedReader;
 import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.EOFException;
+import java.io.FileDescriptor;
+import java.io.FileOutputStream;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
@@ -1106,7 +1108,7 @@ final class VmSync implements Callable<Integer> {
             register(project, service);
             String synced = "";
             String trouble = "";
-            for (boolean due = true; ; due |= changed(service)) {
+            for (boolean due = true; canAnswer(); due |= changed(service)) {
                 try {
                     String vm = runningSince();
                     if (vm.equals(synced) && !due) {
@@ -1117,9 +1119,6 @@ final class VmSync implements Callable<Integer> {
                     Outcome outcome = sync();
                     if (!vm.equals(synced) || !outcome.changes().isEmpty() || !outcome.complete()) {
                         report(outcome, String.format(Locale.ROOT, "%tT ", LocalTime.now()));
-                        if (System.out.checkError()) {
-                            return 1;
-                        }
                     }
                     synced = vm;
                     trouble = "";
@@ -1134,6 +1133,7 @@ final class VmSync implements Callable<Integer> {
                     synced = "";
                 }
             }
+            return 1;
         }
     }
 
@@ -1409,6 +1409,23 @@ final class VmSync implements Callable<Integer> {
         System.exit(lost ? 1 : code);
     }
     // end shared:streams
+
+    // shared:reader
+    /**
+     * Whether stdout takes more output. If nobody reads a pipe any more, an empty transfer to it fails. A line that is written then
+     * reaches nobody, and makes the failure known to exit().
+     */
+    static boolean canAnswer() {
+        try (FileChannel nothing = FileChannel.open(Path.of("/dev/null"))) {
+            if (!CLOSED[1]) {
+                nothing.transferTo(0, 0, new FileOutputStream(FileDescriptor.out).getChannel());
+            }
+        } catch (IOException readerGone) {
+            System.out.println();
+        }
+        return !System.out.checkError();
+    }
+    // end shared:reader
 
     // shared:make
     /**

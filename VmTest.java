@@ -14,6 +14,8 @@ import com.grack.nanojson.JsonParser;
 import com.grack.nanojson.JsonParserException;
 import com.grack.nanojson.JsonWriter;
 import java.io.BufferedReader;
+import java.io.FileDescriptor;
+import java.io.FileOutputStream;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.InputStreamReader;
@@ -287,7 +289,6 @@ final class VmTest implements Callable<Integer> {
                 done.add(report);
                 spec.commandLine().getOut().print(report.summary());
                 spec.commandLine().getOut().flush();
-                interrupted |= System.out.checkError();
                 if (build && report.verdict != Verdict.PASSED || report.verdict.compareTo(Verdict.INTERRUPTED) >= 0) {
                     break;
                 }
@@ -697,6 +698,7 @@ final class VmTest implements Callable<Integer> {
                 orders.flush();
                 while (!open.await(100, TimeUnit.MILLISECONDS)) {
                     boolean late = System.nanoTime() > deadline;
+                    interrupted |= !canAnswer(); // a suite whose output is lost is stopped, as by Ctrl-C
                     watch.look();
                     if (stop == null && (interrupted || late)) {
                         stop = interrupted ? Verdict.INTERRUPTED : Verdict.TIMED_OUT;
@@ -1264,7 +1266,6 @@ final class VmTest implements Callable<Integer> {
         byte[] bytes = (quiet ? "" : terminal(descriptor) ? harmless(text) : text).getBytes(WIRE);
         (descriptor == 1 ? System.out : System.err).write(bytes, 0, bytes.length);
         (descriptor == 1 ? System.out : System.err).flush();
-        interrupted |= System.out.checkError(); // a suite that nobody can see is stopped, as by Ctrl-C
     }
 
     /** Is this file descriptor a terminal, or not known not to be one? */
@@ -1348,6 +1349,23 @@ final class VmTest implements Callable<Integer> {
         System.exit(lost ? 1 : code);
     }
     // end shared:streams
+
+    // shared:reader
+    /**
+     * Whether stdout takes more output. If nobody reads a pipe any more, an empty transfer to it fails. A line that is written then
+     * reaches nobody, and makes the failure known to exit().
+     */
+    static boolean canAnswer() {
+        try (FileChannel nothing = FileChannel.open(Path.of("/dev/null"))) {
+            if (!CLOSED[1]) {
+                nothing.transferTo(0, 0, new FileOutputStream(FileDescriptor.out).getChannel());
+            }
+        } catch (IOException readerGone) {
+            System.out.println();
+        }
+        return !System.out.checkError();
+    }
+    // end shared:reader
 
     // shared:duration
     /** A length of time as a person writes it: 90s, 5m, 1h30m or a plain number of seconds; at most 30 days. */
