@@ -568,8 +568,8 @@ class VmAutoInstallTest {
         Files.writeString(vmDir().resolve("dfly-6.4.2.iso"), "<html>not found</html>");
         assertEquals(69, run());
         says("not an ISO");
-        assertEquals(3, run("provision"));
-        says("vm-ctl start");
+        assertEquals(69, run("provision"));
+        says("there is no VM dfly-vm");
         installer();
         assertEquals(69, run("run-phase", "2", vmDir().resolve("dfly-6.4.2.iso").toString()));
         says("phase 1");
