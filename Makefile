@@ -59,8 +59,8 @@ vm-auto-install: .build/VmAutoInstall.jsa .build/VmSetup.jsa ## Install in three
 	@$(call java,VmAutoInstall,ARGS) $(ARGS)
 
 .PHONY: vm-install
-vm-install: .build/VmCtl.jsa .build/VmSetup.jsa ## Install by hand instead: boot the installer with a console
-	@$(call java,VmCtl,ARGS) install $(ARGS)
+vm-install: .build/VmAutoInstall.jsa .build/VmSetup.jsa ## Install by hand instead, at the installer's console
+	@$(call java,VmAutoInstall,ARGS) by-hand $(ARGS)
 
 .PHONY: vm-provision
 vm-provision: .build/VmAutoInstall.jsa ## Run phase 3 again, over ssh, in the running VM

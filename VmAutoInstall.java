@@ -26,12 +26,10 @@ import com.grack.nanojson.JsonParser;
 import com.grack.nanojson.JsonParserException;
 import com.grack.nanojson.JsonWriter;
 import com.sun.management.OperatingSystemMXBean;
-import java.io.BufferedReader;
 import java.io.ByteArrayInputStream;
 import java.io.File;
 import java.io.IOException;
 import java.io.InputStream;
-import java.io.InputStreamReader;
 import java.io.OutputStream;
 import java.io.PrintStream;
 import java.lang.ProcessBuilder.Redirect;
@@ -118,6 +116,9 @@ import picocli.CommandLine.UnmatchedArgumentException;
  *     it into place as the clean disk.
  * </ol>
  *
+ * <p>{@code by-hand} lets a person install at the console instead; what that leaves on the disk is checked and moved
+ * into place in the same way.
+ *
  * Reads in VM_DIR: {@code dfly-<version>.iso}, {@code accel.json}, the lock on {@code <name>.qemu-pid}, every VM's
  * {@code <name>.snapshots/clean/snapshot.json}, and {@code ssh_config}. Writes {@code <name>.install/}, {@code
  * <name>.ssh/} and, under {@code <name>.lock}, {@code <name>-clean.qcow2}; removes {@code <name>.qcow2}, {@code
@@ -149,7 +150,7 @@ final class VmAutoInstall implements Callable<Integer> {
     static final List<String> SCRIPTS = List.of("phase1-install.sh", "phase2-update.sh", "phase3-provision.sh");
     private static final int LAST = SCRIPTS.size();
     private static final String QEMU = "qemu-system-x86_64";
-    private static final String UNFINISHED = ".*\\.(part|iso)"; // a CD holds a password
+    private static final String UNFINISHED = ".*\\.(part|iso|vnc)"; // a CD holds a password
 
     @Spec
     CommandSpec spec;
@@ -242,7 +243,7 @@ final class VmAutoInstall implements Callable<Integer> {
 
     private String project = ""; // VM_PROJECT, by default the working directory: no script in it is run
 
-    /** The inherited options that a subcommand goes by; it refuses the others. */
+    /** The inherited options that a subcommand goes by; it refuses the others. by-hand takes all. */
     private static final Map<String, List<String>> TAKES = Map.of(
             "make-iso", List.of("--vm-dir", "--vm-name", "--dports-clone", "-v"),
             "run-phase", List.of("--vm-dir", "--vm-name", "--dfly-version", "--image", "--disk-size", "--memory",
@@ -265,7 +266,8 @@ final class VmAutoInstall implements Callable<Integer> {
         tool.project = Optional.ofNullable(settings.get("VM_PROJECT")).orElse("");
         CommandLine line = commandLine(tool, settings);
         line.getSubcommands().forEach((name, command) -> List.copyOf(command.getCommandSpec().options()).stream()
-                .filter(option -> option.inherited() && !TAKES.get(name).contains(option.longestName()))
+                .filter(option -> option.inherited() && TAKES.containsKey(name)
+                        && !TAKES.get(name).contains(option.longestName()))
                 .forEach(command.getCommandSpec()::remove));
         return line;
     }
@@ -305,7 +307,51 @@ final class VmAutoInstall implements Callable<Integer> {
                 Path cd = writeIso(install("phase" + phase.number + ".iso"), phase.disc);
                 run(phase, iso, cd, ledger, again("--from " + phase.number));
             }
-            return to < LAST ? install("phase" + to + ".qcow2") : putInPlace(iso, ledger);
+            return to < LAST ? install("phase" + to + ".qcow2") : putInPlace(flatten(), false, iso, ledger);
+        });
+    }
+
+    @Command(name = "by-hand", description = {"Install by hand, with the serial console on this terminal", "",
+        "It boots the installer with a blank disk, or the disk once it boots by itself, and a second CD with the phase "
+            + "scripts; what to type is printed. When the machine is off, the disk is looked at: a provisioned one is "
+            + "checked and becomes the VM's disk, as after an automatic installation. Any other is kept as "
+            + "VM_DIR/NAME.install/by-hand.qcow2, and the same command goes on with it; vm-setup disk makes it blank "
+            + "again. Ctrl-] shuts the machine down. The screen is VNC on a unix socket."},
+            footer = {"  vm-auto-install by-hand", "  vm-auto-install by-hand --vm-name mine --disk-size 60G"},
+            exitCodeList = {"0:done: vm-ctl start starts it",
+                "1:the disk is empty or not provisioned yet, or this machine's disk is full",
+                "2:wrong usage, or refused for want of --yes",
+                "69:something needed is not available (ISO, QEMU, phase scripts, the lock), or the VM runs",
+                "124:a time limit of the check", "130, 143:interrupted"})
+    int byHand(@Option(names = "--yes", description = "Replace an installed VM, its disk and its snapshots, without "
+            + "asking.") boolean replace) throws Exception {
+        yes |= replace;
+        List<Path> scripts = findScripts();
+        Path iso = installer();
+        return locked("vm-auto-install by-hand", () -> {
+            confirmReplacing();
+            chooseAccelerator(false);
+            Path disk = install("by-hand.qcow2");
+            if (!Files.exists(disk)) {
+                Path part = install("by-hand.part");
+                qemuImg(createDisk(part, diskSize, null));
+                Files.setPosixFilePermissions(part, PosixFilePermissions.fromString("rw-------"));
+                Files.move(part, disk);
+            }
+            Path cd = writeIso(install("by-hand.iso"), byHandDisc(scripts, ownData()));
+            try (Guest guest = new Guest(BY_HAND, disk, List.of(iso, cd, iso), 0)) {
+                say(String.format(BY_HAND_HELP, guest.screen, file(".ssh").resolve("root_password")));
+                String end = guest.attend();
+                if (isEmpty(disk)) {
+                    throw new VmException(1, "nothing is installed, " + disk + " is still empty; the same command "
+                            + "begins again: " + again(""));
+                } else if (!"guest-shutdown".equals(end)) {
+                    throw new VmException(1, "the machine was not shut down by its system (" + end + "), so what was "
+                            + "written last may be missing; " + disk + " is kept, and the same command boots it again: "
+                            + again(""));
+                }
+            }
+            return putInPlace(disk, true, iso, readLedger());
         });
     }
 
@@ -360,7 +406,8 @@ final class VmAutoInstall implements Callable<Integer> {
             Path part = install("phase" + number + ".part");
             answer(shellQuoted(createDisk(part, diskSize, backing(number))));
             chooseAccelerator(true);
-            answer(shellQuoted(qemuCommand(name + "-phase" + number, part, cds(number, iso, cd), install("qmp"), 0)));
+            answer(shellQuoted(qemuCommand(name + "-phase" + number, part, cds(number, iso, cd), install("qmp"), 0,
+                    null)));
             return 0;
         }
         Phase phase = new Phase(number, null, object("the CD of run-phase", cd.toString()));
@@ -572,7 +619,7 @@ final class VmAutoInstall implements Callable<Integer> {
         long started = System.nanoTime();
         qemuImg(createDisk(part, diskSize, backing(n)));
         try (Guest guest = new Guest(n, part, cds(n, iso, cd), 0)) {
-            Failure failure = guest.follow();
+            Failure failure = guest.follow(false);
             if (failure != null) {
                 throw guest.report(failure, goOn);
             }
@@ -615,17 +662,23 @@ final class VmAutoInstall implements Callable<Integer> {
         return phase == 1 ? List.of(iso, cd, iso) : List.of(cd);
     }
 
-    /** The last disk is flattened, booted once, and asked what is in it; only then it becomes the clean disk. */
-    private Path putInPlace(Path iso, JsonObject ledger) throws Exception {
-        Path clean = file("-clean.qcow2");
+    /** The last phase's disk without the disks that it builds on. */
+    private Path flatten() throws IOException {
         Path flat = install("clean.part");
         say("flattening the disk");
         String last = install("phase" + LAST + ".qcow2").toString();
         qemuImg(List.of("qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", last, flat.toString()));
-        JsonObject versions = verify(flat);
+        return flat;
+    }
+
+    /** A disk is booted once, and asked what is in it; only then it becomes the clean disk. */
+    private Path putInPlace(Path flat, boolean byHand, Path iso, JsonObject ledger) throws Exception {
+        Path clean = file("-clean.qcow2");
+        JsonObject versions = verify(flat, byHand);
         // Should we be killed before the last line, readLedger tells by the disk's identity whether it got into place.
         ledger.put("placing", object("version", version, "iso", iso.toString(), "isoSha256", isoSum(iso, ledger),
-                "versions", versions, "phases", part(ledger, "phases"), "accelerator", accel,
+                "versions", versions, "phases", byHand ? new JsonObject() : part(ledger, "phases"),
+                "accelerator", accel,
                 "finished", Instant.now().toString(), "disk", identity(flat),
                 "qemu", qemuVersion()));
         saveLedger(ledger);
@@ -652,8 +705,8 @@ final class VmAutoInstall implements Callable<Integer> {
      * Boots a disk through a throw-away overlay and asks it over ssh, with the pinned host key, for its tools'
      * versions.
      */
-    private JsonObject verify(Path disk) throws Exception {
-        say("booting it once, to see that it answers");
+    private JsonObject verify(Path disk, boolean byHand) throws Exception {
+        say("booting it once, to see " + (byHand ? "whether it is provisioned" : "that it answers"));
         Path overlay = install("verify.part");
         qemuImg(createDisk(overlay, "", disk.getFileName().toString()));
         int port;
@@ -661,7 +714,7 @@ final class VmAutoInstall implements Callable<Integer> {
             port = free.getLocalPort();
         }
         try (Guest guest = new Guest(0, overlay, List.of(), port)) {
-            Failure failure = guest.follow();
+            Failure failure = guest.follow(byHand);
             if (failure == null) {
                 List<String> said = new ArrayList<>();
                 // Run in the key directory: relative names need none of ssh's quoting.
@@ -679,11 +732,21 @@ final class VmAutoInstall implements Callable<Integer> {
                 if (code == 0 && versions.keySet().containsAll(TOOLS)) {
                     return versions;
                 }
+                List<String> missing = TOOLS.stream().filter(tool -> !versions.has(tool)).toList();
                 failure = code == 255 ? new Failure(69, "ssh with this VM's key and pinned host key: "
                         + String.join(" ", said))
-                        : new Failure(1, "a tool is missing or broken; what they say of themselves:\n" + quoted(said));
+                        : new Failure(1, "a tool is missing or broken: " + String.join(", ", missing)
+                        + "\nwhat they say of themselves:\n" + quoted(said));
             }
-            throw guest.report(failure, again(""));
+            boolean loginCame = guest.watcher.done;
+            if (byHand && (loginCame || guest.watcher.inLoader() && failure.code == 1)) {
+                throw new VmException(1, "the disk is " + (loginCame ? "installed, but not provisioned ("
+                        : "not empty, but not provisioned (") + failure.cause.lines().findFirst().orElse("") + "); "
+                        + disk + " is kept, and the same command goes on with it: " + again(""));
+            }
+            VmException trouble = guest.report(failure, again(""));
+            throw !byHand ? trouble : new VmException(trouble.exitCode, "the disk is kept, but could not be checked: "
+                    + trouble.getMessage());
         }
     }
 
@@ -736,6 +799,52 @@ final class VmAutoInstall implements Callable<Integer> {
         return disc;
     }
 
+    private static final int BY_HAND = -1; // the phase of a guest at whose console a person works
+    private static final String BY_HAND_HELP = """
+            This terminal is the machine's serial line. Ctrl-] shuts the machine down; a second one ends it at once.
+            Its screen is VNC on the unix socket %s
+
+            To install: press 9 at the boot menu, type "set console=comconsole", then "boot", and log in as root.
+            Install to da0 as you like, or type this, which powers off in the end:
+
+              mount_cd9660 /dev/cd1 /mnt && sh /mnt/phase1.sh
+
+            Once the disk boots: log in as root (phase 1 sets the password in %s)
+            and type this, which provisions the system and powers off:
+
+              mount_cd9660 /dev/cd1 /mnt && sh /mnt/setup.sh
+            """;
+
+    /**
+     * A CD with the phases for typing. setup.sh is phases 2 and 3, for a system whose network the installer may not
+     * have set up. There is no pfi.conf, or the installer would run it by itself.
+     */
+    static SortedMap<String, byte[]> byHandDisc(List<Path> scripts, SortedMap<String, byte[]> data) throws IOException {
+        SortedMap<String, byte[]> disc = new TreeMap<>(data);
+        for (Path script : scripts) {
+            disc.put(script.getFileName().toString().replaceAll("-.*", ".sh"), Files.readAllBytes(script));
+        }
+        disc.put("setup.sh", """
+                #!/bin/sh
+                # As root, on the installed system: mount_cd9660 /dev/cd1 /mnt && sh /mnt/setup.sh
+                set -eu
+                . /mnt/vm.conf
+                grep -q '^ifconfig_vtnet0=' /etc/rc.conf || cat >>/etc/rc.conf <<CONF
+                hostname="$VM_HOSTNAME"
+                ifconfig_vtnet0="inet $VM_ADDRESS netmask $VM_NETMASK"
+                defaultrouter="$VM_GATEWAY"
+                CONF
+                grep -q '^console=' /boot/loader.conf 2>/dev/null || echo 'console="comconsole"' >>/boot/loader.conf
+                ifconfig vtnet0 inet "$VM_ADDRESS" netmask "$VM_NETMASK" up
+                route add default "$VM_GATEWAY" 2>/dev/null || true
+                echo "nameserver $VM_DNS" >/etc/resolv.conf
+                PFI_POWEROFF=no sh /mnt/phase2.sh
+                PFI_POWEROFF=no sh /mnt/phase3.sh
+                poweroff
+                """.getBytes(UTF_8));
+        return disc;
+    }
+
     private static SortedMap<String, byte[]> filesOf(Path directory) {
         SortedMap<String, byte[]> files = new TreeMap<>();
         try (Stream<Path> listed = Files.list(directory)) {
@@ -770,9 +879,12 @@ final class VmAutoInstall implements Callable<Integer> {
         return Stream.concat(Stream.of("qemu-img", "create", "-q", "-f", "qcow2"), from.stream()).toList();
     }
 
-    /** The serial console is QEMU's stdin and stdout. With more than one CD it boots from the first. */
-    List<String> qemuCommand(String title, Path disk, List<Path> cds, Path qmp, int sshPort) {
-        boolean fromCd = cds.size() > 1;
+    /**
+     * The serial console is QEMU's stdin and stdout. With more than one CD it boots from the first; with a screen from
+     * the disk if it can, and it may reboot.
+     */
+    List<String> qemuCommand(String title, Path disk, List<Path> cds, Path qmp, int sshPort, Path screen) {
+        int cdOrder = cds.size() < 2 ? -1 : screen == null ? 0 : 1;
         int processors = processors(cpus == null ? null : Integer.valueOf(cpus), accel);
         String model = Map.of("kvm", "Broadwell-v4,+hypervisor,pmu=off", "hvf", "host", "tcg", "qemu64").get(accel);
         long host = ManagementFactory.getPlatformMXBean(OperatingSystemMXBean.class).getTotalMemorySize() >> 20;
@@ -780,22 +892,24 @@ final class VmAutoInstall implements Callable<Integer> {
                 "-accel", accelArgument(accel, processors), "-cpu", cpu != null ? cpu : model,
                 "-m", memory != null ? memory : Math.max(2048, Math.min(8192, host / 4)) + "M",
                 "-smp", "" + processors,
-                "-nodefaults", "-vga", "std", "-display", "none", "-no-reboot",
+                "-nodefaults", "-vga", "std", "-display", "none",
                 "-chardev", "stdio,id=serial0,signal=off", "-serial", "chardev:serial0",
                 "-chardev", "socket,id=qmp0,server=on,wait=off,path=" + qmp.toString().replace(",", ",,"),
                 "-mon", "chardev=qmp0,mode=control",
                 "-netdev", "user,id=net0" + (sshPort > 0 ? ",hostfwd=tcp:127.0.0.1:" + sshPort + "-:22" : ""),
                 "-device", "virtio-net-pci,netdev=net0", "-device", "virtio-scsi-pci,id=scsi0",
                 "-blockdev", JsonWriter.string(object("driver", "qcow2", "node-name", "disk0", "discard", "unmap",
-                        "detect-zeroes", "unmap", "cache", object("no-flush", true),
+                        "detect-zeroes", "unmap", "cache", object("no-flush", screen == null),
                         "file", object("driver", "file", "filename", disk.toString(), "discard", "unmap"))),
-                "-device", "scsi-hd,drive=disk0,bus=scsi0.0,bootindex=" + (fromCd ? 1 : 0)));
+                "-device", "scsi-hd,drive=disk0,bus=scsi0.0,bootindex=" + (cdOrder == 0 ? 1 : 0)));
+        command.addAll(screen == null ? List.of("-no-reboot")
+                : List.of("-vnc", "unix:" + screen.toString().replace(",", ",,")));
         for (int i = 0; i < cds.size(); i++) {
             command.addAll(List.of("-blockdev", JsonWriter.string(object("driver", "raw", "node-name", "cd" + i,
                     "read-only", true,
                     "file", object("driver", "file", "filename", cds.get(i).toString()))),
                     "-device", "ide-cd,drive=cd" + i + ",bus=ide." + i / 2 + ",unit=" + i % 2
-                    + (fromCd && i == 0 ? ",bootindex=0" : "")));
+                    + (cdOrder >= 0 && i == 0 ? ",bootindex=" + cdOrder : "")));
         }
         command.addAll(split(qemuArgs));
         return command;
@@ -827,18 +941,24 @@ final class VmAutoInstall implements Callable<Integer> {
         private boolean pictured;
         // VM_DIR's path may be too long for one
         private final Path socket = Files.createTempDirectory("vm-install").resolve("qmp");
+        final Path screen; // of an installation by hand, else null
         private final StringBuilder monitored = new StringBuilder(); // what the monitor said and nobody has read yet
         private SocketChannel monitor;
+        private String endReason; // QEMU's word for why it ends
+        private volatile int leaving; // how often Ctrl-] was typed
         private final Duration limit = limit();
         private final long started = System.nanoTime();
         /** Whether one line, written over and over, tells how far the guest is. */
         private final boolean live = isTerminal(2) && !"dumb".equals(System.getenv("TERM"));
         private final String clear = live ? "\r\033[K" : "";
 
-        /** Phase 0 is the check of the installed disk. */
+        /** Phase 0 is the check of the installed disk, BY_HAND an installation by hand. */
         Guest(int phase, Path disk, List<Path> cds, int sshPort) throws IOException {
             title = phase > 0 ? "phase " + phase : "the check of the installed disk";
-            String file = phase > 0 ? "phase" + phase : "verify";
+            String file = phase > 0 ? "phase" + phase : phase == 0 ? "verify" : "by-hand";
+            Path vnc = install(file + ".vnc");
+            boolean fits = vnc.toString().getBytes(UTF_8).length < 104; // the least that a system allows for a socket
+            screen = phase != BY_HAND ? null : fits ? vnc : socket.resolveSibling("vnc");
             log = install(file + ".log");
             picture = install(file + ".png");
             Files.deleteIfExists(picture);
@@ -846,20 +966,81 @@ final class VmAutoInstall implements Callable<Integer> {
             // On Linux the kernel ends QEMU when this process dies, even of kill -9.
             boolean linux = System.getProperty("os.name").equals("Linux");
             List<String> command = new ArrayList<>(linux ? List.of("setpriv", "--pdeathsig", "KILL") : List.of());
-            command.addAll(qemuCommand(name + "-" + file, disk, cds, socket, sshPort));
+            command.addAll(List.of("sh", "-c", "umask 077; exec \"$@\"", "sh"));
+            command.addAll(qemuCommand(name + "-" + file, disk, cds, socket, sshPort, screen));
             if (verbose) {
                 say("+ " + shellQuoted(command));
             }
-            say(title + "; its console: tail -f " + shellQuoted(List.of(log.toString())));
+            if (screen == null) {
+                say(title + "; its console: tail -f " + shellQuoted(List.of(log.toString())));
+            }
             process = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(log.toFile()).start();
         }
 
-        /** Watches until QEMU ends, or until the installed disk's login prompt; null if that went well. */
-        Failure follow() throws IOException, InterruptedException {
+        /**
+         * Lets a person work at the guest's console until QEMU ends, and returns QEMU's word for why it did. The end of
+         * the input ends nothing.
+         */
+        String attend() throws IOException, InterruptedException {
+            Process terminal = isTerminal(0) ? rawTerminal() : null;
+            Thread keys = new Thread(this::passKeys);
+            keys.setDaemon(true); // it waits for a key
+            keys.start();
+            try (InputStream console = Files.newInputStream(log)) {
+                int left = 0;
+                while (true) {
+                    boolean alive = process.isAlive(); // asked before reading: the last words count, too
+                    byte[] said = console.readNBytes(1 << 16);
+                    System.err.write(said);
+                    System.err.flush();
+                    String problem = readEvents();
+                    if (interrupted) {
+                        throw new VmException(130, "interrupted");
+                    } else if (problem != null) {
+                        throw new VmException(1, problem);
+                    } else if (!alive && said.length == 0) {
+                        if (endReason == null) {
+                            throw new VmException(69, "QEMU ended by itself with " + exitText(process.exitValue())
+                                    + "; the disk is kept, and the same command goes on with it: " + again(""));
+                        }
+                        return endReason;
+                    } else if (leaving > left && monitor != null) {
+                        left++;
+                        System.err.print(left == 1 ? "\r\nshutting it down; Ctrl-] again ends it at once\r\n" : "\r\n");
+                        ask(JsonWriter.string(object("execute", left == 1 ? "system_powerdown" : "quit")) + "\n");
+                    }
+                    Thread.sleep(said.length > 0 ? 0 : 20);
+                }
+            } finally {
+                if (terminal != null) {
+                    terminal.getOutputStream().close();
+                    terminal.waitFor();
+                }
+            }
+        }
+
+        private void passKeys() {
+            byte[] typed = new byte[256];
+            try {
+                for (int count = System.in.read(typed); count >= 0; count = System.in.read(typed)) {
+                    String keys = new String(typed, 0, count, ISO_8859_1);
+                    leaving += (int) keys.chars().filter(key -> key == CTRL_BRACKET).count();
+                    process.getOutputStream().write(keys.replace("" + CTRL_BRACKET, "").getBytes(ISO_8859_1));
+                    process.getOutputStream().flush();
+                }
+            } catch (IOException ended) {
+                // the terminal, or QEMU
+            }
+        }
+
+        /**
+         * Watches until QEMU ends, or until the installed disk's login prompt; null if that went well. A disk that may
+         * be anything is given up soon if nothing of its kernel comes over the serial line.
+         */
+        Failure follow(boolean mayBeAnything) throws IOException, InterruptedException {
             String advice = hangAdvice(accel, processors(cpus == null ? null : Integer.valueOf(cpus), accel));
             boolean blind = false;
             boolean pictureAsked = false;
-            String reason = null;
             long heard = started;
             long failed = 0;
             try (InputStream console = Files.newInputStream(log)) {
@@ -872,20 +1053,16 @@ final class VmAutoInstall implements Callable<Integer> {
                     if (now - heard > 1e9) { // a line that has begun is complete within a second, also when emulated
                         watcher.pause();
                     }
-                    for (JsonObject event : ask("")) {
-                        JsonObject data = part(event, "data");
-                        reason = "SHUTDOWN".equals(event.get("event")) ? data.getString("reason") : reason;
-                        if ("BLOCK_IO_ERROR".equals(event.get("event")) && "stop".equals(data.get("action"))) {
-                            watcher.fail(1, "this machine cannot write the VM's disk (" + data.getString("reason")
-                                    + "): free some space for " + vmDir());
-                        }
+                    String problem = readEvents();
+                    if (problem != null) {
+                        watcher.fail(1, problem);
                     }
                     if (interrupted) {
                         throw new VmException(130, "interrupted");
                     } else if (watcher.phase == 0 && watcher.done) {
                         return null;
                     } else if (!alive && said.length == 0) {
-                        return verdict(watcher, reason, process.exitValue());
+                        return verdict(watcher, endReason, process.exitValue());
                     }
                     if (alive) {
                         type(watcher.keys());
@@ -898,7 +1075,9 @@ final class VmAutoInstall implements Callable<Integer> {
                         say(clear + "the boot loader does not answer on the serial line: going on blind, its menu "
                                 + "boots by itself");
                     }
-                    if (!blind && now - heard > limit.toNanos() / 6) {
+                    if (mayBeAnything && watcher.inLoader() && now - heard > 120e9) {
+                        watcher.fail(1, "nothing of its kernel came over the serial line");
+                    } else if (!blind && now - heard > limit.toNanos() / 6) {
                         String silent = "its console has been silent for " + text(limit.dividedBy(6));
                         watcher.fail(124, watcher.hinted(silent + advice));
                     } else if (now - started > limit.toNanos()) {
@@ -933,15 +1112,30 @@ final class VmAutoInstall implements Callable<Integer> {
             }
         }
 
+        /** Notes why QEMU ends, and returns why it cannot go on, or null. */
+        private String readEvents() throws IOException {
+            String problem = null;
+            for (JsonObject event : ask("")) {
+                JsonObject data = part(event, "data");
+                if ("SHUTDOWN".equals(event.get("event"))) {
+                    endReason = data.getString("reason");
+                } else if ("BLOCK_IO_ERROR".equals(event.get("event")) && "stop".equals(data.get("action"))) {
+                    problem = "this machine cannot write the VM's disk (" + data.getString("reason")
+                            + "): free some space for " + vmDir();
+                }
+            }
+            return problem;
+        }
+
         /** Tells the monitor something, or nothing, and returns what it said since the last time. */
         private List<JsonObject> ask(String request) throws IOException {
             try {
                 if (monitor == null && Files.exists(socket)) {
                     monitor = SocketChannel.open(UnixDomainSocketAddress.of(socket));
                     monitor.configureBlocking(false);
+                    monitor.write(UTF_8.encode("{\"execute\": \"qmp_capabilities\"}\n"));
                     Files.delete(socket); // a kill -9 leaves no litter
                     Files.delete(socket.getParent());
-                    monitor.write(UTF_8.encode("{\"execute\": \"qmp_capabilities\"}\n"));
                 } else if (monitor != null) {
                     ByteBuffer buffer = ByteBuffer.allocate(8192);
                     while (monitor.read(buffer.clear()) > 0) {
@@ -1001,9 +1195,30 @@ final class VmAutoInstall implements Callable<Integer> {
             if (monitor != null) {
                 monitor.close();
             }
+            Files.deleteIfExists(screen != null ? screen : socket);
             Files.deleteIfExists(socket);
             Files.deleteIfExists(socket.getParent());
         }
+    }
+
+    private static final char CTRL_BRACKET = 0x1d;
+
+    /** Makes the terminal raw. Once the input of this process ends, also by our death, it sets the terminal back. */
+    private static Process rawTerminal() throws IOException {
+        Process shell = new ProcessBuilder("sh", "-c", """
+                trap '' HUP INT TERM TTOU
+                saved=$(stty -g </dev/tty) || exit
+                stty raw -echo </dev/tty
+                echo raw
+                cat >/dev/null
+                stty "$saved" </dev/tty
+                """).redirectError(ProcessBuilder.Redirect.INHERIT).start();
+        shell.getInputStream().read();
+        return shell;
+    }
+
+    private static String exitText(int exitCode) {
+        return exitCode > 128 ? "signal " + (exitCode - 128) : "exit code " + exitCode;
     }
 
     /** What QEMU's end means. A phase is done if its script said so and the guest then powered itself off: null. */
@@ -1013,13 +1228,13 @@ final class VmAutoInstall implements Callable<Integer> {
         } else if ("guest-reset".equals(reason)) {
             return new Failure(1, watcher.hinted(Watcher.REBOOTED));
         } else if (exitCode != 0 || reason == null && watcher.stage != Stage.OFF) {
-            String how = exitCode > 128 ? "signal " + (exitCode - 128) : "exit code " + exitCode;
-            return new Failure(69, "QEMU ended by itself with " + how);
+            return new Failure(69, "QEMU ended by itself with " + exitText(exitCode));
         } else if (reason != null && !reason.equals("guest-shutdown")) {
             return new Failure(69, "QEMU was ended from outside (" + reason + ")");
         }
-        return watcher.done ? null : new Failure(1,
-                watcher.hinted("the guest powered off, but its script never said DONE"));
+        return watcher.done ? null : new Failure(1, watcher.hinted(watcher.phase == 0
+                ? "it powered off before a login prompt came"
+                : "the guest powered off, but its script never said DONE"));
     }
 
     /** Where a guest is on its way, in the order in which it gets there, and what the console says then. */
@@ -1377,6 +1592,15 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
+    /** Whether a disk has no boot sector, so that nothing is installed on it. */
+    private boolean isEmpty(Path disk) throws IOException {
+        Path sector = install("sector.part");
+        qemuImg(List.of("qemu-img", "dd", "-f", "qcow2", "-O", "raw", "bs=512", "count=1", "if=" + disk,
+                "of=" + sector));
+        byte[] bytes = Files.readAllBytes(sector);
+        return bytes[510] != 0x55 || bytes[511] != (byte) 0xaa;
+    }
+
     private void removeInstall(String pattern) throws IOException {
         try (Stream<Path> files = Files.list(install(""))) {
             for (Path file : files.filter(file -> file.getFileName().toString().matches(pattern)).toList()) {
@@ -1510,8 +1734,10 @@ final class VmAutoInstall implements Callable<Integer> {
         spec.commandLine().getErr().flush();
     }
 
-    // shared:iso
-    /** Writes an ISO 9660 image. The guest's kernel takes Rock Ridge only if its ER field says RRIP_1991A: mkisofs compatibility. */
+    /**
+     * Writes an ISO 9660 image. The guest's kernel takes Rock Ridge only if its ER field says RRIP_1991A: mkisofs
+     * compatibility.
+     */
     static Path writeIso(Path iso, SortedMap<String, byte[]> files) throws IOException {
         Path part = iso.resolveSibling(iso.getFileName() + ".part");
         Files.deleteIfExists(part);
@@ -1521,7 +1747,8 @@ final class VmAutoInstall implements Callable<Integer> {
         try {
             ISO9660RootDirectory root = new ISO9660RootDirectory();
             for (Map.Entry<String, byte[]> file : files.entrySet()) {
-                root.addFile(new ISO9660File(new ByteArrayDataReference(file.getValue()), file.getKey(), System.currentTimeMillis()));
+                root.addFile(new ISO9660File(new ByteArrayDataReference(file.getValue()), file.getKey(),
+                        System.currentTimeMillis()));
             }
             ISO9660Config config = new ISO9660Config();
             config.setInterchangeLevel(2);
@@ -1538,10 +1765,11 @@ final class VmAutoInstall implements Callable<Integer> {
         }
         return Files.move(part, iso, StandardCopyOption.ATOMIC_MOVE);
     }
-    // end shared:iso
 
-    // shared:provisioning
-    /** What a phase's disc tells the guest: who may log in, which host key to have, the addresses of QEMU's network. Made once. */
+    /**
+     * What a phase's disc tells the guest: who may log in, which host key to have, the addresses of QEMU's network.
+     * Made once.
+     */
     static Map<String, byte[]> provisioning(Path keys, String name, String dportsClone) throws IOException {
         for (String key : List.of("id_ed25519", "host_key")) {
             if (!Files.exists(keys.resolve(key)) || !Files.exists(keys.resolve(key + ".pub"))) {
@@ -1554,17 +1782,19 @@ final class VmAutoInstall implements Callable<Integer> {
             }
         }
         if (!Files.exists(keys.resolve("root_password"))) {
-            writeFile(keys.resolve("root_password"), new BigInteger(128, new SecureRandom()).toString(36) + "\n", "rw-------");
+            writeFile(keys.resolve("root_password"), new BigInteger(128, new SecureRandom()).toString(36) + "\n",
+                    "rw-------");
         }
         String[] hostKey = Files.readString(keys.resolve("host_key.pub")).split("\\s");
         writeFile(keys.resolve("known_hosts"), name + " " + hostKey[0] + " " + hostKey[1] + "\n", "rw-------");
-        String conf = String.join("\n", "VM_HOSTNAME=" + name.replace('_', '-'), "VM_ADDRESS=10.0.2.15", "VM_NETMASK=255.255.255.0",
-                "VM_GATEWAY=10.0.2.2", "VM_DNS=10.0.2.3", "VM_ROOT_PASSWORD=" + Files.readString(keys.resolve("root_password")).strip(),
+        String conf = String.join("\n", "VM_HOSTNAME=" + name.replace('_', '-'), "VM_ADDRESS=10.0.2.15",
+                "VM_NETMASK=255.255.255.0", "VM_GATEWAY=10.0.2.2", "VM_DNS=10.0.2.3",
+                "VM_ROOT_PASSWORD=" + Files.readString(keys.resolve("root_password")).strip(),
                 "VM_DPORTS_CLONE=" + dportsClone, "");
-        return Map.of("authorized_keys", Files.readAllBytes(keys.resolve("id_ed25519.pub")), "vm.conf", conf.getBytes(UTF_8),
-                "hostkey", Files.readAllBytes(keys.resolve("host_key")), "hostkey.pub", Files.readAllBytes(keys.resolve("host_key.pub")));
+        return Map.of("authorized_keys", Files.readAllBytes(keys.resolve("id_ed25519.pub")), "vm.conf",
+                conf.getBytes(UTF_8), "hostkey", Files.readAllBytes(keys.resolve("host_key")), "hostkey.pub",
+                Files.readAllBytes(keys.resolve("host_key.pub")));
     }
-    // end shared:provisioning
 
     // shared:object
     /** A JSON object of name, value, name, value. */
@@ -1639,8 +1869,11 @@ final class VmAutoInstall implements Callable<Integer> {
             throw new VmException(2, "this would " + what + "; nothing was changed; to confirm it: " + withOption("--yes"));
         }
         System.err.print("This will " + what + ". Type yes to go on: ");
-        String answer = new BufferedReader(new InputStreamReader(System.in, UTF_8)).readLine();
-        if (answer == null || !answer.strip().equals("yes")) {
+        StringBuilder answer = new StringBuilder();
+        for (int key = System.in.read(); key >= 0 && key != '\n'; key = System.in.read()) { // what follows may be the guest's
+            answer.append((char) key);
+        }
+        if (!answer.toString().strip().equals("yes")) {
             throw new VmException(2, "not confirmed, nothing was changed");
         }
     }
@@ -1695,7 +1928,7 @@ final class VmAutoInstall implements Callable<Integer> {
                 .map(word -> word + " ").collect(Collectors.joining());
         String options = (environment.getOrDefault(make[1], "") + " " + option).strip();
         String quoted = options.matches("[A-Za-z0-9_=,./-]+") ? options : "'" + options.replace("'", "'\\''") + "'";
-        return "make " + variables + make[0] + " " + make[1] + "=" + quoted;
+        return "make " + variables + make[0] + (options.isEmpty() ? "" : " " + make[1] + "=" + quoted);
     }
     // end shared:make
 

@@ -5,21 +5,11 @@
 //DEPS info.picocli:picocli:4.7.7
 //DEPS org.zeroturnaround:zt-exec:1.13.0
 //DEPS com.grack:nanojson:1.10
-//DEPS com.github.stephenc.java-iso-tools:iso9660-writer:2.1.0 // the CD of `install`
 //DEPS org.slf4j:slf4j-nop:2.0.17 // zt-exec logs; without a binding slf4j warns on stderr
 
 import static java.nio.charset.StandardCharsets.ISO_8859_1;
 import static java.nio.charset.StandardCharsets.UTF_8;
 
-import com.github.stephenc.javaisotools.iso9660.ConfigException;
-import com.github.stephenc.javaisotools.iso9660.ISO9660File;
-import com.github.stephenc.javaisotools.iso9660.ISO9660RootDirectory;
-import com.github.stephenc.javaisotools.iso9660.impl.CreateISO;
-import com.github.stephenc.javaisotools.iso9660.impl.ISO9660Config;
-import com.github.stephenc.javaisotools.iso9660.impl.ISOImageFileHandler;
-import com.github.stephenc.javaisotools.rockridge.impl.RockRidgeConfig;
-import com.github.stephenc.javaisotools.sabre.HandlerException;
-import com.github.stephenc.javaisotools.sabre.impl.ByteArrayDataReference;
 import com.grack.nanojson.JsonArray;
 import com.grack.nanojson.JsonObject;
 import com.grack.nanojson.JsonParser;
@@ -34,14 +24,12 @@ import java.io.FileNotFoundException;
 import java.io.FileOutputStream;
 import java.io.IOException;
 import java.io.InputStream;
-import java.io.InputStreamReader;
 import java.io.OutputStream;
 import java.io.PrintStream;
 import java.io.RandomAccessFile;
 import java.lang.ProcessBuilder.Redirect;
 import java.lang.management.ManagementFactory;
 import java.lang.reflect.Method;
-import java.math.BigInteger;
 import java.net.InetAddress;
 import java.net.InetSocketAddress;
 import java.net.ServerSocket;
@@ -92,7 +80,6 @@ import java.util.Map;
 import java.util.Objects;
 import java.util.Optional;
 import java.util.Set;
-import java.util.SortedMap;
 import java.util.TreeMap;
 import java.util.UUID;
 import java.util.concurrent.Callable;
@@ -144,7 +131,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * <p>Reads in VM_DIR: {@code <name>-clean.qcow2}, {@code <name>.ssh/}, {@code accel.json}. Writes: {@code
  * <name>.qcow2}, a link that names the overlay at work in {@code <name>.disks/}; {@code <name>.snapshots/}, {@code
  * <name>.lock}, {@code <name>.pid}, {@code <name>.ssh/config}, {@code ssh_config}, sockets and logs as {@link VmFiles}
- * names them; after an installation by hand also {@code <name>-clean.qcow2} and the keys.
+ * names them.
  */
 @Command(name = "vm-ctl", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1",
         usageHelpWidth = 120,
@@ -167,7 +154,6 @@ final class VmCtl {
     static final String QEMU = "qemu-system-x86_64";
     static final String CLEAN = "clean";
     private static final String SNAPSHOT_NAME = "[A-Za-z0-9_][A-Za-z0-9._-]{0,63}";
-    private static final List<String> PHASES = List.of("phase1-install.sh", "phase2-update.sh", "phase3-provision.sh");
     /** The limit for commands of QEMU, qemu-img and ssh that take a moment; long, for a very busy machine. */
     private static final Duration SOON = Duration.ofSeconds(60);
     /** Called between the steps of an act that must survive a kill, with the step's name. Tests kill there. */
@@ -353,7 +339,7 @@ final class VmCtl {
             throws IOException {
         options.check();
         openExistingVm();
-        Plan plan = plan(options, limit.timeout, !noWait, ram.cold, dryRun, List.of());
+        Plan plan = plan(options, limit.timeout, !noWait, ram.cold, dryRun);
         if (dryRun) {
             snapshots.startCommands(plan).forEach(command -> answer(shellQuoted(command)));
             return 0;
@@ -408,7 +394,7 @@ final class VmCtl {
             throws IOException {
         options.check();
         openExistingVm();
-        Plan plan = plan(options, limit.timeout, true, false, false, List.of());
+        Plan plan = plan(options, limit.timeout, true, false, false);
         locked("restart", () -> {
             qemu.requireStart(plan);
             machine.stop(force);
@@ -520,12 +506,8 @@ final class VmCtl {
             }
             files.refuseOlderVersion();
             locked("snapshot", () -> {
-                if (isByHand()) {
-                    finishByHand(name);
-                } else {
-                    snapshots.freeze(name, false, Duration.ofMinutes(15));
-                    snapshots.cleanUp();
-                }
+                snapshots.freeze(name, false, Duration.ofMinutes(15));
+                snapshots.cleanUp();
             });
         }
         return 0;
@@ -550,7 +532,7 @@ final class VmCtl {
         checkSnapshotName(name);
         options.check();
         openExistingVm();
-        Plan plan = plan(options, limit.timeout, true, ram.cold, false, List.of());
+        Plan plan = plan(options, limit.timeout, true, ram.cold, false);
         locked("restore", () -> snapshots.restore(name, plan));
         return 0;
     }
@@ -582,7 +564,7 @@ final class VmCtl {
                     + "restart --forward)");
         }
         openExistingVm();
-        Plan plan = start ? plan(options, limit.timeout, true, false, false, List.of()).elsewhere() : null;
+        Plan plan = start ? plan(options, limit.timeout, true, false, false).elsewhere() : null;
         locked("clone", () -> snapshots.clone(snapshot, names));
         return start ? startClones(names, plan) : 0;
     }
@@ -724,68 +706,6 @@ final class VmCtl {
         return sshResult(code);
     }
 
-    @Command(name = "install",
-            description = {"Install by hand: boot the installer with a blank disk and a CD with the provisioning.", "",
-                "The CD makes of the installed system what vm-auto-install would have made of it; what to type is "
-                    + "printed. There is the "
-                    + "serial console, and a VNC screen on 127.0.0.1. Reads VM_DIR/dfly-VERSION.iso, which vm-setup "
-                    + "fetches, and the "
-                    + "scripts in phases/; writes NAME.qcow2, unless vm-setup disk made it, and NAME.ssh/ in VM_DIR. "
-                    + "After a power-off run "
-                    + "it again. In the end vm-ctl snapshot clean makes it a VM like any other."},
-            footer = {"  vm-ctl install --vm-name by-hand",
-                "  vm-ctl install --image ~/Downloads/dfly.iso --disk-size 40G"},
-            exitCodeList = {"0:done: it runs", "1:the job failed (disk full)", "2:wrong usage",
-                "69:something needed is not available (ISO, phase scripts, QEMU, a port, the lock), or it is "
-                    + "installed already",
-                "124:a time limit", "130, 143:interrupted"})
-    int install(@Mixin MachineOptions options,
-            @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2",
-                    paramLabel = "VERSION",
-                    description = "Which installer (DFLY_VERSION; default: ${DEFAULT-VALUE}).") String version,
-            @Option(names = "--image", descriptionKey = "VM_IMAGE", paramLabel = "FILE",
-                    description = "A local installer ISO instead (VM_IMAGE; default: VM_DIR/dfly-VERSION.iso).") String image,
-            @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "40G", paramLabel = "SIZE",
-                    description = "The blank disk's size (VM_DISK_SIZE; default: ${DEFAULT-VALUE}, sparse).") String diskSize,
-            @Option(names = "--phases", descriptionKey = "VM_PHASES", paramLabel = "DIR",
-                    description = "The phase scripts (VM_PHASES; default: the nearest phases/ upwards).") String phases)
-            throws IOException {
-        openVm();
-        // vm-setup unpacks a .bz2 that VM_IMAGE names
-        Path installer = image == null || image.endsWith(".bz2") ? files.dir().resolve("dfly-" + version + ".iso")
-                : userPath(image);
-        if (!Files.isRegularFile(installer)) {
-            throw new VmException(69, "the installer ISO is missing; fetch it with vm-setup: " + installer);
-        }
-        Path scripts = phases(phases);
-        locked("install", () -> {
-            if (qemu.isRunning() || Files.exists(files.clean()) || Files.isSymbolicLink(files.link())) {
-                throw new VmException(69, files.name()
-                        + " is installed already, or runs: vm-ctl destroy deletes it, --vm-name makes another");
-            }
-            if (!Files.exists(files.link())) {
-                Disk.createBlank(files.link(), diskSize);
-            }
-            int screen = IntStream.range(5900, 6000).filter(Ports::isFree).findFirst()
-                    .orElseThrow(() -> new VmException(69, "no port from 5900 to 5999 is free for the screen"));
-            options.qemuArgs += " -vnc 127.0.0.1:" + (screen - 5900);
-            Plan plan = plan(options, SOON, false, true, false,
-                    List.of(installer, provisioningDisc(scripts), installer));
-            Running running = qemu.launch(plan, files.link(), null);
-            guestSsh.writeConfig(running.port());
-            say("it boots the CD, or da0 once installed. Its screen is VNC on 127.0.0.1:" + screen
-                    + ", its serial line 'vm-ctl console'.\n"
-                    + "Install to da0 with the installer; without it, log in as root and type\n\n"
-                    + "  mount_cd9660 /dev/cd1 /mnt && sh /mnt/phase1.sh\n\n"
-                    + "which powers off; 'vm-ctl install' boots again. Then, on the installed system, as root (its "
-                    + "password: "
-                    + files.file(".ssh").resolve("root_password") + "):\n\n"
-                    + "  mount_cd9660 /dev/cd1 /mnt && sh /mnt/setup.sh\n\n"
-                    + "and when that is done: vm-ctl snapshot clean (ssh will be on port " + running.port() + ")");
-        });
-        return 0;
-    }
-
     @Command(name = "destroy",
             description = {"Delete the VM: disks, snapshots, keys, logs. The installer ISO stays.", "",
                 "It asks on a terminal, and elsewhere wants --yes. A running VM is killed. Other VMs in VM_DIR are "
@@ -903,8 +823,7 @@ final class VmCtl {
     /**
      * What the options say, checked. Port and forwards that they do not name are those that the running VM was given.
      */
-    private Plan plan(MachineOptions options, Duration timeout, boolean waits, boolean cold, boolean dryRun,
-            List<Path> discs)
+    private Plan plan(MachineOptions options, Duration timeout, boolean waits, boolean cold, boolean dryRun)
             throws IOException {
         long mebibytes = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean())
                 .getTotalMemorySize() >> 20;
@@ -929,10 +848,10 @@ final class VmCtl {
             default -> "qemu64";
         };
         List<String> hardware = new ArrayList<>(List.of(version));
-        hardware.addAll(Qemu.hardware(accelerator, cpu, memory, cpus, discs.size()));
+        hardware.addAll(Qemu.hardware(accelerator, cpu, memory, cpus));
         hardware.addAll(more);
         boolean fixed = options.sshPort != null || before != null && before.portIsFixed();
-        return new Plan(hardware, chosen.reason(), options.cache, port, fixed, forwards, discs, timeout, waits, cold);
+        return new Plan(hardware, chosen.reason(), options.cache, port, fixed, forwards, timeout, waits, cold);
     }
 
     /** QEMU's version when the accelerator was measured; a dry run does not ask QEMU. */
@@ -942,35 +861,6 @@ final class VmCtl {
         } catch (IOException none) {
             return "";
         }
-    }
-
-    private boolean isByHand() {
-        return Files.isRegularFile(files.link(), LinkOption.NOFOLLOW_LINKS);
-    }
-
-    /**
-     * Makes the disk of an installation by hand the clean disk. Its RAM is of no use: the installer's CDs are in the
-     * machine.
-     */
-    private void finishByHand(String name) throws IOException {
-        if (!name.equals(CLEAN)) {
-            throw new VmException(69, files.name()
-                    + " was installed by hand: vm-ctl snapshot clean makes it a VM like any other first");
-        }
-        if (qemu.isRunning()) {
-            if (!guestSsh.run(SOON, "true").ok()) {
-                throw new VmException(69, "the guest does not answer ssh, so it is not provisioned: run setup.sh in "
-                        + "it first");
-            } else if (!machine.stop(false)) {
-                throw new VmException(69, "the guest did not shut down by itself, so its disk may be incomplete: "
-                        + "vm-ctl install boots it "
-                        + "again");
-            }
-        }
-        Files.deleteIfExists(files.file(".setup.iso")); // the root password is on it
-        Files.setPosixFilePermissions(files.link(), PosixFilePermissions.fromString("r--------"));
-        Files.move(files.link(), files.clean(), StandardCopyOption.ATOMIC_MOVE);
-        say("the disk of " + files.name() + " is its clean disk now; start it: vm-ctl start");
     }
 
     /** ssh's 255 is its own or the guest command's: the guest is asked which. */
@@ -1087,51 +977,6 @@ final class VmCtl {
         spec.commandLine().getOut().println(line);
     }
 
-    // Installing by hand.
-
-    /**
-     * A CD with the phases for typing. setup.sh is phases 2 and 3, for a system whose network the installer may not
-     * have set up.
-     */
-    private Path provisioningDisc(Path phases) throws IOException {
-        SortedMap<String, byte[]> contents = new TreeMap<>(provisioning(privateDirectory(files.file(".ssh")),
-                files.name(), "no"));
-        for (String phase : PHASES) {
-            contents.put(phase.replaceAll("-.*", ".sh"), Files.readAllBytes(phases.resolve(phase)));
-        }
-        contents.put("setup.sh", """
-                #!/bin/sh
-                # As root, after the installation and its reboot: mount_cd9660 /dev/cd1 /mnt && sh /mnt/setup.sh
-                set -eu
-                . /mnt/vm.conf
-                grep -q '^ifconfig_vtnet0=' /etc/rc.conf || cat >>/etc/rc.conf <<CONF
-                hostname="$VM_HOSTNAME"
-                ifconfig_vtnet0="inet $VM_ADDRESS netmask $VM_NETMASK"
-                defaultrouter="$VM_GATEWAY"
-                CONF
-                grep -q '^console=' /boot/loader.conf 2>/dev/null || echo 'console="comconsole"' >>/boot/loader.conf
-                ifconfig vtnet0 inet "$VM_ADDRESS" netmask "$VM_NETMASK" up
-                route add default "$VM_GATEWAY" 2>/dev/null || true
-                echo "nameserver $VM_DNS" >/etc/resolv.conf
-                PFI_POWEROFF=no sh /mnt/phase2.sh
-                PFI_POWEROFF=no sh /mnt/phase3.sh
-                """.getBytes(UTF_8));
-        return writeIso(files.file(".setup.iso"), contents);
-    }
-
-    /** The directory of the phase scripts: as given, or the nearest one upwards. */
-    private static Path phases(String given) {
-        for (Path above = userPath(""); above != null; above = above.getParent()) {
-            Path phases = given == null ? above.resolve("phases") : userPath(given);
-            if (PHASES.stream().map(phases::resolve).allMatch(Files::isRegularFile)) {
-                return phases;
-            }
-        }
-        String where = given == null ? "in a phases/ here or above" : "in " + given;
-        throw new VmException(69, "no " + String.join(", ", PHASES) + " " + where
-                + ": copy it from where vm-ctl comes from, or name it with --phases or VM_PHASES");
-    }
-
     // Values.
 
     /**
@@ -1139,7 +984,7 @@ final class VmCtl {
      * only the same ones. Port 0 is any; another one must be had if it is fixed, else it is the first choice.
      */
     record Plan(List<String> hardware, String accelReason, String cache, int port, boolean portIsFixed,
-            List<String> forwards, List<Path> discs, Duration timeout, boolean waits, boolean cold) {
+            List<String> forwards, Duration timeout, boolean waits, boolean cold) {
         String accel() {
             return hardware.get(2).split(",")[0];
         }
@@ -1155,13 +1000,13 @@ final class VmCtl {
         /** The same with what is left of its timeout. */
         Plan within(long begun) {
             Duration left = timeout.minusNanos(System.nanoTime() - begun);
-            return new Plan(hardware, accelReason, cache, port, portIsFixed, forwards, discs,
+            return new Plan(hardware, accelReason, cache, port, portIsFixed, forwards,
                     left.compareTo(Duration.ofSeconds(1)) < 0 ? Duration.ofSeconds(1) : left, waits, cold);
         }
 
         /** The same for another VM, which has ports of its own. */
         Plan elsewhere() {
-            return new Plan(hardware, accelReason, cache, 0, false, List.of(), discs, timeout, waits, cold);
+            return new Plan(hardware, accelReason, cache, 0, false, List.of(), timeout, waits, cold);
         }
     }
 
@@ -1544,8 +1389,10 @@ final class VmCtl {
         void requireDisk() {
             if (!Files.exists(files.link(), LinkOption.NOFOLLOW_LINKS) && !Files.exists(files.clean())
                     && find(CLEAN).isEmpty()) {
-                throw new VmException(69, "there is no disk for " + files.name() + " in " + files.dir()
-                        + ": run vm-auto-install, or vm-ctl install");
+                boolean byHand = Files.exists(files.file(".install").resolve("by-hand.qcow2"));
+                throw new VmException(69, byHand ? "the installation of " + files.name()
+                        + " by hand is not finished: vm-auto-install by-hand continues it"
+                        : "there is no disk for " + files.name() + " in " + files.dir() + ": run vm-auto-install");
             }
         }
 
@@ -2907,7 +2754,7 @@ final class VmCtl {
         }
 
         /** The arguments that make the machine, as the guest and its RAM see it. */
-        static List<String> hardware(String accelerator, String cpu, String memory, int cpus, int discs) {
+        static List<String> hardware(String accelerator, String cpu, String memory, int cpus) {
             List<String> arguments = new ArrayList<>(List.of("-accel", accelArgument(accelerator, cpus), "-cpu", cpu,
                     "-m", memory,
                     "-smp", "" + cpus, "-machine", "pc", "-nodefaults", "-no-user-config", "-rtc", "base=utc", "-vga",
@@ -2917,10 +2764,6 @@ final class VmCtl {
                     "-device", "virtio-net-pci,netdev=net0,romfile=")); // vtnet0, without booting from the network
             if (accelerator.equals("kvm")) {
                 arguments.addAll(List.of("-global", "kvm-pit.lost_tick_policy=delay"));
-            }
-            for (int i = 0; i < discs; i++) {
-                String place = "bus=ide." + i / 2 + ",unit=" + i % 2 + (i == 0 ? ",bootindex=2" : "");
-                arguments.addAll(List.of("-device", "ide-cd,drive=cd" + i + "," + place));
             }
             return arguments;
         }
@@ -2953,11 +2796,6 @@ final class VmCtl {
                 arguments.addAll(SANDBOX);
             }
             arguments.addAll(List.of("-blockdev", JsonWriter.string(disk(disk, "disk0", plan.cache()))));
-            for (int i = 0; i < plan.discs().size(); i++) {
-                arguments.addAll(List.of("-blockdev", JsonWriter.string(object("node-name", "cd" + i, "driver", "raw",
-                        "read-only", true, "file", object("driver", "file", "filename",
-                                plan.discs().get(i).toString())))));
-            }
             StringBuilder network = new StringBuilder("user,id=net0,hostfwd=tcp:127.0.0.1:" + port + "-:22");
             plan.forwards().forEach(forward -> network.append(",hostfwd=tcp:127.0.0.1:")
                     .append(forward.replace(":", "-:")));
@@ -3634,12 +3472,6 @@ final class VmCtl {
             Files.move(part, overlay, StandardCopyOption.ATOMIC_MOVE);
         }
 
-        /** Makes a blank disk. */
-        static void createBlank(Path file, String size) throws IOException {
-            image(file, List.of("qemu-img", "create", "-q", "-f", "qcow2", file.toString(), size),
-                    "no new disk could be made");
-        }
-
         /**
          * Copies into a disk that nobody uses what lies between it and a base, and lets it build on the base. Can be
          * repeated, as each write is flushed before the base is changed.
@@ -3668,15 +3500,14 @@ final class VmCtl {
         /** What a VM may leave, by the suffix to its name; the sockets may lie elsewhere. */
         private static final List<String> SUFFIXES = List.of("-clean.qcow2", ".qcow2", ".disks", ".snapshots",
                 ".install", ".ssh",
-                ".test", ".sync", ".pid", ".qemu-pid", ".qemu.log", ".console.log", ".console.log.1", ".setup.iso",
-                ".setup.iso.part", ".lock");
+                ".test", ".sync", ".pid", ".qemu-pid", ".qemu.log", ".console.log", ".console.log.1", ".lock");
         private static final List<String> SOCKETS = List.of(".qmp", ".console", ".control", ".ram");
 
         Path file(String suffix) {
             return dir.resolve(name + suffix);
         }
 
-        /** The link that names the overlay at work; a disk itself only while an installation by hand is going on. */
+        /** The link that names the overlay at work; in an older VM_DIR a disk. */
         Path link() {
             return file(".qcow2");
         }
@@ -3828,9 +3659,12 @@ final class VmCtl {
                         + " was made by an older vm-ctl, and this one cannot use it. To keep the "
                         + "installation without what was done since: rm -r " + shellQuoted(List.of(link().toString(),
                         file(".snapshots").toString())) + "; or vm-ctl destroy, and vm-auto-install");
-            } else if (Files.isRegularFile(link(), LinkOption.NOFOLLOW_LINKS) && Files.exists(clean())) {
-                throw new VmException(69, link() + " is a disk of its own, as vm-setup disk makes it, but " + name
-                        + " is installed: move that file away");
+            } else if (Files.isRegularFile(link(), LinkOption.NOFOLLOW_LINKS)) {
+                String install = shellQuoted(List.of(file(".install").toString()));
+                String old = shellQuoted(List.of(link().toString()));
+                throw new VmException(69, link() + " is a disk that an older vm-setup disk or vm-ctl install made. To go "
+                        + "on with that installation: mkdir -p -m 700 " + install + " && mv " + old + " " + install
+                        + "/by-hand.qcow2 && vm-auto-install by-hand; or, to do without it: rm " + old);
             }
         }
     }
@@ -3929,62 +3763,6 @@ final class VmCtl {
         });
         return channel;
     }
-
-    // shared:iso
-    /** Writes an ISO 9660 image. The guest's kernel takes Rock Ridge only if its ER field says RRIP_1991A: mkisofs compatibility. */
-    static Path writeIso(Path iso, SortedMap<String, byte[]> files) throws IOException {
-        Path part = iso.resolveSibling(iso.getFileName() + ".part");
-        Files.deleteIfExists(part);
-        Files.createFile(part, PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
-        PrintStream stdout = System.out;
-        System.setOut(new PrintStream(OutputStream.nullOutputStream(), false, UTF_8)); // the library talks
-        try {
-            ISO9660RootDirectory root = new ISO9660RootDirectory();
-            for (Map.Entry<String, byte[]> file : files.entrySet()) {
-                root.addFile(new ISO9660File(new ByteArrayDataReference(file.getValue()), file.getKey(), System.currentTimeMillis()));
-            }
-            ISO9660Config config = new ISO9660Config();
-            config.setInterchangeLevel(2);
-            config.setVolumeID("PFI");
-            RockRidgeConfig rockRidge = new RockRidgeConfig();
-            rockRidge.setMkisofsCompatibility(true);
-            rockRidge.addModeForPattern(".*\\.sh", 0555);
-            rockRidge.addModeForPattern("(?!.*\\.sh$).*", 0444);
-            new CreateISO(new ISOImageFileHandler(part.toFile()), root).process(config, rockRidge, null, null);
-        } catch (HandlerException | ConfigException failed) {
-            throw new IOException("cannot write " + iso + ": " + failed.getMessage(), failed);
-        } finally {
-            System.setOut(stdout);
-        }
-        return Files.move(part, iso, StandardCopyOption.ATOMIC_MOVE);
-    }
-    // end shared:iso
-
-    // shared:provisioning
-    /** What a phase's disc tells the guest: who may log in, which host key to have, the addresses of QEMU's network. Made once. */
-    static Map<String, byte[]> provisioning(Path keys, String name, String dportsClone) throws IOException {
-        for (String key : List.of("id_ed25519", "host_key")) {
-            if (!Files.exists(keys.resolve(key)) || !Files.exists(keys.resolve(key + ".pub"))) {
-                Files.deleteIfExists(keys.resolve("half"));
-                Files.deleteIfExists(keys.resolve(key));
-                run(Duration.ofMinutes(1), List.of("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name,
-                        "-f", keys.resolve("half").toString()));
-                Files.move(keys.resolve("half.pub"), keys.resolve(key + ".pub"), StandardCopyOption.REPLACE_EXISTING);
-                Files.move(keys.resolve("half"), keys.resolve(key));
-            }
-        }
-        if (!Files.exists(keys.resolve("root_password"))) {
-            writeFile(keys.resolve("root_password"), new BigInteger(128, new SecureRandom()).toString(36) + "\n", "rw-------");
-        }
-        String[] hostKey = Files.readString(keys.resolve("host_key.pub")).split("\\s");
-        writeFile(keys.resolve("known_hosts"), name + " " + hostKey[0] + " " + hostKey[1] + "\n", "rw-------");
-        String conf = String.join("\n", "VM_HOSTNAME=" + name.replace('_', '-'), "VM_ADDRESS=10.0.2.15", "VM_NETMASK=255.255.255.0",
-                "VM_GATEWAY=10.0.2.2", "VM_DNS=10.0.2.3", "VM_ROOT_PASSWORD=" + Files.readString(keys.resolve("root_password")).strip(),
-                "VM_DPORTS_CLONE=" + dportsClone, "");
-        return Map.of("authorized_keys", Files.readAllBytes(keys.resolve("id_ed25519.pub")), "vm.conf", conf.getBytes(UTF_8),
-                "hostkey", Files.readAllBytes(keys.resolve("host_key")), "hostkey.pub", Files.readAllBytes(keys.resolve("host_key.pub")));
-    }
-    // end shared:provisioning
 
     // shared:object
     /** A JSON object of name, value, name, value. */
@@ -4090,8 +3868,11 @@ final class VmCtl {
             throw new VmException(2, "this would " + what + "; nothing was changed; to confirm it: " + withOption("--yes"));
         }
         System.err.print("This will " + what + ". Type yes to go on: ");
-        String answer = new BufferedReader(new InputStreamReader(System.in, UTF_8)).readLine();
-        if (answer == null || !answer.strip().equals("yes")) {
+        StringBuilder answer = new StringBuilder();
+        for (int key = System.in.read(); key >= 0 && key != '\n'; key = System.in.read()) { // what follows may be the guest's
+            answer.append((char) key);
+        }
+        if (!answer.toString().strip().equals("yes")) {
             throw new VmException(2, "not confirmed, nothing was changed");
         }
     }
@@ -4163,7 +3944,7 @@ final class VmCtl {
                 .map(word -> word + " ").collect(Collectors.joining());
         String options = (environment.getOrDefault(make[1], "") + " " + option).strip();
         String quoted = options.matches("[A-Za-z0-9_=,./-]+") ? options : "'" + options.replace("'", "'\\''") + "'";
-        return "make " + variables + make[0] + " " + make[1] + "=" + quoted;
+        return "make " + variables + make[0] + (options.isEmpty() ? "" : " " + make[1] + "=" + quoted);
     }
     // end shared:make
 

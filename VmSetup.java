@@ -18,13 +18,11 @@ import com.grack.nanojson.JsonParserException;
 import com.grack.nanojson.JsonWriter;
 import com.sun.management.OperatingSystemMXBean;
 import java.io.BufferedInputStream;
-import java.io.BufferedReader;
 import java.io.EOFException;
 import java.io.File;
 import java.io.FilterOutputStream;
 import java.io.IOException;
 import java.io.InputStream;
-import java.io.InputStreamReader;
 import java.io.OutputStream;
 import java.io.PipedInputStream;
 import java.io.PipedOutputStream;
@@ -272,9 +270,11 @@ final class VmSetup implements Callable<Integer> {
     }
 
     @Command(name = "disk",
-            description = {"Make a blank disk for an installation by hand with vm-ctl install. Prints its path.", "",
-                "Writes NAME.qcow2 in VM_DIR; replacing one that is there asks on a terminal, and elsewhere wants "
-                    + "--yes."},
+            description = {"Make the blank disk that vm-auto-install by-hand begins with. Prints its path.", "",
+                "vm-auto-install by-hand makes one itself if there is none; this one has a size of your choice, or "
+                    + "replaces a disk on which an installation went wrong. Writes NAME.install/by-hand.qcow2 in "
+                    + "VM_DIR; replacing one that is there asks on a terminal, and elsewhere wants --yes. The disk of "
+                    + "an installed VM is not touched."},
             footer = {"  vm-setup disk --disk-size 40G", "  vm-setup disk --vm-name by-hand --yes"},
             exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage, or refused for want of --yes",
                 "69:something needed is not available (qemu-img, VM_DIR, the lock, the disk of a running VM)",
@@ -283,14 +283,14 @@ final class VmSetup implements Callable<Integer> {
     int disk(@Option(names = "--yes",
             description = "Replace a disk that is there without asking.") boolean yes) throws Exception {
         vmDir = privateDirectory(vmDirectory(userPath(dirOption)));
-        Path disk = vmDir.resolve(name + ".qcow2");
-        Path beside = vmDir.resolve("." + name + ".qcow2.new");
+        Path disk = privateDirectory(vmDir.resolve(name + ".install")).resolve("by-hand.qcow2");
+        Path beside = disk.resolveSibling("by-hand.part");
         FileChannel lock = lock(vmDir.resolve(name + ".lock"), "vm-setup disk");
         try {
             if (Files.exists(disk)) {
                 ProcessResult info = run(Duration.ofMinutes(1), List.of("qemu-img", "info", disk.toString()));
                 if (info.getExitValue() != 0 && info.outputUTF8().contains("\" lock")) { // QEMU locks the disks it uses
-                    throw new VmException(69, "the VM " + name + " is running: stop it first: vm-ctl stop");
+                    throw new VmException(69, disk + " is in use by a QEMU: end that first");
                 }
                 confirm("replace " + disk + " (" + Files.size(disk) / MB + " MB) with a blank disk", yes);
             }
@@ -1075,8 +1075,11 @@ final class VmSetup implements Callable<Integer> {
             throw new VmException(2, "this would " + what + "; nothing was changed; to confirm it: " + withOption("--yes"));
         }
         System.err.print("This will " + what + ". Type yes to go on: ");
-        String answer = new BufferedReader(new InputStreamReader(System.in, UTF_8)).readLine();
-        if (answer == null || !answer.strip().equals("yes")) {
+        StringBuilder answer = new StringBuilder();
+        for (int key = System.in.read(); key >= 0 && key != '\n'; key = System.in.read()) { // what follows may be the guest's
+            answer.append((char) key);
+        }
+        if (!answer.toString().strip().equals("yes")) {
             throw new VmException(2, "not confirmed, nothing was changed");
         }
     }
@@ -1131,7 +1134,7 @@ final class VmSetup implements Callable<Integer> {
                 .map(word -> word + " ").collect(Collectors.joining());
         String options = (environment.getOrDefault(make[1], "") + " " + option).strip();
         String quoted = options.matches("[A-Za-z0-9_=,./-]+") ? options : "'" + options.replace("'", "'\\''") + "'";
-        return "make " + variables + make[0] + " " + make[1] + "=" + quoted;
+        return "make " + variables + make[0] + (options.isEmpty() ? "" : " " + make[1] + "=" + quoted);
     }
     // end shared:make
 

@@ -1443,7 +1443,7 @@ final class VmSync implements Callable<Integer> {
                 .map(word -> word + " ").collect(Collectors.joining());
         String options = (environment.getOrDefault(make[1], "") + " " + option).strip();
         String quoted = options.matches("[A-Za-z0-9_=,./-]+") ? options : "'" + options.replace("'", "'\\''") + "'";
-        return "make " + variables + make[0] + " " + make[1] + "=" + quoted;
+        return "make " + variables + make[0] + (options.isEmpty() ? "" : " " + make[1] + "=" + quoted);
     }
     // end shared:make
 

@@ -6,7 +6,7 @@
 //SOURCES PhaseShellTest.java VmSetupTest.java VmAutoInstallTest.java VmCtlTest.java VmSyncTest.java VmTestTest.java LintTest.java
 //SOURCES CommandLineTest.java JdkMissingTest.java ReadmeTest.java
 //SOURCES InstallTest.java StandinTest.java StandinBootTest.java LifecycleTest.java SyncTest.java SuitesTest.java MakeTest.java ManualTest.java
-//SOURCES InstallFaultsTest.java LifecycleFaultsTest.java InterruptionsTest.java ManySnapshotsTest.java SyncFaultsTest.java WorkflowTest.java
+//SOURCES InstallFaultsTest.java ByHandTest.java LifecycleFaultsTest.java InterruptionsTest.java ManySnapshotsTest.java SyncFaultsTest.java WorkflowTest.java
 //DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
 
 import static java.nio.charset.StandardCharsets.UTF_8;
@@ -59,15 +59,15 @@ final class AllTests {
             VmSetupTest.class, VmAutoInstallTest.class, VmCtlTest.class, VmSyncTest.class, VmTestTest.class, PhaseShellTest.class, LintTest.class,
             CommandLineTest.class, JdkMissingTest.class, ReadmeTest.class,
             InstallTest.class, StandinTest.class, StandinBootTest.class, LifecycleTest.class, SyncTest.class, SuitesTest.class, MakeTest.class, ManualTest.class,
-            InstallFaultsTest.class, LifecycleFaultsTest.class, InterruptionsTest.class, ManySnapshotsTest.class, SyncFaultsTest.class, WorkflowTest.class);
+            InstallFaultsTest.class, ByHandTest.class, LifecycleFaultsTest.class, InterruptionsTest.class, ManySnapshotsTest.class, SyncFaultsTest.class, WorkflowTest.class);
 
     /**
      * Run in a JVM of their own beside the classes that use the shared VM, which leave one of two cores idle: an emulated guest has
      * one processor. None of them uses that VM, or builds anything with JBang, whose cache takes one build at a time.
      */
     private static final Set<Class<?>> BESIDE = Set.of(VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class, VmTestTest.class,
-            PhaseShellTest.class, StandinBootTest.class, InstallFaultsTest.class, InterruptionsTest.class, ManySnapshotsTest.class,
-            SyncFaultsTest.class);
+            PhaseShellTest.class, StandinBootTest.class, InstallFaultsTest.class, ByHandTest.class, InterruptionsTest.class,
+            ManySnapshotsTest.class, SyncFaultsTest.class);
 
     /** Where the JVM beside writes its result; only that one has the property. */
     private static final String OTHER_RESULT = System.getProperty("result", "");

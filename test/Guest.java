@@ -219,6 +219,13 @@ record Guest(Map<String, String> settings) {
                 .redirectErrorStream(true).redirectOutput(output.toFile()).start();
     }
 
+    /** The same at a terminal of its own. */
+    Process atTerminal(Path output, String script, String... arguments) throws IOException {
+        List<String> words = command(script, arguments).stream().map(word -> "'" + word.replace("'", "'\\''") + "'").toList();
+        return builder(List.of("script", "-qec", String.join(" ", words), "/dev/null"), Files.createDirectories(BUILD.resolve("test/work")))
+                .redirectErrorStream(true).redirectOutput(output.toFile()).start();
+    }
+
     /** Types on a console until a text shows in what its log has got since. Early keys may be lost, so a single one is repeated. */
     static void type(OutputStream keys, Path log, String text, String until) throws IOException, InterruptedException {
         int from = Files.readString(log, ISO_8859_1).length();

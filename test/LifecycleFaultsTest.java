@@ -4,7 +4,6 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
 import java.io.IOException;
-import java.io.OutputStream;
 import java.net.InetAddress;
 import java.net.ServerSocket;
 import java.nio.file.Files;
@@ -448,44 +447,5 @@ final class LifecycleFaultsTest {
     /** Leaves not one block free. */
     private static void fill(Guest guest) {
         GUEST.run(List.of("sh", "-c", "cat /dev/zero >>\"$1\"", "sh", guest.vmDir().resolve("filler").toString()));
-    }
-
-    /** At the console, as a person would: the loader, phase 1 from the CD, then the one line, and the snapshot. */
-    @Test
-    @Order(20)
-    void anInstallationByHandIsAsGoodAsAnother() throws Exception {
-        Guest.delete(Guest.BUILD.resolve("test/hand"));
-        try (Mirror mirror = new Mirror(Guest.STANDIN).start()) {
-            Guest hand = Guest.in(Guest.BUILD.resolve("test/hand")).withFirmware(mirror.port(), "")
-                    .with("VM_IMAGE", Guest.installed().vmDir().resolve("dfly-6.4.2.iso").toString());
-            hand.ctl("install").exits(0).says("VNC on 127.0.0.1", "sh /mnt/setup.sh");
-            Process console = hand.attach(LOG, "VmCtl", "console");
-            try (OutputStream keys = console.getOutputStream()) {
-                Guest.type(keys, LOG, "9", "OK ");
-                Guest.type(keys, LOG, "\r", "OK ");
-                Guest.type(keys, LOG, "set console=comconsole\r", "OK ");
-                Guest.type(keys, LOG, "boot\r", "Copyright");
-                Guest.await(LOG, "login:");
-                Guest.type(keys, LOG, "root\r", "# ");
-                Guest.type(keys, LOG, "mount_cd9660 /dev/cd1 /mnt && sh /mnt/phase1.sh\r", "STEP 1");
-                assertTrue(console.waitFor(10, TimeUnit.MINUTES), "phase 1 does not power off");
-            }
-            hand.ctl("install").exits(0);
-            console = hand.attach(LOG, "VmCtl", "console");
-            try (OutputStream keys = console.getOutputStream()) {
-                Guest.type(keys, LOG, "\r", "login:");
-                Guest.type(keys, LOG, "root\r", "assword:");
-                Guest.type(keys, LOG, Files.readString(hand.file(".ssh").resolve("root_password")).strip() + "\r", "# ");
-                Guest.type(keys, LOG, "mount_cd9660 /dev/cd1 /mnt && sh /mnt/setup.sh\r", "STEP 1");
-                Guest.await(LOG, "DONE WITH PHASE 3.");
-            }
-            hand.ctl("snapshot", "clean").exits(0);
-            assertFalse(Files.exists(hand.file(".setup.iso")), "the root password is on it");
-            hand.ctl("start").exits(0).says("kept disk and RAM");
-            hand.sh("go version && rsync --version").exits(0);
-            hand.ctl("restore").exits(0).says("with its RAM");
-            hand.ctl("destroy", "--yes").exits(0);
-            assertEquals(List.of(), hand.qemus());
-        }
     }
 }

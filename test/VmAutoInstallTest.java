@@ -17,6 +17,7 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardCopyOption;
 import java.nio.file.attribute.PosixFilePermission;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.util.ArrayList;
@@ -533,10 +534,10 @@ class VmAutoInstallTest {
     }
 
     @ParameterizedTest
-    @ValueSource(strings = {"", "make-iso", "run-phase", "provision", "clean-phases"})
+    @ValueSource(strings = {"", "by-hand", "make-iso", "run-phase", "provision", "clean-phases"})
     void everyHelpPageIsComplete(String command) {
         CommandLine root = VmAutoInstall.commandLine(new VmAutoInstall.Settings(Map.of("VM_DISK_SIZE", "7G"), Map.of()));
-        assertEquals(4, root.getSubcommands().size(), "all are in the table");
+        assertEquals(5, root.getSubcommands().size(), "all are in the table");
         CommandLine line = command.isEmpty() ? root : root.getSubcommands().get(command);
         String help = line.getUsageMessage();
         assertTrue(help.matches("(?s)Usage: vm-auto-install.*\n\nOptions:\n.*\n\nExamples:\n  .*\n\nExit codes:\n  0  .*"), help);
@@ -547,7 +548,7 @@ class VmAutoInstallTest {
             assertTrue(flat.contains(" " + option.longestName()), option.longestName());
             assertTrue(!variable.matches("[A-Z_]+") || flat.contains("(" + variable + "; default: "), variable + " in " + help);
         }
-        assertEquals(command.isEmpty() || command.equals("run-phase"), flat.contains("(VM_DISK_SIZE; default: 7G, sparse)"));
+        assertEquals(command.matches("|by-hand|run-phase"), flat.contains("(VM_DISK_SIZE; default: 7G, sparse)"));
         List<String> examples = help.lines().filter(row -> row.startsWith("  vm-auto-install")).toList();
         assertFalse(examples.isEmpty());
         for (String example : examples) {
@@ -595,12 +596,12 @@ class VmAutoInstallTest {
         VmAutoInstall tool = new VmAutoInstall();
         CommandLine.populateCommand(tool, "--accel", "tcg", "--memory", "2G", "--cpus", "3", "--qemu-args", "-more");
         Path odd = Path.of("/a,b 'c\"/d:e");
-        List<String> phase1 = tool.qemuCommand("x", odd.resolve("disk"), List.of(odd.resolve("i"), odd, odd), Path.of("/q,q"), 0);
+        List<String> phase1 = tool.qemuCommand("x", odd.resolve("disk"), List.of(odd.resolve("i"), odd, odd), Path.of("/q,q"), 0, null);
         assertEquals("-more", phase1.get(phase1.size() - 1));
         assertTrue(String.join(" ", phase1).contains(" -accel tcg,thread=single -cpu qemu64 -m 2G -smp 3 "),
                 "a thread for each processor would make an emulated DragonFly stand still: " + phase1);
         tool.cpus = null;
-        assertTrue(String.join(" ", tool.qemuCommand("x", odd, List.of(), odd, 0)).contains(" -accel tcg -cpu qemu64 -m 2G -smp 1 "));
+        assertTrue(String.join(" ", tool.qemuCommand("x", odd, List.of(), odd, 0, null)).contains(" -accel tcg -cpu qemu64 -m 2G -smp 1 "));
         assertTrue(phase1.containsAll(List.of("-no-reboot", "virtio-net-pci,netdev=net0", "user,id=net0",
                 "scsi-hd,drive=disk0,bus=scsi0.0,bootindex=1", "ide-cd,drive=cd0,bus=ide.0,unit=0,bootindex=0",
                 "ide-cd,drive=cd1,bus=ide.0,unit=1", "ide-cd,drive=cd2,bus=ide.1,unit=0",
@@ -609,9 +610,13 @@ class VmAutoInstallTest {
         for (String part : List.of("\"/a,b 'c\\\"/d:e/disk\"", "\"detect-zeroes\":\"unmap\"", "\"no-flush\":true")) {
             assertTrue(disk.contains(part), disk);
         }
-        assertTrue(tool.qemuCommand("x", odd, List.of(odd), odd, 0).containsAll(List.of(
+        List<String> byHand = tool.qemuCommand("x", odd, List.of(odd, odd, odd), odd, 0, Path.of("/v,v"));
+        assertTrue(byHand.containsAll(List.of("unix:/v,,v", "scsi-hd,drive=disk0,bus=scsi0.0,bootindex=0",
+                "ide-cd,drive=cd0,bus=ide.0,unit=0,bootindex=1")), byHand.toString());
+        assertFalse(byHand.contains("-no-reboot"), byHand.toString());
+        assertTrue(tool.qemuCommand("x", odd, List.of(odd), odd, 0, null).containsAll(List.of(
                 "scsi-hd,drive=disk0,bus=scsi0.0,bootindex=0", "ide-cd,drive=cd0,bus=ide.0,unit=0")));
-        assertTrue(tool.qemuCommand("x", odd, List.of(), odd, 2345).contains("user,id=net0,hostfwd=tcp:127.0.0.1:2345-:22"));
+        assertTrue(tool.qemuCommand("x", odd, List.of(), odd, 2345, null).contains("user,id=net0,hostfwd=tcp:127.0.0.1:2345-:22"));
         assertEquals(List.of("qemu-img", "create", "-q", "-f", "qcow2", "-b", "phase2.qcow2", "-F", "qcow2", "/v/p"),
                 VmAutoInstall.createDisk(Path.of("/v/p"), "9G", "phase2.qcow2"));
     }
@@ -857,6 +862,96 @@ class VmAutoInstallTest {
         assertFalse(Files.exists(install("phase2.qcow2")));
     }
 
+    // By hand.
+
+    /**
+     * Ends an installation by hand in each way, at a terminal: QEMU goes with it, the terminal is as it was, and the disk
+     * is kept. The installer does not boot, so the disk stays empty.
+     */
+    @ParameterizedTest
+    @CsvSource({"typed, 1", "TERM, 143", "KILL, 137"})
+    void whateverEndsAnInstallationByHandTheTerminalIsAsBefore(String way, int code) throws Exception {
+        phaseScripts();
+        installer();
+        ProcessBuilder asked = tool("by-hand");
+        asked.command(List.of("script", "-qec", "before=$(stty -g); tty; " + VmAutoInstall.shellQuoted(asked.command())
+                + "; echo \"code=$?\"; until [ \"$(stty -g)\" = \"$before\" ]; do sleep 0.1; done; echo restored", "/dev/null"));
+        Path output = tmp.resolve("terminal");
+        Process terminal = asked.redirectOutput(output.toFile()).start();
+        ProcessHandle qemu = awaitQemu(terminal.toHandle());
+        String tty = Files.readString(output).lines().findFirst().orElseThrow();
+        await(() -> new String(new ProcessBuilder("stty", "-F", tty, "-a").start().getInputStream().readAllBytes(), UTF_8)
+                .contains("-isig"));
+        await(() -> Files.exists(install("by-hand.vnc")));
+        for (String secret : List.of("by-hand.iso", "by-hand.vnc", "by-hand.qcow2")) {
+            String mode = PosixFilePermissions.toString(Files.getPosixFilePermissions(install(secret)));
+            assertTrue(mode.matches("rw[x-]------"), secret + " " + mode);
+        }
+        assertEquals(69, run("by-hand"));
+        says("vm-auto-install by-hand (pid ");
+        if (way.equals("typed")) {
+            terminal.getOutputStream().write("\003\035\035".getBytes(ISO_8859_1)); // Ctrl-C is the guest's
+            terminal.getOutputStream().flush();
+        } else {
+            long tool = qemu.parent().orElseThrow().pid();
+            assertEquals(0, new ProcessBuilder("kill", "-" + way, "" + tool).start().waitFor());
+        }
+        boolean ended = terminal.waitFor(60, TimeUnit.SECONDS);
+        terminal.descendants().forEach(ProcessHandle::destroyForcibly);
+        terminal.destroyForcibly();
+        String said = Files.readString(output);
+        assertTrue(ended && said.contains("code=" + code) && said.contains("restored"), said);
+        assertTrue(said.contains("mount_cd9660 /dev/cd1 /mnt && sh /mnt/setup.sh\r\n"), said);
+        assertEquals(way.equals("typed"), said.contains("nothing is installed, " + install("by-hand.qcow2") + " is still empty; "
+                + "the same command begins again: vm-auto-install by-hand\r\n"), said);
+        qemu.onExit().get(10, TimeUnit.SECONDS);
+        assertTrue(Files.exists(install("by-hand.qcow2")));
+        run("clean-phases"); // a kill -9 leaves it the CD, which holds the root password
+        assertEquals(List.of("by-hand.log", "by-hand.qcow2"), installFiles());
+    }
+
+    interface Check {
+        boolean holds() throws Exception;
+    }
+
+    private static void await(Check check) throws Exception {
+        for (int i = 0; i < 600; i++) { // 60 s for a busy machine
+            if (check.holds()) {
+                return;
+            }
+            Thread.sleep(100);
+        }
+        throw new AssertionError("it never came true");
+    }
+
+    /** What powers off without a login prompt is no provisioned system, whatever it prints. */
+    @Test
+    void aDiskThatOnlySaysItIsProvisionedIsKept() throws Exception {
+        phaseScripts();
+        Map<String, String> lines = Map.of("", "the disk is not empty, but not provisioned (it powered off before a login prompt came); "
+                + install("by-hand.qcow2") + " is kept, and the same command goes on with it: ", "DONE WITH PHASE 3.\r\n",
+                "the disk is kept, but could not be checked: the check of the installed disk failed at the phase script after ");
+        for (Map.Entry<String, String> line : lines.entrySet()) {
+            secondPhaseOf(line.getKey(), POWER_OFF);
+            Files.move(install("phase1.qcow2"), install("by-hand.qcow2"), StandardCopyOption.REPLACE_EXISTING);
+            byte[] before = Files.readAllBytes(install("by-hand.qcow2"));
+            assertEquals(1, run("by-hand"), err.toString());
+            says("booting it once, to see whether it is provisioned", line.getValue(), ": vm-auto-install by-hand\n");
+            assertTrue(Arrays.equals(before, Files.readAllBytes(install("by-hand.qcow2"))));
+            assertFalse(Files.exists(vmDir().resolve("dfly-vm-clean.qcow2")));
+        }
+    }
+
+    @Test
+    void theDiscForTheHandHoldsWhatTheSystemNeeds() throws Exception {
+        phaseScripts();
+        SortedMap<String, byte[]> disc = VmAutoInstall.byHandDisc(
+                VmAutoInstall.SCRIPTS.stream().map(tmp.resolve("phases")::resolve).toList(), new TreeMap<>(Map.of("vm.conf", new byte[0])));
+        assertEquals(List.of("phase1.sh", "phase2.sh", "phase3.sh", "setup.sh", "vm.conf"), List.copyOf(disc.keySet()),
+                "with a pfi.conf the installer itself would run it");
+        assertTrue(new String(disc.get("phase2.sh"), UTF_8).contains("# phase2-update.sh"));
+    }
+
     private static ProcessHandle awaitQemu(ProcessHandle parent) throws InterruptedException {
         for (int i = 0; i < 300; i++) { // 30 s for a busy machine
             ProcessHandle qemu = parent.descendants().filter(VmAutoInstallTest::isQemu).findFirst().orElse(null);
@@ -903,8 +998,10 @@ class VmAutoInstallTest {
         installer();
         Path clean = Files.writeString(vmDir().resolve("dfly-vm-clean.qcow2"), "precious");
         Files.createDirectories(vmDir().resolve("dfly-vm.snapshots/before"));
-        assertEquals(2, run());
-        assertTrue(err.toString().contains("with all its snapshots; nothing was changed; to confirm it: --yes"), err.toString());
+        for (String[] command : new String[][] {{}, {"by-hand"}}) {
+            assertEquals(2, run(command));
+            assertTrue(err.toString().contains("with all its snapshots; nothing was changed; to confirm it: --yes"), err.toString());
+        }
         try (FakeVm vm = new FakeVm(vmDir(), "dfly-vm")) {
             for (String record : List.of(Files.readString(vm.file(".pid")), "damaged")) { // the lock alone counts
                 Files.writeString(vm.file(".pid"), record);

@@ -44,6 +44,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.MethodSource;
+import org.junit.jupiter.params.provider.ValueSource;
 import picocli.CommandLine;
 
 /** VmCtl without a guest: its command line, its bookkeeping on real qcow2 files, and a bare QEMU. */
@@ -278,6 +279,9 @@ final class VmCtlTest {
         Files.createDirectory(vm.file(".install")); // an installation has begun
         for (String command : List.of("start", "restart", "restore", "snapshot")) {
             ctl(command).exits(69).says("vm-auto-install");
+            Files.createFile(vm.file(".install").resolve("by-hand.qcow2"));
+            ctl(command).exits(69).says("the installation of x by hand is not finished: vm-auto-install by-hand continues it");
+            Files.delete(vm.file(".install").resolve("by-hand.qcow2"));
         }
         makeVm();
         List<String> before = tree(temporary);
@@ -328,8 +332,8 @@ final class VmCtlTest {
 
     private static VmCtl.Plan plan(String accelerator, List<String> forwards) {
         List<String> hardware = new ArrayList<>(List.of("QEMU 1"));
-        hardware.addAll(VmCtl.Qemu.hardware(accelerator, "qemu64", "256M", 2, 0));
-        return new VmCtl.Plan(hardware, "a test", "writeback", 0, false, forwards, List.of(), Duration.ofMinutes(1), true, false);
+        hardware.addAll(VmCtl.Qemu.hardware(accelerator, "qemu64", "256M", 2));
+        return new VmCtl.Plan(hardware, "a test", "writeback", 0, false, forwards, Duration.ofMinutes(1), true, false);
     }
 
     @Test
@@ -435,9 +439,9 @@ final class VmCtlTest {
 
     @Test
     void emulatedProcessorsShareAThread() {
-        assertEquals(List.of("-accel", "tcg"), VmCtl.Qemu.hardware("tcg", "qemu64", "256M", 1, 0).subList(0, 2));
-        assertEquals(List.of("-accel", "tcg,thread=single"), VmCtl.Qemu.hardware("tcg", "qemu64", "256M", 2, 0).subList(0, 2));
-        assertEquals(List.of("-accel", "kvm"), VmCtl.Qemu.hardware("kvm", "host", "256M", 2, 0).subList(0, 2));
+        assertEquals(List.of("-accel", "tcg"), VmCtl.Qemu.hardware("tcg", "qemu64", "256M", 1).subList(0, 2));
+        assertEquals(List.of("-accel", "tcg,thread=single"), VmCtl.Qemu.hardware("tcg", "qemu64", "256M", 2).subList(0, 2));
+        assertEquals(List.of("-accel", "kvm"), VmCtl.Qemu.hardware("kvm", "host", "256M", 2).subList(0, 2));
     }
 
     /** In an Include line, OpenSSH 9.9 expands % and ${}, and OpenSSH 9.2 does not: no line says the same to both. */
@@ -704,15 +708,26 @@ final class VmCtlTest {
         holds(disk(), 2);
     }
 
-    /** A blank disk of vm-setup never takes the place of what is installed. */
-    @Test
-    void aDiskBesideAnInstalledVmIsRefused() throws IOException {
-        makeCleanDisk();
-        sh("qemu-img", "create", "-q", "-f", "qcow2", vm.link().toString(), "1G");
-        for (String command : List.of("start", "snapshot clean --yes", "restore")) {
-            ctl(command.split(" ")).exits(69).says("is a disk of its own");
+    /** An older vm-setup disk or vm-ctl install made NAME.qcow2 a disk of its own: what the line says to do about it works. */
+    @ParameterizedTest
+    @ValueSource(booleans = {false, true})
+    void anOlderDiskOfAnInstallationByHandIsRecognised(boolean installed) throws IOException {
+        if (installed) {
+            makeCleanDisk();
         }
-        holds(vm.clean(), 1);
+        sh("qemu-img", "create", "-q", "-f", "qcow2", vm.link().toString(), "1G");
+        String said = "";
+        for (String command : List.of("start", "snapshot clean --yes", "restore")) {
+            said = ctl(command.split(" ")).exits(69).says("is a disk that an older vm-setup disk or vm-ctl install made").err();
+        }
+        sh("sh", "-c", said.replaceAll("(?s).*installation: (mkdir .*) && vm-auto-install.*", "$1"));
+        assertEquals(1L << 30, VmCtl.Disk.read(vm.file(".install").resolve("by-hand.qcow2")).size());
+        if (installed) {
+            holds(vm.clean(), 1);
+            ctl("start", "--no-wait").exits(0);
+        } else {
+            ctl("start").exits(69).says("vm-auto-install by-hand continues it");
+        }
     }
 
     @Test
@@ -1329,7 +1344,7 @@ final class VmCtlTest {
         VmCtl.Qemu qemu = new VmCtl.Qemu(vm, message -> { });
         VmCtl.Running running = qemu.running().orElseThrow();
         List<String> hardware = running.hardware();
-        VmCtl.Plan again = new VmCtl.Plan(hardware, "a test", "writeback", 0, false, List.of(), List.of(), Duration.ofMinutes(1), true, false);
+        VmCtl.Plan again = new VmCtl.Plan(hardware, "a test", "writeback", 0, false, List.of(), Duration.ofMinutes(1), true, false);
         Path directory = Files.createDirectories(vm.file(".snapshots").resolve("one"));
         Path file = directory.resolve("ram");
 
@@ -1365,7 +1380,7 @@ final class VmCtlTest {
         }
         List<String> smaller = new ArrayList<>(hardware);
         smaller.replaceAll(word -> word.equals("256M") ? "128M" : word);
-        VmCtl.Plan other = new VmCtl.Plan(smaller, "a test", "writeback", 0, false, List.of(), List.of(), Duration.ofMinutes(1), true, false);
+        VmCtl.Plan other = new VmCtl.Plan(smaller, "a test", "writeback", 0, false, List.of(), Duration.ofMinutes(1), true, false);
         assertNotEquals("running", restored(qemu, other, file, ram.getLong("ramCrc32c"), "QEMU refuses it: .+"));
         assertTrue(VmCtl.Disk.read(disk()).empty(), "nothing ran on the disk");
     }
@@ -1543,35 +1558,7 @@ final class VmCtlTest {
         new ProcessBuilder("dd", "if=/dev/zero", "of=" + dir.resolve("filler"), "bs=1k", "oflag=append", "conv=notrunc").start().waitFor();
     }
 
-    // Installing by hand, destroying.
-
-    @Test
-    void theProvisioningDiscHoldsWhatTheSystemNeedsAndOnlyItsOwnerReadsIt() throws Exception {
-        Path phases = Files.createDirectories(temporary.resolve("phases"));
-        Path image = Files.writeString(phases.resolve("phase2-update.sh"), "echo two"); // any file will do for an installer
-        Files.writeString(phases.resolve("phase1-install.sh"), "echo one");
-        Files.writeString(phases.resolve("phase3-provision.sh"), "echo three");
-        Map<String, String> settings = Map.of("VM_PHASES", phases.toString(), "VM_IMAGE", image.toString());
-        ctl(Map.of("VM_PHASES", temporary.toString(), "VM_IMAGE", image.toString()), "install").exits(69).says("VM_PHASES");
-        Result result = ctl(settings, "install").exits(0).says("mount_cd9660 /dev/cd1 /mnt && sh /mnt/setup.sh").says("VNC on 127.0.0.1:");
-        assertEquals("", result.out());
-        assertEquals("rw-------", PosixFilePermissions.toString(Files.getPosixFilePermissions(vm.file(".setup.iso"))));
-        String disc = Files.readString(vm.file(".setup.iso"), ISO_8859_1);
-        for (String part : List.of("RRIP_1991A", "echo one", "echo two", "echo three", "setup.sh", "VM_ROOT_PASSWORD=", "BEGIN OPENSSH")) {
-            assertTrue(disc.contains(part), part);
-        }
-        assertFalse(disc.contains("pfi.conf"), "the installer itself would run the disc");
-        assertTrue(Files.readString(vm.file(".ssh").resolve("known_hosts")).startsWith("x ssh-ed25519 "));
-        assertEquals(40L << 30, VmCtl.Disk.read(vm.link()).size());
-        ctl(settings, "install").exits(69).says("runs");
-        ctl("stop", "--force").exits(0);
-        ctl("snapshot", "one").exits(69).says("vm-ctl snapshot clean makes it a VM like any other first");
-        ctl("snapshot", "clean").exits(0).says("is its clean disk now");
-        assertTrue(Files.exists(vm.clean()) && !Files.exists(vm.file(".setup.iso")));
-        ctl(settings, "install").exits(69).says("installed already");
-        ctl("start", "--no-wait").exits(0);
-        assertEquals(vm.clean(), VmCtl.Disk.read(disk()).backing());
-    }
+    // Destroying.
 
     @Test
     void destroyTakesThisVmAndNothingElse() throws IOException {

@@ -661,7 +661,7 @@ final class VmSetupTest {
     void makesABlankDiskAndKeepsOneThatIsThere() throws Exception {
         assumeTrue(Files.exists(Path.of("/usr/bin/qemu-img")), "qemu-img is not installed");
         settings.put("VM_NAME", "my-vm");
-        Path disk = vmDir.resolve("my-vm.qcow2");
+        Path disk = vmDir.resolve("my-vm.install/by-hand.qcow2");
         assertEquals(new Result(0, disk + "\n", ""), run("disk", "--disk-size", "3G"));
         assertEquals("rw-------", PosixFilePermissions.toString(Files.getPosixFilePermissions(disk)));
         assertEquals(3L << 30, virtualSize(disk));
@@ -673,7 +673,8 @@ final class VmSetupTest {
         assertEquals(2L << 30, virtualSize(disk));
         assertEquals(0, run("disk", "--yes").code);
         assertEquals(40L << 30, virtualSize(disk));
-        assertEquals(0, Stream.of(vmDir.toFile().list()).filter(name -> name.endsWith(".new")).count());
+        assertEquals(List.of("by-hand.qcow2"), List.of(disk.getParent().toFile().list()));
+        assertEquals("rwx------", PosixFilePermissions.toString(Files.getPosixFilePermissions(disk.getParent())));
     }
 
     private static long virtualSize(Path disk) throws Exception {
@@ -684,14 +685,14 @@ final class VmSetupTest {
     @Test
     void refusesADiskInUse() throws Exception {
         assumeTrue(Files.exists(Path.of("/usr/bin/qemu-img")), "qemu-img is not installed");
-        Path disk = vmDir.resolve("dfly-vm.qcow2");
+        Path disk = vmDir.resolve("dfly-vm.install/by-hand.qcow2");
         assertEquals(0, run("disk").code);
         Process qemu = new ProcessBuilder("qemu-io", disk.toString()).start(); // locks the disk as a VM does
         try {
             qemu.getOutputStream().write("read 0 512\n".getBytes(UTF_8));
             qemu.getOutputStream().flush();
             assertEquals('q', qemu.getInputStream().read()); // its prompt: the disk is open
-            assertFailed(run("disk", "--yes"), 69, "the VM dfly-vm is running: stop it first: vm-ctl stop");
+            assertFailed(run("disk", "--yes"), 69, disk + " is in use by a QEMU: end that first");
         } finally {
             qemu.destroyForcibly().waitFor();
         }
@@ -715,14 +716,14 @@ final class VmSetupTest {
     void aDiskThatCannotBeMadeLeavesNothing() throws IOException {
         assumeTrue(Files.exists(Path.of("/usr/bin/qemu-img")), "qemu-img is not installed");
         assertFailed(run("disk", "--disk-size", "9999999T"), 1, "qemu-img made no disk: ");
-        assertEquals(List.of("dfly-vm.lock"), List.of(vmDir.toFile().list()));
+        assertEquals(List.of(), List.of(vmDir.resolve("dfly-vm.install").toFile().list()));
     }
 
     @Test
     void aDamagedDiskIsNotOneInUseWhateverItsName() throws IOException {
         assumeTrue(Files.exists(Path.of("/usr/bin/qemu-img")), "qemu-img is not installed");
         settings.put("VM_NAME", "block");
-        Files.write(Files.createDirectories(vmDir).resolve("block.qcow2"), new byte[] {'Q', 'F', 'I', (byte) 0xfb, 0, 0, 0, 9});
+        Files.write(Files.createDirectories(vmDir.resolve("block.install")).resolve("by-hand.qcow2"), new byte[] {'Q', 'F', 'I', (byte) 0xfb, 0, 0, 0, 9});
         assertFailed(run("disk"), 2, "to confirm it: --yes");
         assertEquals(0, run("disk", "--yes").code);
     }
