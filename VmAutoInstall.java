@@ -997,7 +997,7 @@ final class VmAutoInstall implements Callable<Integer> {
                     if (interrupted) {
                         throw new VmException(130, "interrupted");
                     } else if (problem != null) {
-                        throw new VmException(1, problem);
+                        throw new VmException(1, problem + ", and the same command boots the disk again: " + again());
                     } else if (!alive && said.length == 0) {
                         if (endReason == null) {
                             throw new VmException(69, "QEMU ended by itself with " + exitText(process.exitValue())
@@ -1075,7 +1075,7 @@ final class VmAutoInstall implements Callable<Integer> {
                         say(clear + "the boot loader does not answer on the serial line: going on blind, its menu "
                                 + "boots by itself");
                     }
-                    if (mayBeAnything && watcher.inLoader() && now - heard > 120e9) {
+                    if (mayBeAnything && watcher.inLoader() && now - heard > Math.min(120e9, limit.toNanos() / 12)) {
                         watcher.fail(1, "nothing of its kernel came over the serial line");
                     } else if (!blind && now - heard > limit.toNanos() / 6) {
                         String silent = "its console has been silent for " + text(limit.dividedBy(6));

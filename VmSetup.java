@@ -120,9 +120,10 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * </ol>
  * Each of these files is complete, or recognised as incomplete by the next run: the process can be killed at any point.
  * {@code dfly-<version>.iso.lock}, which stays, keeps a second one out.
- * {@code disk} writes {@code <name>.qcow2}, under {@code <name>.lock}. {@code check} reads {@code <name>.pid} and looks
- * for {@code <name>-clean.qcow2}. {@code check}, and {@code fetch} if there is none that counts, write {@code accel.json}:
- * which accelerator works here, why, and with which QEMU and access to /dev/kvm that was measured.
+ * {@code disk} writes {@code <name>.install/by-hand.qcow2}, under {@code <name>.lock}. {@code check} reads {@code
+ * <name>.pid} and looks for {@code <name>-clean.qcow2}. {@code check}, and {@code fetch} if there is none that counts,
+ * write {@code accel.json}: which accelerator works here, why, and with which QEMU and access to /dev/kvm that was
+ * measured.
  */
 @Command(name = "vm-setup", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1",
         usageHelpWidth = 120, descriptionHeading = "%n", optionListHeading = "%nOptions:%n",
