@@ -277,6 +277,7 @@ final class VmAutoInstall implements Callable<Integer> {
         if (from != null && from > to) {
             throw new VmException(2, "--from " + from + " --to " + to + ": the last phase comes before the first");
         }
+        checkHardware(memory, cpus);
         List<Path> scripts = findScripts();
         Path iso = installer();
         return locked("vm-auto-install", () -> {
@@ -326,6 +327,7 @@ final class VmAutoInstall implements Callable<Integer> {
     int byHand(@Option(names = "--yes", description = "Replace an installed VM, its disk and its snapshots, without "
             + "asking.") boolean replace) throws Exception {
         yes |= replace;
+        checkHardware(memory, cpus);
         List<Path> scripts = findScripts();
         Path iso = installer();
         return locked("vm-auto-install by-hand", () -> {
@@ -399,6 +401,7 @@ final class VmAutoInstall implements Callable<Integer> {
             @Parameters(paramLabel = "ISO", description = "The phase's CD.") Path disc,
             @Option(names = "--dry-run", description = "Print what would be run, shell-quoted, and do nothing.") boolean dryRun)
             throws Exception {
+        checkHardware(memory, cpus);
         Path iso = number == 1 ? installer() : null;
         Path cd = disc.toAbsolutePath();
         checkIso(cd, "the phase's CD is missing: ");
@@ -997,7 +1000,7 @@ final class VmAutoInstall implements Callable<Integer> {
                     if (interrupted) {
                         throw new VmException(130, "interrupted");
                     } else if (problem != null) {
-                        throw new VmException(1, problem + ", and the same command boots the disk again: " + again());
+                        throw new VmException(1, problem + ", and the same command boots the disk again: " + again(""));
                     } else if (!alive && said.length == 0) {
                         if (endReason == null) {
                             throw new VmException(69, "QEMU ended by itself with " + exitText(process.exitValue())
@@ -1202,20 +1205,6 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     private static final char CTRL_BRACKET = 0x1d;
-
-    /** Makes the terminal raw. Once the input of this process ends, also by our death, it sets the terminal back. */
-    private static Process rawTerminal() throws IOException {
-        Process shell = new ProcessBuilder("sh", "-c", """
-                trap '' HUP INT TERM TTOU
-                saved=$(stty -g </dev/tty) || exit
-                stty raw -echo </dev/tty
-                echo raw
-                cat >/dev/null
-                stty "$saved" </dev/tty
-                """).redirectError(ProcessBuilder.Redirect.INHERIT).start();
-        shell.getInputStream().read();
-        return shell;
-    }
 
     private static String exitText(int exitCode) {
         return exitCode > 128 ? "signal " + (exitCode - 128) : "exit code " + exitCode;
@@ -1807,6 +1796,24 @@ final class VmAutoInstall implements Callable<Integer> {
     }
     // end shared:object
 
+    // shared:limits
+    /** 2 for less memory than DragonFly boots with, more than this host has, or far more processors than it has. */
+    static void checkHardware(String memory, String cpus) {
+        long host = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean()).getTotalMemorySize() >> 20;
+        long wanted = memory == null ? 256 : Long.parseLong(memory.replaceAll("\\D", "")) << (memory.endsWith("G") ? 10 : 0);
+        if (wanted < 256) {
+            throw new VmException(2, memory + " of memory is too little for DragonFly: give it 256M or more");
+        } else if (memory != null && wanted > host) {
+            throw new VmException(2, memory + " of memory is more than this machine has (" + host + "M)");
+        }
+        // Four always work: a VM may have more processors than a small host, which only makes it slower.
+        int processors = Math.max(4, Runtime.getRuntime().availableProcessors());
+        if (cpus != null && Integer.parseInt(cpus) > processors) {
+            throw new VmException(2, cpus + " processors are too many for this machine: at most " + processors);
+        }
+    }
+    // end shared:limits
+
     // shared:processors
     /** How many processors the guest gets: as many as were asked for, else half the host's within 2-4, or 1 if emulated. */
     static int processors(Integer wanted, String accel) {
@@ -1948,6 +1955,25 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
     // end shared:duration
+
+    // shared:rawterminal
+    /**
+     * Puts this terminal into raw mode, so that each key reaches the guest, and returns the shell that gives it its own
+     * settings back: when the shell's input is closed, and also when this process is killed.
+     */
+    static Process rawTerminal() throws IOException {
+        Process shell = new ProcessBuilder("sh", "-c", """
+                trap '' HUP INT TERM TTOU
+                saved=$(stty -g </dev/tty) || exit
+                stty raw -echo </dev/tty
+                echo raw
+                cat >/dev/null
+                stty "$saved" </dev/tty
+                """).redirectError(ProcessBuilder.Redirect.INHERIT).start();
+        shell.getInputStream().read();
+        return shell;
+    }
+    // end shared:rawterminal
 
     // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */
@@ -2091,32 +2117,32 @@ final class VmAutoInstall implements Callable<Integer> {
     // end shared:origin
 
     // shared:nearest
-    /** " (did you mean start?)" if a known word is near, else "". Two letters in the wrong order are one mistake. */
+    /** " (did you mean start?)" if known words are near, else "". */
     static String didYouMean(String word, Collection<String> known) {
         int letters = word.replaceFirst("^-+", "").length();
-        Map<Integer, List<String>> byDistance = known.stream().distinct().sorted().collect(
-                Collectors.groupingBy(other -> distance(word, other), TreeMap::new, Collectors.toList()));
-        return byDistance.entrySet().stream().findFirst().filter(near -> near.getKey() <= (letters < 3 ? 0 : letters < 5 ? 1 : 2))
-                .map(near -> " (did you mean " + String.join(" or ", near.getValue()) + "?)").orElse("");
-    }
-
-    /** How many letters must be added, removed, replaced or swapped with the next one to make one word of the other. */
-    static int distance(String from, String to) {
-        int[][] steps = new int[from.length() + 1][to.length() + 1];
-        for (int i = 0; i <= from.length(); i++) {
-            for (int j = 0; j <= to.length(); j++) {
-                if (i == 0 || j == 0) {
-                    steps[i][j] = i + j;
-                    continue;
-                }
-                boolean same = from.charAt(i - 1) == to.charAt(j - 1);
-                steps[i][j] = Math.min(steps[i - 1][j - 1] + (same ? 0 : 1), Math.min(steps[i - 1][j], steps[i][j - 1]) + 1);
-                if (i > 1 && j > 1 && from.charAt(i - 1) == to.charAt(j - 2) && from.charAt(i - 2) == to.charAt(j - 1)) {
-                    steps[i][j] = Math.min(steps[i][j], steps[i - 2][j - 2] + 1);
-                }
+        for (int changes = 0; changes <= (letters < 3 ? 0 : letters < 5 ? 1 : 2); changes++) {
+            int most = changes;
+            String near = known.stream().distinct().sorted().filter(other -> isNear(word, other, most)).collect(Collectors.joining(" or "));
+            if (!near.isEmpty()) {
+                return " (did you mean " + near + "?)";
             }
         }
-        return steps[from.length()][to.length()];
+        return "";
+    }
+
+    /** Whether one word becomes the other when at most so many letters are added, removed, replaced, or swapped with the next one. */
+    static boolean isNear(String from, String to, int changes) {
+        if (from.isEmpty() || to.isEmpty()) {
+            return from.length() + to.length() <= changes;
+        }
+        String a = from.substring(1);
+        String b = to.substring(1);
+        if (from.charAt(0) == to.charAt(0)) {
+            return isNear(a, b, changes);
+        }
+        boolean swapped = !a.isEmpty() && !b.isEmpty() && from.charAt(0) == b.charAt(0) && a.charAt(0) == to.charAt(0);
+        return changes > 0 && (isNear(a, b, changes - 1) || isNear(from, b, changes - 1) || isNear(a, to, changes - 1)
+                || swapped && isNear(a.substring(1), b.substring(1), changes - 1));
     }
     // end shared:nearest
 

@@ -622,9 +622,14 @@ final class VmCtl {
             return 0;
         }
         say("attached to the console of " + files.name() + "; Ctrl-] detaches");
-        try (Console console = new Console(files.socket(".console")); RawTerminal raw = new RawTerminal()) {
-            raw.enter();
-            console.attach(0x1d);
+        try (Console console = new Console(files.socket(".console"))) {
+            Process terminal = rawTerminal();
+            try {
+                console.attach(0x1d);
+            } finally {
+                terminal.getOutputStream().close();
+                terminal.onExit().join();
+            }
         }
         return 0;
     }
@@ -1324,39 +1329,6 @@ final class VmCtl {
         @Override
         public void close() throws IOException {
             guest.close();
-        }
-    }
-
-    /** The terminal in raw mode: each key goes to the guest. Its own settings come back, also after Ctrl-C or TERM. */
-    static final class RawTerminal implements AutoCloseable {
-        private final String settings = stty("-g");
-        private final Thread restore = new Thread(() -> stty(settings));
-
-        void enter() {
-            Runtime.getRuntime().addShutdownHook(restore);
-            stty("raw", "-echo");
-        }
-
-        private static String stty(String... arguments) {
-            List<String> command = new ArrayList<>(List.of("stty"));
-            command.addAll(List.of(arguments));
-            try {
-                Process process = new ProcessBuilder(command).redirectInput(ProcessBuilder.Redirect.INHERIT)
-                        .redirectError(ProcessBuilder.Redirect.INHERIT).start();
-                return new String(process.getInputStream().readAllBytes(), UTF_8).strip();
-            } catch (IOException missing) {
-                throw new VmException(69, "stty cannot be run: " + missing.getMessage());
-            }
-        }
-
-        @Override
-        public void close() {
-            stty(settings);
-            try {
-                Runtime.getRuntime().removeShutdownHook(restore);
-            } catch (IllegalStateException ending) {
-                // the hook runs already
-            }
         }
     }
 
@@ -3965,6 +3937,25 @@ final class VmCtl {
     }
     // end shared:duration
 
+    // shared:rawterminal
+    /**
+     * Puts this terminal into raw mode, so that each key reaches the guest, and returns the shell that gives it its own
+     * settings back: when the shell's input is closed, and also when this process is killed.
+     */
+    static Process rawTerminal() throws IOException {
+        Process shell = new ProcessBuilder("sh", "-c", """
+                trap '' HUP INT TERM TTOU
+                saved=$(stty -g </dev/tty) || exit
+                stty raw -echo </dev/tty
+                echo raw
+                cat >/dev/null
+                stty "$saved" </dev/tty
+                """).redirectError(ProcessBuilder.Redirect.INHERIT).start();
+        shell.getInputStream().read();
+        return shell;
+    }
+    // end shared:rawterminal
+
     // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */
     static class VmException extends RuntimeException {
@@ -4107,32 +4098,32 @@ final class VmCtl {
     // end shared:origin
 
     // shared:nearest
-    /** " (did you mean start?)" if a known word is near, else "". Two letters in the wrong order are one mistake. */
+    /** " (did you mean start?)" if known words are near, else "". */
     static String didYouMean(String word, Collection<String> known) {
         int letters = word.replaceFirst("^-+", "").length();
-        Map<Integer, List<String>> byDistance = known.stream().distinct().sorted().collect(
-                Collectors.groupingBy(other -> distance(word, other), TreeMap::new, Collectors.toList()));
-        return byDistance.entrySet().stream().findFirst().filter(near -> near.getKey() <= (letters < 3 ? 0 : letters < 5 ? 1 : 2))
-                .map(near -> " (did you mean " + String.join(" or ", near.getValue()) + "?)").orElse("");
-    }
-
-    /** How many letters must be added, removed, replaced or swapped with the next one to make one word of the other. */
-    static int distance(String from, String to) {
-        int[][] steps = new int[from.length() + 1][to.length() + 1];
-        for (int i = 0; i <= from.length(); i++) {
-            for (int j = 0; j <= to.length(); j++) {
-                if (i == 0 || j == 0) {
-                    steps[i][j] = i + j;
-                    continue;
-                }
-                boolean same = from.charAt(i - 1) == to.charAt(j - 1);
-                steps[i][j] = Math.min(steps[i - 1][j - 1] + (same ? 0 : 1), Math.min(steps[i - 1][j], steps[i][j - 1]) + 1);
-                if (i > 1 && j > 1 && from.charAt(i - 1) == to.charAt(j - 2) && from.charAt(i - 2) == to.charAt(j - 1)) {
-                    steps[i][j] = Math.min(steps[i][j], steps[i - 2][j - 2] + 1);
-                }
+        for (int changes = 0; changes <= (letters < 3 ? 0 : letters < 5 ? 1 : 2); changes++) {
+            int most = changes;
+            String near = known.stream().distinct().sorted().filter(other -> isNear(word, other, most)).collect(Collectors.joining(" or "));
+            if (!near.isEmpty()) {
+                return " (did you mean " + near + "?)";
             }
         }
-        return steps[from.length()][to.length()];
+        return "";
+    }
+
+    /** Whether one word becomes the other when at most so many letters are added, removed, replaced, or swapped with the next one. */
+    static boolean isNear(String from, String to, int changes) {
+        if (from.isEmpty() || to.isEmpty()) {
+            return from.length() + to.length() <= changes;
+        }
+        String a = from.substring(1);
+        String b = to.substring(1);
+        if (from.charAt(0) == to.charAt(0)) {
+            return isNear(a, b, changes);
+        }
+        boolean swapped = !a.isEmpty() && !b.isEmpty() && from.charAt(0) == b.charAt(0) && a.charAt(0) == to.charAt(0);
+        return changes > 0 && (isNear(a, b, changes - 1) || isNear(from, b, changes - 1) || isNear(a, to, changes - 1)
+                || swapped && isNear(a.substring(1), b.substring(1), changes - 1));
     }
     // end shared:nearest
 

@@ -1526,32 +1526,32 @@ final class VmTest implements Callable<Integer> {
     // end shared:origin
 
     // shared:nearest
-    /** " (did you mean start?)" if a known word is near, else "". Two letters in the wrong order are one mistake. */
+    /** " (did you mean start?)" if known words are near, else "". */
     static String didYouMean(String word, Collection<String> known) {
         int letters = word.replaceFirst("^-+", "").length();
-        Map<Integer, List<String>> byDistance = known.stream().distinct().sorted().collect(
-                Collectors.groupingBy(other -> distance(word, other), TreeMap::new, Collectors.toList()));
-        return byDistance.entrySet().stream().findFirst().filter(near -> near.getKey() <= (letters < 3 ? 0 : letters < 5 ? 1 : 2))
-                .map(near -> " (did you mean " + String.join(" or ", near.getValue()) + "?)").orElse("");
-    }
-
-    /** How many letters must be added, removed, replaced or swapped with the next one to make one word of the other. */
-    static int distance(String from, String to) {
-        int[][] steps = new int[from.length() + 1][to.length() + 1];
-        for (int i = 0; i <= from.length(); i++) {
-            for (int j = 0; j <= to.length(); j++) {
-                if (i == 0 || j == 0) {
-                    steps[i][j] = i + j;
-                    continue;
-                }
-                boolean same = from.charAt(i - 1) == to.charAt(j - 1);
-                steps[i][j] = Math.min(steps[i - 1][j - 1] + (same ? 0 : 1), Math.min(steps[i - 1][j], steps[i][j - 1]) + 1);
-                if (i > 1 && j > 1 && from.charAt(i - 1) == to.charAt(j - 2) && from.charAt(i - 2) == to.charAt(j - 1)) {
-                    steps[i][j] = Math.min(steps[i][j], steps[i - 2][j - 2] + 1);
-                }
+        for (int changes = 0; changes <= (letters < 3 ? 0 : letters < 5 ? 1 : 2); changes++) {
+            int most = changes;
+            String near = known.stream().distinct().sorted().filter(other -> isNear(word, other, most)).collect(Collectors.joining(" or "));
+            if (!near.isEmpty()) {
+                return " (did you mean " + near + "?)";
             }
         }
-        return steps[from.length()][to.length()];
+        return "";
+    }
+
+    /** Whether one word becomes the other when at most so many letters are added, removed, replaced, or swapped with the next one. */
+    static boolean isNear(String from, String to, int changes) {
+        if (from.isEmpty() || to.isEmpty()) {
+            return from.length() + to.length() <= changes;
+        }
+        String a = from.substring(1);
+        String b = to.substring(1);
+        if (from.charAt(0) == to.charAt(0)) {
+            return isNear(a, b, changes);
+        }
+        boolean swapped = !a.isEmpty() && !b.isEmpty() && from.charAt(0) == b.charAt(0) && a.charAt(0) == to.charAt(0);
+        return changes > 0 && (isNear(a, b, changes - 1) || isNear(from, b, changes - 1) || isNear(a, to, changes - 1)
+                || swapped && isNear(a.substring(1), b.substring(1), changes - 1));
     }
     // end shared:nearest
 

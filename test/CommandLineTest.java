@@ -62,7 +62,7 @@ final class CommandLineTest {
 
     @BeforeAll
     static void aGuest() throws Exception {
-        sshd = new Sshd();
+        sshd = Sshd.withOwnProcesses();
     }
 
     @AfterAll

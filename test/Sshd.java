@@ -31,8 +31,18 @@ final class Sshd implements AutoCloseable {
     private final Process sshd;
     private final ServerSocket relay = new ServerSocket(0, 50, InetAddress.getLoopbackAddress());
 
-    /** Aborts the test where there is no sshd: a developer's machine should not get one that listens to the world. */
     Sshd() throws Exception {
+        this("");
+    }
+
+    /** Each command that it runs gets a PID namespace, for vm-test, which ends what a suite leaves. Without namespaces the test is aborted. */
+    static Sshd withOwnProcesses() throws Exception {
+        VmTestTest.needsOwnProcesses();
+        return new Sshd("ForceCommand exec " + String.join(" ", VmTestTest.OWN_PROCESSES) + " sh -c \"$SSH_ORIGINAL_COMMAND\"\n");
+    }
+
+    /** Aborts the test where there is no sshd: a developer's machine should not get one that listens to the world. */
+    private Sshd(String moreConfig) throws Exception {
         Optional<Path> program = Stream.of((System.getenv("PATH") + ":/usr/sbin:/usr/local/sbin").split(":"))
                 .map(directory -> Path.of(directory, "sshd")).filter(Files::isExecutable).findFirst();
         assumeTrue(program.isPresent(), "no sshd on this machine");
@@ -55,7 +65,7 @@ final class Sshd implements AutoCloseable {
         }
         Path config = Files.writeString(base.resolve("sshd_config"), "Port " + port + "\nListenAddress 127.0.0.1\nPasswordAuthentication no\n"
                 + "StrictModes no\nPermitRootLogin yes\nPidFile none\nMaxStartups 100\nHostKey \"" + keys.resolve("host_key") + "\"\nAuthorizedKeysFile \""
-                + keys.resolve("id_ed25519.pub") + "\"\nSetEnv \"HOME=" + base.resolve("home") + "\" \"PATH=" + bin + ":/usr/bin:/bin\"\n");
+                + keys.resolve("id_ed25519.pub") + "\"\nSetEnv \"HOME=" + base.resolve("home") + "\" \"PATH=" + bin + ":/usr/bin:/bin\"\n" + moreConfig);
         Files.writeString(keys.resolve("config"), "Host dfly-vm\n  HostName 127.0.0.1\n  Port " + relay.getLocalPort() + "\n  User " + System.getProperty("user.name")
                 + "\n  IdentityFile \"" + keys.resolve("id_ed25519") + "\"\n  IdentitiesOnly yes\n  UserKnownHostsFile \"" + keys.resolve("known_hosts")
                 + "\"\n  HostKeyAlias dfly-vm\n  StrictHostKeyChecking yes\n  BatchMode yes\n  LogLevel ERROR\n");

@@ -1260,7 +1260,8 @@ final class VmCtlTest {
         String quotedBefore = VmCtl.shellQuoted(List.of(before.toString()));
         onTerminal("xterm", "stty -echo erase '#'; stty -g >" + quotedBefore + "; vm console </dev/tty & tool=$!; "
                 + "while [ \"$(stty -g)\" = \"$(cat " + quotedBefore + ")\" ]; do sleep 0.1; done; stty -g >"
-                + VmCtl.shellQuoted(List.of(during.toString())) + "; kill $(pgrep -P $tool || echo $tool); wait $tool; stty -g >"
+                + VmCtl.shellQuoted(List.of(during.toString())) + "; kill $(pgrep -P $tool java || echo $tool); wait $tool; "
+                + "for i in $(seq 300); do [ \"$(stty -g)\" = \"$(cat " + quotedBefore + ")\" ] && break; sleep 0.1; done; stty -g >"
                 + VmCtl.shellQuoted(List.of(after.toString())));
         assertNotEquals(Files.readString(before), Files.readString(during));
         assertEquals(Files.readString(before), Files.readString(after));

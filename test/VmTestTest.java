@@ -205,7 +205,7 @@ final class VmTestTest {
     }
 
     /** A PID namespace. The supervisor ends what init has adopted meanwhile: here that could be any program that somebody starts. */
-    private static final List<String> OWN_PROCESSES = List.of("unshare", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child");
+    static final List<String> OWN_PROCESSES = List.of("unshare", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child");
     /** A stand-in for ssh that runs the supervisor in this machine's sh. */
     private static final String GUEST_HERE = "for last; do :; done\nexec " + String.join(" ", OWN_PROCESSES) + " sh -c \"$last\"\n";
     /** One that begins to run a command and then loses the connection, as soon as there is a file "go". */
@@ -452,7 +452,7 @@ final class VmTestTest {
         return new String(process.getInputStream().readAllBytes(), UTF_8);
     }
 
-    private static void needsOwnProcesses() throws Exception {
+    static void needsOwnProcesses() throws Exception {
         assumeTrue(ended(Stream.concat(OWN_PROCESSES.stream(), Stream.of("true")).toList()), "needs a PID namespace");
     }
 
