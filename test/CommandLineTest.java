@@ -187,7 +187,7 @@ final class CommandLineTest {
         run("vm-ctl exec cat", "<&-", ">&-", "2>&-").is(0, "");
         run("vm-ctl strat", "2>&-").is(2, "");
         assertEquals(0, run("vm-setup disk --vm-name blank --yes", "<&-", ">&-", "2>&-").exitCode());
-        start(List.of("qemu-img", "check", "-q", sshd.vmDir.resolve("blank.qcow2").toString())).is(0, "");
+        start(List.of("qemu-img", "check", "-q", sshd.vmDir.resolve("blank.install/by-hand.qcow2").toString())).is(0, "");
     }
 
     @Test
@@ -257,8 +257,10 @@ final class CommandLineTest {
         Path phases = TOP.resolve("phases");
         VmAutoInstall.writeIso(dir.resolve("dfly-6.4.2.iso"), new TreeMap<>(Map.of("a", "a".getBytes(UTF_8))));
         start(List.of("qemu-img", "create", "-q", "-f", "qcow2", dir.resolve("dfly-vm-clean.qcow2").toString(), "1M")).is(0, "");
-        start(List.of("qemu-img", "create", "-q", "-f", "qcow2", dir.resolve("blank.qcow2").toString(), "1M")).is(0, "");
+        start(List.of("qemu-img", "create", "-q", "-f", "qcow2", Files.createDirectory(dir.resolve("blank.install"))
+                .resolve("by-hand.qcow2").toString(), "1M")).is(0, "");
         List<String> prompts = List.of("vm-setup disk --vm-name blank", "vm-auto-install --force --accel tcg --phases " + phases,
+                "vm-auto-install by-hand --accel tcg --phases " + phases,
                 "vm-ctl snapshot clean", "vm-ctl destroy");
         for (String prompt : prompts) {
             List<String> words = List.of(prompt.split(" "));
@@ -379,7 +381,7 @@ final class CommandLineTest {
     void homeIsWhatTheEnvironmentSays() throws IOException {
         settings.putAll(Map.of("VM_DIR", "", "HOME", temp.resolve("home").toString()));
         run("vm-setup disk").is(0, "");
-        assertTrue(Files.exists(temp.resolve("home/.go-synth/vm/dfly-vm.qcow2")));
+        assertTrue(Files.exists(temp.resolve("home/.go-synth/vm/dfly-vm.install/by-hand.qcow2")));
         settings.put("HOME", "");
         Path project = Files.createDirectories(temp.resolve("project"));
         for (String command : List.of("vm-ctl status", "vm-setup disk", "vm-auto-install clean-phases", "vm-sync --project " + project,
