@@ -209,8 +209,7 @@ final class VmCtl {
         if (List.of(args).subList(0, first).stream().anyMatch(arg -> arg.matches("--help|-[vV]*h[hvV]*"))) {
             named = List.of(); // --help of all, whatever follows
         }
-        String word = args.length == 0 || args[0].startsWith("-") ? "" : args[0];
-        if (!word.isEmpty() && named.stream().noneMatch(method -> method.getName().equals(word))) {
+        if (first > 0 && !args[0].startsWith("-")) {
             named = List.of(); // a mistyped command
         }
         boolean hint = named.isEmpty() && args.length > 0;
@@ -3862,7 +3861,7 @@ final class VmCtl {
         try {
             Path java = Path.of(System.getProperty("java.home")).toRealPath();
             for (int i = 0; i < CLOSED.length; i++) {
-                Path link = Path.of("/proc/self/fd/" + i);
+                Path link = Path.of("/proc/self/fd", String.valueOf(i));
                 CLOSED[i] = Files.isSymbolicLink(link) && Files.readSymbolicLink(link).startsWith(java);
             }
         } catch (IOException noProc) {
@@ -4072,8 +4071,14 @@ final class VmCtl {
     // end shared:optionerror
 
     // shared:origin
-    /** Gives an option that is not on the command line the value of its setting. */
-    record SettingsProvider(Settings settings) implements IDefaultValueProvider {
+    /** Gives an option that is not on the command line the value of its setting. No record: picocli's use of one takes 8 ms. */
+    static final class SettingsProvider implements IDefaultValueProvider {
+        final Settings settings;
+
+        SettingsProvider(Settings settings) {
+            this.settings = settings;
+        }
+
         @Override
         public String defaultValue(ArgSpec argument) {
             return settings.get(argument.descriptionKey());
@@ -4092,7 +4097,7 @@ final class VmCtl {
     /** The same for what is found wrong after the command line has been read. */
     static String originOf(CommandSpec command, String option) {
         CommandLine root = command.root().commandLine();
-        Settings settings = ((SettingsProvider) root.getDefaultValueProvider()).settings();
+        Settings settings = ((SettingsProvider) root.getDefaultValueProvider()).settings;
         return originOf(settings, command.findOption(option), root.getParseResult().originalArgs());
     }
     // end shared:origin

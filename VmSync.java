@@ -1389,7 +1389,7 @@ final class VmSync implements Callable<Integer> {
         try {
             Path java = Path.of(System.getProperty("java.home")).toRealPath();
             for (int i = 0; i < CLOSED.length; i++) {
-                Path link = Path.of("/proc/self/fd/" + i);
+                Path link = Path.of("/proc/self/fd", String.valueOf(i));
                 CLOSED[i] = Files.isSymbolicLink(link) && Files.readSymbolicLink(link).startsWith(java);
             }
         } catch (IOException noProc) {
@@ -1563,8 +1563,14 @@ final class VmSync implements Callable<Integer> {
     // end shared:optionerror
 
     // shared:origin
-    /** Gives an option that is not on the command line the value of its setting. */
-    record SettingsProvider(Settings settings) implements IDefaultValueProvider {
+    /** Gives an option that is not on the command line the value of its setting. No record: picocli's use of one takes 8 ms. */
+    static final class SettingsProvider implements IDefaultValueProvider {
+        final Settings settings;
+
+        SettingsProvider(Settings settings) {
+            this.settings = settings;
+        }
+
         @Override
         public String defaultValue(ArgSpec argument) {
             return settings.get(argument.descriptionKey());
@@ -1583,7 +1589,7 @@ final class VmSync implements Callable<Integer> {
     /** The same for what is found wrong after the command line has been read. */
     static String originOf(CommandSpec command, String option) {
         CommandLine root = command.root().commandLine();
-        Settings settings = ((SettingsProvider) root.getDefaultValueProvider()).settings();
+        Settings settings = ((SettingsProvider) root.getDefaultValueProvider()).settings;
         return originOf(settings, command.findOption(option), root.getParseResult().originalArgs());
     }
     // end shared:origin
