@@ -941,7 +941,7 @@ class VmAutoInstallTest {
         secondPhaseOf(text + "\r\n", end.equals("off") ? POWER_OFF : POWER_OFF_OR_HANG);
         Files.move(install("phase1.qcow2"), install("by-hand.qcow2"), StandardCopyOption.REPLACE_EXISTING);
         byte[] before = Files.readAllBytes(install("by-hand.qcow2"));
-        assertEquals(1, run(Map.of("VM_TIME_LIMIT", "1"), Map.of(), "by-hand"), err.toString());
+        assertEquals(1, run(Map.of("VM_TIME_LIMIT", "1m"), Map.of(), "by-hand"), err.toString());
         says("booting it once, to see whether it is provisioned", "the disk is " + line, ": vm-auto-install by-hand\n");
         assertTrue(Arrays.equals(before, Files.readAllBytes(install("by-hand.qcow2"))));
         assertFalse(Files.exists(vmDir().resolve("dfly-vm-clean.qcow2")));
