@@ -1913,7 +1913,7 @@ final class VmCtl {
                     }
                     tried.add(layer);
                     try (Progress progress = new Progress("cleaning up", say)) {
-                        progress.stage("merging a layer of the disk");
+                        progress.stage("merging disks");
                         merge(layer, layers.overlaysOn(layer).get(0));
                     } catch (IOException | VmException failed) {
                         say.accept("a layer of the disk could not be merged now, a later command tries again: "
