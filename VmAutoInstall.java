@@ -522,7 +522,7 @@ final class VmAutoInstall implements Callable<Integer> {
     private String again(String option) {
         String typed = shellQuoted(spec.root().commandLine().getParseResult().originalArgs())
                 .replaceAll("--(force|from[= ]\\d)( |$)", "");
-        String line = withOption(option);
+        String line = withOption(option).replaceFirst(" ARGS=''$", "");
         return line.equals(option) ? String.join(" ", "vm-auto-install", typed, option).replaceAll(" +", " ").strip()
                 : line;
     }
