@@ -2713,6 +2713,8 @@ final class VmCtl {
                 """;
         /** Tests shorten it. */
         static int logCheckSeconds = 30;
+        /** A QEMU that has not told the guest's state after this long hangs. Tests shorten it. */
+        static Duration answerLimit = Duration.ofSeconds(5);
         /** QEMU gives up system calls that it does not need. Denying more does not go with -daemonize. */
         private static final List<String> SANDBOX = List.of("-sandbox", "on,resourcecontrol=deny");
 
@@ -2961,7 +2963,7 @@ final class VmCtl {
          */
         String runState() {
             try {
-                return ((JsonObject) qmp(Duration.ofSeconds(5), "query-status")).getString("status");
+                return ((JsonObject) qmp(answerLimit, "query-status")).getString("status");
             } catch (IOException | VmException noAnswer) {
                 return "unknown";
             }

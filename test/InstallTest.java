@@ -86,7 +86,7 @@ final class InstallTest {
         Files.writeString(GUEST.file("-clean.qcow2"), "6.4.0");
         Files.writeString(GUEST.file(".install").resolve("install.json"),
                 "{\"installed\": {\"phases\": {\"1\": {\"inputs\": {\"DFLY_VERSION\": \"6.4.0\"}}}}}");
-        withMirror().install().exits(2).says("DFLY_VERSION (6.4.0 -> 6.4.2)", "replaces VM guest with all its snapshots", "--yes");
+        withMirror().install().exits(2).says("DFLY_VERSION (6.4.0 -> 6.4.2)", "replace VM guest with all its snapshots", "--yes");
         assertEquals("6.4.0", Files.readString(GUEST.file("-clean.qcow2")));
     }
 

@@ -1036,17 +1036,18 @@ final class VmCtlTest {
         ctl("screenshot", picture.toString()).exits(0);
         assertEquals("\u0089PNG", new String(Files.readAllBytes(picture), ISO_8859_1).substring(0, 4));
 
+        Duration limit = VmCtl.Qemu.answerLimit;
+        VmCtl.Qemu.answerLimit = Duration.ofSeconds(1);
         sh("kill", "-STOP", String.valueOf(pid));
         for (int i = 0; i < 3; i++) { // until the monitor's backlog is full, too
-            long begun = System.nanoTime();
             ctl("status").exits(69).answers("hung");
-            assertTrue(System.nanoTime() - begun < 20e9, "a hung QEMU holds status up");
         }
         for (String command : List.of("start", "snapshot", "screenshot s.png", "stop")) {
             ctl((command + (command.equals("snapshot") ? " --yes" : "")).split(" ")).exits(69)
                     .says("QEMU (pid " + pid + ") does not answer: if it was stopped, kill -CONT " + pid);
         }
         sh("kill", "-CONT", String.valueOf(pid));
+        VmCtl.Qemu.answerLimit = limit;
 
         Files.writeString(vm.file(".console.log"), "booting\npanic: vm_fault\ncpuid = 0\nCopyright (c) 2003-2025 The DragonFly Project.\n");
         ctl("status").exits(0).answers("rebooted after a panic");
