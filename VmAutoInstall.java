@@ -277,7 +277,7 @@ final class VmAutoInstall implements Callable<Integer> {
         if (from != null && from > to) {
             throw new VmException(2, "--from " + from + " --to " + to + ": the last phase comes before the first");
         }
-        checkHardware(memory, cpus);
+        checkHardware(spec, memory, cpus);
         List<Path> scripts = findScripts();
         Path iso = installer();
         return locked("vm-auto-install", () -> {
@@ -327,7 +327,7 @@ final class VmAutoInstall implements Callable<Integer> {
     int byHand(@Option(names = "--yes", description = "Replace an installed VM, its disk and its snapshots, without "
             + "asking.") boolean replace) throws Exception {
         yes |= replace;
-        checkHardware(memory, cpus);
+        checkHardware(spec, memory, cpus);
         List<Path> scripts = findScripts();
         Path iso = installer();
         return locked("vm-auto-install by-hand", () -> {
@@ -401,7 +401,7 @@ final class VmAutoInstall implements Callable<Integer> {
             @Parameters(paramLabel = "ISO", description = "The phase's CD.") Path disc,
             @Option(names = "--dry-run", description = "Print what would be run, shell-quoted, and do nothing.") boolean dryRun)
             throws Exception {
-        checkHardware(memory, cpus);
+        checkHardware(spec, memory, cpus);
         Path iso = number == 1 ? installer() : null;
         Path cd = disc.toAbsolutePath();
         checkIso(cd, "the phase's CD is missing: ");
@@ -888,7 +888,7 @@ final class VmAutoInstall implements Callable<Integer> {
      */
     List<String> qemuCommand(String title, Path disk, List<Path> cds, Path qmp, int sshPort, Path screen) {
         int cdOrder = cds.size() < 2 ? -1 : screen == null ? 0 : 1;
-        int processors = processors(cpus == null ? null : Integer.valueOf(cpus), accel);
+        int processors = processors(cpus, accel);
         String model = Map.of("kvm", "Broadwell-v4,+hypervisor,pmu=off", "hvf", "host", "tcg", "qemu64").get(accel);
         long host = ManagementFactory.getPlatformMXBean(OperatingSystemMXBean.class).getTotalMemorySize() >> 20;
         List<String> command = new ArrayList<>(List.of(QEMU, "-name", title, "-machine", "pc",
@@ -985,7 +985,7 @@ final class VmAutoInstall implements Callable<Integer> {
          * the input ends nothing.
          */
         String attend() throws IOException, InterruptedException {
-            Process terminal = isTerminal(0) ? rawTerminal() : null;
+            RawTerminal terminal = RawTerminal.enter();
             Thread keys = new Thread(this::passKeys);
             keys.setDaemon(true); // it waits for a key
             keys.start();
@@ -1015,10 +1015,7 @@ final class VmAutoInstall implements Callable<Integer> {
                     Thread.sleep(said.length > 0 ? 0 : 20);
                 }
             } finally {
-                if (terminal != null) {
-                    terminal.getOutputStream().close();
-                    terminal.waitFor();
-                }
+                terminal.close();
             }
         }
 
@@ -1041,7 +1038,7 @@ final class VmAutoInstall implements Callable<Integer> {
          * be anything is given up soon if nothing of its kernel comes over the serial line.
          */
         Failure follow(boolean mayBeAnything) throws IOException, InterruptedException {
-            String advice = hangAdvice(accel, processors(cpus == null ? null : Integer.valueOf(cpus), accel));
+            String advice = hangAdvice(accel, processors(cpus, accel));
             boolean blind = false;
             boolean pictureAsked = false;
             long heard = started;
@@ -1798,27 +1795,28 @@ final class VmAutoInstall implements Callable<Integer> {
 
     // shared:limits
     /** 2 for less memory than DragonFly boots with, more than this host has, or far more processors than it has. */
-    static void checkHardware(String memory, String cpus) {
-        long host = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean()).getTotalMemorySize() >> 20;
-        long wanted = memory == null ? 256 : Long.parseLong(memory.replaceAll("\\D", "")) << (memory.endsWith("G") ? 10 : 0);
-        if (wanted < 256) {
-            throw new VmException(2, memory + " of memory is too little for DragonFly: give it 256M or more");
-        } else if (memory != null && wanted > host) {
-            throw new VmException(2, memory + " of memory is more than this machine has (" + host + "M)");
+    static void checkHardware(CommandSpec command, String memory, String cpus) {
+        if (memory != null) {
+            long host = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean()).getTotalMemorySize() >> 20;
+            long wanted = Long.parseLong(memory.replaceAll("\\D", "")) << (memory.endsWith("G") ? 10 : 0);
+            if (wanted < 256 || wanted > host) {
+                throw new VmException(2, originOf(command, "--memory") + ": " + memory + (wanted < 256
+                        ? " is too little for DragonFly: give it 256M or more" : " is more than this machine has (" + host + "M)"));
+            }
         }
         // Four always work: a VM may have more processors than a small host, which only makes it slower.
-        int processors = Math.max(4, Runtime.getRuntime().availableProcessors());
-        if (cpus != null && Integer.parseInt(cpus) > processors) {
-            throw new VmException(2, cpus + " processors are too many for this machine: at most " + processors);
+        int most = Math.max(4, Runtime.getRuntime().availableProcessors());
+        if (cpus != null && Integer.parseInt(cpus) > most) {
+            throw new VmException(2, originOf(command, "--cpus") + ": " + cpus + " is too much for this machine: at most " + most);
         }
     }
     // end shared:limits
 
     // shared:processors
     /** How many processors the guest gets: as many as were asked for, else half the host's within 2-4, or 1 if emulated. */
-    static int processors(Integer wanted, String accel) {
+    static int processors(String wanted, String accel) {
         int half = Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2));
-        return wanted != null ? wanted : accel.equals("tcg") ? 1 : half;
+        return wanted != null ? Integer.parseInt(wanted) : accel.equals("tcg") ? 1 : half;
     }
 
     /** QEMU's -accel. With a thread for each emulated processor, DragonFly hangs: its processors wait for each other. */
@@ -1850,14 +1848,13 @@ final class VmAutoInstall implements Callable<Integer> {
     // shared:terminal
     /** A program that has this command's own stdin, stdout and stderr. */
     static ProcessBuilder onOurStreams(List<String> command) {
-        ProcessBuilder builder = new ProcessBuilder(command).inheritIO();
         File none = new File("/dev/null");
-        return builder.redirectInput(CLOSED[0] ? Redirect.from(none) : Redirect.INHERIT)
+        return new ProcessBuilder(command).redirectInput(CLOSED[0] ? Redirect.from(none) : Redirect.INHERIT)
                 .redirectOutput(CLOSED[1] ? Redirect.to(none) : Redirect.INHERIT)
                 .redirectError(CLOSED[2] ? Redirect.to(none) : Redirect.INHERIT);
     }
 
-    /** Whether a file descriptor is a terminal; System.console() means something else in every Java. */
+    /** Whether a file descriptor is a terminal; System.console() behaves differently across Java versions. */
     static boolean isTerminal(int descriptor) {
         try {
             return onOurStreams(List.of("test", "-t", "" + descriptor)).start().waitFor() == 0;
@@ -1877,7 +1874,7 @@ final class VmAutoInstall implements Callable<Integer> {
         }
         System.err.print("This will " + what + ". Type yes to go on: ");
         StringBuilder answer = new StringBuilder();
-        for (int key = System.in.read(); key >= 0 && key != '\n'; key = System.in.read()) { // what follows may be the guest's
+        for (int key = System.in.read(); key >= 0 && key != '\n'; key = System.in.read()) { // the rest may be for the guest
             answer.append((char) key);
         }
         if (!answer.toString().strip().equals("yes")) {
@@ -1891,8 +1888,8 @@ final class VmAutoInstall implements Callable<Integer> {
     static final boolean[] CLOSED = new boolean[3];
 
     /**
-     * Comes first in main. The first file that the JVM opens, its class library, gets the number of a stream that is closed: it would
-     * be read as input. For further closed streams the JVM itself opens /dev/null, so no file that is opened later gets such a number.
+     * Comes first in main. If descriptor 0, 1 or 2 is closed, the first file that the JVM opens, its class library, gets that number.
+     * For further closed ones the JVM opens /dev/null, so that no file that is opened later gets such a number.
      */
     static void replaceClosedStreams() {
         try {
@@ -1958,20 +1955,33 @@ final class VmAutoInstall implements Callable<Integer> {
 
     // shared:rawterminal
     /**
-     * Puts this terminal into raw mode, so that each key reaches the guest, and returns the shell that gives it its own
-     * settings back: when the shell's input is closed, and also when this process is killed.
+     * This terminal in raw mode, so that each key reaches the guest; nothing if stdin is no terminal. A shell gives it its own settings
+     * back: when its input is closed, and also when this process is killed.
      */
-    static Process rawTerminal() throws IOException {
-        Process shell = new ProcessBuilder("sh", "-c", """
-                trap '' HUP INT TERM TTOU
-                saved=$(stty -g </dev/tty) || exit
-                stty raw -echo </dev/tty
-                echo raw
-                cat >/dev/null
-                stty "$saved" </dev/tty
-                """).redirectError(ProcessBuilder.Redirect.INHERIT).start();
-        shell.getInputStream().read();
-        return shell;
+    record RawTerminal(Process shell) implements AutoCloseable {
+        static RawTerminal enter() throws IOException {
+            if (!isTerminal(0)) {
+                return new RawTerminal(null);
+            }
+            Process shell = new ProcessBuilder("sh", "-c", """
+                    trap '' HUP INT TERM TTOU
+                    saved=$(stty -g </dev/tty) || exit
+                    stty raw -echo </dev/tty
+                    echo raw
+                    cat >/dev/null
+                    stty "$saved" </dev/tty
+                    """).redirectError(ProcessBuilder.Redirect.INHERIT).start();
+            shell.getInputStream().read();
+            return new RawTerminal(shell);
+        }
+
+        @Override
+        public void close() throws IOException {
+            if (shell != null) {
+                shell.getOutputStream().close();
+                shell.onExit().join();
+            }
+        }
     }
     // end shared:rawterminal
 
@@ -2077,16 +2087,14 @@ final class VmAutoInstall implements Callable<Integer> {
                     : isCommand ? "there is no command '" + word + "'" + didYouMean(word, command.subcommands().keySet())
                     : "'" + word + "' is one word too many";
         }
-        Matcher wrong = Pattern.compile("(?s)(?:Invalid value|Value) for (?:option )?(?:option|positional parameter)"
-                + "(?: '(\\S+)'| at index \\S+)(?: \\(([^)]*)\\))?(?::| should be) (.*)").matcher(failure.getMessage());
-        String name = wrong.matches() ? wrong.group(1) != null ? wrong.group(1) : wrong.group(2) : "";
-        String fault = wrong.matches() ? wrong.group(3).replaceFirst("(?s)expected one of \\[(.*)] .*but was (.*)", "$2 is none of $1")
-                .replaceFirst("(?s)in KEY=VALUE format but was (.*)", "'$1' is not a variable such as K=V") : failure.getMessage();
-        if (failure.getArgSpec() instanceof OptionSpec option) {
-            name = originOf(settings, option, List.of(args));
-            fault = fault.startsWith(option.longestName() + ": ") ? fault.substring(option.longestName().length() + 2) : fault;
-        }
-        return (name.isEmpty() || fault.startsWith("Missing ") ? "" : name + ": ") + fault;
+        ArgSpec argument = failure.getArgSpec();
+        String message = failure.getMessage();
+        String fault = (message.startsWith("Invalid value for ") ? message.substring(message.indexOf(": ") + 2) : message)
+                .replaceFirst("(?s)expected one of \\[(.*)] .*but was (.*)", "$2 is none of $1")
+                .replaceFirst("(?s).* should be in KEY=VALUE format but was (.*)", "'$1' is not a variable such as K=V");
+        String name = argument instanceof OptionSpec option ? originOf(settings, option, List.of(args))
+                : argument == null ? "" : argument.paramLabel();
+        return name.isEmpty() || fault.startsWith("Missing ") ? fault : name + ": " + fault;
     }
     // end shared:optionerror
 
@@ -2114,7 +2122,7 @@ final class VmAutoInstall implements Callable<Integer> {
                 : key + (settings.environment.getOrDefault(key, "").isEmpty() ? " in vm.env" : " in the environment");
     }
 
-    /** The same for what is found wrong after the command line has been read. */
+    /** As above, for checks after the command line has been read. */
     static String originOf(CommandSpec command, String option) {
         CommandLine root = command.root().commandLine();
         Settings settings = ((SettingsProvider) root.getDefaultValueProvider()).settings;
@@ -2136,7 +2144,7 @@ final class VmAutoInstall implements Callable<Integer> {
         return "";
     }
 
-    /** Whether one word becomes the other when at most so many letters are added, removed, replaced, or swapped with the next one. */
+    /** Whether the edit distance is at most this; two letters in the wrong order are one change. */
     static boolean isNear(String from, String to, int changes) {
         if (from.isEmpty() || to.isEmpty()) {
             return from.length() + to.length() <= changes;
@@ -2180,7 +2188,7 @@ final class VmAutoInstall implements Callable<Integer> {
                 List<String> rule = VALUES.getOrDefault(String.valueOf(option.descriptionKey()), List.of("(?s).*"));
                 Object value = option.getValue();
                 if (value != null && !value.toString().matches(rule.get(0))) {
-                    throw new ParameterException(line, option.longestName() + ": '" + value + "' is not " + rule.get(1), option, null);
+                    throw new ParameterException(line, "'" + value + "' is not " + rule.get(1), option, null);
                 }
             }
         }
@@ -2230,7 +2238,7 @@ final class VmAutoInstall implements Callable<Integer> {
     private static final Pattern VM_FILE = Pattern.compile(
             "([^.].*?)(?:-clean\\.qcow2|\\.(?:qcow2|disks|snapshots|install|pid|qemu-pid|ssh))");
 
-    /** The names of all VMs in VM_DIR. A lock or a log, which a failed command may leave, makes no VM. */
+    /** The names of all VMs in VM_DIR. A lock or a log, which a failed command may leave, does not count. */
     static List<String> vmNames(Path vmDir) {
         try (Stream<Path> files = Files.list(vmDir)) {
             return files.map(file -> VM_FILE.matcher(file.getFileName().toString())).filter(Matcher::matches)
@@ -2302,11 +2310,11 @@ final class VmAutoInstall implements Callable<Integer> {
                     + directory + "; choose another directory with --vm-dir or VM_DIR");
         }
         Path existing = directory;
-        while (!Files.exists(existing)) { // or it may not be looked at
+        while (!Files.exists(existing)) { // also false without permission to read it
             existing = existing.getParent();
         }
         if (!Files.isDirectory(existing) || !Files.isExecutable(existing)) {
-            throw new VmException(69, existing + (Files.isDirectory(existing) ? " is closed to this user" : " is not a directory")
+            throw new VmException(69, existing + (Files.isDirectory(existing) ? " is closed to you" : " is not a directory")
                     + ": choose another directory with --vm-dir or VM_DIR");
         }
         return existing.equals(directory) ? requireOwn(directory) : directory;

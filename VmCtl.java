@@ -153,6 +153,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
 final class VmCtl {
     static final String QEMU = "qemu-system-x86_64";
     static final String CLEAN = "clean";
+    /** Ctrl-] */
+    private static final int DETACH_KEY = 0x1d;
     private static final String SNAPSHOT_NAME = "[A-Za-z0-9_][A-Za-z0-9._-]{0,63}";
     /** The limit for commands of QEMU, qemu-img and ssh that take a moment; long, for a very busy machine. */
     private static final Duration SOON = Duration.ofSeconds(60);
@@ -267,8 +269,8 @@ final class VmCtl {
         String setupCommand;
 
         /** Refuses what this machine cannot give, before anything is looked up or stopped. */
-        void check() {
-            checkHardware(memory, cpus);
+        void check(CommandSpec command) {
+            checkHardware(command, memory, cpus);
             String port = VALUES.get("VM_SSH_PORT").get(0);
             Set<String> hostPorts = new HashSet<>();
             for (String forward : forwards == null ? List.<String>of() : forwards) {
@@ -279,7 +281,7 @@ final class VmCtl {
             }
         }
 
-        /** What was asked for here, by option or setting, and what a VM that runs does not have; as one types it. */
+        /** The options whose values differ from those of the running VM, as words of a command line. */
         List<String> missingIn(Running running) {
             List<String> now = running.hardware();
             List<String> arguments = split(qemuArgs);
@@ -336,7 +338,7 @@ final class VmCtl {
             boolean noWait,
             @Option(names = "--dry-run", description = "Print the commands, shell-quoted, and do nothing.") boolean dryRun)
             throws IOException {
-        options.check();
+        options.check(command());
         openExistingVm();
         Plan plan = plan(options, limit.timeout, !noWait, ram.cold, dryRun);
         if (dryRun) {
@@ -349,7 +351,7 @@ final class VmCtl {
                 machine.addForwards(plan.forwards());
                 List<String> missing = options.missingIn(qemu.running().orElseThrow());
                 if (!missing.isEmpty()) {
-                    say("it goes on with what it was started with; this changes it: vm-ctl restart "
+                    say("it keeps the options that it was started with. To use the new ones: vm-ctl restart "
                             + shellQuoted(missing));
                 }
             } else {
@@ -391,7 +393,7 @@ final class VmCtl {
     int restart(@Mixin MachineOptions options, @Mixin TimeoutOption limit,
             @Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.") boolean force)
             throws IOException {
-        options.check();
+        options.check(command());
         openExistingVm();
         Plan plan = plan(options, limit.timeout, true, false, false);
         locked("restart", () -> {
@@ -529,7 +531,7 @@ final class VmCtl {
             @Parameters(arity = "0..1", paramLabel = "NAME", defaultValue = CLEAN,
                     description = "The snapshot (default: ${DEFAULT-VALUE}).") String name) throws IOException {
         checkSnapshotName(name);
-        options.check();
+        options.check(command());
         openExistingVm();
         Plan plan = plan(options, limit.timeout, true, ram.cold, false);
         locked("restore", () -> snapshots.restore(name, plan));
@@ -608,27 +610,18 @@ final class VmCtl {
             description = "Print the console's log from its beginning, and follow it until the VM stops.")
             boolean log)
             throws IOException {
-        openExistingVm();
         if (log) {
+            openExistingVm();
             followLog();
             return 0;
         }
-        needRunning();
-        if (!isTerminal(0)) {
-            try (Console console = new Console(files.socket(".console"))) {
-                console.attach(-1);
+        openRunningVm();
+        try (RawTerminal terminal = RawTerminal.enter(); Console console = new Console(files.socket(".console"))) {
+            boolean isTerminal = terminal.shell() != null;
+            if (isTerminal) {
+                say("attached to the console of " + files.name() + "; Ctrl-] detaches\r");
             }
-            return 0;
-        }
-        say("attached to the console of " + files.name() + "; Ctrl-] detaches");
-        try (Console console = new Console(files.socket(".console"))) {
-            Process terminal = rawTerminal();
-            try {
-                console.attach(0x1d);
-            } finally {
-                terminal.getOutputStream().close();
-                terminal.onExit().join();
-            }
+            console.attach(isTerminal ? DETACH_KEY : -1);
         }
         return 0;
     }
@@ -644,14 +637,12 @@ final class VmCtl {
         Path directory = file.toAbsolutePath().getParent();
         require("screenshot", file.toString(), "(?s).*\\.png", "a file name that ends in .png");
         if (Files.isDirectory(file) || !Files.isDirectory(directory) || !Files.isWritable(directory)) {
-            throw new VmException(2, "screenshot: " + file + " cannot be written: " + (Files.isDirectory(file)
-                    ? "it is a directory" : Files.isDirectory(directory) ? "you may not write to " + directory
-                    : "there is no directory " + directory));
+            throw new VmException(2, "screenshot: " + file + " cannot be written: name a file in a directory that exists "
+                    + "and that you can write to");
         }
-        openExistingVm();
-        needRunning();
+        openRunningVm();
         qemu.requireAnswer();
-        Path picture = Files.createTempFile(files.dir(), "." + files.name() + "-", ".png"); // QEMU's umask is another
+        Path picture = Files.createTempFile(files.dir(), "." + files.name() + "-", ".png"); // QEMU has another umask
         try {
             qemu.qmp("screendump", "filename", picture.toString(), "format", "png");
             Files.write(file, Files.readAllBytes(picture));
@@ -670,8 +661,7 @@ final class VmCtl {
     int ssh(@Parameters(arity = "0..*", paramLabel = "WORD",
             description = "A command for root's shell, or after -- options for "
                     + "ssh, too (default: none, a shell on this terminal).") List<String> words) throws IOException {
-        openExistingVm();
-        needRunning();
+        openRunningVm();
         String[] more = words == null ? new String[0] : words.toArray(String[]::new);
         return sshResult(interactive(guestSsh.command(more), null, null));
     }
@@ -697,8 +687,7 @@ final class VmCtl {
             throws IOException {
         List<String> variables = environment == null ? List.of() : environment;
         variables.forEach(variable -> require("--env", variable, "(?s)[A-Za-z_]\\w*=.*", "a variable such as K=V"));
-        openExistingVm();
-        needRunning();
+        openRunningVm();
         long started = System.nanoTime();
         String mark = "vm-ctl-exec-" + Long.toHexString(new SecureRandom().nextLong());
         String command = GuestSsh.remoteCommand(words, variables, limit, mark);
@@ -793,6 +782,14 @@ final class VmCtl {
         }
     }
 
+    /** The same, and 3 if it does not run. */
+    private void openRunningVm() throws IOException {
+        openVm();
+        if (!qemu.isRunning()) {
+            throw notRunning(files.dir(), files.name());
+        }
+    }
+
     /** Whether there is nothing to stop or to destroy; says so. */
     private boolean isMissing() {
         boolean missing = !vmNames(files.dir()).contains(files.name());
@@ -818,12 +815,6 @@ final class VmCtl {
         return other;
     }
 
-    private void needRunning() throws IOException {
-        if (!qemu.isRunning()) {
-            throw notRunning(files.dir(), files.name());
-        }
-    }
-
     /**
      * What the options say, checked. Port and forwards that they do not name are those that the running VM was given.
      */
@@ -845,7 +836,7 @@ final class VmCtl {
         List<String> setup = dryRun ? null : sibling(options.setupCommand, "VmSetup", userPath(""), project);
         Accelerator chosen = accelerator(options.accel, files.dir(), version, setup, Path.of("/dev/kvm"));
         String accelerator = chosen.name();
-        int cpus = processors(options.cpus == null ? null : Integer.valueOf(options.cpus), accelerator);
+        int cpus = processors(options.cpus, accelerator);
         String cpu = options.cpu != null ? options.cpu : switch (accelerator) {
             case "kvm" -> "Broadwell-v4,+hypervisor,pmu=off"; // never +invtsc: QEMU then refuses to save the RAM
             case "hvf" -> "host";
@@ -867,7 +858,7 @@ final class VmCtl {
         }
     }
 
-    /** ssh's 255 is its own or the guest command's: the guest is asked which. */
+    /** Exit code 255 comes from ssh or from the guest's command; a second ssh call tells which. */
     private int sshResult(int code) throws IOException {
         if (code == 255 && !guestSsh.run(SOON, "true").ok()) {
             throw new VmException(69, "the guest does not answer ssh: " + machine.whySilent());
@@ -875,14 +866,14 @@ final class VmCtl {
         return code;
     }
 
-    /** Runs a program on this terminal. If this command is interrupted, the guest's command with that mark ends too. */
+    /** Runs a program on this terminal. An interrupt also ends the guest's command that has this mark. */
     private int interactive(List<String> command, Duration limit, String mark) throws IOException {
         if (verbose) {
             say("+ " + shellQuoted(command));
         }
         ProcessBuilder builder = onOurStreams(command);
         Process process;
-        try { // ssh does not tell that its output was lost, so what goes to a pipe or a file passes through here
+        try { // ssh ignores write errors on stdout, so its output is copied here unless stdout is a terminal
             process = (isTerminal(1) ? builder : builder.redirectOutput(Redirect.PIPE)).start();
         } catch (IOException refused) {
             // it names the program, and whether it is missing or its line too long
@@ -902,7 +893,7 @@ final class VmCtl {
             if (process.waitFor(limit == null ? Long.MAX_VALUE : limit.toMillis(), TimeUnit.MILLISECONDS)) {
                 output.join();
                 int code = process.exitValue();
-                // Ctrl-C reaches ssh, too, and perhaps before this command: ssh then ends with one of these codes.
+                // Ctrl-C also reaches ssh, which may end before our shutdown hook runs: wait for the hook a moment.
                 if (interrupted.await(Set.of(130, 143, 255).contains(code) ? 500 : 0, TimeUnit.MILLISECONDS)) {
                     throw new VmException(130, "interrupted");
                 }
@@ -949,17 +940,19 @@ final class VmCtl {
         }
     }
 
-    /** A snapshot called "list" is not what anybody wants: they mean the option, or the command, of that name. */
+    /** {@code snapshot list} is a typo for {@code snapshot --list}, so names of options and commands are refused. */
     private void refuseCommandAsName(String name) {
-        CommandSpec command = spec.commandLine().getParseResult().subcommand().commandSpec();
         boolean isCommand = Stream.of(VmCtl.class.getDeclaredMethods())
                 .anyMatch(method -> method.isAnnotationPresent(Command.class) && method.getName().equals(name));
-        if (command.findOption("--" + name) != null) {
-            throw new VmException(2, "'" + name + "' cannot be a snapshot's name; did you mean vm-ctl snapshot --"
-                    + name + "?");
-        } else if (isCommand) {
-            throw new VmException(2, "'" + name + "' cannot be a snapshot's name; did you mean vm-ctl " + name + "?");
+        String meant = command().findOption("--" + name) != null ? "snapshot --" + name : isCommand ? name : null;
+        if (meant != null) {
+            throw new VmException(2, "'" + name + "' cannot be a snapshot's name; did you mean vm-ctl " + meant + "?");
         }
+    }
+
+    /** The command that was typed. */
+    private CommandSpec command() {
+        return spec.commandLine().getParseResult().subcommand().commandSpec();
     }
 
     private static void checkSnapshotName(String name) {
@@ -1201,24 +1194,19 @@ final class VmCtl {
      * a line each 30 s.
      */
     static final class Progress implements AutoCloseable {
-        /** The one whose line is on the terminal: of several that start at once only one can be. */
+        /** Seconds between the lines where there is no terminal. Tests shorten it. */
+        static int interval = 30;
+        /** The instance that owns the terminal's line; parallel starts share one terminal. */
         private static Progress shown;
 
         private final String act;
-        private final int interval;
         private final Consumer<String> say;
         private final long started = System.nanoTime();
         private final CountDownLatch closed = new CountDownLatch(1);
         private volatile String stage = "";
 
         Progress(String act, Consumer<String> say) {
-            this(act, 30, say);
-        }
-
-        /** With another interval, in seconds, between the lines. */
-        Progress(String act, int interval, Consumer<String> say) {
             this.act = act;
-            this.interval = interval;
             this.say = say;
             Thread ticker = new Thread(this::tick);
             ticker.setDaemon(true);
@@ -1283,7 +1271,7 @@ final class VmCtl {
 
     /** The guest's serial console on this command's stdin and stdout. */
     static final class Console implements AutoCloseable {
-        /** When the input is a pipe that has ended, the command ends after a silence of the guest of this length. */
+        /** After the end of piped input, wait until the guest has printed nothing for this long. */
         private static final Duration SILENCE = Duration.ofSeconds(2);
 
         private final SocketChannel guest;
@@ -1485,18 +1473,18 @@ final class VmCtl {
             }
             deleteUnused();
             if (!plan.waits()) {
-                say.accept("started " + files.name() + ", which has yet to boot: " + machine.describe());
+                say.accept("started " + files.name() + ", which is still booting: " + machine.describe());
                 return;
             }
             machine.awaitGuest(running, plan.timeout(), source().isPresent());
             say.accept("booted " + files.name() + " in " + seconds(started) + ": " + machine.describe());
-            boolean silent = below != null && below.json().getInt("silent") > 0; // RAM taken again may be silent again
+            boolean silent = below != null && below.json().getInt("silent") > 0; // new RAM could fail in the same way
             if (asInstalled && (find(CLEAN).isEmpty() || problem != null && !silent)) {
                 keepClean(plan.timeout());
             }
         }
 
-        /** Keeps the installation as it was made as snapshot clean; without it, the VM runs all the same. */
+        /** Takes the snapshot clean. A failure is reported, and the VM keeps running. */
         private void keepClean(Duration limit) throws IOException {
             try {
                 freeze(CLEAN, true, limit);
@@ -1675,10 +1663,8 @@ final class VmCtl {
             say.accept("kept the disk as " + name);
         }
 
-        /** The QEMU that runs goes on running, on a new overlay. See the class comment of VmCtl. */
-        private void freezeRunning(String name, boolean automatic, Duration limit) throws IOException {
-            long started = System.nanoTime();
-            Running running = qemu.running().orElseThrow();
+        /** 69, or 1 if this machine's disk is full, unless the guest runs and has written to its disk what it had to. */
+        private void requireAnsweringGuest(Running running) throws IOException {
             String state = qemu.runState();
             if (!state.equals("running")) {
                 throw new VmException(state.equals("io-error") ? 1 : 69, standstill(state, running.pid()));
@@ -1688,6 +1674,13 @@ final class VmCtl {
                         + "and repeat, or vm-ctl "
                         + "stop to keep the disk alone");
             }
+        }
+
+        /** The QEMU that runs goes on running, on a new overlay. See the class comment of VmCtl. */
+        private void freezeRunning(String name, boolean automatic, Duration limit) throws IOException {
+            long started = System.nanoTime();
+            Running running = qemu.running().orElseThrow();
+            requireAnsweringGuest(running);
             JsonObject ram;
             String pause;
             try (Undo undo = new Undo(say)) {
@@ -2204,7 +2197,7 @@ final class VmCtl {
                 // an emulated sshd is slow
                 for (int patience = 1000; System.nanoTime() < deadline; patience = Math.min(5000, patience + 250)) {
                     String console = consoleOfUsable(running);
-                    progress.stage(restoring ? "the guest has yet to answer" : bootStage(console));
+                    progress.stage(restoring ? "waiting for ssh" : bootStage(console));
                     if (hasBanner(port, patience)) {
                         GuestSsh.Output first = ssh.greet(restoring, isClone);
                         if (first.ok()) {
@@ -2368,7 +2361,7 @@ final class VmCtl {
                     } else if (qemu.runState().equals("io-error")) {
                         throw cannotWrite();
                     }
-                    progress.stage("the guest has yet to end");
+                    progress.stage("waiting for the guest");
                 }
             }
             return !qemu.isRunning();
@@ -2464,7 +2457,7 @@ final class VmCtl {
         /** How far a boot is. */
         static String bootStage(String console) {
             int kernel = console.lastIndexOf(KERNEL_STARTS);
-            return kernel < 0 ? "the loader" : console.lastIndexOf("\nlogin: ") > kernel ? "sshd has yet to answer"
+            return kernel < 0 ? "the loader" : console.lastIndexOf("\nlogin: ") > kernel ? "waiting for sshd"
                     : console.lastIndexOf("\nMounting root from ") > kernel ? "services start" : "the kernel starts";
         }
 
@@ -2519,7 +2512,7 @@ final class VmCtl {
                             for (pid in session) print pid
                         }'); do kill $pid; done 2>/dev/null""";
 
-        /** The first letter is in brackets, so that this line does not find itself. It waits 5 s before it uses KILL. */
+        /** [v]MARK keeps awk from matching its own command line. KILL comes 5 s after TERM. */
         private static final String KILL = """
                 for group in $(ps -axww -o pgid,command | awk '/[v]MARK/ { print $1 }' | sort -u); do
                     kill -TERM -$group
@@ -2650,7 +2643,7 @@ final class VmCtl {
 
         /**
          * What sshd hands to root's shell, which may be csh: quoted words. At the limit the guest itself kills the
-         * process group. With a mark, a shell that has it in its arguments stays above the command, for kill().
+         * process group. With a mark, the command runs under a shell that has the mark as $0, so that kill() can find its process group.
          */
         static String remoteCommand(List<String> words, List<String> environment, Duration limit, String mark) {
             List<String> command = new ArrayList<>();
@@ -2670,8 +2663,8 @@ final class VmCtl {
 
         /**
          * Ends a marked command in the guest with its process group. If the guest does not answer, the shared
-         * connection is closed: while the command lives, it holds what this command was given as stdout. For a shutdown
-         * hook: zt-exec has one, too, which would end what {@link #run} starts now.
+         * connection is closed: while the guest's command runs, the ssh master keeps our stdout open. It uses
+         * ProcessBuilder, because zt-exec's own shutdown hook would end the process.
          */
         void kill(String mark) {
             List<String> closeMaster = command();
@@ -2849,7 +2842,7 @@ final class VmCtl {
             }
         }
 
-        /** 69 if QEMU refuses this hardware: tried with an empty disk, and ended before the guest runs. */
+        /** Starts QEMU paused with these options and ends it at once; 69 if QEMU refuses them. */
         private static void requireHardware(List<String> hardware) throws IOException {
             List<String> command = new ArrayList<>(List.of("sh", "-c",
                     "echo '{\"execute\":\"qmp_capabilities\"}{\"execute\":\"quit\"}' | exec \"$@\" >/dev/null", "sh", QEMU, "-S",
@@ -3750,27 +3743,28 @@ final class VmCtl {
 
     // shared:limits
     /** 2 for less memory than DragonFly boots with, more than this host has, or far more processors than it has. */
-    static void checkHardware(String memory, String cpus) {
-        long host = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean()).getTotalMemorySize() >> 20;
-        long wanted = memory == null ? 256 : Long.parseLong(memory.replaceAll("\\D", "")) << (memory.endsWith("G") ? 10 : 0);
-        if (wanted < 256) {
-            throw new VmException(2, memory + " of memory is too little for DragonFly: give it 256M or more");
-        } else if (memory != null && wanted > host) {
-            throw new VmException(2, memory + " of memory is more than this machine has (" + host + "M)");
+    static void checkHardware(CommandSpec command, String memory, String cpus) {
+        if (memory != null) {
+            long host = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean()).getTotalMemorySize() >> 20;
+            long wanted = Long.parseLong(memory.replaceAll("\\D", "")) << (memory.endsWith("G") ? 10 : 0);
+            if (wanted < 256 || wanted > host) {
+                throw new VmException(2, originOf(command, "--memory") + ": " + memory + (wanted < 256
+                        ? " is too little for DragonFly: give it 256M or more" : " is more than this machine has (" + host + "M)"));
+            }
         }
         // Four always work: a VM may have more processors than a small host, which only makes it slower.
-        int processors = Math.max(4, Runtime.getRuntime().availableProcessors());
-        if (cpus != null && Integer.parseInt(cpus) > processors) {
-            throw new VmException(2, cpus + " processors are too many for this machine: at most " + processors);
+        int most = Math.max(4, Runtime.getRuntime().availableProcessors());
+        if (cpus != null && Integer.parseInt(cpus) > most) {
+            throw new VmException(2, originOf(command, "--cpus") + ": " + cpus + " is too much for this machine: at most " + most);
         }
     }
     // end shared:limits
 
     // shared:processors
     /** How many processors the guest gets: as many as were asked for, else half the host's within 2-4, or 1 if emulated. */
-    static int processors(Integer wanted, String accel) {
+    static int processors(String wanted, String accel) {
         int half = Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2));
-        return wanted != null ? wanted : accel.equals("tcg") ? 1 : half;
+        return wanted != null ? Integer.parseInt(wanted) : accel.equals("tcg") ? 1 : half;
     }
 
     /** QEMU's -accel. With a thread for each emulated processor, DragonFly hangs: its processors wait for each other. */
@@ -3815,14 +3809,13 @@ final class VmCtl {
     // shared:terminal
     /** A program that has this command's own stdin, stdout and stderr. */
     static ProcessBuilder onOurStreams(List<String> command) {
-        ProcessBuilder builder = new ProcessBuilder(command).inheritIO();
         File none = new File("/dev/null");
-        return builder.redirectInput(CLOSED[0] ? Redirect.from(none) : Redirect.INHERIT)
+        return new ProcessBuilder(command).redirectInput(CLOSED[0] ? Redirect.from(none) : Redirect.INHERIT)
                 .redirectOutput(CLOSED[1] ? Redirect.to(none) : Redirect.INHERIT)
                 .redirectError(CLOSED[2] ? Redirect.to(none) : Redirect.INHERIT);
     }
 
-    /** Whether a file descriptor is a terminal; System.console() means something else in every Java. */
+    /** Whether a file descriptor is a terminal; System.console() behaves differently across Java versions. */
     static boolean isTerminal(int descriptor) {
         try {
             return onOurStreams(List.of("test", "-t", "" + descriptor)).start().waitFor() == 0;
@@ -3842,7 +3835,7 @@ final class VmCtl {
         }
         System.err.print("This will " + what + ". Type yes to go on: ");
         StringBuilder answer = new StringBuilder();
-        for (int key = System.in.read(); key >= 0 && key != '\n'; key = System.in.read()) { // what follows may be the guest's
+        for (int key = System.in.read(); key >= 0 && key != '\n'; key = System.in.read()) { // the rest may be for the guest
             answer.append((char) key);
         }
         if (!answer.toString().strip().equals("yes")) {
@@ -3856,8 +3849,8 @@ final class VmCtl {
     static final boolean[] CLOSED = new boolean[3];
 
     /**
-     * Comes first in main. The first file that the JVM opens, its class library, gets the number of a stream that is closed: it would
-     * be read as input. For further closed streams the JVM itself opens /dev/null, so no file that is opened later gets such a number.
+     * Comes first in main. If descriptor 0, 1 or 2 is closed, the first file that the JVM opens, its class library, gets that number.
+     * For further closed ones the JVM opens /dev/null, so that no file that is opened later gets such a number.
      */
     static void replaceClosedStreams() {
         try {
@@ -3940,20 +3933,33 @@ final class VmCtl {
 
     // shared:rawterminal
     /**
-     * Puts this terminal into raw mode, so that each key reaches the guest, and returns the shell that gives it its own
-     * settings back: when the shell's input is closed, and also when this process is killed.
+     * This terminal in raw mode, so that each key reaches the guest; nothing if stdin is no terminal. A shell gives it its own settings
+     * back: when its input is closed, and also when this process is killed.
      */
-    static Process rawTerminal() throws IOException {
-        Process shell = new ProcessBuilder("sh", "-c", """
-                trap '' HUP INT TERM TTOU
-                saved=$(stty -g </dev/tty) || exit
-                stty raw -echo </dev/tty
-                echo raw
-                cat >/dev/null
-                stty "$saved" </dev/tty
-                """).redirectError(ProcessBuilder.Redirect.INHERIT).start();
-        shell.getInputStream().read();
-        return shell;
+    record RawTerminal(Process shell) implements AutoCloseable {
+        static RawTerminal enter() throws IOException {
+            if (!isTerminal(0)) {
+                return new RawTerminal(null);
+            }
+            Process shell = new ProcessBuilder("sh", "-c", """
+                    trap '' HUP INT TERM TTOU
+                    saved=$(stty -g </dev/tty) || exit
+                    stty raw -echo </dev/tty
+                    echo raw
+                    cat >/dev/null
+                    stty "$saved" </dev/tty
+                    """).redirectError(ProcessBuilder.Redirect.INHERIT).start();
+            shell.getInputStream().read();
+            return new RawTerminal(shell);
+        }
+
+        @Override
+        public void close() throws IOException {
+            if (shell != null) {
+                shell.getOutputStream().close();
+                shell.onExit().join();
+            }
+        }
     }
     // end shared:rawterminal
 
@@ -4059,16 +4065,14 @@ final class VmCtl {
                     : isCommand ? "there is no command '" + word + "'" + didYouMean(word, command.subcommands().keySet())
                     : "'" + word + "' is one word too many";
         }
-        Matcher wrong = Pattern.compile("(?s)(?:Invalid value|Value) for (?:option )?(?:option|positional parameter)"
-                + "(?: '(\\S+)'| at index \\S+)(?: \\(([^)]*)\\))?(?::| should be) (.*)").matcher(failure.getMessage());
-        String name = wrong.matches() ? wrong.group(1) != null ? wrong.group(1) : wrong.group(2) : "";
-        String fault = wrong.matches() ? wrong.group(3).replaceFirst("(?s)expected one of \\[(.*)] .*but was (.*)", "$2 is none of $1")
-                .replaceFirst("(?s)in KEY=VALUE format but was (.*)", "'$1' is not a variable such as K=V") : failure.getMessage();
-        if (failure.getArgSpec() instanceof OptionSpec option) {
-            name = originOf(settings, option, List.of(args));
-            fault = fault.startsWith(option.longestName() + ": ") ? fault.substring(option.longestName().length() + 2) : fault;
-        }
-        return (name.isEmpty() || fault.startsWith("Missing ") ? "" : name + ": ") + fault;
+        ArgSpec argument = failure.getArgSpec();
+        String message = failure.getMessage();
+        String fault = (message.startsWith("Invalid value for ") ? message.substring(message.indexOf(": ") + 2) : message)
+                .replaceFirst("(?s)expected one of \\[(.*)] .*but was (.*)", "$2 is none of $1")
+                .replaceFirst("(?s).* should be in KEY=VALUE format but was (.*)", "'$1' is not a variable such as K=V");
+        String name = argument instanceof OptionSpec option ? originOf(settings, option, List.of(args))
+                : argument == null ? "" : argument.paramLabel();
+        return name.isEmpty() || fault.startsWith("Missing ") ? fault : name + ": " + fault;
     }
     // end shared:optionerror
 
@@ -4096,7 +4100,7 @@ final class VmCtl {
                 : key + (settings.environment.getOrDefault(key, "").isEmpty() ? " in vm.env" : " in the environment");
     }
 
-    /** The same for what is found wrong after the command line has been read. */
+    /** As above, for checks after the command line has been read. */
     static String originOf(CommandSpec command, String option) {
         CommandLine root = command.root().commandLine();
         Settings settings = ((SettingsProvider) root.getDefaultValueProvider()).settings;
@@ -4118,7 +4122,7 @@ final class VmCtl {
         return "";
     }
 
-    /** Whether one word becomes the other when at most so many letters are added, removed, replaced, or swapped with the next one. */
+    /** Whether the edit distance is at most this; two letters in the wrong order are one change. */
     static boolean isNear(String from, String to, int changes) {
         if (from.isEmpty() || to.isEmpty()) {
             return from.length() + to.length() <= changes;
@@ -4162,7 +4166,7 @@ final class VmCtl {
                 List<String> rule = VALUES.getOrDefault(String.valueOf(option.descriptionKey()), List.of("(?s).*"));
                 Object value = option.getValue();
                 if (value != null && !value.toString().matches(rule.get(0))) {
-                    throw new ParameterException(line, option.longestName() + ": '" + value + "' is not " + rule.get(1), option, null);
+                    throw new ParameterException(line, "'" + value + "' is not " + rule.get(1), option, null);
                 }
             }
         }
@@ -4212,7 +4216,7 @@ final class VmCtl {
     private static final Pattern VM_FILE = Pattern.compile(
             "([^.].*?)(?:-clean\\.qcow2|\\.(?:qcow2|disks|snapshots|install|pid|qemu-pid|ssh))");
 
-    /** The names of all VMs in VM_DIR. A lock or a log, which a failed command may leave, makes no VM. */
+    /** The names of all VMs in VM_DIR. A lock or a log, which a failed command may leave, does not count. */
     static List<String> vmNames(Path vmDir) {
         try (Stream<Path> files = Files.list(vmDir)) {
             return files.map(file -> VM_FILE.matcher(file.getFileName().toString())).filter(Matcher::matches)
@@ -4298,11 +4302,11 @@ final class VmCtl {
                     + directory + "; choose another directory with --vm-dir or VM_DIR");
         }
         Path existing = directory;
-        while (!Files.exists(existing)) { // or it may not be looked at
+        while (!Files.exists(existing)) { // also false without permission to read it
             existing = existing.getParent();
         }
         if (!Files.isDirectory(existing) || !Files.isExecutable(existing)) {
-            throw new VmException(69, existing + (Files.isDirectory(existing) ? " is closed to this user" : " is not a directory")
+            throw new VmException(69, existing + (Files.isDirectory(existing) ? " is closed to you" : " is not a directory")
                     + ": choose another directory with --vm-dir or VM_DIR");
         }
         return existing.equals(directory) ? requireOwn(directory) : directory;

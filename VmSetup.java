@@ -1049,14 +1049,13 @@ final class VmSetup implements Callable<Integer> {
     // shared:terminal
     /** A program that has this command's own stdin, stdout and stderr. */
     static ProcessBuilder onOurStreams(List<String> command) {
-        ProcessBuilder builder = new ProcessBuilder(command).inheritIO();
         File none = new File("/dev/null");
-        return builder.redirectInput(CLOSED[0] ? Redirect.from(none) : Redirect.INHERIT)
+        return new ProcessBuilder(command).redirectInput(CLOSED[0] ? Redirect.from(none) : Redirect.INHERIT)
                 .redirectOutput(CLOSED[1] ? Redirect.to(none) : Redirect.INHERIT)
                 .redirectError(CLOSED[2] ? Redirect.to(none) : Redirect.INHERIT);
     }
 
-    /** Whether a file descriptor is a terminal; System.console() means something else in every Java. */
+    /** Whether a file descriptor is a terminal; System.console() behaves differently across Java versions. */
     static boolean isTerminal(int descriptor) {
         try {
             return onOurStreams(List.of("test", "-t", "" + descriptor)).start().waitFor() == 0;
@@ -1076,7 +1075,7 @@ final class VmSetup implements Callable<Integer> {
         }
         System.err.print("This will " + what + ". Type yes to go on: ");
         StringBuilder answer = new StringBuilder();
-        for (int key = System.in.read(); key >= 0 && key != '\n'; key = System.in.read()) { // what follows may be the guest's
+        for (int key = System.in.read(); key >= 0 && key != '\n'; key = System.in.read()) { // the rest may be for the guest
             answer.append((char) key);
         }
         if (!answer.toString().strip().equals("yes")) {
@@ -1090,8 +1089,8 @@ final class VmSetup implements Callable<Integer> {
     static final boolean[] CLOSED = new boolean[3];
 
     /**
-     * Comes first in main. The first file that the JVM opens, its class library, gets the number of a stream that is closed: it would
-     * be read as input. For further closed streams the JVM itself opens /dev/null, so no file that is opened later gets such a number.
+     * Comes first in main. If descriptor 0, 1 or 2 is closed, the first file that the JVM opens, its class library, gets that number.
+     * For further closed ones the JVM opens /dev/null, so that no file that is opened later gets such a number.
      */
     static void replaceClosedStreams() {
         try {
@@ -1240,16 +1239,14 @@ final class VmSetup implements Callable<Integer> {
                     : isCommand ? "there is no command '" + word + "'" + didYouMean(word, command.subcommands().keySet())
                     : "'" + word + "' is one word too many";
         }
-        Matcher wrong = Pattern.compile("(?s)(?:Invalid value|Value) for (?:option )?(?:option|positional parameter)"
-                + "(?: '(\\S+)'| at index \\S+)(?: \\(([^)]*)\\))?(?::| should be) (.*)").matcher(failure.getMessage());
-        String name = wrong.matches() ? wrong.group(1) != null ? wrong.group(1) : wrong.group(2) : "";
-        String fault = wrong.matches() ? wrong.group(3).replaceFirst("(?s)expected one of \\[(.*)] .*but was (.*)", "$2 is none of $1")
-                .replaceFirst("(?s)in KEY=VALUE format but was (.*)", "'$1' is not a variable such as K=V") : failure.getMessage();
-        if (failure.getArgSpec() instanceof OptionSpec option) {
-            name = originOf(settings, option, List.of(args));
-            fault = fault.startsWith(option.longestName() + ": ") ? fault.substring(option.longestName().length() + 2) : fault;
-        }
-        return (name.isEmpty() || fault.startsWith("Missing ") ? "" : name + ": ") + fault;
+        ArgSpec argument = failure.getArgSpec();
+        String message = failure.getMessage();
+        String fault = (message.startsWith("Invalid value for ") ? message.substring(message.indexOf(": ") + 2) : message)
+                .replaceFirst("(?s)expected one of \\[(.*)] .*but was (.*)", "$2 is none of $1")
+                .replaceFirst("(?s).* should be in KEY=VALUE format but was (.*)", "'$1' is not a variable such as K=V");
+        String name = argument instanceof OptionSpec option ? originOf(settings, option, List.of(args))
+                : argument == null ? "" : argument.paramLabel();
+        return name.isEmpty() || fault.startsWith("Missing ") ? fault : name + ": " + fault;
     }
     // end shared:optionerror
 
@@ -1277,7 +1274,7 @@ final class VmSetup implements Callable<Integer> {
                 : key + (settings.environment.getOrDefault(key, "").isEmpty() ? " in vm.env" : " in the environment");
     }
 
-    /** The same for what is found wrong after the command line has been read. */
+    /** As above, for checks after the command line has been read. */
     static String originOf(CommandSpec command, String option) {
         CommandLine root = command.root().commandLine();
         Settings settings = ((SettingsProvider) root.getDefaultValueProvider()).settings;
@@ -1299,7 +1296,7 @@ final class VmSetup implements Callable<Integer> {
         return "";
     }
 
-    /** Whether one word becomes the other when at most so many letters are added, removed, replaced, or swapped with the next one. */
+    /** Whether the edit distance is at most this; two letters in the wrong order are one change. */
     static boolean isNear(String from, String to, int changes) {
         if (from.isEmpty() || to.isEmpty()) {
             return from.length() + to.length() <= changes;
@@ -1343,7 +1340,7 @@ final class VmSetup implements Callable<Integer> {
                 List<String> rule = VALUES.getOrDefault(String.valueOf(option.descriptionKey()), List.of("(?s).*"));
                 Object value = option.getValue();
                 if (value != null && !value.toString().matches(rule.get(0))) {
-                    throw new ParameterException(line, option.longestName() + ": '" + value + "' is not " + rule.get(1), option, null);
+                    throw new ParameterException(line, "'" + value + "' is not " + rule.get(1), option, null);
                 }
             }
         }
@@ -1411,11 +1408,11 @@ final class VmSetup implements Callable<Integer> {
                     + directory + "; choose another directory with --vm-dir or VM_DIR");
         }
         Path existing = directory;
-        while (!Files.exists(existing)) { // or it may not be looked at
+        while (!Files.exists(existing)) { // also false without permission to read it
             existing = existing.getParent();
         }
         if (!Files.isDirectory(existing) || !Files.isExecutable(existing)) {
-            throw new VmException(69, existing + (Files.isDirectory(existing) ? " is closed to this user" : " is not a directory")
+            throw new VmException(69, existing + (Files.isDirectory(existing) ? " is closed to you" : " is not a directory")
                     + ": choose another directory with --vm-dir or VM_DIR");
         }
         return existing.equals(directory) ? requireOwn(directory) : directory;

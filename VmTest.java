@@ -1322,8 +1322,8 @@ final class VmTest implements Callable<Integer> {
     static final boolean[] CLOSED = new boolean[3];
 
     /**
-     * Comes first in main. The first file that the JVM opens, its class library, gets the number of a stream that is closed: it would
-     * be read as input. For further closed streams the JVM itself opens /dev/null, so no file that is opened later gets such a number.
+     * Comes first in main. If descriptor 0, 1 or 2 is closed, the first file that the JVM opens, its class library, gets that number.
+     * For further closed ones the JVM opens /dev/null, so that no file that is opened later gets such a number.
      */
     static void replaceClosedStreams() {
         try {
@@ -1486,16 +1486,14 @@ final class VmTest implements Callable<Integer> {
                     : isCommand ? "there is no command '" + word + "'" + didYouMean(word, command.subcommands().keySet())
                     : "'" + word + "' is one word too many";
         }
-        Matcher wrong = Pattern.compile("(?s)(?:Invalid value|Value) for (?:option )?(?:option|positional parameter)"
-                + "(?: '(\\S+)'| at index \\S+)(?: \\(([^)]*)\\))?(?::| should be) (.*)").matcher(failure.getMessage());
-        String name = wrong.matches() ? wrong.group(1) != null ? wrong.group(1) : wrong.group(2) : "";
-        String fault = wrong.matches() ? wrong.group(3).replaceFirst("(?s)expected one of \\[(.*)] .*but was (.*)", "$2 is none of $1")
-                .replaceFirst("(?s)in KEY=VALUE format but was (.*)", "'$1' is not a variable such as K=V") : failure.getMessage();
-        if (failure.getArgSpec() instanceof OptionSpec option) {
-            name = originOf(settings, option, List.of(args));
-            fault = fault.startsWith(option.longestName() + ": ") ? fault.substring(option.longestName().length() + 2) : fault;
-        }
-        return (name.isEmpty() || fault.startsWith("Missing ") ? "" : name + ": ") + fault;
+        ArgSpec argument = failure.getArgSpec();
+        String message = failure.getMessage();
+        String fault = (message.startsWith("Invalid value for ") ? message.substring(message.indexOf(": ") + 2) : message)
+                .replaceFirst("(?s)expected one of \\[(.*)] .*but was (.*)", "$2 is none of $1")
+                .replaceFirst("(?s).* should be in KEY=VALUE format but was (.*)", "'$1' is not a variable such as K=V");
+        String name = argument instanceof OptionSpec option ? originOf(settings, option, List.of(args))
+                : argument == null ? "" : argument.paramLabel();
+        return name.isEmpty() || fault.startsWith("Missing ") ? fault : name + ": " + fault;
     }
     // end shared:optionerror
 
@@ -1523,7 +1521,7 @@ final class VmTest implements Callable<Integer> {
                 : key + (settings.environment.getOrDefault(key, "").isEmpty() ? " in vm.env" : " in the environment");
     }
 
-    /** The same for what is found wrong after the command line has been read. */
+    /** As above, for checks after the command line has been read. */
     static String originOf(CommandSpec command, String option) {
         CommandLine root = command.root().commandLine();
         Settings settings = ((SettingsProvider) root.getDefaultValueProvider()).settings;
@@ -1545,7 +1543,7 @@ final class VmTest implements Callable<Integer> {
         return "";
     }
 
-    /** Whether one word becomes the other when at most so many letters are added, removed, replaced, or swapped with the next one. */
+    /** Whether the edit distance is at most this; two letters in the wrong order are one change. */
     static boolean isNear(String from, String to, int changes) {
         if (from.isEmpty() || to.isEmpty()) {
             return from.length() + to.length() <= changes;
@@ -1589,7 +1587,7 @@ final class VmTest implements Callable<Integer> {
                 List<String> rule = VALUES.getOrDefault(String.valueOf(option.descriptionKey()), List.of("(?s).*"));
                 Object value = option.getValue();
                 if (value != null && !value.toString().matches(rule.get(0))) {
-                    throw new ParameterException(line, option.longestName() + ": '" + value + "' is not " + rule.get(1), option, null);
+                    throw new ParameterException(line, "'" + value + "' is not " + rule.get(1), option, null);
                 }
             }
         }
@@ -1639,7 +1637,7 @@ final class VmTest implements Callable<Integer> {
     private static final Pattern VM_FILE = Pattern.compile(
             "([^.].*?)(?:-clean\\.qcow2|\\.(?:qcow2|disks|snapshots|install|pid|qemu-pid|ssh))");
 
-    /** The names of all VMs in VM_DIR. A lock or a log, which a failed command may leave, makes no VM. */
+    /** The names of all VMs in VM_DIR. A lock or a log, which a failed command may leave, does not count. */
     static List<String> vmNames(Path vmDir) {
         try (Stream<Path> files = Files.list(vmDir)) {
             return files.map(file -> VM_FILE.matcher(file.getFileName().toString())).filter(Matcher::matches)
@@ -1768,11 +1766,11 @@ final class VmTest implements Callable<Integer> {
                     + directory + "; choose another directory with --vm-dir or VM_DIR");
         }
         Path existing = directory;
-        while (!Files.exists(existing)) { // or it may not be looked at
+        while (!Files.exists(existing)) { // also false without permission to read it
             existing = existing.getParent();
         }
         if (!Files.isDirectory(existing) || !Files.isExecutable(existing)) {
-            throw new VmException(69, existing + (Files.isDirectory(existing) ? " is closed to this user" : " is not a directory")
+            throw new VmException(69, existing + (Files.isDirectory(existing) ? " is closed to you" : " is not a directory")
                     + ": choose another directory with --vm-dir or VM_DIR");
         }
         return existing.equals(directory) ? requireOwn(directory) : directory;

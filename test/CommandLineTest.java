@@ -411,7 +411,7 @@ final class CommandLineTest {
                 settings.put("VM_DIR", dir.toString());
                 List<String> words = new ArrayList<>(user);
                 words.addAll(jar(List.of(command.split(" "))));
-                start(words).is(69, dir.equals(others) ? others + " belongs to root" : closed.getParent() + " is closed to this user");
+                start(words).is(69, dir.equals(others) ? others + " belongs to root" : closed.getParent() + " is closed to you");
             }
         }
     }
