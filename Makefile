@@ -21,8 +21,8 @@ ARCHIVES = $(SCRIPTS:%=.build/%.jsa)
 # A script by its jar, measured for vm-status: with C1 alone, as these programs end before C2 would pay - but for the
 # decompressor in VmSetup (26 s, 46 s with C1); and with the classes that a start needs in an archive (0.13 s, 0.17 s without, an
 # empty program 0.03 s). The JVM does without an archive that is of another JDK, and says so on stdout unless it is told not to log.
-# 200 MB of output through vm-test take 70 MB of memory, 490 without the small young generation. vm.make is for messages that
-# recommend an option: they name the target and its variable for options, the second argument.
+# 200 MB of output through vm-test take 70 MB of memory, 490 without the small young generation. vm.make tells the script its make
+# target and the variable for options ($2), so that a hint can be a make command.
 java = java $(if $2,-Dvm.make="$@ $2") $(if $(filter VmSetup,$1),,-XX:TieredStopAtLevel=1) $(if $(filter VmTest,$1),-XX:+UseSerialGC -Xmn24m) -Xlog:disable \
   -XX:SharedArchiveFile="$(CURDIR)/.build/$1.jsa" -jar "$(CURDIR)/.build/$1.jar"
 
@@ -47,7 +47,7 @@ all: vm-help
 ##@ Install
 
 .PHONY: vm-check-prereqs
-vm-check-prereqs: .build/VmSetup.jsa ## Say what this machine lacks, with the command that mends it
+vm-check-prereqs: .build/VmSetup.jsa ## Check what is missing on this machine, and how to fix it
 	@$(call java,VmSetup,ARGS) check $(ARGS)
 
 .PHONY: vm-setup
