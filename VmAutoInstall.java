@@ -1,7 +1,7 @@
 ///usr/bin/env jbang "$0" "$@" ; exit $?
 //DESCRIPTION Install DragonFlyBSD into a VM with zero interaction, in three phases
 //JAVA 17+
-//RUNTIME_OPTIONS -XX:TieredStopAtLevel=1 // starts faster (jbang: 0.76 s, 0.81 s without), and it waits more than it computes
+//RUNTIME_OPTIONS -XX:TieredStopAtLevel=1 // starts faster (jbang: 0.76 s, 0.81 s without); it mostly waits
 //DEPS info.picocli:picocli:4.7.7
 //DEPS org.zeroturnaround:zt-exec:1.13.0
 //DEPS com.grack:nanojson:1.10
@@ -103,23 +103,19 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * Installs DragonFlyBSD into a VM, unattended.
  *
  * <ol>
- * <li>Finds the installer ISO and the three phase scripts, makes the VM's keys, and sees which phase is the first whose
- *     inputs
+ * <li>Finds the installer ISO and the three phase scripts, makes the VM's keys, and finds the first phase whose inputs
  *     changed since it was done.
  * <li>For each phase from there on: writes a CD with the script (the guest's rc.d/pfi runs it at boot), boots the
- *     installer
- * (phase 1) or the disk, watches the serial console, and freezes the disk once the script has said DONE and the guest
- * has
- *     powered off.
+ *     installer (phase 1) or the disk, watches the serial console, and makes the disk read-only once the script has
+ *     reported DONE and the guest has powered off.
  * <li>Flattens the last disk, boots it once through a throw-away overlay, asks it over ssh for its tools' versions, and
- *     moves
- *     it into place as the clean disk.
+ *     moves it into place as the clean disk.
  * </ol>
  *
- * <p>{@code by-hand} lets a person install at the console instead; what that leaves on the disk is checked and moved
- * into place in the same way.
+ * <p>{@code by-hand} lets a person install at the console instead, on {@code <name>.install/by-hand.qcow2}. That disk
+ * is checked and moved into place in the same way.
  *
- * Reads in VM_DIR: {@code dfly-<version>.iso}, {@code accel.json}, the lock on {@code <name>.qemu-pid}, every VM's
+ * <p>Reads in VM_DIR: {@code dfly-<version>.iso}, {@code accel.json}, the lock on {@code <name>.qemu-pid}, every VM's
  * {@code <name>.snapshots/clean/snapshot.json}, and {@code ssh_config}. Writes {@code <name>.install/}, {@code
  * <name>.ssh/} and, under {@code <name>.lock}, {@code <name>-clean.qcow2}; removes {@code <name>.qcow2}, {@code
  * <name>.disks/} and {@code <name>.snapshots/} of an older installation. What is not finished is called {@code .part}:
@@ -131,18 +127,16 @@ import picocli.CommandLine.UnmatchedArgumentException;
         commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
         description = {"Install DragonFlyBSD into a VM with zero interaction, in three phases", "",
             "It begins at the first phase whose script, settings or inputs changed since that phase was done, and so "
-                + "goes on where "
-                + "a broken installation ended. It reads VM_DIR/dfly-VERSION.iso, which vm-setup fetches, and the "
-                + "scripts in phases/; "
-                + "it writes VM_DIR/NAME-clean.qcow2, the disk that vm-ctl start builds on, and keeps each phase's "
-                + "disk and console log "
-                + "in VM_DIR/NAME.install/. The path of the new disk is printed."},
+                + "goes on where a broken installation ended. It reads VM_DIR/dfly-VERSION.iso, which vm-setup "
+                + "fetches, and the scripts in phases/; it writes VM_DIR/NAME-clean.qcow2, the disk that vm-ctl start "
+                + "builds on, and keeps each phase's disk and console log in VM_DIR/NAME.install/. The path of the "
+                + "new disk is printed."},
         footer = {"  vm-auto-install                         install, or go on with a broken installation",
             "  vm-auto-install --from 3 --yes          phase 3 again, and replace the VM",
             "  vm-auto-install --to 2                  prepare the disk of phase 2, and leave the VM as it is",
             "  vm-auto-install --vm-name big --disk-size 60G --memory 8G"},
         exitCodeList = {"0:done, or nothing to do", "1:a phase failed, or the disk is full",
-            "2:wrong usage, or refused for want of --yes",
+            "2:wrong usage, or refused because --yes was missing",
             "69:something needed is not available (ISO, QEMU, phase scripts, the lock), or the VM runs",
             "124:a time limit",
             "130, 143:interrupted"})
@@ -234,8 +228,8 @@ final class VmAutoInstall implements Callable<Integer> {
 
     @Option(names = "--time-limit", descriptionKey = "VM_TIME_LIMIT", scope = INHERIT, paramLabel = "TIME",
             converter = TimeLimit.class,
-            description = "For each phase, as 90m or 2h; its console may be silent a sixth of that (VM_TIME_LIMIT; "
-                    + "default: 60m, emulated 4h).")
+            description = "For each phase, the check of the new disk, and provision, as 90m or 2h; the console may be "
+                    + "silent a sixth of that (VM_TIME_LIMIT; default: 60m, emulated 4h).")
     Duration timeLimit;
 
     @Option(names = "-v", scope = INHERIT, defaultValue = "false", description = "Echo every external command.")
@@ -244,7 +238,7 @@ final class VmAutoInstall implements Callable<Integer> {
     private String project = ""; // VM_PROJECT, by default the working directory: no script in it is run
 
     /** The inherited options that a subcommand goes by; it refuses the others. by-hand takes all. */
-    private static final Map<String, List<String>> TAKES = Map.of(
+    private static final Map<String, List<String>> ACCEPTED_OPTIONS = Map.of(
             "make-iso", List.of("--vm-dir", "--vm-name", "--dports-clone", "-v"),
             "run-phase", List.of("--vm-dir", "--vm-name", "--dfly-version", "--image", "--disk-size", "--memory",
                     "--cpus", "--accel",
@@ -266,8 +260,8 @@ final class VmAutoInstall implements Callable<Integer> {
         tool.project = Optional.ofNullable(settings.get("VM_PROJECT")).orElse("");
         CommandLine line = commandLine(tool, settings);
         line.getSubcommands().forEach((name, command) -> List.copyOf(command.getCommandSpec().options()).stream()
-                .filter(option -> option.inherited() && TAKES.containsKey(name)
-                        && !TAKES.get(name).contains(option.longestName()))
+                .filter(option -> option.inherited() && ACCEPTED_OPTIONS.containsKey(name)
+                        && !ACCEPTED_OPTIONS.get(name).contains(option.longestName()))
                 .forEach(command.getCommandSpec()::remove));
         return line;
     }
@@ -290,7 +284,7 @@ final class VmAutoInstall implements Callable<Integer> {
             Start changed = firstChange(phases, part(part(ledger, "installed"), "phases"));
             if (Files.exists(clean) && changed.why.isEmpty() && !force && from == null && to == LAST) {
                 say(name + " is installed, and nothing it was made from has changed; install it again: "
-                        + again("--force"));
+                        + commandWith("--force"));
                 return clean;
             }
             Start start = force ? new Start(1, "--force") : from != null ? new Start(from, "--from")
@@ -306,22 +300,23 @@ final class VmAutoInstall implements Callable<Integer> {
             chooseAccelerator(false);
             for (Phase phase : phases.subList(Math.min(start.phase - 1, to), to)) {
                 Path cd = writeIso(install("phase" + phase.number + ".iso"), phase.disc);
-                run(phase, iso, cd, ledger, again("--from " + phase.number));
+                run(phase, iso, cd, ledger, commandWith("--from " + phase.number));
             }
-            return to < LAST ? install("phase" + to + ".qcow2") : putInPlace(flatten(), false, iso, ledger);
+            return to < LAST ? install("phase" + to + ".qcow2") : replaceCleanDisk(flatten(), false, iso, ledger);
         });
     }
 
     @Command(name = "by-hand", description = {"Install by hand, with the serial console on this terminal", "",
-        "It boots the installer with a blank disk, or the disk once it boots by itself, and a second CD with the phase "
-            + "scripts; what to type is printed. When the machine is off, the disk is looked at: a provisioned one is "
-            + "checked and becomes the VM's disk, as after an automatic installation. Any other is kept as "
-            + "VM_DIR/NAME.install/by-hand.qcow2, and the same command goes on with it; vm-setup disk makes it blank "
-            + "again. Ctrl-] shuts the machine down. The screen is VNC on a unix socket."},
+        "Boots the installer with a blank disk and a CD with the phase scripts, and prints what to type. If the disk "
+            + "can boot already, it is booted. When the machine powers off, the disk is checked: if it is provisioned, "
+            + "it becomes the VM's disk. Otherwise it stays in VM_DIR/NAME.install/by-hand.qcow2, and the same command "
+            + "continues with it; vm-setup disk makes it blank again. Ctrl-] shuts the machine down, a second Ctrl-] "
+            + "kills it. The screen is VNC on a unix socket."},
             footer = {"  vm-auto-install by-hand", "  vm-auto-install by-hand --vm-name mine --disk-size 60G"},
             exitCodeList = {"0:done: vm-ctl start starts it",
-                "1:the disk is empty or not provisioned yet, or this machine's disk is full",
-                "2:wrong usage, or refused for want of --yes",
+                "1:the disk is empty or not provisioned yet, the machine did not shut itself down, or this host's disk "
+                    + "is full",
+                "2:wrong usage, or refused because --yes was missing",
                 "69:something needed is not available (ISO, QEMU, phase scripts, the lock), or the VM runs",
                 "124:a time limit of the check", "130, 143:interrupted"})
     int byHand(@Option(names = "--yes", description = "Replace an installed VM, its disk and its snapshots, without "
@@ -343,17 +338,16 @@ final class VmAutoInstall implements Callable<Integer> {
             Path cd = writeIso(install("by-hand.iso"), byHandDisc(scripts, ownData()));
             try (Guest guest = new Guest(BY_HAND, disk, List.of(iso, cd, iso), 0)) {
                 say(String.format(BY_HAND_HELP, guest.screen, file(".ssh").resolve("root_password")));
-                String end = guest.attend();
+                String reason = guest.runConsole(disk);
                 if (isEmpty(disk)) {
-                    throw new VmException(1, "nothing is installed, " + disk + " is still empty; the same command "
-                            + "begins again: " + again(""));
-                } else if (!"guest-shutdown".equals(end)) {
-                    throw new VmException(1, "the machine was not shut down by its system (" + end + "), so what was "
-                            + "written last may be missing; " + disk + " is kept, and the same command boots it again: "
-                            + again(""));
+                    throw new VmException(1, "nothing is installed, the disk is empty. " + keptAndContinue(disk));
+                } else if (!"guest-shutdown".equals(reason)) {
+                    throw new VmException(1, "the guest did not shut itself down (" + (reason.equals("host-qmp-quit")
+                            ? "you ended it" : "it was ended from outside") + "), so its last writes may be missing. "
+                            + keptAndContinue(disk));
                 }
             }
-            return putInPlace(disk, true, iso, readLedger());
+            return replaceCleanDisk(disk, true, iso, readLedger());
         });
     }
 
@@ -388,8 +382,7 @@ final class VmAutoInstall implements Callable<Integer> {
 
     @Command(name = "run-phase", description = {"Run one phase from a CD that make-iso wrote", "",
         "Phase 1 boots the installer with a blank disk, a later one the disk of the phase before. The new disk is "
-            + "kept, and its path "
-            + "printed: vm-auto-install --from N+1 goes on from it."},
+            + "kept, and its path printed: vm-auto-install --from N+1 goes on from it."},
             footer = {"  vm-auto-install run-phase 1 /tmp/p1.iso",
                 "  vm-auto-install run-phase 1 /tmp/p1.iso --dry-run"},
             exitCodeList = {"0:done", "1:the phase failed, or the disk is full", "2:wrong usage",
@@ -399,12 +392,13 @@ final class VmAutoInstall implements Callable<Integer> {
     int runPhase(@Parameters(paramLabel = "N", converter = PhaseNumber.class,
             description = "1, 2 or 3.") int number,
             @Parameters(paramLabel = "ISO", description = "The phase's CD.") Path disc,
-            @Option(names = "--dry-run", description = "Print what would be run, shell-quoted, and do nothing.") boolean dryRun)
+            @Option(names = "--dry-run", description = "Print what would be run, shell-quoted, and do nothing.")
+            boolean dryRun)
             throws Exception {
         checkHardware(spec, memory, cpus);
         Path iso = number == 1 ? installer() : null;
         Path cd = disc.toAbsolutePath();
-        checkIso(cd, "the phase's CD is missing: ");
+        checkIso(cd, "the phase's CD " + cd + " is missing: write it with vm-auto-install make-iso");
         if (dryRun) {
             Path part = install("phase" + number + ".part");
             answer(shellQuoted(createDisk(part, diskSize, backing(number))));
@@ -416,14 +410,13 @@ final class VmAutoInstall implements Callable<Integer> {
         Phase phase = new Phase(number, null, object("the CD of run-phase", cd.toString()));
         return locked("vm-auto-install run-phase " + number, () -> {
             chooseAccelerator(false);
-            return run(phase, iso, cd, readLedger(), again(""));
+            return run(phase, iso, cd, readLedger(), commandWith(""));
         });
     }
 
     @Command(name = "provision", description = {"Do phase 3's work again, over ssh, in the running VM", "",
         "After a change to phase3-provision.sh, instead of another installation. vm-ctl snapshot clean then keeps the "
-            + "result as the "
-            + "clean state."},
+            + "result as the clean state."},
             footer = {"  vm-auto-install provision",
                 "  vm-ctl restore && vm-ctl start && vm-auto-install provision && vm-ctl snapshot clean --yes"},
             exitCodeList = {"0:done", "1:the script failed", "2:wrong usage", "3:the VM is not running",
@@ -437,7 +430,7 @@ final class VmAutoInstall implements Callable<Integer> {
         return locked("vm-auto-install provision", () -> {
             JsonObject ledger = readLedger();
             Phase phase = phase(LAST, script, null, ledger);
-            // A new ControlMaster would hold our end of its stderr for as long as it persists.
+            // A new ssh master would keep our stderr open, and we would wait for it.
             List<String> ssh = List.of("ssh", "-F", vmDir().resolve("ssh_config").toString(), "-o", "ControlMaster=no",
                     name, "sh -s");
             int code = feed(limit(), vmDir(), ssh, guestScript(phase.disc), line -> say(printable(line)));
@@ -448,7 +441,7 @@ final class VmAutoInstall implements Callable<Integer> {
             }
             ledger.put("provisioned", object("inputs", phase.inputs, "finished", Instant.now().toString()));
             saveLedger(ledger);
-            say("provisioned; to keep it as the clean state: vm-ctl snapshot clean");
+            say("provisioned; to keep it as the clean state: vm-ctl snapshot clean --yes");
             return null;
         });
     }
@@ -518,13 +511,21 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
-    /** This command as it was typed, with another option; a new start needs no --force or --from. */
-    private String again(String option) {
-        String typed = shellQuoted(spec.root().commandLine().getParseResult().originalArgs())
-                .replaceAll("--(force|from[= ]\\d)( |$)", "");
-        String line = withOption(option).replaceFirst(" ARGS=''$", "");
-        return line.equals(option) ? String.join(" ", "vm-auto-install", typed, option).replaceAll(" +", " ").strip()
-                : line;
+    /** This command as it was typed, or its make target, with one more option. */
+    private String commandWith(String option) {
+        String typed = shellQuoted(spec.root().commandLine().getParseResult().originalArgs());
+        String made = withOption(option);
+        return commandWith(option, made.equals(option) ? ("vm-auto-install " + typed).strip() + " " + option : made);
+    }
+
+    /** Removes a --force or --from that was typed before: it would contradict the option at the end. */
+    static String commandWith(String option, String line) {
+        String end = option.isEmpty() ? "|'?$" : ""; // then the last option was typed, too
+        return line.replaceAll("--(force|from[= ]\\d)(?= " + end + ") ?", "").replaceFirst(" (ARGS=('')?)?$", "");
+    }
+
+    private String keptAndContinue(Path disk) {
+        return disk + " is kept. To continue: " + commandWith("");
     }
 
     private SortedMap<String, byte[]> ownData() throws IOException {
@@ -566,7 +567,7 @@ final class VmAutoInstall implements Callable<Integer> {
     /** Asks before anything is replaced that a person may still want. */
     private void confirmReplacing() throws IOException {
         if (isRunning(file(".qemu-pid"))) {
-            throw new VmException(69, "VM " + name + " is running: stop it first: vm-ctl stop");
+            throw new VmException(69, "VM " + name + " is running; stop it first: vm-ctl stop");
         }
         List<String> replaced = List.of("-clean.qcow2", ".qcow2", ".disks", ".snapshots");
         if (replaced.stream().noneMatch(suffix -> Files.exists(file(suffix)))) {
@@ -578,7 +579,7 @@ final class VmAutoInstall implements Callable<Integer> {
         asking = false;
     }
 
-    /** A clone's disk builds on the disks here, which a reinstallation removes: without them it is lost. */
+    /** A clone needs this VM's disks, so refuse to reinstall while clones exist. */
     private void refuseIfCloned() throws IOException {
         List<String> clones = new ArrayList<>();
         try (DirectoryStream<Path> snapshots = Files.newDirectoryStream(vmDir(), "*.snapshots")) {
@@ -674,8 +675,8 @@ final class VmAutoInstall implements Callable<Integer> {
         return flat;
     }
 
-    /** A disk is booted once, and asked what is in it; only then it becomes the clean disk. */
-    private Path putInPlace(Path flat, boolean byHand, Path iso, JsonObject ledger) throws Exception {
+    /** Boots the disk once, reads the tools' versions, then moves it into place as the clean disk. */
+    private Path replaceCleanDisk(Path flat, boolean byHand, Path iso, JsonObject ledger) throws Exception {
         Path clean = file("-clean.qcow2");
         JsonObject versions = verify(flat, byHand);
         // Should we be killed before the last line, readLedger tells by the disk's identity whether it got into place.
@@ -719,7 +720,7 @@ final class VmAutoInstall implements Callable<Integer> {
         try (Guest guest = new Guest(0, overlay, List.of(), port)) {
             Failure failure = guest.follow(byHand);
             if (failure == null) {
-                List<String> said = new ArrayList<>();
+                List<String> output = new ArrayList<>();
                 // Run in the key directory: relative names need none of ssh's quoting.
                 int code = feed(limit().dividedBy(4), file(".ssh"),
                         List.of("ssh", "-F", "/dev/null", "-o", "BatchMode=yes",
@@ -728,28 +729,28 @@ final class VmAutoInstall implements Callable<Integer> {
                         "-o", "GlobalKnownHostsFile=/dev/null", "-o", "HostKeyAlias=" + name, "-o",
                         "IdentitiesOnly=yes",
                         "-o", "IdentityFile=id_ed25519", "-p", "" + port, "root@127.0.0.1", "sh -s"), VERSIONS,
-                        said::add);
+                        output::add);
                 JsonObject versions = new JsonObject();
-                said.stream().map(line -> line.split("=", 2)).filter(pair -> pair.length == 2 && !pair[1].isBlank())
+                output.stream().map(line -> line.split("=", 2)).filter(pair -> pair.length == 2 && !pair[1].isBlank())
                         .forEach(pair -> versions.put(pair[0], pair[1]));
                 if (code == 0 && versions.keySet().containsAll(TOOLS)) {
                     return versions;
                 }
                 List<String> missing = TOOLS.stream().filter(tool -> !versions.has(tool)).toList();
                 failure = code == 255 ? new Failure(69, "ssh with this VM's key and pinned host key: "
-                        + String.join(" ", said))
+                        + String.join(" ", output))
                         : new Failure(1, "a tool is missing or broken: " + String.join(", ", missing)
-                        + "\nwhat they say of themselves:\n" + quoted(said));
+                        + "\nthe versions that were found:\n" + quoted(output));
             }
-            boolean loginCame = guest.watcher.done;
-            if (byHand && (loginCame || guest.watcher.inLoader() && failure.code == 1)) {
-                throw new VmException(1, "the disk is " + (loginCame ? "installed, but not provisioned ("
-                        : "not empty, but not provisioned (") + failure.cause.lines().findFirst().orElse("") + "); "
-                        + disk + " is kept, and the same command goes on with it: " + again(""));
+            boolean sawLogin = guest.watcher.done;
+            if (byHand && (sawLogin || guest.watcher.inLoader() && failure.code == 1)) {
+                throw new VmException(1, "the disk is " + (sawLogin ? "installed, but not provisioned ("
+                        : "not empty, but not provisioned (") + failure.cause.lines().findFirst().orElse("") + "). "
+                        + keptAndContinue(disk));
             }
-            VmException trouble = guest.report(failure, again(""));
-            throw !byHand ? trouble : new VmException(trouble.exitCode, "the disk is kept, but could not be checked: "
-                    + trouble.getMessage());
+            VmException report = guest.report(failure, commandWith(""));
+            throw !byHand ? report : new VmException(report.exitCode, "the disk is kept, but could not be checked: "
+                    + report.getMessage());
         }
     }
 
@@ -804,7 +805,7 @@ final class VmAutoInstall implements Callable<Integer> {
 
     private static final int BY_HAND = -1; // the phase of a guest at whose console a person works
     private static final String BY_HAND_HELP = """
-            This terminal is the machine's serial line. Ctrl-] shuts the machine down; a second one ends it at once.
+            This terminal is the machine's serial line. Ctrl-] shuts the machine down; a second one kills it.
             Its screen is VNC on the unix socket %s
 
             To install: press 9 at the boot menu, type "set console=comconsole", then "boot", and log in as root.
@@ -819,8 +820,8 @@ final class VmAutoInstall implements Callable<Integer> {
             """;
 
     /**
-     * A CD with the phases for typing. setup.sh is phases 2 and 3, for a system whose network the installer may not
-     * have set up. There is no pfi.conf, or the installer would run it by itself.
+     * The CD for an installation by hand. setup.sh configures the network if needed, then runs phases 2 and 3. There
+     * is no pfi.conf, because the installer would run it unattended.
      */
     static SortedMap<String, byte[]> byHandDisc(List<Path> scripts, SortedMap<String, byte[]> data) throws IOException {
         SortedMap<String, byte[]> disc = new TreeMap<>(data);
@@ -883,8 +884,8 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     /**
-     * The serial console is QEMU's stdin and stdout. With more than one CD it boots from the first; with a screen from
-     * the disk if it can, and it may reboot.
+     * The serial console is QEMU's stdin and stdout. With several CDs it boots the first one. By hand (screen != null)
+     * it tries the disk first, and a reboot does not end QEMU.
      */
     List<String> qemuCommand(String title, Path disk, List<Path> cds, Path qmp, int sshPort, Path screen) {
         int cdOrder = cds.size() < 2 ? -1 : screen == null ? 0 : 1;
@@ -947,8 +948,8 @@ final class VmAutoInstall implements Callable<Integer> {
         final Path screen; // of an installation by hand, else null
         private final StringBuilder monitored = new StringBuilder(); // what the monitor said and nobody has read yet
         private SocketChannel monitor;
-        private String endReason; // QEMU's word for why it ends
-        private volatile int leaving; // how often Ctrl-] was typed
+        private String shutdownReason; // of QEMU's SHUTDOWN event
+        private volatile int ctrlBracketCount; // how often Ctrl-] was typed
         private final Duration limit = limit();
         private final long started = System.nanoTime();
         /** Whether one line, written over and over, tells how far the guest is. */
@@ -957,7 +958,8 @@ final class VmAutoInstall implements Callable<Integer> {
 
         /** Phase 0 is the check of the installed disk, BY_HAND an installation by hand. */
         Guest(int phase, Path disk, List<Path> cds, int sshPort) throws IOException {
-            title = phase > 0 ? "phase " + phase : "the check of the installed disk";
+            title = phase == BY_HAND ? "the installation by hand" : phase == 0 ? "the check of the installed disk"
+                    : "phase " + phase;
             String file = phase > 0 ? "phase" + phase : phase == 0 ? "verify" : "by-hand";
             Path vnc = install(file + ".vnc");
             boolean fits = vnc.toString().getBytes(UTF_8).length < 104; // the least that a system allows for a socket
@@ -981,50 +983,52 @@ final class VmAutoInstall implements Callable<Integer> {
         }
 
         /**
-         * Lets a person work at the guest's console until QEMU ends, and returns QEMU's word for why it did. The end of
-         * the input ends nothing.
+         * Lets a person work at the guest's console until QEMU ends. Returns the reason of QEMU's SHUTDOWN event. The
+         * end of the input does not stop the guest.
          */
-        String attend() throws IOException, InterruptedException {
+        String runConsole(Path disk) throws IOException, InterruptedException {
             RawTerminal terminal = RawTerminal.enter();
-            Thread keys = new Thread(this::passKeys);
+            Thread keys = new Thread(this::copyInput);
             keys.setDaemon(true); // it waits for a key
             keys.start();
             try (InputStream console = Files.newInputStream(log)) {
-                int left = 0;
+                int handled = 0;
                 while (true) {
-                    boolean alive = process.isAlive(); // asked before reading: the last words count, too
-                    byte[] said = console.readNBytes(1 << 16);
-                    System.err.write(said);
+                    boolean alive = process.isAlive(); // before reading, so that the last output is not missed
+                    byte[] output = console.readNBytes(1 << 16);
+                    System.err.write(output);
                     System.err.flush();
                     String problem = readEvents();
                     if (interrupted) {
                         throw new VmException(130, "interrupted");
                     } else if (problem != null) {
-                        throw new VmException(1, problem + ", and the same command boots the disk again: " + again(""));
-                    } else if (!alive && said.length == 0) {
-                        if (endReason == null) {
+                        throw new VmException(1, problem + ", then run " + commandWith("")
+                                + "; it continues with this disk");
+                    } else if (!alive && output.length == 0) {
+                        if (shutdownReason == null) {
                             throw new VmException(69, "QEMU ended by itself with " + exitText(process.exitValue())
-                                    + "; the disk is kept, and the same command goes on with it: " + again(""));
+                                    + ". " + keptAndContinue(disk));
                         }
-                        return endReason;
-                    } else if (leaving > left && monitor != null) {
-                        left++;
-                        System.err.print(left == 1 ? "\r\nshutting it down; Ctrl-] again ends it at once\r\n" : "\r\n");
-                        ask(JsonWriter.string(object("execute", left == 1 ? "system_powerdown" : "quit")) + "\n");
+                        return shutdownReason;
+                    } else if (ctrlBracketCount > handled && monitor != null) {
+                        handled++;
+                        boolean first = handled == 1;
+                        System.err.print(first ? "\r\nshutting it down; Ctrl-] again ends it at once\r\n" : "\r\n");
+                        ask(JsonWriter.string(object("execute", first ? "system_powerdown" : "quit")) + "\n");
                     }
-                    Thread.sleep(said.length > 0 ? 0 : 20);
+                    Thread.sleep(output.length > 0 ? 0 : 20);
                 }
             } finally {
                 terminal.close();
             }
         }
 
-        private void passKeys() {
+        private void copyInput() {
             byte[] typed = new byte[256];
             try {
                 for (int count = System.in.read(typed); count >= 0; count = System.in.read(typed)) {
                     String keys = new String(typed, 0, count, ISO_8859_1);
-                    leaving += (int) keys.chars().filter(key -> key == CTRL_BRACKET).count();
+                    ctrlBracketCount += (int) keys.chars().filter(key -> key == CTRL_BRACKET).count();
                     process.getOutputStream().write(keys.replace("" + CTRL_BRACKET, "").getBytes(ISO_8859_1));
                     process.getOutputStream().flush();
                 }
@@ -1034,23 +1038,23 @@ final class VmAutoInstall implements Callable<Integer> {
         }
 
         /**
-         * Watches until QEMU ends, or until the installed disk's login prompt; null if that went well. A disk that may
-         * be anything is given up soon if nothing of its kernel comes over the serial line.
+         * Watches until QEMU ends, or until the installed disk's login prompt; null if that went well. If byHand: fails
+         * after at most 2 minutes of silence without kernel output, because the disk may not use the serial console.
          */
-        Failure follow(boolean mayBeAnything) throws IOException, InterruptedException {
-            String advice = hangAdvice(accel, processors(cpus, accel));
-            boolean blind = false;
+        Failure follow(boolean byHand) throws IOException, InterruptedException {
+            String advice = hangAdvice(accel, processors(cpus == null ? null : Integer.valueOf(cpus), accel));
+            boolean ignoresSilence = false;
             boolean pictureAsked = false;
-            long heard = started;
+            long lastOutput = started;
             long failed = 0;
             try (InputStream console = Files.newInputStream(log)) {
                 while (true) {
-                    boolean alive = process.isAlive(); // asked before reading: the last words count, too
-                    byte[] said = console.readNBytes(1 << 16);
+                    boolean alive = process.isAlive(); // before reading, so that the last output is not missed
+                    byte[] output = console.readNBytes(1 << 16);
                     long now = System.nanoTime();
-                    heard = said.length > 0 ? now : heard;
-                    watcher.feed(said);
-                    if (now - heard > 1e9) { // a line that has begun is complete within a second, also when emulated
+                    lastOutput = output.length > 0 ? now : lastOutput;
+                    watcher.feed(output);
+                    if (now - lastOutput > 1e9) { // a line is complete within a second, also when emulated
                         watcher.pause();
                     }
                     String problem = readEvents();
@@ -1061,23 +1065,23 @@ final class VmAutoInstall implements Callable<Integer> {
                         throw new VmException(130, "interrupted");
                     } else if (watcher.phase == 0 && watcher.done) {
                         return null;
-                    } else if (!alive && said.length == 0) {
-                        return verdict(watcher, endReason, process.exitValue());
+                    } else if (!alive && output.length == 0) {
+                        return verdict(watcher, shutdownReason, process.exitValue());
                     }
                     if (alive) {
                         type(watcher.keys());
                     }
-                    // Under emulation the menu takes seconds. The script's own words come on the serial line either
-                    // way.
-                    if (!blind && watcher.awaitsLoader() && (now - heard > 120e9 || watcher.stage == Stage.SCRIPT)) {
-                        blind = true;
+                    // Under emulation the menu takes seconds. The script's output comes on the serial line in any case.
+                    if (!ignoresSilence && watcher.awaitsLoader()
+                            && (now - lastOutput > 120e9 || watcher.stage == Stage.SCRIPT)) {
+                        ignoresSilence = true;
                         watcher.hints.add("the boot loader did not answer, so the console was not heard");
                         say(clear + "the boot loader does not answer on the serial line: going on blind, its menu "
                                 + "boots by itself");
                     }
-                    if (mayBeAnything && watcher.inLoader() && now - heard > Math.min(120e9, limit.toNanos() / 12)) {
+                    if (byHand && watcher.inLoader() && now - lastOutput > Math.min(120e9, limit.toNanos() / 12)) {
                         watcher.fail(1, "nothing of its kernel came over the serial line");
-                    } else if (!blind && now - heard > limit.toNanos() / 6) {
+                    } else if (!ignoresSilence && now - lastOutput > limit.toNanos() / 6) {
                         String silent = "its console has been silent for " + text(limit.dividedBy(6));
                         watcher.fail(124, watcher.hinted(silent + advice));
                     } else if (now - started > limit.toNanos()) {
@@ -1096,7 +1100,7 @@ final class VmAutoInstall implements Callable<Integer> {
                         return watcher.failure;
                     }
                     show();
-                    Thread.sleep(said.length > 0 ? 0 : 50);
+                    Thread.sleep(output.length > 0 ? 0 : 50);
                 }
             } finally {
                 print(clear);
@@ -1118,7 +1122,7 @@ final class VmAutoInstall implements Callable<Integer> {
             for (JsonObject event : ask("")) {
                 JsonObject data = part(event, "data");
                 if ("SHUTDOWN".equals(event.get("event"))) {
-                    endReason = data.getString("reason");
+                    shutdownReason = data.getString("reason");
                 } else if ("BLOCK_IO_ERROR".equals(event.get("event")) && "stop".equals(data.get("action"))) {
                     problem = "this machine cannot write the VM's disk (" + data.getString("reason")
                             + "): free some space for " + vmDir();
@@ -1220,7 +1224,7 @@ final class VmAutoInstall implements Callable<Integer> {
         }
         return watcher.done ? null : new Failure(1, watcher.hinted(watcher.phase == 0
                 ? "it powered off before a login prompt came"
-                : "the guest powered off, but its script never said DONE"));
+                : "the guest powered off, but its script did not report DONE"));
     }
 
     /** Where a guest is on its way, in the order in which it gets there, and what the console says then. */
@@ -1560,14 +1564,14 @@ final class VmAutoInstall implements Callable<Integer> {
         // vm-setup unpacks a .bz2 that VM_IMAGE names
         boolean fetched = image == null || image.endsWith(".bz2");
         Path iso = fetched ? vmDir().resolve("dfly-" + version + ".iso") : userPath(image);
-        checkIso(iso, fetched ? "the installer ISO is missing; fetch it with vm-setup: "
-                : originOf(spec, "--image") + ": there is no such file: ");
+        checkIso(iso, fetched ? "the installer ISO " + iso + " is missing: run vm-setup"
+                : originOf(spec, "--image") + ": there is no file " + iso);
         return iso;
     }
 
     private static void checkIso(Path iso, String missing) throws IOException {
         if (!Files.isRegularFile(iso)) {
-            throw new VmException(69, missing + iso);
+            throw new VmException(69, missing);
         }
         try (FileChannel channel = FileChannel.open(iso)) {
             ByteBuffer mark = ByteBuffer.allocate(5);

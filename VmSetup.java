@@ -131,11 +131,11 @@ import picocli.CommandLine.UnmatchedArgumentException;
             "Without a command it does what fetch does. An option beats the environment, which beats vm.env "
                 + "(KEY=VALUE lines) in the "
                 + "working directory, which beats the default."},
-        footer = {"  vm-setup check    # what this machine lacks, and what mends it",
+        footer = {"  vm-setup check    # what is missing on this machine, and how to fix it",
             "  vm-setup          # the installer, into VM_DIR",
             "  VM_MIRROR=https://avalon.dragonflybsd.org/iso-images/ vm-setup"},
         exitCodeList = {"0:done, or already there", "1:the job failed (a wrong sum, a damaged file, disk full)",
-            "2:wrong usage, or refused for want of --yes",
+            "2:wrong usage, or refused because --yes was missing",
             "69:something needed is not available (a mirror, QEMU, the lock)",
             "124:a time limit", "130, 143:interrupted"})
 final class VmSetup implements Callable<Integer> {
@@ -210,8 +210,10 @@ final class VmSetup implements Callable<Integer> {
 
     Path vmDir;
     private Path image;
-    /** Tests change these: the pause before a second connection, how long one may be silent, how often it is told how far the download
-     * is, the proxies, where programs and KVM are. */
+    /**
+     * Tests change these: the pause before a second connection, how long one may be silent, how often the progress of
+     * the download is printed, the proxies, where programs and KVM are.
+     */
     Duration pause = Duration.ofSeconds(1);
     Duration silence = Duration.ofSeconds(60);
     Duration report = Duration.ofSeconds(10);
@@ -271,38 +273,39 @@ final class VmSetup implements Callable<Integer> {
 
     @Command(name = "disk",
             description = {"Make the blank disk that vm-auto-install by-hand begins with. Prints its path.", "",
-                "vm-auto-install by-hand makes one itself if there is none; this one has a size of your choice, or "
-                    + "replaces a disk on which an installation went wrong. Writes NAME.install/by-hand.qcow2 in "
+                "vm-auto-install by-hand makes one itself if there is none. You need this only to start over with a "
+                    + "blank disk. Writes NAME.install/by-hand.qcow2 in "
                     + "VM_DIR; replacing one that is there asks on a terminal, and elsewhere wants --yes. The disk of "
                     + "an installed VM is not touched."},
-            footer = {"  vm-setup disk --disk-size 40G", "  vm-setup disk --vm-name by-hand --yes"},
-            exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage, or refused for want of --yes",
-                "69:something needed is not available (qemu-img, VM_DIR, the lock, the disk of a running VM)",
+            footer = {"  vm-setup disk --disk-size 40G", "  vm-setup disk --vm-name mine --yes"},
+            exitCodeList = {"0:done", "1:the job failed (disk full)",
+                "2:wrong usage, or refused because --yes was missing",
+                "69:something needed is not available (qemu-img, VM_DIR, the lock), or the disk is in use",
                 "124:a time limit",
                 "130, 143:interrupted"})
     int disk(@Option(names = "--yes",
             description = "Replace a disk that is there without asking.") boolean yes) throws Exception {
         vmDir = privateDirectory(vmDirectory(userPath(dirOption)));
         Path disk = privateDirectory(vmDir.resolve(name + ".install")).resolve("by-hand.qcow2");
-        Path beside = disk.resolveSibling("by-hand.part");
+        Path tempFile = disk.resolveSibling("by-hand.part");
         FileChannel lock = lock(vmDir.resolve(name + ".lock"), "vm-setup disk");
         try {
             if (Files.exists(disk)) {
                 ProcessResult info = run(Duration.ofMinutes(1), List.of("qemu-img", "info", disk.toString()));
                 if (info.getExitValue() != 0 && info.outputUTF8().contains("\" lock")) { // QEMU locks the disks it uses
-                    throw new VmException(69, disk + " is in use by a QEMU: end that first");
+                    throw new VmException(69, disk + " is in use by a QEMU process: end that process first");
                 }
                 confirm("replace " + disk + " (" + Files.size(disk) / MB + " MB) with a blank disk", yes);
             }
             ProcessResult made = run(Duration.ofMinutes(1),
-                    List.of("qemu-img", "create", "-q", "-f", "qcow2", beside.toString(), diskSize));
+                    List.of("qemu-img", "create", "-q", "-f", "qcow2", tempFile.toString(), diskSize));
             if (made.getExitValue() != 0) {
                 throw new VmException(1, "qemu-img made no disk: " + made.outputUTF8().lines().findFirst().orElse(""));
             }
-            Files.setPosixFilePermissions(beside, PosixFilePermissions.fromString("rw-------"));
-            Files.move(beside, disk, StandardCopyOption.ATOMIC_MOVE);
+            Files.setPosixFilePermissions(tempFile, PosixFilePermissions.fromString("rw-------"));
+            Files.move(tempFile, disk, StandardCopyOption.ATOMIC_MOVE);
         } finally {
-            Files.deleteIfExists(beside);
+            Files.deleteIfExists(tempFile);
             lock.close();
         }
         spec.commandLine().getOut().println(disk);
@@ -310,20 +313,21 @@ final class VmSetup implements Callable<Integer> {
     }
 
     @Command(name = "check",
-            description = {"Tell what this machine lacks for the VM as configured, a line each, with the command that "
-                    + "mends it.", "",
+            description = {"Check what is missing on this machine for the VM as configured, a line each, and "
+                    + "how to fix it.", "",
                 "A line begins with ok, note (it works, but not as well as it could) or fail. It also runs a tiny "
                     + "guest to find out which accelerator works, and records that in VM_DIR/accel.json, which the "
-                    + "other scripts read. "
-                    + "If VM_ACCEL names one, that is tried, too."},
+                    + "other scripts read. If VM_ACCEL names one, that is tried, too."},
             footer = {"  vm-setup check", "  VM_MEMORY=4G vm-setup check --json", "  vm-setup check --accel"},
             exitCodeList = {"0:nothing is missing, notes or not", "2:wrong usage", "69:something is missing",
                 "130, 143:interrupted"})
     int check(@Option(names = "--json", description = {"Print {ok, checks: [{name, state, detail, fix}]};",
                 "with --accel what accel.json holds: {name, reason, qemu, kvm}."}) boolean json,
-            @Option(names = "--accel", description = "Only find out which accelerator works, and record it.") boolean measure,
+            @Option(names = "--accel", description = "Only find out which accelerator works, and record it.")
+            boolean measure,
             @Option(names = "--memory", descriptionKey = "VM_MEMORY", paramLabel = "SIZE",
-                    description = "As 2G or 512M (VM_MEMORY; default: a quarter of the host's within 2G-8G).") String memory,
+                    description = "As 2G or 512M (VM_MEMORY; default: a quarter of the host's within 2G-8G).")
+            String memory,
             @Option(names = "--ssh-port", descriptionKey = "VM_SSH_PORT", paramLabel = "PORT",
                     description = "The host's port to the guest's sshd (VM_SSH_PORT; default: 2222 or the next free "
                             + "one).") String sshPort,
@@ -386,7 +390,7 @@ final class VmSetup implements Callable<Integer> {
                 if (!md5.equals(pinned().isoMd5)) {
                     throw new VmException(1, iso() + " is not the DragonFly " + version
                             + " that is known here (its MD5 is " + md5
-                            + "): remove it to download that one, or give " + withOption("--trust-mirror"));
+                            + "): delete it to download the released one, or use " + withOption("--trust-mirror"));
                 }
             }
         }
@@ -763,7 +767,7 @@ final class VmSetup implements Callable<Integer> {
                 hex.formatHex(isoMd5.digest()));
     }
 
-    /** One finding of the doctor: "ok", "note" or "fail"; what mends it, or "". */
+    /** One finding of the doctor: "ok", "note" or "fail"; how to fix it, or "". */
     record Check(String name, String state, String detail, String fix) {
         static Check of(String name, boolean good, String otherwise, String detail, String fix) {
             return new Check(name, good ? "ok" : otherwise, detail, good ? "" : fix);
@@ -779,10 +783,11 @@ final class VmSetup implements Callable<Integer> {
     private Check checkProgram(String missing, String packages, String program, String argument) throws IOException {
         Optional<Path> file = onPath(program);
         try {
-            ProcessResult said = file.isEmpty() ? null : run(Duration.ofSeconds(20),
+            ProcessResult result = file.isEmpty() ? null : run(Duration.ofSeconds(20),
                     List.of(file.get().toString(), argument));
-            return Check.of(program, said != null && said.getExitValue() == 0, missing, said == null ? "not on PATH"
-                    : said.outputUTF8().lines().findFirst().orElse(file.get() + " ends with " + said.getExitValue()),
+            String detail = result == null ? "not on PATH" : result.outputUTF8().lines().findFirst()
+                    .orElse(file.get() + " ends with " + result.getExitValue());
+            return Check.of(program, result != null && result.getExitValue() == 0, missing, detail,
                     install(packages));
         } catch (VmException broken) {
             return new Check(program, missing, broken.getMessage(), install(packages));
@@ -950,16 +955,17 @@ final class VmSetup implements Callable<Integer> {
                 "make room, or choose another place with VM_DIR");
     }
 
-    private Check checkPort(String set) throws IOException {
-        int port = set != null ? Integer.parseInt(set) : 2222;
+    private Check checkPort(String portOption) throws IOException {
+        int port = portOption != null ? Integer.parseInt(portOption) : 2222;
         try (ServerSocket socket = new ServerSocket(port, 1, InetAddress.getByName("127.0.0.1"))) {
             return new Check("port", "ok", socket.getLocalPort() + " is free", "");
         } catch (BindException taken) {
             String holder = port >= 1024 || taken.getMessage().contains("in use") // in the user's language
                     ? portHolder(port) : "root alone (" + taken.getMessage() + ")";
-            boolean own = holder.endsWith("(pid " + said(vmDir.resolve(name + ".pid")).getInt("pid") + ")");
-            return Check.of("port", own || set == null, "fail", port + " is taken by " + holder
-                    + (own ? ", the VM " + name + " itself" : set == null ? "; the next free one will be used" : ""),
+            boolean own = holder.endsWith("(pid " + readJson(vmDir.resolve(name + ".pid")).getInt("pid") + ")");
+            return Check.of("port", own || portOption == null, "fail", port + " is taken by " + holder
+                    + (own ? ", the VM " + name + " itself"
+                    : portOption == null ? "; the next free one will be used" : ""),
                     "choose another port with --ssh-port or VM_SSH_PORT, or none");
         }
     }
@@ -994,8 +1000,8 @@ final class VmSetup implements Callable<Integer> {
         return new Check("installer", "fail", String.join("; ", problems), "set https_proxy, VM_MIRROR or VM_IMAGE");
     }
 
-    /** What a JSON file says; nothing if there is none. */
-    private static JsonObject said(Path file) {
+    /** The content of a JSON file; empty if there is none. */
+    private static JsonObject readJson(Path file) {
         try {
             return json(Files.readString(file));
         } catch (IOException none) {

@@ -1,7 +1,7 @@
 ///usr/bin/env jbang "$0" "$@" ; exit $?
 //DESCRIPTION Copy a project into the running VM, and results back
 //JAVA 17+
-//RUNTIME_OPTIONS -XX:TieredStopAtLevel=1 // starts faster (jbang: 0.76 s, 0.81 s without), and it ends before C2 would pay
+//RUNTIME_OPTIONS -XX:TieredStopAtLevel=1 // starts faster (jbang: 0.76 s, 0.81 s without); ends before C2 would pay
 //DEPS info.picocli:picocli:4.7.7
 //DEPS org.zeroturnaround:zt-exec:1.13.0
 //DEPS com.hierynomus:sshj:0.40.0
@@ -125,8 +125,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
  *     really in the guest, and sends what differs in one tar stream; the guest unpacks it beside the tree and moves
  *     whole files into place.
  * </ol>
- * Either way the guest's directory then holds what the project holds, what is excluded is left alone, and no half-written file ever
- * stands under its name. Whatever interrupts a sync, the next one mends it.
+ * Either way the guest's directory then holds what the project holds, excluded files are left alone, and no file is
+ * ever half-written under its own name. After an interrupted sync, the next one repairs the copy.
  *
  * <p>Names are kept as the bytes they are, one char each (ISO 8859-1): so every name arrives, in every locale.
  *
@@ -150,7 +150,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
             "  VM_PROJECT=~/go-synth vm-sync --no-delete",
             "  vm-sync pull stats/testdata/fixtures    # and back"},
         exitCodeList = {"0:done", "1:something could not be copied (unreadable, disk full)",
-            "2:wrong usage, or refused for want of --force", "3:the VM is not running",
+            "2:wrong usage, or refused because --force was missing", "3:the VM is not running",
             "69:something needed is not available (ssh, rsync with --engine rsync, the lock)", "130, 143:interrupted"})
 final class VmSync implements Callable<Integer> {
     private static final Path ROOT = Path.of("/");
@@ -255,8 +255,8 @@ final class VmSync implements Callable<Integer> {
     @Command(name = "pull",
             description = {"Bring a file, or what is in a directory, back from the guest.", "",
                 "It overwrites, deletes nothing, and writes nowhere but in LOCAL, whatever the guest sends: absolute "
-                    + "names, '..', links "
-                    + "that lead out, device nodes and .git directories are left out, named, and make the exit code 1."},
+                    + "names, '..', links that lead out, device nodes and .git directories are left out, named, and "
+                    + "make the exit code 1."},
             footer = {"  vm-sync pull stats/testdata/fixtures    # to the same place in VM_PROJECT",
                 "  vm-sync pull coverage.out .",
                 "  vm-sync pull /var/log/messages /tmp/guest.log"},
@@ -322,8 +322,10 @@ final class VmSync implements Callable<Integer> {
      * climbs.
      */
     static final class RemoteDirectory implements ITypeConverter<String> {
-        private static final Pattern SYSTEM = Pattern.compile("/|/(bin|boot|dev|etc|lib|libexec|modules|proc|rescue|sbin|sys)(/.*)?"
-                + "|/(root|home|usr|var|tmp|mnt|media|build|compat|opt|pfs)|/root/\\.(ssh|vm-sync)(/.*)?|/(usr|var|usr/local)/[^/]+");
+        private static final Pattern SYSTEM = Pattern.compile(
+                "/|/(bin|boot|dev|etc|lib|libexec|modules|proc|rescue|sbin|sys)(/.*)?"
+                + "|/(root|home|usr|var|tmp|mnt|media|build|compat|opt|pfs)"
+                + "|/root/\\.(ssh|vm-sync)(/.*)?|/(usr|var|usr/local)/[^/]+");
 
         @Override
         public String convert(String value) {
@@ -580,7 +582,8 @@ final class VmSync implements Callable<Integer> {
                   if [ -e "$d" ] || [ -L "$d" ]; then
                     [ -d "$d" ] || refuse 'is not a directory in the guest: choose another'
                     [ -z "$(ls -A "$d/.")" ] || %s ||
-                      refuse 'was not made by a sync, which would delete there what the project lacks: choose another, or give '%s
+                      refuse 'was not made by vm-sync. A sync would delete files there that the project does not \
+                have: choose another directory, or use '%s
                   fi
                   made=
                 fi
@@ -627,7 +630,8 @@ final class VmSync implements Callable<Integer> {
         return """
                 LC_ALL=C; export LC_ALL
                 f=%s t=
-                case $(tar --version 2>/dev/null) in bsdtar*) t=--format=gnutar ;; esac # its own format has names in UTF-8 only
+                # the own format of bsdtar has names in UTF-8 only
+                case $(tar --version 2>/dev/null) in bsdtar*) t=--format=gnutar ;; esac
                 if [ -d "$f" ]; then cd "$f" && exec tar $t -cf - .
                 elif [ -f "$f" ]; then cd "${f%%/*}/" && exec tar $t -chf - "./${f##*/}"
                 fi
@@ -689,7 +693,8 @@ final class VmSync implements Callable<Integer> {
                 Kind kind = what.startsWith("*") ? Kind.DELETE : what.startsWith(".") ? Kind.ATTRS
                         : what.charAt(1) == 'd' ? Kind.MKDIR : what.charAt(1) == 'L' ? Kind.LINK : Kind.SEND;
                 String file = Pattern.compile("\\\\#([0-7]{3})").matcher(match.group(3))
-                        .replaceAll(code -> Matcher.quoteReplacement(String.valueOf((char) Integer.parseInt(code.group(1), 8))));
+                        .replaceAll(code -> Matcher.quoteReplacement(
+                                String.valueOf((char) Integer.parseInt(code.group(1), 8))));
                 changes.add(new Change(kind, file, new Item('f', 0, Long.parseLong(match.group(2)), 0, "")));
             } else if (!line.isBlank() && !line.startsWith("created ")) {
                 said.add(line);
@@ -992,7 +997,8 @@ final class VmSync implements Callable<Integer> {
         step(script, "rm -f", PART + "/t/", List.copyOf(unsent), "");
         Set<String> made = names(changes, Kind.MKDIR);
         changes.stream().filter(change -> change.arrives() && !unsent.contains(change.name()))
-                .map(Change::name).filter(name -> !made.contains(parent(name))) // what lies in a new directory moves with it
+                .map(Change::name)
+                .filter(name -> !made.contains(parent(name))) // what is in a new directory moves with it
                 .collect(Collectors.groupingBy(VmSync::parent, TreeMap::new, Collectors.toList()))
                 .forEach((directory, names) -> step(script, "mv -f", PART + "/t/", names, " "
                         + word("./" + directory + "/")));
@@ -1065,8 +1071,9 @@ final class VmSync implements Callable<Integer> {
         client.setConnectTimeout(20_000);
         client.setTimeout(60_000);
         String alias = Pattern.quote(config.get("hostkeyalias")); // to sshj the host is its address
-        client.addHostKeyVerifier(new OpenSSHKnownHosts(new StringReader(Files.readString(Path.of(config.get("userknownhostsfile")))
-                .replaceAll("(?m)^" + alias + " ", "[" + config.get("hostname") + "]:" + config.get("port") + " "))));
+        String knownHosts = Files.readString(Path.of(config.get("userknownhostsfile")))
+                .replaceAll("(?m)^" + alias + " ", "[" + config.get("hostname") + "]:" + config.get("port") + " ");
+        client.addHostKeyVerifier(new OpenSSHKnownHosts(new StringReader(knownHosts)));
         try {
             client.connect(config.get("hostname"), Integer.parseInt(config.get("port")));
             client.getSocket().setTcpNoDelay(true);

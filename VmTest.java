@@ -1,7 +1,7 @@
 ///usr/bin/env jbang "$0" "$@" ; exit $?
 //DESCRIPTION Build a project and run its tests in the running VM, and give a verdict
 //JAVA 17+
-//RUNTIME_OPTIONS -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xmn24m // starts faster; 200 MB of output take 70 MB of memory, 490 without
+//RUNTIME_OPTIONS -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xmn24m // starts faster, uses less memory (70 MB, not 490)
 //DEPS info.picocli:picocli:4.7.7
 //DEPS com.grack:nanojson:1.10
 
@@ -246,7 +246,7 @@ final class VmTest implements Callable<Integer> {
         CommandLine line = commandLine(new VmTest(settings), settings);
         CommandSpec list = line.getSubcommands().get("list").getCommandSpec(); // it goes by none of the options
         List.copyOf(list.options()).stream().filter(OptionSpec::inherited).forEach(list::remove);
-        line.getSubcommands().get("run").setStopAtPositional(true); // what follows the command's first word is its own
+        line.getSubcommands().get("run").setStopAtPositional(true); // the rest is passed to the command
         return line;
     }
 
@@ -326,20 +326,21 @@ final class VmTest implements Callable<Integer> {
         return 0;
     }
 
-    @Command(name = "run", customSynopsis = "vm-test run [OPTIONS] -- CMD [ARG...]",
+    @Command(name = "run", customSynopsis = "vm-test run [OPTIONS] CMD [ARG...]",
             description = {"Run a command in VM_REMOTE_DIR in the guest, as root, without input; its exit code is the "
                     + "exit code.", "",
                 "Several words are a command and its arguments, which reach it as they are. A single word is a line "
                     + "for the guest's sh. "
                     + "At the time limit, on Ctrl-C, or when the connection ends, all that it started is killed."},
-            footer = {"  vm-test run -- ./scripts/capture-bsd-fixtures.sh",
+            footer = {"  vm-test run ./scripts/capture-bsd-fixtures.sh",
                 "  vm-test run --env GOFLAGS=-v --timeout 5m go vet ./...",
                 "  vm-test run 'gmake check 2>&1 | tail'"},
             exitCodeList = {"N:what the command in the guest ended with", "2:wrong usage", "3:the VM is not running",
                 "69:the VM or the connection was lost, or something needed is not available (ssh, the lock)",
                 "124:a time limit", "130, 143:interrupted"})
     int run(@Parameters(arity = "1..*", paramLabel = "CMD",
-            description = "The command and its arguments, or one line for sh. What follows its first word is its own.")
+            description = "The command and its arguments, or one line for sh. Everything after the command's "
+                    + "name is passed to it.")
             List<String> command) throws Exception {
         refuseSuites();
         takeVm();
@@ -375,19 +376,23 @@ final class VmTest implements Callable<Integer> {
             phase4             doas go test -v ./internal/worker/...
             e2e                go test -v -tags=e2e ./...
             procctl            doas go test -v -tags=integration -run TestIntegration_Proc ./environment/bsd/
-            procctl-reaping    doas go test -v -tags="dragonfly integration" -run TestIntegration_ProcctlReaping ./environment/bsd/
+            procctl-reaping    doas go test -v -tags="dragonfly integration" \
+            -run TestIntegration_ProcctlReaping ./environment/bsd/
             procfind           doas go test -v -tags=integration -run TestIntegration_ProcfindReaping ./environment/bsd/
-            orphans            doas go test -v -tags=integration -run TestIntegration_OrphanedProcesses ./environment/bsd/
+            orphans            doas go test -v -tags=integration \
+            -run TestIntegration_OrphanedProcesses ./environment/bsd/
             fixtures           go test -v ./stats/ -run Fixture
             """;
 
     /** A suite: its command, or what it stands for; and the setting that gave it, or "". */
     record Suite(String name, String command, List<String> parts, String setting) {
         /** A command line whose output goes nowhere but to its stdout: no pipe, redirection or subshell. */
-        private static final Pattern PLAIN = Pattern.compile("(?s)(?:'[^']*+'|\"[^\"]*+\"|\\\\.|\\|\\||2>&1|[^2|<>`()'\"\\\\]++|2)*+");
+        private static final Pattern PLAIN = Pattern.compile(
+                "(?s)(?:'[^']*+'|\"[^\"]*+\"|\\\\.|\\|\\||2>&1|[^2|<>`()'\"\\\\]++|2)*+");
         /** A go test at the start of one of its commands; quoted text is passed over. */
         private static final Pattern GO_TEST = Pattern.compile(
-                "'[^']*'|\"[^\"]*\"|((?:^|[;&|\n])\\s*(?:(?:doas|env|exec|\\w+=\\S*)\\s+)*(?:[^\\s;&|]*/)?go\\s+test)(?=\\s|$)");
+                "'[^']*'|\"[^\"]*\"|((?:^|[;&|\n])\\s*(?:(?:doas|env|exec|\\w+=\\S*)\\s+)*"
+                + "(?:[^\\s;&|]*/)?go\\s+test)(?=\\s|$)");
         /** What names packages or files among the arguments of go test, unless it is the value of a flag. */
         private static final Pattern PACKAGES = Pattern.compile(
                 "(?<!\\s--?(?:run|skip|bench|fuzz|tags|exec|o|C|trace|outputdir|\\w{1,9}profile))"
@@ -552,7 +557,9 @@ final class VmTest implements Callable<Integer> {
                 table
                 [ -z "$leaks" ] || { echo; mount; echo; [ ! -d /build ] || find /build -xdev; }
             }
-            mine() { # what is there and was not before: "process PID COMMAND" if it hangs from the pid $1 or from init; of "$2" the rest
+            # What is there and was not before: "process PID COMMAND" if its ancestor is the pid $1 or init;
+            # of the output of $2 the rest.
+            mine() {
                 "${2:-table}" | awk -v top="$1" -v watcher="$watcher" -v before="$d/before" '
                     function process(line,  f) { split(line, f, " "); return f[1] + 0 }
                     function say(line) { if (said++ < 200) print line }
@@ -575,7 +582,8 @@ final class VmTest implements Callable<Integer> {
                         for (p in parent) if (parent[p] == 1 && name[p] ~ /^[^ ]*(sshd|getty|cron)/) old[p] = 1
                         for (p in parent) {
                             for (q = p; q in parent && !(q in old) && q != watcher; q = parent[q]) ;
-                            if (!(p in old) && !zombie[p] && (q == top || known && q == 1)) say("process " p " " name[p])
+                            if (!(p in old) && !zombie[p] && (q == top || known && q == 1))
+                                say("process " p " " name[p])
                         }
                         for (i = 1; known && i <= n; i++) say(rest[i])
                     }'
@@ -589,7 +597,8 @@ final class VmTest implements Callable<Integer> {
             }
             stop() {
                 rm -f "$d/watcher" # a full disk allows that; a file made would be refused
-                kill -QUIT $(tests) # the goroutine dump; go test then ends by itself, unless something holds its pipes open
+                # The goroutine dump; go test then ends by itself, unless something holds its pipes open.
+                kill -QUIT $(tests)
                 gone 40 tests
                 gone 10 pids
                 n=0
@@ -618,7 +627,9 @@ final class VmTest implements Callable<Integer> {
             [ -e "$d/watcher" ] || [ ! -d "$d" ] || wait $watcher
             if [ -n "$leaks" ]; then
                 n=15 # naps for what ends by itself
-                while left=$(mine none state); [ $n -gt 0 ] && [ "${left#process}" != "$left" ]; do nap; n=$((n - 1)); done
+                while left=$(mine none state); [ $n -gt 0 ] && [ "${left#process}" != "$left" ]; do
+                    nap; n=$((n - 1))
+                done
                 [ -z "$left" ] || printf '%s\\n' "$left" | report
             fi
             kill -KILL $watcher
@@ -698,7 +709,7 @@ final class VmTest implements Callable<Integer> {
                 orders.flush();
                 while (!open.await(100, TimeUnit.MILLISECONDS)) {
                     boolean late = System.nanoTime() > deadline;
-                    interrupted |= !canAnswer(); // a suite whose output is lost is stopped, as by Ctrl-C
+                    interrupted |= !canAnswer(); // if nobody reads stdout, stop the suite as Ctrl-C does
                     watch.look();
                     if (stop == null && (interrupted || late)) {
                         stop = interrupted ? Verdict.INTERRUPTED : Verdict.TIMED_OUT;

@@ -368,7 +368,7 @@ final class CommandLineTest {
         run("vm-setup --image " + none).is(69, "vm-setup: --image: " + none + " is no file that can be read");
         settings.put("VM_IMAGE", none);
         run("vm-setup").is(69, "vm-setup: VM_IMAGE in the environment: " + none + " is no file");
-        run("vm-auto-install --phases " + TOP.resolve("phases")).is(69, "VM_IMAGE in the environment: there is no such file: " + none);
+        run("vm-auto-install --phases " + TOP.resolve("phases")).is(69, "VM_IMAGE in the environment: there is no file " + none);
         run("vm-auto-install --phases " + none).is(69, "--phases: " + none + " does not hold");
         settings.put("VM_IMAGE", "");
         Files.writeString(temp.resolve("vm.env"), "VM_IMAGE=" + none + "\n");

@@ -223,8 +223,8 @@ class VmAutoInstallTest {
             disk-boot.log                     | 0 | done
             single-user.log                   | 0 | done
             fsck-after-kill.log               | 0 | done
-            shutdown-p-now.log                | 2 | the guest powered off, but its script never said DONE
-            acpi-poweroff.log                 | 2 | the guest powered off, but its script never said DONE
+            shutdown-p-now.log                | 2 | the guest powered off, but its script did not report DONE
+            acpi-poweroff.log                 | 2 | the guest powered off, but its script did not report DONE
             halt.log                          | 2 | the guest halted without powering off
             boot2-hang-after-kill.log         | 2 |
             """)
@@ -313,7 +313,7 @@ class VmAutoInstallTest {
         assertEquals(69, VmAutoInstall.verdict(good, "host-signal", 0).code());
         assertTrue(VmAutoInstall.verdict(good, null, 137).cause().contains("signal 9"));
         VmAutoInstall.Watcher unfinished = watch(1, KERNEL + SCRIPT + END.replace("DONE", "DUNE"));
-        assertTrue(VmAutoInstall.verdict(unfinished, "guest-shutdown", 0).cause().contains("never said DONE"));
+        assertTrue(VmAutoInstall.verdict(unfinished, "guest-shutdown", 0).cause().contains("did not report DONE"));
         VmAutoInstall.Watcher cut = watch(1, KERNEL + SCRIPT + "DONE WITH PHASE 1.\n");
         assertEquals(69, VmAutoInstall.verdict(cut, null, 0).code(), "no power-off was seen");
     }
@@ -565,7 +565,7 @@ class VmAutoInstallTest {
         phaseScripts();
         for (String[] command : new String[][] {{}, {"by-hand"}}) {
             assertEquals(69, run(command));
-            says("the installer ISO is missing; fetch it with vm-setup: " + vmDir().resolve("dfly-6.4.2.iso"));
+            says("the installer ISO " + vmDir().resolve("dfly-6.4.2.iso") + " is missing: run vm-setup");
             assertEquals(69, run(Map.of("VM_IMAGE", "dfly.iso.bz2"), Map.of(), command), "vm-setup unpacks it");
             says("vm-setup: " + vmDir().resolve("dfly-6.4.2.iso"));
         }
@@ -853,7 +853,7 @@ class VmAutoInstallTest {
         assertEquals(1, run(secondPhaseOf("DONE WITH PHASE 2.\r\n", RESET)));
         says("rebooted instead of powering off");
         assertEquals(1, run(secondPhaseOf("STEP 1: x\r\n", POWER_OFF)));
-        says("never said DONE");
+        says("did not report DONE");
         assertEquals(1, run(secondPhaseOf("\r\nlogin: panic: from the test\r\ncpuid = 0\r\n", HANG)));
         says("the kernel panicked: panic: from the test");
         assertEquals(69, run(Map.of("VM_QEMU_ARGS", "-no-such-option"), Map.of(), secondPhaseOf("", HANG)));
@@ -907,8 +907,8 @@ class VmAutoInstallTest {
         String said = Files.readString(output);
         assertTrue(ended && said.contains("code=" + code) && said.contains("restored"), said);
         assertTrue(said.contains("mount_cd9660 /dev/cd1 /mnt && sh /mnt/setup.sh\r\n"), said);
-        assertEquals(way.equals("typed"), said.contains("nothing is installed, " + install("by-hand.qcow2") + " is still empty; "
-                + "the same command begins again: vm-auto-install by-hand\r\n"), said);
+        assertEquals(way.equals("typed"), said.contains("nothing is installed, the disk is empty. " + install("by-hand.qcow2")
+                + " is kept. To continue: vm-auto-install by-hand\r\n"), said);
         qemu.onExit().get(10, TimeUnit.SECONDS);
         assertTrue(Files.exists(install("by-hand.qcow2")));
         run("clean-phases"); // a kill -9 leaves it the CD, which holds the root password
@@ -932,8 +932,8 @@ class VmAutoInstallTest {
     /** Whatever a disk prints, without a login prompt and ssh it is not provisioned, and is kept. */
     @ParameterizedTest
     @CsvSource(delimiter = '|', textBlock = """
-            ''                 | off       | not empty, but not provisioned (it powered off before a login prompt came);
-            ''                 | off, hang | not empty, but not provisioned (nothing of its kernel came over the serial line);
+            ''                 | off       | not empty, but not provisioned (it powered off before a login prompt came).
+            ''                 | off, hang | not empty, but not provisioned (nothing of its kernel came over the serial line).
             DONE WITH PHASE 3. | off       | kept, but could not be checked: the check of the installed disk failed at the phase script
             """)
     void aDiskThatIsNotProvisionedIsKept(String text, String end, String line) throws Exception {
@@ -997,6 +997,23 @@ class VmAutoInstallTest {
 
     // What a person still wants.
 
+    /** What was typed before must not contradict the option that the hint adds. */
+    @ParameterizedTest
+    @CsvSource(delimiter = '|', textBlock = """
+            --from 2 | vm-auto-install --force --yes --from 2              | vm-auto-install --yes --from 2
+            --from 2 | vm-auto-install --vm-dir a  b --from=1 --from 2     | vm-auto-install --vm-dir a  b --from 2
+            --from 2 | make vm-auto-install ARGS='--force --from 2'        | make vm-auto-install ARGS='--from 2'
+            --from 3 | make vm-auto-install ARGS='--from 2 --yes --from 3' | make vm-auto-install ARGS='--yes --from 3'
+            ''       | make vm-auto-install ARGS=--force                   | make vm-auto-install
+            ''       | make vm-auto-install ARGS='--from 2 --yes'          | make vm-auto-install ARGS='--yes'
+            ''       | make vm-install ARGS=''                             | make vm-install
+            ''       | 'vm-auto-install --yes --force '                    | vm-auto-install --yes
+            --force  | vm-auto-install --force                             | vm-auto-install --force
+            """)
+    void theCommandThatGoesOnHasNoOptionTwice(String option, String line, String expected) {
+        assertEquals(expected, VmAutoInstall.commandWith(option, line));
+    }
+
     @Test
     void anInstalledVmIsNotReplacedUnasked() throws Exception {
         phaseScripts();
@@ -1011,7 +1028,7 @@ class VmAutoInstallTest {
             for (String record : List.of(Files.readString(vm.file(".pid")), "damaged")) { // the lock alone counts
                 Files.writeString(vm.file(".pid"), record);
                 assertEquals(69, run("--force", "--yes"));
-                says("VM dfly-vm is running: stop it first: vm-ctl stop");
+                says("VM dfly-vm is running; stop it first: vm-ctl stop");
             }
             assertEquals(69, run("provision"));
             vm.signal("KILL");

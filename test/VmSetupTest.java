@@ -692,7 +692,7 @@ final class VmSetupTest {
             qemu.getOutputStream().write("read 0 512\n".getBytes(UTF_8));
             qemu.getOutputStream().flush();
             assertEquals('q', qemu.getInputStream().read()); // its prompt: the disk is open
-            assertFailed(run("disk", "--yes"), 69, disk + " is in use by a QEMU: end that first");
+            assertFailed(run("disk", "--yes"), 69, disk + " is in use by a QEMU process: end that process first");
         } finally {
             qemu.destroyForcibly().waitFor();
         }
