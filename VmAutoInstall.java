@@ -1042,7 +1042,7 @@ final class VmAutoInstall implements Callable<Integer> {
          * after at most 2 minutes of silence without kernel output, because the disk may not use the serial console.
          */
         Failure follow(boolean byHand) throws IOException, InterruptedException {
-            String advice = hangAdvice(accel, processors(cpus == null ? null : Integer.valueOf(cpus), accel));
+            String advice = hangAdvice(accel, processors(cpus, accel));
             boolean ignoresSilence = false;
             boolean pictureAsked = false;
             long lastOutput = started;
