@@ -47,6 +47,7 @@ import java.nio.file.AccessDeniedException;
 import java.nio.file.DirectoryStream;
 import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.Files;
+import java.nio.file.LinkOption;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
@@ -59,6 +60,7 @@ import java.security.SecureRandom;
 import java.time.Duration;
 import java.time.Instant;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Collection;
 import java.util.Collections;
 import java.util.HashMap;
@@ -335,6 +337,7 @@ final class VmAutoInstall implements Callable<Integer> {
                 Files.setPosixFilePermissions(part, PosixFilePermissions.fromString("rw-------"));
                 Files.move(part, disk);
             }
+            requirePlainDisk(disk);
             Path cd = writeIso(install("by-hand.iso"), byHandDisc(scripts, ownData()));
             try (Guest guest = new Guest(BY_HAND, disk, List.of(iso, cd, iso), 0)) {
                 say(String.format(BY_HAND_HELP, guest.screen, file(".ssh").resolve("root_password")));
@@ -979,6 +982,8 @@ final class VmAutoInstall implements Callable<Integer> {
             if (screen == null) {
                 say(title + "; its console: tail -f " + shellQuoted(List.of(log.toString())));
             }
+            Files.deleteIfExists(log);
+            Files.createFile(log, PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
             process = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(log.toFile()).start();
         }
 
@@ -1582,6 +1587,22 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
+    /** 69 unless a disk is a plain qcow2 file. The header of another could make QEMU use any file of this machine. */
+    private static void requirePlainDisk(Path disk) throws IOException {
+        boolean plain = false;
+        if (Files.isRegularFile(disk, LinkOption.NOFOLLOW_LINKS)) {
+            try (InputStream in = Files.newInputStream(disk)) {
+                ByteBuffer header = ByteBuffer.wrap(Arrays.copyOf(in.readNBytes(80), 80));
+                boolean dataFile = header.getInt(4) > 2 && (header.getLong(72) & 4) != 0; // an incompatible feature
+                plain = header.getInt(0) == 0x514649fb && header.getLong(8) == 0 && !dataFile;
+            }
+        }
+        if (!plain) {
+            throw new VmException(69, disk + " is no qcow2 disk of its own (without a backing file and a data file): move "
+                    + "it away, or let vm-setup disk --yes make a blank one");
+        }
+    }
+
     /** Whether a disk has no boot sector, so that nothing is installed on it. */
     private boolean isEmpty(Path disk) throws IOException {
         Path sector = install("sector.part");
@@ -1932,7 +1953,7 @@ final class VmAutoInstall implements Callable<Integer> {
         }
         Map<String, String> environment = System.getenv();
         String variables = Stream.of(environment.getOrDefault("MAKEFLAGS", "").split("(?<!\\\\) "))
-                .filter(word -> word.matches("(?s)[A-Z_]+=.*") && !word.startsWith(make[1] + "="))
+                .filter(word -> word.matches("(?s)(VM|DFLY)_[A-Z_]+=.*") && !word.startsWith(make[1] + "="))
                 .map(word -> word + " ").collect(Collectors.joining());
         String options = (environment.getOrDefault(make[1], "") + " " + option).strip();
         String quoted = options.matches("[A-Za-z0-9_=,./-]+") ? options : "'" + options.replace("'", "'\\''") + "'";
@@ -1976,13 +1997,15 @@ final class VmAutoInstall implements Callable<Integer> {
                     stty "$saved" </dev/tty
                     """).redirectError(ProcessBuilder.Redirect.INHERIT).start();
             shell.getInputStream().read();
-            return new RawTerminal(shell);
+            RawTerminal terminal = new RawTerminal(shell);
+            Runtime.getRuntime().addShutdownHook(new Thread(terminal::close)); // the terminal may go with this process
+            return terminal;
         }
 
         @Override
-        public void close() throws IOException {
+        public void close() {
             if (shell != null) {
-                shell.getOutputStream().close();
+                shell.destroy(); // its own signals are ignored: this closes its input
                 shell.onExit().join();
             }
         }
@@ -2173,7 +2196,7 @@ final class VmAutoInstall implements Callable<Integer> {
                     "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
             Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
             Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 40G")),
-            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number up to 99")),
+            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number from 1 to 99")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
             Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]", "a port")),
@@ -2204,8 +2227,10 @@ final class VmAutoInstall implements Callable<Integer> {
     static Path userPath(String value) {
         boolean inHome = value.equals("~") || value.startsWith("~/");
         String home = System.getenv().getOrDefault("HOME", "");
-        if (inHome && home.isEmpty()) {
-            throw new VmException(69, "HOME is not set, so the path " + value + " cannot be found: set HOME, or VM_DIR to a full path");
+        if (inHome && !home.startsWith("/")) {
+            throw new VmException(69, "HOME is not set to a full path, so " + value + " cannot be found: set HOME, or write the full path");
+        } else if (value.startsWith("~") && !inHome) {
+            throw new VmException(2, value + ": only ~ and ~/ stand for a home directory; write the full path, or ./" + value);
         }
         return Path.of(inHome ? home + value.substring(1) : value).toAbsolutePath().normalize();
     }

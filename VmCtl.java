@@ -275,8 +275,10 @@ final class VmCtl {
             Set<String> hostPorts = new HashSet<>();
             for (String forward : forwards == null ? List.<String>of() : forwards) {
                 require("--forward", forward, "(" + port + "):(" + port + ")", "two ports such as 8080:80");
-                if (!hostPorts.add(forward.split(":")[0])) {
-                    throw new VmException(2, "--forward: port " + forward.split(":")[0] + " is named twice");
+                String host = forward.split(":")[0];
+                if (!hostPorts.add(host) || host.equals(sshPort)) {
+                    throw new VmException(2, "--forward: port " + host + (host.equals(sshPort) ? " is the one for ssh"
+                            : " is named twice"));
                 }
             }
         }
@@ -560,9 +562,13 @@ final class VmCtl {
                 VALUES.get("VM_NAME").get(1)));
         if (Set.copyOf(names).size() < names.size()) {
             throw new VmException(2, "a clone's name is given twice: " + String.join(" ", names));
-        } else if (options.forwards != null) {
-            throw new VmException(2, "--forward does not go with clone: each clone has ports of its own (vm-ctl "
-                    + "restart --forward)");
+        }
+        options.check(command());
+        for (String option : List.of("--forward", "--ssh-port")) {
+            if (command().commandLine().getParseResult().hasMatchedOption(option)) {
+                throw new VmException(2, option + " does not go with clone: each clone has ports of its own (vm-ctl "
+                        + "restart " + option + ")");
+            }
         }
         openExistingVm();
         Plan plan = start ? plan(options, limit.timeout, true, false, false).elsewhere() : null;
@@ -685,6 +691,9 @@ final class VmCtl {
             @Option(names = "--timeout", paramLabel = "TIME", converter = DurationConverter.class, description = "Kill "
                     + "it with its process group after this long, as 90s, 5m or 1h30m (default: none).") Duration limit)
             throws IOException {
+        if (String.join("", words).isBlank()) {
+            throw new VmException(2, "exec: the command is empty");
+        }
         List<String> variables = environment == null ? List.of() : environment;
         variables.forEach(variable -> require("--env", variable, "(?s)[A-Za-z_]\\w*=.*", "a variable such as K=V"));
         openRunningVm();
@@ -827,6 +836,9 @@ final class VmCtl {
         List<String> forwards = options.forwards != null ? options.forwards : before == null ? List.of()
                 : before.forwards();
         int port = options.sshPort != null ? Integer.parseInt(options.sshPort) : before == null ? 0 : before.port();
+        if (forwards.stream().anyMatch(forward -> forward.startsWith(port + ":"))) {
+            throw new VmException(2, "--forward: port " + port + " is the one for ssh");
+        }
         List<String> more = split(options.qemuArgs);
         snapshots.requireDisk();
         files.refuseOlderVersion();
@@ -956,7 +968,8 @@ final class VmCtl {
     }
 
     private static void checkSnapshotName(String name) {
-        require("the snapshot's name", name, SNAPSHOT_NAME, "letters, digits, '.', '_', '-'");
+        require("the snapshot's name", name, SNAPSHOT_NAME,
+                "a name of at most 64 letters, digits, '.', '_' and '-', without '.' or '-' in front");
     }
 
     /** Refuses a value that does not look like one, by the name of its setting. */
@@ -1134,6 +1147,7 @@ final class VmCtl {
         private final CountDownLatch closed = new CountDownLatch(1);
         private final Thread hook;
         private boolean closing;
+        private volatile boolean kept;
 
         Undo(Consumer<String> say) {
             this.say = say;
@@ -1145,7 +1159,9 @@ final class VmCtl {
                     }
                 }
                 try {
-                    closed.await(SOON.toSeconds(), TimeUnit.SECONDS);
+                    if (closed.await(SOON.toSeconds(), TimeUnit.SECONDS)) {
+                        say.accept("interrupted" + (kept ? "" : ": what was begun was taken back"));
+                    }
                 } catch (InterruptedException impatient) {
                     // then the next command cleans up
                 }
@@ -1159,6 +1175,7 @@ final class VmCtl {
 
         /** From here on nothing is taken back. */
         void clear() {
+            kept = true;
             steps.clear();
         }
 
@@ -1649,6 +1666,7 @@ final class VmCtl {
             }
             Path disk = requireWorkingDisk();
             try (Undo undo = new Undo(say)) {
+                undo.add(() -> deleteIfEmpty(files.record(name).getParent()));
                 Path overlay = newOverlay(disk);
                 undo.add(() -> discard(overlay));
                 onStep.accept("overlay made");
@@ -1684,6 +1702,7 @@ final class VmCtl {
             JsonObject ram;
             String pause;
             try (Undo undo = new Undo(say)) {
+                undo.add(() -> deleteIfEmpty(files.record(name).getParent()));
                 qemu.write(running.during(Act.FREEZING));
                 undo.add(() -> qemu.write(running));
                 undo.add(this::setClock);
@@ -1876,17 +1895,13 @@ final class VmCtl {
                 if (!directory.getFileName().toString().matches(SNAPSHOT_NAME) || !Files.isDirectory(directory)) {
                     continue; // not ours: lost+found of another file system
                 }
-                boolean deleted = false;
                 for (Path file : entries(directory)) {
                     if (!rams.contains(file) && file.getFileName().toString()
                             .matches("ram(-\\d+)?|\\.snapshot\\.json.*\\.new")) {
                         Files.delete(file);
-                        deleted = true;
                     }
                 }
-                if (deleted) {
-                    deleteIfEmpty(directory);
-                }
+                deleteIfEmpty(directory);
             }
         }
 
@@ -2590,7 +2605,7 @@ final class VmCtl {
             long delay = 0; // of the connection, in milliseconds
             for (int attempt = 0; attempt < 3 && (attempt == 0 || delay > 150); attempt++) {
                 Instant started = Instant.now();
-                if (!run(SOON, "date -u " + form.format(started.plusMillis(500 + delay))).ok()) {
+                if (!endsWell(command("date -u " + form.format(started.plusMillis(500 + delay))))) {
                     say.accept("the guest's clock could not be set; it is late by as long as the guest stood still");
                     return;
                 }
@@ -2623,7 +2638,12 @@ final class VmCtl {
                     .map(file -> file.toString().replaceAll("[\\\\*?\\[]", "\\\\$0")) // a pattern for ssh
                     .map(pattern -> "Include \"" + pattern.replace("\\", "\\\\").replace("\"", "\\\"") + "\"\n")
                     .collect(Collectors.joining());
-            writeFile(files.dir().resolve("ssh_config"), includes, "rw-------");
+            Path config = files.dir().resolve("ssh_config");
+            if (includes.isEmpty()) {
+                Files.deleteIfExists(config);
+            } else {
+                writeFile(config, includes, "rw-------");
+            }
         }
 
         /** The connection's settings, one a line, for every tool that reads ssh_config. */
@@ -2663,8 +2683,7 @@ final class VmCtl {
 
         /**
          * Ends a marked command in the guest with its process group. If the guest does not answer, the shared
-         * connection is closed: while the guest's command runs, the ssh master keeps our stdout open. It uses
-         * ProcessBuilder, because zt-exec's own shutdown hook would end the process.
+         * connection is closed: while the guest's command runs, the ssh master keeps our stdout open.
          */
         void kill(String mark) {
             List<String> closeMaster = command();
@@ -2674,12 +2693,13 @@ final class VmCtl {
             }
         }
 
-        private static boolean endsWell(List<String> command) {
+        /** Whether a command that prints nothing of interest succeeds; also while this process is being ended by a signal. */
+        private static boolean endsWell(List<String> command) { // zt-exec's own shutdown hook would end it
             try {
                 Process process = new ProcessBuilder(command).redirectInput(Path.of("/dev/null").toFile())
                         .redirectOutput(ProcessBuilder.Redirect.DISCARD).redirectError(ProcessBuilder.Redirect.DISCARD)
                         .start();
-                boolean ended = process.waitFor(20, TimeUnit.SECONDS); // the guest may need 5 s, and be slow
+                boolean ended = process.waitFor(30, TimeUnit.SECONDS); // KILL takes 5 s in the guest, which may be slow
                 process.destroy();
                 return ended && process.exitValue() == 0;
             } catch (IOException | InterruptedException failed) {
@@ -3288,7 +3308,9 @@ final class VmCtl {
                 awaitFree(plan.port(), Duration.ofSeconds(2));
             }
             List<Integer> free = Stream.concat(Stream.of(plan.port()), IntStream.range(FIRST, FIRST + 100).boxed())
-                    .filter(port -> port != 0 && isFree(port)).distinct().toList();
+                    .filter(port -> port != 0 && isFree(port)
+                            && plan.forwards().stream().noneMatch(forward -> forward.startsWith(port + ":")))
+                    .distinct().toList();
             if (free.isEmpty()) {
                 throw new VmException(69, "no port from 2222 to 2321 is free: choose one with VM_SSH_PORT");
             }
@@ -3906,7 +3928,7 @@ final class VmCtl {
         }
         Map<String, String> environment = System.getenv();
         String variables = Stream.of(environment.getOrDefault("MAKEFLAGS", "").split("(?<!\\\\) "))
-                .filter(word -> word.matches("(?s)[A-Z_]+=.*") && !word.startsWith(make[1] + "="))
+                .filter(word -> word.matches("(?s)(VM|DFLY)_[A-Z_]+=.*") && !word.startsWith(make[1] + "="))
                 .map(word -> word + " ").collect(Collectors.joining());
         String options = (environment.getOrDefault(make[1], "") + " " + option).strip();
         String quoted = options.matches("[A-Za-z0-9_=,./-]+") ? options : "'" + options.replace("'", "'\\''") + "'";
@@ -3950,13 +3972,15 @@ final class VmCtl {
                     stty "$saved" </dev/tty
                     """).redirectError(ProcessBuilder.Redirect.INHERIT).start();
             shell.getInputStream().read();
-            return new RawTerminal(shell);
+            RawTerminal terminal = new RawTerminal(shell);
+            Runtime.getRuntime().addShutdownHook(new Thread(terminal::close)); // the terminal may go with this process
+            return terminal;
         }
 
         @Override
-        public void close() throws IOException {
+        public void close() {
             if (shell != null) {
-                shell.getOutputStream().close();
+                shell.destroy(); // its own signals are ignored: this closes its input
                 shell.onExit().join();
             }
         }
@@ -4147,7 +4171,7 @@ final class VmCtl {
                     "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
             Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
             Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 40G")),
-            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number up to 99")),
+            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number from 1 to 99")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
             Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]", "a port")),
@@ -4178,8 +4202,10 @@ final class VmCtl {
     static Path userPath(String value) {
         boolean inHome = value.equals("~") || value.startsWith("~/");
         String home = System.getenv().getOrDefault("HOME", "");
-        if (inHome && home.isEmpty()) {
-            throw new VmException(69, "HOME is not set, so the path " + value + " cannot be found: set HOME, or VM_DIR to a full path");
+        if (inHome && !home.startsWith("/")) {
+            throw new VmException(69, "HOME is not set to a full path, so " + value + " cannot be found: set HOME, or write the full path");
+        } else if (value.startsWith("~") && !inHome) {
+            throw new VmException(2, value + ": only ~ and ~/ stand for a home directory; write the full path, or ./" + value);
         }
         return Path.of(inHome ? home + value.substring(1) : value).toAbsolutePath().normalize();
     }

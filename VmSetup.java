@@ -1135,7 +1135,7 @@ final class VmSetup implements Callable<Integer> {
         }
         Map<String, String> environment = System.getenv();
         String variables = Stream.of(environment.getOrDefault("MAKEFLAGS", "").split("(?<!\\\\) "))
-                .filter(word -> word.matches("(?s)[A-Z_]+=.*") && !word.startsWith(make[1] + "="))
+                .filter(word -> word.matches("(?s)(VM|DFLY)_[A-Z_]+=.*") && !word.startsWith(make[1] + "="))
                 .map(word -> word + " ").collect(Collectors.joining());
         String options = (environment.getOrDefault(make[1], "") + " " + option).strip();
         String quoted = options.matches("[A-Za-z0-9_=,./-]+") ? options : "'" + options.replace("'", "'\\''") + "'";
@@ -1327,7 +1327,7 @@ final class VmSetup implements Callable<Integer> {
                     "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
             Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
             Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 40G")),
-            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number up to 99")),
+            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")), Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number from 1 to 99")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
             Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]", "a port")),
@@ -1358,8 +1358,10 @@ final class VmSetup implements Callable<Integer> {
     static Path userPath(String value) {
         boolean inHome = value.equals("~") || value.startsWith("~/");
         String home = System.getenv().getOrDefault("HOME", "");
-        if (inHome && home.isEmpty()) {
-            throw new VmException(69, "HOME is not set, so the path " + value + " cannot be found: set HOME, or VM_DIR to a full path");
+        if (inHome && !home.startsWith("/")) {
+            throw new VmException(69, "HOME is not set to a full path, so " + value + " cannot be found: set HOME, or write the full path");
+        } else if (value.startsWith("~") && !inHome) {
+            throw new VmException(2, value + ": only ~ and ~/ stand for a home directory; write the full path, or ./" + value);
         }
         return Path.of(inHome ? home + value.substring(1) : value).toAbsolutePath().normalize();
     }

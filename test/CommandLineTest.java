@@ -382,11 +382,14 @@ final class CommandLineTest {
         settings.putAll(Map.of("VM_DIR", "", "HOME", temp.resolve("home").toString()));
         run("vm-setup disk").is(0, "");
         assertTrue(Files.exists(temp.resolve("home/.go-synth/vm/dfly-vm.install/by-hand.qcow2")));
+        run("vm-ctl --vm-dir ~root/x list").isOneLine(2, "only ~ and ~/ stand for a home directory");
+        settings.put("HOME", "relative");
+        run("vm-ctl list").isOneLine(69, "HOME is not set to a full path");
         settings.put("HOME", "");
         Path project = Files.createDirectories(temp.resolve("project"));
         for (String command : List.of("vm-ctl status", "vm-setup disk", "vm-auto-install clean-phases", "vm-sync --project " + project,
                 "vm-test unit", "vm-ctl --vm-dir ~/vm status")) {
-            run(command).isOneLine(69, "HOME is not set");
+            run(command).isOneLine(69, "HOME is not set to a full path");
         }
         settings.put("VM_DIR", temp.resolve("vm").toString());
         run("vm-setup disk").is(0, "");

@@ -848,6 +848,27 @@ class VmAutoInstallTest {
         return process.info().command().orElse("").contains("qemu-system");
     }
 
+    /** The header of a disk can name any file of this machine, which QEMU would read or write. */
+    @Test
+    void byHandTakesNoDiskThatNamesOtherFiles() throws Exception {
+        installer();
+        Path disk = Files.createDirectories(vmDir().resolve("dfly-vm.install")).resolve("by-hand.qcow2");
+        Path secret = Files.writeString(tmp.resolve("secret"), "precious".repeat(100));
+        for (String[] options : new String[][] {{"-f", "qcow2", "-F", "raw", "-b", secret.toString()}, {"-f", "qcow2", "-o", "data_file=" + tmp.resolve("data")},
+                {"-f", "raw"}, {"-f", "vmdk"}}) {
+            List<String> command = new ArrayList<>(List.of("qemu-img", "create", "-q"));
+            command.addAll(List.of(options));
+            command.addAll(List.of(disk.toString(), "10M"));
+            assertEquals(0, new ProcessBuilder(command).inheritIO().start().waitFor());
+            assertEquals(69, run("by-hand"), err.toString());
+            assertTrue(err.toString().contains(disk + " is no qcow2 disk of its own"), err.toString());
+            Files.delete(disk);
+        }
+        Files.createSymbolicLink(disk, secret);
+        assertEquals(69, run("by-hand"), err.toString());
+        assertEquals("precious".repeat(100), Files.readString(secret));
+    }
+
     @Test
     void theOtherEndsOfAPhase() throws Exception {
         assertEquals(1, run(secondPhaseOf("DONE WITH PHASE 2.\r\n", RESET)));

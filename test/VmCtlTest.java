@@ -209,7 +209,7 @@ final class VmCtlTest {
         ctl(Map.of("VM_SSH_PORT", "65536"), "start").exits(2).says("VM_SSH_PORT");
         for (String line : List.of("snapshot ../up", "restore ../up", "snapshot --delete ../up", "snapshot --list one",
                 "snapshot --list --delete one", "snapshot one --delete two", "start --forward 80", "start --forward 0:80",
-                "start --forward 80:65536", "start --forward 80:80 --forward 80:81", "clone y --forward 80:80", "start --timeout soon", "exec --timeout 5d true", "exec --env =x true")) {
+                "start --forward 80:65536", "start --forward 80:80 --forward 80:81", "clone y --forward 80:80", "clone y --ssh-port 5000", "exec \t", "start --timeout soon", "exec --timeout 5d true", "exec --env =x true")) {
             assertEquals(1, ctl(line.split(" ")).exits(2).err().lines().count(), line);
         }
         assertEquals(List.of(vm.clean()), vm.all());
@@ -299,6 +299,7 @@ final class VmCtlTest {
         ctl("destroy", "--yes").exits(0);
         ctl("destroy", "--yes").exits(0).says("there is no VM x");
         assertEquals(List.of(), vm.all());
+        assertFalse(Files.exists(dir.resolve("ssh_config")), "of the last VM");
     }
 
     @Test
@@ -1144,7 +1145,7 @@ final class VmCtlTest {
         String running = Files.readString(vm.pidFile());
         Path disk = disk();
         for (String options : List.of("--memory 9999999G", "--memory 255M", "--memory 1M", "--memory 0G", "--cpus 99", "--cpus 0",
-                "--forward 80:80 --forward 80:81", "--forward 80", "--cpu nosuch", "--qemu-args -nonsense")) {
+                "--forward 80:80 --forward 80:81", "--forward 80", "--ssh-port 2230 --forward 2230:80", "--cpu nosuch", "--qemu-args -nonsense")) {
             int expected = options.contains("nosuch") || options.contains("nonsense") ? 69 : 2;
             for (String command : List.of("start", "restart", "restore")) {
                 if (expected == 2 || !command.equals("start")) {
@@ -1155,6 +1156,10 @@ final class VmCtlTest {
                     assertEquals(running, Files.readString(vm.pidFile()), words.toString());
                 }
             }
+        }
+        String ownPort = VmCtl.json(running).getInt("port") + ":80";
+        for (String command : List.of("start", "restart", "restore")) {
+            ctl(command, "--forward", ownPort).exits(2).says("is the one for ssh");
         }
         assertEquals("running", new VmCtl.Qemu(vm, message -> { }).runState());
         assertEquals(disk, disk());
