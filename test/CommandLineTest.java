@@ -332,11 +332,11 @@ final class CommandLineTest {
             {"vm-ctl start --timeout 0", "--timeout: '0' is not a time"}, {"vm-ctl restore --timeout x", "--timeout: 'x' is not a time"},
             {"vm-ctl restart --timeout 1h30", "--timeout: '1h30' is not a time"}, {"vm-ctl clone x --timeout 721h", "--timeout: '721h' is not"},
             {"vm-ctl exec --timeout 1d true", "--timeout: '1d' is not a time"}, {"vm-ctl exec --env x true", "--env: 'x' is not a variable"},
-            {"vm-ctl start --cpus x", "--cpus: 'x' is not a number up to 99"}, {"vm-ctl start --memory 2", "--memory: '2' is not a size"},
+            {"vm-ctl start --cpus x", "--cpus: 'x' is not a number from 1 to 99"}, {"vm-ctl start --memory 2", "--memory: '2' is not a size"},
             {"vm-ctl start --ssh-port 70000", "--ssh-port: '70000' is not a port"}, {"vm-ctl start --forward x", "--forward: 'x' is not two ports"},
             {"vm-ctl start --disk-cache x", "--disk-cache: 'x' is not writeback"}, {"vm-ctl start --qemu-args 'x", "--qemu-args: ''x' is not words whose"},
-            {"VM_CPUS=x vm-ctl start", "VM_CPUS in the environment: 'x' is not a number up to 99"},
-            {"VM_CPUS=2 vm-ctl start --cpus x", "--cpus: 'x' is not a number up to 99"}, {"vm-ctl --vm-name a/b status", "--vm-name: 'a/b' is not a name"},
+            {"VM_CPUS=x vm-ctl start", "VM_CPUS in the environment: 'x' is not a number from 1 to 99"},
+            {"VM_CPUS=2 vm-ctl start --cpus x", "--cpus: 'x' is not a number from 1 to 99"}, {"vm-ctl --vm-name a/b status", "--vm-name: 'a/b' is not a name"},
             {"vm-ctl snapshot a/b", "the snapshot's name: 'a/b' is not"}, {"vm-ctl clone a/b", "the clone's name: 'a/b' is not"},
             {"vm-ctl strat", "there is no command 'strat' (did you mean start?)"}, {"vm-ctl strat status", "there is no command 'strat' (did you mean start?)"},
             {"vm-ctl xyz", "there is no command 'xyz'; see"}, {"vm-ctl start --memroy 4G", "there is no option --memroy (did you mean --memory?)"},
@@ -373,6 +373,15 @@ final class CommandLineTest {
         settings.put("VM_IMAGE", "");
         Files.writeString(temp.resolve("vm.env"), "VM_IMAGE=" + none + "\n");
         run("vm-setup").is(69, "vm-setup: VM_IMAGE in vm.env: " + none + " is no file");
+    }
+
+    @Test
+    void aVmMayBearTheNameOfACommand() throws IOException {
+        for (String command : List.of("vm-ctl list", "vm-setup disk", "vm-auto-install clean-phases", "vm-test list")) {
+            settings.put("VM_NAME", command.split(" ")[1]);
+            run(command).is(0, "");
+        }
+        run("vm-ctl --vm-name status list").is(0, "");
     }
 
     // Home and other users

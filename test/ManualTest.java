@@ -105,7 +105,7 @@ final class ManualTest {
     private static void typeOnTheVm(String line) {
         if (line.equals("make vm-install")) { // ended by Ctrl-] twice
             Guest byHand = guest.with("VM_NAME", "by-hand");
-            type(byHand, TOP, "printf '\\035\\035' | " + line).exits(2).says("sh /mnt/setup.sh", "is still empty");
+            type(byHand, TOP, "printf '\\035\\035' | " + line).exits(2).says("sh /mnt/setup.sh", "the disk is empty");
             byHand.ctl("destroy", "--yes").exits(0);
             return;
         }

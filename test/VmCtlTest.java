@@ -1584,7 +1584,6 @@ final class VmCtlTest {
         assertTrue(Files.exists(disk()));
         ctl("destroy", "--yes").exits(0).says("removed x.disks");
         assertFalse(VmCtl.isRunning(vm.qemuPid()));
-        others.add(dir.resolve("ssh_config"));
         try (Stream<Path> left = Files.list(dir)) {
             assertEquals(others.stream().sorted().toList(), left.sorted().toList());
         }
