@@ -54,16 +54,17 @@ import org.junit.platform.reporting.legacy.xml.LegacyXmlReportGeneratingListener
  */
 final class AllTests {
 
-    /** In the order in which they run: first what fails fast, then InstallTest, whose VM the classes after it share. */
+    /** In the order in which they run: first InstallTest, whose VM many classes share; so the other JVM can start soon. */
     private static final List<Class<?>> CLASSES = List.of(
+            InstallTest.class,
             VmSetupTest.class, VmAutoInstallTest.class, VmCtlTest.class, VmSyncTest.class, VmTestTest.class, PhaseShellTest.class, LintTest.class,
             CommandLineTest.class, JdkMissingTest.class, ReadmeTest.class,
-            InstallTest.class, StandinTest.class, StandinBootTest.class, LifecycleTest.class, SyncTest.class, SuitesTest.class, MakeTest.class, ManualTest.class,
+            StandinTest.class, StandinBootTest.class, LifecycleTest.class, SyncTest.class, SuitesTest.class, MakeTest.class, ManualTest.class,
             InstallFaultsTest.class, ByHandTest.class, LifecycleFaultsTest.class, InterruptionsTest.class, ManySnapshotsTest.class, SyncFaultsTest.class, WorkflowTest.class);
 
     /**
-     * Run in a JVM of their own beside the classes that use the shared VM, which leave one of two cores idle: an emulated guest has
-     * one processor. None of them uses that VM, or builds anything with JBang, whose cache takes one build at a time.
+     * Run in a JVM of their own beside the others, once the shared VM is installed: an emulated guest has one processor, so one of two
+     * cores would be idle. None of them uses that VM, or builds anything with JBang, whose cache takes one build at a time.
      */
     private static final Set<Class<?>> BESIDE = Set.of(VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class, VmTestTest.class,
             PhaseShellTest.class, StandinBootTest.class, InstallFaultsTest.class, ByHandTest.class, InterruptionsTest.class,
@@ -95,7 +96,7 @@ final class AllTests {
         List<Class<?>> beside = classes.stream().filter(type -> BESIDE.contains(type) && classes.stream().anyMatch(AllTests::sharesVm)).toList();
         Process other = null;
         for (Class<?> type : classes) {
-            if (other == null && !beside.isEmpty() && sharesVm(type)) {
+            if (other == null && !beside.isEmpty() && type != InstallTest.class) {
                 other = start(beside);
             }
             if (!beside.contains(type)) {
