@@ -75,6 +75,7 @@ final class CommandLineTest {
     @BeforeEach
     void aDirectoryOfItsOwn() {
         settings.put("VM_DIR", temp.resolve("vm").toString());
+        settings.put("VM_PHASES", TOP.resolve("phases").toString()); // whose path may hold blanks
         settings.put("HOME", Path.of(System.getenv().getOrDefault("HOME", "/")).toString());
     }
 
@@ -254,13 +255,12 @@ final class CommandLineTest {
     void everyPromptTakesYesAlone() throws Exception {
         Path dir = Files.createDirectories(temp.resolve("vm"));
         Files.setPosixFilePermissions(dir, PosixFilePermissions.fromString("rwx------"));
-        Path phases = TOP.resolve("phases");
         VmAutoInstall.writeIso(dir.resolve("dfly-6.4.2.iso"), new TreeMap<>(Map.of("a", "a".getBytes(UTF_8))));
         start(List.of("qemu-img", "create", "-q", "-f", "qcow2", dir.resolve("dfly-vm-clean.qcow2").toString(), "1M")).is(0, "");
         start(List.of("qemu-img", "create", "-q", "-f", "qcow2", Files.createDirectory(dir.resolve("blank.install"))
                 .resolve("by-hand.qcow2").toString(), "1M")).is(0, "");
-        List<String> prompts = List.of("vm-setup disk --vm-name blank", "vm-auto-install --force --accel tcg --phases " + phases,
-                "vm-auto-install by-hand --accel tcg --phases " + phases,
+        List<String> prompts = List.of("vm-setup disk --vm-name blank", "vm-auto-install --force --accel tcg",
+                "vm-auto-install by-hand --accel tcg",
                 "vm-ctl snapshot clean", "vm-ctl destroy");
         for (String prompt : prompts) {
             List<String> words = List.of(prompt.split(" "));
@@ -368,7 +368,7 @@ final class CommandLineTest {
         run("vm-setup --image " + none).is(69, "vm-setup: --image: " + none + " is no file that can be read");
         settings.put("VM_IMAGE", none);
         run("vm-setup").is(69, "vm-setup: VM_IMAGE in the environment: " + none + " is no file");
-        run("vm-auto-install --phases " + TOP.resolve("phases")).is(69, "VM_IMAGE in the environment: there is no file " + none);
+        run("vm-auto-install").is(69, "VM_IMAGE in the environment: there is no file " + none);
         run("vm-auto-install --phases " + none).is(69, "--phases: " + none + " does not hold");
         settings.put("VM_IMAGE", "");
         Files.writeString(temp.resolve("vm.env"), "VM_IMAGE=" + none + "\n");
@@ -418,7 +418,7 @@ final class CommandLineTest {
         List<String> reading = new ArrayList<>(user);
         reading.addAll(List.of("test", "-r", TOP.resolve(".build/VmCtl.jar").toString()));
         assumeTrue(start(reading).exitCode() == 0, "the jars are closed to others");
-        for (String command : List.of("vm-ctl status", "vm-sync", "vm-test unit", "vm-auto-install provision --phases " + TOP.resolve("phases"))) {
+        for (String command : List.of("vm-ctl status", "vm-sync", "vm-test unit", "vm-auto-install provision")) {
             for (Path dir : List.of(others, closed)) {
                 settings.put("VM_DIR", dir.toString());
                 List<String> words = new ArrayList<>(user);

@@ -851,6 +851,7 @@ class VmAutoInstallTest {
     /** The header of a disk can name any file of this machine, which QEMU would read or write. */
     @Test
     void byHandTakesNoDiskThatNamesOtherFiles() throws Exception {
+        phaseScripts();
         installer();
         Path disk = Files.createDirectories(vmDir().resolve("dfly-vm.install")).resolve("by-hand.qcow2");
         Path secret = Files.writeString(tmp.resolve("secret"), "precious".repeat(100));
