@@ -283,7 +283,7 @@ final class LifecycleFaultsTest {
         GUEST.sh("cat /root/kept").exits(0).answers("kept");
         GUEST.ctl("status", "--json").exits(0).answers("\"usableRam\":[\"clean\",\"cut\",\"kept\"]");
         restoredDisk();
-        GUEST.ctl("start", "--no-wait").exits(0).says("the RAM of cut cannot be used: the guest is in trouble: panic", "has yet to boot");
+        GUEST.ctl("start", "--no-wait").exits(0).says("the RAM of cut cannot be used: the guest is in trouble: panic", "is still booting");
         GUEST.ctl("snapshot", "--list").exits(0).answers("RAM is unusable: the restored guest did not answer, twice in a row");
         restoredDisk();
         GUEST.ctl("start", "--no-wait").exits(0).says("cannot be used: the restored guest did not answer, twice in a row");
