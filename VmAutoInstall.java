@@ -88,6 +88,7 @@ import org.zeroturnaround.exec.ProcessResult;
 import org.zeroturnaround.exec.stream.LogOutputStream;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Help.Ansi;
 import picocli.CommandLine.IDefaultValueProvider;
 import picocli.CommandLine.ITypeConverter;
 import picocli.CommandLine.Model.ArgSpec;
@@ -254,7 +255,7 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     static CommandLine commandLine() {
-        return commandLine(Settings.read(System.getenv(), Path.of("")));
+        return commandLine(readSettings(System.getenv(), Path.of("")));
     }
 
     static CommandLine commandLine(Settings settings) {
@@ -1598,8 +1599,8 @@ final class VmAutoInstall implements Callable<Integer> {
             }
         }
         if (!plain) {
-            throw new VmException(69, disk + " is no qcow2 disk of its own (without a backing file and a data file): move "
-                    + "it away, or let vm-setup disk --yes make a blank one");
+            throw new VmException(69, disk + " is no qcow2 disk of its own (without a backing file and a data file): "
+                    + "move it away, or let vm-setup disk --yes make a blank one");
         }
     }
 
@@ -1822,47 +1823,57 @@ final class VmAutoInstall implements Callable<Integer> {
     /** 2 for less memory than DragonFly boots with, more than this host has, or far more processors than it has. */
     static void checkHardware(CommandSpec command, String memory, String cpus) {
         if (memory != null) {
-            long host = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean()).getTotalMemorySize() >> 20;
+            long host = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean())
+                    .getTotalMemorySize() >> 20;
             long wanted = Long.parseLong(memory.replaceAll("\\D", "")) << (memory.endsWith("G") ? 10 : 0);
             if (wanted < 256 || wanted > host) {
                 throw new VmException(2, originOf(command, "--memory") + ": " + memory + (wanted < 256
-                        ? " is too little for DragonFly: give it 256M or more" : " is more than this machine has (" + host + "M)"));
+                        ? " is too little for DragonFly: give it 256M or more" : " is more than this machine has ("
+                        + host + "M)"));
             }
         }
         // Four always work: a VM may have more processors than a small host, which only makes it slower.
         int most = Math.max(4, Runtime.getRuntime().availableProcessors());
         if (cpus != null && Integer.parseInt(cpus) > most) {
-            throw new VmException(2, originOf(command, "--cpus") + ": " + cpus + " is too much for this machine: at most " + most);
+            throw new VmException(2, originOf(command, "--cpus") + ": " + cpus
+                    + " is too much for this machine: at most " + most);
         }
     }
     // end shared:limits
 
     // shared:processors
-    /** How many processors the guest gets: as many as were asked for, else half the host's within 2-4, or 1 if emulated. */
+    /**
+     * How many processors the guest gets: as many as were asked for, else half the host's within 2-4, or 1 if emulated.
+     */
     static int processors(String wanted, String accel) {
         int half = Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2));
         return wanted != null ? Integer.parseInt(wanted) : accel.equals("tcg") ? 1 : half;
     }
 
-    /** QEMU's -accel. With a thread for each emulated processor, DragonFly hangs: its processors wait for each other. */
+    /**
+     * QEMU's -accel. With a thread for each emulated processor, DragonFly hangs: its processors wait for each other.
+     */
     static String accelArgument(String accel, int processors) {
         return accel.equals("tcg") && processors > 1 ? "tcg,thread=single" : accel;
     }
 
     /** What to try if an emulated guest hangs; empty if it has one processor. */
     static String hangAdvice(String accel, int processors) {
-        return accel.equals("tcg") && processors > 1 ? "; an emulated DragonFly may hang with several processors: try VM_CPUS=1" : "";
+        return accel.equals("tcg") && processors > 1
+                ? "; an emulated DragonFly may hang with several processors: try VM_CPUS=1" : "";
     }
     // end shared:processors
 
     // shared:panic
     private static final Pattern KERNEL_PANIC = Pattern.compile(
-            "(panic: (?!.{0,500}panic: )|Fatal trap \\d).{0,500}(\\R.{0,500}){0,2}\\R" // bounded: a guest may print anything
+            // bounded: a guest may print anything
+            "(panic: (?!.{0,500}panic: )|Fatal trap \\d).{0,500}(\\R.{0,500}){0,2}\\R"
             + "(cpuid = \\d|Trace beginning at frame |Debugger\\(\"panic\"\\))");
 
     /**
-     * Where a console's text tells of a kernel panic, or -1. "panic: " may stand anywhere in a line ("login: panic: ..."),
-     * and programs print it too (Go does). So it counts only if the kernel's next words follow within three lines.
+     * Where a console's text tells of a kernel panic, or -1. "panic: " may stand anywhere in a line ("login: panic:
+     * ..."), and programs print it too (Go does). So it counts only if the kernel's next words follow within three
+     * lines.
      */
     static int kernelPanic(String console) {
         Matcher panic = KERNEL_PANIC.matcher(console);
@@ -1895,11 +1906,13 @@ final class VmAutoInstall implements Callable<Integer> {
         if (yes) {
             return;
         } else if (!isTerminal(0) || !isTerminal(2)) {
-            throw new VmException(2, "this would " + what + "; nothing was changed; to confirm it: " + withOption("--yes"));
+            throw new VmException(2, "this would " + what + "; nothing was changed; to confirm it: "
+                    + withOption("--yes"));
         }
         System.err.print("This will " + what + ". Type yes to go on: ");
         StringBuilder answer = new StringBuilder();
-        for (int key = System.in.read(); key >= 0 && key != '\n'; key = System.in.read()) { // the rest may be for the guest
+        // one line only: the rest of stdin may be for the guest
+        for (int key = System.in.read(); key >= 0 && key != '\n'; key = System.in.read()) {
             answer.append((char) key);
         }
         if (!answer.toString().strip().equals("yes")) {
@@ -1913,8 +1926,9 @@ final class VmAutoInstall implements Callable<Integer> {
     static final boolean[] CLOSED = new boolean[3];
 
     /**
-     * Comes first in main. If descriptor 0, 1 or 2 is closed, the first file that the JVM opens, its class library, gets that number.
-     * For further closed ones the JVM opens /dev/null, so that no file that is opened later gets such a number.
+     * Comes first in main. If descriptor 0, 1 or 2 is closed, the first file that the JVM opens, its class library,
+     * gets that number. For further closed ones the JVM opens /dev/null, so that no file that is opened later gets such
+     * a number.
      */
     static void replaceClosedStreams() {
         try {
@@ -1931,11 +1945,15 @@ final class VmAutoInstall implements Callable<Integer> {
         System.setErr(CLOSED[2] ? new PrintStream(OutputStream.nullOutputStream(), false, UTF_8) : System.err);
     }
 
-    /** Ends this process. An answer that was lost, because its reader has gone or a disk is full, is a failure whatever the code is. */
+    /**
+     * Ends this process. An answer that was lost, because its reader has gone or a disk is full, is a failure whatever
+     * the code is.
+     */
     static void exit(String command, int code) {
         boolean lost = System.out.checkError();
         if (lost) {
-            System.err.println(command + ": the output could not be written: the reader of stdout has gone, or its disk is full");
+            System.err.println(command + ": the output could not be written: the reader of stdout has gone, or its "
+                    + "disk is full");
         }
         System.exit(lost ? 1 : code);
     }
@@ -1943,8 +1961,8 @@ final class VmAutoInstall implements Callable<Integer> {
 
     // shared:make
     /**
-     * How a person gives this command another option. The Makefile tells its target and the variable for options, "vm-destroy ARGS":
-     * there the whole line is told, with what was given to make, because without it another VM could be meant.
+     * How to give this command another option. Under make, which sets vm.make to "TARGET VARIABLE", it is the whole
+     * make command with the variables that were given to make, so that it names the same VM.
      */
     static String withOption(String option) {
         String[] make = System.getProperty("vm.make", "").split(" ");
@@ -1973,15 +1991,16 @@ final class VmAutoInstall implements Callable<Integer> {
                     return time;
                 }
             }
-            throw new TypeConversionException("'" + value + "' is not a time from 1s to 30 days (720h), such as 90s, 5m or 1h30m");
+            throw new TypeConversionException("'" + value
+                    + "' is not a time from 1s to 30 days (720h), such as 90s, 5m or 1h30m");
         }
     }
     // end shared:duration
 
     // shared:rawterminal
     /**
-     * This terminal in raw mode, so that each key reaches the guest; nothing if stdin is no terminal. A shell gives it its own settings
-     * back: when its input is closed, and also when this process is killed.
+     * This terminal in raw mode, so that each key reaches the guest; nothing if stdin is no terminal. A shell gives it
+     * its own settings back: when its input is closed, and also when this process is killed.
      */
     record RawTerminal(Process shell) implements AutoCloseable {
         static RawTerminal enter() throws IOException {
@@ -2006,7 +2025,7 @@ final class VmAutoInstall implements Callable<Integer> {
         public void close() {
             if (shell != null) {
                 shell.destroy(); // its own signals are ignored: this closes its input
-                shell.onExit().join();
+                shell.onExit().completeOnTimeout(shell, 5, TimeUnit.SECONDS).join();
             }
         }
     }
@@ -2034,17 +2053,18 @@ final class VmAutoInstall implements Callable<Integer> {
     // end shared:failure
 
     // shared:cli
-    /** A command line with the settings as its defaults; what goes wrong becomes one line on stderr and an exit code. */
+    /**
+     * A command line with the settings as its defaults; what goes wrong becomes one line on stderr and an exit code.
+     */
     static CommandLine commandLine(Object command, Settings settings) {
         CommandLine all = new CommandLine(command);
-        if ("dumb".equals(System.getenv("TERM"))) {
-            all.setColorScheme(CommandLine.Help.defaultColorScheme(CommandLine.Help.Ansi.OFF));
-        }
+        boolean dumb = "dumb".equals(System.getenv("TERM"));
         List<String> help = new ArrayList<>(all.getHelpSectionKeys());
-        Collections.rotate(help.subList(help.size() - 4, help.size()), 2); // the footer, which is examples, before the exit codes
+        // the footer, which is examples, before the exit codes
+        Collections.rotate(help.subList(help.size() - 4, help.size()), 2);
         return all.setHelpSectionKeys(help).setExpandAtFiles(false).setAllowSubcommandsAsOptionParameters(true)
-                .setCaseInsensitiveEnumValuesAllowed(true)
-                .setDefaultValueProvider(new SettingsProvider(settings))
+                .setColorScheme(CommandLine.Help.defaultColorScheme(dumb ? Ansi.OFF : Ansi.AUTO))
+                .setCaseInsensitiveEnumValuesAllowed(true).setDefaultValueProvider(settings)
                 .setExecutionStrategy(parsed -> {
                     checkValues(settings, parsed);
                     return new CommandLine.RunLast().execute(parsed);
@@ -2060,8 +2080,10 @@ final class VmAutoInstall implements Callable<Integer> {
                 }).setParameterExceptionHandler((failure, args) -> {
                     CommandLine line = failure.getCommandLine();
                     String make = System.getProperty("vm.make"); // the target and its variable for options
-                    line.getErr().println(line.getCommandSpec().root().name() + ": " + describeOptionError(settings, failure, args)
-                            + "; see: " + (make == null ? line.getCommandSpec().qualifiedName() + " " : "make " + make + "=") + "--help");
+                    line.getErr().println(line.getCommandSpec().root().name() + ": "
+                            + describeOptionError(settings, failure, args)
+                            + "; see: " + (make == null ? line.getCommandSpec().qualifiedName() + " "
+                            : "make " + make + "=") + "--help");
                     return line.getCommandSpec().exitCodeOnInvalidInput();
                 });
     }
@@ -2069,29 +2091,15 @@ final class VmAutoInstall implements Callable<Integer> {
 
     // shared:settings
     /** What holds where no option is given: the environment, else the KEY=VALUE lines of vm.env. Empty means unset. */
-    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) {
-        Settings(Map<String, String> environment, Map<String, String> file) {
-            this(environment, file, List.of());
-        }
+    static final class Settings implements IDefaultValueProvider { // no record: picocli takes 8 ms longer with one
+        private final Map<String, String> environment;
+        private final Map<String, String> file;
+        /** Why vm.env cannot be used; null if it can. */
+        String problem;
 
-        static Settings read(Map<String, String> environment, Path directory) {
-            Settings settings = new Settings(environment, new HashMap<>(), new ArrayList<>());
-            Path file = directory.resolve("vm.env");
-            Pattern setting = Pattern.compile("\\s*(?:export\\s+)?(\\w+)\\s*=\\s*(['\"]?)(.*?)\\2\\s*|\\s*(?:#.*)?");
-            try {
-                String text = Files.exists(file) ? new String(Files.readAllBytes(file), UTF_8) : "";
-                for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
-                    Matcher match = setting.matcher(line);
-                    if (!match.matches()) {
-                        settings.problems.add("vm.env: not KEY=VALUE: " + line);
-                    } else if (match.group(1) != null) {
-                        settings.file.put(match.group(1), match.group(3));
-                    }
-                }
-            } catch (IOException unreadable) {
-                settings.problems.add("vm.env cannot be read (" + reason(unreadable) + "): mend it, or move it away");
-            }
-            return settings;
+        Settings(Map<String, String> environment, Map<String, String> file) {
+            this.environment = environment;
+            this.file = file;
         }
 
         /** The value of a setting, or null. */
@@ -2099,8 +2107,38 @@ final class VmAutoInstall implements Callable<Integer> {
             String value = environment.getOrDefault(name, "").isEmpty() ? file.get(name) : environment.get(name);
             return value == null || value.isEmpty() ? null : value;
         }
+
+        @Override
+        public String defaultValue(ArgSpec argument) {
+            return get(argument.descriptionKey());
+        }
     }
     // end shared:settings
+
+    // shared:vmenv
+    private static final Pattern VM_ENV_LINE = Pattern.compile(
+            "\\s*(?:export\\s+)?(\\w+)\\s*=\\s*(['\"]?)(.*?)\\2\\s*|\\s*(?:#.*)?");
+
+    /** The settings of the environment and of the vm.env in this directory. */
+    static Settings readSettings(Map<String, String> environment, Path directory) {
+        Settings settings = new Settings(environment, new HashMap<>());
+        Path file = directory.resolve("vm.env");
+        try {
+            String text = Files.exists(file) ? new String(Files.readAllBytes(file), UTF_8) : "";
+            for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
+                Matcher match = VM_ENV_LINE.matcher(line);
+                if (!match.matches()) {
+                    settings.problem = "vm.env: not KEY=VALUE: " + line;
+                } else if (match.group(1) != null) {
+                    settings.file.put(match.group(1), match.group(3));
+                }
+            }
+        } catch (IOException unreadable) {
+            settings.problem = "vm.env cannot be read (" + reason(unreadable) + "): repair it, or move it away";
+        }
+        return settings;
+    }
+    // end shared:vmenv
 
     // shared:optionerror
     /** What is wrong with a command line, in plain words and by the name that the user wrote. */
@@ -2112,14 +2150,17 @@ final class VmAutoInstall implements Callable<Integer> {
             boolean isCommand = !isOption && !command.subcommands().isEmpty();
             String name = word.replaceFirst("(?<=^--[\\w-]{1,99})=.*", "");
             return isOption ? "there is no option " + name + didYouMean(name, command.optionsMap().keySet())
-                    : isCommand ? "there is no command '" + word + "'" + didYouMean(word, command.subcommands().keySet())
+                    : isCommand ? "there is no command '" + word + "'"
+                    + didYouMean(word, command.subcommands().keySet())
                     : "'" + word + "' is one word too many";
         }
         ArgSpec argument = failure.getArgSpec();
         String message = failure.getMessage();
-        String fault = (message.startsWith("Invalid value for ") ? message.substring(message.indexOf(": ") + 2) : message)
+        String fault = (message.startsWith("Invalid value for ") ? message.substring(message.indexOf(": ") + 2)
+                : message)
                 .replaceFirst("(?s)expected one of \\[(.*)] .*but was (.*)", "$2 is none of $1")
-                .replaceFirst("(?s).* should be in KEY=VALUE format but was (.*)", "'$1' is not a variable such as K=V");
+                .replaceFirst("(?s).* should be in KEY=VALUE format but was (.*)",
+                        "'$1' is not a variable such as K=V");
         String name = argument instanceof OptionSpec option ? originOf(settings, option, List.of(args))
                 : argument == null ? "" : argument.paramLabel();
         return name.isEmpty() || fault.startsWith("Missing ") ? fault : name + ": " + fault;
@@ -2127,20 +2168,6 @@ final class VmAutoInstall implements Callable<Integer> {
     // end shared:optionerror
 
     // shared:origin
-    /** Gives an option that is not on the command line the value of its setting. No record: picocli's use of one takes 8 ms. */
-    static final class SettingsProvider implements IDefaultValueProvider {
-        final Settings settings;
-
-        SettingsProvider(Settings settings) {
-            this.settings = settings;
-        }
-
-        @Override
-        public String defaultValue(ArgSpec argument) {
-            return settings.get(argument.descriptionKey());
-        }
-    }
-
     /** What the user wrote to give an option its value: the option, or the setting and where it stands. */
     static String originOf(Settings settings, OptionSpec option, List<String> args) {
         String key = option.descriptionKey();
@@ -2153,7 +2180,7 @@ final class VmAutoInstall implements Callable<Integer> {
     /** As above, for checks after the command line has been read. */
     static String originOf(CommandSpec command, String option) {
         CommandLine root = command.root().commandLine();
-        Settings settings = ((SettingsProvider) root.getDefaultValueProvider()).settings;
+        Settings settings = (Settings) root.getDefaultValueProvider();
         return originOf(settings, command.findOption(option), root.getParseResult().originalArgs());
     }
     // end shared:origin
@@ -2164,7 +2191,8 @@ final class VmAutoInstall implements Callable<Integer> {
         int letters = word.replaceFirst("^-+", "").length();
         for (int changes = 0; changes <= (letters < 3 ? 0 : letters < 5 ? 1 : 2); changes++) {
             int most = changes;
-            String near = known.stream().distinct().sorted().filter(other -> isNear(word, other, most)).collect(Collectors.joining(" or "));
+            String near = known.stream().distinct().sorted().filter(other -> isNear(word, other, most))
+                    .collect(Collectors.joining(" or "));
             if (!near.isEmpty()) {
                 return " (did you mean " + near + "?)";
             }
@@ -2194,23 +2222,29 @@ final class VmAutoInstall implements Callable<Integer> {
             Map.entry("DFLY_VERSION", List.of("[A-Za-z0-9_][A-Za-z0-9._-]{0,31}", "a version such as 6.4.2")),
             Map.entry("VM_DIR", List.of("(?s)(?!.*(%|\\$\\{)).*", "a path without % and ${, which ssh would replace")),
             Map.entry("VM_NAME", List.of("(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}",
-                    "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
+                    // NAME-clean.qcow2 is a disk
+                    "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")),
             Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
             Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 40G")),
             Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")),
             Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number from 1 to 99")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
-            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]", "a port")),
-            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")));
+            Map.entry("VM_SSH_PORT", List.of(
+                    "[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]",
+                    "a port")),
+            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*",
+                    "words whose quotes are closed")));
+    // end shared:values
 
+    // shared:checkvalues
     /** Refuses a value that does not look like one, wherever it came from, before anything is done with it. */
     private static void checkValues(Settings settings, ParseResult parsed) {
         List<CommandLine> lines = parsed.asCommandLineList();
         if (lines.stream().anyMatch(line -> line.isUsageHelpRequested() || line.isVersionHelpRequested())) {
             return;
-        } else if (!settings.problems.isEmpty()) {
-            throw new ParameterException(parsed.commandSpec().commandLine(), settings.problems.get(0));
+        } else if (settings.problem != null) {
+            throw new ParameterException(parsed.commandSpec().commandLine(), settings.problem);
         }
         for (CommandLine line : lines) {
             for (OptionSpec option : line.getCommandSpec().options()) {
@@ -2222,7 +2256,7 @@ final class VmAutoInstall implements Callable<Integer> {
             }
         }
     }
-    // end shared:values
+    // end shared:checkvalues
 
     // shared:paths
     /** A path as a person writes it in a setting: "~/" is $HOME, a relative one starts here. */
@@ -2230,9 +2264,11 @@ final class VmAutoInstall implements Callable<Integer> {
         boolean inHome = value.equals("~") || value.startsWith("~/");
         String home = System.getenv().getOrDefault("HOME", "");
         if (inHome && !home.startsWith("/")) {
-            throw new VmException(69, "HOME is not set to a full path, so " + value + " cannot be found: set it, or write the full path");
+            throw new VmException(69, "HOME is not set to a full path, so " + value
+                    + " cannot be found: set it, or write the full path");
         } else if (value.startsWith("~") && !inHome) {
-            throw new VmException(2, value + ": only ~ and ~/ stand for a home directory; write the full path, or ./" + value);
+            throw new VmException(2, value + ": only ~ and ~/ stand for a home directory; write the full path, or ./"
+                    + value);
         }
         return Path.of(inHome ? home + value.substring(1) : value).toAbsolutePath().normalize();
     }
@@ -2240,8 +2276,8 @@ final class VmAutoInstall implements Callable<Integer> {
 
     // shared:running
     /**
-     * Whether a VM's QEMU lives. It holds a lock on its pid file as long as it does; the kernel takes the lock away even after kill -9.
-     * One thread at a time, because closing the file drops every lock that this JVM holds on it.
+     * Whether a VM's QEMU lives. It holds a lock on its pid file as long as it does; the kernel takes the lock away
+     * even after kill -9. One thread at a time, because closing the file drops every lock that this JVM holds on it.
      */
     static synchronized boolean isRunning(Path qemuPid) {
         try (FileChannel file = FileChannel.open(qemuPid, StandardOpenOption.READ);
@@ -2250,17 +2286,9 @@ final class VmAutoInstall implements Callable<Integer> {
         } catch (NoSuchFileException none) {
             return false;
         } catch (IOException noLocks) {
-            throw new VmException(69, "it is unknown whether the VM runs, as " + qemuPid + " cannot be locked (" + reason(noLocks)
+            throw new VmException(69, "it is unknown whether the VM runs, as " + qemuPid + " cannot be locked ("
+                    + reason(noLocks)
                     + "): keep VM_DIR on a local file system, owned by you");
-        }
-    }
-
-    /** What NAME.pid tells of a running VM; null if it does not run, or not yet. */
-    static JsonObject runningVm(Path vmDir, String name) throws IOException {
-        try {
-            return isRunning(vmDir.resolve(name + ".qemu-pid")) ? json(Files.readString(vmDir.resolve(name + ".pid"))) : null;
-        } catch (NoSuchFileException notYet) {
-            return null;
         }
     }
     // end shared:running
@@ -2293,22 +2321,28 @@ final class VmAutoInstall implements Callable<Integer> {
     // end shared:known
 
     // shared:lock
-    /** Takes a VM's lock, held until the channel is closed or this process ends; its text names the holder. 69 if another holds it. */
+    /**
+     * Takes a VM's lock, held until the channel is closed or this process ends; its text names the holder. 69 if
+     * another holds it.
+     */
     static FileChannel lock(Path file, String command) throws IOException {
-        FileChannel channel = FileChannel.open(file, Set.of(StandardOpenOption.CREATE, StandardOpenOption.READ, StandardOpenOption.WRITE),
+        FileChannel channel = FileChannel.open(file,
+                Set.of(StandardOpenOption.CREATE, StandardOpenOption.READ, StandardOpenOption.WRITE),
                 PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
         if (channel.tryLock() == null) {
             String holder;
             try (channel; InputStream in = Channels.newInputStream(channel)) {
                 JsonObject said = json(new String(in.readAllBytes(), UTF_8));
-                holder = said.getString("command") + " (pid " + said.getLong("pid") + ", since " + said.getString("since") + ")";
+                holder = said.getString("command") + " (pid " + said.getLong("pid") + ", since "
+                        + said.getString("since") + ")";
             } catch (IOException beingWritten) {
                 holder = "another command";
             }
             throw new VmException(69, holder + " is at work on this VM: wait for it, or stop it, and try again");
         }
         try {
-            channel.truncate(0).write(ByteBuffer.wrap(JsonWriter.string().object().value("pid", ProcessHandle.current().pid())
+            channel.truncate(0).write(ByteBuffer.wrap(JsonWriter.string().object().value("pid",
+                    ProcessHandle.current().pid())
                     .value("command", command).value("since", Instant.now().toString()).end().done().getBytes(UTF_8)));
         } catch (IOException full) {
             // the lock holds without its text, and what frees space must work on a full disk
@@ -2345,7 +2379,8 @@ final class VmAutoInstall implements Callable<Integer> {
             existing = existing.getParent();
         }
         if (!Files.isDirectory(existing) || !Files.isExecutable(existing)) {
-            throw new VmException(69, existing + (Files.isDirectory(existing) ? " is closed to you" : " is not a directory")
+            throw new VmException(69, existing + (Files.isDirectory(existing) ? " is closed to you"
+                    : " is not a directory")
                     + ": choose another directory with --vm-dir or VM_DIR");
         }
         return existing.equals(directory) ? requireOwn(directory) : directory;
@@ -2431,11 +2466,15 @@ final class VmAutoInstall implements Callable<Integer> {
     // shared:run
     /** A command as a person could paste it into a shell. */
     static String shellQuoted(List<String> command) {
-        return command.stream().map(word -> word.matches("[A-Za-z0-9_@%+=:,./-]+") ? word : "'" + word.replace("'", "'\\''") + "'")
+        return command.stream().map(word -> word.matches("[A-Za-z0-9_@%+=:,./-]+") ? word : "'"
+                + word.replace("'", "'\\''") + "'")
                 .collect(Collectors.joining(" "));
     }
 
-    /** Runs a program to its end, without input, and returns what it printed; 69 if it is not installed, 124 past the limit. */
+    /**
+     * Runs a program to its end, without input, and returns what it printed; 69 if it is not installed, 124 past the
+     * limit.
+     */
     static ProcessResult run(Duration limit, List<String> command) throws IOException {
         if (verbose) {
             System.err.println("+ " + shellQuoted(command));
@@ -2444,11 +2483,13 @@ final class VmAutoInstall implements Callable<Integer> {
             return new ProcessExecutor(command).redirectInput(InputStream.nullInputStream()).readOutput(true)
                     .timeout(limit.toMillis(), TimeUnit.MILLISECONDS).destroyOnExit().execute();
         } catch (TimeoutException late) {
-            throw new VmException(124, command.get(0) + " did not end within " + limit.toSeconds() + " s: " + shellQuoted(command));
+            throw new VmException(124, command.get(0) + " did not end within " + limit.toSeconds() + " s: "
+                    + shellQuoted(command));
         } catch (InterruptedException interrupted) {
             throw new VmException(130, "interrupted");
         } catch (IOException missing) {
-            throw new VmException(69, command.get(0) + " cannot be run (is it installed? 'vm-setup check' tells): " + missing.getMessage());
+            throw new VmException(69, command.get(0) + " cannot be run (is it installed? 'vm-setup check' tells): "
+                    + missing.getMessage());
         }
     }
     // end shared:run
@@ -2481,7 +2522,10 @@ final class VmAutoInstall implements Callable<Integer> {
     // end shared:accel
 
     // shared:auto
-    /** What VM_ACCEL names, else what accel.json records. Without one vm-setup is run; if that fails, the device decides. */
+    /**
+     * What VM_ACCEL names, else what accel.json records. Without one vm-setup is run; if that fails, the device
+     * decides.
+     */
     static Accelerator accelerator(String wanted, Path vmDir, String qemuVersion, List<String> setup, Path kvm)
             throws IOException {
         if (!wanted.equals("auto")) {
@@ -2559,10 +2603,12 @@ final class VmAutoInstall implements Callable<Integer> {
         if (!text.matches("(?s)(?:" + piece + "|\\s)*")) {
             throw new VmException(2, "a quote is not closed: " + text);
         }
-        return Pattern.compile("(?s)(?:" + piece + ")+").matcher(text).results().map(word -> Pattern.compile("(?s)" + piece)
+        return Pattern.compile("(?s)(?:" + piece + ")+").matcher(text).results().map(word ->
+                Pattern.compile("(?s)" + piece)
                 .matcher(word.group()).replaceAll(part -> Matcher.quoteReplacement(switch (part.group().charAt(0)) {
                     case '\'' -> part.group().substring(1, part.group().length() - 1);
-                    case '"' -> part.group().substring(1, part.group().length() - 1).replaceAll("\\\\([\"\\\\$`])", "$1");
+                    case '"' -> part.group().substring(1, part.group().length() - 1).replaceAll("\\\\([\"\\\\$`])",
+                            "$1");
                     case '\\' -> part.group().substring(1);
                     default -> part.group();
                 }))).collect(Collectors.toList());

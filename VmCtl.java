@@ -1,7 +1,7 @@
 ///usr/bin/env jbang "$0" "$@" ; exit $?
 //DESCRIPTION Start, stop, snapshot and restore the DragonFlyBSD test VM
 //JAVA 17+
-//RUNTIME_OPTIONS -XX:TieredStopAtLevel=1 // starts faster (jbang: 0.76 s, 0.81 s without), and it ends before C2 would pay
+//RUNTIME_OPTIONS -XX:TieredStopAtLevel=1 // starts faster (jbang: 0.76 s, 0.81 s without); C2 would not pay
 //DEPS info.picocli:picocli:4.7.7
 //DEPS org.zeroturnaround:zt-exec:1.13.0
 //DEPS com.grack:nanojson:1.10
@@ -99,6 +99,7 @@ import org.zeroturnaround.exec.ProcessExecutor;
 import org.zeroturnaround.exec.ProcessResult;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Help.Ansi;
 import picocli.CommandLine.IDefaultValueProvider;
 import picocli.CommandLine.ITypeConverter;
 import picocli.CommandLine.Mixin;
@@ -140,11 +141,9 @@ import picocli.CommandLine.UnmatchedArgumentException;
         optionListHeading = "%nOptions:%n", commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n",
         exitCodeListHeading = "%nExit codes:%n",
         description = {"Start, stop, snapshot and restore the DragonFlyBSD test VM", "",
-            "It runs on an overlay on the disk that vm-auto-install made; VM_DIR/NAME.qcow2 is a link to that "
-                + "overlay. An "
-                + "option wins over the environment, which wins over vm.env (KEY=VALUE lines) in the working "
-                + "directory, which "
-                + "wins over the default."},
+            "It runs on an overlay on the disk that vm-auto-install made; VM_DIR/NAME.qcow2 is a link to that overlay. "
+                + "An option wins over the environment, which wins over vm.env (KEY=VALUE lines) in the working "
+                + "directory, which wins over the default."},
         footer = {"  vm-ctl start", "  vm-ctl exec -- uname -a", "  vm-ctl snapshot before-upgrade",
             "  vm-ctl restore before-upgrade    # no disk is copied", "  VM_NAME=other vm-ctl status"},
         exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage, or refused because --yes was missing",
@@ -192,7 +191,7 @@ final class VmCtl {
     }
 
     static CommandLine commandLine(String... args) {
-        return commandLine(Settings.read(System.getenv(), Path.of("")), args);
+        return commandLine(readSettings(System.getenv(), Path.of("")), args);
     }
 
     /**
@@ -323,12 +322,9 @@ final class VmCtl {
     @Command(name = "start",
             description = {"Start the VM and wait until ssh answers.", "",
                 "The first start after an installation takes the snapshot clean, disk and RAM. If nothing was written "
-                    + "since a "
-                    + "snapshot, a start restores its RAM, unless QEMU, accelerator, CPU, memory or processors differ "
-                    + "from "
-                    + "then, or the guest does not answer: then it boots the disk. A paused VM goes on. "
-                    + "VM_DIR/ssh_config is "
-                    + "written: ssh -F VM_DIR/ssh_config NAME works for every tool."},
+                    + "since a snapshot, a start restores its RAM, unless QEMU, accelerator, CPU, memory or processors "
+                    + "differ from then, or the guest does not answer: then it boots the disk. A paused VM goes on. "
+                    + "VM_DIR/ssh_config is written: ssh -F VM_DIR/ssh_config NAME works for every tool."},
             footer = {"  vm-ctl start", "  vm-ctl start --memory 4G --forward 8080:80",
                 "  vm-ctl start --dry-run    # prints the commands, to be pasted into a shell"},
             exitCodeList = {"0:the VM runs", "1:the job failed (disk full)", "2:wrong usage",
@@ -338,7 +334,8 @@ final class VmCtl {
             @Option(names = "--no-wait", description = "Return as soon as QEMU runs; with restored RAM only after the "
                     + "clock is set.")
             boolean noWait,
-            @Option(names = "--dry-run", description = "Print the commands, shell-quoted, and do nothing.") boolean dryRun)
+            @Option(names = "--dry-run", description = "Print the commands, shell-quoted, and do nothing.")
+            boolean dryRun)
             throws IOException {
         options.check(command());
         openExistingVm();
@@ -366,8 +363,7 @@ final class VmCtl {
     @Command(name = "stop",
             description = {"Shut the VM down: by ssh, else by the power button, else by QMP quit, else by SIGKILL.", "",
                 "It prints which of them worked. A guest that panicked gets no request. The working disk is kept, and "
-                    + "the next start "
-                    + "uses it."},
+                    + "the next start uses it."},
             footer = {"  vm-ctl stop", "  vm-ctl stop --force"},
             exitCodeList = {"0:done, or it did not run", "1:the guest cannot shut down: this machine's disk is full",
                 "2:wrong usage", "69:something needed is not available (VM_DIR, the lock)", "130, 143:interrupted"})
@@ -393,7 +389,8 @@ final class VmCtl {
                 "69:something needed is not available (a disk, QEMU, a port, the lock), or the guest is in trouble",
                 "124:a time limit", "130, 143:interrupted"})
     int restart(@Mixin MachineOptions options, @Mixin TimeoutOption limit,
-            @Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.") boolean force)
+            @Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.")
+            boolean force)
             throws IOException {
         options.check(command());
         openExistingVm();
@@ -409,18 +406,19 @@ final class VmCtl {
     @Command(name = "status",
             description = {"Tell the VM's state, without waiting for the guest.", "",
                 "The state is running, starting, paused, panicked, hung, stopped, or gone (it ended without being "
-                    + "stopped). "
-                    + "With it come what the VM was started with, the size of its disk (as the guest sees it, and "
-                    + "here), how "
-                    + "many layers lie under that disk, its snapshots, and which of them have RAM that can be used."},
+                    + "stopped). With it come what the VM was started with, the size of its disk (as the guest sees "
+                    + "it, and here), how many layers lie under that disk, its snapshots, and which of them have RAM "
+                    + "that can be used."},
             footer = {"  vm-ctl status --guest", "  vm-ctl status --json"},
             exitCodeList = {"0:it runs, starts or is paused", "2:wrong usage", "3:it is stopped or gone",
                 "69:it panicked or hangs",
                 "130, 143:interrupted"})
     int status(@Option(names = "--json",
             description = "Print {name, state, reason, cloneOf, pid, port, accel, memory, cpus, "
-                + "forwards, uptimeSeconds, diskBytes, diskFileBytes, depth, snapshots, usableRam, guest}.") boolean asJson,
-            @Option(names = "--guest", description = "Ask the guest for its name, uptime and clock, too, within 10 s.") boolean guest)
+                + "forwards, uptimeSeconds, diskBytes, diskFileBytes, depth, snapshots, usableRam, guest}.")
+            boolean asJson,
+            @Option(names = "--guest", description = "Ask the guest for its name, uptime and clock, too, within 10 s.")
+            boolean guest)
             throws IOException {
         openExistingVm();
         Report report = machine.report();
@@ -470,10 +468,8 @@ final class VmCtl {
             description = {"Keep the VM's state under a name: the disk of a stopped one, disk and RAM of a running "
                     + "one.", "",
                 "No disk is copied: the VM goes on with an overlay on what it had. A running guest has to answer ssh. "
-                    + "It stands "
-                    + "still while its RAM is written, and goes on. Replacing a snapshot asks on a terminal, and "
-                    + "elsewhere "
-                    + "wants --yes. Deleting one merges its layer into the disk that builds on it."},
+                    + "It stands still while its RAM is written, and goes on. Replacing a snapshot asks on a terminal, "
+                    + "and elsewhere wants --yes. Deleting one merges its layer into the disk that builds on it."},
             footer = {"  vm-ctl snapshot before-upgrade",
                 "  vm-ctl snapshot clean --yes    # from now on this is the clean state",
                 "  vm-ctl snapshot --list", "  vm-ctl snapshot --delete before-upgrade"},
@@ -485,7 +481,8 @@ final class VmCtl {
             description = "The snapshot's name (default: clean).") String given,
             @Option(names = "--list", description = "List the snapshots: name, time, what is in it.") boolean list,
             @Option(names = "--delete", paramLabel = "NAME", description = "Delete a snapshot.") String delete,
-            @Option(names = "--yes", description = "Replace a snapshot of this name without asking.") boolean yes) throws IOException {
+            @Option(names = "--yes", description = "Replace a snapshot of this name without asking.") boolean yes)
+            throws IOException {
         if (Stream.of(given != null, list, delete != null).filter(wanted -> wanted).count() > 1) {
             throw new VmException(2, "snapshot takes a NAME, --list or --delete NAME: one of them");
         }
@@ -519,10 +516,8 @@ final class VmCtl {
     @Command(name = "restore",
             description = {"Go back to a snapshot. The working disk is deleted without asking.", "",
                 "One with RAM comes back running, its clock set; if its RAM cannot be used, its disk is booted. One "
-                    + "without "
-                    + "RAM leaves the VM running or stopped, as it was. The snapshots stay. A running VM keeps the "
-                    + "port and "
-                    + "the forwards that it was started with."},
+                    + "without RAM leaves the VM running or stopped, as it was. The snapshots stay. A running VM keeps "
+                    + "the port and the forwards that it was started with."},
             footer = {"  vm-ctl restore", "  vm-ctl restore before-upgrade",
                 "  vm-ctl restore --cold    # boot, do not use the RAM"},
             exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage",
@@ -543,10 +538,9 @@ final class VmCtl {
     @Command(name = "clone",
             description = {"Make VMs that begin as a snapshot of this one.", "",
                 "A clone shares the snapshot's disk and RAM file, and has its own overlay, port and hostname, and the "
-                    + "same "
-                    + "keys. Its own snapshot clean is the snapshot that it came from. A clone can be snapshotted, "
-                    + "but not "
-                    + "cloned. While it exists, the snapshot that it builds on cannot be replaced or deleted."},
+                    + "same keys. Its own snapshot clean is the snapshot that it came from. A clone can be "
+                    + "snapshotted, but not cloned. While it exists, the snapshot that it builds on cannot be replaced "
+                    + "or deleted."},
             footer = {"  vm-ctl clone one two", "  vm-ctl clone --snapshot before-upgrade --start trial",
                 "  vm-ctl clone --start one    # then: VM_NAME=one vm-ctl ssh"},
             exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage",
@@ -643,8 +637,8 @@ final class VmCtl {
         Path directory = file.toAbsolutePath().getParent();
         require("screenshot", file.toString(), "(?s).*\\.png", "a file name that ends in .png");
         if (Files.isDirectory(file) || !Files.isDirectory(directory) || !Files.isWritable(directory)) {
-            throw new VmException(2, "screenshot: " + file + " cannot be written: name a file in a directory that exists "
-                    + "and that you can write to");
+            throw new VmException(2, "screenshot: " + file
+                    + " cannot be written: name a file in a directory that exists and that you can write to");
         }
         openRunningVm();
         qemu.requireAnswer();
@@ -676,8 +670,7 @@ final class VmCtl {
             description = {"Run a command in the guest, as root, with this command's input; its exit code is the exit "
                     + "code.", "",
                 "Several words are a command and its arguments, which reach it as they are. A single word is a line "
-                    + "for the guest's sh. "
-                    + "There is no terminal: vm-ctl ssh -- -t COMMAND gives one."},
+                    + "for the guest's sh. There is no terminal: vm-ctl ssh -- -t COMMAND gives one."},
             footer = {"  vm-ctl exec uname -a", "  vm-ctl exec 'cd /root/project && gmake 2>&1 | tail'",
                 "  vm-ctl exec --env GOFLAGS=-v --timeout 5m gmake -C /root/project test"},
             exitCodeList = {"N:what the command in the guest ended with", "2:wrong usage", "3:the VM is not running",
@@ -711,8 +704,7 @@ final class VmCtl {
     @Command(name = "destroy",
             description = {"Delete the VM: disks, snapshots, keys, logs. The installer ISO stays.", "",
                 "It asks on a terminal, and elsewhere wants --yes. A running VM is killed. Other VMs in VM_DIR are "
-                    + "left alone; "
-                    + "a VM that has clones is not deleted before them."},
+                    + "left alone; a VM that has clones is not deleted before them."},
             footer = {"  vm-ctl destroy", "  vm-ctl destroy --vm-name by-hand --yes"},
             exitCodeList = {"0:done, or there is none", "2:wrong usage, or refused because --yes was missing",
                 "69:something needed is not available (VM_DIR, the lock), or clones build on its disks",
@@ -776,11 +768,7 @@ final class VmCtl {
      */
     private void openVm() throws IOException {
         Path dir = vmDirectory(userPath(dirOption));
-        Path existing = dir;
-        while (!Files.exists(existing)) {
-            existing = existing.getParent();
-        }
-        open(new VmFiles(existing.toRealPath().resolve(existing.relativize(dir)).normalize(), nameOption));
+        open(new VmFiles(Files.exists(dir) ? dir.toRealPath() : dir, nameOption));
     }
 
     /** The same, and 69 at once if there is no such VM. */
@@ -1238,7 +1226,9 @@ final class VmCtl {
             try {
                 boolean terminal = false;
                 for (int second = 1; !closed.await(1, TimeUnit.SECONDS); second++) {
-                    terminal |= second == 1 && isTerminal(2) && !"dumb".equals(System.getenv("TERM"));
+                    if (second == 1) { // asking starts a program, and most acts are over by now
+                        terminal = isTerminal(2) && !"dumb".equals(System.getenv("TERM"));
+                    }
                     if (terminal) {
                         show();
                     } else if (second % interval == 0) {
@@ -1473,8 +1463,7 @@ final class VmCtl {
                 files.useDisk(newOverlay(clean ? files.clean() : below.disk())); // without what a silent guest wrote
                 if (!clean) {
                     say.accept("this boot is like one after a power cut: what the guest wrote in the last 30 s before "
-                            + "the snapshot "
-                            + "may be missing");
+                            + "the snapshot may be missing");
                 }
             }
             boolean asInstalled = isAsInstalled();
@@ -1681,7 +1670,9 @@ final class VmCtl {
             say.accept("kept the disk as " + name);
         }
 
-        /** 69, or 1 if this machine's disk is full, unless the guest runs and has written to its disk what it had to. */
+        /**
+         * 69, or 1 if this machine's disk is full, unless the guest runs and has written to its disk what it had to.
+         */
         private void requireAnsweringGuest(Running running) throws IOException {
             String state = qemu.runState();
             if (!state.equals("running")) {
@@ -1689,8 +1680,7 @@ final class VmCtl {
             // a boot of this disk finds what was written
             } else if (!hasBanner(running.port(), 5000) || !ssh.run(SOON, "sync").ok()) {
                 throw new VmException(69, "no snapshot was taken: the guest does not answer ssh. Run vm-ctl restart "
-                        + "and repeat, or vm-ctl "
-                        + "stop to keep the disk alone");
+                        + "and repeat, or vm-ctl stop to keep the disk alone");
             }
         }
 
@@ -2051,7 +2041,8 @@ final class VmCtl {
             }
             Path disk = snapshot == null ? null
                     : find(snapshot).map(Snapshot::disk).filter(own -> own.startsWith(files.disks())).orElse(null);
-            for (String name : vmNames(files.dir())) { // whatever the records say, no disk is taken away under another VM
+            // whatever the records say, no disk is taken away under another VM
+            for (String name : vmNames(files.dir())) {
                 for (Path overlay : name.equals(files.name())
                         ? List.<Path>of() : entries(new VmFiles(files.dir(), name).disks())) {
                     Path base = Disk.find(overlay).map(Disk::backing).orElse(null);
@@ -2384,8 +2375,7 @@ final class VmCtl {
 
         private static VmException cannotWrite() {
             return new VmException(1, "the disk of this machine is full, so the guest cannot finish its writes: free "
-                    + "some space and "
-                    + "repeat vm-ctl stop; vm-ctl stop --force loses what it has not written");
+                    + "some space and repeat vm-ctl stop; vm-ctl stop --force loses what it has not written");
         }
 
         /**
@@ -2663,7 +2653,8 @@ final class VmCtl {
 
         /**
          * What sshd hands to root's shell, which may be csh: quoted words. At the limit the guest itself kills the
-         * process group. With a mark, the command runs under a shell that has the mark as $0, so that kill() can find its process group.
+         * process group. With a mark, the command runs under a shell that has the mark as $0, so that kill() can find
+         * its process group.
          */
         static String remoteCommand(List<String> words, List<String> environment, Duration limit, String mark) {
             List<String> command = new ArrayList<>();
@@ -2693,7 +2684,10 @@ final class VmCtl {
             }
         }
 
-        /** Whether a command that prints nothing of interest succeeds; also while this process is being ended by a signal. */
+        /**
+         * Whether a command that prints nothing of interest succeeds; also while this process is being ended by a
+         * signal.
+         */
         private static boolean endsWell(List<String> command) { // zt-exec's own shutdown hook would end it
             try {
                 Process process = new ProcessBuilder(command).redirectInput(Path.of("/dev/null").toFile())
@@ -2746,7 +2740,8 @@ final class VmCtl {
                     "-smp", "" + cpus, "-machine", "pc", "-nodefaults", "-no-user-config", "-rtc", "base=utc", "-vga",
                     "std",
                     "-serial", "chardev:serial0",
-                    "-device", "virtio-scsi-pci,id=scsi0", "-device", "scsi-hd,bus=scsi0.0,drive=disk0,bootindex=1", // DragonFly's da0
+                    // DragonFly's da0
+                    "-device", "virtio-scsi-pci,id=scsi0", "-device", "scsi-hd,bus=scsi0.0,drive=disk0,bootindex=1",
                     "-device", "virtio-net-pci,netdev=net0,romfile=")); // vtnet0, without booting from the network
             if (accelerator.equals("kvm")) {
                 arguments.addAll(List.of("-global", "kvm-pit.lost_tick_policy=delay"));
@@ -2865,7 +2860,8 @@ final class VmCtl {
         /** Starts QEMU paused with these options and ends it at once; 69 if QEMU refuses them. */
         private static void requireHardware(List<String> hardware) throws IOException {
             List<String> command = new ArrayList<>(List.of("sh", "-c",
-                    "echo '{\"execute\":\"qmp_capabilities\"}{\"execute\":\"quit\"}' | exec \"$@\" >/dev/null", "sh", QEMU, "-S",
+                    "echo '{\"execute\":\"qmp_capabilities\"}{\"execute\":\"quit\"}' | exec \"$@\" >/dev/null", "sh",
+                    QEMU, "-S",
                     "-display", "none", "-blockdev", "driver=null-co,node-name=disk0,read-zeroes=on", "-netdev",
                     "user,id=net0", "-chardev", "null,id=serial0", "-qmp", "stdio"));
             command.addAll(hardware.subList(1, hardware.size()));
@@ -2998,9 +2994,8 @@ final class VmCtl {
                 throw new VmException(69, process.isPresent()
                         ? "QEMU (pid " + process.get().pid()
                         + ") did not end after SIGKILL: it probably waits for this machine's disk"
-                        : "QEMU does not answer, and its process cannot be seen from here; it probably runs in "
-                                + "another container: "
-                                + "vm-ctl stop --force there ends it");
+                        : "QEMU does not answer, and its process cannot be seen from here; it probably runs in another "
+                                + "container: vm-ctl stop --force there ends it");
             }
         }
 
@@ -3650,7 +3645,8 @@ final class VmCtl {
             } else if (Files.isRegularFile(link(), LinkOption.NOFOLLOW_LINKS)) {
                 String install = shellQuoted(List.of(file(".install").toString()));
                 String old = shellQuoted(List.of(link().toString()));
-                throw new VmException(69, link() + " is a disk that an older vm-setup disk or vm-ctl install made. To go "
+                throw new VmException(69, link()
+                        + " is a disk that an older vm-setup disk or vm-ctl install made. To go "
                         + "on with that installation: mkdir -p -m 700 " + install + " && mv " + old + " " + install
                         + "/by-hand.qcow2 && vm-auto-install by-hand; or, to do without it: rm " + old);
             }
@@ -3767,41 +3763,52 @@ final class VmCtl {
     /** 2 for less memory than DragonFly boots with, more than this host has, or far more processors than it has. */
     static void checkHardware(CommandSpec command, String memory, String cpus) {
         if (memory != null) {
-            long host = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean()).getTotalMemorySize() >> 20;
+            long host = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean())
+                    .getTotalMemorySize() >> 20;
             long wanted = Long.parseLong(memory.replaceAll("\\D", "")) << (memory.endsWith("G") ? 10 : 0);
             if (wanted < 256 || wanted > host) {
                 throw new VmException(2, originOf(command, "--memory") + ": " + memory + (wanted < 256
-                        ? " is too little for DragonFly: give it 256M or more" : " is more than this machine has (" + host + "M)"));
+                        ? " is too little for DragonFly: give it 256M or more" : " is more than this machine has ("
+                        + host + "M)"));
             }
         }
         // Four always work: a VM may have more processors than a small host, which only makes it slower.
         int most = Math.max(4, Runtime.getRuntime().availableProcessors());
         if (cpus != null && Integer.parseInt(cpus) > most) {
-            throw new VmException(2, originOf(command, "--cpus") + ": " + cpus + " is too much for this machine: at most " + most);
+            throw new VmException(2, originOf(command, "--cpus") + ": " + cpus
+                    + " is too much for this machine: at most " + most);
         }
     }
     // end shared:limits
 
     // shared:processors
-    /** How many processors the guest gets: as many as were asked for, else half the host's within 2-4, or 1 if emulated. */
+    /**
+     * How many processors the guest gets: as many as were asked for, else half the host's within 2-4, or 1 if emulated.
+     */
     static int processors(String wanted, String accel) {
         int half = Math.max(2, Math.min(4, Runtime.getRuntime().availableProcessors() / 2));
         return wanted != null ? Integer.parseInt(wanted) : accel.equals("tcg") ? 1 : half;
     }
 
-    /** QEMU's -accel. With a thread for each emulated processor, DragonFly hangs: its processors wait for each other. */
+    /**
+     * QEMU's -accel. With a thread for each emulated processor, DragonFly hangs: its processors wait for each other.
+     */
     static String accelArgument(String accel, int processors) {
         return accel.equals("tcg") && processors > 1 ? "tcg,thread=single" : accel;
     }
 
     /** What to try if an emulated guest hangs; empty if it has one processor. */
     static String hangAdvice(String accel, int processors) {
-        return accel.equals("tcg") && processors > 1 ? "; an emulated DragonFly may hang with several processors: try VM_CPUS=1" : "";
+        return accel.equals("tcg") && processors > 1
+                ? "; an emulated DragonFly may hang with several processors: try VM_CPUS=1" : "";
     }
     // end shared:processors
 
     // shared:banner
-    /** Whether the guest's sshd answers. QEMU's network accepts a connection before the guest does, so only the first bytes tell. */
+    /**
+     * Whether the guest's sshd answers. QEMU's network accepts a connection before the guest does, so only the first
+     * bytes tell.
+     */
     static boolean hasBanner(int port, int millis) {
         try (Socket socket = new Socket()) {
             socket.connect(new InetSocketAddress(InetAddress.getByName("127.0.0.1"), port), millis);
@@ -3815,12 +3822,14 @@ final class VmCtl {
 
     // shared:panic
     private static final Pattern KERNEL_PANIC = Pattern.compile(
-            "(panic: (?!.{0,500}panic: )|Fatal trap \\d).{0,500}(\\R.{0,500}){0,2}\\R" // bounded: a guest may print anything
+            // bounded: a guest may print anything
+            "(panic: (?!.{0,500}panic: )|Fatal trap \\d).{0,500}(\\R.{0,500}){0,2}\\R"
             + "(cpuid = \\d|Trace beginning at frame |Debugger\\(\"panic\"\\))");
 
     /**
-     * Where a console's text tells of a kernel panic, or -1. "panic: " may stand anywhere in a line ("login: panic: ..."),
-     * and programs print it too (Go does). So it counts only if the kernel's next words follow within three lines.
+     * Where a console's text tells of a kernel panic, or -1. "panic: " may stand anywhere in a line ("login: panic:
+     * ..."), and programs print it too (Go does). So it counts only if the kernel's next words follow within three
+     * lines.
      */
     static int kernelPanic(String console) {
         Matcher panic = KERNEL_PANIC.matcher(console);
@@ -3853,11 +3862,13 @@ final class VmCtl {
         if (yes) {
             return;
         } else if (!isTerminal(0) || !isTerminal(2)) {
-            throw new VmException(2, "this would " + what + "; nothing was changed; to confirm it: " + withOption("--yes"));
+            throw new VmException(2, "this would " + what + "; nothing was changed; to confirm it: "
+                    + withOption("--yes"));
         }
         System.err.print("This will " + what + ". Type yes to go on: ");
         StringBuilder answer = new StringBuilder();
-        for (int key = System.in.read(); key >= 0 && key != '\n'; key = System.in.read()) { // the rest may be for the guest
+        // one line only: the rest of stdin may be for the guest
+        for (int key = System.in.read(); key >= 0 && key != '\n'; key = System.in.read()) {
             answer.append((char) key);
         }
         if (!answer.toString().strip().equals("yes")) {
@@ -3871,8 +3882,9 @@ final class VmCtl {
     static final boolean[] CLOSED = new boolean[3];
 
     /**
-     * Comes first in main. If descriptor 0, 1 or 2 is closed, the first file that the JVM opens, its class library, gets that number.
-     * For further closed ones the JVM opens /dev/null, so that no file that is opened later gets such a number.
+     * Comes first in main. If descriptor 0, 1 or 2 is closed, the first file that the JVM opens, its class library,
+     * gets that number. For further closed ones the JVM opens /dev/null, so that no file that is opened later gets such
+     * a number.
      */
     static void replaceClosedStreams() {
         try {
@@ -3889,11 +3901,15 @@ final class VmCtl {
         System.setErr(CLOSED[2] ? new PrintStream(OutputStream.nullOutputStream(), false, UTF_8) : System.err);
     }
 
-    /** Ends this process. An answer that was lost, because its reader has gone or a disk is full, is a failure whatever the code is. */
+    /**
+     * Ends this process. An answer that was lost, because its reader has gone or a disk is full, is a failure whatever
+     * the code is.
+     */
     static void exit(String command, int code) {
         boolean lost = System.out.checkError();
         if (lost) {
-            System.err.println(command + ": the output could not be written: the reader of stdout has gone, or its disk is full");
+            System.err.println(command + ": the output could not be written: the reader of stdout has gone, or its "
+                    + "disk is full");
         }
         System.exit(lost ? 1 : code);
     }
@@ -3901,8 +3917,8 @@ final class VmCtl {
 
     // shared:reader
     /**
-     * Whether stdout takes more output. If nobody reads a pipe any more, an empty transfer to it fails. A line that is written then
-     * reaches nobody, and makes the failure known to exit().
+     * Whether stdout still takes output. An empty transfer fails if nobody reads the pipe any more. The line that is
+     * printed then is lost, and makes exit() see the failure.
      */
     static boolean canAnswer() {
         try (FileChannel nothing = FileChannel.open(Path.of("/dev/null"))) {
@@ -3918,8 +3934,8 @@ final class VmCtl {
 
     // shared:make
     /**
-     * How a person gives this command another option. The Makefile tells its target and the variable for options, "vm-destroy ARGS":
-     * there the whole line is told, with what was given to make, because without it another VM could be meant.
+     * How to give this command another option. Under make, which sets vm.make to "TARGET VARIABLE", it is the whole
+     * make command with the variables that were given to make, so that it names the same VM.
      */
     static String withOption(String option) {
         String[] make = System.getProperty("vm.make", "").split(" ");
@@ -3948,15 +3964,16 @@ final class VmCtl {
                     return time;
                 }
             }
-            throw new TypeConversionException("'" + value + "' is not a time from 1s to 30 days (720h), such as 90s, 5m or 1h30m");
+            throw new TypeConversionException("'" + value
+                    + "' is not a time from 1s to 30 days (720h), such as 90s, 5m or 1h30m");
         }
     }
     // end shared:duration
 
     // shared:rawterminal
     /**
-     * This terminal in raw mode, so that each key reaches the guest; nothing if stdin is no terminal. A shell gives it its own settings
-     * back: when its input is closed, and also when this process is killed.
+     * This terminal in raw mode, so that each key reaches the guest; nothing if stdin is no terminal. A shell gives it
+     * its own settings back: when its input is closed, and also when this process is killed.
      */
     record RawTerminal(Process shell) implements AutoCloseable {
         static RawTerminal enter() throws IOException {
@@ -3981,7 +3998,7 @@ final class VmCtl {
         public void close() {
             if (shell != null) {
                 shell.destroy(); // its own signals are ignored: this closes its input
-                shell.onExit().join();
+                shell.onExit().completeOnTimeout(shell, 5, TimeUnit.SECONDS).join();
             }
         }
     }
@@ -4009,17 +4026,18 @@ final class VmCtl {
     // end shared:failure
 
     // shared:cli
-    /** A command line with the settings as its defaults; what goes wrong becomes one line on stderr and an exit code. */
+    /**
+     * A command line with the settings as its defaults; what goes wrong becomes one line on stderr and an exit code.
+     */
     static CommandLine commandLine(Object command, Settings settings) {
         CommandLine all = new CommandLine(command);
-        if ("dumb".equals(System.getenv("TERM"))) {
-            all.setColorScheme(CommandLine.Help.defaultColorScheme(CommandLine.Help.Ansi.OFF));
-        }
+        boolean dumb = "dumb".equals(System.getenv("TERM"));
         List<String> help = new ArrayList<>(all.getHelpSectionKeys());
-        Collections.rotate(help.subList(help.size() - 4, help.size()), 2); // the footer, which is examples, before the exit codes
+        // the footer, which is examples, before the exit codes
+        Collections.rotate(help.subList(help.size() - 4, help.size()), 2);
         return all.setHelpSectionKeys(help).setExpandAtFiles(false).setAllowSubcommandsAsOptionParameters(true)
-                .setCaseInsensitiveEnumValuesAllowed(true)
-                .setDefaultValueProvider(new SettingsProvider(settings))
+                .setColorScheme(CommandLine.Help.defaultColorScheme(dumb ? Ansi.OFF : Ansi.AUTO))
+                .setCaseInsensitiveEnumValuesAllowed(true).setDefaultValueProvider(settings)
                 .setExecutionStrategy(parsed -> {
                     checkValues(settings, parsed);
                     return new CommandLine.RunLast().execute(parsed);
@@ -4035,8 +4053,10 @@ final class VmCtl {
                 }).setParameterExceptionHandler((failure, args) -> {
                     CommandLine line = failure.getCommandLine();
                     String make = System.getProperty("vm.make"); // the target and its variable for options
-                    line.getErr().println(line.getCommandSpec().root().name() + ": " + describeOptionError(settings, failure, args)
-                            + "; see: " + (make == null ? line.getCommandSpec().qualifiedName() + " " : "make " + make + "=") + "--help");
+                    line.getErr().println(line.getCommandSpec().root().name() + ": "
+                            + describeOptionError(settings, failure, args)
+                            + "; see: " + (make == null ? line.getCommandSpec().qualifiedName() + " "
+                            : "make " + make + "=") + "--help");
                     return line.getCommandSpec().exitCodeOnInvalidInput();
                 });
     }
@@ -4044,29 +4064,15 @@ final class VmCtl {
 
     // shared:settings
     /** What holds where no option is given: the environment, else the KEY=VALUE lines of vm.env. Empty means unset. */
-    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) {
-        Settings(Map<String, String> environment, Map<String, String> file) {
-            this(environment, file, List.of());
-        }
+    static final class Settings implements IDefaultValueProvider { // no record: picocli takes 8 ms longer with one
+        private final Map<String, String> environment;
+        private final Map<String, String> file;
+        /** Why vm.env cannot be used; null if it can. */
+        String problem;
 
-        static Settings read(Map<String, String> environment, Path directory) {
-            Settings settings = new Settings(environment, new HashMap<>(), new ArrayList<>());
-            Path file = directory.resolve("vm.env");
-            Pattern setting = Pattern.compile("\\s*(?:export\\s+)?(\\w+)\\s*=\\s*(['\"]?)(.*?)\\2\\s*|\\s*(?:#.*)?");
-            try {
-                String text = Files.exists(file) ? new String(Files.readAllBytes(file), UTF_8) : "";
-                for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
-                    Matcher match = setting.matcher(line);
-                    if (!match.matches()) {
-                        settings.problems.add("vm.env: not KEY=VALUE: " + line);
-                    } else if (match.group(1) != null) {
-                        settings.file.put(match.group(1), match.group(3));
-                    }
-                }
-            } catch (IOException unreadable) {
-                settings.problems.add("vm.env cannot be read (" + reason(unreadable) + "): mend it, or move it away");
-            }
-            return settings;
+        Settings(Map<String, String> environment, Map<String, String> file) {
+            this.environment = environment;
+            this.file = file;
         }
 
         /** The value of a setting, or null. */
@@ -4074,8 +4080,38 @@ final class VmCtl {
             String value = environment.getOrDefault(name, "").isEmpty() ? file.get(name) : environment.get(name);
             return value == null || value.isEmpty() ? null : value;
         }
+
+        @Override
+        public String defaultValue(ArgSpec argument) {
+            return get(argument.descriptionKey());
+        }
     }
     // end shared:settings
+
+    // shared:vmenv
+    private static final Pattern VM_ENV_LINE = Pattern.compile(
+            "\\s*(?:export\\s+)?(\\w+)\\s*=\\s*(['\"]?)(.*?)\\2\\s*|\\s*(?:#.*)?");
+
+    /** The settings of the environment and of the vm.env in this directory. */
+    static Settings readSettings(Map<String, String> environment, Path directory) {
+        Settings settings = new Settings(environment, new HashMap<>());
+        Path file = directory.resolve("vm.env");
+        try {
+            String text = Files.exists(file) ? new String(Files.readAllBytes(file), UTF_8) : "";
+            for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
+                Matcher match = VM_ENV_LINE.matcher(line);
+                if (!match.matches()) {
+                    settings.problem = "vm.env: not KEY=VALUE: " + line;
+                } else if (match.group(1) != null) {
+                    settings.file.put(match.group(1), match.group(3));
+                }
+            }
+        } catch (IOException unreadable) {
+            settings.problem = "vm.env cannot be read (" + reason(unreadable) + "): repair it, or move it away";
+        }
+        return settings;
+    }
+    // end shared:vmenv
 
     // shared:optionerror
     /** What is wrong with a command line, in plain words and by the name that the user wrote. */
@@ -4087,14 +4123,17 @@ final class VmCtl {
             boolean isCommand = !isOption && !command.subcommands().isEmpty();
             String name = word.replaceFirst("(?<=^--[\\w-]{1,99})=.*", "");
             return isOption ? "there is no option " + name + didYouMean(name, command.optionsMap().keySet())
-                    : isCommand ? "there is no command '" + word + "'" + didYouMean(word, command.subcommands().keySet())
+                    : isCommand ? "there is no command '" + word + "'"
+                    + didYouMean(word, command.subcommands().keySet())
                     : "'" + word + "' is one word too many";
         }
         ArgSpec argument = failure.getArgSpec();
         String message = failure.getMessage();
-        String fault = (message.startsWith("Invalid value for ") ? message.substring(message.indexOf(": ") + 2) : message)
+        String fault = (message.startsWith("Invalid value for ") ? message.substring(message.indexOf(": ") + 2)
+                : message)
                 .replaceFirst("(?s)expected one of \\[(.*)] .*but was (.*)", "$2 is none of $1")
-                .replaceFirst("(?s).* should be in KEY=VALUE format but was (.*)", "'$1' is not a variable such as K=V");
+                .replaceFirst("(?s).* should be in KEY=VALUE format but was (.*)",
+                        "'$1' is not a variable such as K=V");
         String name = argument instanceof OptionSpec option ? originOf(settings, option, List.of(args))
                 : argument == null ? "" : argument.paramLabel();
         return name.isEmpty() || fault.startsWith("Missing ") ? fault : name + ": " + fault;
@@ -4102,20 +4141,6 @@ final class VmCtl {
     // end shared:optionerror
 
     // shared:origin
-    /** Gives an option that is not on the command line the value of its setting. No record: picocli's use of one takes 8 ms. */
-    static final class SettingsProvider implements IDefaultValueProvider {
-        final Settings settings;
-
-        SettingsProvider(Settings settings) {
-            this.settings = settings;
-        }
-
-        @Override
-        public String defaultValue(ArgSpec argument) {
-            return settings.get(argument.descriptionKey());
-        }
-    }
-
     /** What the user wrote to give an option its value: the option, or the setting and where it stands. */
     static String originOf(Settings settings, OptionSpec option, List<String> args) {
         String key = option.descriptionKey();
@@ -4128,7 +4153,7 @@ final class VmCtl {
     /** As above, for checks after the command line has been read. */
     static String originOf(CommandSpec command, String option) {
         CommandLine root = command.root().commandLine();
-        Settings settings = ((SettingsProvider) root.getDefaultValueProvider()).settings;
+        Settings settings = (Settings) root.getDefaultValueProvider();
         return originOf(settings, command.findOption(option), root.getParseResult().originalArgs());
     }
     // end shared:origin
@@ -4139,7 +4164,8 @@ final class VmCtl {
         int letters = word.replaceFirst("^-+", "").length();
         for (int changes = 0; changes <= (letters < 3 ? 0 : letters < 5 ? 1 : 2); changes++) {
             int most = changes;
-            String near = known.stream().distinct().sorted().filter(other -> isNear(word, other, most)).collect(Collectors.joining(" or "));
+            String near = known.stream().distinct().sorted().filter(other -> isNear(word, other, most))
+                    .collect(Collectors.joining(" or "));
             if (!near.isEmpty()) {
                 return " (did you mean " + near + "?)";
             }
@@ -4169,23 +4195,29 @@ final class VmCtl {
             Map.entry("DFLY_VERSION", List.of("[A-Za-z0-9_][A-Za-z0-9._-]{0,31}", "a version such as 6.4.2")),
             Map.entry("VM_DIR", List.of("(?s)(?!.*(%|\\$\\{)).*", "a path without % and ${, which ssh would replace")),
             Map.entry("VM_NAME", List.of("(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}",
-                    "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
+                    // NAME-clean.qcow2 is a disk
+                    "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")),
             Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
             Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 40G")),
             Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")),
             Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number from 1 to 99")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
-            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]", "a port")),
-            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")));
+            Map.entry("VM_SSH_PORT", List.of(
+                    "[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]",
+                    "a port")),
+            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*",
+                    "words whose quotes are closed")));
+    // end shared:values
 
+    // shared:checkvalues
     /** Refuses a value that does not look like one, wherever it came from, before anything is done with it. */
     private static void checkValues(Settings settings, ParseResult parsed) {
         List<CommandLine> lines = parsed.asCommandLineList();
         if (lines.stream().anyMatch(line -> line.isUsageHelpRequested() || line.isVersionHelpRequested())) {
             return;
-        } else if (!settings.problems.isEmpty()) {
-            throw new ParameterException(parsed.commandSpec().commandLine(), settings.problems.get(0));
+        } else if (settings.problem != null) {
+            throw new ParameterException(parsed.commandSpec().commandLine(), settings.problem);
         }
         for (CommandLine line : lines) {
             for (OptionSpec option : line.getCommandSpec().options()) {
@@ -4197,7 +4229,7 @@ final class VmCtl {
             }
         }
     }
-    // end shared:values
+    // end shared:checkvalues
 
     // shared:paths
     /** A path as a person writes it in a setting: "~/" is $HOME, a relative one starts here. */
@@ -4205,9 +4237,11 @@ final class VmCtl {
         boolean inHome = value.equals("~") || value.startsWith("~/");
         String home = System.getenv().getOrDefault("HOME", "");
         if (inHome && !home.startsWith("/")) {
-            throw new VmException(69, "HOME is not set to a full path, so " + value + " cannot be found: set it, or write the full path");
+            throw new VmException(69, "HOME is not set to a full path, so " + value
+                    + " cannot be found: set it, or write the full path");
         } else if (value.startsWith("~") && !inHome) {
-            throw new VmException(2, value + ": only ~ and ~/ stand for a home directory; write the full path, or ./" + value);
+            throw new VmException(2, value + ": only ~ and ~/ stand for a home directory; write the full path, or ./"
+                    + value);
         }
         return Path.of(inHome ? home + value.substring(1) : value).toAbsolutePath().normalize();
     }
@@ -4215,8 +4249,8 @@ final class VmCtl {
 
     // shared:running
     /**
-     * Whether a VM's QEMU lives. It holds a lock on its pid file as long as it does; the kernel takes the lock away even after kill -9.
-     * One thread at a time, because closing the file drops every lock that this JVM holds on it.
+     * Whether a VM's QEMU lives. It holds a lock on its pid file as long as it does; the kernel takes the lock away
+     * even after kill -9. One thread at a time, because closing the file drops every lock that this JVM holds on it.
      */
     static synchronized boolean isRunning(Path qemuPid) {
         try (FileChannel file = FileChannel.open(qemuPid, StandardOpenOption.READ);
@@ -4225,20 +4259,24 @@ final class VmCtl {
         } catch (NoSuchFileException none) {
             return false;
         } catch (IOException noLocks) {
-            throw new VmException(69, "it is unknown whether the VM runs, as " + qemuPid + " cannot be locked (" + reason(noLocks)
+            throw new VmException(69, "it is unknown whether the VM runs, as " + qemuPid + " cannot be locked ("
+                    + reason(noLocks)
                     + "): keep VM_DIR on a local file system, owned by you");
         }
     }
+    // end shared:running
 
+    // shared:runningvm
     /** What NAME.pid tells of a running VM; null if it does not run, or not yet. */
     static JsonObject runningVm(Path vmDir, String name) throws IOException {
         try {
-            return isRunning(vmDir.resolve(name + ".qemu-pid")) ? json(Files.readString(vmDir.resolve(name + ".pid"))) : null;
+            return isRunning(vmDir.resolve(name + ".qemu-pid")) ? json(Files.readString(vmDir.resolve(name + ".pid")))
+                    : null;
         } catch (NoSuchFileException notYet) {
             return null;
         }
     }
-    // end shared:running
+    // end shared:runningvm
 
     // shared:known
     private static final Pattern VM_FILE = Pattern.compile(
@@ -4268,36 +4306,46 @@ final class VmCtl {
     // end shared:known
 
     // shared:standstill
-    /** Why a guest does not go on, by QEMU's word for its state ("unknown": QEMU gave none), and what to do; null if it goes on. */
+    /**
+     * Why a guest does not go on, by QEMU's word for its state ("unknown": QEMU gave none), and what to do; null if it
+     * goes on.
+     */
     static String standstill(String state, long pid) {
         return switch (state) {
             case "running", "inmigrate", "prelaunch" -> null;
             case "unknown" -> "QEMU (pid " + pid + ") does not answer: if it was stopped, kill -CONT " + pid
                     + " lets it go on; vm-ctl stop --force ends it";
             case "internal-error" -> "the guest stopped by an internal error of QEMU: vm-ctl restart --force boots it";
-            case "io-error" -> "the disk of this machine is full, so the guest stands still: free some space, then vm-ctl start";
+            case "io-error" -> "the disk of this machine is full, so the guest stands still: free some space, then "
+                    + "vm-ctl start";
             default -> "the guest stands still (" + state + "): vm-ctl start lets it go on";
         };
     }
     // end shared:standstill
 
     // shared:lock
-    /** Takes a VM's lock, held until the channel is closed or this process ends; its text names the holder. 69 if another holds it. */
+    /**
+     * Takes a VM's lock, held until the channel is closed or this process ends; its text names the holder. 69 if
+     * another holds it.
+     */
     static FileChannel lock(Path file, String command) throws IOException {
-        FileChannel channel = FileChannel.open(file, Set.of(StandardOpenOption.CREATE, StandardOpenOption.READ, StandardOpenOption.WRITE),
+        FileChannel channel = FileChannel.open(file,
+                Set.of(StandardOpenOption.CREATE, StandardOpenOption.READ, StandardOpenOption.WRITE),
                 PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
         if (channel.tryLock() == null) {
             String holder;
             try (channel; InputStream in = Channels.newInputStream(channel)) {
                 JsonObject said = json(new String(in.readAllBytes(), UTF_8));
-                holder = said.getString("command") + " (pid " + said.getLong("pid") + ", since " + said.getString("since") + ")";
+                holder = said.getString("command") + " (pid " + said.getLong("pid") + ", since "
+                        + said.getString("since") + ")";
             } catch (IOException beingWritten) {
                 holder = "another command";
             }
             throw new VmException(69, holder + " is at work on this VM: wait for it, or stop it, and try again");
         }
         try {
-            channel.truncate(0).write(ByteBuffer.wrap(JsonWriter.string().object().value("pid", ProcessHandle.current().pid())
+            channel.truncate(0).write(ByteBuffer.wrap(JsonWriter.string().object().value("pid",
+                    ProcessHandle.current().pid())
                     .value("command", command).value("since", Instant.now().toString()).end().done().getBytes(UTF_8)));
         } catch (IOException full) {
             // the lock holds without its text, and what frees space must work on a full disk
@@ -4334,7 +4382,8 @@ final class VmCtl {
             existing = existing.getParent();
         }
         if (!Files.isDirectory(existing) || !Files.isExecutable(existing)) {
-            throw new VmException(69, existing + (Files.isDirectory(existing) ? " is closed to you" : " is not a directory")
+            throw new VmException(69, existing + (Files.isDirectory(existing) ? " is closed to you"
+                    : " is not a directory")
                     + ": choose another directory with --vm-dir or VM_DIR");
         }
         return existing.equals(directory) ? requireOwn(directory) : directory;
@@ -4420,11 +4469,15 @@ final class VmCtl {
     // shared:run
     /** A command as a person could paste it into a shell. */
     static String shellQuoted(List<String> command) {
-        return command.stream().map(word -> word.matches("[A-Za-z0-9_@%+=:,./-]+") ? word : "'" + word.replace("'", "'\\''") + "'")
+        return command.stream().map(word -> word.matches("[A-Za-z0-9_@%+=:,./-]+") ? word : "'"
+                + word.replace("'", "'\\''") + "'")
                 .collect(Collectors.joining(" "));
     }
 
-    /** Runs a program to its end, without input, and returns what it printed; 69 if it is not installed, 124 past the limit. */
+    /**
+     * Runs a program to its end, without input, and returns what it printed; 69 if it is not installed, 124 past the
+     * limit.
+     */
     static ProcessResult run(Duration limit, List<String> command) throws IOException {
         if (verbose) {
             System.err.println("+ " + shellQuoted(command));
@@ -4433,11 +4486,13 @@ final class VmCtl {
             return new ProcessExecutor(command).redirectInput(InputStream.nullInputStream()).readOutput(true)
                     .timeout(limit.toMillis(), TimeUnit.MILLISECONDS).destroyOnExit().execute();
         } catch (TimeoutException late) {
-            throw new VmException(124, command.get(0) + " did not end within " + limit.toSeconds() + " s: " + shellQuoted(command));
+            throw new VmException(124, command.get(0) + " did not end within " + limit.toSeconds() + " s: "
+                    + shellQuoted(command));
         } catch (InterruptedException interrupted) {
             throw new VmException(130, "interrupted");
         } catch (IOException missing) {
-            throw new VmException(69, command.get(0) + " cannot be run (is it installed? 'vm-setup check' tells): " + missing.getMessage());
+            throw new VmException(69, command.get(0) + " cannot be run (is it installed? 'vm-setup check' tells): "
+                    + missing.getMessage());
         }
     }
     // end shared:run
@@ -4470,7 +4525,10 @@ final class VmCtl {
     // end shared:accel
 
     // shared:auto
-    /** What VM_ACCEL names, else what accel.json records. Without one vm-setup is run; if that fails, the device decides. */
+    /**
+     * What VM_ACCEL names, else what accel.json records. Without one vm-setup is run; if that fails, the device
+     * decides.
+     */
     static Accelerator accelerator(String wanted, Path vmDir, String qemuVersion, List<String> setup, Path kvm)
             throws IOException {
         if (!wanted.equals("auto")) {
@@ -4548,10 +4606,12 @@ final class VmCtl {
         if (!text.matches("(?s)(?:" + piece + "|\\s)*")) {
             throw new VmException(2, "a quote is not closed: " + text);
         }
-        return Pattern.compile("(?s)(?:" + piece + ")+").matcher(text).results().map(word -> Pattern.compile("(?s)" + piece)
+        return Pattern.compile("(?s)(?:" + piece + ")+").matcher(text).results().map(word ->
+                Pattern.compile("(?s)" + piece)
                 .matcher(word.group()).replaceAll(part -> Matcher.quoteReplacement(switch (part.group().charAt(0)) {
                     case '\'' -> part.group().substring(1, part.group().length() - 1);
-                    case '"' -> part.group().substring(1, part.group().length() - 1).replaceAll("\\\\([\"\\\\$`])", "$1");
+                    case '"' -> part.group().substring(1, part.group().length() - 1).replaceAll("\\\\([\"\\\\$`])",
+                            "$1");
                     case '\\' -> part.group().substring(1);
                     default -> part.group();
                 }))).collect(Collectors.toList());

@@ -91,6 +91,7 @@ import org.zeroturnaround.exec.ProcessExecutor;
 import org.zeroturnaround.exec.ProcessResult;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Help.Ansi;
 import picocli.CommandLine.IDefaultValueProvider;
 import picocli.CommandLine.ITypeConverter;
 import picocli.CommandLine.Model.ArgSpec;
@@ -128,9 +129,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
         usageHelpWidth = 120, descriptionHeading = "%n", optionListHeading = "%nOptions:%n",
         commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
         description = {"Check this machine and download the DragonFlyBSD installer", "",
-            "Without a command it does what fetch does. An option beats the environment, which beats vm.env "
-                + "(KEY=VALUE lines) in the "
-                + "working directory, which beats the default."},
+            "Without a command it does what fetch does. An option beats the environment, which beats vm.env (KEY=VALUE "
+                + "lines) in the working directory, which beats the default."},
         footer = {"  vm-setup check    # what is missing on this machine, and how to fix it",
             "  vm-setup          # the installer, into VM_DIR",
             "  VM_MIRROR=https://avalon.dragonflybsd.org/iso-images/ vm-setup"},
@@ -192,8 +192,7 @@ final class VmSetup implements Callable<Integer> {
 
     @Option(names = "--trust-mirror", scope = ScopeType.INHERIT,
             description = "fetch: skip the sums known to this script and believe the mirror's md5.txt, or VM_IMAGE: "
-                    + "for an image that is "
-                    + "not the release whose name it bears, such as a stand-in for tests.")
+                    + "for an image that is not the release whose name it bears, such as a stand-in for tests.")
     boolean trustMirror;
 
     @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "40G", scope = ScopeType.INHERIT,
@@ -229,7 +228,7 @@ final class VmSetup implements Callable<Integer> {
     }
 
     static CommandLine commandLine() {
-        return commandLine(new VmSetup(), Settings.read(System.getenv(), Path.of("")));
+        return commandLine(new VmSetup(), readSettings(System.getenv(), Path.of("")));
     }
 
     @Override
@@ -241,10 +240,9 @@ final class VmSetup implements Callable<Integer> {
             description = {"Download, verify and unpack the installer: what vm-setup does without a command. Prints "
                     + "the ISO's path.", "",
                 "Writes dfly-VERSION.iso in VM_DIR, which gets its name once all sums hold. What came so far lies "
-                    + "beside it in a .part "
-                    + "file, and the next run goes on with it. Uses https_proxy, http_proxy, no_proxy, and lbzip2 or "
-                    + "pbzip2 if installed. "
-                    + "At the end it records in accel.json which accelerator works here, if that is not known."},
+                    + "beside it in a .part file, and the next run goes on with it. Uses https_proxy, http_proxy, "
+                    + "no_proxy, and lbzip2 or pbzip2 if installed. At the end it records in accel.json which "
+                    + "accelerator works here, if that is not known."},
             footer = {"  vm-setup fetch --dfly-version 6.4.0",
                 "  vm-setup fetch --image ~/Downloads/dfly-x86_64-6.4.2_REL.iso.bz2"},
             exitCodeList = {"0:done, or already there", "1:the job failed (a wrong sum, a damaged file, disk full)",
@@ -274,9 +272,8 @@ final class VmSetup implements Callable<Integer> {
     @Command(name = "disk",
             description = {"Make the blank disk that vm-auto-install by-hand begins with. Prints its path.", "",
                 "vm-auto-install by-hand makes one itself if there is none. You need this only to start over with a "
-                    + "blank disk. Writes NAME.install/by-hand.qcow2 in "
-                    + "VM_DIR; replacing one that is there asks on a terminal, and elsewhere wants --yes. The disk of "
-                    + "an installed VM is not touched."},
+                    + "blank disk. Writes NAME.install/by-hand.qcow2 in VM_DIR; replacing one that is there asks on a "
+                    + "terminal, and elsewhere wants --yes. The disk of an installed VM is not touched."},
             footer = {"  vm-setup disk --disk-size 40G", "  vm-setup disk --vm-name mine --yes"},
             exitCodeList = {"0:done", "1:the job failed (disk full)",
                 "2:wrong usage, or refused because --yes was missing",
@@ -1077,11 +1074,13 @@ final class VmSetup implements Callable<Integer> {
         if (yes) {
             return;
         } else if (!isTerminal(0) || !isTerminal(2)) {
-            throw new VmException(2, "this would " + what + "; nothing was changed; to confirm it: " + withOption("--yes"));
+            throw new VmException(2, "this would " + what + "; nothing was changed; to confirm it: "
+                    + withOption("--yes"));
         }
         System.err.print("This will " + what + ". Type yes to go on: ");
         StringBuilder answer = new StringBuilder();
-        for (int key = System.in.read(); key >= 0 && key != '\n'; key = System.in.read()) { // the rest may be for the guest
+        // one line only: the rest of stdin may be for the guest
+        for (int key = System.in.read(); key >= 0 && key != '\n'; key = System.in.read()) {
             answer.append((char) key);
         }
         if (!answer.toString().strip().equals("yes")) {
@@ -1095,8 +1094,9 @@ final class VmSetup implements Callable<Integer> {
     static final boolean[] CLOSED = new boolean[3];
 
     /**
-     * Comes first in main. If descriptor 0, 1 or 2 is closed, the first file that the JVM opens, its class library, gets that number.
-     * For further closed ones the JVM opens /dev/null, so that no file that is opened later gets such a number.
+     * Comes first in main. If descriptor 0, 1 or 2 is closed, the first file that the JVM opens, its class library,
+     * gets that number. For further closed ones the JVM opens /dev/null, so that no file that is opened later gets such
+     * a number.
      */
     static void replaceClosedStreams() {
         try {
@@ -1113,11 +1113,15 @@ final class VmSetup implements Callable<Integer> {
         System.setErr(CLOSED[2] ? new PrintStream(OutputStream.nullOutputStream(), false, UTF_8) : System.err);
     }
 
-    /** Ends this process. An answer that was lost, because its reader has gone or a disk is full, is a failure whatever the code is. */
+    /**
+     * Ends this process. An answer that was lost, because its reader has gone or a disk is full, is a failure whatever
+     * the code is.
+     */
     static void exit(String command, int code) {
         boolean lost = System.out.checkError();
         if (lost) {
-            System.err.println(command + ": the output could not be written: the reader of stdout has gone, or its disk is full");
+            System.err.println(command + ": the output could not be written: the reader of stdout has gone, or its "
+                    + "disk is full");
         }
         System.exit(lost ? 1 : code);
     }
@@ -1125,8 +1129,8 @@ final class VmSetup implements Callable<Integer> {
 
     // shared:make
     /**
-     * How a person gives this command another option. The Makefile tells its target and the variable for options, "vm-destroy ARGS":
-     * there the whole line is told, with what was given to make, because without it another VM could be meant.
+     * How to give this command another option. Under make, which sets vm.make to "TARGET VARIABLE", it is the whole
+     * make command with the variables that were given to make, so that it names the same VM.
      */
     static String withOption(String option) {
         String[] make = System.getProperty("vm.make", "").split(" ");
@@ -1165,17 +1169,18 @@ final class VmSetup implements Callable<Integer> {
     // end shared:failure
 
     // shared:cli
-    /** A command line with the settings as its defaults; what goes wrong becomes one line on stderr and an exit code. */
+    /**
+     * A command line with the settings as its defaults; what goes wrong becomes one line on stderr and an exit code.
+     */
     static CommandLine commandLine(Object command, Settings settings) {
         CommandLine all = new CommandLine(command);
-        if ("dumb".equals(System.getenv("TERM"))) {
-            all.setColorScheme(CommandLine.Help.defaultColorScheme(CommandLine.Help.Ansi.OFF));
-        }
+        boolean dumb = "dumb".equals(System.getenv("TERM"));
         List<String> help = new ArrayList<>(all.getHelpSectionKeys());
-        Collections.rotate(help.subList(help.size() - 4, help.size()), 2); // the footer, which is examples, before the exit codes
+        // the footer, which is examples, before the exit codes
+        Collections.rotate(help.subList(help.size() - 4, help.size()), 2);
         return all.setHelpSectionKeys(help).setExpandAtFiles(false).setAllowSubcommandsAsOptionParameters(true)
-                .setCaseInsensitiveEnumValuesAllowed(true)
-                .setDefaultValueProvider(new SettingsProvider(settings))
+                .setColorScheme(CommandLine.Help.defaultColorScheme(dumb ? Ansi.OFF : Ansi.AUTO))
+                .setCaseInsensitiveEnumValuesAllowed(true).setDefaultValueProvider(settings)
                 .setExecutionStrategy(parsed -> {
                     checkValues(settings, parsed);
                     return new CommandLine.RunLast().execute(parsed);
@@ -1191,8 +1196,10 @@ final class VmSetup implements Callable<Integer> {
                 }).setParameterExceptionHandler((failure, args) -> {
                     CommandLine line = failure.getCommandLine();
                     String make = System.getProperty("vm.make"); // the target and its variable for options
-                    line.getErr().println(line.getCommandSpec().root().name() + ": " + describeOptionError(settings, failure, args)
-                            + "; see: " + (make == null ? line.getCommandSpec().qualifiedName() + " " : "make " + make + "=") + "--help");
+                    line.getErr().println(line.getCommandSpec().root().name() + ": "
+                            + describeOptionError(settings, failure, args)
+                            + "; see: " + (make == null ? line.getCommandSpec().qualifiedName() + " "
+                            : "make " + make + "=") + "--help");
                     return line.getCommandSpec().exitCodeOnInvalidInput();
                 });
     }
@@ -1200,29 +1207,15 @@ final class VmSetup implements Callable<Integer> {
 
     // shared:settings
     /** What holds where no option is given: the environment, else the KEY=VALUE lines of vm.env. Empty means unset. */
-    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) {
-        Settings(Map<String, String> environment, Map<String, String> file) {
-            this(environment, file, List.of());
-        }
+    static final class Settings implements IDefaultValueProvider { // no record: picocli takes 8 ms longer with one
+        private final Map<String, String> environment;
+        private final Map<String, String> file;
+        /** Why vm.env cannot be used; null if it can. */
+        String problem;
 
-        static Settings read(Map<String, String> environment, Path directory) {
-            Settings settings = new Settings(environment, new HashMap<>(), new ArrayList<>());
-            Path file = directory.resolve("vm.env");
-            Pattern setting = Pattern.compile("\\s*(?:export\\s+)?(\\w+)\\s*=\\s*(['\"]?)(.*?)\\2\\s*|\\s*(?:#.*)?");
-            try {
-                String text = Files.exists(file) ? new String(Files.readAllBytes(file), UTF_8) : "";
-                for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
-                    Matcher match = setting.matcher(line);
-                    if (!match.matches()) {
-                        settings.problems.add("vm.env: not KEY=VALUE: " + line);
-                    } else if (match.group(1) != null) {
-                        settings.file.put(match.group(1), match.group(3));
-                    }
-                }
-            } catch (IOException unreadable) {
-                settings.problems.add("vm.env cannot be read (" + reason(unreadable) + "): mend it, or move it away");
-            }
-            return settings;
+        Settings(Map<String, String> environment, Map<String, String> file) {
+            this.environment = environment;
+            this.file = file;
         }
 
         /** The value of a setting, or null. */
@@ -1230,8 +1223,38 @@ final class VmSetup implements Callable<Integer> {
             String value = environment.getOrDefault(name, "").isEmpty() ? file.get(name) : environment.get(name);
             return value == null || value.isEmpty() ? null : value;
         }
+
+        @Override
+        public String defaultValue(ArgSpec argument) {
+            return get(argument.descriptionKey());
+        }
     }
     // end shared:settings
+
+    // shared:vmenv
+    private static final Pattern VM_ENV_LINE = Pattern.compile(
+            "\\s*(?:export\\s+)?(\\w+)\\s*=\\s*(['\"]?)(.*?)\\2\\s*|\\s*(?:#.*)?");
+
+    /** The settings of the environment and of the vm.env in this directory. */
+    static Settings readSettings(Map<String, String> environment, Path directory) {
+        Settings settings = new Settings(environment, new HashMap<>());
+        Path file = directory.resolve("vm.env");
+        try {
+            String text = Files.exists(file) ? new String(Files.readAllBytes(file), UTF_8) : "";
+            for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
+                Matcher match = VM_ENV_LINE.matcher(line);
+                if (!match.matches()) {
+                    settings.problem = "vm.env: not KEY=VALUE: " + line;
+                } else if (match.group(1) != null) {
+                    settings.file.put(match.group(1), match.group(3));
+                }
+            }
+        } catch (IOException unreadable) {
+            settings.problem = "vm.env cannot be read (" + reason(unreadable) + "): repair it, or move it away";
+        }
+        return settings;
+    }
+    // end shared:vmenv
 
     // shared:optionerror
     /** What is wrong with a command line, in plain words and by the name that the user wrote. */
@@ -1243,14 +1266,17 @@ final class VmSetup implements Callable<Integer> {
             boolean isCommand = !isOption && !command.subcommands().isEmpty();
             String name = word.replaceFirst("(?<=^--[\\w-]{1,99})=.*", "");
             return isOption ? "there is no option " + name + didYouMean(name, command.optionsMap().keySet())
-                    : isCommand ? "there is no command '" + word + "'" + didYouMean(word, command.subcommands().keySet())
+                    : isCommand ? "there is no command '" + word + "'"
+                    + didYouMean(word, command.subcommands().keySet())
                     : "'" + word + "' is one word too many";
         }
         ArgSpec argument = failure.getArgSpec();
         String message = failure.getMessage();
-        String fault = (message.startsWith("Invalid value for ") ? message.substring(message.indexOf(": ") + 2) : message)
+        String fault = (message.startsWith("Invalid value for ") ? message.substring(message.indexOf(": ") + 2)
+                : message)
                 .replaceFirst("(?s)expected one of \\[(.*)] .*but was (.*)", "$2 is none of $1")
-                .replaceFirst("(?s).* should be in KEY=VALUE format but was (.*)", "'$1' is not a variable such as K=V");
+                .replaceFirst("(?s).* should be in KEY=VALUE format but was (.*)",
+                        "'$1' is not a variable such as K=V");
         String name = argument instanceof OptionSpec option ? originOf(settings, option, List.of(args))
                 : argument == null ? "" : argument.paramLabel();
         return name.isEmpty() || fault.startsWith("Missing ") ? fault : name + ": " + fault;
@@ -1258,20 +1284,6 @@ final class VmSetup implements Callable<Integer> {
     // end shared:optionerror
 
     // shared:origin
-    /** Gives an option that is not on the command line the value of its setting. No record: picocli's use of one takes 8 ms. */
-    static final class SettingsProvider implements IDefaultValueProvider {
-        final Settings settings;
-
-        SettingsProvider(Settings settings) {
-            this.settings = settings;
-        }
-
-        @Override
-        public String defaultValue(ArgSpec argument) {
-            return settings.get(argument.descriptionKey());
-        }
-    }
-
     /** What the user wrote to give an option its value: the option, or the setting and where it stands. */
     static String originOf(Settings settings, OptionSpec option, List<String> args) {
         String key = option.descriptionKey();
@@ -1284,7 +1296,7 @@ final class VmSetup implements Callable<Integer> {
     /** As above, for checks after the command line has been read. */
     static String originOf(CommandSpec command, String option) {
         CommandLine root = command.root().commandLine();
-        Settings settings = ((SettingsProvider) root.getDefaultValueProvider()).settings;
+        Settings settings = (Settings) root.getDefaultValueProvider();
         return originOf(settings, command.findOption(option), root.getParseResult().originalArgs());
     }
     // end shared:origin
@@ -1295,7 +1307,8 @@ final class VmSetup implements Callable<Integer> {
         int letters = word.replaceFirst("^-+", "").length();
         for (int changes = 0; changes <= (letters < 3 ? 0 : letters < 5 ? 1 : 2); changes++) {
             int most = changes;
-            String near = known.stream().distinct().sorted().filter(other -> isNear(word, other, most)).collect(Collectors.joining(" or "));
+            String near = known.stream().distinct().sorted().filter(other -> isNear(word, other, most))
+                    .collect(Collectors.joining(" or "));
             if (!near.isEmpty()) {
                 return " (did you mean " + near + "?)";
             }
@@ -1325,23 +1338,29 @@ final class VmSetup implements Callable<Integer> {
             Map.entry("DFLY_VERSION", List.of("[A-Za-z0-9_][A-Za-z0-9._-]{0,31}", "a version such as 6.4.2")),
             Map.entry("VM_DIR", List.of("(?s)(?!.*(%|\\$\\{)).*", "a path without % and ${, which ssh would replace")),
             Map.entry("VM_NAME", List.of("(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}",
-                    "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
+                    // NAME-clean.qcow2 is a disk
+                    "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")),
             Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
             Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 40G")),
             Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")),
             Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number from 1 to 99")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
-            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]", "a port")),
-            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")));
+            Map.entry("VM_SSH_PORT", List.of(
+                    "[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]",
+                    "a port")),
+            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*",
+                    "words whose quotes are closed")));
+    // end shared:values
 
+    // shared:checkvalues
     /** Refuses a value that does not look like one, wherever it came from, before anything is done with it. */
     private static void checkValues(Settings settings, ParseResult parsed) {
         List<CommandLine> lines = parsed.asCommandLineList();
         if (lines.stream().anyMatch(line -> line.isUsageHelpRequested() || line.isVersionHelpRequested())) {
             return;
-        } else if (!settings.problems.isEmpty()) {
-            throw new ParameterException(parsed.commandSpec().commandLine(), settings.problems.get(0));
+        } else if (settings.problem != null) {
+            throw new ParameterException(parsed.commandSpec().commandLine(), settings.problem);
         }
         for (CommandLine line : lines) {
             for (OptionSpec option : line.getCommandSpec().options()) {
@@ -1353,7 +1372,7 @@ final class VmSetup implements Callable<Integer> {
             }
         }
     }
-    // end shared:values
+    // end shared:checkvalues
 
     // shared:paths
     /** A path as a person writes it in a setting: "~/" is $HOME, a relative one starts here. */
@@ -1361,31 +1380,39 @@ final class VmSetup implements Callable<Integer> {
         boolean inHome = value.equals("~") || value.startsWith("~/");
         String home = System.getenv().getOrDefault("HOME", "");
         if (inHome && !home.startsWith("/")) {
-            throw new VmException(69, "HOME is not set to a full path, so " + value + " cannot be found: set it, or write the full path");
+            throw new VmException(69, "HOME is not set to a full path, so " + value
+                    + " cannot be found: set it, or write the full path");
         } else if (value.startsWith("~") && !inHome) {
-            throw new VmException(2, value + ": only ~ and ~/ stand for a home directory; write the full path, or ./" + value);
+            throw new VmException(2, value + ": only ~ and ~/ stand for a home directory; write the full path, or ./"
+                    + value);
         }
         return Path.of(inHome ? home + value.substring(1) : value).toAbsolutePath().normalize();
     }
     // end shared:paths
 
     // shared:lock
-    /** Takes a VM's lock, held until the channel is closed or this process ends; its text names the holder. 69 if another holds it. */
+    /**
+     * Takes a VM's lock, held until the channel is closed or this process ends; its text names the holder. 69 if
+     * another holds it.
+     */
     static FileChannel lock(Path file, String command) throws IOException {
-        FileChannel channel = FileChannel.open(file, Set.of(StandardOpenOption.CREATE, StandardOpenOption.READ, StandardOpenOption.WRITE),
+        FileChannel channel = FileChannel.open(file,
+                Set.of(StandardOpenOption.CREATE, StandardOpenOption.READ, StandardOpenOption.WRITE),
                 PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
         if (channel.tryLock() == null) {
             String holder;
             try (channel; InputStream in = Channels.newInputStream(channel)) {
                 JsonObject said = json(new String(in.readAllBytes(), UTF_8));
-                holder = said.getString("command") + " (pid " + said.getLong("pid") + ", since " + said.getString("since") + ")";
+                holder = said.getString("command") + " (pid " + said.getLong("pid") + ", since "
+                        + said.getString("since") + ")";
             } catch (IOException beingWritten) {
                 holder = "another command";
             }
             throw new VmException(69, holder + " is at work on this VM: wait for it, or stop it, and try again");
         }
         try {
-            channel.truncate(0).write(ByteBuffer.wrap(JsonWriter.string().object().value("pid", ProcessHandle.current().pid())
+            channel.truncate(0).write(ByteBuffer.wrap(JsonWriter.string().object().value("pid",
+                    ProcessHandle.current().pid())
                     .value("command", command).value("since", Instant.now().toString()).end().done().getBytes(UTF_8)));
         } catch (IOException full) {
             // the lock holds without its text, and what frees space must work on a full disk
@@ -1422,7 +1449,8 @@ final class VmSetup implements Callable<Integer> {
             existing = existing.getParent();
         }
         if (!Files.isDirectory(existing) || !Files.isExecutable(existing)) {
-            throw new VmException(69, existing + (Files.isDirectory(existing) ? " is closed to you" : " is not a directory")
+            throw new VmException(69, existing + (Files.isDirectory(existing) ? " is closed to you"
+                    : " is not a directory")
                     + ": choose another directory with --vm-dir or VM_DIR");
         }
         return existing.equals(directory) ? requireOwn(directory) : directory;
@@ -1508,11 +1536,15 @@ final class VmSetup implements Callable<Integer> {
     // shared:run
     /** A command as a person could paste it into a shell. */
     static String shellQuoted(List<String> command) {
-        return command.stream().map(word -> word.matches("[A-Za-z0-9_@%+=:,./-]+") ? word : "'" + word.replace("'", "'\\''") + "'")
+        return command.stream().map(word -> word.matches("[A-Za-z0-9_@%+=:,./-]+") ? word : "'"
+                + word.replace("'", "'\\''") + "'")
                 .collect(Collectors.joining(" "));
     }
 
-    /** Runs a program to its end, without input, and returns what it printed; 69 if it is not installed, 124 past the limit. */
+    /**
+     * Runs a program to its end, without input, and returns what it printed; 69 if it is not installed, 124 past the
+     * limit.
+     */
     static ProcessResult run(Duration limit, List<String> command) throws IOException {
         if (verbose) {
             System.err.println("+ " + shellQuoted(command));
@@ -1521,11 +1553,13 @@ final class VmSetup implements Callable<Integer> {
             return new ProcessExecutor(command).redirectInput(InputStream.nullInputStream()).readOutput(true)
                     .timeout(limit.toMillis(), TimeUnit.MILLISECONDS).destroyOnExit().execute();
         } catch (TimeoutException late) {
-            throw new VmException(124, command.get(0) + " did not end within " + limit.toSeconds() + " s: " + shellQuoted(command));
+            throw new VmException(124, command.get(0) + " did not end within " + limit.toSeconds() + " s: "
+                    + shellQuoted(command));
         } catch (InterruptedException interrupted) {
             throw new VmException(130, "interrupted");
         } catch (IOException missing) {
-            throw new VmException(69, command.get(0) + " cannot be run (is it installed? 'vm-setup check' tells): " + missing.getMessage());
+            throw new VmException(69, command.get(0) + " cannot be run (is it installed? 'vm-setup check' tells): "
+                    + missing.getMessage());
         }
     }
     // end shared:run

@@ -99,6 +99,7 @@ import org.apache.commons.compress.archivers.tar.TarConstants;
 import org.zeroturnaround.exec.ProcessExecutor;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Help.Ansi;
 import picocli.CommandLine.IDefaultValueProvider;
 import picocli.CommandLine.ITypeConverter;
 import picocli.CommandLine.Model.ArgSpec;
@@ -140,12 +141,10 @@ import picocli.CommandLine.UnmatchedArgumentException;
         commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
         description = {"Copy a project into the running VM, and results back", "",
             "Without a command it makes VM_REMOTE_DIR in the guest equal to VM_PROJECT, but for what is left alone, "
-                + "here and there: vm/, "
-                + "VM_DIR, *.db, the built binary (a file named like the project), and what --exclude says. It reads "
-                + "VM_DIR/ssh_config and "
-                + "VM_DIR/NAME.ssh/, and keeps notes for the next sync in VM_DIR/NAME.sync/. An option beats the "
-                + "environment, which beats "
-                + "vm.env (KEY=VALUE lines) in the working directory, which beats the default."},
+                + "here and there: vm/, VM_DIR, *.db, the built binary (a file named like the project), and what "
+                + "--exclude says. It reads VM_DIR/ssh_config and VM_DIR/NAME.ssh/, and keeps notes for the next sync "
+                + "in VM_DIR/NAME.sync/. An option beats the environment, which beats vm.env (KEY=VALUE lines) in the "
+                + "working directory, which beats the default."},
         footer = {"  vm-sync --watch", "  vm-sync --dry-run --exclude /node_modules/",
             "  VM_PROJECT=~/go-synth vm-sync --no-delete",
             "  vm-sync pull stats/testdata/fixtures    # and back"},
@@ -225,7 +224,7 @@ final class VmSync implements Callable<Integer> {
     }
 
     static CommandLine commandLine() {
-        return commandLine(new VmSync(), Settings.read(System.getenv(), Path.of("")));
+        return commandLine(new VmSync(), readSettings(System.getenv(), Path.of("")));
     }
 
     @Override
@@ -1389,8 +1388,9 @@ final class VmSync implements Callable<Integer> {
     static final boolean[] CLOSED = new boolean[3];
 
     /**
-     * Comes first in main. If descriptor 0, 1 or 2 is closed, the first file that the JVM opens, its class library, gets that number.
-     * For further closed ones the JVM opens /dev/null, so that no file that is opened later gets such a number.
+     * Comes first in main. If descriptor 0, 1 or 2 is closed, the first file that the JVM opens, its class library,
+     * gets that number. For further closed ones the JVM opens /dev/null, so that no file that is opened later gets such
+     * a number.
      */
     static void replaceClosedStreams() {
         try {
@@ -1407,11 +1407,15 @@ final class VmSync implements Callable<Integer> {
         System.setErr(CLOSED[2] ? new PrintStream(OutputStream.nullOutputStream(), false, UTF_8) : System.err);
     }
 
-    /** Ends this process. An answer that was lost, because its reader has gone or a disk is full, is a failure whatever the code is. */
+    /**
+     * Ends this process. An answer that was lost, because its reader has gone or a disk is full, is a failure whatever
+     * the code is.
+     */
     static void exit(String command, int code) {
         boolean lost = System.out.checkError();
         if (lost) {
-            System.err.println(command + ": the output could not be written: the reader of stdout has gone, or its disk is full");
+            System.err.println(command + ": the output could not be written: the reader of stdout has gone, or its "
+                    + "disk is full");
         }
         System.exit(lost ? 1 : code);
     }
@@ -1419,8 +1423,8 @@ final class VmSync implements Callable<Integer> {
 
     // shared:reader
     /**
-     * Whether stdout takes more output. If nobody reads a pipe any more, an empty transfer to it fails. A line that is written then
-     * reaches nobody, and makes the failure known to exit().
+     * Whether stdout still takes output. An empty transfer fails if nobody reads the pipe any more. The line that is
+     * printed then is lost, and makes exit() see the failure.
      */
     static boolean canAnswer() {
         try (FileChannel nothing = FileChannel.open(Path.of("/dev/null"))) {
@@ -1436,8 +1440,8 @@ final class VmSync implements Callable<Integer> {
 
     // shared:make
     /**
-     * How a person gives this command another option. The Makefile tells its target and the variable for options, "vm-destroy ARGS":
-     * there the whole line is told, with what was given to make, because without it another VM could be meant.
+     * How to give this command another option. Under make, which sets vm.make to "TARGET VARIABLE", it is the whole
+     * make command with the variables that were given to make, so that it names the same VM.
      */
     static String withOption(String option) {
         String[] make = System.getProperty("vm.make", "").split(" ");
@@ -1476,17 +1480,18 @@ final class VmSync implements Callable<Integer> {
     // end shared:failure
 
     // shared:cli
-    /** A command line with the settings as its defaults; what goes wrong becomes one line on stderr and an exit code. */
+    /**
+     * A command line with the settings as its defaults; what goes wrong becomes one line on stderr and an exit code.
+     */
     static CommandLine commandLine(Object command, Settings settings) {
         CommandLine all = new CommandLine(command);
-        if ("dumb".equals(System.getenv("TERM"))) {
-            all.setColorScheme(CommandLine.Help.defaultColorScheme(CommandLine.Help.Ansi.OFF));
-        }
+        boolean dumb = "dumb".equals(System.getenv("TERM"));
         List<String> help = new ArrayList<>(all.getHelpSectionKeys());
-        Collections.rotate(help.subList(help.size() - 4, help.size()), 2); // the footer, which is examples, before the exit codes
+        // the footer, which is examples, before the exit codes
+        Collections.rotate(help.subList(help.size() - 4, help.size()), 2);
         return all.setHelpSectionKeys(help).setExpandAtFiles(false).setAllowSubcommandsAsOptionParameters(true)
-                .setCaseInsensitiveEnumValuesAllowed(true)
-                .setDefaultValueProvider(new SettingsProvider(settings))
+                .setColorScheme(CommandLine.Help.defaultColorScheme(dumb ? Ansi.OFF : Ansi.AUTO))
+                .setCaseInsensitiveEnumValuesAllowed(true).setDefaultValueProvider(settings)
                 .setExecutionStrategy(parsed -> {
                     checkValues(settings, parsed);
                     return new CommandLine.RunLast().execute(parsed);
@@ -1502,8 +1507,10 @@ final class VmSync implements Callable<Integer> {
                 }).setParameterExceptionHandler((failure, args) -> {
                     CommandLine line = failure.getCommandLine();
                     String make = System.getProperty("vm.make"); // the target and its variable for options
-                    line.getErr().println(line.getCommandSpec().root().name() + ": " + describeOptionError(settings, failure, args)
-                            + "; see: " + (make == null ? line.getCommandSpec().qualifiedName() + " " : "make " + make + "=") + "--help");
+                    line.getErr().println(line.getCommandSpec().root().name() + ": "
+                            + describeOptionError(settings, failure, args)
+                            + "; see: " + (make == null ? line.getCommandSpec().qualifiedName() + " "
+                            : "make " + make + "=") + "--help");
                     return line.getCommandSpec().exitCodeOnInvalidInput();
                 });
     }
@@ -1511,29 +1518,15 @@ final class VmSync implements Callable<Integer> {
 
     // shared:settings
     /** What holds where no option is given: the environment, else the KEY=VALUE lines of vm.env. Empty means unset. */
-    record Settings(Map<String, String> environment, Map<String, String> file, List<String> problems) {
-        Settings(Map<String, String> environment, Map<String, String> file) {
-            this(environment, file, List.of());
-        }
+    static final class Settings implements IDefaultValueProvider { // no record: picocli takes 8 ms longer with one
+        private final Map<String, String> environment;
+        private final Map<String, String> file;
+        /** Why vm.env cannot be used; null if it can. */
+        String problem;
 
-        static Settings read(Map<String, String> environment, Path directory) {
-            Settings settings = new Settings(environment, new HashMap<>(), new ArrayList<>());
-            Path file = directory.resolve("vm.env");
-            Pattern setting = Pattern.compile("\\s*(?:export\\s+)?(\\w+)\\s*=\\s*(['\"]?)(.*?)\\2\\s*|\\s*(?:#.*)?");
-            try {
-                String text = Files.exists(file) ? new String(Files.readAllBytes(file), UTF_8) : "";
-                for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
-                    Matcher match = setting.matcher(line);
-                    if (!match.matches()) {
-                        settings.problems.add("vm.env: not KEY=VALUE: " + line);
-                    } else if (match.group(1) != null) {
-                        settings.file.put(match.group(1), match.group(3));
-                    }
-                }
-            } catch (IOException unreadable) {
-                settings.problems.add("vm.env cannot be read (" + reason(unreadable) + "): mend it, or move it away");
-            }
-            return settings;
+        Settings(Map<String, String> environment, Map<String, String> file) {
+            this.environment = environment;
+            this.file = file;
         }
 
         /** The value of a setting, or null. */
@@ -1541,8 +1534,38 @@ final class VmSync implements Callable<Integer> {
             String value = environment.getOrDefault(name, "").isEmpty() ? file.get(name) : environment.get(name);
             return value == null || value.isEmpty() ? null : value;
         }
+
+        @Override
+        public String defaultValue(ArgSpec argument) {
+            return get(argument.descriptionKey());
+        }
     }
     // end shared:settings
+
+    // shared:vmenv
+    private static final Pattern VM_ENV_LINE = Pattern.compile(
+            "\\s*(?:export\\s+)?(\\w+)\\s*=\\s*(['\"]?)(.*?)\\2\\s*|\\s*(?:#.*)?");
+
+    /** The settings of the environment and of the vm.env in this directory. */
+    static Settings readSettings(Map<String, String> environment, Path directory) {
+        Settings settings = new Settings(environment, new HashMap<>());
+        Path file = directory.resolve("vm.env");
+        try {
+            String text = Files.exists(file) ? new String(Files.readAllBytes(file), UTF_8) : "";
+            for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
+                Matcher match = VM_ENV_LINE.matcher(line);
+                if (!match.matches()) {
+                    settings.problem = "vm.env: not KEY=VALUE: " + line;
+                } else if (match.group(1) != null) {
+                    settings.file.put(match.group(1), match.group(3));
+                }
+            }
+        } catch (IOException unreadable) {
+            settings.problem = "vm.env cannot be read (" + reason(unreadable) + "): repair it, or move it away";
+        }
+        return settings;
+    }
+    // end shared:vmenv
 
     // shared:optionerror
     /** What is wrong with a command line, in plain words and by the name that the user wrote. */
@@ -1554,14 +1577,17 @@ final class VmSync implements Callable<Integer> {
             boolean isCommand = !isOption && !command.subcommands().isEmpty();
             String name = word.replaceFirst("(?<=^--[\\w-]{1,99})=.*", "");
             return isOption ? "there is no option " + name + didYouMean(name, command.optionsMap().keySet())
-                    : isCommand ? "there is no command '" + word + "'" + didYouMean(word, command.subcommands().keySet())
+                    : isCommand ? "there is no command '" + word + "'"
+                    + didYouMean(word, command.subcommands().keySet())
                     : "'" + word + "' is one word too many";
         }
         ArgSpec argument = failure.getArgSpec();
         String message = failure.getMessage();
-        String fault = (message.startsWith("Invalid value for ") ? message.substring(message.indexOf(": ") + 2) : message)
+        String fault = (message.startsWith("Invalid value for ") ? message.substring(message.indexOf(": ") + 2)
+                : message)
                 .replaceFirst("(?s)expected one of \\[(.*)] .*but was (.*)", "$2 is none of $1")
-                .replaceFirst("(?s).* should be in KEY=VALUE format but was (.*)", "'$1' is not a variable such as K=V");
+                .replaceFirst("(?s).* should be in KEY=VALUE format but was (.*)",
+                        "'$1' is not a variable such as K=V");
         String name = argument instanceof OptionSpec option ? originOf(settings, option, List.of(args))
                 : argument == null ? "" : argument.paramLabel();
         return name.isEmpty() || fault.startsWith("Missing ") ? fault : name + ": " + fault;
@@ -1569,20 +1595,6 @@ final class VmSync implements Callable<Integer> {
     // end shared:optionerror
 
     // shared:origin
-    /** Gives an option that is not on the command line the value of its setting. No record: picocli's use of one takes 8 ms. */
-    static final class SettingsProvider implements IDefaultValueProvider {
-        final Settings settings;
-
-        SettingsProvider(Settings settings) {
-            this.settings = settings;
-        }
-
-        @Override
-        public String defaultValue(ArgSpec argument) {
-            return settings.get(argument.descriptionKey());
-        }
-    }
-
     /** What the user wrote to give an option its value: the option, or the setting and where it stands. */
     static String originOf(Settings settings, OptionSpec option, List<String> args) {
         String key = option.descriptionKey();
@@ -1595,7 +1607,7 @@ final class VmSync implements Callable<Integer> {
     /** As above, for checks after the command line has been read. */
     static String originOf(CommandSpec command, String option) {
         CommandLine root = command.root().commandLine();
-        Settings settings = ((SettingsProvider) root.getDefaultValueProvider()).settings;
+        Settings settings = (Settings) root.getDefaultValueProvider();
         return originOf(settings, command.findOption(option), root.getParseResult().originalArgs());
     }
     // end shared:origin
@@ -1606,7 +1618,8 @@ final class VmSync implements Callable<Integer> {
         int letters = word.replaceFirst("^-+", "").length();
         for (int changes = 0; changes <= (letters < 3 ? 0 : letters < 5 ? 1 : 2); changes++) {
             int most = changes;
-            String near = known.stream().distinct().sorted().filter(other -> isNear(word, other, most)).collect(Collectors.joining(" or "));
+            String near = known.stream().distinct().sorted().filter(other -> isNear(word, other, most))
+                    .collect(Collectors.joining(" or "));
             if (!near.isEmpty()) {
                 return " (did you mean " + near + "?)";
             }
@@ -1636,23 +1649,29 @@ final class VmSync implements Callable<Integer> {
             Map.entry("DFLY_VERSION", List.of("[A-Za-z0-9_][A-Za-z0-9._-]{0,31}", "a version such as 6.4.2")),
             Map.entry("VM_DIR", List.of("(?s)(?!.*(%|\\$\\{)).*", "a path without % and ${, which ssh would replace")),
             Map.entry("VM_NAME", List.of("(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}",
-                    "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")), // NAME-clean.qcow2
+                    // NAME-clean.qcow2 is a disk
+                    "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")),
             Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
             Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 40G")),
             Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")),
             Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number from 1 to 99")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
-            Map.entry("VM_SSH_PORT", List.of("[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]", "a port")),
-            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*", "words whose quotes are closed")));
+            Map.entry("VM_SSH_PORT", List.of(
+                    "[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]",
+                    "a port")),
+            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*",
+                    "words whose quotes are closed")));
+    // end shared:values
 
+    // shared:checkvalues
     /** Refuses a value that does not look like one, wherever it came from, before anything is done with it. */
     private static void checkValues(Settings settings, ParseResult parsed) {
         List<CommandLine> lines = parsed.asCommandLineList();
         if (lines.stream().anyMatch(line -> line.isUsageHelpRequested() || line.isVersionHelpRequested())) {
             return;
-        } else if (!settings.problems.isEmpty()) {
-            throw new ParameterException(parsed.commandSpec().commandLine(), settings.problems.get(0));
+        } else if (settings.problem != null) {
+            throw new ParameterException(parsed.commandSpec().commandLine(), settings.problem);
         }
         for (CommandLine line : lines) {
             for (OptionSpec option : line.getCommandSpec().options()) {
@@ -1664,7 +1683,7 @@ final class VmSync implements Callable<Integer> {
             }
         }
     }
-    // end shared:values
+    // end shared:checkvalues
 
     // shared:paths
     /** A path as a person writes it in a setting: "~/" is $HOME, a relative one starts here. */
@@ -1672,9 +1691,11 @@ final class VmSync implements Callable<Integer> {
         boolean inHome = value.equals("~") || value.startsWith("~/");
         String home = System.getenv().getOrDefault("HOME", "");
         if (inHome && !home.startsWith("/")) {
-            throw new VmException(69, "HOME is not set to a full path, so " + value + " cannot be found: set it, or write the full path");
+            throw new VmException(69, "HOME is not set to a full path, so " + value
+                    + " cannot be found: set it, or write the full path");
         } else if (value.startsWith("~") && !inHome) {
-            throw new VmException(2, value + ": only ~ and ~/ stand for a home directory; write the full path, or ./" + value);
+            throw new VmException(2, value + ": only ~ and ~/ stand for a home directory; write the full path, or ./"
+                    + value);
         }
         return Path.of(inHome ? home + value.substring(1) : value).toAbsolutePath().normalize();
     }
@@ -1682,8 +1703,8 @@ final class VmSync implements Callable<Integer> {
 
     // shared:running
     /**
-     * Whether a VM's QEMU lives. It holds a lock on its pid file as long as it does; the kernel takes the lock away even after kill -9.
-     * One thread at a time, because closing the file drops every lock that this JVM holds on it.
+     * Whether a VM's QEMU lives. It holds a lock on its pid file as long as it does; the kernel takes the lock away
+     * even after kill -9. One thread at a time, because closing the file drops every lock that this JVM holds on it.
      */
     static synchronized boolean isRunning(Path qemuPid) {
         try (FileChannel file = FileChannel.open(qemuPid, StandardOpenOption.READ);
@@ -1692,20 +1713,24 @@ final class VmSync implements Callable<Integer> {
         } catch (NoSuchFileException none) {
             return false;
         } catch (IOException noLocks) {
-            throw new VmException(69, "it is unknown whether the VM runs, as " + qemuPid + " cannot be locked (" + reason(noLocks)
+            throw new VmException(69, "it is unknown whether the VM runs, as " + qemuPid + " cannot be locked ("
+                    + reason(noLocks)
                     + "): keep VM_DIR on a local file system, owned by you");
         }
     }
+    // end shared:running
 
+    // shared:runningvm
     /** What NAME.pid tells of a running VM; null if it does not run, or not yet. */
     static JsonObject runningVm(Path vmDir, String name) throws IOException {
         try {
-            return isRunning(vmDir.resolve(name + ".qemu-pid")) ? json(Files.readString(vmDir.resolve(name + ".pid"))) : null;
+            return isRunning(vmDir.resolve(name + ".qemu-pid")) ? json(Files.readString(vmDir.resolve(name + ".pid")))
+                    : null;
         } catch (NoSuchFileException notYet) {
             return null;
         }
     }
-    // end shared:running
+    // end shared:runningvm
 
     // shared:known
     private static final Pattern VM_FILE = Pattern.compile(
@@ -1735,14 +1760,18 @@ final class VmSync implements Callable<Integer> {
     // end shared:known
 
     // shared:standstill
-    /** Why a guest does not go on, by QEMU's word for its state ("unknown": QEMU gave none), and what to do; null if it goes on. */
+    /**
+     * Why a guest does not go on, by QEMU's word for its state ("unknown": QEMU gave none), and what to do; null if it
+     * goes on.
+     */
     static String standstill(String state, long pid) {
         return switch (state) {
             case "running", "inmigrate", "prelaunch" -> null;
             case "unknown" -> "QEMU (pid " + pid + ") does not answer: if it was stopped, kill -CONT " + pid
                     + " lets it go on; vm-ctl stop --force ends it";
             case "internal-error" -> "the guest stopped by an internal error of QEMU: vm-ctl restart --force boots it";
-            case "io-error" -> "the disk of this machine is full, so the guest stands still: free some space, then vm-ctl start";
+            case "io-error" -> "the disk of this machine is full, so the guest stands still: free some space, then "
+                    + "vm-ctl start";
             default -> "the guest stands still (" + state + "): vm-ctl start lets it go on";
         };
     }
@@ -1750,9 +1779,9 @@ final class VmSync implements Callable<Integer> {
 
     // shared:runstate
     /**
-     * What the guest does, by QEMU's word ("running", "paused", ...); "unknown" if QEMU does not tell within 5 s. A QEMU that
-     * was stopped accepts a connection and never responds. So the connection is closed at the limit, which ends the wait. QEMU
-     * serves one connection at a time: whoever holds another one longer makes this one "unknown".
+     * What the guest does, by QEMU's word ("running", "paused", ...); "unknown" if QEMU does not tell within 5 s. A
+     * QEMU that was stopped accepts a connection and never responds. So the connection is closed at the limit, which
+     * ends the wait. QEMU serves one connection at a time: whoever holds another one longer makes this one "unknown".
      */
     static String runState(Path qmp) {
         try (SocketChannel channel = closedAfter5s(SocketChannel.open(StandardProtocolFamily.UNIX))) {
@@ -1787,7 +1816,10 @@ final class VmSync implements Callable<Integer> {
     /** How long a snapshot may pause the guest. A test shortens it. */
     static Duration snapshotPause = Duration.ofSeconds(60);
 
-    /** A running VM: its record, QEMU's word for what the guest does, and why the guest stands still (null if it goes on). */
+    /**
+     * A running VM: its record, QEMU's word for what the guest does, and why the guest stands still (null if it goes
+     * on).
+     */
     record GuestState(JsonObject vm, String word, String why) {
         /** Null if the VM does not run. */
         static GuestState of(Path vmDir, String vmName) {
@@ -1802,7 +1834,8 @@ final class VmSync implements Callable<Integer> {
                 boolean ended = word.equals("unknown") && !isRunning(vmDir.resolve(vmName + ".qemu-pid"));
                 return ended ? null : new GuestState(vm, word, standstill(word, vm.getLong("pid")));
             } catch (IOException damaged) {
-                throw new VmException(69, "VM " + vmName + " runs, but " + vmDir.resolve(vmName + ".pid") + " cannot be read ("
+                throw new VmException(69, "VM " + vmName + " runs, but " + vmDir.resolve(vmName + ".pid")
+                        + " cannot be read ("
                         + reason(damaged) + "): vm-ctl stop --force, then vm-ctl start, writes it again");
             }
         }
@@ -1844,7 +1877,8 @@ final class VmSync implements Callable<Integer> {
             existing = existing.getParent();
         }
         if (!Files.isDirectory(existing) || !Files.isExecutable(existing)) {
-            throw new VmException(69, existing + (Files.isDirectory(existing) ? " is closed to you" : " is not a directory")
+            throw new VmException(69, existing + (Files.isDirectory(existing) ? " is closed to you"
+                    : " is not a directory")
                     + ": choose another directory with --vm-dir or VM_DIR");
         }
         return existing.equals(directory) ? requireOwn(directory) : directory;

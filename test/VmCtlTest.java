@@ -1597,7 +1597,7 @@ final class VmCtlTest {
         assertEquals("a", settings.get("VM_NAME"));
         assertEquals("/x y", settings.get("VM_DIR"));
         assertEquals("go test -run \"A b\"", settings.get("VM_TEST_X"));
-        assertEquals(List.of(), settings.problems());
+        assertNull(settings.problem);
     }
 
     @Test
@@ -1610,7 +1610,7 @@ final class VmCtlTest {
             assertEquals(0, line.setOut(new PrintWriter(new StringWriter())).execute("--help"), "the way out");
         }
         Files.createDirectory(temporary.resolve("vm.env"));
-        assertTrue(VmCtl.Settings.read(Map.of(), temporary).problems().get(0).startsWith("vm.env cannot be read"));
+        assertTrue(VmCtl.readSettings(Map.of(), temporary).problem.startsWith("vm.env cannot be read"));
         assertEquals("caf\ufffd", settingsOf(new byte[] {'V', '=', 'c', 'a', 'f', (byte) 0xe9}).get("V"));
     }
 
@@ -1621,6 +1621,6 @@ final class VmCtlTest {
     private VmCtl.Settings settingsOf(byte[] vmEnv) throws IOException {
         Path directory = Files.createTempDirectory(temporary, "env");
         Files.write(directory.resolve("vm.env"), vmEnv);
-        return VmCtl.Settings.read(Map.of(), directory);
+        return VmCtl.readSettings(Map.of(), directory);
     }
 }
