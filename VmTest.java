@@ -18,11 +18,9 @@ import java.io.FileDescriptor;
 import java.io.FileOutputStream;
 import java.io.IOException;
 import java.io.InputStream;
-import java.io.InputStreamReader;
 import java.io.OutputStream;
 import java.io.PrintStream;
 import java.io.PrintWriter;
-import java.io.Reader;
 import java.io.Writer;
 import java.net.InetAddress;
 import java.net.InetSocketAddress;
@@ -30,16 +28,18 @@ import java.net.Socket;
 import java.net.StandardProtocolFamily;
 import java.net.UnixDomainSocketAddress;
 import java.nio.ByteBuffer;
+import java.nio.CharBuffer;
 import java.nio.channels.Channels;
 import java.nio.channels.FileChannel;
 import java.nio.channels.FileLock;
 import java.nio.channels.SocketChannel;
-import java.nio.charset.Charset;
+import java.nio.charset.CodingErrorAction;
 import java.nio.file.AccessDeniedException;
 import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.Files;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
+import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.time.Duration;
@@ -57,8 +57,10 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Optional;
 import java.util.Set;
 import java.util.TreeMap;
+import java.util.TreeSet;
 import java.util.UUID;
 import java.util.concurrent.Callable;
 import java.util.concurrent.CompletableFuture;
@@ -74,10 +76,10 @@ import java.util.stream.Stream;
 import javax.xml.stream.XMLOutputFactory;
 import javax.xml.stream.XMLStreamException;
 import javax.xml.stream.XMLStreamWriter;
-import picocli.CommandLine;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Help.Ansi;
 import picocli.CommandLine.IDefaultValueProvider;
+import picocli.CommandLine.IParameterExceptionHandler;
 import picocli.CommandLine.ITypeConverter;
 import picocli.CommandLine.Model.ArgSpec;
 import picocli.CommandLine.Model.CommandSpec;
@@ -90,50 +92,50 @@ import picocli.CommandLine.ScopeType;
 import picocli.CommandLine.Spec;
 import picocli.CommandLine.TypeConversionException;
 import picocli.CommandLine.UnmatchedArgumentException;
+import picocli.CommandLine;
 
 /**
- * Builds a project and runs its test suites in the running VM, and says whose fault it is when they do not pass.
- * In order:
+ * Builds a project and runs its test suites in the running VM, and gives a verdict. In order:
  * <ol>
- * <li>--fresh runs {@code vm-ctl restore}, --sync (and --fresh) {@code vm-sync}, as processes.
+ * <li>{@code --fresh} runs {@code vm-ctl restore}; {@code --sync} and {@code --fresh} run {@code vm-sync}.
  * <li>The build runs once, then every suite, in VM_REMOTE_DIR, over the shared connection of VM_DIR/ssh_config. In the
- *     guest a
- * sh supervisor starts the command; at the time limit, on Ctrl-C, or when the connection ends it takes the goroutine
- * dumps
- *     of the Go test binaries and kills all that the suite started. A doas suite is followed by a leak check.
- * <li>A plain {@code go test} gets -json. Its events, whoever prints them, are shown as {@code go test -v} would; all
- *     other output
- *     passes through byte for byte.
+ *     guest a supervisor in sh starts the command. At the time limit, on Ctrl-C, or when the connection ends, it takes
+ *     the goroutine dumps of the Go test binaries and kills everything that the suite started.
+ * <li>A plain {@code go test} gets -json. Its events, whoever prints them, are shown as {@code go test -v} shows them;
+ *     all other output passes through byte for byte.
+ * <li>What a suite leaves behind (processes, mounts, files under /build) fails it.
  * <li>A summary, the --junit and --json files, and the verdict as exit code.
- * </ol> Reads {@code <name>.pid}, the lock on {@code <name>.qemu-pid}, {@code ssh_config} (ssh does), {@code
- * <name>.console.log}; asks QEMU over {@code <name>.qmp} for the guest's state; writes {@code
- * <name>.test/<suite>.json}, the result and timings of its last run. {@code <name>.test/lock} keeps a second vm-test
- * away from the VM.
+ * </ol>
+ * Reads {@code <name>.pid}, the lock on {@code <name>.qemu-pid}, {@code ssh_config} (ssh does), {@code
+ * <name>.console.log}; asks QEMU over {@code <name>.qmp} for the guest's state. Writes {@code <name>.test/}: {@code
+ * last-run}, the suites of the last call, and {@code <suite>.json}, a suite's last results, which --failed reads.
+ * {@code <name>.test/lock} keeps a second vm-test away from the VM.
  */
 @Command(name = "vm-test", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1",
         usageHelpWidth = 120,
         descriptionHeading = "%n", parameterListHeading = "%n", optionListHeading = "%nOptions:%n",
         commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
-        customSynopsis = {"vm-test [OPTIONS] SUITE... [-- ARG...]", "       vm-test list",
-            "       vm-test run [OPTIONS] -- CMD [ARG...]"},
+        customSynopsis = {"vm-test [OPTIONS] SUITE... [-- FLAG...]", "       vm-test --failed [OPTIONS] [SUITE...]",
+            "       vm-test list", "       vm-test run [OPTIONS] -- CMD [ARG...]"},
         description = {"Build a project and run its tests in the running VM, and give a verdict", "",
             "The build runs once, then every suite, even if an earlier one fails, in VM_REMOTE_DIR in the guest. A "
                 + "summary tells what failed and why, and what was skipped. At the time limit, on Ctrl-C, or when the "
-                + "connection ends, all that a suite started is killed. VM_TEST_<SUITE> is a suite's command, a new "
-                + "name a new suite; VM_TEST_BUILD=true skips the build.", "",
-            "It reads VM_DIR/ssh_config, which vm-ctl start writes, and writes VM_DIR/NAME.test/SUITE.json, the result "
-                + "and timings of a suite's last run. An option beats the environment, which beats vm.env (KEY=VALUE "
-                + "lines) in the working directory, which beats the default."},
-        footer = {"  vm-test unit                              # build, then one suite",
-            "  vm-test unit -- -run TestX ./pkg/...      # with arguments for its command",
-            "  vm-test --sync all --junit all.xml        # sync, build, three suites, a report",
-            "  VM_TEST_VET='go vet ./...' vm-test vet    # a suite of your own"},
-        exitCodeList = {"0:all passed",
-            "1:a suite or the build failed or left something behind, a report is cut off, or this machine's disk is "
-                + "full",
+                + "connection ends, everything that a suite started is killed. VM_TEST_<SUITE> is a suite's command, a "
+                + "new name a new suite (lower case, with - for _); VM_TEST_BUILD=true skips the build.", "",
+            "It reads VM_DIR/ssh_config, which vm-ctl start writes, and writes VM_DIR/NAME.test, the results of the "
+                + "last run. An option beats the environment, which beats vm.env (KEY=VALUE lines) in the working "
+                + "directory, which beats the default."},
+        footer = {"  vm-test unit                                  # build, then one suite",
+            "  vm-test unit --packages ./pkg/... -- -run TestX   # some packages, with flags for go test",
+            "  vm-test --sync all --junit all.xml            # sync, build, three suites, a report",
+            "  vm-test --sync --failed                       # again what failed last time",
+            "  VM_TEST_VET='go vet ./...' vm-test vet        # a suite of your own"},
+        exitCodeList = {"0:every test that ran passed, and nothing was lost",
+            "1:a suite or the build failed or left something behind, a result is in doubt, a report is cut off, or "
+                + "this machine's disk is full",
             "2:wrong usage", "3:the VM is not running",
             "69:the VM or the connection was lost, or something needed is not available (ssh, vm-ctl, vm-sync, the "
-                + "lock)",
+                + "project in the guest, the lock)",
             "124:a time limit", "130, 143:interrupted"})
 final class VmTest implements Callable<Integer> {
 
@@ -157,7 +159,8 @@ final class VmTest implements Callable<Integer> {
     String remoteDir;
 
     @Option(names = "--ctl-cmd", descriptionKey = "VM_CTL_CMD", defaultValue = "jbang vm-ctl",
-            paramLabel = "CMD", description = "How --fresh runs vm-ctl (VM_CTL_CMD; default: ${DEFAULT-VALUE}).")
+            paramLabel = "CMD", description = "How --fresh and --freeze-on-failure run vm-ctl (VM_CTL_CMD; default: "
+                    + "${DEFAULT-VALUE}).")
     String ctlCommand;
 
     @Option(names = "--sync-cmd", descriptionKey = "VM_SYNC_CMD", defaultValue = "jbang vm-sync",
@@ -171,6 +174,21 @@ final class VmTest implements Callable<Integer> {
     @Option(names = "--fresh", description = "Run vm-ctl restore first, which brings the clean state back, then "
             + "vm-sync.")
     boolean fresh;
+
+    @Option(names = "--packages", paramLabel = "P", description = "Test this package or pattern instead of the suite's "
+            + "own (repeatable), as ./pkg/... .")
+    List<String> packages = new ArrayList<>();
+
+    @Option(names = "--failed", description = "Run again only the tests that failed in the last run, with the flags of "
+            + "that run.")
+    boolean onlyFailed;
+
+    @Option(names = "--require-tests", description = "Fail a suite in which no test ran, or all were skipped.")
+    boolean requireTests;
+
+    @Option(names = "--freeze-on-failure", description = "After a suite that failed, keep the VM as the suite left it: "
+            + "snapshot failed-<suite>, which replaces an older one.")
+    boolean freeze;
 
     @Option(names = "--timeout", defaultValue = "60m", scope = ScopeType.INHERIT, paramLabel = "TIME",
             converter = DurationConverter.class,
@@ -188,34 +206,31 @@ final class VmTest implements Callable<Integer> {
     @Option(names = "--junit", paramLabel = "FILE", description = "Write a JUnit report of all suites.")
     Path junit;
 
-    @Option(names = "--json", paramLabel = "FILE", description = "Write what go test -json said, one event a line.")
+    @Option(names = "--json", paramLabel = "FILE", description = "Write the events of go test -json, one a line.")
     Path json;
 
     enum Leaks { fail, warn, ignore }
 
     @Option(names = "--leaks", defaultValue = "fail", paramLabel = "MODE",
-            description = "fail, warn or ignore: what follows from mounts, "
-            + "processes and files under /build that a doas suite leaves behind (default: ${DEFAULT-VALUE}).")
+            description = "fail, warn or ignore: what follows from processes, mounts and files under /build that a "
+            + "suite leaves behind (default: ${DEFAULT-VALUE}).")
     Leaks leaks;
 
     @Option(names = "-v", scope = ScopeType.INHERIT, description = "Echo every external command.")
     boolean verbose;
 
     @Parameters(paramLabel = "SUITE",
-            description = "Suites, see 'vm-test list'. What follows -- is appended to their commands; "
-            + "packages among it take the place of those that a go test names.")
+            description = "Suites, see 'vm-test list'. What follows -- is added to their commands; to a go test, "
+            + "before its packages.")
     List<String> words = new ArrayList<>();
 
     @Spec
     CommandSpec spec;
 
-    private static final Duration STOPPING = Duration.ofSeconds(60); // the supervisor takes 20 s at most
-    /** How the guest's output is read and written: a file gets every byte as it is, a terminal characters. */
-    static final Charset WIRE = terminal(1) || terminal(2) ? UTF_8 : ISO_8859_1;
-
     private final Settings settings;
     Path vmDir;
     Path project;
+    private final Screen screen = new Screen();
     private final CompletableFuture<Void> finished = new CompletableFuture<>();
     private volatile boolean interrupted;
     private volatile Process sibling;
@@ -240,11 +255,22 @@ final class VmTest implements Callable<Integer> {
     }
 
     static CommandLine commandLine(Settings settings) {
-        CommandLine line = commandLine(new VmTest(settings), settings);
-        CommandSpec list = line.getSubcommands().get("list").getCommandSpec(); // it goes by none of the options
-        List.copyOf(list.options()).stream().filter(OptionSpec::inherited).forEach(list::remove);
+        CommandLine line = commandLine(new VmTest(settings), settings).setPosixClusteredShortOptionsAllowed(false);
+        CommandSpec list = line.getSubcommands().get("list").getCommandSpec(); // it needs the project alone
+        List.copyOf(list.options()).stream().filter(option -> option.inherited()
+                && !option.longestName().equals("--project")).forEach(list::remove);
         line.getSubcommands().get("run").setStopAtPositional(true); // the rest is passed to the command
-        return line;
+        IParameterExceptionHandler usual = line.getParameterExceptionHandler();
+        return line.setParameterExceptionHandler((failure, args) -> {
+            String word = failure instanceof UnmatchedArgumentException unmatched ? unmatched.getUnmatched().get(0)
+                    : "";
+            if (!word.matches("-[a-z][a-z.]+(=.*)?")) {
+                return usual.handleParseException(failure, args);
+            }
+            failure.getCommandLine().getErr().println("vm-test: " + word + " is no option of vm-test; flags of go test "
+                    + "come after --, as in: vm-test unit -- " + word + (word.equals("-run") ? " TestX" : ""));
+            return 2;
+        });
     }
 
     /**
@@ -253,40 +279,64 @@ final class VmTest implements Callable<Integer> {
     private void interrupt() {
         interrupted = true;
         if (!finished.isDone()) {
-            System.err.println("vm-test: interrupted; stopping what runs in the guest (within " + STOPPING.toSeconds()
-                    + " s)");
+            System.err.println("vm-test: interrupted; stopping what runs in the guest (within "
+                    + GuestRun.STOPPING.toSeconds() + " s)");
             Stream.ofNullable(sibling).forEach(Process::destroy);
-            finished.completeOnTimeout(null, STOPPING.toSeconds() + 10, TimeUnit.SECONDS).join();
+            finished.completeOnTimeout(null, GuestRun.STOPPING.toSeconds() + 10, TimeUnit.SECONDS).join();
         }
     }
 
     @Override
     public Integer call() throws Exception {
         List<String> given = spec.commandLine().getParseResult().originalArgs();
-        int named = words.size() - (given.contains("--") ? given.size() - 1 - given.indexOf("--") : 0);
-        List<String> names = words.subList(0, named);
-        if (names.isEmpty()) {
+        int count = words.size() - (given.contains("--") ? given.size() - 1 - given.indexOf("--") : 0);
+        List<String> names = words.subList(0, count);
+        Additions additions = new Additions(words.subList(count, words.size()), packages);
+        if (names.isEmpty() && !onlyFailed) {
             throw new ParameterException(spec.commandLine(), "which suite? 'vm-test list' names them");
+        } else if (onlyFailed && !additions.isEmpty()) {
+            throw new ParameterException(spec.commandLine(),
+                    "--failed takes the packages and flags of the last run, and no others");
         }
-        Map<String, Suite> table = suites(settings);
-        List<Suite> chosen = choose(table, names);
+        project = project();
+        Suites suites = new Suites(settings, project);
+        List<Job> jobs = suites.jobs(names, additions); // with --failed it checks the names
+        checkOptions();
+        vmDir = vmDirectory(userPath(dirOption));
+        LastRun last = new LastRun(vmDir.resolve(vmName + ".test"), projectOrigin(project));
+        if (onlyFailed) {
+            jobs = last.failedJobs(suites, suites.chosen(names));
+        }
+        if (jobs.isEmpty()) {
+            System.err.println("vm-test: nothing failed in the last run, so there is nothing to run again");
+            return 0;
+        }
         takeVm();
         if (fresh) {
-            runSibling(ctlCommand + " restore");
+            runSibling("VM_CTL_CMD", ctlCommand, "restore");
         }
-        if (sync || fresh || names.stream().anyMatch(name -> table.get(name).parts().contains("--sync"))) {
-            runSibling(syncCommand);
+        if (sync || fresh || names.stream().anyMatch(suites::needsSync)) {
+            runSibling("VM_SYNC_CMD", syncCommand, "");
         }
-        List<Report> done = new ArrayList<>();
+        last.begin(jobs, onlyFailed);
+        return runJobs(jobs, last);
+    }
+
+    /** Runs the build and the suites, and tells and writes what became of them. */
+    private int runJobs(List<Job> jobs, LastRun last) throws Exception {
+        List<Report> reports = new ArrayList<>();
         List<Path> cutOff = new ArrayList<>();
-        try (PrintWriter events = new PrintWriter(json == null ? Writer.nullWriter() : Files.newBufferedWriter(json))) {
-            for (Suite suite : chosen) {
-                boolean build = suite.name().equals("build");
-                Report report = runSuite(suite, build ? List.of() : words.subList(named, words.size()), events);
-                done.add(report);
+        try (PrintWriter events = new PrintWriter(json == null ? Writer.nullWriter()
+                : Files.newBufferedWriter(json))) {
+            for (Job job : jobs) {
+                Report report = runSuite(job, reports.isEmpty(), events);
+                reports.add(report);
+                screen.endLine();
                 spec.commandLine().getOut().print(report.summary());
                 spec.commandLine().getOut().flush();
-                if (build && report.verdict != Verdict.PASSED || report.verdict.compareTo(Verdict.INTERRUPTED) >= 0) {
+                keep(report, last);
+                boolean broken = job.isBuild() && report.verdict() != Verdict.PASSED;
+                if (broken || report.verdict().compareTo(Verdict.INTERRUPTED) >= 0) {
                     break;
                 }
             }
@@ -296,30 +346,33 @@ final class VmTest implements Callable<Integer> {
         }
         if (junit != null) {
             try (PrintWriter file = new PrintWriter(Files.newBufferedWriter(junit))) {
-                junit(done, vmName, file);
+                JUnit.write(reports, vmName, file);
                 if (file.checkError()) {
                     cutOff.add(junit);
                 }
             }
         }
-        System.err.println("vm-test: " + done.stream().map(report -> report.said()
-                + (report.standstill == null ? "" : ": " + report.standstill)).collect(Collectors.joining("; ")));
-        int code = done.stream().map(report -> report.verdict).max(Comparator.naturalOrder()).orElseThrow().exitCode;
+        Verdict worst = reports.stream().map(Report::verdict).max(Comparator.naturalOrder()).orElseThrow();
+        if (worst == Verdict.FAILED || worst == Verdict.TIMED_OUT) {
+            System.err.println("vm-test: to run again what failed: vm-test --failed");
+        }
+        System.err.println("vm-test: " + reports.stream().map(Report::line).collect(Collectors.joining("; ")));
         cutOff.forEach(file -> System.err.println("vm-test: cannot write all of " + file
                 + ": make room, or choose another place"));
-        return code == 0 && !cutOff.isEmpty() ? 1 : code;
+        return worst == Verdict.PASSED && !cutOff.isEmpty() ? 1 : worst.exitCode;
     }
 
-    @Command(name = "list", customSynopsis = "vm-test list",
+    @Command(name = "list", customSynopsis = "vm-test list [--project=DIR]",
             description = {"Show the suites, their commands, and the settings that gave them.", "",
-                "Reads the environment and vm.env, and nothing of the VM."},
+                "Reads the environment and vm.env, and nothing of the VM. Which command phase4 is depends on the "
+                    + "project."},
             footer = {"  vm-test list", "  VM_TEST_VET='go vet ./...' vm-test list"},
             exitCodeList = {"0:done", "2:wrong usage"})
     int list() {
         refuseSuites();
-        suites(settings).values().forEach(suite -> spec.commandLine().getOut().printf("%-18s %s%s%n", suite.name(),
-                suite.command() + String.join(" ", suite.parts()), suite.setting().isEmpty() ? "" : "  ("
-                + suite.setting() + ")"));
+        new Suites(settings, userPath(projectOption)).all().forEach(suite -> spec.commandLine().getOut().printf(
+                "%-18s %s%s%n", suite.name(), suite.command() + String.join(" ", suite.parts()),
+                suite.setting().isEmpty() ? "" : "  (" + suite.setting() + ")"));
         return 0;
     }
 
@@ -327,22 +380,27 @@ final class VmTest implements Callable<Integer> {
             description = {"Run a command in VM_REMOTE_DIR in the guest, as root, without input; its exit code is the "
                     + "exit code.", "",
                 "Several words are a command and its arguments, which reach it as they are. A single word is a line "
-                    + "for the guest's sh. "
-                    + "At the time limit, on Ctrl-C, or when the connection ends, all that it started is killed."},
+                    + "for the guest's sh. At the time limit, on Ctrl-C, or when the connection ends, everything that "
+                    + "it started is killed."},
             footer = {"  vm-test run ./scripts/capture-bsd-fixtures.sh",
                 "  vm-test run --env GOFLAGS=-v --timeout 5m go vet ./...",
                 "  vm-test run 'gmake check 2>&1 | tail'"},
             exitCodeList = {"N:what the command in the guest ended with", "2:wrong usage", "3:the VM is not running",
-                "69:the VM or the connection was lost, or something needed is not available (ssh, the lock)",
+                "69:the VM or the connection was lost, or something needed is not available (ssh, the project in the "
+                    + "guest, the lock)",
                 "124:a time limit", "130, 143:interrupted"})
     int run(@Parameters(arity = "1..*", paramLabel = "CMD",
             description = "The command and its arguments, or one line for sh. Everything after the command's "
                     + "name is passed to it.")
             List<String> command) throws Exception {
         refuseSuites();
+        project = project();
+        checkOptions();
+        vmDir = vmDirectory(userPath(dirOption));
         takeVm();
-        GuestRun guest = new GuestRun(command.size() == 1 ? command.get(0) : shellQuoted(command), false);
-        Verdict verdict = guest.run(text -> print(1, text), text -> print(2, text));
+        GuestRun guest = new GuestRun(place(), command.size() == 1 ? command.get(0) : shellQuoted(command),
+                environment, timeout, () -> interrupted);
+        Verdict verdict = guest.run(bytes -> screen.print(1, bytes), bytes -> screen.print(2, bytes));
         return switch (verdict) {
             case LOST -> throw new VmException(69, guest.trouble);
             case TIMED_OUT -> throw new VmException(124, "the command did not end within " + timeout.toSeconds() + " s"
@@ -361,113 +419,17 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    // Suites
-
-    private static final String SUITES = """
-            build              gmake build
-            unit               go test -v -short ./...
-            integration        go test -v -tags=integration ./...
-            integration-e2e    go test -v -tags=integration ./integration_e2e_test.go
-            build-integration  go test -v ./build/ -run TestIntegration
-            build-cancellation go test -v ./build/ -run TestIntegration_BuildCancellation
-            phase4             doas go test -v ./internal/worker/...
-            e2e                go test -v -tags=e2e ./...
-            procctl            doas go test -v -tags=integration -run TestIntegration_Proc ./environment/bsd/
-            procctl-reaping    doas go test -v -tags="dragonfly integration" \
-            -run TestIntegration_ProcctlReaping ./environment/bsd/
-            procfind           doas go test -v -tags=integration -run TestIntegration_ProcfindReaping ./environment/bsd/
-            orphans            doas go test -v -tags=integration \
-            -run TestIntegration_OrphanedProcesses ./environment/bsd/
-            fixtures           go test -v ./stats/ -run Fixture
-            """;
-
-    /** A suite: its command, or what it stands for; and the setting that gave it, or "". */
-    record Suite(String name, String command, List<String> parts, String setting) {
-        /** A command line whose output goes nowhere but to its stdout: no pipe, redirection or subshell. */
-        private static final Pattern PLAIN = Pattern.compile(
-                "(?s)(?:'[^']*+'|\"[^\"]*+\"|\\\\.|\\|\\||2>&1|[^2|<>`()'\"\\\\]++|2)*+");
-        /** A go test at the start of one of its commands; quoted text is passed over. */
-        private static final Pattern GO_TEST = Pattern.compile(
-                "'[^']*'|\"[^\"]*\"|((?:^|[;&|\n])\\s*(?:(?:doas|env|exec|\\w+=\\S*)\\s+)*"
-                + "(?:[^\\s;&|]*/)?go\\s+test)(?=\\s|$)");
-        /** What names packages or files among the arguments of go test, unless it is the value of a flag. */
-        private static final Pattern PACKAGES = Pattern.compile(
-                "(?<!\\s--?(?:run|skip|bench|fuzz|tags|exec|o|C|trace|outputdir|\\w{1,9}profile))"
-                        + "\\s(?:\\.|\\.{0,2}/\\S*|[^-\\s]\\S*(?:\\.\\.\\.|\\.go))(?=\\s|$)");
-
-        /**
-         * What the guest's sh is given: the command with arguments; a go test with -json, and with their packages if
-         * they name some.
-         */
-        String guestCommand(List<String> arguments) {
-            int go = command.lastIndexOf("go test");
-            String its = " " + String.join(" ", arguments.stream().takeWhile(word -> !word.equals("-args")).toList());
-            String kept = go >= 0 && PACKAGES.matcher(its).find()
-                    ? command.substring(0, go) + PACKAGES.matcher(command.substring(go)).replaceAll("") : command;
-            String whole = arguments.isEmpty() ? kept : kept + " " + shellQuoted(arguments);
-            return !PLAIN.matcher(whole).matches() ? whole : GO_TEST.matcher(whole)
-                    .replaceAll(found -> Matcher.quoteReplacement(found.group()
-                            + (found.group(1) == null ? "" : " -json")));
-        }
-    }
-
-    /** The suites by name: the built-in ones, changed and extended by VM_TEST_<SUITE>. */
-    static Map<String, Suite> suites(Settings settings) {
-        Map<String, Suite> table = new LinkedHashMap<>();
-        SUITES.lines().map(line -> line.split(" +", 2)).forEach(row ->
-                table.put(row[0], new Suite(row[0], row[1], List.of(), "")));
-        table.put("all", new Suite("all", "", List.of("unit", "integration", "phase4"), ""));
-        table.put("quick", new Suite("quick", "", List.of("--sync", "phase4"), ""));
-        Stream.concat(settings.environment.keySet().stream(), settings.file.keySet().stream())
-                .filter(key -> key.matches("VM_TEST_[A-Z0-9_]+") && settings.get(key) != null).distinct().sorted()
-                .forEach(key -> {
-                    String name = key.substring("VM_TEST_".length()).toLowerCase(Locale.ROOT).replace('_', '-');
-                    if (Set.of("list", "run").contains(name)) {
-                        throw new VmException(2, key + ": '" + name + "' is a subcommand: give the suite another name");
-                    }
-                    table.put(name, new Suite(name, settings.get(key), List.of(), key));
-                });
-        return table;
-    }
-
-    /** The suites to run, each once, the build first. */
-    static List<Suite> choose(Map<String, Suite> table, List<String> names) {
-        Set<String> chosen = new LinkedHashSet<>(List.of("build"));
-        for (String name : names) {
-            if (!table.containsKey(name)) {
-                throw new VmException(2, "there is no suite '" + name + "'" + didYouMean(name, known(table))
-                        + ", only " + String.join(", ", table.keySet())
-                        + "; a setting VM_TEST_<SUITE> makes another");
-            }
-            chosen.addAll(table.get(name).parts().isEmpty() ? List.of(name) : table.get(name).parts());
-        }
-        if (!names.contains("build") && List.of("true", ":").contains(table.get("build").command())) {
-            chosen.remove("build"); // VM_TEST_BUILD=true: there is nothing to build
-        }
-        return chosen.stream().filter(table::containsKey).map(table::get).toList();
-    }
-
-    private static Set<String> known(Map<String, Suite> table) {
-        Set<String> known = new HashSet<>(table.keySet());
-        known.addAll(List.of("list", "run"));
-        return known;
-    }
-
-    /** A command as a person could paste it into a shell. */
-    static String shellQuoted(List<String> words) {
-        return words.stream().map(word -> word.matches("[A-Za-z0-9_@%+=:,./-]+") ? word : "'"
-                + word.replace("'", "'\\''") + "'")
-                .collect(Collectors.joining(" "));
-    }
-
     // Before the suites
 
-    /**
-     * Checks what can be checked before anything runs, and keeps other vm-tests away: they would kill each other's
-     * processes.
-     */
-    private void takeVm() throws IOException {
-        project = userPath(projectOption);
+    private Path project() {
+        Path directory = userPath(projectOption);
+        if (!Files.isDirectory(directory)) {
+            throw new VmException(2, originOf(spec, "--project") + ": " + directory + " is not a directory");
+        }
+        return directory;
+    }
+
+    private void checkOptions() {
         environment.keySet().stream().filter(name -> !name.matches("[A-Za-z_]\\w*")).forEach(name -> {
             throw new VmException(2, "--env: '" + name + "' is not the name of a variable");
         });
@@ -477,7 +439,11 @@ final class VmTest implements Callable<Integer> {
                         + ": name a file in a folder that exists and is writable");
             }
         });
-        vmDir = vmDirectory(userPath(dirOption));
+        Stream.ofNullable(settings.get("NO_COLOR")).forEach(value -> environment.putIfAbsent("NO_COLOR", value));
+    }
+
+    /** Waits for the guest, and keeps other vm-tests away: they would kill each other's processes. */
+    private void takeVm() throws IOException {
         if (!fresh || !Files.isDirectory(vmDir)) { // else vm-ctl restore starts it
             awaitGuest(vmDir, vmName, () -> interrupted);
         }
@@ -487,19 +453,10 @@ final class VmTest implements Callable<Integer> {
             throw new VmException(69, "another vm-test is at work on VM " + vmName
                     + ": wait for it, or stop it, and try again");
         }
-        Stream.ofNullable(settings.get("NO_COLOR")).forEach(value -> environment.putIfAbsent("NO_COLOR", value));
     }
 
-    /**
-     * While a suite runs, a lock that cannot be asked for counts as held: the suite's result is not to be lost for
-     * that.
-     */
-    private boolean alive() {
-        try {
-            return isRunning(vmDir.resolve(vmName + ".qemu-pid"));
-        } catch (VmException unknown) {
-            return true;
-        }
+    private Place place() throws IOException {
+        return new Place(vmDir, vmName, guestDirectory(), projectOrigin(project), verbose);
     }
 
     private String guestDirectory() {
@@ -507,23 +464,39 @@ final class VmTest implements Callable<Integer> {
         return remoteDir != null ? remoteDir : "/root/" + Path.of("/").relativize(project).getFileName();
     }
 
-    /** vm-ctl or vm-sync, as a process with the same settings and its own time limits; what it says goes to stderr. */
-    private void runSibling(String command) throws IOException, InterruptedException {
-        ProcessBuilder builder = new ProcessBuilder("sh", "-c", "exec " + command);
-        builder.environment().putAll(
-                Map.of("VM_DIR", vmDir.toString(), "VM_NAME", vmName, "VM_PROJECT", project.toString(), "VM_REMOTE_DIR",
-                        guestDirectory()));
-        sibling = start(builder.redirectErrorStream(true));
-        sibling.getOutputStream().close();
-        sibling.getInputStream().transferTo(System.err);
-        int code = sibling.waitFor();
-        if (code != 0) {
+    /**
+     * Runs vm-ctl or vm-sync as a process with the same settings and its own time limits. What it prints goes to
+     * stderr.
+     */
+    private void runSibling(String setting, String command, String arguments) throws IOException,
+            InterruptedException {
+        int code = sibling(command, arguments);
+        String line = (command + " " + arguments).strip();
+        if (code == 126 || code == 127) {
+            boolean ctl = setting.equals("VM_CTL_CMD");
+            throw new VmException(69, "no suite was run: '" + line + "' cannot be run here; set " + setting
+                    + " to the command that runs it, as " + setting + "='jbang " + (ctl ? "vm-ctl" : "vm-sync")
+                    + "@NAME' for a catalog that you added, or " + setting + "='jbang tools/"
+                    + (ctl ? "VmCtl" : "VmSync") + ".java' for a copied file");
+        } else if (code != 0) {
             throw new VmException(Set.of(1, 2, 3, 124, 130, 143).contains(code) ? code : 69,
-                    "no suite was run: '" + command + "' failed with exit code " + code);
+                    "no suite was run: '" + line + "' failed with exit code " + code);
         }
     }
 
-    private Process start(ProcessBuilder builder) {
+    /** The exit code: 127 if the command is not there. */
+    private int sibling(String command, String arguments) throws IOException, InterruptedException {
+        ProcessBuilder builder = new ProcessBuilder("sh", "-c", "set -- " + command + " " + arguments
+                + "\ncommand -v \"$1\" >/dev/null || exit 127\nexec \"$@\"");
+        builder.environment().putAll(Map.of("VM_DIR", vmDir.toString(), "VM_NAME", vmName,
+                "VM_PROJECT", project.toString(), "VM_REMOTE_DIR", guestDirectory()));
+        sibling = start(builder.redirectErrorStream(true), verbose);
+        sibling.getOutputStream().close();
+        sibling.getInputStream().transferTo(System.err);
+        return sibling.waitFor();
+    }
+
+    private static Process start(ProcessBuilder builder, boolean verbose) {
         if (verbose) {
             System.err.println("+ " + shellQuoted(builder.command()));
         }
@@ -535,126 +508,518 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
+    // One suite
+
+    /** Runs a suite. Before the first one ended, a project that is not in the guest is no verdict, but a refusal. */
+    private Report runSuite(Job job, boolean first, PrintWriter events) throws IOException, InterruptedException {
+        System.err.println("== " + job.suite().name() + ": " + printable(job.command()));
+        SuiteOutput output = new SuiteOutput(events::print);
+        GuestRun guest = new GuestRun(place(), job.command(), environment, timeout, () -> interrupted);
+        guest.leftovers = leaks == Leaks.ignore ? null : new Leftovers();
+        guest.beforeKill = freeze ? () -> freeze(job.suite()) : null;
+        Instant started = Instant.now();
+        Verdict verdict = guest.run(bytes -> show(1, output.take(1, bytes)), bytes -> show(2, output.take(2, bytes)));
+        if (first && guest.refused) {
+            throw new VmException(69, guest.trouble);
+        }
+        show(1, output.end());
+        Report report = Report.of(job, verdict, guest, output, started, leaks, requireTests);
+        if (freeze && report.verdict() == Verdict.FAILED) {
+            freeze(job.suite());
+        } else if (freeze && report.verdict() == Verdict.LOST) {
+            System.err.println("vm-test: no snapshot failed-" + job.suite().name() + ": the connection was lost");
+        }
+        return report;
+    }
+
+    private void show(int descriptor, String bytes) {
+        if (!quiet) {
+            screen.print(descriptor, bytes);
+        }
+    }
+
+    /** Keeps the VM as a suite left it. A failure of this changes no verdict. */
+    private void freeze(Suite suite) {
+        String snapshot = "failed-" + suite.name();
+        try {
+            int code = sibling(ctlCommand, "snapshot --yes " + snapshot);
+            System.err.println("vm-test: " + (code == 0 ? "the VM is kept as " + suite.name()
+                    + " left it: vm-ctl restore " + snapshot
+                    : "no snapshot " + snapshot + ": vm-ctl snapshot failed with exit code " + code));
+        } catch (IOException | VmException refused) {
+            System.err.println("vm-test: no snapshot " + snapshot + ": " + refused.getMessage());
+        } catch (InterruptedException ending) {
+            Thread.currentThread().interrupt();
+        }
+    }
+
+    private static void keep(Report report, LastRun last) {
+        try {
+            last.write(report);
+        } catch (IOException refused) { // the verdict is still to be told
+            System.err.println("vm-test: the result of " + report.job().suite().name() + " is not kept: "
+                    + reason(refused));
+        }
+    }
+
+    // Suites
+
+    /** A suite: its command, or the suites that it stands for; and the setting that gave it, or "". */
+    record Suite(String name, String command, List<String> parts, String setting) {}
+
+    /** What the caller adds to the suites of one call: the words after --, and the packages of --packages. */
+    record Additions(List<String> words, List<String> packages) {
+        static final Additions NONE = new Additions(List.of(), List.of());
+
+        boolean isEmpty() {
+            return words.isEmpty() && packages.isEmpty();
+        }
+    }
+
+    /**
+     * What is run of a suite: the line for the guest's sh, whether it is a go test that was given -json, and whether a
+     * result without any test is a failure, because the caller chose the tests.
+     */
+    record Job(Suite suite, String command, boolean isGoTest, boolean needsTests, Additions additions) {
+        boolean isBuild() {
+            return suite.name().equals("build");
+        }
+    }
+
+    /** The suites by name: the built-in ones, changed and extended by VM_TEST_<SUITE>. */
+    static final class Suites {
+        private static final String BUILT_IN = """
+                build              gmake build
+                unit               go test -v -short ./...
+                integration        go test -v -tags=integration ./...
+                integration-e2e    go test -v -tags=integration ./integration_e2e_test.go
+                build-integration  go test -v -run TestIntegration ./build/
+                build-cancellation go test -v -run TestIntegration_BuildCancellation ./build/
+                phase4             doas go test -v ./internal/worker/...
+                e2e                go test -v -tags=e2e ./...
+                procctl            doas go test -v -tags=integration -run TestIntegration_Proc ./environment/bsd/
+                procctl-reaping    doas go test -v -tags="dragonfly integration" \
+                -run TestIntegration_ProcctlReaping ./environment/bsd/
+                procfind           doas go test -v -tags=integration \
+                -run TestIntegration_ProcfindReaping ./environment/bsd/
+                orphans            doas go test -v -tags=integration \
+                -run TestIntegration_OrphanedProcesses ./environment/bsd/
+                fixtures           go test -v -run Fixture ./stats/
+                """;
+        /** What phase4 is in go-synth's newer trees, where the worker's tests moved to another package. */
+        private static final String PHASE4_WITHOUT_WORKER = "doas go test -v -tags=integration ./environment/bsd/";
+
+        private final Map<String, Suite> byName = new LinkedHashMap<>();
+
+        Suites(Settings settings, Path project) {
+            BUILT_IN.lines().map(line -> line.split(" +", 2)).forEach(row -> add(row[0], row[1], ""));
+            if (!Files.isDirectory(project.resolve("internal/worker"))) {
+                add("phase4", PHASE4_WITHOUT_WORKER, "");
+            }
+            byName.put("all", new Suite("all", "", List.of("unit", "integration", "phase4"), ""));
+            byName.put("quick", new Suite("quick", "", List.of("--sync", "phase4"), ""));
+            Stream.of(settings.environment, settings.file).flatMap(map -> map.keySet().stream())
+                    .filter(key -> key.startsWith("VM_TEST_") && settings.get(key) != null).distinct().sorted()
+                    .forEach(key -> add(nameOf(key), settings.get(key), key));
+        }
+
+        private void add(String name, String command, String setting) {
+            Suite before = byName.put(name, new Suite(name, command, List.of(), setting));
+            if (before != null && !before.setting().isEmpty()) {
+                throw new VmException(2, before.setting() + " and " + setting + " both name the suite " + name
+                        + ": remove one of them");
+            }
+        }
+
+        private static String nameOf(String setting) {
+            String name = canonical(setting.substring("VM_TEST_".length()));
+            if (!name.matches("[a-z0-9][a-z0-9-]{0,63}")) {
+                throw new VmException(2, setting + " names no suite: letters, digits and _ may follow VM_TEST_, at "
+                        + "most 64, and no _ first");
+            } else if (Set.of("list", "run").contains(name)) {
+                throw new VmException(2, setting + ": '" + name + "' is a subcommand: give the suite another name");
+            }
+            return name;
+        }
+
+        private static String canonical(String name) {
+            return name.toLowerCase(Locale.ROOT).replace('_', '-');
+        }
+
+        Collection<Suite> all() {
+            return byName.values();
+        }
+
+        boolean needsSync(String name) {
+            return byName.get(canonical(name)).parts().contains("--sync");
+        }
+
+        /** The suites that these names stand for, each once. */
+        List<Suite> chosen(List<String> names) {
+            Set<String> chosen = new LinkedHashSet<>();
+            for (String name : names.stream().map(Suites::canonical).toList()) {
+                if (!byName.containsKey(name)) {
+                    Set<String> known = new HashSet<>(byName.keySet());
+                    known.addAll(List.of("list", "run"));
+                    throw new VmException(2, "there is no suite '" + name + "'" + didYouMean(name, known) + ", only "
+                            + String.join(", ", byName.keySet()) + "; a setting VM_TEST_<SUITE> makes another");
+                }
+                List<String> parts = byName.get(name).parts();
+                chosen.addAll(parts.isEmpty() ? List.of(name) : parts);
+            }
+            return chosen.stream().filter(byName::containsKey).map(byName::get).toList();
+        }
+
+        /** What to run for these names, the build first. */
+        List<Job> jobs(List<String> names, Additions additions) {
+            List<Job> jobs = new ArrayList<>();
+            List<Suite> chosen = chosen(names);
+            for (Suite suite : chosen) {
+                if (!suite.name().equals("build")) {
+                    jobs.add(job(suite, additions));
+                }
+            }
+            build(chosen.stream().anyMatch(suite -> suite.name().equals("build"))).ifPresent(job -> jobs.add(0, job));
+            return jobs;
+        }
+
+        /** The build, unless VM_TEST_BUILD says that there is nothing to build and nobody named it. */
+        Optional<Job> build(boolean named) {
+            Suite build = byName.get("build");
+            boolean nothing = List.of("true", ":").contains(build.command());
+            return named || !nothing ? Optional.of(job(build, Additions.NONE)) : Optional.empty();
+        }
+
+        private static Job job(Suite suite, Additions additions) {
+            GoTest goTest = GoTest.parse(suite.command());
+            if (goTest != null) {
+                GoTest changed = goTest.with(additions);
+                return new Job(suite, changed.line(), true, changed.chosenByCaller(), additions);
+            } else if (!additions.packages().isEmpty()) {
+                throw new VmException(2, "--packages is for suites of the form 'go test FLAGS PACKAGES', and "
+                        + suite.name() + " is another command: " + suite.command());
+            } else if (!additions.words().isEmpty() && Shell.hasComment(suite.command())) {
+                throw new VmException(2, "the command of suite " + suite.name()
+                        + " has a # comment, in which the words after -- would be lost: " + suite.command());
+            }
+            String added = additions.words().isEmpty() ? "" : " " + shellQuoted(additions.words());
+            return new Job(suite, suite.command() + added, false, false, additions);
+        }
+
+        /** The suite's failed tests, by package; of a package without names all tests. */
+        Job again(Suite suite, Map<String, List<String>> failed, Additions additions) {
+            GoTest goTest = GoTest.parse(suite.command());
+            if (goTest == null || failed.isEmpty()) {
+                return job(suite, additions);
+            }
+            GoTest changed = goTest.with(additions);
+            List<String> lines = new ArrayList<>();
+            List<String> whole = failed.keySet().stream().filter(pkg -> failed.get(pkg).isEmpty()).toList();
+            if (!whole.isEmpty()) {
+                lines.add(changed.with(new Additions(List.of(), whole)).line());
+            }
+            failed.forEach((pkg, tests) -> {
+                if (!tests.isEmpty()) {
+                    List<String> run = List.of("-run", "^(" + String.join("|", tests) + ")$");
+                    lines.add(changed.with(new Additions(run, List.of(pkg))).line());
+                }
+            });
+            String command = lines.size() == 1 ? lines.get(0) : "code=0; " + lines.stream()
+                    .map(line -> line + " || code=$?; ").collect(Collectors.joining()) + "exit $code";
+            return new Job(suite, command, true, true, additions);
+        }
+    }
+
+    /**
+     * A command of the form {@code [VAR=x...] [doas] go test FLAGS PACKAGES}, in the words as they were written. Any
+     * other command is opaque: it runs whole. In doubt a command is opaque, or has fewer packages than meant and so
+     * keeps those that it has.
+     */
+    record GoTest(List<String> start, List<String> flags, List<String> packages, List<String> args,
+            boolean chosenByCaller) {
+
+        /** The flags of go test and go build that take no value: after any other, the next word is its value. */
+        private static final Set<String> NO_VALUE = Set.of("a", "artifacts", "asan", "benchmem", "buildvcs", "cover",
+                "failfast", "fullpath", "i", "json", "linkshared", "modcacherw", "msan", "n", "race", "short",
+                "trimpath", "v", "work", "x");
+
+        /** Null if the command is opaque. */
+        static GoTest parse(String command) {
+            List<Shell.Word> words = Shell.split(command);
+            int go = 0;
+            while (words != null && go < words.size() && words.get(go).raw().matches("[A-Za-z_]\\w*=(?s:.*)")) {
+                go++;
+            }
+            go += words != null && go < words.size() && words.get(go).raw().equals("doas") ? 1 : 0;
+            if (words == null || go + 1 >= words.size() || !words.get(go).raw().matches("(\\S*/)?go")
+                    || !words.get(go + 1).raw().equals("test")) {
+                return null;
+            }
+            List<String> flags = new ArrayList<>();
+            int next = go + 2;
+            while (next < words.size() && isFlag(words.get(next).value())) {
+                int length = flagLength(words.get(next).value());
+                String flag = nameOf(words.get(next).value());
+                if (Set.of("args", "c", "").contains(flag) || next + length > words.size()) {
+                    return null; // it has arguments of its own, runs no test, or lacks a value
+                }
+                addFlag(flags, words.subList(next, next + length).stream().map(Shell.Word::raw).toList(), flag);
+                next += length;
+            }
+            List<Shell.Word> packages = words.subList(next, words.size());
+            if (packages.stream().anyMatch(word -> isFlag(word.value()))) {
+                return null;
+            }
+            return new GoTest(words.subList(0, go + 2).stream().map(Shell.Word::raw).toList(), flags,
+                    packages.stream().map(Shell.Word::raw).toList(), List.of(), false);
+        }
+
+        private static boolean isFlag(String word) {
+            return word.startsWith("-") && word.length() > 1;
+        }
+
+        /** -run and --run, -test.run and -run=X are one flag. */
+        private static String nameOf(String flag) {
+            return flag.replaceFirst("^--?(test\\.)?", "").replaceFirst("(?s)=.*", "");
+        }
+
+        private static int flagLength(String flag) {
+            return flag.contains("=") || NO_VALUE.contains(nameOf(flag)) ? 1 : 2;
+        }
+
+        /** -json is added once for all. -v changes how go test -json ends its lines, and so results would be lost. */
+        private static void addFlag(List<String> flags, List<String> words, String name) {
+            if (!Set.of("v", "json").contains(name)) {
+                flags.addAll(words);
+            }
+        }
+
+        /** With the caller's flags before the packages, because go test reads no packages after a further flag. */
+        GoTest with(Additions additions) {
+            List<String> words = additions.words();
+            int end = words.contains("-args") ? words.indexOf("-args") : words.size();
+            List<String> more = new ArrayList<>(flags);
+            boolean chosen = chosenByCaller || !additions.packages().isEmpty();
+            for (int i = 0; i < end; i += flagLength(words.get(i))) {
+                String flag = words.get(i);
+                if (!isFlag(flag) || flag.equals("--")) {
+                    throw new VmException(2, "'" + flag + "' after -- is neither a flag of go test nor a flag's value: "
+                            + "packages are named by --packages " + flag);
+                } else if (i + flagLength(flag) > end) {
+                    throw new VmException(2, "after --, the flag " + flag + " lacks its value; if it takes none, write "
+                            + flag + "=true");
+                }
+                addFlag(more, words.subList(i, i + flagLength(flag)).stream().map(word -> shellQuoted(List.of(word)))
+                        .toList(), nameOf(flag));
+                chosen |= nameOf(flag).equals("run");
+            }
+            List<String> own = additions.packages().stream().map(word -> shellQuoted(List.of(word))).toList();
+            List<String> after = end < words.size() ? List.of(shellQuoted(words.subList(end, words.size()))) : args;
+            return new GoTest(start, more, own.isEmpty() ? packages : own, after, chosen);
+        }
+
+        String line() {
+            return Stream.of(start, List.of("-json"), flags, packages, args).flatMap(List::stream)
+                    .collect(Collectors.joining(" "));
+        }
+    }
+
+    /** What vm-test has to know of sh's grammar. */
+    static final class Shell {
+        /** Outside quotes these make more than words of a line. */
+        private static final String SPECIAL = ";&|<>$#`()[]{}*?\n\r";
+
+        /** A word as it was written, and what sh makes of it. */
+        record Word(String raw, String value) {}
+
+        private Shell() {
+        }
+
+        /** The words of a simple command; null if it is more than that, or its quotes are not closed. */
+        static List<Word> split(String line) {
+            List<Word> words = new ArrayList<>();
+            StringBuilder value = new StringBuilder();
+            int start = -1; // of the word
+            char quote = 0;
+            for (int i = 0; i <= line.length(); i++) {
+                char c = i < line.length() ? line.charAt(i) : ' ';
+                if (quote == 0 && (c == ' ' || c == '\t')) {
+                    if (start >= 0) {
+                        words.add(new Word(line.substring(start, i), value.toString()));
+                        value.setLength(0);
+                        start = -1;
+                    }
+                    continue;
+                }
+                start = start < 0 ? i : start;
+                boolean expands = quote == '"' && "$`\\".indexOf(c) >= 0;
+                if (expands || quote == 0 && SPECIAL.indexOf(c) >= 0 || i == line.length()) {
+                    return null;
+                } else if (quote == 0 && c == '\\' && i + 1 < line.length()) {
+                    value.append(line.charAt(++i));
+                } else if (quote == 0 && (c == '"' || c == '\'')) {
+                    quote = c;
+                } else if (c == quote) {
+                    quote = 0;
+                } else {
+                    value.append(c);
+                }
+            }
+            return words;
+        }
+
+        /** Whether a # outside quotes begins a comment. */
+        static boolean hasComment(String line) {
+            char quote = 0;
+            char before = ' ';
+            for (int i = 0; i < line.length(); i++) {
+                char c = line.charAt(i);
+                if (quote == 0 && c == '#' && " \t\n;&|()".indexOf(before) >= 0) {
+                    return true;
+                } else if (c == '\\' && quote != '\'') {
+                    i++;
+                } else if (quote == 0 && (c == '"' || c == '\'')) {
+                    quote = c;
+                } else if (c == quote) {
+                    quote = 0;
+                }
+                before = c;
+            }
+            return false;
+        }
+    }
+
+    /** Words as a person could paste them into a shell. */
+    static String shellQuoted(List<String> words) {
+        return words.stream().map(word -> word.matches("[A-Za-z0-9_@%+=:,./-]+") ? word : "'"
+                + word.replace("'", "'\\''") + "'")
+                .collect(Collectors.joining(" "));
+    }
+
+    // What failed last time
+
+    /**
+     * The suites of the last call ({@code last-run}) and the results of each ({@code <suite>.json}) in one directory.
+     * A suite's results count only if they bear the call's id: a suite without any runs whole again.
+     */
+    static final class LastRun {
+        private final Path directory;
+        private final String project;
+        private final String id = UUID.randomUUID().toString();
+
+        LastRun(Path directory, String project) {
+            this.directory = directory;
+            this.project = project;
+        }
+
+        /** What failed in the last run, of these suites, or of all if there are none. */
+        List<Job> failedJobs(Suites suites, List<Suite> chosen) throws IOException {
+            JsonObject last = read("last-run");
+            if (last == null) {
+                throw new VmException(2, "--failed: there was no run yet: run a suite first");
+            } else if (!project.equals(last.getString("project"))) {
+                throw new VmException(2, "--failed: the last run was that of another project, " + printable(
+                        last.getString("project", "?")) + ", not " + project + ": run a suite of this one first");
+            }
+            Map<String, Suite> known = suites.all().stream().collect(Collectors.toMap(Suite::name, suite -> suite));
+            List<Job> jobs = new ArrayList<>();
+            for (Map.Entry<String, Object> entry : last.getObject("suites", new JsonObject()).entrySet()) {
+                Suite suite = known.get(entry.getKey());
+                boolean wanted = chosen.isEmpty() || chosen.stream().anyMatch(it -> it.name().equals(entry.getKey()));
+                if (suite != null && wanted && !entry.getKey().equals("build")) {
+                    failedJob(suites, suite, entry.getValue().toString(), last).ifPresent(jobs::add);
+                }
+            }
+            if (!jobs.isEmpty()) {
+                suites.build(false).ifPresent(build -> jobs.add(0, build));
+            }
+            return jobs;
+        }
+
+        private Optional<Job> failedJob(Suites suites, Suite suite, String call, JsonObject last) throws IOException {
+            Additions additions = new Additions(strings(last.getArray("words")), strings(last.getArray("packages")));
+            JsonObject result = read(suite.name() + ".json");
+            if (result == null || !call.equals(result.getString("id"))) {
+                return Optional.of(suites.again(suite, Map.of(), additions)); // the build failed, or it was interrupted
+            } else if (!suite.command().equals(result.getString("suiteCommand"))) {
+                System.err.println("vm-test: the command of suite " + suite.name()
+                        + " has changed since the last run, so the suite runs whole");
+                return Optional.of(suites.again(suite, Map.of(), additions));
+            } else if ("passed".equals(result.getString("verdict"))) {
+                return Optional.empty();
+            }
+            Map<String, List<String>> failed = new LinkedHashMap<>();
+            result.getObject("failed", new JsonObject()).forEach((pkg, tests) ->
+                    failed.put(pkg, strings((JsonArray) tests)));
+            if (failed.isEmpty()) {
+                System.err.println("vm-test: of suite " + suite.name()
+                        + " it is not known which tests failed, so it runs whole");
+            }
+            return Optional.of(suites.again(suite, failed, additions));
+        }
+
+        private static List<String> strings(JsonArray array) {
+            return array == null ? List.of() : array.stream().map(String::valueOf).toList();
+        }
+
+        private JsonObject read(String file) throws IOException {
+            try {
+                return json(Files.readString(directory.resolve(file)));
+            } catch (NoSuchFileException none) {
+                return null;
+            }
+        }
+
+        /** Before anything runs, so that a run that is cut off is known too. With --failed the other suites stay. */
+        void begin(List<Job> jobs, boolean onlyFailed) throws IOException {
+            JsonObject last = onlyFailed ? read("last-run") : null;
+            JsonObject suites = last == null ? new JsonObject() : last.getObject("suites", new JsonObject());
+            jobs.forEach(job -> suites.put(job.suite().name(), id));
+            Additions additions = jobs.get(jobs.size() - 1).additions();
+            replace("last-run", JsonWriter.indent("  ").string().object().value("project", project)
+                    .object("suites", suites).array("words", additions.words()).array("packages", additions.packages())
+                    .end().done());
+        }
+
+        void write(Report report) throws IOException {
+            replace(report.job().suite().name() + ".json", report.json(id));
+        }
+
+        /** By getBytes, which takes half a surrogate pair that a test printed, too. */
+        private void replace(String file, String text) throws IOException {
+            Path temporary = directory.resolve(file + ".new");
+            try (FileChannel channel = FileChannel.open(temporary, StandardOpenOption.CREATE, StandardOpenOption.WRITE,
+                    StandardOpenOption.TRUNCATE_EXISTING)) {
+                for (ByteBuffer bytes = ByteBuffer.wrap((text + "\n").getBytes(UTF_8)); bytes.hasRemaining();) {
+                    channel.write(bytes);
+                }
+                channel.force(true);
+            }
+            Files.move(temporary, directory.resolve(file), StandardCopyOption.ATOMIC_MOVE);
+        }
+    }
+
     // One command in the guest
 
-    /**
-     * The guest's side, in plain sh: no timeout(1), setsid(1) or cgroups there. It comes on stdin, whose next line or
-     * end is the order to stop. The suite's processes are those that were not there before and descend from it, or
-     * whose forefather init adopted (it left the process group, or its parent died). Out of reach: what an old daemon
-     * (cron, at) starts for the suite. Taken for the suite's: what another daemonizes meanwhile. The last word is
-     * "exit", on both streams: what came before it has all arrived.
-     */
-    static final String SUPERVISOR = """
-            exec 3>&2 4<&0 </dev/null 2>/dev/null
-            trap '' HUP INT QUIT TERM PIPE
-            say() { printf '%s\\n' "$mark$*" >&3; }
-            nap() { sleep 0.2; }
-            table() { ps -axww -o pid,ppid,stat,command; }
-            state() { # processes; with the leak check also mounts and files, each after an empty line
-                table
-                [ -z "$leaks" ] || { echo; mount; echo; [ ! -d /build ] || find /build -xdev; }
+    /** The VM, the project's directory in it, and where the project there should have come from. */
+    record Place(Path vmDir, String vmName, String directory, String origin, boolean verbose) {
+        /** Nothing is lost for a lock that cannot be read: while a suite runs, that counts as held. */
+        boolean isAlive() {
+            try {
+                return isRunning(vmDir.resolve(vmName + ".qemu-pid"));
+            } catch (VmException unknown) {
+                return true;
             }
-            # What is there and was not before: "process PID COMMAND" if its ancestor is the pid $1 or init;
-            # of the output of $2 the rest.
-            mine() {
-                "${2:-table}" | awk -v top="$1" -v watcher="$watcher" -v before="$d/before" '
-                    function process(line,  f) { split(line, f, " "); return f[1] + 0 }
-                    function say(line) { if (said++ < 200) print line }
-                    BEGIN {
-                        while ((getline line < before) > 0) {
-                            known = 1
-                            if (line == "" && was < 2) was++
-                            else if (was) old[was, line] = 1
-                            else old[process(line)] = 1
-                        }
-                        if (!known) old[top] = 1 # the suite emptied /tmp: of the others nothing is known
-                    }
-                    /^$/ && now < 2 { now++; next }
-                    now { if (!((now, $0) in old)) rest[++n] = (now == 1 ? "mount " : "file ") $0; next }
-                    process($0) > 0 {
-                        p = process($0); parent[p] = $2; zombie[p] = $3 ~ /^Z/
-                        sub(/^ *[0-9]+ +[0-9]+ +[^ ]+ +/, ""); name[p] = $0
-                    }
-                    END {
-                        for (p in parent) if (parent[p] == 1 && name[p] ~ /^[^ ]*(sshd|getty|cron)/) old[p] = 1
-                        for (p in parent) {
-                            for (q = p; q in parent && !(q in old) && q != watcher; q = parent[q]) ;
-                            if (!(p in old) && !zombie[p] && (q == top || known && q == 1))
-                                say("process " p " " name[p])
-                        }
-                        for (i = 1; known && i <= n; i++) say(rest[i])
-                    }'
-            }
-            pids() { mine $$ | awk "$1 { print \\$2 }"; }
-            tests() { pids '$3 ~ /\\.test$/ && / -test\\./'; }
-            report() { while read -r l; do say "leak $l"; done; }
-            gone() { # up to $1 naps until $2 finds nothing
-                n=$1
-                while [ $n -gt 0 ] && [ -n "$($2)" ]; do nap; n=$((n - 1)); done
-            }
-            stop() {
-                rm -f "$d/watcher" # a full disk allows that; a file made would be refused
-                # The goroutine dump; go test then ends by itself, unless something holds its pipes open.
-                kill -QUIT $(tests)
-                gone 40 tests
-                gone 10 pids
-                n=0
-                while nap; [ $n -lt 20 ] && [ -n "$(pids)" ]; do kill -KILL $(pids); n=$((n + 1)); done
-                mine $$ | report
-            }
-            cd "$dir" || { say nowhere; exit; }
-            d=$(mktemp -d /tmp/vm-test.XXXXXX) || { say full; exit; }
-            { state; echo; } >"$d/before" || { rm -r "$d"; say full; exit; }
-            (
-                read -r order <&4
-                until read -r watcher <"$d/watcher" || [ ! -d "$d" ]; do nap; done
-                [ -d "$d" ] || { mkdir "$d"; watcher=$(sh -c 'echo $PPID'); } # the suite removed it
-                stop
-            ) >/dev/null &
-            watcher=$!
-            echo $watcher >"$d/watcher"
-            (
-                trap - HUP INT QUIT TERM PIPE
-                set -a
-                eval "$environment"
-                set +a
-                exec sh -c "$command"
-            ) 2>&3 3>&- 4<&-
-            code=$?
-            [ -e "$d/watcher" ] || [ ! -d "$d" ] || wait $watcher
-            if [ -n "$leaks" ]; then
-                n=15 # naps for what ends by itself
-                while left=$(mine none state); [ $n -gt 0 ] && [ "${left#process}" != "$left" ]; do
-                    nap; n=$((n - 1))
-                done
-                [ -z "$left" ] || printf '%s\\n' "$left" | report
-            fi
-            kill -KILL $watcher
-            rm -r "$d"
-            say exit $code
-            say exit $code 3>&1
-            """;
+        }
 
-    /** The supervisor with what it is to run: text for sh's stdin. */
-    static String supervisor(String mark, String directory, String command, Map<String, String> environment,
-            boolean leakCheck) {
-        return assignments(Map.of("mark", mark, "dir", directory, "command", command, "environment",
-                assignments(environment),
-                "leaks", leakCheck ? "yes" : "")) + SUPERVISOR;
-    }
-
-    private static String assignments(Map<String, String> values) {
-        return values.entrySet().stream().map(it -> it.getKey() + "=" + shellQuoted(List.of(it.getValue())) + "\n")
-                .collect(Collectors.joining());
-    }
-
-    /**
-     * ssh to a sh that takes so many bytes of stdin as its script. csh, a possible login shell, reads this one line as
-     * sh does.
-     */
-    static List<String> sshCommand(Path vmDir, String vmName, int scriptBytes) {
-        return List.of("ssh", "-F", vmDir.resolve("ssh_config").toString(), "-T", vmName,
-                "exec sh -c 'eval \"$(dd bs=1 count=" + scriptBytes + " 2>/dev/null)\"'");
+        /** What QEMU says of the guest; null if the VM ended, or if nothing can be said of it. */
+        GuestState guestState() {
+            try {
+                return GuestState.of(vmDir, vmName);
+            } catch (VmException unreadable) {
+                return null;
+            }
+        }
     }
 
     enum Verdict {
@@ -672,68 +1037,236 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    final class GuestRun {
-        final String mark = "\u001e" + UUID.randomUUID() + " ";
-        private final byte[] script;
-        private final Path console = vmDir.resolve(vmName + ".console.log");
-        private final long consoleStart = Files.exists(console) ? console.toFile().length() : 0;
-        volatile Integer code;
-        final List<String> left = Collections.synchronizedList(new ArrayList<>());
-        String trouble;
-        String standstill; // why the guest stood still when the time limit came or the connection was lost
+    /**
+     * The guest's side, in plain sh: no timeout(1), setsid(1) or cgroups there. It comes on stdin. Its lines on stderr
+     * begin with the mark, which the suite does not know. The order to stop is the next line on stdin, or its end; then
+     * "dumped" is reported, and at the line after that, or the end of stdin, everything is killed. The suite's
+     * processes are those that were not there before and descend from it, or whose ancestor was adopted by init (it
+     * left the process group, or its parent died). Out of reach: what an old daemon (cron, at) starts for the suite.
+     * Taken for the suite's: what another program daemonizes meanwhile. The last word is "exit", on both streams: what
+     * came before it has all arrived. Nothing is kept in files, which a suite could delete.
+     */
+    static final class Supervisor {
+        /** A listing has at most so many lines of a kind; a guest must not fill this machine's memory. */
+        static final int LISTED = 50_000;
+        /** How long a process may live on after the suite's end, in naps of 0.2 s: git gc --auto ends by itself. */
+        private static final int LAST_NAPS = 25;
 
-        GuestRun(String command, boolean leakCheck) {
-            script = supervisor(mark, guestDirectory(), command, environment, leakCheck).getBytes(UTF_8);
+        private static final String SCRIPT = """
+            exec 3>&2 4<&0 </dev/null 2>/dev/null
+            trap '' HUP INT QUIT TERM PIPE
+            say() { printf '%s\\n' "$mark$*" >&3; }
+            nap() { sleep 0.2; }
+            table() { ps -axww -o pid,ppid,stat,command; }
+            listing() { # lines of $1: what a suite may leave behind, beside processes
+                {
+                    printf '%s\\n' "$mark$1"
+                    mount | head -n $listed | sed 's/^/mount /'
+                    [ ! -d /build ] || find /build -xdev | head -n $listed | sed 's/^/file /'
+                    ls -A /tmp | head -n $listed | sed 's/^/tmp /'
+                } | LC_ALL=C awk 'NR == 1 { mark = $0; next } { print mark " " $0 }' >&3
+            }
+            # "PID COMMAND" of what was not there before and descends from the pid $1, or was adopted by init.
+            mine() {
+                { printf '%s\\n\\n' "$before"; table; } | LC_ALL=C awk -v top="$1" -v watcher="$watcher" '
+                    /^$/ { now = 1; next }
+                    !now { old[$1 + 0] = 1; next }
+                    $1 + 0 > 0 {
+                        p = $1 + 0; parent[p] = $2 + 0; zombie[p] = $3 ~ /^Z/
+                        sub(/^ *[0-9]+ +[0-9]+ +[^ ]+ +/, ""); name[p] = $0
+                    }
+                    END {
+                        for (p in parent) if (parent[p] == 1 && name[p] ~ /^[^ ]*(sshd|getty|cron)/) old[p] = 1
+                        for (p in parent) {
+                            for (q = p; q in parent && !(q in old) && q != watcher; q = parent[q]) ;
+                            if (!(p in old) && !zombie[p] && (q == top || q == 1) && n++ < 200) print p " " name[p]
+                        }
+                    }'
+            }
+            pids() { mine $$ | awk '{ print $1 }'; }
+            tests() { mine $$ | awk '$2 ~ /\\.test$/ && / -test\\./ { print $1 }'; }
+            gone() { # waits up to $1 naps until $2 finds nothing
+                n=$1
+                while [ $n -gt 0 ] && [ -n "$($2)" ]; do nap; n=$((n - 1)); done
+            }
+            stop() {
+                trap '' USR1
+                # The goroutine dump; go test then ends by itself, unless something holds its pipes open.
+                kill -QUIT $(tests)
+                gone 40 tests
+                say dumped
+                read -r order <&4
+                gone 10 pids
+                n=0
+                while nap; [ $n -lt 20 ] && [ -n "$(pids)" ]; do kill -KILL $(pids); n=$((n + 1)); done
+            }
+            cd "$dir" || { say nowhere; exit; }
+            set -- $(ls -di .)
+            for made in "$HOME"/.vm-sync/*/made; do # of the sync that made this directory
+                [ "${made%made}tree/." -ef . ] && read -r inode <"$made" && [ "$inode" = "$1" ] || continue
+                { read -r there && read -r time; } <"${made%made}origin" || continue
+                [ "$there" = "$origin" ] || { say origin "$there" "$time"; exit; }
+            done
+            [ -z "$leftovers" ] || listing before
+            before=$(table)
+            (
+                watcher=$(sh -c 'echo $PPID')
+                read -r order <&4
+                stop
+            ) >/dev/null &
+            watcher=$!
+            (
+                trap - HUP INT QUIT TERM PIPE
+                eval "$start"
+            ) 2>&3 3>&- 4<&-
+            code=$?
+            kill -USR1 $watcher # unless it has begun to stop the suite
+            wait $watcher
+            n=$naps
+            while left=$(mine none); [ $n -gt 0 ] && [ -n "$left" ]; do nap; n=$((n - 1)); done
+            [ -z "$left" ] || printf '%s\\n' "$left" | while read -r process; do say process "$process"; done
+            [ -z "$leftovers" ] || listing after
+            say exit $code
+            say exit $code 3>&1
+            """;
+
+        private Supervisor() {
         }
 
-        /** Runs it to its end, or the time limit, or until VM or connection are lost; the texts come one at a time. */
+        /**
+         * The supervisor with what it is to run, as text for sh's stdin. The suite's own variables are set in the last
+         * moment, by a shell that needs none of the supervisor's any more.
+         */
+        static String script(String mark, Place place, String command, Map<String, String> environment,
+                boolean leftovers) {
+            String start = environment.entrySet().stream().map(variable -> "export " + variable.getKey() + "="
+                    + shellQuoted(List.of(variable.getValue())) + "\n").collect(Collectors.joining())
+                    + "exec /bin/sh -c " + shellQuoted(List.of(command));
+            Map<String, String> variables = Map.of("mark", mark, "dir", place.directory(), "origin", place.origin(),
+                    "start", start, "leftovers", leftovers ? "yes" : "", "listed", String.valueOf(LISTED + 1),
+                    "naps", String.valueOf(leftovers ? LAST_NAPS : 0));
+            return variables.entrySet().stream().map(variable -> variable.getKey() + "="
+                    + shellQuoted(List.of(variable.getValue())) + "\n").collect(Collectors.joining()) + SCRIPT;
+        }
+
+        /**
+         * ssh to a sh that takes so many bytes of stdin as its script. csh, a possible login shell, reads this one line
+         * as sh does.
+         */
+        static List<String> sshCommand(Path vmDir, String vmName, int scriptBytes) {
+            return List.of("ssh", "-F", vmDir.resolve("ssh_config").toString(), "-T", vmName,
+                    "exec sh -c 'eval \"$(dd bs=1 count=" + scriptBytes + " 2>/dev/null)\"'");
+        }
+    }
+
+    /**
+     * Runs one command in the guest under the supervisor, until it ends, the time limit comes, it is interrupted, or
+     * the VM or the connection is lost. The guest's bytes are handed on as strings of one character for each byte.
+     */
+    static final class GuestRun {
+        static final Duration STOPPING = Duration.ofSeconds(60); // the supervisor takes 20 s at most
+        /** A line of the supervisor's. Longer ones are a suite's that knows the mark. */
+        private static final int LONGEST_LINE = 1 << 16;
+
+        final String mark = "\u001e" + UUID.randomUUID() + " ";
+        private final Place place;
+        private final String command;
+        private final Map<String, String> environment;
+        private final Duration timeout;
+        private final BooleanSupplier interrupted;
+        private final Path console;
+        private final long consoleStart;
+        /** Takes what is there before and after the command; null: nobody asks. */
+        Leftovers leftovers;
+        /** At the time limit, after the goroutine dumps and before the kill; null: nothing. */
+        Runnable beforeKill;
+        volatile Integer code;
+        private volatile boolean dumped;
+        /** The project is not in the guest, or another one is: nothing was run. */
+        volatile boolean refused;
+        /** Why there is no result, and what to do. */
+        String trouble;
+        /** Why the guest stood still when the time limit came or the connection was lost. */
+        String standstill;
+
+        GuestRun(Place place, String command, Map<String, String> environment, Duration timeout,
+                BooleanSupplier interrupted) {
+            this.place = place;
+            this.command = command;
+            this.environment = environment;
+            this.timeout = timeout;
+            this.interrupted = interrupted;
+            console = place.vmDir().resolve(place.vmName() + ".console.log");
+            consoleStart = Files.exists(console) ? console.toFile().length() : 0;
+        }
+
         Verdict run(Consumer<String> stdout, Consumer<String> stderr) throws IOException, InterruptedException {
+            byte[] script = Supervisor.script(mark, place, command, environment, leftovers != null).getBytes(UTF_8);
             // In a session of its own: else Ctrl-C would end ssh too, and with it the way to say "stop".
-            Stream<String> setsid = Stream.of(System.getenv("PATH").split(":")).map(dir -> dir + "/setsid")
+            String path = System.getenv().getOrDefault("PATH", "/usr/bin:/bin");
+            Stream<String> setsid = Stream.of(path.split(":")).map(dir -> dir + "/setsid")
                     .filter(file -> Files.isExecutable(Path.of(file))).limit(1);
-            Process process = start(new ProcessBuilder(Stream.concat(setsid,
-                    sshCommand(vmDir, vmName, script.length).stream()).toList()));
+            Process process = start(new ProcessBuilder(Stream.concat(setsid, Supervisor.sshCommand(place.vmDir(),
+                    place.vmName(), script.length).stream()).toList()), place.verbose());
             CountDownLatch open = new CountDownLatch(2);
             pump(process.getInputStream(), stdout, open);
             pump(process.getErrorStream(), stderr, open);
-            long deadline = System.nanoTime() + timeout.toNanos();
-            Verdict stop = null;
-            boolean asked = false; // whether sshd still answers, after the words of a panic
-            StandstillWatch watch = new StandstillWatch();
-            OutputStream orders = process.getOutputStream();
+            Verdict stopped = null;
             try {
+                OutputStream orders = process.getOutputStream();
                 orders.write(script);
                 orders.flush();
-                while (!open.await(100, TimeUnit.MILLISECONDS)) {
-                    boolean late = System.nanoTime() > deadline;
-                    interrupted |= !canAnswer(); // if nobody reads stdout, stop the suite as Ctrl-C does
-                    watch.look();
-                    if (stop == null && (interrupted || late)) {
-                        stop = interrupted ? Verdict.INTERRUPTED : Verdict.TIMED_OUT;
-                        standstill = interrupted ? null : watch.why;
-                        trouble = standstill == null ? trouble : standstill;
-                        deadline = System.nanoTime() + STOPPING.toNanos();
-                        orders.close();
-                    } else if (late) {
-                        left.add("perhaps everything: the guest did not answer the order to stop");
-                        break;
-                    } else if (!alive()) {
-                        break;
-                    } else if (!asked && kernelPanic(console(consoleStart)) >= 0) {
-                        asked = true;
-                        JsonObject vm = runningVm(vmDir, vmName);
-                        if (vm == null || !hasBanner(vm.getInt("port"), 5000)) {
-                            break; // ssh itself would notice after a minute
-                        }
-                    }
-                }
+                stopped = watch(open, orders);
             } catch (IOException closed) {
                 // ssh has ended: what it said, or did not say, decides
             } finally {
                 process.destroy();
             }
             open.await(4, TimeUnit.SECONDS);
-            return stop != null ? stop : code == null ? lost() : code == 0 ? Verdict.PASSED : Verdict.FAILED;
+            return stopped != null ? stopped : code == null ? lost() : code == 0 ? Verdict.PASSED : Verdict.FAILED;
+        }
+
+        /** Waits for the end; why it was stopped, or null. */
+        private Verdict watch(CountDownLatch open, OutputStream orders) throws IOException, InterruptedException {
+            long deadline = System.nanoTime() + timeout.toNanos();
+            Verdict stopped = null;
+            boolean killed = false;
+            boolean asked = false; // whether sshd still answers, after the words of a panic
+            StandstillWatch standstillWatch = new StandstillWatch(place);
+            while (!open.await(100, TimeUnit.MILLISECONDS)) {
+                boolean late = System.nanoTime() > deadline;
+                // if nobody reads stdout, the suite is stopped as by Ctrl-C
+                boolean interrupt = interrupted.getAsBoolean() || !canAnswer();
+                standstillWatch.look();
+                if (stopped == null && (interrupt || late)) {
+                    stopped = interrupt ? Verdict.INTERRUPTED : Verdict.TIMED_OUT;
+                    standstill = interrupt ? null : standstillWatch.why;
+                    trouble = standstill == null ? trouble : standstill;
+                    deadline = System.nanoTime() + STOPPING.toNanos();
+                    orders.write('\n');
+                    orders.flush();
+                } else if (stopped != null && !killed && (dumped || late)) {
+                    if (stopped == Verdict.TIMED_OUT && dumped && beforeKill != null) {
+                        beforeKill.run();
+                    }
+                    killed = true;
+                    deadline = System.nanoTime() + STOPPING.toNanos();
+                    orders.close();
+                } else if (late) {
+                    trouble = trouble != null ? trouble : "perhaps everything that the suite started still runs: the "
+                            + "guest did not answer the order to stop; vm-ctl restart ends it";
+                    break;
+                } else if (!place.isAlive()) {
+                    break;
+                } else if (!asked && kernelPanic(console(consoleStart)) >= 0) {
+                    asked = true;
+                    JsonObject vm = runningVm(place.vmDir(), place.vmName());
+                    if (vm == null || !hasBanner(vm.getInt("port"), 5000)) {
+                        break; // ssh itself would notice after a minute
+                    }
+                }
+            }
+            return stopped;
         }
 
         private Verdict lost() throws InterruptedException {
@@ -741,19 +1274,19 @@ final class VmTest implements Callable<Integer> {
                 return Verdict.LOST;
             }
             Thread.sleep(2_000); // QEMU may be on its way out, and the console's last words on theirs
-            String said = console(consoleStart);
-            int panic = kernelPanic(said);
+            String text = console(consoleStart);
+            int panic = kernelPanic(text);
             boolean panicked = panic >= 0;
-            List<String> lines = (panicked ? said.substring(panic) : console(0)).lines().filter(line -> !line.isBlank())
-                    .toList();
+            List<String> lines = (panicked ? text.substring(panic) : console(0)).lines()
+                    .filter(line -> !line.isBlank()).toList();
             int first = panicked ? 0 : Math.max(0, lines.size() - 10);
-            GuestState guest = panicked ? null : guestState();
+            GuestState guest = panicked ? null : place.guestState();
             standstill = guest == null ? null : guest.why();
+            boolean alive = place.isAlive();
             trouble = (standstill != null ? "the connection was lost: " + standstill
-                    : (panicked ? "the guest panicked" : alive() ? "the connection was lost" : "VM " + vmName
-                            + " ended")
-                            + "; vm-ctl " + (alive() ? "restart" : "start") + " brings it back") + ". From " + console
-                            + ":\n"
+                    : (panicked ? "the guest panicked" : alive ? "the connection was lost" : "VM " + place.vmName()
+                            + " ended") + "; vm-ctl " + (alive ? "restart" : "start") + " brings it back")
+                    + ". From " + console + ":\n"
                     + String.join("\n", lines.subList(first, Math.min(first + 15, lines.size())));
             return Verdict.LOST;
         }
@@ -763,7 +1296,7 @@ final class VmTest implements Callable<Integer> {
             try (FileChannel log = FileChannel.open(console)) {
                 ByteBuffer text = ByteBuffer.allocate(1 << 16);
                 log.read(text, Math.max(log.size() < from ? 0 : from, log.size() - text.capacity()));
-                return harmless(new String(text.array(), 0, text.position(), UTF_8));
+                return printable(new String(text.array(), 0, text.position(), UTF_8));
             } catch (IOException none) {
                 return "";
             }
@@ -771,11 +1304,11 @@ final class VmTest implements Callable<Integer> {
 
         private void pump(InputStream in, Consumer<String> sink, CountDownLatch open) {
             Thread thread = new Thread(() -> {
-                char[] buffer = new char[1 << 16];
+                byte[] buffer = new byte[1 << 16];
                 StringBuilder held = new StringBuilder();
-                try (Reader reader = new InputStreamReader(in, WIRE)) {
-                    for (int n = reader.read(buffer); n >= 0 && sift(held.append(buffer, 0, n),
-                            sink); n = reader.read(buffer)) { }
+                try (in) {
+                    for (int n = in.read(buffer); n >= 0 && sift(held.append(new String(buffer, 0, n, ISO_8859_1)),
+                            sink); n = in.read(buffer)) { }
                 } catch (IOException closed) {
                     // ssh has ended
                 } finally {
@@ -791,57 +1324,75 @@ final class VmTest implements Callable<Integer> {
          * the last.
          */
         synchronized boolean sift(StringBuilder held, Consumer<String> rest) {
-            for (int start = held.indexOf(mark), end; start >= 0
-                    && (end = held.indexOf("\n", start)) >= 0; start = held.indexOf(mark)) {
-                rest.accept(held.substring(0, start));
-                String[] said = held.substring(start + mark.length(), end).split(" ", 2);
-                held.delete(0, end + 1);
-                switch (said[0]) {
-                    case "exit" -> code = Integer.valueOf(said[1]);
-                    case "leak" -> left.add(said[1]);
-                    case "full" -> trouble = "the guest has no room in /tmp: make some, or vm-ctl restore";
-                    default -> trouble = guestDirectory()
-                            + " is not in the VM; vm-sync (or vm-test --sync) brings the project there";
+            for (int start = held.indexOf(mark); start >= 0; start = held.indexOf(mark)) {
+                int end = held.indexOf("\n", start);
+                if (end < 0 && held.length() - start < LONGEST_LINE) {
+                    break;
                 }
-                if (said[0].equals("exit")) {
+                end = end < 0 ? held.length() : end;
+                rest.accept(held.substring(0, start));
+                String line = new String(held.substring(start + mark.length(), end).getBytes(ISO_8859_1), UTF_8);
+                held.delete(0, Math.min(end + 1, held.length()));
+                if (!report(line.split(" ", 2))) {
                     return false;
                 }
             }
-            int mine = held.lastIndexOf("\u001e");
-            int ready = mine >= 0 && (mark.startsWith(held.substring(mine)) || held.indexOf(mark, mine) == mine) ? mine
+            int own = held.lastIndexOf("\u001e");
+            int ready = own >= 0 && (mark.startsWith(held.substring(own)) || held.indexOf(mark, own) == own) ? own
                     : held.length();
             rest.accept(held.substring(0, ready));
             held.delete(0, ready);
             return true;
         }
-    }
 
-    /** What QEMU says of the guest; null if the VM ended, or if nothing can be said of it. */
-    private GuestState guestState() {
-        try {
-            return GuestState.of(vmDir, vmName);
-        } catch (VmException unreadable) {
-            return null;
+        /** A line of the supervisor's; false if it is its last on this stream. */
+        private boolean report(String[] line) {
+            String text = line.length > 1 ? line[1] : "";
+            switch (line[0]) {
+                case "exit" -> code = text.matches("\\d{1,3}") ? Integer.valueOf(text) : null;
+                case "dumped" -> dumped = true;
+                case "nowhere" -> refuse("the project is not in the guest: there is no " + place.directory()
+                        + "; vm-test --sync (or vm-sync) brings it");
+                case "origin" -> refuse(place.directory() + " in the guest came from "
+                        + printable(text.replaceFirst(" (\\S+)$", " ($1)")) + ", and this project is " + place.origin()
+                        + ": vm-test --sync (or vm-sync) brings this one, or give it a VM_REMOTE_DIR of its own");
+                default -> {
+                    if (leftovers != null) {
+                        leftovers.take(line[0], text);
+                    }
+                }
+            }
+            return !line[0].equals("exit");
+        }
+
+        private void refuse(String why) {
+            refused = true;
+            trouble = why;
         }
     }
 
     /**
      * Asks QEMU while a command runs whether the guest stands still: then its silence has a reason that can be told.
      */
-    private final class StandstillWatch {
+    private static final class StandstillWatch {
         private static final Duration INTERVAL = Duration.ofSeconds(2);
+        private final Place place;
         private CompletableFuture<GuestState> response; // null: nothing was asked
         private long askedAt = System.nanoTime() - INTERVAL.toNanos();
         private long since; // when it began to stand still
         private boolean told;
         String why; // null while the guest goes on
 
+        StandstillWatch(Place place) {
+            this.place = place;
+        }
+
         /** Never waits for QEMU, because the loop that calls it also handles the time limit and Ctrl-C. */
         void look() {
             long now = System.nanoTime();
             if (response == null && now - askedAt >= INTERVAL.toNanos()) {
                 askedAt = now;
-                response = CompletableFuture.supplyAsync(VmTest.this::guestState);
+                response = CompletableFuture.supplyAsync(place::guestState);
             } else if (response != null && response.isDone()) {
                 take(response.join(), now);
                 response = null;
@@ -860,148 +1411,154 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    // One suite
+    /** What a suite left behind: the guest's listings before and after it, compared, and the processes that live on. */
+    static final class Leftovers {
+        private static final Map<String, String> KINDS = Map.of("mount", "mounts", "file", "files under /build", "tmp",
+                "files in /tmp");
+        /** Of go test itself, and of our own commands. */
+        private static final Pattern PASSING = Pattern.compile("go-build\\d.*|vm-sync\\..*");
 
-    private Report runSuite(Suite suite, List<String> arguments, PrintWriter events) throws IOException,
-            InterruptedException {
-        String command = suite.guestCommand(arguments);
-        System.err.println("== " + suite.name() + ": " + harmless(command));
-        Report report = new Report(suite.name(), events::print);
-        boolean root = Pattern.compile("(^|[\\s;&|(])doas\\s").matcher(suite.command()).find();
-        GuestRun guest = new GuestRun(command, root && leaks != Leaks.ignore);
-        report.verdict = guest.run(text -> print(1, report.take(1, text)), text -> print(2, report.take(2, text)));
-        print(1, report.end(guest.code));
-        if (leaks == Leaks.warn) {
-            guest.left.forEach(what -> System.err.println("vm-test: " + suite.name() + " left behind: "
-                    + harmless(what)));
-        } else if (!guest.left.isEmpty()) {
-            report.add("left behind", "fail", String.join("\n", guest.left));
+        /** How often each line stood in the listings, by kind. The same mount twice is two. */
+        private final Map<String, Map<String, Integer>> before = new HashMap<>();
+        private final Map<String, Map<String, Integer>> after = new HashMap<>();
+        private final List<String> processes = new ArrayList<>();
+        private final Set<String> cutOff = new TreeSet<>();
+
+        /** A line of the supervisor's, whatever a guest made of it. */
+        synchronized void take(String word, String text) {
+            if (word.equals("process") && processes.size() < 200) {
+                processes.add("process " + text);
+            }
+            String kind = text.replaceFirst("(?s) .*", "");
+            if (Set.of("before", "after").contains(word) && KINDS.containsKey(kind)) {
+                Map<String, Integer> lines = (word.equals("before") ? before : after)
+                        .computeIfAbsent(kind, it -> new LinkedHashMap<>());
+                if (lines.size() < Supervisor.LISTED) {
+                    lines.merge(text.substring(Math.min(text.length(), kind.length() + 1)), 1, Integer::sum);
+                } else {
+                    cutOff.add((word.equals("before") ? "before: " : "after: ") + kind);
+                }
+            }
         }
-        if (guest.trouble != null) {
-            report.add("VM", "unfinished", guest.trouble);
+
+        /** What fails a suite: processes, mounts, files under /build. */
+        List<String> failing() {
+            List<String> left = new ArrayList<>(processes);
+            left.addAll(added("mount"));
+            left.addAll(added("file"));
+            return left;
         }
-        report.standstill = guest.standstill;
-        report.verdict = report.verdict == Verdict.PASSED && report.failed() ? Verdict.FAILED : report.verdict;
-        try { // by getBytes, which takes half a surrogate pair that a test printed, too
-            Files.write(vmDir.resolve(vmName + ".test").resolve(suite.name() + ".json"),
-                    report.json(command).getBytes(UTF_8));
-        } catch (IOException refused) { // the verdict is still to be told
-            System.err.println("vm-test: the result of " + suite.name() + " is not kept: " + reason(refused));
+
+        /** New entries of /tmp, which are only named. */
+        List<String> named() {
+            return added("tmp").stream().map(line -> "/tmp/" + line.substring("tmp ".length()))
+                    .filter(file -> !PASSING.matcher(file.substring("/tmp/".length())).matches()).toList();
         }
-        return report;
+
+        /** What could not be compared, in words; empty if all could. */
+        List<String> unknown() {
+            return cutOff.stream().filter(it -> it.startsWith("before: ")).map(it -> "there were more than "
+                    + Supervisor.LISTED + " " + KINDS.get(it.substring("before: ".length()))
+                    + " before the suite, so it is not known what it left there").toList();
+        }
+
+        private List<String> added(String kind) {
+            Map<String, Integer> old = before.getOrDefault(kind, Map.of());
+            List<String> added = new ArrayList<>();
+            if (!cutOff.contains("before: " + kind)) {
+                after.getOrDefault(kind, Map.of()).forEach((line, count) -> {
+                    for (int i = old.getOrDefault(line, 0); i < count; i++) {
+                        added.add(kind + " " + line);
+                    }
+                });
+            }
+            return added;
+        }
     }
 
-    /**
-     * A test, or under the name "" its package. Outcomes: "" (it runs), pass, fail, skip, unfinished, broken (not
-     * built).
-     */
-    static final class Test {
-        final String pkg;
-        final String name;
-        String outcome = "";
-        double seconds;
-        StringBuilder output = new StringBuilder();
+    // What a suite prints
 
-        Test(String pkg, String name) {
-            this.pkg = pkg;
-            this.name = name;
-        }
+    /** The end of a text, from the start of a line, and how much came before it: a guest may print without end. */
+    static final class Tail {
+        private static final int KEPT = 64_000; // characters
+        private final StringBuilder end = new StringBuilder();
+        private long cut;
 
-        void end(String how, double took) {
-            outcome = how;
-            seconds = took;
-            output = how.equals("pass") ? new StringBuilder() : output;
-        }
-
-        boolean failed() {
-            return List.of("fail", "unfinished", "broken").contains(outcome);
-        }
-
-        /** The test that it is a subtest of, or the package. */
-        String parent() {
-            return name.isEmpty() ? null : name.substring(0, Math.max(0, name.lastIndexOf('/')));
-        }
-
-        /** Its output; a test's without the lines that frame it. */
-        String said() {
-            String frame = "(?m)^\\s*(=== (RUN|PAUSE|CONT|NAME) .*|--- (PASS|FAIL|SKIP): .*)\n?";
-            return name.isEmpty() ? output.toString() : output.toString().replaceAll(frame, "");
+        void add(String text) {
+            end.append(text);
+            if (end.length() > 2 * KEPT) {
+                int start = end.indexOf("\n", end.length() - KEPT) + 1;
+                start = start == 0 ? end.length() - KEPT : start;
+                cut += start;
+                end.delete(0, start);
+            }
         }
 
         @Override
         public String toString() {
-            String said = Map.of("skip", "SKIP ", "fail", "FAIL ", "unfinished", "DID NOT FINISH ", "broken",
-                    "BUILD FAILED ")
-                    .getOrDefault(outcome, "");
-            String took = seconds < 0.005 ? "" : String.format(Locale.ROOT, " (%.2fs)", seconds);
-            return said + pkg + (name.isEmpty() ? "" : " " + name) + took;
+            return (cut == 0 ? "" : "(the first " + cut + " characters are left out)\n") + end;
         }
     }
 
     /**
-     * What became of a suite, by the events of its go tests, one by one. Their packages run side by side: one is shown
-     * live, the others' output waits for its turn, so that it reads like {@code go test -v}. What passed keeps no
-     * output, the rest the end of it.
+     * Splits what a command prints into the events of go test and everything else, and tells what to show of it now.
+     * Strings that begin as "bytes" hold one character for each byte.
      */
-    static final class Report {
-        private static final Set<String> ACTIONS = Set.of("start", "run", "pause", "cont", "bench", "output", "attr",
-                "artifacts",
-                "pass", "fail", "skip", "build-output", "build-fail");
-        private static final Pattern BROKEN = Pattern.compile("(?m)^FAIL\t(\\S+) \\[(?:build|setup) failed]");
-        // characters of a line or of a package; what has more is shown at once
-        private static final int WAITING = 1 << 20;
+    static final class SuiteOutput {
+        /** Of a line that may be an event. A longer one is shown at once, and counts as unreadable. */
+        private static final int LONGEST_EVENT = 1 << 20;
+        /** How a line of go test begins that tells of a failure. */
+        private static final String[] FAILURES = {"--- FAIL: ", "FAIL\t", "FAIL\r", "FAIL"};
 
-        final String suite;
-        final Instant started = Instant.now();
-        Verdict verdict;
-        String standstill; // of the guest, if that is why the suite has no end
-        Integer guestCode;
-        double seconds;
-        final Map<String, Map<String, Test>> packages = new TreeMap<>();
-        private final Map<String, StringBuilder> waiting = new LinkedHashMap<>();
+        final TestEvents events = new TestEvents();
+        /** Everything that is no event. */
+        final Tail plain = new Tail();
+        /** Lines that began as an event and are none: a result may be lost. */
+        int unreadable;
+        /** Whether a line outside the events told of a failed test. */
+        boolean tellsFailure;
+        private final Consumer<String> eventLines;
+        private final LiveOutput live = new LiveOutput();
         private final Map<Integer, StringBuilder> partial = new TreeMap<>();
-        private final StringBuilder plain = new StringBuilder();
-        private final StringBuilder screen = new StringBuilder(); // what take and end return next
-        private final Consumer<String> events;
-        private final Set<String> ended = new HashSet<>();
-        private String shown; // the package on the screen
+        private final Map<Integer, StringBuilder> lineStarts = new HashMap<>();
 
-        Report(String suite, Consumer<String> events) {
-            this.suite = suite;
-            this.events = events;
+        SuiteOutput(Consumer<String> eventLines) {
+            this.eventLines = eventLines;
         }
 
-        /**
-         * Takes a piece of a stream; returns what to show now. What is no event is shown as it is, at once unless it
-         * may become one.
-         */
-        String take(int stream, String piece) {
-            StringBuilder text = partial.computeIfAbsent(stream, it -> new StringBuilder()).append(piece);
-            int end = text.indexOf("{") == 0 || text.indexOf("\n{") >= 0 ? text.lastIndexOf("\n") + 1 : 0;
-            List<String> lines = Pattern.compile("(?<=\n)").splitAsStream(text.substring(0, end)).toList();
-            text.delete(0, end);
-            List<String> maybe = lines.stream().filter(line -> line.startsWith("{")).map(Report::decoded).toList();
+        /** Takes a piece of a stream; returns what to show now. What is no event is shown at once, unless it may be. */
+        String take(int stream, String bytes) {
+            StringBuilder held = partial.computeIfAbsent(stream, it -> new StringBuilder()).append(bytes);
+            int end = held.indexOf("{") == 0 || held.indexOf("\n{") >= 0 ? held.lastIndexOf("\n") + 1 : 0;
+            List<String> lines = Pattern.compile("(?<=\n)").splitAsStream(held.substring(0, end)).toList();
+            held.delete(0, end);
+            List<String> maybe = lines.stream().filter(line -> line.startsWith("{")).map(SuiteOutput::text).toList();
             Iterator<JsonObject> objects = objects(maybe).iterator();
             for (String line : lines) {
-                if (!line.startsWith("{") || !event(decoded(line), objects.next())) {
-                    pass(line);
+                JsonObject object = line.startsWith("{") ? objects.next() : null;
+                if (object == null || !event(text(line), object)) {
+                    pass(stream, line, object != null && object.isEmpty());
                 }
             }
-            if (text.length() > WAITING || text.length() > 0 && text.charAt(0) != '{') {
-                pass(text.toString());
-                text.setLength(0);
+            if (held.length() > LONGEST_EVENT || held.length() > 0 && held.charAt(0) != '{') {
+                pass(stream, held.toString(), true);
+                held.setLength(0);
             }
-            return toShow();
+            return live.take();
         }
 
-        private String toShow() {
-            String text = screen.toString();
-            screen.setLength(0);
-            return text;
+        /** After the last piece. */
+        String end() {
+            partial.forEach((stream, held) -> pass(stream, held.toString(), true));
+            partial.clear();
+            lineStarts.values().forEach(this::lookAtLine);
+            events.finish();
+            live.flushAll();
+            return live.take();
         }
 
-        private static String decoded(String line) {
-            return new String(line.getBytes(WIRE), UTF_8);
+        private static String text(String bytes) {
+            return new String(bytes.getBytes(ISO_8859_1), UTF_8);
         }
 
         /**
@@ -1019,65 +1576,70 @@ final class VmTest implements Callable<Integer> {
                     : lines.stream().flatMap(line -> objects(List.of(line)));
         }
 
-        /** Adds to a text of which only the end is kept. */
-        static void keep(StringBuilder end, String text) {
-            end.append(text);
-            end.delete(0, end.length() > 128_000 ? end.length() - 64_000 : 0);
-        }
-
-        private void pass(String text) {
-            keep(plain, decoded(text));
-            screen.append(text);
-        }
-
-        /** Takes note of an event of go test; false if it is none. */
         private boolean event(String line, JsonObject event) {
-            String action = event.getString("Action", "");
-            String pkg = event.getString("Package", event.getString("ImportPath", ""));
-            if (pkg.isEmpty() || !ACTIONS.contains(action)) {
+            if (!events.take(event)) {
                 return false;
             }
-            events.accept(line);
+            eventLines.accept(line);
+            String pkg = event.getString("Package", "");
             String output = event.getString("Output", "");
-            String name = event.getString("Test", "");
-            Test known = packages.getOrDefault(pkg, Map.of()).get(name);
-            if (action.equals("build-output")) { // Go 1.24 and later
-                keep(plain, output);
-                screen.append(new String(output.getBytes(UTF_8), WIRE));
-            } else if (action.equals("run")) {
-                // with -count it runs again
-                packages.computeIfAbsent(pkg, it -> new LinkedHashMap<>()).put(name, new Test(pkg, name));
-            } else if (action.equals("output")) {
-                show(pkg, output);
-                keep(known == null ? test(pkg, "").output : known.output, output);
-            // not what a print made up
-            } else if (List.of("pass", "fail", "skip").contains(action) && (known != null || name.isEmpty())) {
-                test(pkg, name).end(action, event.getDouble("Elapsed", 0));
-                if (name.isEmpty()) {
-                    packages.get(pkg).values().stream().filter(it -> it.outcome.isEmpty())
-                            .forEach(it -> it.end(action.equals("fail") ? "unfinished" : action, 0));
-                    ended.add(pkg);
-                    if (pkg.equals(shown)) { // what others that ended said follows, then whoever says something next
-                        shown = null;
-                        List.copyOf(waiting.keySet()).stream().filter(ended::contains).forEach(this::flush);
-                    }
-                }
+            if (pkg.isEmpty()) { // of a build
+                live.pass(output);
+            } else if (!output.isEmpty()) {
+                live.show(pkg, output);
+            } else if (event.getString("Test") == null && List.of("pass", "fail", "skip")
+                    .contains(event.getString("Action"))) {
+                live.ended(pkg);
             }
             return true;
         }
 
-        private Test test(String pkg, String name) {
-            return packages.computeIfAbsent(pkg, it -> new LinkedHashMap<>()).computeIfAbsent(name, it ->
-                    new Test(pkg, name));
+        private void pass(int stream, String bytes, boolean noJson) {
+            plain.add(text(bytes));
+            live.passBytes(bytes);
+            if (noJson && (bytes.startsWith("{\"Time\":") || bytes.startsWith("{\"Action\":"))) {
+                unreadable++;
+            }
+            StringBuilder start = lineStarts.computeIfAbsent(stream, it -> new StringBuilder());
+            for (int from = 0, end; from < bytes.length(); from = end + 1) {
+                int newline = bytes.indexOf('\n', from);
+                end = newline < 0 ? bytes.length() : newline;
+                start.append(bytes, from, Math.min(end, from + FAILURES[0].length()));
+                if (newline >= 0) {
+                    lookAtLine(start);
+                    start.setLength(0);
+                } else if (start.length() > 1000) {
+                    start.setLength(1000); // a line without end
+                }
+            }
         }
 
-        /** A result that is not a test's own: the suite's, or what was found after it. */
-        void add(String name, String outcome, String output) {
-            test(suite, name).end(outcome, name.isEmpty() ? seconds : 0);
-            keep(test(suite, name).output, output);
+        private void lookAtLine(CharSequence start) {
+            String line = start.toString();
+            tellsFailure |= line.equals("FAIL") || Stream.of(FAILURES).limit(3).anyMatch(line::startsWith);
+        }
+    }
+
+    /**
+     * Packages are tested side by side. One is shown live, and the others' output waits for its turn, so that it reads
+     * like that of {@code go test -v}.
+     */
+    static final class LiveOutput {
+        private static final int WAITING = 1 << 20; // characters of a package; what has more is shown at once
+        private final Map<String, StringBuilder> waiting = new LinkedHashMap<>();
+        private final Set<String> ended = new HashSet<>();
+        private final StringBuilder ready = new StringBuilder();
+        private String shown; // the package on the screen
+
+        void passBytes(String bytes) {
+            ready.append(bytes);
         }
 
-        private void show(String pkg, String output) {
+        void pass(String text) {
+            ready.append(new String(text.getBytes(UTF_8), ISO_8859_1));
+        }
+
+        void show(String pkg, String output) {
             shown = shown == null ? pkg : shown;
             StringBuilder text = waiting.computeIfAbsent(pkg, it -> new StringBuilder()).append(output);
             if (shown.equals(pkg) || text.length() > WAITING) {
@@ -1085,100 +1647,517 @@ final class VmTest implements Callable<Integer> {
             }
         }
 
-        private void flush(String pkg) {
-            screen.append(new String(waiting.remove(pkg).toString().getBytes(UTF_8), WIRE));
+        void ended(String pkg) {
+            ended.add(pkg);
+            if (pkg.equals(shown)) { // the output of others that ended follows, then whoever prints next
+                shown = null;
+                List.copyOf(waiting.keySet()).stream().filter(ended::contains).forEach(this::flush);
+            }
         }
 
-        /**
-         * The command ended: what has no result now never gets one. A suite without tests is its own only test. Returns
-         * what to show.
-         */
-        String end(Integer exitCode) {
-            guestCode = exitCode;
-            seconds = Duration.between(started, Instant.now()).toMillis() / 1000.0;
+        void flushAll() {
             List.copyOf(waiting.keySet()).forEach(this::flush);
-            partial.values().forEach(text -> pass(text.toString()));
-            all().filter(test -> test.outcome.isEmpty()).forEach(test -> test.end("unfinished", 0));
-            if (verdict == Verdict.FAILED) {
-                String all = plain + packages.values().stream().flatMap(tests -> Stream.ofNullable(tests.get("")))
-                        .map(test -> "\n" + test.output).collect(Collectors.joining());
-                BROKEN.matcher(all).results().forEach(found -> test(found.group(1), "").outcome = "broken");
-            }
-            if (packages.isEmpty() || verdict == Verdict.FAILED && !failed()) {
-                String failure = verdict == Verdict.FAILED ? suite.equals("build") ? "broken" : "fail" : "unfinished";
-                add("", verdict == Verdict.PASSED ? "pass" : failure, plain.toString());
-            }
-            return toShow();
         }
 
-        Stream<Test> all() {
-            return packages.values().stream().flatMap(tests -> tests.values().stream());
+        private void flush(String pkg) {
+            pass(waiting.remove(pkg).toString());
+        }
+
+        /** What to show now, as bytes. */
+        String take() {
+            String bytes = ready.toString();
+            ready.setLength(0);
+            return bytes;
+        }
+    }
+
+    // The events of go test
+
+    /** What became of a test, a package or a suite; from good to bad. */
+    enum Outcome {
+        PASS, SKIP, RUNNING, UNFINISHED, FAIL, NOT_BUILT;
+
+        boolean isFailure() {
+            return compareTo(RUNNING) >= 0;
+        }
+
+        static Outcome of(String word) {
+            return word.equals("pass") || word.equals("bench") ? PASS : word.equals("skip") ? SKIP : FAIL;
+        }
+
+        @Override
+        public String toString() {
+            return this == NOT_BUILT ? "broken" : name().toLowerCase(Locale.ROOT);
+        }
+    }
+
+    /** One run of a test, or under the name "" of its package. */
+    static final class Run {
+        Outcome outcome = Outcome.RUNNING;
+        double seconds;
+        Tail output = new Tail();
+        /** What its own line, such as {@code --- FAIL: TestX (0.00s)}, says: it counts if there is no end event. */
+        private Outcome line;
+
+        void end(Outcome how, double took) {
+            outcome = how;
+            seconds = took;
+            if (how == Outcome.PASS) {
+                output = new Tail(); // nobody asks
+            }
+        }
+
+        /** A test that lost its end event has the result of its line; without one, a pass if its package passed. */
+        void resolve(boolean packagePassed) {
+            if (outcome == Outcome.RUNNING) {
+                end(line != null ? line : packagePassed ? Outcome.PASS : Outcome.UNFINISHED, 0);
+            }
+        }
+    }
+
+    /** All runs of a test, or under the name "" of a package: the worst of them counts. */
+    record Result(String pkg, String name, List<Run> runs) {
+        Outcome outcome() {
+            boolean passed = runs.stream().anyMatch(run -> run.outcome == Outcome.PASS);
+            Outcome worst = runs.stream().map(run -> run.outcome).max(Comparator.naturalOrder()).orElseThrow();
+            return passed && worst == Outcome.SKIP ? Outcome.PASS : worst;
         }
 
         boolean failed() {
-            return all().anyMatch(Test::failed);
+            return outcome().isFailure();
         }
 
-        /** What went wrong: of a package, a test and its subtests the innermost, and what else has something to say. */
-        List<Test> failures() {
-            return packages.values().stream().flatMap(tests -> {
-                Set<String> holders = tests.values().stream().filter(Test::failed).map(Test::parent)
-                        .collect(Collectors.toSet());
-                return tests.values().stream().filter(test -> test.failed()
-                        && (!holders.contains(test.name) || !test.name.isEmpty() && !test.said().isBlank()));
-            }).toList();
+        double seconds() {
+            return runs.stream().mapToDouble(run -> run.seconds).sum();
+        }
+
+        /** The test that it is a subtest of, or the package. */
+        String parent() {
+            return name.isEmpty() ? null : name.substring(0, Math.max(0, name.lastIndexOf('/')));
+        }
+
+        /** Its output, without the lines that frame a test. Of several runs only those that count, with a heading. */
+        String output() {
+            Outcome worst = outcome();
+            StringBuilder text = new StringBuilder();
+            for (int i = 0; i < runs.size(); i++) {
+                if (runs.get(i).outcome == worst || runs.get(i).outcome.isFailure()) {
+                    text.append(runs.size() == 1 ? "" : "run " + (i + 1) + " of " + runs.size() + ":\n");
+                    text.append(name.isEmpty() ? runs.get(i).output : withoutFrame(runs.get(i).output.toString()));
+                }
+            }
+            return text.toString();
+        }
+
+        private static String withoutFrame(String output) {
+            String frame = "\u0016?(=== (RUN|PAUSE|CONT|NAME) |--- (PASS|FAIL|SKIP): ).*";
+            return output.lines().filter(line -> !line.strip().matches(frame)).map(line -> line + "\n")
+                    .collect(Collectors.joining());
+        }
+
+        @Override
+        public String toString() {
+            String word = Map.of(Outcome.SKIP, "SKIP ", Outcome.FAIL, "FAIL ", Outcome.UNFINISHED, "DID NOT FINISH ",
+                    Outcome.NOT_BUILT, "BUILD FAILED ").getOrDefault(outcome(), "");
+            String took = seconds() < 0.005 ? "" : String.format(Locale.ROOT, " (%.2fs)", seconds());
+            long failed = runs.stream().filter(run -> run.outcome.isFailure()).count();
+            String some = runs.size() == 1 || failed == 0 ? "" : ", " + failed + " of " + runs.size() + " runs";
+            return word + pkg + (name.isEmpty() ? "" : " " + name) + took + some;
+        }
+    }
+
+    /**
+     * Understands {@code go test -json}: events in, the runs of packages and tests out. No I/O. Every run counts, also
+     * of a package that is tested twice. Fits Go 1.19 to 1.24, which differ: 1.19 has no start event, loses the end of
+     * a test that prints without a newline, and tells builds that fail in plain text; 1.24 has events for those, and
+     * ends BenchmarkX as BenchmarkX-2.
+     */
+    static final class TestEvents {
+        private static final Set<String> ACTIONS = Set.of("start", "run", "pause", "cont", "bench", "output", "attr",
+                "artifacts", "pass", "fail", "skip", "build-output", "build-fail");
+
+        private final Map<String, List<PackageRun>> packages = new TreeMap<>();
+        private final Map<String, Tail> builds = new HashMap<>(); // their output
+
+        /** False if this is no event of go test. */
+        boolean take(JsonObject event) {
+            String action = event.getString("Action", "");
+            String build = event.getString("ImportPath", "");
+            String pkg = event.getString("Package", "");
+            if (!ACTIONS.contains(action) || (action.startsWith("build-") ? build : pkg).isEmpty()) {
+                return false;
+            }
+            String test = event.getString("Test", "");
+            double seconds = event.getDouble("Elapsed", 0);
+            switch (action) {
+                case "build-output" -> builds.computeIfAbsent(build, it -> new Tail())
+                        .add(event.getString("Output", ""));
+                case "start" -> packages.computeIfAbsent(pkg, it -> new ArrayList<>()).add(new PackageRun());
+                case "run" -> current(pkg).begin(test);
+                case "output" -> current(pkg).output(test, event.getString("Output", ""));
+                case "pass", "fail", "skip", "bench" -> {
+                    if (!test.isEmpty()) {
+                        current(pkg).end(test, Outcome.of(action), seconds);
+                    } else {
+                        Tail reason = builds.get(event.getString("FailedBuild", ""));
+                        current(pkg).end(Outcome.of(action), seconds, reason);
+                    }
+                }
+                default -> { } // nothing follows from it
+            }
+            return true;
+        }
+
+        /** The newest run of a package that has no end yet: after its end, another one begins. */
+        private PackageRun current(String pkg) {
+            List<PackageRun> runs = packages.computeIfAbsent(pkg, it -> new ArrayList<>());
+            for (int i = runs.size() - 1; i >= 0; i--) {
+                if (runs.get(i).self.outcome == Outcome.RUNNING) {
+                    return runs.get(i);
+                }
+            }
+            runs.add(new PackageRun());
+            return runs.get(runs.size() - 1);
+        }
+
+        /** No more events come: what has no end never gets one. */
+        void finish() {
+            packages.values().forEach(runs -> runs.forEach(PackageRun::finish));
+        }
+
+        /** A package that was not built, as Go before 1.24 tells it. */
+        void notBuilt(String pkg) {
+            List<PackageRun> runs = packages.computeIfAbsent(pkg, it -> new ArrayList<>(List.of(new PackageRun())));
+            if (runs.stream().allMatch(run -> run.tests.isEmpty())) {
+                runs.forEach(run -> run.self.outcome = Outcome.NOT_BUILT);
+            }
+        }
+
+        /** Packages (under the name "") and tests, by package, in the order in which they began. */
+        List<Result> results() {
+            List<Result> results = new ArrayList<>();
+            packages.forEach((pkg, runs) -> {
+                results.add(new Result(pkg, "", runs.stream().map(run -> run.self).toList()));
+                Map<String, List<Run>> tests = new LinkedHashMap<>();
+                runs.forEach(run -> run.tests.forEach((name, its) ->
+                        tests.computeIfAbsent(name, it -> new ArrayList<>()).addAll(its)));
+                tests.forEach((name, its) -> results.add(new Result(pkg, name, its)));
+            });
+            return results;
+        }
+
+        /** Whether all tests of a package ran to their end, and none was cut off by a panic, os.Exit or a kill. */
+        boolean isComplete(String pkg) {
+            return packages.getOrDefault(pkg, List.of()).stream().allMatch(run -> run.complete);
+        }
+    }
+
+    /** A run of a package, and of the tests in it. */
+    private static final class PackageRun {
+        private static final Pattern RESULT_LINE = Pattern.compile(
+                "--- (PASS|FAIL|SKIP): (\\S+)( \\(\\d+\\.\\d+s\\))?\\s*$");
+        private static final Pattern RUN_LINE = Pattern.compile("=== RUN   (\\S+)\n");
+        /** {@code BenchmarkX-2  1000  0.38 ns/op}: a benchmark that completed; it has no end event. */
+        private static final Pattern BENCHMARK_LINE = Pattern.compile(
+                "(Benchmark\\S*?)(-\\d+)?\\s+\\d+\\s.*ns/op.*\\s*");
+        private static final Pattern NOT_BUILT_LINE = Pattern.compile("FAIL\t\\S+ \\[(build|setup) failed]\\s*");
+        private static final int LONGEST_LINE = 1 << 16;
+
+        final Run self = new Run();
+        final Map<String, List<Run>> tests = new LinkedHashMap<>();
+        /** Failures of tests that never began: a program can print such lines, but not if the package fails too. */
+        private final Map<String, Run> unclaimed = new LinkedHashMap<>();
+        /** The line that is being printed. test2json cuts lines of more than 1,024 bytes into several outputs. */
+        private final StringBuilder line = new StringBuilder();
+        private int pieces;
+        private boolean notBuilt;
+        /** The last line that did not belong to a test was PASS or FAIL, which come after all tests. */
+        boolean complete;
+
+        void begin(String test) {
+            complete = false;
+            tests.computeIfAbsent(test, it -> new ArrayList<>()).add(new Run());
+        }
+
+        void output(String test, String output) {
+            List<Run> runs = tests.get(known(test));
+            (runs == null ? self : runs.get(runs.size() - 1)).output.add(output);
+            complete = output.equals("PASS\n") || output.equals("FAIL\n") || complete && test.isEmpty();
+            line.append(line.length() > LONGEST_LINE ? "" : output);
+            pieces++;
+            if (output.endsWith("\n")) {
+                lookAtLine(line.toString());
+                line.setLength(0);
+                pieces = 0;
+            }
+        }
+
+        private void lookAtLine(String text) {
+            String start = text.replaceFirst("^\u0016?\\s*", ""); // ^V: how Go 1.20 and later mark such lines
+            Matcher run = RUN_LINE.matcher(start);
+            Matcher result = RESULT_LINE.matcher(start);
+            Matcher benchmark = BENCHMARK_LINE.matcher(start);
+            if (pieces > 1 && run.matches()) {
+                beginByLine(run.group(1));
+            } else if (NOT_BUILT_LINE.matcher(start).matches()) {
+                notBuilt = tests.isEmpty();
+            } else if (start.contains("--- ") && result.find()) {
+                String test = known(result.group(2));
+                Outcome outcome = Outcome.of(result.group(1).toLowerCase(Locale.ROOT));
+                if (tests.containsKey(test)) {
+                    tests.get(test).get(tests.get(test).size() - 1).line = outcome;
+                }
+            } else if (benchmark.matches()) {
+                List<Run> runs = tests.computeIfAbsent(benchmark.group(1), it -> new ArrayList<>(List.of(new Run())));
+                Run last = runs.get(runs.size() - 1);
+                if (last.outcome == Outcome.RUNNING) {
+                    last.end(Outcome.PASS, 0);
+                }
+            }
+        }
+
+        /** Unless there was an event, too: up to 4,085 bytes there is. */
+        private void beginByLine(String test) {
+            List<Run> runs = tests.get(test);
+            Run last = runs == null ? null : runs.get(runs.size() - 1);
+            if (last == null || last.outcome != Outcome.RUNNING || last.line != null) {
+                begin(test);
+            }
+        }
+
+        /** BenchmarkX for BenchmarkX-2, its name with the number of processors, unless that is a name of its own. */
+        private String known(String test) {
+            String name = test.startsWith("Benchmark") ? test.replaceFirst("-\\d+$", "") : test;
+            return tests.containsKey(test) ? test : name;
+        }
+
+        void end(String test, Outcome how, double seconds) {
+            complete = false;
+            String name = known(test);
+            List<Run> runs = tests.get(name);
+            Run last = runs == null ? null : runs.get(runs.size() - 1);
+            if (last != null && last.outcome == Outcome.RUNNING) {
+                last.end(how, seconds);
+            } else if (name.startsWith("Benchmark")) { // with another number of processors, or without a run event
+                Run run = new Run();
+                run.end(how, seconds);
+                tests.computeIfAbsent(name, it -> new ArrayList<>()).add(run);
+            } else if (last == null && how == Outcome.FAIL) {
+                unclaimed.computeIfAbsent(name, it -> new Run()).end(how, seconds);
+            } else if (last != null && last.outcome != how) {
+                last.output.add("two different results came for this run: " + last.outcome + " and " + how + "\n");
+                last.outcome = Outcome.FAIL;
+            }
+        }
+
+        /** The package's end; the output of its build if that failed. */
+        void end(Outcome how, double seconds, Tail buildOutput) {
+            boolean passed = how != Outcome.FAIL;
+            if (!passed) {
+                unclaimed.forEach((name, run) -> tests.put(name, new ArrayList<>(List.of(run))));
+            }
+            tests.values().forEach(runs -> runs.forEach(run -> run.resolve(passed)));
+            boolean built = passed || buildOutput == null && !notBuilt;
+            self.end(built ? how : Outcome.NOT_BUILT, seconds);
+            self.output = buildOutput == null ? self.output : buildOutput;
+        }
+
+        void finish() {
+            if (self.outcome == Outcome.RUNNING) {
+                end(Outcome.FAIL, 0, null);
+                self.outcome = Outcome.UNFINISHED;
+            }
+        }
+    }
+
+    // What is told and written of a suite
+
+    /**
+     * What became of a suite: the results of its tests, those of the suite itself (its command, what it left behind,
+     * the VM), and the verdict that follows. In doubt the verdict is not "passed".
+     */
+    record Report(Job job, Verdict verdict, List<Result> tests, List<Result> own, String plain, Integer guestCode,
+            List<String> remarks, List<String> notes, Map<String, List<String>> failedTests, Instant started,
+            double seconds) {
+
+        private static final Pattern NOT_BUILT = Pattern.compile("(?m)^FAIL\t(\\S+) \\[(?:build|setup) failed]$");
+
+        static Report of(Job job, Verdict ended, GuestRun guest, SuiteOutput output, Instant started, Leaks leaks,
+                boolean requireTests) {
+            String plain = output.plain.toString();
+            if (ended == Verdict.FAILED) {
+                NOT_BUILT.matcher(plain).results().forEach(match -> output.events.notBuilt(match.group(1)));
+            }
+            List<Result> tests = output.events.results();
+            List<Result> own = new ArrayList<>();
+            List<String> remarks = new ArrayList<>(); // in the last line
+            List<String> notes = new ArrayList<>(); // in the summary
+            String suite = job.suite().name();
+            long ran = tests.stream().filter(test -> !test.name().isEmpty()).count();
+            boolean skipped = ran > 0 && tests.stream().allMatch(test -> test.name().isEmpty()
+                    || test.outcome() == Outcome.SKIP);
+            if (output.unreadable > 0) {
+                own.add(result(suite, "events of go test", Outcome.UNFINISHED, output.unreadable
+                        + " lines that began as events of go test -json could not be read, so a result may be lost"));
+            }
+            if (ended == Verdict.PASSED && !job.isGoTest() && output.tellsFailure) {
+                own.add(result(suite, "failures", Outcome.FAIL, "the command ended with 0, but go test reported "
+                        + "failures (if it is a pipe: set -o pipefail):\n" + plain));
+            }
+            if (ended == Verdict.PASSED && (job.isGoTest() || !tests.isEmpty() || requireTests && !job.isBuild())
+                    && (ran == 0 || skipped)) {
+                remarks.add(ran == 0 ? "0 tests ran" : "all tests skipped");
+                if (requireTests || ran == 0 && job.needsTests()) {
+                    own.add(result(suite, "tests", Outcome.FAIL, remarks.get(0) + ", but "
+                            + (requireTests ? "--require-tests asks for some" : "some were chosen")));
+                }
+            }
+            if (guest.leftovers != null) {
+                leftovers(suite, guest.leftovers, leaks, own, notes);
+            }
+            if (guest.trouble != null) {
+                own.add(result(suite, "VM", Outcome.UNFINISHED, guest.trouble));
+            }
+            boolean failed = Stream.concat(tests.stream(), own.stream()).anyMatch(Result::failed);
+            Map<String, List<String>> again = ended == Verdict.FAILED && own.isEmpty()
+                    ? again(job, tests, output.events) : Map.of();
+            if (tests.isEmpty() && own.isEmpty() || ended != Verdict.PASSED && !failed) {
+                Outcome outcome = ended == Verdict.PASSED ? Outcome.PASS : ended != Verdict.FAILED ? Outcome.UNFINISHED
+                        : job.isBuild() ? Outcome.NOT_BUILT : Outcome.FAIL;
+                own.add(0, result(suite, "", outcome, plain));
+            }
+            if (guest.standstill != null) {
+                remarks.add(guest.standstill);
+            }
+            Verdict verdict = ended == Verdict.PASSED && failed ? Verdict.FAILED : ended;
+            return new Report(job, verdict, tests, own, plain, guest.code, remarks, notes, again, started,
+                    Duration.between(started, Instant.now()).toMillis() / 1000.0);
+        }
+
+        private static Result result(String suite, String name, Outcome outcome, String output) {
+            Run run = new Run();
+            run.outcome = outcome;
+            run.output.add(output);
+            return new Result(suite, name, List.of(run));
+        }
+
+        private static void leftovers(String suite, Leftovers leftovers, Leaks leaks, List<Result> own,
+                List<String> notes) {
+            List<String> left = leftovers.failing();
+            if (leaks == Leaks.fail && !left.isEmpty()) {
+                own.add(result(suite, "left behind", Outcome.FAIL, String.join("\n", left)));
+            } else {
+                left.forEach(what -> notes.add("left behind: " + what));
+            }
+            leftovers.named().forEach(file -> notes.add("left in /tmp: " + file));
+            leftovers.unknown().forEach(notes::add);
         }
 
         /**
-         * Why. Of a package that was not built, what stands below its name; if it has none, for another's fault, all of
-         * it.
+         * What --failed runs again: by package the tests that failed; no names where the whole package has to run,
+         * because it was not built, or other tests did not come to their turn. Empty if the whole suite has to.
          */
-        String reason(Test test) {
-            if (test.outcome.equals("broken")) {
-                String name = Pattern.quote(test.pkg);
-                // "# [pkg]" below it is vet's
-                String heading = "^# (?:" + name + "(?: \\[\\S+])?|\\S+ \\[" + name + "\\.test])\n";
-                String own = Pattern.compile("(?ms)" + heading + "(.*?)(?=^# [^\\[]|^FAIL\t|\\z)").matcher(plain)
-                        .results()
-                        .map(found -> found.group(1)).collect(Collectors.joining());
-                return own.isEmpty() ? plain.toString() : own;
+        private static Map<String, List<String>> again(Job job, List<Result> tests, TestEvents events) {
+            Map<String, List<String>> again = new LinkedHashMap<>();
+            for (Result test : tests.stream().filter(Result::failed).toList()) {
+                if (test.pkg().equals("command-line-arguments") || !test.pkg().matches("[\\w./~+][\\w./~+-]*")) {
+                    return Map.of(); // it was named by its files
+                }
+                List<String> names = again.computeIfAbsent(test.pkg(), it -> new ArrayList<>());
+                if (!test.name().isEmpty() && test.parent().isEmpty()) {
+                    names.add(test.name());
+                }
             }
-            return test.said() + (test.outcome.equals("unfinished") && !test.name.isEmpty() ? "\n"
-                    + test(test.pkg, "").said() : "");
+            again.forEach((pkg, names) -> {
+                boolean byName = names.stream().allMatch(name -> name.matches("(Test|Fuzz|Example)[\\p{L}\\p{N}_]*"));
+                if (!events.isComplete(pkg) || !byName || job.command().contains("failfast")) {
+                    names.clear();
+                }
+            });
+            return again;
         }
 
         /** The verdict in one line. */
-        String said() {
-            boolean build = verdict == Verdict.FAILED && failures().stream().allMatch(test ->
-                    test.outcome.equals("broken"));
-            return suite + " " + verdict + (build ? " (build failed)" : "")
-                    + (verdict == Verdict.PASSED || guestCode == null ? "" : ", guest exit code " + guestCode);
+        String line() {
+            boolean notBuilt = verdict == Verdict.FAILED && failures().stream().allMatch(test ->
+                    test.outcome() == Outcome.NOT_BUILT);
+            return job.suite().name() + " " + verdict + (notBuilt ? " (build failed)" : "")
+                    + (verdict == Verdict.PASSED || guestCode == null ? "" : ", guest exit code " + guestCode)
+                    + remarks.stream().map(remark -> (remark.matches("\\d.*|all .*") ? ", " : ": ") + remark)
+                    .collect(Collectors.joining());
+        }
+
+        /** What failed: of a test and its subtests the innermost, and those that have something to say themselves. */
+        List<Result> failures() {
+            Set<String> holders = tests.stream().filter(Result::failed).filter(test -> !test.name().isEmpty())
+                    .map(test -> test.pkg() + " " + test.parent()).collect(Collectors.toSet());
+            return Stream.concat(tests.stream().filter(test -> test.failed()
+                    && (!holders.contains(test.pkg() + " " + test.name())
+                    || !test.name().isEmpty() && !test.output().isBlank())), own.stream().filter(Result::failed))
+                    .toList();
+        }
+
+        /** Why a test failed. A test that says nothing has its package's output. */
+        String reason(Result test) {
+            if (own.contains(test)) {
+                return test.output();
+            } else if (test.outcome() == Outcome.NOT_BUILT) {
+                String errors = buildErrors(test.pkg());
+                return !errors.isEmpty() ? errors : test.output() + plain;
+            }
+            boolean cutOff = test.outcome() == Outcome.UNFINISHED || test.output().isBlank();
+            return test.output() + (!cutOff || test.name().isEmpty() ? "" : tests.stream()
+                    .filter(it -> it.pkg().equals(test.pkg()) && it.name().isEmpty()).map(Result::output)
+                    .collect(Collectors.joining()));
+        }
+
+        /** The compiler's lines below a package's name: as events, or in plain text. "# [pkg]" below it is vet's. */
+        private String buildErrors(String pkg) {
+            StringBuilder errors = new StringBuilder();
+            boolean own = false;
+            String all = tests.stream().filter(it -> it.pkg().equals(pkg) && it.name().isEmpty()).map(Result::output)
+                    .collect(Collectors.joining()) + "\n" + plain;
+            for (String line : all.lines().toList()) {
+                if (line.startsWith("# ") && !line.startsWith("# [")) {
+                    own = line.equals("# " + pkg) || line.startsWith("# " + pkg + " [")
+                            || line.endsWith(" [" + pkg + ".test]");
+                } else if (line.startsWith("FAIL\t")) {
+                    own = false;
+                } else if (own && !line.startsWith("# [")) {
+                    errors.append(line).append('\n');
+                }
+            }
+            return errors.toString();
         }
 
         /**
          * What a person reads after the suite: the verdict, then why; in a suite of 2,000 tests not every skipped one.
          */
         String summary() {
-            Map<String, Long> counts = all().filter(test -> !test.name.isEmpty())
-                    .collect(Collectors.groupingBy(test -> test.outcome, TreeMap::new, Collectors.counting()));
+            Map<Outcome, Long> counts = tests.stream().filter(test -> !test.name().isEmpty())
+                    .collect(Collectors.groupingBy(Result::outcome, TreeMap::new, Collectors.counting()));
             List<String> lines = new ArrayList<>();
-            lines.add("== " + said()
-                    + counts.entrySet().stream().map(count -> ", " + count.getValue() + " " + count.getKey())
-                    .collect(Collectors.joining())
-                    + String.format(Locale.ROOT, ", %.1f s", seconds));
+            lines.add("== " + line() + counts.entrySet().stream().map(count -> ", " + count.getValue() + " "
+                    + count.getKey()).sorted(Comparator.comparing(count -> count.replaceFirst(", \\d+ ", "")))
+                    .collect(Collectors.joining()) + String.format(Locale.ROOT, ", %.1f s", seconds));
             failures().forEach(test -> {
                 lines.add("   " + test);
                 shortened(reason(test)).forEach(line -> lines.add("       " + line));
             });
-            all().filter(test -> test.outcome.equals("skip") && !test.name.isEmpty()).limit(50).forEach(test ->
-                    lines.add("   " + test
-                    + test.said().lines().map(line -> ": " + line.strip()).reduce("", (first, last) -> last)));
-            Set<String> holders = all().map(test -> test.pkg + " " + test.parent()).collect(Collectors.toSet());
-            all().filter(test -> test.seconds >= 0.1 && !test.name.isEmpty()
-                    && !holders.contains(test.pkg + " " + test.name))
-                    .sorted(Comparator.comparingDouble(test -> -test.seconds)).limit(5).forEach(test ->
-                            lines.add("   slow: " + test));
-            return harmless(String.join("\n", lines)) + "\n";
+            tests.stream().filter(test -> test.outcome() == Outcome.SKIP && !test.name().isEmpty()).limit(50)
+                    .forEach(test -> lines.add("   " + test + test.output().lines().map(line -> ": " + line.strip())
+                    .reduce("", (first, last) -> last)));
+            Set<String> holders = tests.stream().map(test -> test.pkg() + " " + test.parent())
+                    .collect(Collectors.toSet());
+            tests.stream().filter(test -> test.seconds() >= 0.1 && !test.name().isEmpty()
+                    && !holders.contains(test.pkg() + " " + test.name()))
+                    .sorted(Comparator.comparingDouble(test -> -test.seconds())).limit(5)
+                    .forEach(test -> lines.add("   slow: " + test));
+            notes.stream().limit(20).forEach(note -> lines.add("   " + note));
+            if (notes.size() > 20) {
+                lines.add("   ... and " + (notes.size() - 20) + " more");
+            }
+            return printable(withoutEscapes(String.join("\n", lines))) + "\n";
         }
 
         private static List<String> shortened(String text) {
@@ -1189,113 +2168,187 @@ final class VmTest implements Callable<Integer> {
         }
 
         /** The result as it is kept in VM_DIR. */
-        String json(String command) {
-            JsonArray tests = new JsonArray();
-            all().forEach(test -> tests.add(new JsonObject(Map.of("package", test.pkg, "test", test.name, "outcome",
-                    test.outcome,
-                    "seconds", test.seconds, "output", test.failed() ? reason(test) : test.said()))));
-            return JsonWriter.indent("  ").string().object().value("suite", suite).value("command", command)
-                    .value("verdict", verdict.toString()).value("guestExitCode", guestCode).value("started",
-                            started.toString())
-                    .value("seconds", seconds).array("tests", tests).end().done() + "\n";
+        String json(String id) {
+            JsonArray entries = new JsonArray();
+            Stream.concat(tests.stream(), own.stream()).forEach(test -> entries.add(new JsonObject(Map.of("package",
+                    test.pkg(), "test", test.name(), "outcome", test.outcome().toString(), "seconds", test.seconds(),
+                    "runs", test.runs().size(), "output", test.failed() ? reason(test) : test.output()))));
+            JsonObject again = new JsonObject();
+            failedTests.forEach((pkg, names) -> again.put(pkg, new JsonArray(names)));
+            return JsonWriter.indent("  ").string().object().value("id", id).value("suite", job.suite().name())
+                    .value("suiteCommand", job.suite().command()).value("command", job.command())
+                    .value("verdict", verdict.toString()).value("guestExitCode", guestCode)
+                    .value("started", started.toString()).value("seconds", seconds).object("failed", again)
+                    .array("tests", entries).end().done();
         }
     }
 
-    // JUnit
+    /** The JUnit report: a testsuite for each package of a suite, and one for what is the suite's own. */
+    static final class JUnit {
+        private final XMLStreamWriter xml;
+        private final String host;
+        private int id;
 
-    /** The JUnit report: a testsuite for each package of a go test, and one for each suite of another kind. */
-    static void junit(List<Report> reports, String host, Writer file) throws XMLStreamException {
-        XMLStreamWriter xml = XMLOutputFactory.newInstance().createXMLStreamWriter(file);
-        xml.writeStartDocument();
-        begin(xml, "testsuites");
-        int id = 0;
-        for (Report report : reports) {
-            List<Test> failures = report.failures();
-            for (Map.Entry<String, Map<String, Test>> pkg : report.packages.entrySet()) {
-                List<Test> tests = pkg.getValue().values().stream()
-                        .filter(test -> !test.name.isEmpty() || failures.contains(test)
-                                || test.pkg.equals(report.suite)).toList();
-                Map<String, Long> kinds = tests.stream().collect(Collectors.groupingBy(VmTest::junitKind,
-                        Collectors.counting()));
-                begin(xml, "testsuite", "id", id++, "package", report.suite, "name", pkg.getKey(), "hostname", host,
-                        "timestamp", report.started.truncatedTo(ChronoUnit.SECONDS).toString().replace("Z", ""),
-                        "time", pkg.getValue().containsKey("") ? pkg.getValue().get("").seconds : 0.0, "tests",
-                        tests.size(),
-                        "failures", kinds.getOrDefault("failure", 0L), "errors", kinds.getOrDefault("error", 0L),
-                        "skipped", kinds.getOrDefault("skipped", 0L));
-                element(xml, "", "properties");
-                for (Test test : tests) {
-                    String kind = junitKind(test);
-                    begin(xml, "testcase", "classname", test.pkg, "name", test.name.isEmpty() ? test.pkg : test.name,
-                            "time", test.seconds);
-                    if (kind.equals("skipped")) {
-                        element(xml, "", kind, "message", test.said().strip());
-                    } else if (!kind.isEmpty()) {
-                        element(xml, report.reason(test), kind, "type", test.outcome, "message", test);
-                    }
-                    xml.writeEndElement();
+        private JUnit(XMLStreamWriter xml, String host) {
+            this.xml = xml;
+            this.host = host;
+        }
+
+        static void write(List<Report> reports, String host, Writer file) throws XMLStreamException {
+            JUnit junit = new JUnit(XMLOutputFactory.newInstance().createXMLStreamWriter(file), host);
+            junit.xml.writeStartDocument();
+            junit.begin("testsuites");
+            for (Report report : reports) {
+                List<Result> failures = report.failures();
+                Map<String, List<Result>> packages = report.tests().stream()
+                        .filter(test -> !test.name().isEmpty() || failures.contains(test))
+                        .collect(Collectors.groupingBy(Result::pkg, LinkedHashMap::new, Collectors.toList()));
+                for (Map.Entry<String, List<Result>> pkg : packages.entrySet()) {
+                    junit.suite(report, pkg.getKey(), report.job().suite().name() + "." + pkg.getKey(), pkg.getValue());
                 }
-                element(xml, "", "system-out"); // Ant's schema wants all three
-                element(xml, "", "system-err");
+                if (!report.own().isEmpty()) {
+                    junit.suite(report, report.job().suite().name(), report.job().suite().name(), report.own());
+                }
+            }
+            junit.xml.writeEndDocument();
+            junit.xml.flush();
+        }
+
+        private void suite(Report report, String name, String className, List<Result> tests) throws XMLStreamException {
+            Map<String, Long> kinds = tests.stream().collect(Collectors.groupingBy(JUnit::kind, Collectors.counting()));
+            double seconds = tests.stream().filter(test -> test.parent() == null || test.parent().isEmpty())
+                    .mapToDouble(Result::seconds).sum();
+            begin("testsuite", "id", id++, "package", report.job().suite().name(), "name", name, "hostname", host,
+                    "timestamp", report.started().truncatedTo(ChronoUnit.SECONDS).toString().replace("Z", ""),
+                    "time", seconds, "tests", tests.size(), "failures", kinds.getOrDefault("failure", 0L),
+                    "errors", kinds.getOrDefault("error", 0L), "skipped", kinds.getOrDefault("skipped", 0L));
+            element("", "properties");
+            for (Result test : tests) {
+                String kind = kind(test);
+                begin("testcase", "classname", className, "name", test.name().isEmpty() ? test.pkg() : test.name(),
+                        "time", test.seconds());
+                if (kind.equals("skipped")) {
+                    element("", kind, "message", test.output().strip());
+                } else if (!kind.isEmpty()) {
+                    element(report.reason(test), kind, "type", test.outcome(), "message", test);
+                }
                 xml.writeEndElement();
             }
+            element("", "system-out"); // Ant's schema wants all three
+            element("", "system-err");
+            xml.writeEndElement();
         }
-        xml.writeEndDocument();
-        xml.flush();
-    }
 
-    private static String junitKind(Test test) {
-        return Map.of("pass", "", "skip", "skipped", "fail", "failure").getOrDefault(test.outcome, "error");
-    }
-
-    private static void begin(XMLStreamWriter xml, String name, Object... attributes) throws XMLStreamException {
-        xml.writeStartElement(name);
-        for (int i = 0; i < attributes.length; i += 2) {
-            String format = attributes[i + 1] instanceof Double ? "%.3f" : "%s";
-            xml.writeAttribute(attributes[i].toString(), legal(String.format(Locale.ROOT, format, attributes[i + 1])));
+        private static String kind(Result test) {
+            return switch (test.outcome()) {
+                case PASS -> "";
+                case SKIP -> "skipped";
+                case FAIL -> "failure";
+                default -> "error";
+            };
         }
-    }
 
-    private static void element(XMLStreamWriter xml, String text, String name,
-            Object... attributes) throws XMLStreamException {
-        begin(xml, name, attributes);
-        xml.writeCharacters(legal(text));
-        xml.writeEndElement();
-    }
+        private void begin(String name, Object... attributes) throws XMLStreamException {
+            xml.writeStartElement(name);
+            for (int i = 0; i < attributes.length; i += 2) {
+                String format = attributes[i + 1] instanceof Double ? "%.3f" : "%s";
+                xml.writeAttribute(attributes[i].toString(),
+                        legal(String.format(Locale.ROOT, format, attributes[i + 1])));
+            }
+        }
 
-    /** Without the characters that XML 1.0 cannot hold even escaped. */
-    private static String legal(String text) {
-        return text.replaceAll("[^\t\n\\x20-\ud7ff\ue000-\ufffd\\x{10000}-\\x{10ffff}]", "");
+        private void element(String text, String name, Object... attributes) throws XMLStreamException {
+            begin(name, attributes);
+            xml.writeCharacters(legal(text));
+            xml.writeEndElement();
+        }
+
+        /** Without the characters that XML 1.0 cannot hold even escaped. */
+        private static String legal(String text) {
+            return withoutEscapes(text).replaceAll("[^\t\n\\x20-\ud7ff\ue000-\ufffd\\x{10000}-\\x{10ffff}]", "");
+        }
     }
 
     // On a terminal
 
-    private void print(int descriptor, String text) {
-        byte[] bytes = (quiet ? "" : terminal(descriptor) ? harmless(text) : text).getBytes(WIRE);
-        (descriptor == 1 ? System.out : System.err).write(bytes, 0, bytes.length);
-        (descriptor == 1 ? System.out : System.err).flush();
-    }
+    /** Shows what the guest prints: on a terminal without control characters, elsewhere byte for byte. */
+    static final class Screen {
+        private final boolean[] terminal = {false, isTerminal(1), isTerminal(2)};
+        private final ByteBuffer[] rest = {null, ByteBuffer.allocate(0), ByteBuffer.allocate(0)};
+        private final boolean[] inLine = new boolean[3];
 
-    /** Is this file descriptor a terminal, or not known not to be one? */
-    private static boolean terminal(int descriptor) {
-        try {
-            return Files.readSymbolicLink(Path.of("/proc/self/fd/" + descriptor)).toString()
-                    .matches("/dev/(pts/.*|tty.*|console)");
-        } catch (IOException noProc) {
-            return true;
+        /** Both streams' threads and the summary come here. */
+        synchronized void print(int descriptor, String text) {
+            byte[] bytes = text.getBytes(ISO_8859_1);
+            if (bytes.length == 0) {
+                return;
+            }
+            inLine[descriptor] = bytes[bytes.length - 1] != '\n';
+            byte[] shown = terminal[descriptor] ? printable(decode(descriptor, bytes)).getBytes(UTF_8) : bytes;
+            (descriptor == 1 ? System.out : System.err).write(shown, 0, shown.length);
+            (descriptor == 1 ? System.out : System.err).flush();
+        }
+
+        /** So that what comes next begins a line. */
+        synchronized void endLine() {
+            for (int descriptor = 1; descriptor <= 2; descriptor++) {
+                if (inLine[descriptor]) {
+                    print(descriptor, "\n");
+                }
+            }
+        }
+
+        /** A character may come in two pieces: its first bytes wait for the rest. */
+        private String decode(int descriptor, byte[] bytes) {
+            ByteBuffer in = ByteBuffer.allocate(rest[descriptor].remaining() + bytes.length)
+                    .put(rest[descriptor]).put(bytes).flip();
+            CharBuffer out = CharBuffer.allocate(in.remaining());
+            UTF_8.newDecoder().onMalformedInput(CodingErrorAction.REPLACE).decode(in, out, false);
+            rest[descriptor] = in;
+            return out.flip().toString();
+        }
+
+        /** Is this file descriptor a terminal, or not known not to be one? */
+        private static boolean isTerminal(int descriptor) {
+            try {
+                return Files.readSymbolicLink(Path.of("/proc/self/fd/" + descriptor)).toString()
+                        .matches("/dev/(pts/.*|tty.*|console)");
+            } catch (IOException noProc) {
+                return true;
+            }
         }
     }
 
-    /**
-     * Control characters made visible (^[ for an escape), so that the guest cannot speak to the terminal; newlines and
-     * tabs stay.
-     */
-    static String harmless(String text) {
-        return Pattern.compile("[\\p{Cc}&&[^\n\t]]").matcher(text.replace("\r\n", "\n")).replaceAll(found -> {
-            char c = found.group().charAt(0);
-            return Matcher.quoteReplacement(c < 0x80 ? "^" + (char) (c ^ 0x40) : String.format("<%02x>", (int) c));
-        });
+    private static final Pattern ESCAPES = Pattern.compile("(?:\u001b\\[|\u009b)[0-?]*[ -/]*[@-~]" // such as colours
+            + "|\u001b\\][^\u0007\u001b]*(?:\u0007|\u001b\\\\)" // such as a window's title
+            + "|\u001b[@-Z\\\\^_]");
+
+    /** A text without the escape sequences of terminals. */
+    static String withoutEscapes(String text) {
+        return text.indexOf('\u001b') < 0 && text.indexOf('\u009b') < 0 ? text : ESCAPES.matcher(text).replaceAll("");
     }
+
+    /**
+     * A text from the guest that cannot speak to a terminal: control characters are made visible (^[ for an escape),
+     * and so are those that change the direction of writing. Newlines and tabs stay.
+     */
+    static String printable(String text) {
+        return Pattern.compile("[\\p{Cc}\u202a-\u202e\u2066-\u2069&&[^\n\t]]").matcher(text.replace("\r\n", "\n"))
+                .replaceAll(found -> {
+                    char c = found.group().charAt(0);
+                    return Matcher.quoteReplacement(c < 0x80 ? "^" + (char) (c ^ 0x40)
+                            : String.format("<%02x>", (int) c));
+                });
+    }
+
+    // shared:projectorigin
+    /** Where a project in the guest came from: this machine's name and the project's real path, in one line. */
+    static String projectOrigin(Path project) throws IOException {
+        Path name = Path.of("/proc/sys/kernel/hostname");
+        String host = Files.exists(name) ? Files.readString(name).strip() : InetAddress.getLocalHost().getHostName();
+        return (host + ":" + project.toRealPath()).replaceAll("\\p{Cntrl}", "?");
+    }
+    // end shared:projectorigin
 
     // shared:banner
     /**

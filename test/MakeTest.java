@@ -58,7 +58,7 @@ final class MakeTest {
         make("vm-sync", "ARGS=--dry-run").exits(0);
         GUEST.sh("test -e '/root/make project'").exits(1);
         make("vm-build").exits(0);
-        make("vm-test-unit", "ARGS=-- -run TestCount ./internal/words/").exits(0).answers("TestCount");
+        make("vm-test-unit", "ARGS=--packages ./internal/words/ -- -run TestCount").exits(0).answers("TestCount");
         make("vm-test-fixtures").exits(0);
         make("vm-test-integration", "vm-test-integration-e2e", "vm-test-e2e", "vm-test-build-integration", "vm-test-build-cancellation",
                 "SYNC_ARGS=--no-delete").exits(0);

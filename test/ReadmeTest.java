@@ -180,7 +180,7 @@ final class ReadmeTest {
         Set<String> targets = new HashSet<>(words("[a-z0-9-]+", read("Makefile"), "(?m)^([a-z0-9-]+):"));
         Map<String, String> settings = fences("ini").stream().flatMap(String::lines).map(line -> line.split("=", 2))
                 .collect(Collectors.toMap(pair -> pair[0], pair -> pair[1]));
-        VmTest.suites(new VmTest.Settings(Map.of(), settings)).keySet().forEach(suite -> targets.add("vm-test-" + suite));
+        new VmTest.Suites(new VmTest.Settings(Map.of(), settings), Path.of("")).all().forEach(suite -> targets.add("vm-test-" + suite.name()));
         List<String> makes = code.stream().map(line -> line.replaceAll("^([A-Z_]+=\\S+ )+", "")).filter(line -> line.startsWith("make ")).toList();
         assertTrue(makes.size() > 5, makes.toString());
         for (String line : makes) {
@@ -225,7 +225,7 @@ final class ReadmeTest {
         listed.put("all", "unit integration phase4"); // in the table with a word more
         VmTest.Settings none = new VmTest.Settings(Map.of(), Map.of());
         StringWriter out = new StringWriter();
-        assertEquals(0, VmTest.commandLine(new VmTest(none), none).setOut(new PrintWriter(out, true)).execute("list"));
+        assertEquals(0, VmTest.commandLine(new VmTest(none), none).setOut(new PrintWriter(out, true)).execute("list", "--project", "test/sample"));
         assertEquals(out.toString().lines().map(line -> line.split(" +", 2)).collect(Collectors.toMap(row -> row[0], row -> row[1].strip(),
                 (one, other) -> one, TreeMap::new)), listed);
     }

@@ -38,7 +38,7 @@ final class Sshd implements AutoCloseable {
     /** Each command that it runs gets a PID namespace, for vm-test, which ends what a suite leaves. Without namespaces the test is aborted. */
     static Sshd withOwnProcesses() throws Exception {
         VmTestTest.needsOwnProcesses();
-        return new Sshd("ForceCommand exec " + String.join(" ", VmTestTest.OWN_PROCESSES) + " sh -c \"$SSH_ORIGINAL_COMMAND\"\n");
+        return new Sshd("ForceCommand exec " + VmTest.shellQuoted(VmTestTest.OWN_PROCESSES) + " sh -c \"$SSH_ORIGINAL_COMMAND\"\n");
     }
 
     /** Aborts the test where there is no sshd: a developer's machine should not get one that listens to the world. */
