@@ -921,13 +921,17 @@ final class VmTest implements Callable<Integer> {
                 throw new VmException(2, "--failed: the last run was that of another project, " + printable(
                         last.getString("project", "?")) + ", not " + project + ": run a suite of this one first");
             }
-            Map<String, Suite> known = suites.all().stream().collect(Collectors.toMap(Suite::name, suite -> suite));
+            JsonObject calls = last.getObject("suites", new JsonObject());
+            chosen.stream().filter(suite -> !calls.has(suite.name())).forEach(suite -> {
+                throw new VmException(2, "--failed: suite " + suite.name() + " was not in the last run, only "
+                        + printable(String.join(", ", calls.keySet())));
+            });
             List<Job> jobs = new ArrayList<>();
-            for (Map.Entry<String, Object> entry : last.getObject("suites", new JsonObject()).entrySet()) {
-                Suite suite = known.get(entry.getKey());
-                boolean wanted = chosen.isEmpty() || chosen.stream().anyMatch(it -> it.name().equals(entry.getKey()));
-                if (suite != null && wanted && !entry.getKey().equals("build")) {
-                    failedJob(suites, suite, entry.getValue().toString(), last).ifPresent(jobs::add);
+            for (String name : calls.keySet()) {
+                Optional<Suite> suite = (chosen.isEmpty() ? suites.all() : chosen).stream()
+                        .filter(it -> it.name().equals(name) && !name.equals("build")).findFirst();
+                if (suite.isPresent()) {
+                    failedJob(suites, suite.get(), calls.getString(name), last).ifPresent(jobs::add);
                 }
             }
             if (!jobs.isEmpty()) {
@@ -939,7 +943,7 @@ final class VmTest implements Callable<Integer> {
         private Optional<Job> failedJob(Suites suites, Suite suite, String call, JsonObject last) throws IOException {
             Additions additions = new Additions(strings(last.getArray("words")), strings(last.getArray("packages")));
             JsonObject result = read(suite.name() + ".json");
-            if (result == null || !call.equals(result.getString("id"))) {
+            if (result == null || call == null || !call.equals(result.getString("id"))) {
                 return Optional.of(suites.again(suite, Map.of(), additions)); // the build failed, or it was interrupted
             } else if (!suite.command().equals(result.getString("suiteCommand"))) {
                 System.err.println("vm-test: the command of suite " + suite.name()

@@ -650,9 +650,12 @@ final class VmTestTest {
     private static String events(String line) {
         String[] word = line.split(" ", 4);
         String pkg = "example.com/s/" + word[0];
-        String test = word[2].equals("-") ? null : word[2];
+        String test = word.length < 3 || word[2].equals("-") ? null : word[2];
         String said = word.length > 3 ? word[3] : "";
         return switch (word[1]) {
+            case "start" -> event("start", pkg, null, null);
+            case "end" -> event("output", pkg, null, "FAIL\n"); // what the testing package prints after all tests
+            case "raw" -> event("output", pkg, test, said);
             case "run" -> event("run", pkg, test, null) + event("output", pkg, test, "=== RUN   " + test + "\n");
             case "out" -> event("output", pkg, test, said + "\n");
             case "ok" -> event("output", pkg, null, "PASS\n") + event("output", pkg, null, "ok  \t" + pkg + "\t" + said + "s\n") + event("pass", pkg, null, said);
@@ -918,13 +921,219 @@ final class VmTestTest {
         assertEquals("TestNoNewline=pass TestNoNewlineFail=fail TestStderr=pass", outcomes(raw));
     }
 
+    /** As Go 1.19 and 1.24 print it, or as it was reported of other tools that read it. The exit code is go test's. */
+    @Test
+    void oddStreamsGetARightVerdict() {
+        String big = "x".repeat(8_000);
+        String[][] rows = { // what is odd, exit code, events, outcomes, verdict
+            {"the first of two runs fails", "1", "p run T, p fail T 0.01, p run T, p pass T 0.01, p FAIL - 0.1", "T=fail", "failed"},
+            {"it fails in the first of two commands", "0", "p run T, p fail T 0, p FAIL - 0.1, p run T, p pass T 0, p ok - 0.1", "T=fail", "failed"},
+            {"it fails in the second of two commands", "1", "p start, p run T, p pass T 0, p ok - 0.1, p start, p run T, p fail T 0, p FAIL - 0.1", "T=fail", "failed"},
+            {"two commands side by side", "1", "p start, p start, p run T, p run T, p pass T 0, p ok - 0.1, p fail T 0, p FAIL - 0.1", "T=fail", "failed"},
+            {"one of two commands has no end", "0", "p start, p run T, p start, p pass T 0, p ok - 0.1", "T=unfinished", "failed"},
+            {"no end: the line is in the middle of another", "0", "p run T, p out T 100%--- PASS: T (0.00s), p ok - 0.1", "T=pass", "passed"},
+            {"no end: and it failed", "1", "p run T, p out T dots--- FAIL: T (0.00s), p run U, p pass U 0, p FAIL - 0.1", "T=fail U=pass", "failed"},
+            {"no end: and it was skipped", "0", "p run T, p out T dots--- SKIP: T (0.00s), p ok - 0.1", "T=skip", "passed, all tests skipped"},
+            {"no end: the line came under another test", "1", "p run T, p run T/s, p out T/s a--- FAIL: T (0.0s), p out T/s     --- PASS: T/s (0.00s), p FAIL - 0.1",
+                "T/s=pass T=fail", "failed"},
+            {"no end: the last line counts", "1", "p run T, p out T --- PASS: T (0.00s), p out T --- FAIL: T (0.00s), p FAIL - 0.1", "T=fail", "failed"},
+            {"no end, no line, the package passed", "0", "p run T, p ok - 0.1", "T=pass", "passed"},
+            {"no end, no line, the package failed", "1", "p run T, p FAIL - 0.1", "T=unfinished", "failed"},
+            {"no end, a line that failed, the package passed", "0", "p run T, p out T a--- FAIL: T (0.00s), p ok - 0.1", "T=fail", "failed"},
+            {"the package has no end", "0", "p run T, p pass T 0", "T=pass", "failed"},
+            {"nothing but a start", "0", "p start", "", "failed"},
+            {"cut off in the middle", "137", "p run T, p pass T 0, p run U", "T=pass U=unfinished", "failed"},
+            {"two results for one run", "0", "p run T, p pass T 0, p fail T 0, p ok - 0.1", "T=fail", "failed"},
+            {"the same result twice", "0", "p run T, p pass T 0, p pass T 0, p ok - 0.1", "T=pass", "passed"},
+            {"a failure without a run, the package passed", "0", "p run T, p fail Fake 0, p pass T 0, p ok - 0.1", "T=pass", "passed"},
+            {"a failure without a run, the package failed", "1", "p run T, p pass T 0, p fail U 0, p FAIL - 0.1", "T=pass U=fail", "failed"},
+            {"TestMain swallows a failure", "0", "p run T, p fail T 0, p ok - 0.1", "T=fail", "failed"},
+            {"a pass where go test ended with 1", "1", "p run T, p pass T 0, p ok - 0.1", "T=pass", "failed"},
+            {"packages mixed", "1", "p run T, q run T, q fail T 0, p pass T 0, q FAIL - 0.1, p ok - 0.1", "T=fail T=pass", "failed"},
+            {"a failing benchmark of 1.19", "1", "p out - BenchmarkA-2  10  3 ns/op, p fail BenchmarkB-2 0, p FAIL - 0.1", "BenchmarkA=pass BenchmarkB=fail", "failed"},
+            {"a failing benchmark of 1.24", "1", "p run BenchmarkA, p out BenchmarkA BenchmarkA-2  10  0.3 ns/op, p run BenchmarkB, p fail BenchmarkB-2 0, p FAIL - 0.1",
+                "BenchmarkA=pass BenchmarkB=fail", "failed"},
+            {"one of three numbers of processors", "1", "p run BenchmarkB, p out BenchmarkB BenchmarkB  10  3 ns/op, p fail BenchmarkB-2 0, p FAIL - 0.1", "BenchmarkB=fail", "failed"},
+            {"a name that ends like that", "1", "p run BenchmarkB/x-2, p fail BenchmarkB/x-2 0, p FAIL - 0.1", "BenchmarkB/x-2=fail", "failed"},
+            {"a benchmark that did not complete", "1", "p run BenchmarkB, p out BenchmarkB panic: x, p FAIL - 0.1", "BenchmarkB=unfinished", "failed"},
+            {"a long name has no events but lines in pieces", "1", "p run T, p raw T === RUN   T/" + big + ", p out T y, p out T reason, p raw T     --- FAIL: T/" + big
+                + ", p out T y (0.00s), p fail T 0, p FAIL - 0.1", "T/" + big + "y=fail T=fail", "failed"},
+            {"a long name of 1.24", "0", "p run T, p raw T \u0016=== RUN   T/" + big + ", p out T y, p raw T \u0016--- SKIP: T/" + big + ", p out T y (0.00s), p pass T 0, p ok - 0.1",
+                "T/" + big + "y=skip T=pass", "passed"},
+            {"a panic after which nothing ran", "2", "p run T, p fail T 0, p out T panic: x, p FAIL - 0.1", "T=fail", "failed"},
+            {"nothing ran", "0", "p out - testing: warning: no tests to run, p ok - 0.1", "", "passed, 0 tests ran"},
+            {"all skipped", "0", "p run T, p skip T 0, p ok - 0.1", "T=skip", "passed, all tests skipped"},
+        };
+        for (String[] row : rows) {
+            String stream = Stream.of(row[2].split(", (?=[pq] )")).map(VmTestTest::events).collect(Collectors.joining());
+            VmTest.Report report = report(stream, "", Integer.parseInt(row[1]));
+            assertEquals(row[3], outcomes(report), row[0]);
+            assertEquals("unit " + row[4], report.line().replaceFirst(", guest exit code \\d+", ""), row[0] + "\n" + report.summary());
+        }
+    }
+
+    @Test
+    void everyRunOfATestIsKept() throws Exception {
+        VmTest.Report report = report(events("p run T") + events("p out T the first reason") + events("p fail T 0") + events("p run T") + events("p pass T 0")
+                + events("p run T") + events("p out T the third reason") + events("p fail T 0") + events("p FAIL - 0.1"), "", 1);
+        assertEquals("""
+                == unit failed, guest exit code 1, 1 fail
+                   FAIL example.com/s/p T, 2 of 3 runs
+                       run 1 of 3:
+                       the first reason
+                       run 3 of 3:
+                       the third reason
+                """, report.summary().replaceFirst(", [0-9.]+ s\n", "\n"));
+        Document xml = junit(report);
+        assertEquals(1, count(xml, "testcase"), "a name is there once");
+        assertEquals("run 1 of 3:\nthe first reason\nrun 3 of 3:\nthe third reason\n", xml.getElementsByTagName("failure").item(0).getTextContent());
+    }
+
+    @Test
+    void aLineThatBeganAsAnEventIsNotLostInSilence() {
+        String event = events("p run T") + events("p pass T 0") + events("p ok - 0.1");
+        for (String odd : List.of("{\"Time\":\"2026-11-29T00:00:00Z\",\"Action\":\"fail\",\"Pack\n", "{\"Action\":\"run\"{\"Action\":\"run\",\"Package\":\"p\"}\n",
+                "{\"Action\":\"fail\",\"Pa", "{\"Action\":\"" + "x".repeat(2 << 20) + "\n")) {
+            VmTest.Report report = report(event + odd, "", 0);
+            assertEquals("unit failed, guest exit code 0", report.line(), odd.substring(0, 12));
+            assertTrue(report.summary().contains("1 lines that began as events of go test -json could not be read"), report.summary());
+        }
+    }
+
+    /** Of a command that is no plain go test, vm-test knows what it prints and its exit code. */
+    @Test
+    void aFailureThatAPipeHidesIsSeen() {
+        for (String tells : List.of("--- FAIL: TestX (0.00s)\n", "FAIL\n", "FAIL", "FAIL\texample.com/x\t0.1s\n", "ok\nFAIL\tx [build failed]\n", "x\n\nFAIL\r\n")) {
+            for (int size : new int[] {1, 3, 100}) {
+                VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append);
+                for (int i = 0; i < tells.length(); i += size) {
+                    take(output, 1, tells.substring(i, Math.min(tells.length(), i + size)));
+                }
+                VmTest.Report report = report(job("pipe", "go test ./fail | cat"), output, 0);
+                assertEquals("pipe failed, guest exit code 0", report.line(), tells);
+                assertTrue(report.summary().contains("the command ended with 0, but go test reported failures (if it is a pipe: set -o pipefail):"), report.summary());
+            }
+        }
+        for (String tellsNot : List.of("    --- FAIL: TestX/sub\n", "FAILED\n", "FAIL:\n", "no FAIL\n", "FAIL x\n", "--- FAIL\n", "F\nAIL\n")) {
+            assertEquals("pipe passed", report("pipe", "go test ./fail | cat", tellsNot, "", 0).line(), tellsNot);
+            assertEquals("pipe passed", report("pipe", "go test ./fail | cat", "", tellsNot, 0).line(), tellsNot);
+        }
+    }
+
+    /** Rules for a run without tests: where the caller chose some, none is a failure. */
+    @Test
+    void noTestsIsAFailureWhereSomeWereAskedFor() {
+        String none = events("p ok - 0.1");
+        String skipped = events("p run T") + events("p skip T 0") + events("p ok - 0.1");
+        Object[][] rows = { // words, packages, --require-tests, stream, line
+            {List.of(), List.of(), false, none, "x passed, 0 tests ran"}, {List.of(), List.of(), true, none, "x failed, guest exit code 0, 0 tests ran"},
+            {List.of("-run", "T"), List.of(), false, none, "x failed, guest exit code 0, 0 tests ran"},
+            {List.of("-test.run=T"), List.of(), false, none, "x failed, guest exit code 0, 0 tests ran"},
+            {List.of("-count=1"), List.of(), false, none, "x passed, 0 tests ran"}, {List.of(), List.of("./p"), false, none, "x failed, guest exit code 0, 0 tests ran"},
+            {List.of("-run", "T"), List.of("./p"), false, skipped, "x passed, all tests skipped"},
+            {List.of(), List.of(), true, skipped, "x failed, guest exit code 0, all tests skipped"}};
+        for (Object[] row : rows) {
+            @SuppressWarnings("unchecked")
+            VmTest.Additions additions = new VmTest.Additions((List<String>) row[0], (List<String>) row[1]);
+            VmTest.Job job = jobs(Map.of("VM_TEST_X", "go test ./...", "VM_TEST_BUILD", "true"), additions, "x").get(0);
+            VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append);
+            take(output, 1, (String) row[3]);
+            output.end();
+            VmTest.GuestRun guest = guestRun();
+            guest.code = 0;
+            assertEquals(row[4], VmTest.Report.of(job, VmTest.Verdict.PASSED, guest, output, Instant.now(), VmTest.Leaks.fail, (boolean) row[2]).line(),
+                    List.of(row).toString());
+        }
+    }
+
     @Test
     void theKeptResultHoldsTimingsAndReasons() throws Exception {
-        JsonObject said = JsonParser.object().from(report(SIDE_BY_SIDE, "", 1).json("go test"));
+        JsonObject said = JsonParser.object().from(report(SIDE_BY_SIDE, "", 1).json("an id"));
+        assertEquals("an id", said.getString("id"));
         assertEquals("failed", said.getString("verdict"));
         List<Object> tests = new ArrayList<>(said.getArray("tests"));
         assertTrue(tests.stream().map(JsonObject.class::cast).anyMatch(test -> test.getString("test").equals("TestSlow") && test.getDouble("seconds") == 0.3));
         assertTrue(tests.stream().map(JsonObject.class::cast).anyMatch(test -> test.getString("output").contains("got 3, want 4")));
+    }
+
+    // What failed last time
+
+    private static final VmTest.Settings TWO = new VmTest.Settings(Map.of("VM_TEST_BUILD", "true", "VM_TEST_X", "go test -v -short ./...",
+            "VM_TEST_MAKE", "gmake check"), Map.of());
+
+    /** Runs the suites x and make, whose events and exit codes are given, and then asks what failed. */
+    private List<String> again(VmTest.Additions additions, String[] streams, int... codes) throws Exception {
+        VmTest.Suites suites = new VmTest.Suites(TWO, dir);
+        VmTest.LastRun last = new VmTest.LastRun(dir, "host:/p");
+        List<VmTest.Job> jobs = suites.jobs(List.of("x", "make"), additions);
+        last.begin(jobs, false);
+        for (int i = 0; i < streams.length; i++) {
+            VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append);
+            take(output, 1, streams[i]);
+            last.write(report(jobs.get(i), output, codes[i]));
+        }
+        return failed(suites);
+    }
+
+    private List<String> failed(VmTest.Suites suites, String... names) throws Exception {
+        return new VmTest.LastRun(dir, "host:/p").failedJobs(suites, suites.chosen(List.of(names))).stream().map(VmTest.Job::command).toList();
+    }
+
+    private static String stream(String lines) {
+        return Stream.of(lines.split(", ")).map(VmTestTest::events).collect(Collectors.joining());
+    }
+
+    @Test
+    void onlyWhatFailedIsRunAgain() throws Exception {
+        VmTest.Additions none = VmTest.Additions.NONE;
+        String whole = "go test -json -short ./...";
+        Object[][] rows = { // the stream of x, and its command
+            {"p run A, p fail A 0, p run B, p pass B 0, p run C/s, p run C, p fail C/s 0, p fail C 0, p end, p FAIL - 0.1, q run D, q pass D 0, q ok - 0.1",
+                "go test -json -short -run '^(TestA|TestC)$' example.com/s/p"},
+            {"p run A, p fail A 0, p end, p FAIL - 0.1, q run B, q fail B 0, q end, q FAIL - 0.1", "code=0; go test -json -short -run '^(TestA)$' example.com/s/p "
+                + "|| code=$?; go test -json -short -run '^(TestB)$' example.com/s/q || code=$?; exit $code"},
+            {"p run A, p fail A 0, p FAIL - 0.1", "go test -json -short example.com/s/p"}, // a panic: the others had no turn
+            {"p run A, p pass A 0, p end, p out - teardown failed, p FAIL - 0.1", "go test -json -short example.com/s/p"},
+            {"p run A, p pass A 0", "go test -json -short example.com/s/p"},
+            {"p out - FAIL\texample.com/s/p [build failed], p FAIL - 0", "go test -json -short example.com/s/p"},
+        };
+        for (Object[] row : rows) {
+            String stream = stream(((String) row[0]).replaceAll("(run|fail|pass) ([A-D])", "$1 Test$2"));
+            assertEquals(List.of(row[1]), again(none, new String[] {stream, ""}, 1, 0), stream);
+        }
+        assertEquals(List.of("go test -json -short -count=1 -run '^(TestA)$' example.com/s/p"), again(new VmTest.Additions(List.of("-count=1"), List.of()),
+                new String[] {stream("p run TestA, p fail TestA 0, p end, p FAIL - 0.1")}, 1).subList(0, 1), "with the flags of that run");
+        assertEquals(List.of("go test -json -short -failfast example.com/s/p"), again(new VmTest.Additions(List.of("-failfast"), List.of()),
+                new String[] {stream("p run TestA, p fail TestA 0, p end, p FAIL - 0.1")}, 1).subList(0, 1), "the others had no turn");
+        assertEquals(List.of(), again(none, new String[] {stream("p run A, p pass A 0, p ok - 0.1"), "fine\n"}, 0, 0));
+        assertEquals(List.of("gmake check"), again(none, new String[] {stream("p run A, p pass A 0, p ok - 0.1"), "oh\n"}, 0, 2), "an opaque suite runs whole");
+        assertEquals(List.of(whole, "gmake check"), again(none, new String[] {"nothing\n", "fine\n"}, 1, 1), "go itself failed");
+        assertEquals(List.of("gmake check"), again(none, new String[] {stream("p run A, p pass A 0, p ok - 0.1")}, 0), "cut off before the second");
+        assertEquals(List.of(whole), again(none, new String[] {stream("command-line-arguments run A").replace("example.com/s/", ""), "fine\n"}, 1, 0));
+    }
+
+    @Test
+    void anotherRunIsNotTakenForTheLast() throws Exception {
+        VmTest.Suites suites = new VmTest.Suites(TWO, dir);
+        assertEquals("--failed: there was no run yet: run a suite first", assertThrows(VmTest.VmException.class, () -> failed(suites)).getMessage());
+        again(VmTest.Additions.NONE, new String[] {stream("p run TestA, p fail TestA 0, p end, p FAIL - 0.1"), "oh\n"}, 1, 1);
+        VmTest.VmException other = assertThrows(VmTest.VmException.class, () -> new VmTest.LastRun(dir, "host:/q").failedJobs(suites, List.of()));
+        assertEquals(2, other.exitCode);
+        assertEquals("--failed: the last run was that of another project, host:/p, not host:/q: run a suite of this one first", other.getMessage());
+        assertEquals("--failed: suite unit was not in the last run, only x, make",
+                assertThrows(VmTest.VmException.class, () -> failed(suites, "unit")).getMessage());
+        VmTest.Suites changed = new VmTest.Suites(new VmTest.Settings(Map.of("VM_TEST_BUILD", "true", "VM_TEST_X", "go test ./p"), Map.of()), dir);
+        assertEquals(List.of("go test -json ./p"), failed(changed, "x"), "its command has changed, so it runs whole");
+        // One suite again, which passes: what else failed is not forgotten.
+        VmTest.LastRun next = new VmTest.LastRun(dir, "host:/p");
+        List<VmTest.Job> jobs = next.failedJobs(suites, suites.chosen(List.of("make")));
+        next.begin(jobs, true);
+        next.write(report(jobs.get(0), new VmTest.SuiteOutput(events::append), 0));
+        assertEquals(List.of("go test -json -short -run '^(TestA)$' example.com/s/p"), failed(suites));
+        Files.writeString(dir.resolve("x.json"), "{\"id\"");
+        assertThrows(java.io.IOException.class, () -> failed(suites));
+        Files.delete(dir.resolve("x.json"));
+        assertEquals(List.of("go test -json -short ./..."), failed(suites));
     }
 
     // Texts
