@@ -300,13 +300,11 @@ final class VmTest implements Callable<Integer> {
         }
         project = project();
         Suites suites = new Suites(settings, project);
-        List<Job> jobs = suites.jobs(names, additions); // with --failed it checks the names
+        List<Job> whole = suites.jobs(names, additions); // with --failed it checks the names
         checkOptions();
         vmDir = vmDirectory(userPath(dirOption));
         LastRun last = new LastRun(vmDir.resolve(vmName + ".test"), projectOrigin(project));
-        if (onlyFailed) {
-            jobs = last.failedJobs(suites, suites.chosen(names));
-        }
+        List<Job> jobs = onlyFailed ? last.failedJobs(suites, suites.chosen(names)) : whole;
         if (jobs.isEmpty()) {
             System.err.println("vm-test: nothing failed in the last run, so there is nothing to run again");
             return 0;
@@ -318,7 +316,7 @@ final class VmTest implements Callable<Integer> {
         if (sync || fresh || names.stream().anyMatch(suites::needsSync)) {
             runSibling("VM_SYNC_CMD", syncCommand, "");
         }
-        last.begin(jobs, onlyFailed);
+        keep("the list of suites", () -> last.begin(jobs, onlyFailed));
         return runJobs(jobs, last);
     }
 
@@ -334,7 +332,7 @@ final class VmTest implements Callable<Integer> {
                 screen.endLine();
                 spec.commandLine().getOut().print(report.summary());
                 spec.commandLine().getOut().flush();
-                keep(report, last);
+                keep("the result of " + job.suite().name(), () -> last.write(report));
                 boolean broken = job.isBuild() && report.verdict() != Verdict.PASSED;
                 if (broken || report.verdict().compareTo(Verdict.INTERRUPTED) >= 0) {
                     break;
@@ -553,12 +551,16 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    private static void keep(Report report, LastRun last) {
+    private interface Write {
+        void run() throws IOException;
+    }
+
+    /** Writes what --failed needs. If that is refused, the verdict is still to be told. */
+    private static void keep(String what, Write write) {
         try {
-            last.write(report);
-        } catch (IOException refused) { // the verdict is still to be told
-            System.err.println("vm-test: the result of " + report.job().suite().name() + " is not kept: "
-                    + reason(refused));
+            write.run();
+        } catch (IOException refused) {
+            System.err.println("vm-test: " + what + " is not kept: " + reason(refused));
         }
     }
 

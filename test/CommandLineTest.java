@@ -1,4 +1,5 @@
 import static java.nio.charset.StandardCharsets.UTF_8;
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -176,6 +177,47 @@ final class CommandLineTest {
         });
         run("vm-ctl status", ">/dev/full", "2>/dev/full").is(1, "");
         run("vm-ctl console", ">/dev/full").is(69, ""); // there is no console here: that is told
+    }
+
+    /** On a terminal control characters are made visible; elsewhere every byte comes through, whatever the other stream is. */
+    @Test
+    void whatTheGuestPrintsIsBytesUnlessItIsShown() throws Exception {
+        useGuest();
+        List<String> words = List.of("vm-test", "run", "printf 'a\\000\\377\\033[31m\\n' | tee /dev/stderr");
+        byte[] bytes = {'a', 0, (byte) 0xff, 27, '[', '3', '1', 'm', '\n'};
+        String shown = "a^@\ufffd^[[31m";
+        for (int terminal = 1; terminal <= 2; terminal++) {
+            Path file = temp.resolve("bytes");
+            Result ran = start(List.of("script", "-qec", VmCtl.shellQuoted(jar(words)) + " " + (3 - terminal) + ">" + VmCtl.shellQuoted(List.of(file.toString())),
+                    "/dev/null"));
+            ran.is(0, "");
+            assertArrayEquals(bytes, Files.readAllBytes(file));
+            assertEquals(shown, ran.out().strip());
+        }
+        settings.put("VM_TEST_UNIT", "printf half");
+        Result half = run("vm-test unit");
+        assertTrue(half.out().startsWith("half\n== unit passed, "), half.toString());
+        assertEquals("half", run(List.of("vm-test", "run", "printf half")).out());
+    }
+
+    @Test
+    void whatIsMissingHereIsNamed() throws Exception {
+        useGuest();
+        List<String> full = new ArrayList<>(List.of("env", "-u", "PATH", Path.of(System.getProperty("java.home"), "bin/java").toString()));
+        List<String> jar = jar(List.of("vm-test", "run", "echo", "ran"));
+        full.addAll(jar.subList(1, jar.size()));
+        assertEquals("ran\n", start(full).out(), "PATH is not set");
+        Path bin = Files.createDirectories(temp.resolve("bin"));
+        for (String program : List.of("sh", "ssh", "java")) {
+            Path real = Stream.of(System.getenv("PATH").split(":")).map(directory -> Path.of(directory, program)).filter(Files::isExecutable).findFirst().orElseThrow();
+            Files.createSymbolicLink(bin.resolve(program), real);
+        }
+        settings.put("PATH", bin.toString());
+        run("vm-test --sync unit").isOneLine(69, "vm-test: no suite was run: 'jbang vm-sync' cannot be run here; set VM_SYNC_CMD to the command that runs it, as "
+                + "VM_SYNC_CMD='jbang vm-sync@NAME' for a catalog that you added, or VM_SYNC_CMD='jbang tools/VmSync.java' for a copied file\n");
+        settings.put("VM_REMOTE_DIR", "/nonexistent/project");
+        run("vm-test unit").is(69, "vm-test: the project is not in the guest: there is no /nonexistent/project; vm-test --sync (or vm-sync) brings it\n");
+        run("vm-test run true").isOneLine(69, "the project is not in the guest: there is no /nonexistent/project");
     }
 
     @Test

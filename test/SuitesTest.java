@@ -42,7 +42,8 @@ final class SuitesTest {
                 .answers("== build passed", "== unit passed", "SKIP sample/internal/words TestCountsLongText", ": words_test.go:32: -short", "\n1\n== connections passed");
         assertEquals(1, (result.out() + result.err()).split("gmake build", -1).length - 1, "built once");
         assertEquals(1, result.err().split("synced", -1).length - 1, "synced once");
-        valid(JUNIT, "<testcase classname=\"sample/internal/worker\" name=\"TestMount\"", "name=\"build\"");
+        valid(JUNIT, "<testcase classname=\"phase4.sample/internal/worker\" name=\"TestMount\"", "<testcase classname=\"unit.sample/internal/worker\" name=\"TestMount\"",
+                "name=\"build\"");
         assertTrue(Files.lines(JSON).allMatch(line -> line.startsWith("{\"Time\":")), "what go test -json said, and nothing else");
         assertTrue(Files.readString(GUEST.file(".test").resolve("phase4.json")).contains("\"verdict\":\"passed\""));
     }
@@ -81,8 +82,8 @@ final class SuitesTest {
                         "BUILD FAILED sample/scenario/novet\n       scenario/novet/novet_test.go:8:36: ",
                         "DID NOT FINISH sample/scenario/ending TestExits", "not UTF-8: \ufffd\ufffd");
         valid(JUNIT, "name=\"TestMany/number_1999\"", "name=\"TestNesting/with_space/one\"", "name=\"TestNesting/with/slash/two\"", "name=\"TestSameName/twin#01\"");
-        assertEquals(2000 + 1, read(JUNIT).split("classname=\"sample/scenario/many\"", -1).length - 1);
-        assertFalse(read(JUNIT).contains("TestNotATest") && read(JUNIT).contains("classname=\"sample/not/a/package\""), "a print is no result");
+        assertEquals(2000 + 1, read(JUNIT).split("classname=\"scenario.sample/scenario/many\"", -1).length - 1);
+        assertFalse(read(JUNIT).contains("TestNotATest") && read(JUNIT).contains("classname=\"scenario.sample/not/a/package\""), "a print is no result");
         assertTrue(read(JSON).contains("\"Test\":\"TestMany/number_1999\""));
         List<String> shown = result.out().lines().filter(line -> line.matches("=== RUN .*|(ok  |FAIL)\t.*\t.*s"))
                 .map(line -> line.replaceFirst(".*(RUN|\tsample/scenario/\\w+).*", "$1")).toList();
@@ -98,6 +99,42 @@ final class SuitesTest {
         leaking.test("leaking").exits(1).answers("left behind", "process ", "sleep 600", "mount tmpfs", "/build/Workers/leak", "file /build/Workers/leak.log");
         leaking.test("--leaks", "warn", "root").exits(0).answers("left behind: file /build/again");
         leaking.sh("umount /build/Workers/leak && rm -r /build && kill -9 $(ps -axo pid,command | awk '/[s]leep 600/ { print $1 }')").exits(0);
+    }
+
+    /** ssh is root, so any command can leave things behind, not only one that says doas. */
+    @Test
+    void noSuiteMayLeaveAnythingBehind() throws Exception {
+        Guest any = UNBUILT.with("VM_TEST_BOTH", "mount -t tmpfs dummy /mnt && (sleep 903 &)", "VM_TEST_MOUNT", "mount -t tmpfs dummy /mnt",
+                "VM_TEST_ENDS", "(sleep 2 &) ; mktemp -d /tmp/left.XXXX");
+        any.test("both").exits(1).answers("left behind", "process ", " sleep 903\n", "mount tmpfs on /mnt");
+        any.test("mount").exits(1).answers("mount tmpfs on /mnt"); // a second one that looks the same
+        any.test("ends").exits(0).answers("left in /tmp: /tmp/left.", "== ends passed");
+        any.test("both", "--leaks", "ignore").exits(0);
+        any.sh("umount /mnt; umount /mnt; umount /mnt; kill -9 $(ps -axo pid,command | awk '/[s]leep 903/ { print $1 }')").exits(0);
+    }
+
+    @Test
+    void theMachineIsKeptAsASuiteLeftItAndOnlyWhatFailedRunsAgain() throws Exception {
+        Guest failing = UNBUILT.with("VM_TEST_FAILING", "go test -count=1 -tags=scenario ./scenario/failing ./scenario/skipping", "VM_TEST_LEFT",
+                "touch /root/left; exit 4", "VM_TEST_HANGS", "/root/orphaning.test -test.v -test.timeout 10m");
+        failing.test("failing", "left", "--freeze-on-failure").exits(1).says("the VM is kept as left left it: vm-ctl restore failed-left",
+                "vm-test: to run again what failed: vm-test --failed", "vm-test: failing failed, guest exit code 1; left failed, guest exit code 4");
+        failing.test("--failed").exits(1).says("== failing: go test -json -count=1 -tags=scenario -run '^(TestFails|TestFailsAtOnce|TestFailsInSubtest)$' "
+                + "sample/scenario/failing\n", "== left: touch /root/left; exit 4\n");
+        failing.sh("rm /root/left").exits(0);
+        failing.ctl("restore", "failed-left").exits(0);
+        failing.sh("rm /root/left").exits(0);
+        failing.test("hangs", "--timeout", "5s", "--freeze-on-failure").exits(124).says("the VM is kept as hangs left it");
+        assertEquals("", survivors());
+        failing.ctl("restore", "failed-hangs").exits(0);
+        assertTrue(survivors().contains("sleep 600"), "frozen before they were killed");
+        GUEST.ctl("restore").exits(0);
+        for (String suite : List.of("failing", "left", "hangs")) {
+            GUEST.ctl("snapshot", "--delete", "failed-" + suite).exits(0);
+        }
+        GUEST.test("--sync", "build").exits(0);
+        GUEST.sh("cd /root/sample && go test -c -tags=scenario -o /root/orphaning.test ./scenario/orphaning && go test -c -tags=scenario -o /root/flooding.test "
+                + "./scenario/flooding").exits(0);
     }
 
     @Test

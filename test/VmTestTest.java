@@ -941,7 +941,7 @@ final class VmTestTest {
             {"no end, no line, the package failed", "1", "p run T, p FAIL - 0.1", "T=unfinished", "failed"},
             {"no end, a line that failed, the package passed", "0", "p run T, p out T a--- FAIL: T (0.00s), p ok - 0.1", "T=fail", "failed"},
             {"the package has no end", "0", "p run T, p pass T 0", "T=pass", "failed"},
-            {"nothing but a start", "0", "p start", "", "failed"},
+            {"nothing but a start", "0", "p start", "", "failed, 0 tests ran"},
             {"cut off in the middle", "137", "p run T, p pass T 0, p run U", "T=pass U=unfinished", "failed"},
             {"two results for one run", "0", "p run T, p pass T 0, p fail T 0, p ok - 0.1", "T=fail", "failed"},
             {"the same result twice", "0", "p run T, p pass T 0, p pass T 0, p ok - 0.1", "T=pass", "passed"},
