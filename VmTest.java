@@ -681,7 +681,10 @@ final class VmTest implements Callable<Integer> {
                     jobs.add(job(suite, additions));
                 }
             }
-            build(chosen.stream().anyMatch(suite -> suite.name().equals("build"))).ifPresent(job -> jobs.add(0, job));
+            if (jobs.isEmpty() && !additions.isEmpty()) {
+                throw new VmException(2, "--packages and what follows -- are for suites, and only the build was named");
+            }
+            build(chosen.size() > jobs.size()).ifPresent(job -> jobs.add(0, job));
             return jobs;
         }
 

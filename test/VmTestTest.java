@@ -458,6 +458,9 @@ final class VmTestTest {
             assertEquals(2, failure.exitCode);
             assertTrue(failure.getMessage().endsWith(row[3]), failure.getMessage());
         }
+        for (VmTest.Additions lost : List.of(new VmTest.Additions(List.of("-k"), List.of()), new VmTest.Additions(List.of(), List.of("./x")))) {
+            assertThrows(VmTest.VmException.class, () -> jobs(Map.of(), lost, "build"), "the build takes none of them");
+        }
         assertEquals("opaque: echo 'a # b' a#b c", line("echo 'a # b' a#b", List.of("c"), List.of()), "no comments");
     }
 
