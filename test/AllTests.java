@@ -2,11 +2,12 @@
 //DESCRIPTION Run tests by their tags or class names, in a fixed order
 //JAVA 17+
 //SOURCES ../VmSetup.java ../VmAutoInstall.java ../VmCtl.java ../VmSync.java ../VmTest.java
-//SOURCES FakeVm.java Guest.java GuestChecks.java KilledCommand.java Mirror.java Sshd.java
+//SOURCES FakeVm.java GoGuest.java Guest.java GuestChecks.java KilledCommand.java Mirror.java Sshd.java
 //SOURCES PhaseShellTest.java VmSetupTest.java VmAutoInstallTest.java VmCtlTest.java VmSyncTest.java VmTestTest.java LintTest.java
 //SOURCES CommandLineTest.java JdkMissingTest.java ReadmeTest.java
 //SOURCES InstallTest.java StandinTest.java StandinBootTest.java LifecycleTest.java SyncTest.java SuitesTest.java MakeTest.java ManualTest.java
 //SOURCES InstallFaultsTest.java ByHandTest.java LifecycleFaultsTest.java InterruptionsTest.java ManySnapshotsTest.java SyncFaultsTest.java WorkflowTest.java
+//SOURCES GoVersionsTest.java
 //DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
 
 import static java.nio.charset.StandardCharsets.UTF_8;
@@ -60,7 +61,8 @@ final class AllTests {
             VmSetupTest.class, VmAutoInstallTest.class, VmCtlTest.class, VmSyncTest.class, VmTestTest.class, PhaseShellTest.class, LintTest.class,
             CommandLineTest.class, JdkMissingTest.class, ReadmeTest.class,
             StandinTest.class, StandinBootTest.class, LifecycleTest.class, SyncTest.class, SuitesTest.class, MakeTest.class, ManualTest.class,
-            InstallFaultsTest.class, ByHandTest.class, LifecycleFaultsTest.class, InterruptionsTest.class, ManySnapshotsTest.class, SyncFaultsTest.class, WorkflowTest.class);
+            InstallFaultsTest.class, ByHandTest.class, LifecycleFaultsTest.class, InterruptionsTest.class, ManySnapshotsTest.class, SyncFaultsTest.class, WorkflowTest.class,
+            GoVersionsTest.class);
 
     /**
      * Run in a JVM of their own beside the others, once the shared VM is installed: an emulated guest has one processor, so one of two

@@ -1,0 +1,183 @@
+import static org.junit.jupiter.api.Assertions.assertAll;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
+import java.util.List;
+import java.util.Map;
+import java.util.regex.Pattern;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.AfterAll;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Tag;
+import org.junit.jupiter.api.function.Executable;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.MethodSource;
+
+/**
+ * The verdict on real go tests, of two versions of Go, whose streams of events differ in many ways. The project is test/outcomes. A
+ * version that cannot be fetched is a failure, and not a reason to leave the test out.
+ */
+@Tag("foreign")
+final class GoVersionsTest {
+
+    /**
+     * A suite, its command, its verdict, and then pairs: an entry of the JUnit file (its package below example.com/outcomes/, its
+     * name; "*": one of any name) and what it must be, with a text that its reason must hold. "1.24: " before an entry or a suite's
+     * name: with this version of Go only.
+     */
+    private static final String[][] SUITES = {
+        {"passes", "go test -v ./passes", "passed", "passes TestOne", "passed", "passes TestTwo", "passed", "passes TestTwo/sub", "passed"},
+        {"again", "go test -v -short -count=2 ./again", "failed", "again TestFirstRunFails*", "failed: the reason of the first run",
+            "again TestNeedsShort", "passed"},
+        {"long", "go test -v ./again", "failed", "again TestFirstRunFails", "passed", "again TestNeedsShort", "failed: the reason without -short"},
+        {"processors", "go test -short -cpu 1,2 ./again", "failed", "again TestFirstRunFails*", "failed: the reason of the first run"},
+
+        // Output without a newline
+        {"noline", "go test -v ./noline ./passes", "passed", "noline TestPrints", "passed", "noline TestParent", "passed", "noline TestParent/sub",
+            "passed", "noline TestLongLine", "passed", "noline TestLast", "passed", "passes TestOne", "passed"},
+        {"nolinefail", "go test -v ./nolinefail", "failed", "nolinefail TestPrints", "passed", "nolinefail TestFailsWithReason",
+            "failed: the real failure", "nolinefail TestFailsInSilence", "failed", "nolinefail TestAfter", "passed"},
+
+        // Benchmarks
+        {"bench", "go test -v -run NONE -bench . -benchtime 10x ./bench", "failed", "bench BenchmarkFailsLate", "failed: the late reason",
+            "bench BenchmarkParts/fails", "failed: the reason of a part", "1.24: bench BenchmarkFine", "passed"},
+        {"benchfine", "go test -v -bench . -benchtime 10x ./benchfine", "passed"},
+
+        // Tests that do not come to their end
+        {"panics", "go test -v ./panics ./passes", "failed", "panics TestBefore", "passed", "panics TestPanics", "failed: assignment to entry in nil map",
+            "passes TestOne", "passed"},
+        {"goroutine", "go test -v ./goroutine", "failed", "goroutine TestBefore", "passed", "goroutine TestStarts", "failed: panic: in a goroutine"},
+        {"exits", "go test -v ./exits", "failed", "exits TestBefore", "passed", "exits TestExits", "failed"},
+        {"exitszero", "go test -v ./exitszero", "failed", "exitszero TestExits", "failed: os.Exit(0)"},
+        {"hangs", "go test -v -timeout 2s ./hangs", "failed", "hangs TestBefore", "passed", "hangs TestHangs/sub", "failed: test timed out after 2s"},
+
+        // TestMain
+        {"setup", "go test -v ./setup", "failed", "setup *", "failed: no database here"},
+        {"swallows", "go test -v ./swallows", "failed", "swallows TestFails", "failed: the swallowed reason"},
+
+        // Packages that cannot be tested
+        {"nobuild", "go test -v ./nobuild ./passes", "failed", "nobuild *", "failed: undefined: undefinedName", "passes TestOne", "passed"},
+        {"novet", "go test -v ./novet ./passes", "failed", "novet *", "failed: fmt.Printf format %d", "passes TestOne", "passed"},
+        {"noimport", "go test -v ./noimport ./passes", "failed", "noimport *", "failed: example.com/nowhere/to/be/found", "passes TestOne", "passed"},
+        {"nowhere", "go test -v ./nowhere", "failed", "*", "failed: nowhere"},
+        {"untested", "go test -v -cover ./covered/untested ./passes", "passed", "passes TestOne", "passed"},
+
+        // Side by side, and other kinds of tests
+        {"parallel", "go test -v ./parallel", "failed", "parallel TestA", "passed", "parallel TestB", "failed: the reason of TestB", "parallel TestC", "passed"},
+        {"fuzz", "go test -v ./fuzz", "failed", "fuzz FuzzSeed/seed#0", "passed", "fuzz FuzzSeed/seed#1", "failed: the reason of the seed"},
+        {"example", "go test -v ./example", "failed", "example Example_good", "passed", "example Example_bad", "failed: want that"},
+        {"first", "go test -v -failfast -shuffle off ./nolinefail", "failed", "nolinefail TestFailsWithReason", "failed: the real failure"},
+
+        // Tests that print what go test prints. Go 1.19 believes them, so the verdict there is no "passed".
+        {"says", "go test -v ./says", "passed", "says TestSays", "passed"},
+        {"1.19: speaks", "go test -v ./speaks", "failed"},
+        {"1.24: speaks", "go test -v ./speaks", "passed", "speaks TestSpeaks", "passed"},
+        {"child", "go test -v ./child", "passed", "child TestStarts", "passed", "child TestAfter", "passed"},
+
+        // Opaque commands that end with 0
+        {"twice", "go test ./again; go test -short -run TestNeedsShort ./again", "failed"},
+        {"twice-json", "go test -json -run Short ./again; go test -json -short -run Short ./again", "failed"},
+        {"retry", "go test -run Short ./again || go test -short -run Short ./again", "failed"},
+        {"piped", "go test ./nolinefail | cat", "failed"},
+        {"piped-build", "go test ./nobuild 2>&1 | cat", "failed"},
+        {"piped-fine", "go test ./passes | cat", "passed"}};
+
+    private static GoGuest guest;
+
+    @BeforeAll
+    static void aGuest() throws Exception {
+        guest = new GoGuest();
+    }
+
+    @AfterAll
+    static void noGuest() throws Exception {
+        if (guest != null) {
+            guest.close();
+        }
+    }
+
+    static Stream<GoGuest.Go> versions() throws Exception {
+        return Stream.of(GoGuest.go119(), GoGuest.go124());
+    }
+
+    /** In one call, so that what one suite found must not touch another's. */
+    @ParameterizedTest
+    @MethodSource("versions")
+    void everySuiteGetsItsVerdict(GoGuest.Go go) throws Exception {
+        List<String[]> rows = Arrays.stream(SUITES).map(String[]::clone).filter(row -> isFor(go, row)).toList();
+        Map<String, String> suites = new LinkedHashMap<>();
+        rows.forEach(row -> suites.put(row[0], row[1]));
+        GoGuest.Result result = guest.test(go, suites, Stream.concat(Stream.of("--quiet"), suites.keySet().stream()).toArray(String[]::new));
+        List<Executable> checks = new ArrayList<>();
+        checks.add(() -> assertEquals(1, result.exitCode()));
+        List<String> names = result.entries().stream().map(GoGuest.Entry::name).toList();
+        checks.add(() -> assertEquals(new LinkedHashSet<>(names).stream().toList(), names, "each name once in the JUnit file"));
+        for (String[] row : rows) {
+            checks.add(() -> assertTrue(result.lastLine().matches(".*[:;] " + row[0] + " " + row[2] + "\\b.*"),
+                    () -> row[0] + " is not " + row[2] + "\n" + result.summary(row[0])));
+            for (int i = 3; i < row.length; i += 2) {
+                String[] entry = {row[i], row[i + 1]};
+                if (isFor(go, entry)) {
+                    checks.add(() -> check(result, row[0], entry[0], entry[1]));
+                }
+            }
+        }
+        assertAll(go.toString(), checks);
+    }
+
+    /** Takes the version away from the first word; false if it is another one. */
+    private static boolean isFor(GoGuest.Go go, String[] row) {
+        String name = row[0];
+        row[0] = name.replaceFirst("^1\\.\\d\\d: ", "");
+        return row[0].equals(name) || name.startsWith(go.version());
+    }
+
+    private static void check(GoGuest.Result result, String suite, String wanted, String expected) {
+        String pattern = Pattern.quote(suite + "." + (wanted.startsWith("*") ? "" : "example.com/outcomes/") + wanted).replace("*", "\\E.*\\Q");
+        List<GoGuest.Entry> found = result.entries().stream().filter(entry -> entry.name().matches("(?s)" + pattern)).toList();
+        String[] outcome = expected.split(": ", 2);
+        String reason = outcome.length == 1 ? "" : outcome[1];
+        assertTrue(found.stream().anyMatch(entry -> entry.outcome().equals(outcome[0]) && entry.text().contains(reason)),
+                () -> suite + ": " + wanted + " is not " + expected + " in the JUnit file but " + found);
+        assertTrue(result.summary(suite).contains(reason), () -> suite + ": the summary does not say: " + reason + "\n" + result.summary(suite));
+    }
+
+    /** Whether anything ran, which a verdict of 0 must not leave open. */
+    @ParameterizedTest
+    @MethodSource("versions")
+    void whatDidNotRunIsSaid(GoGuest.Go go) throws Exception {
+        String none = "go test -v -run Nothing ./passes";
+        String skips = "go test -v ./skips";
+        for (String[] row : new String[][] {
+            {none, "it", "0", "0 tests ran"}, {none, "it --require-tests", "1", "0 tests ran"},
+            {"go test -v ./covered/untested", "it", "0", "0 tests ran"}, {"go test -v ./passes", "it -- -run Nothing", "1", "0 tests ran"},
+            {"go test -v ./passes", "it -- -run TestOne", "0", "it passed"},
+            {skips, "it", "0", "all tests skipped"}, {skips, "it --require-tests", "1", "all tests skipped"},
+            {skips, "it -- -run TestSkips", "0", "all tests skipped"}}) {
+            GoGuest.Result result = guest.test(go, Map.of("it", row[0]), row[1].split(" "));
+            assertEquals(row[2], String.valueOf(result.exitCode()), () -> String.join(" | ", row) + "\n" + result);
+            assertTrue(result.lastLine().contains(row[3]), () -> String.join(" | ", row) + "\n" + result);
+        }
+    }
+
+    /** Flags and packages from the caller, which go test itself easily takes for each other. */
+    @ParameterizedTest
+    @MethodSource("versions")
+    void theCallersFlagsAndPackagesAreThoseThatRun(GoGuest.Go go) throws Exception {
+        GoGuest.Result covered = guest.test(go, Map.of("it", "go test -v ./covered/..."), "it", "--", "-coverpkg", "./covered/...",
+                "-coverprofile", "/dev/null");
+        assertEquals(1, covered.exitCode(), covered.toString());
+        check(covered, "it", "covered TestRoot", "passed");
+        check(covered, "it", "covered/inner TestInner", "failed: found by running all packages only");
+        GoGuest.Result replaced = guest.test(go, Map.of("it", "go test -v ./nolinefail"), "it", "--packages", "./passes", "--packages",
+                "./again", "--", "-short", "-count", "2");
+        assertEquals(1, replaced.exitCode(), replaced.toString());
+        check(replaced, "it", "passes TestOne*", "passed");
+        check(replaced, "it", "again TestFirstRunFails*", "failed: the reason of the first run");
+        assertTrue(replaced.entries().stream().noneMatch(entry -> entry.name().contains("nolinefail")), replaced.toString());
+    }
+}

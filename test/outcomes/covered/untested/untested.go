@@ -1,0 +1,5 @@
+// Package untested has no test files.
+package untested
+
+// Nothing does nothing.
+func Nothing() {}

@@ -1,0 +1,8 @@
+package novet
+
+import (
+	"fmt"
+	"testing"
+)
+
+func TestNever(t *testing.T) { fmt.Printf("%d\n", "no number") }
