@@ -7,7 +7,7 @@
 //SOURCES CommandLineTest.java JdkMissingTest.java ReadmeTest.java
 //SOURCES InstallTest.java StandinTest.java StandinBootTest.java LifecycleTest.java SyncTest.java SuitesTest.java MakeTest.java ManualTest.java
 //SOURCES InstallFaultsTest.java ByHandTest.java LifecycleFaultsTest.java InterruptionsTest.java ManySnapshotsTest.java SyncFaultsTest.java WorkflowTest.java
-//SOURCES GoVersionsTest.java
+//SOURCES GoVersionsTest.java JUnitReadersTest.java
 //DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
 
 import static java.nio.charset.StandardCharsets.UTF_8;
@@ -62,7 +62,7 @@ final class AllTests {
             CommandLineTest.class, JdkMissingTest.class, ReadmeTest.class,
             StandinTest.class, StandinBootTest.class, LifecycleTest.class, SyncTest.class, SuitesTest.class, MakeTest.class, ManualTest.class,
             InstallFaultsTest.class, ByHandTest.class, LifecycleFaultsTest.class, InterruptionsTest.class, ManySnapshotsTest.class, SyncFaultsTest.class, WorkflowTest.class,
-            GoVersionsTest.class);
+            GoVersionsTest.class, JUnitReadersTest.class);
 
     /**
      * Run in a JVM of their own beside the others, once the shared VM is installed: an emulated guest has one processor, so one of two

@@ -92,7 +92,7 @@ final class GoGuest implements AutoCloseable {
         suites.forEach((name, command) -> more.put("VM_TEST_" + name.toUpperCase().replace('-', '_'), command));
         List<String> command = jar("VmTest");
         command.addAll(List.of("--junit", junit.toString(), "--env", "PATH=" + go.bin() + ":/usr/bin:/bin",
-                "--env", "GOCACHE=" + TOP.resolve(".build/go-cache-" + go.version()), "--env", "GOPROXY=off", "--env", "GOTOOLCHAIN=local", "--env", "GOFLAGS=-count=1"));
+                "--env", "GOCACHE=" + TOP.resolve(".build/go-cache-" + go.version()), "--env", "GOPROXY=off", "--env", "GOTOOLCHAIN=local"));
         command.addAll(List.of(arguments));
         return run(command, more);
     }
