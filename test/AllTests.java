@@ -7,7 +7,7 @@
 //SOURCES CommandLineTest.java JdkMissingTest.java ReadmeTest.java
 //SOURCES InstallTest.java StandinTest.java StandinBootTest.java LifecycleTest.java SyncTest.java SuitesTest.java MakeTest.java ManualTest.java
 //SOURCES InstallFaultsTest.java ByHandTest.java LifecycleFaultsTest.java InterruptionsTest.java ManySnapshotsTest.java SyncFaultsTest.java WorkflowTest.java
-//SOURCES GoVersionsTest.java JUnitReadersTest.java
+//SOURCES BisectTest.java GoVersionsTest.java JUnitReadersTest.java
 //DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
 
 import static java.nio.charset.StandardCharsets.UTF_8;
@@ -59,7 +59,7 @@ final class AllTests {
     private static final List<Class<?>> CLASSES = List.of(
             InstallTest.class,
             VmSetupTest.class, VmAutoInstallTest.class, VmCtlTest.class, VmSyncTest.class, VmTestTest.class, PhaseShellTest.class, LintTest.class,
-            CommandLineTest.class, JdkMissingTest.class, ReadmeTest.class,
+            CommandLineTest.class, JdkMissingTest.class, ReadmeTest.class, BisectTest.class,
             StandinTest.class, StandinBootTest.class, LifecycleTest.class, SyncTest.class, SuitesTest.class, MakeTest.class, ManualTest.class,
             InstallFaultsTest.class, ByHandTest.class, LifecycleFaultsTest.class, InterruptionsTest.class, ManySnapshotsTest.class, SyncFaultsTest.class, WorkflowTest.class,
             GoVersionsTest.class, JUnitReadersTest.class);

@@ -244,9 +244,9 @@ final class ReadmeTest {
         files.forEach(file -> assertTrue(Files.exists(Path.of(file)), file));
     }
 
-    /** The lines of the sh fences, without their comments. */
+    /** The lines of the sh fences, without their comments. A fence that begins with #! is a script, which BisectTest runs. */
     static List<String> commands() {
-        return fences("sh").stream().flatMap(String::lines).map(line -> line.replaceAll("\\s+# .*", "").strip())
+        return fences("sh").stream().filter(fence -> !fence.startsWith("#!")).flatMap(String::lines).map(line -> line.replaceAll("\\s+# .*", "").strip())
                 .filter(line -> !line.isEmpty()).toList();
     }
 
