@@ -50,8 +50,8 @@ final class GoVersionsTest {
         {"benchfine", "go test -v -bench . -benchtime 10x ./benchfine", "passed"},
 
         // Tests that do not come to their end
-        {"panics", "go test -v ./panics ./passes", "failed", "panics TestBefore", "passed", "panics TestPanics", "failed: assignment to entry in nil map",
-            "passes TestOne", "passed"},
+        {"panics", "go test -v ./panics ./passes", "failed", "panics TestBefore", "passed", "panics TestPanics",
+            "failed: assignment to entry in nil map", "passes TestOne", "passed"},
         {"goroutine", "go test -v ./goroutine", "failed", "goroutine TestBefore", "passed", "goroutine TestStarts", "failed: panic: in a goroutine"},
         {"exits", "go test -v ./exits", "failed", "exits TestBefore", "passed", "exits TestExits", "failed"},
         {"exitszero", "go test -v ./exitszero", "failed", "exitszero TestExits", "failed: os.Exit(0)"},
@@ -69,7 +69,8 @@ final class GoVersionsTest {
         {"untested", "go test -v -cover ./covered/untested ./passes", "passed", "passes TestOne", "passed"},
 
         // Side by side, and other kinds of tests
-        {"parallel", "go test -v ./parallel", "failed", "parallel TestA", "passed", "parallel TestB", "failed: the reason of TestB", "parallel TestC", "passed"},
+        {"parallel", "go test -v ./parallel", "failed", "parallel TestA", "passed", "parallel TestB", "failed: the reason of TestB",
+            "parallel TestC", "passed"},
         {"fuzz", "go test -v ./fuzz", "failed", "fuzz FuzzSeed/seed#0", "passed", "fuzz FuzzSeed/seed#1", "failed: the reason of the seed"},
         {"example", "go test -v ./example", "failed", "example Example_good", "passed", "example Example_bad", "failed: want that"},
         {"first", "go test -v -failfast -shuffle off ./nolinefail", "failed", "nolinefail TestFailsWithReason", "failed: the real failure"},
