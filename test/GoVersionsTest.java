@@ -205,4 +205,21 @@ final class GoVersionsTest {
         assertEquals(List.of(), faults(replaced, "it", "again TestFirstRunFails*", "failed: the reason of the first run"));
         assertTrue(replaced.entries().stream().noneMatch(entry -> entry.name().contains("nolinefail")), replaced.toString());
     }
+
+    /** --failed names the tests that failed by -run, and runs a package whole that was not built. */
+    @Test
+    void onlyWhatFailedRunsAgain() {
+        forBoth(GoVersionsTest::onlyWhatFailedRunsAgain);
+    }
+
+    private static void onlyWhatFailedRunsAgain(GoGuest.Go go, GoGuest guest) throws Exception {
+        Map<String, String> suites = Map.of("it", "go test -v ./noline ./nolinefail ./parallel ./nobuild", "fine", "go test -v ./passes");
+        assertEquals(1, guest.test(go, suites, "it", "fine").exitCode());
+        GoGuest.Result again = guest.test(go, suites, "--failed");
+        assertEquals(1, again.exitCode(), again.toString());
+        assertEquals(List.of("it.example.com/outcomes/nobuild example.com/outcomes/nobuild",
+                "it.example.com/outcomes/nolinefail TestFailsInSilence", "it.example.com/outcomes/nolinefail TestFailsWithReason",
+                "it.example.com/outcomes/parallel TestB"), again.entries().stream().map(GoGuest.Entry::name).sorted().toList(), again.toString());
+        assertTrue(again.entries().stream().allMatch(entry -> entry.outcome().equals("failed")), again.toString());
+    }
 }
