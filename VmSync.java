@@ -29,6 +29,7 @@ import java.io.PrintStream;
 import java.io.PrintWriter;
 import java.io.RandomAccessFile;
 import java.io.StringReader;
+import java.net.InetAddress;
 import java.net.StandardProtocolFamily;
 import java.net.URI;
 import java.net.UnixDomainSocketAddress;
@@ -56,6 +57,7 @@ import java.nio.file.attribute.PosixFilePermissions;
 import java.time.Duration;
 import java.time.Instant;
 import java.time.LocalTime;
+import java.time.temporal.ChronoUnit;
 import java.util.ArrayList;
 import java.util.Collection;
 import java.util.Collections;
@@ -121,7 +123,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * <ol>
  * <li>It waits until no other sync of this directory runs.
  * <li>It asks the guest what VM_REMOTE_DIR is: absent, empty, made by a sync (a mark in the guest's {@code ~/.vm-sync}
- *     says so), or somebody's own, which it refuses; and whether there is an rsync.
+ *     says so, and from which project), or somebody's own, which it refuses; and whether there is an rsync.
+ * <li>It tells which other project is replaced, and names what will be deleted.
  * <li>With rsync on both sides, rsync does it. Else the built-in engine compares the project with a listing of what is
  *     really in the guest, and sends what differs in one tar stream; the guest unpacks it beside the tree and moves
  *     whole files into place.
@@ -215,6 +218,9 @@ final class VmSync implements Callable<Integer> {
     private Rules rules;
     private boolean rsyncHere;
     private long started;
+    /** Of the project, and of the guest's directory when a sync began ("": unknown; null: not asked yet). */
+    private String origin;
+    private String originBefore;
     /** Of the built-in engine: opened when needed, kept for a watch's next sync. */
     private SSHClient connection;
 
@@ -241,8 +247,9 @@ final class VmSync implements Callable<Integer> {
                     + " is the checkout of these scripts; VM_PROJECT chooses another project");
         }
         remoteDir = remoteDir();
-        rules = rules();
         project = project.toRealPath();
+        origin = bytesOf(projectOrigin(project));
+        rules = rules();
         rsyncHere = engine != Engine.TAR && hasRsync();
         try {
             return watch ? watch() : report(sync(), "");
@@ -475,6 +482,7 @@ final class VmSync implements Callable<Integer> {
      */
     private Outcome sync() throws IOException {
         started = System.nanoTime();
+        originBefore = null;
         requireRunning();
         if (dryRun) {
             return sync(Set.of());
@@ -506,6 +514,10 @@ final class VmSync implements Callable<Integer> {
             journal.seek(0);
             journal.write(bytes(young.entrySet().stream().map(note -> note.getValue() + " " + note.getKey() + "\0")
                     .collect(Collectors.joining())));
+            if (outcome.complete() && !originBefore.equals(origin)
+                    && runInGuest(outcome.by(), originScript(true)).status() != 0) {
+                throw new VmException(1, directory() + ": the guest cannot note where it came from; sync again");
+            }
             return outcome;
         } catch (InterruptedException interrupted) {
             throw new VmException(130, "interrupted");
@@ -523,10 +535,9 @@ final class VmSync implements Callable<Integer> {
 
     /** {@code resend}: files that may differ although they look the same. */
     private Outcome sync(Set<String> resend) {
-        String there = !rsyncHere ? "" : looked(directory(), pipe(List.of("ssh", "-F", sshConfig(), name,
-                "sh -s"), lookScript(resend)))[0];
-        if (!there.isEmpty()) {
-            return rsync(there);
+        String guestRsync = rsyncHere ? look(Engine.RSYNC, lookScript(resend)).rsync() : "";
+        if (!guestRsync.isEmpty()) {
+            return rsync(guestRsync);
         } else if (engine == Engine.RSYNC) {
             throw new VmException(69, (rsyncHere ? "the guest has no rsync (pkg install rsync)"
                     : "this machine has no rsync 3.1 or newer")
@@ -566,15 +577,19 @@ final class VmSync implements Callable<Integer> {
 
     private static final int NO_INPUT = 66;
     private static final int REFUSED = 67;
+    private static final String INCOMPLETE = " (incomplete)";
 
-    /** Looks at the remote directory; if it may be synced to, makes it and marks it, by its inode, as a sync's own. */
+    /**
+     * Looks at the remote directory; if it may be synced to, makes it and marks it, by its inode, as a sync's own, and
+     * notes from which project it comes.
+     */
     private String lookScript(Set<String> resend) {
         StringBuilder script = new StringBuilder("""
                 PATH=$PATH:/usr/local/bin:/usr/local/sbin LC_ALL=C
                 export PATH LC_ALL
                 umask 022
                 refuse() { echo "$1" >&2; exit %s; }
-                d=%s s=$HOME/.vm-sync/%s made= inode=
+                d=%s s=$HOME/.vm-sync/%s made= inode= from=
                 look() { inode=$(ls -di "$d/." 2>/dev/null) && set -- $inode && inode=$1; }
                 [ ! -f "$s/made" ] || read -r made <"$s/made"
                 if ! look || [ "$inode" != "$made" ]; then
@@ -586,7 +601,9 @@ final class VmSync implements Callable<Integer> {
                   fi
                   made=
                 fi
+                [ -z "$made" ] || [ ! -f "$s/origin" ] || IFS= read -r from <"$s/origin"
                 echo "vm-sync rsync=$(command -v rsync)"
+                printf 'origin=%%.4200s\n' "$from"
                 """.formatted(REFUSED, word(bytesOf(remoteDir)), key(), force, word(withOption("--force"))));
         if (!dryRun) {
             script.append("""
@@ -595,7 +612,7 @@ final class VmSync implements Callable<Integer> {
                         look && echo "$inode" >"$s/made.new" && mv -f "$s/made.new" "$s/made" || exit 73
                     fi
                     cd "$d" || exit 73
-                    """.formatted(PART));
+                    """.formatted(PART)).append(originScript(false));
             // a time that no file of the project has
             resend.forEach(file -> script.append("f=").append(word("./" + file))
                     .append("; [ ! -f \"$f\" ] || [ -L \"$f\" ] || touch -c -t 197101010000 \"$f\"\n"));
@@ -603,18 +620,49 @@ final class VmSync implements Callable<Integer> {
         return script.toString();
     }
 
-    /** What the guest said to that: where its rsync is, if it has one, and the answer to what was asked after it. */
-    static String[] looked(String directory, Answer answer) {
+    /**
+     * Notes where the directory comes from, and when. Until the first sync of another project is complete, the
+     * directory holds files of both. If the disk is full, an older time may stay, but no other origin.
+     */
+    private String originScript(boolean complete) {
+        return "s=$HOME/.vm-sync/" + key() + " o=" + word(origin) + "\n"
+                + (complete ? "" : "[ \"$from\" = \"$o\" ] || o=\"$o" + INCOMPLETE + "\"\n")
+                + "printf '%s\\n' \"$o\" " + Instant.now().truncatedTo(ChronoUnit.SECONDS)
+                + " >\"$s/origin.new\" && mv -f \"$s/origin.new\" \"$s/origin\" || [ \"$from\" = \"$o\" ] || exit 73\n";
+    }
+
+    /** Runs a script in the guest, by the program that an engine uses for it. */
+    private Answer runInGuest(Engine by, String script) {
+        return by == Engine.RSYNC ? pipe(List.of("ssh", "-F", sshConfig(), name, "sh -s"), script)
+                : exec("sh -s", in -> in.write(bytes(script)), InputStream::readAllBytes);
+    }
+
+    /** Runs a script that begins with lookScript, and tells once in a sync which other project is replaced. */
+    private Look look(Engine by, String script) {
+        Look look = looked(directory(), runInGuest(by, script));
+        if (originBefore == null) {
+            originBefore = look.origin();
+            if (!List.of("", origin, origin + INCOMPLETE).contains(originBefore)) {
+                tell("vm-sync: replaces " + remoteDir + ", which came from " + quoted(cut(originBefore)));
+            }
+        }
+        return look;
+    }
+
+    /** What lookScript prints: where the guest's rsync is, if it has one; the origin; the output of what follows it. */
+    record Look(String rsync, String origin, String rest) {}
+
+    static Look looked(String directory, Answer answer) {
         if (answer.status() != 0) {
-            throw new VmException(answer.status() == REFUSED ? 2 : 1, directory + " " + answer.errors());
+            throw new VmException(answer.status() == REFUSED ? 2 : 1, directory + " " + cut(answer.errors()));
         }
         String text = new String(answer.out(), ISO_8859_1);
-        Matcher said = Pattern.compile("vm-sync rsync=([^\n]*)\n(.*)", Pattern.DOTALL).matcher(text);
+        Matcher said = Pattern.compile("vm-sync rsync=([^\n]*)\norigin=([^\n]*)\n(.*)", Pattern.DOTALL).matcher(text);
         if (!said.find()) { // its .profile ended it, say
             throw new VmException(69, "the guest's sh did not answer as asked, but: "
-                    + quoted(text.replaceFirst("(?s)\n.*", "")));
+                    + quoted(cut(text.replaceFirst("(?s)\n.*", ""))));
         }
-        return new String[] {said.group(1), said.group(2)};
+        return new Look(said.group(1), said.group(2), said.group(3));
     }
 
     /** All names with a NUL after each, one more NUL, then a line for each in the same order. */
@@ -654,31 +702,60 @@ final class VmSync implements Callable<Integer> {
     }
 
     /** Without owners, so that all belongs to root; -s keeps names from the guest's shell; the rules come on stdin. */
-    static List<String> rsyncCommand(Path project, String sshConfig, String to, String guestRsync, boolean delete,
-            boolean dryRun) {
-        List<String> command = new ArrayList<>(List.of("rsync", dryRun ? "-rlptsn" : "-rlpts", "-0", "--exclude-from=-",
-                "--timeout=300",
+    static List<String> rsyncCommand(Path project, String sshConfig, String to, String guestRsync, String... more) {
+        List<String> command = new ArrayList<>(List.of("rsync", "-rlpts", "-0", "--exclude-from=-", "--timeout=300",
                 "--out-format=%i|%l|%n", "-e", "ssh -F '" + sshConfig.replace("'", "''") + "'", "--rsync-path="
                 + guestRsync, project.toString().replaceAll("/?$", "/"), to));
-        if (delete) {
-            command.add("--delete");
-        }
+        Collections.addAll(command, more);
         return command;
     }
 
+    private Answer runRsync(String guestRsync, String... more) {
+        return pipe(rsyncCommand(project, sshConfig(), name + ":" + remoteDir + "/", guestRsync, more),
+                rules.list().stream().map(rule -> rule.text() + "\0").collect(Collectors.joining()));
+    }
+
+    /**
+     * rsync names what it deletes too late. With --max-delete=0 it deletes nothing, and says if there is something to
+     * delete; only then it runs twice more, to name that and to delete it. If the guest's disk is full, room is made.
+     */
     private Outcome rsync(String guestRsync) {
-        Answer answer = pipe(rsyncCommand(project, sshConfig(), name + ":" + remoteDir + "/", guestRsync, !keep,
-                dryRun), rules.list().stream().map(rule -> rule.text() + "\0").collect(Collectors.joining()));
+        List<Change> changes = new ArrayList<>();
+        if (keep) {
+            return rsyncOutcome(dryRun ? runRsync(guestRsync, "--dry-run") : runRsync(guestRsync), changes);
+        } else if (!dryRun) {
+            Answer sent = runRsync(guestRsync, "--delete", "--max-delete=0");
+            if (!sent.errors().contains("--max-delete") && !sent.errors().contains("No space left")) {
+                return rsyncOutcome(sent, changes);
+            }
+            changes.addAll(parse(sent.out(), new ArrayList<>())); // what else it said, the last run says again
+        }
+        Outcome planned = rsyncOutcome(runRsync(guestRsync, "--delete", "--dry-run"), List.of());
+        tellDeletions(planned.changes());
+        return dryRun ? planned : rsyncOutcome(runRsync(guestRsync, "--delete"), changes);
+    }
+
+    private Outcome rsyncOutcome(Answer answer, List<Change> before) {
         List<String> said = new ArrayList<>(answer.errors().lines().toList());
-        List<Change> changes = parse(answer.out(), said);
+        List<Change> changes = new ArrayList<>(before);
+        changes.addAll(parse(answer.out(), said));
         String why = said.isEmpty() ? "rsync ended with " + answer.status() : said.get(0);
         if (List.of(10, 12, 30, 35).contains(answer.status()) && !answer.errors().contains("No space left")) {
             throw lost(why);
-        } else if (!List.of(0, 23, 24, 25).contains(answer.status())) { // what these left out, they have named
+        } else if (!List.of(0, 23, 24).contains(answer.status())) { // what these left out, they have named
             throw new VmException(1, why);
         }
         // 24: a file vanished meanwhile
         return new Outcome(changes, said, answer.status() == 0 || answer.status() == 24, Engine.RSYNC);
+    }
+
+    /** Names what only the guest has, before it is deleted there: it may be a result that a program in it made. */
+    private void tellDeletions(List<Change> changes) {
+        Set<String> deleted = new TreeSet<>(names(changes, Kind.DELETE));
+        deleted.removeAll(deleted.stream().map(VmSync::parent).collect(Collectors.toSet())); // their content is enough
+        if (!deleted.isEmpty()) {
+            tell("vm-sync: deletes what only the guest has: " + firstTen(deleted));
+        }
     }
 
     /** rsync's itemized lines; what else it says goes to {@code said}. */
@@ -703,8 +780,8 @@ final class VmSync implements Callable<Integer> {
     }
 
     /**
-     * Runs ssh, or rsync over it; 69 if the connection fails. Their keep-alives end it when it is dead; a limit ends
-     * ssh, whose look takes seconds, when the guest hangs and still answers those.
+     * Runs ssh, or rsync over it; 69 if the connection fails. Their keep-alives end it when it is dead; a limit
+     * ends ssh, whose look takes seconds, when the guest hangs and still answers those.
      */
     private Answer pipe(List<String> command, String input) {
         if (verbose) {
@@ -722,7 +799,7 @@ final class VmSync implements Callable<Integer> {
             int status = executor.execute().getExitValue();
             String said = errors.toString(UTF_8).strip();
             if (status == 255) {
-                throw lost(said.isEmpty() ? "ssh failed" : said.lines().findFirst().get());
+                throw lost(said.isEmpty() ? "ssh failed" : cut(said.lines().findFirst().get()));
             }
             return new Answer(status, out.toByteArray(), said);
         } catch (TimeoutException late) {
@@ -870,18 +947,16 @@ final class VmSync implements Callable<Integer> {
     private Outcome tar(Set<String> resend) {
         TreeMap<String, Item> guest = null;
         for (int attempt = 1; guest == null; attempt++) {
-            Answer answer = exec("sh -s", in -> in.write(bytes(lookScript(Set.of()) + LIST_SCRIPT)),
-                    InputStream::readAllBytes);
-            guest = listing(looked(directory(), answer)[1]);
+            guest = listing(look(Engine.TAR, lookScript(Set.of()) + LIST_SCRIPT).rest());
             if (guest == null && attempt == 3) {
-                throw new VmException(1, "the guest's list of its files makes no sense, three times: "
-                        + answer.errors());
+                throw new VmException(1, "the guest's list of its files makes no sense, three times");
             }
         }
         List<String> said = new ArrayList<>();
         TreeMap<String, Item> tree = scan(project, rules, said);
         // As with rsync, nothing is deleted when the project could not be read in full.
         List<Change> changes = plan(tree, guest, rules, !keep && said.isEmpty(), resend, said);
+        tellDeletions(changes.stream().filter(change -> !tree.containsKey(change.name())).toList());
         if (!dryRun && !changes.isEmpty()) {
             Set<String> unsent = new TreeSet<>();
             Answer answer = exec("cd && cd .vm-sync/" + key() + "/tree && mkdir " + PART + " && cd " + PART
@@ -1050,9 +1125,9 @@ final class VmSync implements Callable<Integer> {
                 drained.await();
                 running.join();
                 if (running.getExitStatus() == null) {
-                    throw new EOFException(("the connection ended " + errors.toString(UTF_8)).strip());
+                    throw new EOFException(("the connection ended " + cut(errors.toString(UTF_8).strip())).strip());
                 }
-                return new Answer(running.getExitStatus(), out, errors.toString(UTF_8).strip());
+                return new Answer(running.getExitStatus(), out, cut(errors.toString(UTF_8).strip()));
             }
         } catch (IOException broken) {
             disconnect();
@@ -1373,6 +1448,16 @@ final class VmSync implements Callable<Integer> {
                 .matcher(text).replaceAll(odd -> String.format("\\\\%03o", (int) odd.group().charAt(0))) + "'";
     }
 
+    /** Of a text that comes from elsewhere, as much as fits into a message. */
+    private static String cut(String text) {
+        return text.length() > 500 ? text.substring(0, 500) + "..." : text;
+    }
+
+    private static String firstTen(Collection<String> names) {
+        return names.stream().limit(10).map(name -> quoted(cut(name))).collect(Collectors.joining(", "))
+                + (names.size() > 10 ? " and " + (names.size() - 10) + " more" : "");
+    }
+
     /** A word of sh, taken literally. */
     static String word(String text) {
         return text.matches("[A-Za-z0-9_@%+=:,./-]+") ? text : "'" + text.replace("'", "'\\''") + "'";
@@ -1382,6 +1467,15 @@ final class VmSync implements Callable<Integer> {
     private String key() {
         return UUID.nameUUIDFromBytes(remoteDir.getBytes(UTF_8)).toString();
     }
+
+    // shared:projectorigin
+    /** Where a project in the guest came from: this machine's name and the project's real path, in one line. */
+    static String projectOrigin(Path project) throws IOException {
+        Path name = Path.of("/proc/sys/kernel/hostname");
+        String host = Files.exists(name) ? Files.readString(name).strip() : InetAddress.getLocalHost().getHostName();
+        return (host + ":" + project.toRealPath()).replaceAll("\\p{Cntrl}", "?");
+    }
+    // end shared:projectorigin
 
     // shared:streams
     /** Whether stdin, stdout and stderr were closed at the start. Such a stream counts as /dev/null. */

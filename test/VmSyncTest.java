@@ -23,6 +23,7 @@ import java.nio.file.attribute.FileTime;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.time.Duration;
 import java.time.Instant;
+import java.time.temporal.ChronoUnit;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
@@ -265,7 +266,7 @@ final class VmSyncTest {
         assertEquals(List.of("rsync", "-rlpts", "-0", "--exclude-from=-", "--timeout=300", "--out-format=%i|%l|%n", "-e",
                 "ssh -F '/vm''s dir/ssh_config'", "--rsync-path=/usr/local/bin/rsync", "/my, project/", "vm:/root/it's/", "--delete"),
                 VmSync.rsyncCommand(Path.of("/my, project"), "/vm's dir/ssh_config", "vm:/root/it's/", "/usr/local/bin/rsync",
-                        true, false));
+                        "--delete"));
     }
 
     @Test
@@ -302,9 +303,12 @@ final class VmSyncTest {
 
     @Test
     void aShellThatDoesNotAnswerAsAskedIsTold() {
-        assertEquals(List.of("/bin/rsync", "list"), List.of(VmSync.looked("", new VmSync.Answer(0, bytes("hi\nvm-sync rsync=/bin/rsync\nlist"), ""))));
-        for (String said : List.of("", "no more logins\n", "vm-sync rsync=")) {
-            assertEquals(69, assertThrows(VmSync.VmException.class, () -> VmSync.looked("", new VmSync.Answer(0, bytes(said), ""))).exitCode, said);
+        assertEquals(new VmSync.Look("/bin/rsync", "h:/x", "list"),
+                VmSync.looked("", new VmSync.Answer(0, bytes("hi\nvm-sync rsync=/bin/rsync\norigin=h:/x\nlist"), "")));
+        for (String said : List.of("", "no more logins\n", "vm-sync rsync=", "vm-sync rsync=\n", "\033[2J".repeat(100_000))) {
+            VmSync.VmException told = assertThrows(VmSync.VmException.class, () -> VmSync.looked("", new VmSync.Answer(0, bytes(said), "")));
+            assertEquals(69, told.exitCode);
+            assertTrue(told.getMessage().matches("[ -~]{1,2000}"), "short, and harmless to a terminal: " + told.getMessage());
         }
     }
 
@@ -492,6 +496,8 @@ final class VmSyncTest {
         private static Path base;
         private Path project;
         private Path guest;
+        /** For what else a test needs. */
+        private Path extra;
 
         @BeforeAll
         static void start() throws Exception {
@@ -512,12 +518,15 @@ final class VmSyncTest {
             project = Files.createDirectories(base.resolve("my, \"project\" é"));
             guest = base.resolve("guest/it's a \"tree\" é");
             Files.createDirectories(guest.getParent());
+            extra = Files.createDirectories(base.resolve("extra"));
         }
 
         @AfterEach
         void noProject() throws IOException {
             delete(project);
             delete(guest.getParent());
+            delete(base.resolve("home/.vm-sync"));
+            delete(extra);
         }
 
         private Map<String, String> settings() {
@@ -664,6 +673,128 @@ final class VmSyncTest {
             assertEquals(Set.of(".", "my v", "my v/x"), tree(guest).keySet());
         }
 
+        private Result sync(Path from, String... args) {
+            Map<String, String> settings = settings();
+            settings.put("VM_PROJECT", from.toString());
+            return call(settings, Map.of(), args);
+        }
+
+        /** The two lines that the guest has about its directory: from where it came, and when. */
+        private List<String> origin() throws IOException {
+            try (Stream<Path> files = Files.walk(base.resolve("home/.vm-sync"))) {
+                List<Path> found = files.filter(file -> file.getFileName().toString().startsWith("origin")).toList();
+                assertEquals(1, found.size(), found.toString());
+                return Files.readAllLines(found.get(0));
+            }
+        }
+
+        private static String host() throws IOException {
+            return Files.readString(Path.of("/proc/sys/kernel/hostname")).strip();
+        }
+
+        @ByEitherEngine
+        void aDirectoryThatCameFromAnotherProjectIsReplacedAloud(String engine) throws IOException {
+            Path other = Files.createDirectories(extra.resolve("app"));
+            Files.writeString(other.resolve("same"), "");
+            Files.setLastModifiedTime(write("same", ""), Files.getLastModifiedTime(other.resolve("same")));
+            write("first/only", "");
+            Instant began = Instant.now().truncatedTo(ChronoUnit.SECONDS);
+            assertEquals("", sync("--engine", engine).exits(0).err());
+            String ours = host() + ":" + project;
+            assertEquals(ours, origin().get(0));
+            assertFalse(Instant.parse(origin().get(1)).isBefore(began));
+            assertEquals(2, origin().size());
+            assertEquals("", sync("--engine", engine).exits(0).err(), "from the same project");
+            // Whether a dry run or not, the same is said.
+            String replaces = "vm-sync: replaces " + guest + ", which came from " + VmSync.quoted(bytesOf(ours)) + "\n";
+            String deletes = "vm-sync: deletes what only the guest has: first/only\n";
+            Map<String, String> before = tree(guest);
+            assertEquals(replaces + deletes + "would", sync(other, "--engine", engine, "--dry-run").exits(0).err().replaceFirst("would.*\n", "would"));
+            assertEquals(List.of(before, ours), List.of(tree(guest), origin().get(0)));
+            assertEquals(replaces, sync(other, "--engine", engine, "--no-delete").exits(0).err());
+            assertEquals(host() + ":" + other, origin().get(0), "although nothing had to be sent");
+            sync("--engine", engine).exits(0).says("which came from " + VmSync.quoted(bytesOf(host() + ":" + other)) + "\n");
+            assertEquals(replaces + deletes, sync(other, "--engine", engine).exits(0).err());
+            assertEquals(tree(other), tree(guest));
+            // A directory that was made anew came from nowhere.
+            delete(guest);
+            assertEquals("", sync("--engine", engine).exits(0).err());
+        }
+
+        @ByEitherEngine
+        void whatTheGuestSaysAboutTheOriginIsHarmless(String engine) throws IOException {
+            write("file", "");
+            sync("--engine", engine).exits(0);
+            Path mark;
+            try (Stream<Path> files = Files.walk(base.resolve("home/.vm-sync"))) {
+                mark = files.filter(file -> file.endsWith("origin")).findFirst().get();
+            }
+            for (String text : List.of("h:/\033]0;x\007" + "y".repeat(1_000_000), "`touch x`$(touch x)'\"\\\n")) {
+                Files.writeString(mark, text);
+                Result result = sync("--engine", engine).exits(0);
+                assertTrue(result.err().matches("vm-sync: replaces [^\n]*, which came from [ -~]{1,1500}\n"), result.err());
+                assertEquals(host() + ":" + project, origin().get(0));
+            }
+            assertEquals(tree(project), tree(guest));
+        }
+
+        /** The guest has files of both projects then, and vm-test must take them for neither's. */
+        @ByEitherEngine
+        void aDirectoryThatWasReplacedInPartBelongsToNobody(String engine) throws IOException {
+            Path other = Files.createDirectories(extra.resolve("w2"));
+            Files.writeString(other.resolve("theirs"), "");
+            sync(other, "--engine", engine).exits(0);
+            byte[] content = new byte[3_000_000];
+            new java.util.Random(1).nextBytes(content);
+            Files.write(project.resolve("big"), content);
+            try {
+                sshd.budget.set(1_000_000);
+                sync("--engine", engine).exits(69).says("which came from " + VmSync.quoted(bytesOf(host() + ":" + other)));
+            } finally {
+                sshd.budget.set(Long.MAX_VALUE);
+            }
+            assertEquals(host() + ":" + project + " (incomplete)", origin().get(0));
+            sync("--engine", engine, "--dry-run").exits(0);
+            assertEquals(host() + ":" + project + " (incomplete)", origin().get(0));
+            Result result = sync(other, "--engine", engine).exits(0).says("which came from " + VmSync.quoted(bytesOf(host() + ":" + project + " (incomplete)")) + "\n");
+            assertFalse(result.err().contains("theirs"), result.err());
+            assertEquals(host() + ":" + other, origin().get(0));
+            sync("--engine", engine).exits(0);
+            assertEquals(host() + ":" + project, origin().get(0));
+            assertEquals(tree(project), tree(guest));
+        }
+
+        @ByEitherEngine
+        void whatIsDeletedIsNamedBefore(String engine) throws IOException {
+            write("dir/file", "");
+            write("old", "");
+            sync("--engine", engine).exits(0);
+            for (int i = 0; i < 25; i++) {
+                Files.writeString(Files.createDirectories(guest.resolve("results")).resolve("r" + (char) ('a' + i) + "\033[2J"), "");
+            }
+            delete(project.resolve("dir"));
+            write("dir", "a file where the guest has a directory with files of its own");
+            Files.writeString(guest.resolve("dir/own"), "");
+            Files.delete(project.resolve("old"));
+            write("old/new", "a directory where a file was");
+            List<Boolean> there = new ArrayList<>();
+            StringWriter err = new StringWriter() {
+                @Override
+                public void flush() {
+                    if (toString().contains("deletes")) {
+                        there.add(Files.exists(guest.resolve("results/ra\033[2J")) && Files.exists(guest.resolve("dir/own")));
+                    }
+                }
+            };
+            int code = VmSync.commandLine(new VmSync(), new VmSync.Settings(settings(), Map.of())).setOut(new PrintWriter(new StringWriter()))
+                    .setErr(new PrintWriter(err)).execute("--engine", engine);
+            assertEquals(0, code, err.toString());
+            assertEquals(List.of(true), there, err.toString());
+            String names = Stream.of("a b c d e f g h".split(" ")).map(letter -> "$'results/r" + letter + "\\033[2J'").collect(Collectors.joining(", "));
+            assertEquals("vm-sync: deletes what only the guest has: dir/file, dir/own, " + names + " and 17 more\n", err.toString());
+            assertEquals(tree(project), tree(guest));
+        }
+
         @ByEitherEngine
         void onlyItsOwnDirectoryIsEmptied(String engine) throws IOException {
             write("file", "");
@@ -709,7 +840,7 @@ final class VmSyncTest {
             while (Instant.now().getNano() > 300_000_000) {
                 Thread.sleep(5); // so that the sync begins in this second
             }
-            FileTime time = FileTime.from(Instant.now().minusSeconds(1).plusMillis(1).truncatedTo(java.time.temporal.ChronoUnit.SECONDS).plusMillis(800));
+            FileTime time = FileTime.from(Instant.now().minusSeconds(1).plusMillis(1).truncatedTo(ChronoUnit.SECONDS).plusMillis(800));
             Files.setLastModifiedTime(file, time);
             sync("--engine", engine).exits(0);
             Files.writeString(file, "two");
@@ -800,14 +931,18 @@ final class VmSyncTest {
                 String pid = Files.readString(base.resolve("vm/dfly-vm.pid"));
                 Files.delete(base.resolve("vm/dfly-vm.pid"));
                 write("while-away", "");
-                awaitLines("err", 1);
+                awaitLines("err", 3);
                 delete(guest);
                 Files.writeString(base.resolve("vm/dfly-vm.pid"), pid);
                 awaitLines("out", 8);
                 assertEquals(tree(project).keySet().stream().filter(name -> !name.equals("x.db")).collect(Collectors.toSet()), tree(guest).keySet());
                 Thread.sleep(300);
-                assertEquals(List.of(8L, 1L), List.of(lines("out"), lines("err")), () -> read(base.resolve("out")) + read(base.resolve("err")));
-                assertTrue(read(base.resolve("err")).contains("is not running"));
+                assertEquals(List.of(8L, 3L), List.of(lines("out"), lines("err")), () -> read(base.resolve("out")) + read(base.resolve("err")));
+                List<String> told = read(base.resolve("err")).lines().toList();
+                assertEquals("vm-sync: deletes what only the guest has: dir/file, dir/new/burst0, dir/new/burst1, dir/new/burst10, dir/new/burst11, "
+                        + "dir/new/burst12, dir/new/burst13, dir/new/burst14, dir/new/burst15, dir/new/burst16 and 21 more", told.get(0));
+                assertEquals("vm-sync: deletes what only the guest has: moved/file", told.get(1));
+                assertTrue(told.get(2).contains("is not running"), told.get(2));
             } finally {
                 watch.destroy();
                 assertEquals(143, watch.waitFor());
