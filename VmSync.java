@@ -37,12 +37,14 @@ import java.nio.channels.Channels;
 import java.nio.channels.FileChannel;
 import java.nio.channels.FileLock;
 import java.nio.channels.SocketChannel;
+import java.nio.charset.Charset;
 import java.nio.file.AccessDeniedException;
 import java.nio.file.DirectoryIteratorException;
 import java.nio.file.DirectoryStream;
 import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.FileSystemException;
 import java.nio.file.Files;
+import java.nio.file.InvalidPathException;
 import java.nio.file.LinkOption;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
@@ -247,7 +249,7 @@ final class VmSync implements Callable<Integer> {
                     + " is the checkout of these scripts; VM_PROJECT chooses another project");
         }
         remoteDir = remoteDir();
-        project = project.toRealPath();
+        project = requireText(project.toRealPath());
         origin = bytesOf(projectOrigin(project));
         rules = rules();
         rsyncHere = engine != Engine.TAR && hasRsync();
@@ -773,7 +775,7 @@ final class VmSync implements Callable<Integer> {
                                 String.valueOf((char) Integer.parseInt(code.group(1), 8))));
                 changes.add(new Change(kind, file, new Item('f', 0, Long.parseLong(match.group(2)), 0, "")));
             } else if (!line.isBlank() && !line.startsWith("created ")) {
-                said.add(line);
+                said.add(new String(bytes(line), UTF_8));
             }
         }
         return changes;
@@ -797,7 +799,7 @@ final class VmSync implements Callable<Integer> {
                 executor.timeout(10, TimeUnit.MINUTES);
             }
             int status = executor.execute().getExitValue();
-            String said = errors.toString(UTF_8).strip();
+            String said = errorText(errors);
             if (status == 255) {
                 throw lost(said.isEmpty() ? "ssh failed" : cut(said.lines().findFirst().get()));
             }
@@ -1125,9 +1127,9 @@ final class VmSync implements Callable<Integer> {
                 drained.await();
                 running.join();
                 if (running.getExitStatus() == null) {
-                    throw new EOFException(("the connection ended " + cut(errors.toString(UTF_8).strip())).strip());
+                    throw new EOFException(("the connection ended " + cut(errorText(errors))).strip());
                 }
-                return new Answer(running.getExitStatus(), out, cut(errors.toString(UTF_8).strip()));
+                return new Answer(running.getExitStatus(), out, cut(errorText(errors)));
             }
         } catch (IOException broken) {
             disconnect();
@@ -1322,7 +1324,7 @@ final class VmSync implements Callable<Integer> {
                     unpack(tar, entry, single ? List.of(as) : parts(entry.getName()));
                 // the latter: no name for a file, with a NUL in it
                 } catch (SecurityException | IllegalArgumentException unsafe) {
-                    leftOut.add("left out: " + quoted(entry.getName()) + ": " + unsafe.getMessage());
+                    leftOut.add("left out: " + quoted(cut(entry.getName())) + ": " + unsafe.getMessage());
                 } catch (IOException failed) {
                     // a write says it without the file
                     boolean full = String.valueOf(failed.getMessage()).contains("No space left");
@@ -1399,7 +1401,7 @@ final class VmSync implements Callable<Integer> {
             List<String> words = List.of(target.split("/"));
             int climbs = (int) words.stream().takeWhile(".."::equals).count();
             if (target.startsWith("/") || target.isEmpty() || climbs > depth || words.lastIndexOf("..") >= climbs) {
-                throw new SecurityException("a link that leads out of the directory, to " + quoted(target));
+                throw new SecurityException("a link that leads out of the directory, to " + quoted(cut(target)));
             }
             return target;
         }
@@ -1440,12 +1442,16 @@ final class VmSync implements Callable<Integer> {
         return name.equals(".") ? "" : name.contains("/") ? name.substring(0, name.lastIndexOf('/')) : ".";
     }
 
-    /** A name for people, on one line, and for a shell to read back. */
+    /** What could control a terminal, turns the direction of writing, or was no UTF-8. */
+    private static final Pattern UNSAFE = Pattern.compile("[\\p{Cc}\\p{Cf}\\p{Zl}\\p{Zp}\ufffd]");
+
+    /** A name for people, on one line, and for a shell to read back: in numbers what a terminal may not show. */
     static String quoted(String name) {
         String text = new String(bytes(name), UTF_8);
-        return text.chars().noneMatch(Character::isISOControl) ? word(text) : "$'"
-                + Pattern.compile("[\\p{Cntrl}'\\\\]")
-                .matcher(text).replaceAll(odd -> String.format("\\\\%03o", (int) odd.group().charAt(0))) + "'";
+        String encoding = System.getProperty("native.encoding", "UTF-8");
+        return !UNSAFE.matcher(text).find() && Charset.forName(encoding).newEncoder().canEncode(text) ? word(text)
+                : "$'" + Pattern.compile("[^ -~]|['\\\\]").matcher(name)
+                .replaceAll(odd -> String.format(Locale.ROOT, "\\\\%03o", (int) odd.group().charAt(0))) + "'";
     }
 
     /** Of a text that comes from elsewhere, as much as fits into a message. */
@@ -1456,6 +1462,27 @@ final class VmSync implements Callable<Integer> {
     private static String firstTen(Collection<String> names) {
         return names.stream().limit(10).map(name -> quoted(cut(name))).collect(Collectors.joining(", "))
                 + (names.size() > 10 ? " and " + (names.size() - 10) + " more" : "");
+    }
+
+    /** What a command left on stderr, without what could control the terminal: it may come from the guest. */
+    private static String errorText(ByteArrayOutputStream errors) {
+        return errors.toString(UTF_8).strip().replaceAll("[" + UNSAFE + "&&[^\n\t]]", "?");
+    }
+
+    /**
+     * The path, if Java's text for it is the name on the disk, as other programs get the text. In LANG=C it is not if
+     * there are letters beyond ASCII.
+     */
+    private static Path requireText(Path path) {
+        try {
+            if (Path.of(path.toString()).equals(path)) {
+                return path;
+            }
+        } catch (InvalidPathException unmappable) {
+            // as below
+        }
+        throw new VmException(2, "the name of the project, " + quoted(bytesOf(path)) + ", cannot be written in the "
+                + "encoding " + System.getProperty("sun.jnu.encoding") + ": set LC_ALL=C.UTF-8, or rename it");
     }
 
     /** A word of sh, taken literally. */

@@ -272,11 +272,11 @@ final class VmSyncTest {
     @Test
     void rsyncsLinesAreUnderstood() {
         List<String> said = new ArrayList<>();
-        List<VmSync.Change> changes = VmSync.parse(bytes("cd+++++++++|60|./\n<f+++++++++|3|a|b\n<f.st......|12|new\\#012line\n<f+++++++++|1|\\#303\\#251\n"
-                + "cL+++++++++|7|l\n.d..t......|40|dir/\n*deleting  |0|old/\ncannot delete non-empty directory: x\n.f...p.....|9|m\n"), said);
+        List<VmSync.Change> changes = VmSync.parse(bytes(bytesOf("cd+++++++++|60|./\n<f+++++++++|3|a|b\n<f.st......|12|new\\#012line\n<f+++++++++|1|\\#303\\#251\n"
+                + "cL+++++++++|7|l\n.d..t......|40|dir/\n*deleting  |0|old/\ncannot delete non-empty directory: é\n.f...p.....|9|m\n")), said);
         assertEquals(List.of("mkdir .", "send 'a|b'", "send $'new\\012line'", "send 'é'", "link l", "attrs dir", "delete old", "attrs m"),
                 changes.stream().map(VmSync.Change::toString).toList());
-        assertEquals(List.of("cannot delete non-empty directory: x"), said);
+        assertEquals(List.of("cannot delete non-empty directory: é"), said);
         assertEquals("4 sent, 1 deleted, 16 bytes, 1.50 s (rsync)",
                 new VmSync.Outcome(changes, said, true, VmSync.Engine.RSYNC).summary(1.5));
     }
@@ -342,6 +342,11 @@ final class VmSyncTest {
         assertEquals(List.of(".", "a", "b"), Stream.of("a", "a/b", "b/c").map(VmSync::parent).toList());
         assertEquals("'it'\\''s é'", VmSync.quoted(bytesOf("it's é")));
         assertEquals("$'\\134n \\012 \\047'", VmSync.quoted("\\n \n '"));
+        // What controls a terminal, also in Unicode (the one-letter form of "ESC [", and an order to write from right to left).
+        assertEquals("$'\\033[2J'", VmSync.quoted("\033[2J"));
+        assertEquals("$'\\302\\2332J \\303\\251'", VmSync.quoted(bytesOf("\u009b2J é")));
+        assertEquals("$'a\\342\\200\\256b'", VmSync.quoted(bytesOf("a\u202eb")));
+        assertEquals("$'\\377'", VmSync.quoted("\u00ff"), "which is no UTF-8");
     }
 
     /** rsync itself says which files the same rules leave. */
@@ -729,7 +734,7 @@ final class VmSyncTest {
             try (Stream<Path> files = Files.walk(base.resolve("home/.vm-sync"))) {
                 mark = files.filter(file -> file.endsWith("origin")).findFirst().get();
             }
-            for (String text : List.of("h:/\033]0;x\007" + "y".repeat(1_000_000), "`touch x`$(touch x)'\"\\\n")) {
+            for (String text : List.of("h:/\033]0;x\007" + "y".repeat(1_000_000), "h:/\u009b2J", "`touch x`$(touch x)'\"\\\n")) {
                 Files.writeString(mark, text);
                 Result result = sync("--engine", engine).exits(0);
                 assertTrue(result.err().matches("vm-sync: replaces [^\n]*, which came from [ -~]{1,1500}\n"), result.err());
@@ -793,6 +798,60 @@ final class VmSyncTest {
             String names = Stream.of("a b c d e f g h".split(" ")).map(letter -> "$'results/r" + letter + "\\033[2J'").collect(Collectors.joining(", "));
             assertEquals("vm-sync: deletes what only the guest has: dir/file, dir/own, " + names + " and 17 more\n", err.toString());
             assertEquals(tree(project), tree(guest));
+        }
+
+        /** In these locales Java cannot put such names into words, which no other program would find again. */
+        @ParameterizedTest
+        @CsvSource({"rsync,LANG,C", "tar,LC_ALL,POSIX"})
+        void namesAreWhatTheyAreInEveryLocale(String engine, String variable, String locale) throws Exception {
+            Path ascii = Files.createDirectories(Files.createTempDirectory("vm-sync").resolve("vm")).getParent();
+            Path link = Files.createSymbolicLink(ascii.resolve("base"), base);
+            for (String file : List.of("ssh_config", "dfly-vm.pid", "dfly-vm.ssh/config")) {
+                Files.createDirectories(ascii.resolve("vm").resolve(file).getParent());
+                Files.writeString(ascii.resolve("vm").resolve(file), Files.readString(base.resolve("vm").resolve(file))
+                        .replace(base.toString(), link.toString()));
+            }
+            Files.createSymbolicLink(ascii.resolve("vm/dfly-vm.qemu-pid"), sshd.vm.file(".qemu-pid"));
+            Files.createSymbolicLink(ascii.resolve("vm/dfly-vm.qmp"), sshd.vm.file(".qmp"));
+            fill();
+            Path plain = ascii.resolve("project");
+            copy(project, plain);
+            String[] command = {"java", "-cp", System.getProperty("java.class.path"), "VmSync", "--engine", engine};
+            try {
+                Result result = inLocale(variable, locale, ascii, plain, command);
+                result.exits(0);
+                assertEquals(tree(plain), tree(base.resolve("guest/tree")));
+                String dry = inLocale(variable, locale, ascii, plain, concat(command, "--dry-run", "--exclude", "/link")).exits(0).out();
+                assertEquals("", dry);
+                Files.writeString(base.resolve("guest/tree/ü"), "");
+                inLocale(variable, locale, ascii, plain, command).exits(0).says("deletes what only the guest has: $'\\303\\274'\n");
+                inLocale(variable, locale, ascii, plain, concat(command, "pull", ".", ascii.resolve("pulled").toString()));
+                Set<String> pulled = tree(ascii.resolve("pulled")).keySet();
+                assertTrue(pulled.containsAll(List.of(bytesOf("é日本"), "not-utf8-\u00ff")), pulled.toString());
+                // The project's own name would be handed to other programs.
+                Path project = Files.createSymbolicLink(ascii.resolve("linked"), this.project);
+                inLocale(variable, locale, ascii, project, command).exits(2).says("set LC_ALL=C.UTF-8, or rename it");
+            } finally {
+                delete(ascii);
+            }
+        }
+
+        private Result inLocale(String variable, String locale, Path ascii, Path from, String... command) throws Exception {
+            ProcessBuilder builder = new ProcessBuilder(command).redirectOutput(base.resolve("out").toFile()).redirectError(base.resolve("err").toFile())
+                    .directory(ascii.toFile());
+            builder.environment().keySet().removeIf(name -> name.matches("LANG|LC_.*"));
+            builder.environment().putAll(Map.of(variable, locale, "VM_DIR", ascii.resolve("vm").toString(), "VM_PROJECT", from.toString(),
+                    "VM_REMOTE_DIR", ascii.resolve("base/guest/tree").toString()));
+            int code = builder.start().waitFor();
+            return new Result(code, read(base.resolve("out")), read(base.resolve("err")));
+        }
+
+        private static String[] concat(String[] words, String... more) {
+            return Stream.concat(Stream.of(words), Stream.of(more)).toArray(String[]::new);
+        }
+
+        private static void copy(Path from, Path to) throws Exception {
+            assertEquals(0, new ProcessBuilder("cp", "-a", from.toString(), to.toString()).start().waitFor());
         }
 
         @ByEitherEngine
