@@ -480,7 +480,8 @@ final class VmSync implements Callable<Integer> {
      *
      * <p>rsync compares whole seconds: a file that is sent and then written again in the same second would look the
      * same for ever. So the files sent so young are noted with their time in nanoseconds, 0 where it is not sure which
-     * version was sent, and the next sync sends those again whose time is another one.
+     * version was sent, and the next sync sends those again whose time is another one. What is written during a sync
+     * gets the time of the sync. So of a file with a later time, in the future, it is sure which version was sent.
      */
     private Outcome sync() throws IOException {
         started = System.nanoTime();
@@ -509,9 +510,11 @@ final class VmSync implements Callable<Integer> {
                     .collect(Collectors.toSet()));
             long second = began.minusSeconds(1).getEpochSecond() * 1_000_000_000;
             long sure = second + 980_000_000 + began.getNano(); // the clock of files lags a few milliseconds
+            long future = Instant.now().getEpochSecond() * 1_000_000_000 + 2_000_000_000;
             outcome.all(Kind.SEND).forEach(change -> young.put(change.name(), modified(change.name())));
             young.values().removeIf(time -> time < second);
-            young.replaceAll((sent, time) -> time < sure && time % 1_000_000_000 != 0 ? time : 0);
+            young.replaceAll((sent, time) ->
+                    time >= future || time < sure && time % 1_000_000_000 != 0 ? time : 0);
             journal.setLength(0);
             journal.seek(0);
             journal.write(bytes(young.entrySet().stream().map(note -> note.getValue() + " " + note.getKey() + "\0")
@@ -614,10 +617,12 @@ final class VmSync implements Callable<Integer> {
                         look && echo "$inode" >"$s/made.new" && mv -f "$s/made.new" "$s/made" || exit 73
                     fi
                     cd "$d" || exit 73
+                    old() { # gives files a time that no file of the project has
+                      for f do shift; [ ! -f "$f" ] || [ -L "$f" ] || set -- "$@" "$f"; done
+                      [ $# = 0 ] || touch -c -t 197101010000 "$@"
+                    }
                     """.formatted(PART)).append(originScript(false));
-            // a time that no file of the project has
-            resend.forEach(file -> script.append("f=").append(word("./" + file))
-                    .append("; [ ! -f \"$f\" ] || [ -L \"$f\" ] || touch -c -t 197101010000 \"$f\"\n"));
+            step(script, "old", "./", List.copyOf(resend), "");
         }
         return script.toString();
     }

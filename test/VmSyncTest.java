@@ -23,6 +23,7 @@ import java.nio.file.attribute.FileTime;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.time.Duration;
 import java.time.Instant;
+import java.time.temporal.ChronoField;
 import java.time.temporal.ChronoUnit;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -532,6 +533,7 @@ final class VmSyncTest {
             delete(guest.getParent());
             delete(base.resolve("home/.vm-sync"));
             delete(extra);
+            delete(base.resolve("bin/touch"));
         }
 
         private Map<String, String> settings() {
@@ -797,6 +799,58 @@ final class VmSyncTest {
             assertEquals(List.of(true), there, err.toString());
             String names = Stream.of("a b c d e f g h".split(" ")).map(letter -> "$'results/r" + letter + "\\033[2J'").collect(Collectors.joining(", "));
             assertEquals("vm-sync: deletes what only the guest has: dir/file, dir/own, " + names + " and 17 more\n", err.toString());
+            assertEquals(tree(project), tree(guest));
+        }
+
+        /** How often the guest's shell has started touch. */
+        private long touches() {
+            return lines("touched");
+        }
+
+        @ByEitherEngine
+        void filesOfTheFutureAreSentOnce(String engine) throws IOException {
+            Files.writeString(base.resolve("bin/touch"), "#!/bin/sh\necho >>'" + base.toString().replace("'", "'\\''") + "/touched'\nexec /usr/bin/touch \"$@\"\n");
+            Files.setPosixFilePermissions(base.resolve("bin/touch"), PosixFilePermissions.fromString("rwxr-xr-x"));
+            Files.deleteIfExists(base.resolve("touched"));
+            Instant future = Instant.now().plus(Duration.ofHours(2));
+            for (int i = 0; i < 250; i++) { // every tenth without fractions of a second
+                Files.setLastModifiedTime(write("dir/f" + i, "one"), FileTime.from(i % 10 == 0
+                        ? future.truncatedTo(ChronoUnit.SECONDS) : future));
+            }
+            Files.setLastModifiedTime(write("late", ""), FileTime.from(Instant.parse("2150-01-01T00:00:00Z")));
+            assertTrue(sync("--engine", engine).exits(0).out().contains(": 251 sent,"));
+            for (int i = 0; i < 2; i++) {
+                Result again = sync("--engine", engine).exits(0);
+                assertTrue(again.out().contains(": 0 sent,"), again.out());
+            }
+            assertEquals(0, touches());
+            assertEquals(tree(project), tree(guest));
+            // A change in the same second of the future is seen.
+            Files.writeString(project.resolve("dir/f7"), "two");
+            Files.setLastModifiedTime(project.resolve("dir/f7"), FileTime.from(future.with(ChronoField.MILLI_OF_SECOND,
+                    (future.get(ChronoField.MILLI_OF_SECOND) + 500) % 1000)));
+            assertTrue(sync("--engine", engine).exits(0).out().contains(": 1 sent,"));
+            assertEquals("two", Files.readString(guest.resolve("dir/f7")));
+            assertEquals(tree(project), tree(guest));
+        }
+
+        /** They are sent again, because the first time may have caught them half-written; not by a process for each. */
+        @ByEitherEngine
+        void youngFilesTakeNoProcessEach(String engine) throws IOException {
+            filesOfTheFutureAreSentOnce(engine);
+            FileTime now = FileTime.from(Instant.now().truncatedTo(ChronoUnit.SECONDS).plusSeconds(1));
+            for (int i = 0; i < 250; i++) {
+                Files.setLastModifiedTime(project.resolve("dir/f" + i), now);
+            }
+            Path precious = Files.writeString(extra.resolve("precious"), "");
+            FileTime kept = Files.getLastModifiedTime(precious);
+            assertTrue(sync("--engine", engine).exits(0).out().contains(": 250 sent,"));
+            Files.deleteIfExists(base.resolve("touched"));
+            Files.delete(guest.resolve("dir/f1"));
+            Files.createSymbolicLink(guest.resolve("dir/f1"), precious); // and it leads nowhere that a sync may write
+            assertTrue(sync("--engine", engine).exits(0).out().contains(": 250 sent,"));
+            assertEquals(engine.equals("tar") ? 0 : 3, touches());
+            assertEquals(kept, Files.getLastModifiedTime(precious));
             assertEquals(tree(project), tree(guest));
         }
 
