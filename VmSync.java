@@ -146,10 +146,11 @@ import picocli.CommandLine.UnmatchedArgumentException;
         commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
         description = {"Copy a project into the running VM, and results back", "",
             "Without a command it makes VM_REMOTE_DIR in the guest equal to VM_PROJECT, but for what is left alone, "
-                + "here and there: vm/, VM_DIR, *.db, the built binary (a file named like the project), and what "
-                + "--exclude says. It reads VM_DIR/ssh_config and VM_DIR/NAME.ssh/, and keeps notes for the next sync "
-                + "in VM_DIR/NAME.sync/. An option beats the environment, which beats vm.env (KEY=VALUE lines) in the "
-                + "working directory, which beats the default."},
+                + "here and there: VM_DIR, *.db if git ignores it (without git: *.db at the top), the built binary "
+                + "(a file named like the project), and what --exclude says. It reads VM_DIR/ssh_config and "
+                + "VM_DIR/NAME.ssh/, and keeps notes for the next sync in VM_DIR/NAME.sync/. An option beats the "
+                + "environment, which beats vm.env (KEY=VALUE lines) in the working directory, which beats the "
+                + "default."},
         footer = {"  vm-sync --watch", "  vm-sync --dry-run --exclude /node_modules/",
             "  VM_PROJECT=~/go-synth vm-sync --no-delete",
             "  vm-sync pull stats/testdata/fixtures    # and back"},
@@ -218,6 +219,9 @@ final class VmSync implements Callable<Integer> {
     Path vmDir;
     Path project;
     private Rules rules;
+    /** What is in the project and is left out, though the user did not say so: for the first summary. */
+    private final Set<String> leftOut = new TreeSet<>();
+    private boolean reported;
     private boolean rsyncHere;
     private long started;
     /** Of the project, and of the guest's directory when a sync began ("": unknown; null: not asked yet). */
@@ -361,17 +365,81 @@ final class VmSync implements Callable<Integer> {
                         + " cannot be read: choose a file with a pattern a line");
             }
         }
-        lines.addAll(List.of("/vm/", "*.db"));
-        Path root = project.toRealPath();
+        leftOut.clear();
         Path inside = Files.exists(vmDir) ? vmDir.toRealPath() : vmDir;
-        if (inside.startsWith(root) && !inside.equals(root)) {
-            lines.add("/" + Rules.literal(nameOf(root, inside)) + "/");
+        if (inside.startsWith(project) && !inside.equals(project)) {
+            leftOut.add(nameOf(project, inside) + "/");
+            lines.add("/" + Rules.literal(nameOf(project, inside)) + "/");
         }
-        for (String binary : List.of(bytesOf(project), bytesOf(remoteDir))) {
-            String pattern = "/" + Rules.literal(binary.replaceAll(".*/", ""));
+        for (String path : List.of(bytesOf(project), bytesOf(remoteDir))) {
+            String binary = path.substring(path.lastIndexOf('/') + 1);
+            if (binary.isEmpty()) { // the project is the root directory
+                continue;
+            }
+            String pattern = "/" + Rules.literal(binary);
             lines.addAll(List.of("+ " + pattern + "/", pattern)); // a directory of that name is source
+            if (Files.isRegularFile(path(project, binary), LinkOption.NOFOLLOW_LINKS)) {
+                leftOut.add(binary);
+            }
         }
-        return Rules.of(lines);
+        lines.addAll(databaseRules());
+        Rules all = Rules.of(lines);
+        leftOut.removeIf(name -> !all.hides(name.replaceAll("/$", ""), name.endsWith("/"))); // the user may want it
+        return all;
+    }
+
+    /**
+     * A *.db that git ignores is a program's state, any other is source. Where git would ignore every new one, those in
+     * the guest stay too. A directory counts like a file, and ends in a slash here.
+     */
+    private List<String> databaseRules() {
+        Set<String> untracked = gitDatabases("--others");
+        Set<String> sent = gitDatabases("--cached", "--recurse-submodules");
+        String newOne = PART + ".db"; // stands for any
+        Set<String> ignored = untracked == null || sent == null ? null
+                : git(".\0" + newOne + "\0" + String.join("\0", untracked), "check-ignore", "-z", "--stdin");
+        if (ignored == null || ignored.contains(".")) { // no checkout, or one that ignores the whole project
+            try (DirectoryStream<Path> top = Files.newDirectoryStream(project, "*.db")) {
+                top.forEach(path -> leftOut.add(nameOf(project, path) + (Files.isDirectory(path) ? "/" : "")));
+            } catch (IOException unreadable) {
+                // which the sync tells
+            }
+            return List.of("/*.db");
+        }
+        boolean ignoresNewOnes = ignored.remove(newOne);
+        leftOut.addAll(ignored);
+        if (!ignoresNewOnes) {
+            return ignored.stream().map(name -> "/" + Rules.literal(name)).toList();
+        }
+        untracked.removeAll(ignored);
+        sent.addAll(untracked);
+        return Stream.concat(sent.stream().map(name -> "+ /" + Rules.literal(name) + (name.endsWith("/") ? "***" : "")),
+                Stream.of("*.db")).toList();
+    }
+
+    /** The files of the project with such a name, and the topmost directories; null if it is no checkout. */
+    private Set<String> gitDatabases(String... which) {
+        List<String> command = new ArrayList<>(List.of("ls-files", "-z"));
+        Collections.addAll(command, which);
+        Collections.addAll(command, "--", "*.db", "*.db/*");
+        Set<String> files = git("", command.toArray(String[]::new));
+        return files == null ? null : files.stream().map(file -> file.replaceFirst("(?s)(?<=\\.db)/.*", "/"))
+                .collect(Collectors.toCollection(TreeSet::new));
+    }
+
+    /** The names that git answers; null if it fails. It runs no program that the checkout's configuration names. */
+    private Set<String> git(String input, String... arguments) {
+        List<String> command = new ArrayList<>(List.of("git", "-C", project.toString(), "-c", "core.fsmonitor=false",
+                "-c", "core.hooksPath=/dev/null"));
+        Collections.addAll(command, arguments);
+        try {
+            Answer answer = pipe(command, input);
+            return answer.status() > 1 ? null // 1: check-ignore has no answer
+                    : Stream.of(new String(answer.out(), ISO_8859_1).split("\0")).filter(name -> !name.isEmpty())
+                    .collect(Collectors.toCollection(TreeSet::new));
+        } catch (VmException missing) {
+            return null;
+        }
     }
 
     /** What stays out: rsync's exclude and include patterns, the first that matches decides. */
@@ -464,7 +532,9 @@ final class VmSync implements Callable<Integer> {
         outcome.said().forEach(this::tell);
         PrintWriter out = spec.commandLine().getOut();
         String line = time + (dryRun ? "would sync " : "synced ") + name + ":" + remoteDir + ": "
-                + outcome.summary(seconds());
+                + outcome.summary(seconds())
+                + (reported || leftOut.isEmpty() ? "" : "; left out: " + firstTen(leftOut));
+        reported = true;
         if (dryRun) {
             outcome.changes().forEach(out::println);
             tell(line);
@@ -787,7 +857,7 @@ final class VmSync implements Callable<Integer> {
     }
 
     /**
-     * Runs ssh, or rsync over it; 69 if the connection fails. Their keep-alives end it when it is dead; a limit
+     * Runs git, ssh, or rsync over it; 69 if the connection fails. Their keep-alives end it when it is dead; a limit
      * ends ssh, whose look takes seconds, when the guest hangs and still answers those.
      */
     private Answer pipe(List<String> command, String input) {
@@ -799,8 +869,10 @@ final class VmSync implements Callable<Integer> {
         try {
             ProcessExecutor executor = new ProcessExecutor(command)
                     .redirectInput(new ByteArrayInputStream(bytes(input)))
-                    .redirectErrorStream(false).redirectOutput(out).redirectError(errors).destroyOnExit();
-            if (command.get(0).equals("ssh")) {
+                    .redirectErrorStream(false).redirectOutput(out).redirectError(errors).destroyOnExit()
+                    // git may want objects that a checkout lacks, and would run its core.sshCommand for them
+                    .environment("GIT_ALLOW_PROTOCOL", "none");
+            if (!command.get(0).equals("rsync")) {
                 executor.timeout(10, TimeUnit.MINUTES);
             }
             int status = executor.execute().getExitValue();
@@ -1204,6 +1276,7 @@ final class VmSync implements Callable<Integer> {
                     } else if (!vm.equals(synced)) {
                         disconnect();
                     }
+                    rules = rules(); // git may ignore other files by now
                     Outcome outcome = sync();
                     if (!vm.equals(synced) || !outcome.changes().isEmpty() || !outcome.complete()) {
                         report(outcome, String.format(Locale.ROOT, "%tT ", LocalTime.now()));

@@ -637,26 +637,29 @@ final class VmSyncTest {
         @ByEitherEngine
         void whatIsExcludedStaysOutAndSurvives(String engine) throws IOException {
             write("x.db", "");
-            write("vm/disk", "");
-            write("sub/vm/kept", "");
+            write("vm/vm.go", "package vm");
+            write("sub/testdata/fixture.db", "");
             write("logs/a.log", "");
             write("logs/keep.log", "");
             write(project.getFileName().toString(), "the built binary");
             Path list = Files.writeString(base.resolve("list"), "# comment\n\n; too\n+ keep.log\n*.log\n");
             List<String> args = List.of("--engine", engine, "--exclude-from", list.toString(), "--exclude", "/cache/");
-            sync(args.toArray(String[]::new)).exits(0);
-            assertEquals(Set.of(".", "sub", "sub/vm", "sub/vm/kept", "logs", "logs/keep.log"), tree(guest).keySet());
-            for (String there : List.of("y.db", "vm/z", "cache/c", "gone/deep.db", guest.getFileName().toString(), "stray")) {
+            Set<String> sent = Set.of(".", "sub", "sub/testdata", "sub/testdata/fixture.db", "vm", "vm/vm.go", "logs", "logs/keep.log");
+            Result first = sync(args.toArray(String[]::new)).exits(0);
+            assertTrue(first.out().endsWith("; left out: 'my, \"project\" é', x.db\n"), first.out());
+            assertEquals(sent, tree(guest).keySet());
+            for (String there : List.of("y.db", "vm/z", "cache/c", "gone/deep.log", guest.getFileName().toString(), "stray")) {
                 Files.createDirectories(guest.resolve(there).getParent());
                 Files.writeString(guest.resolve(there), "");
             }
-            sync(args.toArray(String[]::new)).exits(0);
-            assertEquals(Set.of(".", "sub", "sub/vm", "sub/vm/kept", "logs", "logs/keep.log", bytesOf(guest.getFileName().toString()), "y.db", "vm", "vm/z",
-                    "cache", "cache/c", "gone", "gone/deep.db"), tree(guest).keySet());
+            sync(args.toArray(String[]::new)).exits(0).says("vm-sync: deletes what only the guest has: stray, vm/z\n");
+            Set<String> kept = new TreeSet<>(sent);
+            kept.addAll(List.of(bytesOf(guest.getFileName().toString()), "y.db", "cache", "cache/c", "gone", "gone/deep.log"));
+            assertEquals(kept, tree(guest).keySet());
             write("gone", "a file where the guest has a directory of excluded files");
             write("after", "");
             sync(args.toArray(String[]::new)).exits(1).says("gone");
-            assertTrue(Files.exists(guest.resolve("gone/deep.db")) && Files.exists(guest.resolve("after")));
+            assertTrue(Files.exists(guest.resolve("gone/deep.log")) && Files.exists(guest.resolve("after")));
             // Source in a directory named like the project is no binary.
             Files.delete(project.resolve("gone"));
             delete(project.resolve(project.getFileName()));
@@ -676,8 +679,9 @@ final class VmSyncTest {
             Files.createSymbolicLink(inside.resolve("dfly-vm.qemu-pid"), sshd.vm.file(".qemu-pid")); // the same file, with its lock
             Map<String, String> settings = settings();
             settings.put("VM_DIR", inside.toString());
-            call(settings, Map.of(), "--engine", engine).exits(0);
+            Result result = call(settings, Map.of(), "--engine", engine).exits(0);
             assertEquals(Set.of(".", "my v", "my v/x"), tree(guest).keySet());
+            assertTrue(result.out().endsWith("; left out: 'my [vm]*/'\n"), result.out());
         }
 
         private Result sync(Path from, String... args) {
@@ -800,6 +804,95 @@ final class VmSyncTest {
             String names = Stream.of("a b c d e f g h".split(" ")).map(letter -> "$'results/r" + letter + "\\033[2J'").collect(Collectors.joining(", "));
             assertEquals("vm-sync: deletes what only the guest has: dir/file, dir/own, " + names + " and 17 more\n", err.toString());
             assertEquals(tree(project), tree(guest));
+        }
+
+        private void git(Path directory, String... words) throws Exception {
+            List<String> command = new ArrayList<>(List.of("git", "-C", directory.toString(), "-c", "user.name=a", "-c", "user.email=a@example.org",
+                    "-c", "protocol.file.allow=always"));
+            command.addAll(List.of(words));
+            Process git = new ProcessBuilder(command).redirectErrorStream(true).start();
+            String said = new String(git.getInputStream().readAllBytes(), UTF_8);
+            assertEquals(0, git.waitFor(), said);
+        }
+
+        private static String databases(Path root) throws IOException {
+            return tree(root).keySet().stream().filter(name -> name.contains(".db") && !name.startsWith(".git/")).collect(Collectors.joining(" "));
+        }
+
+        /** Only what git ignores is a program's state. Nothing that a project configures may run here. */
+        @ByEitherEngine
+        void databasesThatGitKnowsAreSource(String engine) throws Exception {
+            Path library = Files.createDirectories(extra.resolve("library"));
+            Files.writeString(library.resolve("sub.db"), "");
+            git(library, "init", "-q");
+            git(library, "add", ".");
+            git(library, "commit", "-qm", "one");
+            for (String name : List.of("state.db", "deep/state.db", "forced.db", "new/kept.db", "tree.db/log", "source.db/log", "source.db/x.db")) {
+                write(name, "");
+            }
+            git(project, "init", "-q");
+            git(project, "submodule", "--quiet", "add", library.toString(), "library");
+            git(project, "commit", "-qm", "library");
+            // Git ignores one of them: only this one, here and there.
+            write(".gitignore", "/state.db\n");
+            Result result = sync("--engine", engine).exits(0);
+            assertTrue(result.out().endsWith("; left out: state.db\n"), result.out());
+            assertEquals("deep/state.db forced.db library/sub.db new/kept.db source.db source.db/log source.db/x.db tree.db tree.db/log", databases(guest));
+            // Git ignores all, but for what it tracks or was told to keep.
+            write(".gitignore", "*.db\n!kept.db\n");
+            git(project, "add", "-f", "forced.db", "source.db");
+            Path ran = temp.resolve("ran"); // a path that needs no quotes
+            for (Path checkout : List.of(project, project.resolve("library"))) {
+                for (String program : List.of("core.fsmonitor", "core.hooksPath", "filter.f.clean", "filter.f.process")) {
+                    git(checkout, "config", program, "touch " + ran + "; false");
+                }
+                Files.writeString(checkout.resolve(".gitattributes"), "* filter=f\n");
+            }
+            Files.writeString(guest.resolve("made-there.db"), "");
+            result = sync("--engine", engine).exits(0);
+            assertTrue(result.out().endsWith("; left out: deep/state.db, state.db, tree.db/\n"), result.out());
+            assertEquals("deep/state.db forced.db library/sub.db made-there.db new/kept.db source.db source.db/log source.db/x.db tree.db tree.db/log",
+                    databases(guest), "what was there stays");
+            delete(guest);
+            sync("--engine", engine, "--exclude", "+ /state.db").exits(0);
+            assertEquals("forced.db library/sub.db new/kept.db source.db source.db/log source.db/x.db state.db", databases(guest));
+            assertFalse(Files.exists(ran), "a program of the project ran on this machine");
+            // A project in a directory that a checkout around it ignores is no checkout.
+            delete(guest);
+            delete(project.resolve(".git"));
+            git(base, "init", "-q");
+            Files.writeString(base.resolve(".gitignore"), "*\n");
+            sync("--engine", engine).exits(0);
+            delete(base.resolve(".git"));
+            Files.delete(base.resolve(".gitignore"));
+            assertEquals("deep/state.db library/sub.db new/kept.db", databases(guest));
+        }
+
+        /** To list its index, git wants the tree of a directory that is not checked out, and would fetch it. */
+        @Test
+        void aCheckoutThatLacksObjectsRunsNothingHere() throws Exception {
+            write("in/file", "in");
+            write("out/file", "out");
+            git(project, "init", "-q");
+            git(project, "add", ".");
+            git(project, "commit", "-qm", "one");
+            git(project, "sparse-checkout", "set", "--cone", "--sparse-index", "in");
+            Process tree = new ProcessBuilder("git", "-C", project.toString(), "rev-parse", "HEAD:out").start();
+            String object = new String(tree.getInputStream().readAllBytes(), UTF_8).strip();
+            Files.delete(project.resolve(".git/objects").resolve(object.substring(0, 2)).resolve(object.substring(2)));
+            Path ran = temp.resolve("ran"); // a path that needs no quotes
+            for (String[] setting : new String[][] {{"core.repositoryFormatVersion", "1"}, {"extensions.partialClone", "origin"},
+                    {"remote.origin.url", "ssh://nowhere/x"}, {"remote.origin.promisor", "true"}, {"core.sshCommand", "touch " + ran + "; false"}}) {
+                git(project, "config", setting[0], setting[1]);
+            }
+            Process list = new ProcessBuilder("git", "-C", project.toString(), "ls-files").redirectErrorStream(true).start();
+            String said = new String(list.getInputStream().readAllBytes(), UTF_8);
+            list.waitFor();
+            assertTrue(Files.exists(ran), () -> "plain git runs it: " + said);
+            Files.delete(ran);
+            sync().exits(0);
+            assertFalse(Files.exists(ran), "a program of the project ran on this machine");
+            assertTrue(Files.exists(guest.resolve("in/file")));
         }
 
         /** How often the guest's shell has started touch. */
@@ -1021,6 +1114,7 @@ final class VmSyncTest {
             Process watch = start("--watch", "--engine", engine);
             try {
                 awaitLines("out", 1);
+                assertTrue(read(base.resolve("out")).endsWith("; left out: x.db\n"), read(base.resolve("out")));
                 for (int i = 0; i < 30; i++) {
                     write("dir/new/burst" + i, "");
                 }
@@ -1056,6 +1150,7 @@ final class VmSyncTest {
                         + "dir/new/burst12, dir/new/burst13, dir/new/burst14, dir/new/burst15, dir/new/burst16 and 21 more", told.get(0));
                 assertEquals("vm-sync: deletes what only the guest has: moved/file", told.get(1));
                 assertTrue(told.get(2).contains("is not running"), told.get(2));
+                assertEquals(1, read(base.resolve("out")).split("left out", -1).length - 1, "said once");
             } finally {
                 watch.destroy();
                 assertEquals(143, watch.waitFor());
