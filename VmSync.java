@@ -442,6 +442,28 @@ final class VmSync implements Callable<Integer> {
         }
     }
 
+    /**
+     * Where git keeps what belongs to this checkout, if that is outside the project and so not in the guest; else null.
+     */
+    static String gitOutside(Path project) {
+        Path git = project.resolve(".git");
+        Path alternates = git.resolve("objects/info/alternates"); // of a clone that shares its objects
+        try {
+            if (Files.isDirectory(git)) {
+                String shared = Files.isRegularFile(alternates) ? Files.readString(alternates, ISO_8859_1).strip() : "";
+                return !shared.isEmpty() ? shared.lines().findFirst().get()
+                        : git.toRealPath().startsWith(project) ? null : bytesOf(git.toRealPath());
+            }
+            String target = Files.isRegularFile(git) && Files.size(git) < 10_000
+                    ? Files.readString(git, ISO_8859_1).replaceFirst("^gitdir: ", "").strip() : "";
+            boolean inside = target.isEmpty() || !target.startsWith("/")
+                    && path(project, target).normalize().startsWith(project);
+            return inside ? null : target;
+        } catch (IOException | IllegalArgumentException unreadable) { // the latter: no path
+            return null;
+        }
+    }
+
     /** What stays out: rsync's exclude and include patterns, the first that matches decides. */
     record Rules(List<Rule> list) {
         /** {@code text} is the rule as rsync reads it, "- pattern" or "+ pattern". */
@@ -530,6 +552,12 @@ final class VmSync implements Callable<Integer> {
 
     private int report(Outcome outcome, String time) {
         outcome.said().forEach(this::tell);
+        String git = reported ? null : gitOutside(project);
+        if (git != null) {
+            tell("vm-sync: warning: git in the guest cannot read this checkout, because it needs " + quoted(cut(git))
+                    + ", which is outside the project: if a build there fails with 'error obtaining VCS status', use "
+                    + "vm-test --env GOFLAGS=-buildvcs=false, or sync a plain clone");
+        }
         PrintWriter out = spec.commandLine().getOut();
         String line = time + (dryRun ? "would sync " : "synced ") + name + ":" + remoteDir + ": "
                 + outcome.summary(seconds())

@@ -895,6 +895,39 @@ final class VmSyncTest {
             assertTrue(Files.exists(guest.resolve("in/file")));
         }
 
+        @Test
+        void gitDataOutsideTheProjectIsSeen() throws Exception {
+            write("file", "");
+            git(project, "init", "-q");
+            git(project, "add", ".");
+            git(project, "commit", "-qm", "one");
+            git(project, "worktree", "add", "-q", extra.resolve("linked").toString());
+            git(extra, "clone", "-q", "--shared", project.toString(), "shared");
+            git(extra, "clone", "-q", project.toString(), "outer");
+            git(extra.resolve("outer"), "submodule", "--quiet", "add", project.toString(), "sub");
+            Path link = Files.createDirectories(extra.resolve("link"));
+            Files.createSymbolicLink(link.resolve(".git"), project.resolve(".git"));
+            Path inside = Files.createDirectories(extra.resolve("inside"));
+            Files.move(extra.resolve("outer/sub/.git"), extra.resolve("sub.git"));
+            Files.copy(extra.resolve("sub.git"), extra.resolve("outer/sub/.git"));
+            Files.writeString(inside.resolve(".git"), "gitdir: ./data/.git\n");
+            Path odd = Files.createDirectories(extra.resolve("odd"));
+            Files.writeString(odd.resolve(".git"), "gitdir: \0");
+            assertNull(VmSync.gitOutside(project));
+            assertNull(VmSync.gitOutside(extra.resolve("outer")));
+            assertNull(VmSync.gitOutside(inside));
+            assertNull(VmSync.gitOutside(odd));
+            assertNull(VmSync.gitOutside(extra));
+            assertEquals(bytesOf(project + "/.git/worktrees/linked"), VmSync.gitOutside(extra.resolve("linked")));
+            assertEquals("../.git/modules/sub", VmSync.gitOutside(extra.resolve("outer/sub")));
+            assertEquals(bytesOf(project + "/.git/objects"), VmSync.gitOutside(extra.resolve("shared")));
+            assertEquals(bytesOf(project + "/.git"), VmSync.gitOutside(link));
+            Result result = sync(extra.resolve("linked")).exits(0);
+            assertEquals("vm-sync: warning: git in the guest cannot read this checkout, because it needs "
+                    + VmSync.quoted(bytesOf(project + "/.git/worktrees/linked")) + ", which is outside the project: if a build there fails with 'error obtaining VCS status', use "
+                    + "vm-test --env GOFLAGS=-buildvcs=false, or sync a plain clone\n", result.err());
+        }
+
         /** How often the guest's shell has started touch. */
         private long touches() {
             return lines("touched");
@@ -1111,10 +1144,12 @@ final class VmSyncTest {
         void aWatchSyncsEachBurstOnceAndAVmThatCameBack(String engine) throws Exception {
             write("dir/file", "1");
             write("x.db", "");
+            write(".git", "gitdir: /nowhere");
             Process watch = start("--watch", "--engine", engine);
             try {
                 awaitLines("out", 1);
                 assertTrue(read(base.resolve("out")).endsWith("; left out: x.db\n"), read(base.resolve("out")));
+                assertTrue(read(base.resolve("err")).matches("vm-sync: warning: git .*\n"), read(base.resolve("err")));
                 for (int i = 0; i < 30; i++) {
                     write("dir/new/burst" + i, "");
                 }
@@ -1138,18 +1173,18 @@ final class VmSyncTest {
                 String pid = Files.readString(base.resolve("vm/dfly-vm.pid"));
                 Files.delete(base.resolve("vm/dfly-vm.pid"));
                 write("while-away", "");
-                awaitLines("err", 3);
+                awaitLines("err", 4);
                 delete(guest);
                 Files.writeString(base.resolve("vm/dfly-vm.pid"), pid);
                 awaitLines("out", 8);
                 assertEquals(tree(project).keySet().stream().filter(name -> !name.equals("x.db")).collect(Collectors.toSet()), tree(guest).keySet());
                 Thread.sleep(300);
-                assertEquals(List.of(8L, 3L), List.of(lines("out"), lines("err")), () -> read(base.resolve("out")) + read(base.resolve("err")));
+                assertEquals(List.of(8L, 4L), List.of(lines("out"), lines("err")), () -> read(base.resolve("out")) + read(base.resolve("err")));
                 List<String> told = read(base.resolve("err")).lines().toList();
                 assertEquals("vm-sync: deletes what only the guest has: dir/file, dir/new/burst0, dir/new/burst1, dir/new/burst10, dir/new/burst11, "
-                        + "dir/new/burst12, dir/new/burst13, dir/new/burst14, dir/new/burst15, dir/new/burst16 and 21 more", told.get(0));
-                assertEquals("vm-sync: deletes what only the guest has: moved/file", told.get(1));
-                assertTrue(told.get(2).contains("is not running"), told.get(2));
+                        + "dir/new/burst12, dir/new/burst13, dir/new/burst14, dir/new/burst15, dir/new/burst16 and 21 more", told.get(1));
+                assertEquals("vm-sync: deletes what only the guest has: moved/file", told.get(2));
+                assertTrue(told.get(3).contains("is not running"), told.get(3));
                 assertEquals(1, read(base.resolve("out")).split("left out", -1).length - 1, "said once");
             } finally {
                 watch.destroy();
