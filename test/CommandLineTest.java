@@ -139,10 +139,15 @@ final class CommandLineTest {
         }
     }
 
+    /** One for each test: vm-test refuses a directory that came from another project. */
+    private Path remoteDirectory() {
+        return sshd.base.resolve("home").resolve(temp.getFileName());
+    }
+
     private void useGuest() throws IOException {
-        settings.putAll(Map.of("VM_DIR", sshd.vmDir.toString(), "VM_REMOTE_DIR", sshd.base.resolve("home/project").toString(), "VM_PROJECT",
+        settings.putAll(Map.of("VM_DIR", sshd.vmDir.toString(), "VM_REMOTE_DIR", remoteDirectory().toString(), "VM_PROJECT",
                 Files.createDirectories(temp.resolve("project")).toString(), "VM_TEST_BUILD", "true", "VM_TEST_UNIT", "echo tested"));
-        Files.createDirectories(sshd.base.resolve("home/project"));
+        Files.createDirectories(remoteDirectory());
         Files.writeString(temp.resolve("project/" + temp.getFileName()), "what no other test has sent");
         Files.writeString(sshd.base.resolve("home/fetched"), "x");
     }
@@ -198,6 +203,41 @@ final class CommandLineTest {
         Result half = run("vm-test unit");
         assertTrue(half.out().startsWith("half\n== unit passed, "), half.toString());
         assertEquals("half", run(List.of("vm-test", "run", "printf half")).out());
+    }
+
+    @Test
+    void ofTwoProjectsWithOneNameTheRightOneIsTested() throws Exception {
+        useGuest();
+        settings.remove("VM_REMOTE_DIR");
+        settings.put("VM_TEST_UNIT", "cat it");
+        Path remote = sshd.base.resolve("home").resolve(temp.getFileName()).resolve("app");
+        List<Path> projects = new ArrayList<>();
+        for (String checkout : List.of("w1", "w2")) {
+            projects.add(Files.createDirectories(temp.resolve(checkout + "/app")).toRealPath());
+            Files.writeString(temp.resolve(checkout + "/app/it"), "of " + checkout + "\n");
+        }
+        settings.put("VM_REMOTE_DIR", remote.toString());
+        settings.put("VM_PROJECT", projects.get(0).toString());
+        run("vm-sync").is(0, "");
+        assertTrue(run("vm-test unit").out().startsWith("of w1\n"));
+        Files.writeString(remote.resolve("result"), "x");
+        settings.put("VM_PROJECT", projects.get(1).toString());
+        run("vm-test unit").is(69, projects.get(1).toString());
+        Result sync = run("vm-sync");
+        sync.is(0, "replaces " + remote + ", which came from ");
+        sync.is(0, projects.get(0).toString());
+        sync.is(0, "result");
+        settings.put("VM_PROJECT", projects.get(0).toString());
+        for (String command : List.of("vm-test unit", "vm-test run cat it")) {
+            Result refused = run(command);
+            refused.is(69, remote + " in the guest came from ");
+            for (Path project : projects) {
+                refused.is(69, ":" + project);
+            }
+            assertEquals("", refused.out());
+        }
+        settings.put("VM_SYNC_CMD", VmCtl.shellQuoted(jar(List.of("vm-sync"))));
+        assertTrue(run("vm-test --sync unit").out().startsWith("of w1\n"));
     }
 
     @Test

@@ -105,7 +105,7 @@ final class SuitesTest {
     @Test
     void noSuiteMayLeaveAnythingBehind() throws Exception {
         Guest any = UNBUILT.with("VM_TEST_BOTH", "mount -t tmpfs dummy /mnt && (sleep 903 &)", "VM_TEST_MOUNT", "mount -t tmpfs dummy /mnt",
-                "VM_TEST_ENDS", "(sleep 2 &) ; mktemp -d /tmp/left.XXXX");
+                "VM_TEST_ENDS", "(sleep 2 &) ; mktemp -d /tmp/left.XXXXXX");
         any.test("both").exits(1).answers("left behind", "process ", " sleep 903\n", "mount tmpfs on /mnt");
         any.test("mount").exits(1).answers("mount tmpfs on /mnt"); // a second one that looks the same
         any.test("ends").exits(0).answers("left in /tmp: /tmp/left.", "== ends passed");
