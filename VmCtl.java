@@ -4089,29 +4089,72 @@ final class VmCtl {
     // end shared:settings
 
     // shared:vmenv
-    private static final Pattern VM_ENV_LINE = Pattern.compile(
-            "\\s*(?:export\\s+)?(\\w+)\\s*=\\s*(['\"]?)(.*?)\\2\\s*|\\s*(?:#.*)?");
-
     /** The settings of the environment and of the vm.env in this directory. */
     static Settings readSettings(Map<String, String> environment, Path directory) {
         Settings settings = new Settings(environment, new HashMap<>());
         Path file = directory.resolve("vm.env");
+        int number = 0;
         try {
             String text = Files.exists(file) ? new String(Files.readAllBytes(file), UTF_8) : "";
             for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
-                Matcher match = VM_ENV_LINE.matcher(line);
-                if (!match.matches()) {
-                    settings.problem = "vm.env: not KEY=VALUE: " + line;
-                } else if (match.group(1) != null) {
-                    settings.file.put(match.group(1), match.group(3));
-                }
+                number++;
+                readLine(line.strip(), settings.file);
             }
+        } catch (VmException wrongLine) {
+            settings.problem = "vm.env, line " + number + ": " + wrongLine.getMessage();
         } catch (IOException unreadable) {
             settings.problem = "vm.env cannot be read (" + reason(unreadable) + "): repair it, or move it away";
         }
         return settings;
     }
+
+    /** Puts the setting in a line of vm.env into {@code values}: KEY=value, perhaps with export before it. */
+    private static void readLine(String line, Map<String, String> values) {
+        String assignment = line.replaceFirst("^export\\s+", "");
+        int equals = assignment.indexOf('=');
+        String key = equals < 0 ? "" : assignment.substring(0, equals).strip();
+        if (line.isEmpty() || line.startsWith("#")) {
+            return;
+        } else if (!key.matches("[A-Za-z_]\\w*")) {
+            throw new VmException(2, "this is not KEY=value");
+        }
+        values.put(key, readValue(assignment.substring(equals + 1)));
+    }
     // end shared:vmenv
+
+    // shared:vmenvvalue
+    /**
+     * The value in what follows "KEY=". A # after a blank, outside quotes, begins a comment. Quotes are removed only if
+     * one pair encloses the whole value. A backslash stays in the value, and a quote after it is not counted.
+     */
+    private static String readValue(String text) {
+        char quote = 0; // the one that is open
+        int firstClosed = -1; // where the first pair of quotes ends
+        int end = 0;
+        for (; end < text.length(); end++) {
+            char here = text.charAt(end);
+            if (here == '\\' && quote != '\'' && end + 1 < text.length()) {
+                end++;
+            } else if (quote == 0 && (here == '"' || here == '\'')) {
+                quote = here;
+            } else if (here == quote) {
+                quote = 0;
+                firstClosed = firstClosed < 0 ? end : firstClosed;
+            } else if (quote == 0 && here == '#' && end > 0 && Character.isWhitespace(text.charAt(end - 1))) {
+                break;
+            }
+        }
+        String value = text.substring(0, end).strip();
+        if (quote != 0) {
+            throw new VmException(2, "the quote " + quote + " is not closed");
+        } else if (value.chars().anyMatch(c -> c == 0xfffd || Character.isISOControl(c) && c != '\t')) {
+            throw new VmException(2, "this is not plain text in UTF-8");
+        }
+        boolean enclosed = (value.startsWith("'") || value.startsWith("\""))
+                && text.substring(firstClosed + 1, end).isBlank();
+        return enclosed ? value.substring(1, value.length() - 1) : value;
+    }
+    // end shared:vmenvvalue
 
     // shared:optionerror
     /** What is wrong with a command line, in plain words and by the name that the user wrote. */

@@ -1590,37 +1590,4 @@ final class VmCtlTest {
         ctl("destroy", "--yes").exits(0);
         ctl("list").exits(0).answers("x2");
     }
-
-    @Test
-    void vmEnvIsReadAsPeopleWriteIt() throws IOException {
-        VmCtl.Settings settings = settings("\ufeffexport VM_NAME=a\r\n# a comment\n\n VM_DIR = \"/x y\" \nVM_TEST_X='go test -run \"A b\"'\n");
-        assertEquals("a", settings.get("VM_NAME"));
-        assertEquals("/x y", settings.get("VM_DIR"));
-        assertEquals("go test -run \"A b\"", settings.get("VM_TEST_X"));
-        assertNull(settings.problem);
-    }
-
-    @Test
-    void whatIsNoSettingInVmEnvIsSaid() throws IOException {
-        for (String text : List.of("VM_NAME: a", "VM_NAME", "\u0000")) {
-            StringWriter err = new StringWriter();
-            CommandLine line = VmCtl.commandLine(settings(text + "\n"), "status").setErr(new PrintWriter(err, true));
-            assertEquals(2, line.execute("status"), text);
-            assertTrue(err.toString().startsWith("vm-ctl: vm.env: not KEY=VALUE: " + text), err.toString());
-            assertEquals(0, line.setOut(new PrintWriter(new StringWriter())).execute("--help"), "the way out");
-        }
-        Files.createDirectory(temporary.resolve("vm.env"));
-        assertTrue(VmCtl.readSettings(Map.of(), temporary).problem.startsWith("vm.env cannot be read"));
-        assertEquals("caf\ufffd", settingsOf(new byte[] {'V', '=', 'c', 'a', 'f', (byte) 0xe9}).get("V"));
-    }
-
-    private VmCtl.Settings settings(String vmEnv) throws IOException {
-        return settingsOf(vmEnv.getBytes(UTF_8));
-    }
-
-    private VmCtl.Settings settingsOf(byte[] vmEnv) throws IOException {
-        Path directory = Files.createTempDirectory(temporary, "env");
-        Files.write(directory.resolve("vm.env"), vmEnv);
-        return VmCtl.readSettings(Map.of(), directory);
-    }
 }
