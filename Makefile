@@ -38,6 +38,14 @@ ifneq ($(JAVA_HOME),)
 export PATH := $(JAVA_HOME)/bin:$(PATH)
 endif
 
+# Java loses letters beyond ASCII where the locale is not UTF-8, or is not installed. Then it gets one that is.
+ifneq ($(shell locale charmap 2>/dev/null),UTF-8)
+utf8 := $(filter %.UTF-8 %.utf8,$(shell locale -a 2>/dev/null))
+ifneq ($(utf8),)
+export LC_ALL := $(firstword $(filter C.%,$(utf8)) $(utf8))
+endif
+endif
+
 JBANG_VERSION = 0.132.1
 JBANG_SHA256 = f977075849cff866f45b27997f5671ab8a336a5dd3cf9e702b3479128338f3a7
 
@@ -125,6 +133,14 @@ vm-test-%: .build/VmTest.jsa .build/VmSync.jsa .build/VmCtl.jsa
 #: vm-test-orphans          ... of orphaned processes
 #: vm-test-all              ... unit, integration, phase4
 #: vm-test-NAME             ... the command in VM_TEST_NAME
+
+.PHONY: vm-test-list
+vm-test-list: .build/VmTest.jsa ## List the suites and their commands
+	@$(call java,VmTest,ARGS) list $(ARGS)
+
+.PHONY: vm-test-run
+vm-test-run: .build/VmTest.jsa ## Run one command in the project's directory (ARGS='-- go version')
+	@$(call java,VmTest,ARGS) run $(ARGS)
 
 .PHONY: vm-quick
 vm-quick: .build/VmTest.jsa .build/VmSync.jsa .build/VmCtl.jsa ## Sync, build and phase4 tests in one go

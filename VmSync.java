@@ -1617,7 +1617,7 @@ final class VmSync implements Callable<Integer> {
     /**
      * Comes first in main. If descriptor 0, 1 or 2 is closed, the first file that the JVM opens, its class library,
      * gets that number. For further closed ones the JVM opens /dev/null, so that no file that is opened later gets such
-     * a number.
+     * a number. What is printed is UTF-8 in every locale.
      */
     static void replaceClosedStreams() {
         try {
@@ -1630,8 +1630,10 @@ final class VmSync implements Callable<Integer> {
             // then they count as open
         }
         System.setIn(CLOSED[0] ? InputStream.nullInputStream() : System.in);
-        System.setOut(CLOSED[1] ? new PrintStream(OutputStream.nullOutputStream(), false, UTF_8) : System.out);
-        System.setErr(CLOSED[2] ? new PrintStream(OutputStream.nullOutputStream(), false, UTF_8) : System.err);
+        System.setOut(new PrintStream(CLOSED[1] ? OutputStream.nullOutputStream() : System.out, true, UTF_8));
+        System.setErr(new PrintStream(CLOSED[2] ? OutputStream.nullOutputStream() : System.err, true, UTF_8));
+        System.setProperty("sun.stdout.encoding", "UTF-8"); // which picocli asks
+        System.setProperty("sun.stderr.encoding", "UTF-8");
     }
 
     /**
@@ -1732,13 +1734,11 @@ final class VmSync implements Callable<Integer> {
                     boolean full = String.valueOf(failure.getMessage()).contains("No space left");
                     return failure instanceof VmException expected ? expected.exitCode : full ? 1 : 69;
                 }).setParameterExceptionHandler((failure, args) -> {
-                    CommandLine line = failure.getCommandLine();
-                    String make = System.getProperty("vm.make"); // the target and its variable for options
-                    line.getErr().println(line.getCommandSpec().root().name() + ": "
-                            + describeOptionError(settings, failure, args)
-                            + "; see: " + (make == null ? line.getCommandSpec().qualifiedName() + " "
-                            : "make " + make + "=") + "--help");
-                    return line.getCommandSpec().exitCodeOnInvalidInput();
+                    CommandSpec spec = failure.getCommandLine().getCommandSpec();
+                    String general = generalProblem(settings, List.of(args));
+                    failure.getCommandLine().getErr().println(spec.root().name() + ": " + (general != null ? general
+                            : describeOptionError(settings, failure, args) + seeHelp(spec)));
+                    return spec.exitCodeOnInvalidInput();
                 });
     }
     // end shared:cli
@@ -1768,6 +1768,41 @@ final class VmSync implements Callable<Integer> {
         }
     }
     // end shared:settings
+
+    // shared:locale
+    /** The encoding of arguments, paths and the environment; in Java 17 programs get theirs in the default one. */
+    private static final String ENCODING = "UTF-8".equals(System.getProperty("sun.jnu.encoding"))
+            ? Charset.defaultCharset().name() : System.getProperty("sun.jnu.encoding");
+
+    /** Whether a text has letters that the encoding loses. In UTF-8 those are bytes that are not UTF-8. */
+    private static boolean losesLetters(String text) {
+        return text.chars().anyMatch(letter -> ENCODING.equals("UTF-8") ? letter == 0xfffd : letter > 127);
+    }
+
+    /**
+     * Why no command can run here, whatever its options are, or null: vm.env is wrong, or something would not arrive as
+     * it was typed. JBang has turned a lost letter of an argument into a question mark before this script starts.
+     */
+    static String generalProblem(Settings settings, List<String> args) {
+        String words = String.join(" ", args);
+        boolean utf8 = ENCODING.equals("UTF-8");
+        String what = losesLetters(words) || !utf8 && words.contains("?") ? "an argument"
+                : losesLetters(System.getProperty("user.dir")) ? "the working directory" : null;
+        for (String name : settings.environment.keySet()) {
+            if (losesLetters(settings.environment.get(name))
+                    && name.matches("HOME|PATH|XDG_RUNTIME_DIR|(VM|DFLY)_.*")) {
+                what = name + " in the environment";
+            }
+        }
+        for (String name : settings.file.keySet()) {
+            what = losesLetters(settings.file.get(name)) ? name + " in vm.env" : what;
+        }
+        return settings.problem != null ? settings.problem : what == null ? null : "letters of " + what + (utf8
+                ? " are not in UTF-8 and would be lost: write it in UTF-8 (rename a file or directory)"
+                : " may have become question marks, because the locale's encoding is " + ENCODING
+                + ", not UTF-8: set LC_ALL=C.UTF-8");
+    }
+    // end shared:locale
 
     // shared:vmenv
     /** The settings of the environment and of the vm.env in this directory. */
@@ -1862,6 +1897,11 @@ final class VmSync implements Callable<Integer> {
                 : argument == null ? "" : argument.paramLabel();
         return name.isEmpty() || fault.startsWith("Missing ") ? fault : name + ": " + fault;
     }
+
+    private static String seeHelp(CommandSpec spec) {
+        String make = System.getProperty("vm.make"); // the target and its variable for options
+        return "; see: " + (make == null ? spec.qualifiedName() + " " : "make " + make + "=") + "--help";
+    }
     // end shared:optionerror
 
     // shared:origin
@@ -1940,8 +1980,8 @@ final class VmSync implements Callable<Integer> {
         List<CommandLine> lines = parsed.asCommandLineList();
         if (lines.stream().anyMatch(line -> line.isUsageHelpRequested() || line.isVersionHelpRequested())) {
             return;
-        } else if (settings.problem != null) {
-            throw new ParameterException(parsed.commandSpec().commandLine(), settings.problem);
+        } else if (generalProblem(settings, parsed.originalArgs()) != null) {
+            throw new ParameterException(parsed.commandSpec().commandLine(), "general problem");
         }
         for (CommandLine line : lines) {
             for (OptionSpec option : line.getCommandSpec().options()) {

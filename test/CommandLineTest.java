@@ -1,7 +1,10 @@
+import static java.nio.charset.StandardCharsets.ISO_8859_1;
+import static java.nio.charset.StandardCharsets.UTF_16;
 import static java.nio.charset.StandardCharsets.UTF_8;
 import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
@@ -16,7 +19,9 @@ import java.nio.channels.SocketChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.attribute.PosixFilePermissions;
+import java.time.Duration;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -24,6 +29,8 @@ import java.util.TreeMap;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Consumer;
 import java.util.function.Predicate;
+import java.util.regex.MatchResult;
+import java.util.regex.Pattern;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.AfterAll;
@@ -32,6 +39,7 @@ import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import picocli.CommandLine;
 
 /** What a person types, in all five scripts: the built jars as processes. Each test is about one kind of fault, and has a table of its cases. */
 @Tag("unit")
@@ -464,6 +472,195 @@ final class CommandLineTest {
             run(command).is(0, "");
         }
         run("vm-ctl --vm-name status list").is(0, "");
+    }
+
+    @Test
+    void aTimeHasOneFormEverywhere() {
+        Map<String, Integer> times = Map.of("90", 90, "90s", 90, "5m", 300, "1h30m", 5400, "1h1s", 3601, "0h5m0s", 300, "720h", 30 * 86_400,
+                "2592000", 30 * 86_400, "007s", 7);
+        times.forEach((text, seconds) -> {
+            assertEquals(Duration.ofSeconds(seconds), new VmCtl.DurationConverter().convert(text));
+            if (!text.matches("\\d+")) { // of an installation's limit the unit is said
+                assertEquals(Duration.ofSeconds(seconds), new VmAutoInstall.TimeLimit().convert(text));
+            }
+        });
+        List<String> none = List.of("", "0", "0s", "-1", "1d", "5M", "5 m", " 5m", "1.5h", "1h30", "30m1h", "m", "721h", "2592001", "720h1s",
+                "99999999h", "99999999999999999999", "1e3", "\u0661m");
+        run("vm-auto-install --time-limit=2592000").is(2, "--time-limit: '2592000' has no unit");
+        List<String> options = List.of("vm-auto-install --time-limit=", "vm-auto-install provision --time-limit=", "vm-auto-install by-hand --time-limit=",
+                "vm-ctl start --timeout=", "vm-ctl restart --timeout=", "vm-ctl restore --timeout=", "vm-ctl clone x --timeout=", "vm-ctl exec --timeout=",
+                "vm-test unit --timeout=", "vm-test run --timeout=");
+        none.forEach(text -> assertThrows(CommandLine.TypeConversionException.class, () -> new VmCtl.DurationConverter().convert(text), text));
+        forEach(options, option -> { // run and exec need a word more, which comes last
+            List<String> words = new ArrayList<>(List.of((option + "1.5h").split(" ")));
+            words.add("x");
+            run(words).is(2, "'1.5h' is not a time from 1s to 30 days (720h), such as 90s, 5m or 1h30m");
+        });
+    }
+
+    // vm.env
+
+    /** What a line gives to the setting X; with the character | for a line's end. */
+    @Test
+    void vmEnvHasAGrammar() throws IOException {
+        for (String[] row : new String[][] {
+            {"X=8G # eight", "8G"}, {"X=\"/tmp/a b.iso\"", "/tmp/a b.iso"}, {"X='my tool' --flag 'x y'", "'my tool' --flag 'x y'"},
+            {"export X=echo \"#1\" # say", "echo \"#1\""}, {"  export\t X = a b \t", "a b"}, {"exportX=a", null}, {"X=a|X=b", "b"}, {"X=a|X=", null},
+            // comments
+            {"X=#1", "#1"}, {"X= # nothing", null}, {"X=a#b", "a#b"}, {"X=a\t# b", "a"}, {"X=a #", "a"}, {"X='a # b' # c", "a # b"},
+            {"X=\"it's # b\"", "it's # b"}, {"X=a # it's", "a"}, {"X=a \\# b", "a \\# b"}, {"# X=a", null}, {"   |\t|#|X=a", "a"}, {"X=# a # b", "# a"},
+            // quotes
+            {"X=\"\"", null}, {"X='a'", "a"}, {"X=' a '", " a "}, {"X='a' 'b'", "'a' 'b'"}, {"X='a'b", "'a'b"}, {"X=a'b'", "a'b'"}, {"X='a'\"b\"", "'a'\"b\""},
+            {"X=\"a \\\" # b\"", "a \\\" # b"}, {"X='a\\'", "a\\"}, {"X=it\\'s # b", "it\\'s"}, {"X=\"'a'\"", "'a'"}, {"X=C:\\", "C:\\"},
+            // nothing is expanded
+            {"X=$HOME/~ `x` \\n", "$HOME/~ `x` \\n"}, {"X=a=b", "a=b"}, {"X=é日", "é日"},
+            // files as editors write them
+            {"\ufeffX=a", "a"}, {"X=a\r|Y=b\r|", "a"}, {"X=a\r", "a"}, {"\ufeff# a|X=a", "a"}}) {
+            VmCtl.Settings read = vmEnv(row[0].replace("|", "\n").getBytes(UTF_8));
+            assertEquals(Arrays.asList(null, row[1]), Arrays.asList(read.problem, read.get("X")), row[0]);
+        }
+        assertEquals("a", vmEnv("# f\u00fcr mich\nX=a # \u00fc".getBytes(ISO_8859_1)).get("X"), "a comment is not read");
+        List<MatchResult> rows = Pattern.compile("(?m)^\\| `((?:export )?(VM_\\w+)=.*)` \\| `(.*)` \\|$").matcher(Files.readString(TOP.resolve("README.md")))
+                .results().toList();
+        assertTrue(rows.size() >= 4, rows::toString);
+        for (MatchResult row : rows) {
+            assertEquals(row.group(3), vmEnv(row.group(1).getBytes(UTF_8)).get(row.group(2)), "as the README says");
+        }
+    }
+
+    @Test
+    void aFaultInVmEnvIsToldWithItsLine() throws IOException {
+        for (String[] row : new String[][] {
+            {"VM_NAME: a", "line 1: this is not KEY=value"}, {"# a||VM_NAME", "line 3: this is not KEY=value"}, {"X=a|\u0000", "line 2: this is not KEY=value"},
+            {"X=a|=b", "line 2: this is not KEY=value"}, {"VM_TEST_A-B=x", "line 1: this is not KEY=value"}, {"export X", "line 1: this is not KEY=value"},
+            {"export =x", "line 1: this is not KEY=value"}, {"1X=a", "line 1: this is not KEY=value"}, {"A B=c", "line 1: this is not KEY=value"},
+            {"X=it's", "line 1: the quote ' is not closed"}, {"X=a|X=say \"hi # a|Y: b", "line 2: the quote \" is not closed"},
+            {"X='a # b", "line 1: the quote ' is not closed"}, {"X=a\\|X=\"a\\\"", "line 2: the quote \" is not closed"},
+            {"X=a\u0000b", "line 1: this is not plain text in UTF-8"}, {"X=\u001b[31m", "line 1: this is not plain text in UTF-8"}}) {
+            assertEquals("vm.env, " + row[1], vmEnv(row[0].replace("|", "\n").getBytes(UTF_8)).problem, row[0]);
+        }
+        assertEquals("vm.env, line 2: this is not plain text in UTF-8", vmEnv("X=a\nX=caf\u00e9".getBytes(ISO_8859_1)).problem);
+        assertEquals("vm.env, line 1: this is not KEY=value", vmEnv("X=a".getBytes(UTF_16)).problem);
+        List<String> commands = List.of("vm-setup check", "vm-auto-install clean-phases", "vm-ctl status", "vm-sync", "vm-test list");
+        Files.writeString(temp.resolve("vm.env"), "# mine\nVM_IMAGE=/home/o'neil/x.iso\n");
+        forEach(commands, command -> run(command).isOneLine(2, command.split(" ")[0] + ": vm.env, line 2: the quote ' is not closed\n"));
+        run("vm-ctl --help").is(0, ""); // the way out
+        Files.delete(temp.resolve("vm.env"));
+        Files.createDirectory(temp.resolve("vm.env"));
+        forEach(commands, command -> run(command).isOneLine(2, "vm.env cannot be read ("));
+    }
+
+    private VmCtl.Settings vmEnv(byte[] text) throws IOException {
+        Path directory = Files.createTempDirectory(temp, "env");
+        Files.write(directory.resolve("vm.env"), text);
+        return VmCtl.readSettings(Map.of(), directory);
+    }
+
+    // Locales
+
+    private static final List<String> ANY = List.of("vm-setup check", "vm-auto-install clean-phases", "vm-ctl exec true", "vm-sync --dry-run", "vm-test unit");
+    private static final String LETTERS = " may have become question marks, because the locale's encoding is ";
+
+    @Test
+    void whatALocaleWouldLoseIsRefused() throws Exception {
+        Path beyond = Files.createDirectory(temp.resolve("ünï"));
+        settings.put("LC_ALL", "C");
+        forEach(ANY, command -> {
+            List<String> words = List.of(command.split(" "));
+            String name = words.get(0);
+            for (String lost : List.of("TestÜnïcode", "日", "Test??n??code")) { // JBang hands on the last for the first
+                run(plus(words, lost)).isOneLine(2, name + ": letters of an argument" + LETTERS + "ANSI_X3.4-1968, not UTF-8: set LC_ALL=C.UTF-8\n");
+            }
+            List<String> there = List.of("sh", "-c", "cd ünï && exec \"$@\"", "sh");
+            start(concat(there, jar(words))).isOneLine(2, name + ": letters of the working directory" + LETTERS);
+            start(concat(there, jar(List.of(name, "--help")))).is(0, "");
+            for (String setting : List.of("HOME", "VM_DIR", "PATH")) {
+                start(concat(List.of("env", setting + "=" + beyond + ":" + System.getenv("PATH")), jar(words)))
+                        .isOneLine(2, name + ": letters of " + setting + " in the environment" + LETTERS);
+            }
+        });
+        Files.writeString(temp.resolve("vm.env"), "# ünï\nVM_TEST_UNIT=go test -run TestÜnïcode\n");
+        forEach(ANY, command -> run(command).isOneLine(2, ": letters of VM_TEST_UNIT in vm.env" + LETTERS));
+        Files.delete(temp.resolve("vm.env"));
+        assertEquals(List.of(), vmDir(), "nothing was written");
+    }
+
+    @Test
+    void everyLocaleIsUtf8OrRefuses() throws Exception {
+        settings.put("LC_ALL", "C.UTF-8");
+        forEach(ANY, command -> start(concat(List.of("sh", "-c", "exec \"$@\" \"$(printf '\\374')\"", "sh"), jar(List.of(command.split(" ")))))
+                .isOneLine(2, "letters of an argument are not in UTF-8 and would be lost: write it in UTF-8"));
+        for (Map<String, String> locale : List.of(Map.of("LC_ALL", "xx_XX.UTF-8"), // which is not installed
+                Map.of("LC_ALL", "", "LC_CTYPE", "", "LANG", ""), Map.of("LC_CTYPE", "POSIX", "LANG", "C.UTF-8"), latin1())) {
+            settings.putAll(locale);
+            run("vm-ctl exec echo ü").isOneLine(2, "vm-ctl: letters of an argument" + LETTERS);
+        }
+    }
+
+    /** A locale in which a letter such as é is one byte, made here. Where it cannot be made, the C locale once more. */
+    private Map<String, String> latin1() throws Exception {
+        Path made = temp.resolve("locales");
+        Files.createDirectories(made);
+        start(List.of("localedef", "-i", "de_DE", "-f", "ISO-8859-1", made.resolve("de_DE").toString()));
+        return Files.exists(made.resolve("de_DE")) ? Map.of("LC_ALL", "de_DE", "LOCPATH", made.toString()) : Map.of("LC_ALL", "C");
+    }
+
+    private static List<String> plus(List<String> words, String last) {
+        return concat(words, List.of(last));
+    }
+
+    private static List<String> concat(List<String> first, List<String> second) {
+        return Stream.concat(first.stream(), second.stream()).toList();
+    }
+
+    @Test
+    void whatIsTypedIsWhatIsSent() throws IOException {
+        useGuest();
+        settings.putAll(Map.of("LC_ALL", "C.UTF-8", "VM_TEST_UNIT", "printf '%s\\n' ünï日"));
+        assertEquals(new Result(0, "ünï日?", ""), run("vm-ctl exec printf %s ünï日?"));
+        assertEquals(new Result(0, "ünï日?", ""), run("vm-test run printf %s ünï日?"));
+        assertEquals(new Result(0, "ü", ""), run(List.of("vm-ctl", "exec", "--env", "K=ü", "sh", "-c", "printf $K")));
+        assertTrue(run("vm-test unit").out().contains("ünï日\n"));
+    }
+
+    /** What comes from the guest or the disk is bytes, and is printed as such in every locale. */
+    @Test
+    void outputIsUtf8InEveryLocale() throws IOException {
+        useGuest();
+        Files.writeString(temp.resolve("project/ünï日"), "x");
+        Path text = Files.writeString(temp.resolve("text"), "ünï日\n");
+        // the guest's VM_DIR and its project, by paths in ASCII
+        Path dir = Files.createDirectories(temp.resolve("vm"), PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rwx------")));
+        start(List.of("cp", "-R", sshd.vmDir.resolve("dfly-vm.ssh").toString(), dir.toString())).is(0, "");
+        for (String file : List.of("dfly-vm.ssh/config", "ssh_config")) {
+            Files.writeString(dir.resolve(file), Files.readString(sshd.vmDir.resolve(file)).replace(sshd.vmDir.toString(), dir.toString()));
+        }
+        settings.putAll(Map.of("VM_DIR", dir.toString(), "VM_TEST_UNIT", "cat " + text, "VM_REMOTE_DIR",
+                Files.createSymbolicLink(temp.resolve("remote"), sshd.base.resolve("home/project")).toString()));
+        try (FakeVm vm = new FakeVm(dir, "dfly-vm")) {
+            for (String locale : List.of("C", "C.UTF-8")) {
+                settings.put("LC_ALL", locale);
+                for (String command : List.of("vm-ctl exec cat " + text, "vm-ctl ssh cat " + text, "vm-test run cat " + text, "vm-test unit",
+                        "vm-sync --engine tar --dry-run --force", "vm-sync --engine rsync --dry-run --force")) {
+                    Result result = run(command);
+                    assertTrue(result.exitCode() == 0 && result.out().contains("ünï日"), () -> command + " in " + locale + ": " + result);
+                }
+            }
+        }
+    }
+
+    @Test
+    void makeFindsALocaleThatIsUtf8() throws IOException {
+        useGuest();
+        List<String> make = List.of("make", "-C", TOP.toString(), "--no-print-directory");
+        for (String locale : List.of("C", "xx_XX.UTF-8", "", "C.UTF-8")) {
+            settings.putAll(Map.of("LC_ALL", locale, "LANG", ""));
+            assertEquals("ünï?\n", start(plus(plus(make, "vm-test-run"), "ARGS=printf '%s\\n' ünï?")).out(), locale);
+            settings.put("VM_TEST_MY_SUITE", "go test -run ünï");
+            Result list = start(plus(make, "vm-test-list"));
+            assertTrue(list.exitCode() == 0 && list.out().contains("ünï") && list.out().startsWith("build "), list::toString);
+        }
+        start(plus(make, "vm-test-run")).is(2, "'CMD'; see: make vm-test-run ARGS=--help");
     }
 
     // Home and other users

@@ -131,6 +131,15 @@ final class ReadmeTest {
                 shell(scratch, "make -C home/hello --no-print-directory -n vm-start vm-sync vm-test-unit").out());
     }
 
+    /** JBang turns them into question marks, before a script can see them. */
+    @Test
+    void lettersThatJBangLosesAreNotSent() throws Exception {
+        Ran utf8 = shell(Path.of(""), "LC_ALL=C.UTF-8 jbang VmCtl.java strät");
+        assertTrue(utf8.exitCode() == 2 && utf8.err().contains("there is no command 'strät' (did you mean start?)"), utf8.toString());
+        Ran c = shell(Path.of(""), "LC_ALL=C jbang VmCtl.java exec echo strät");
+        assertTrue(c.exitCode() == 2 && c.err().startsWith("vm-ctl: letters of an argument may have become question marks"), c.toString());
+    }
+
     /** Pictures that GitHub shows: no script, nothing of the machine they were made on; and the measurements, in their place. */
     @Test
     void thePicturesAndTheMeasurementsAreThere() throws Exception {
@@ -209,7 +218,7 @@ final class ReadmeTest {
         Map<String, String> defaults = new TreeMap<>();
         SCRIPTS.values().forEach(script -> collect(script.get(), defaults));
         String table = section("Settings");
-        Set<String> listed = new TreeSet<>(words("VM_[A-Z_]+(?<!_)|DFLY_VERSION", table, "(?m)^\\|([^|]*)\\|"));
+        Set<String> listed = new TreeSet<>(words("VM_[A-Z_]+(?<!_)|DFLY_VERSION", table, "(?m)^\\|([^|=]*)\\|")); // with = it is a line of vm.env
         listed.removeAll(Set.of("VM_TEST", "VM_CTL_CMD", "VM_SYNC_CMD")); // these are no options
         defaults.keySet().removeAll(Set.of("VM_CTL_CMD", "VM_SYNC_CMD"));
         assertEquals(defaults.keySet(), listed);
