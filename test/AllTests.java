@@ -19,11 +19,13 @@ import java.io.PrintWriter;
 import java.io.StringWriter;
 import java.io.UncheckedIOException;
 import java.lang.management.ManagementFactory;
+import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.List;
 import java.util.Set;
 import java.util.TreeSet;
@@ -55,28 +57,34 @@ import org.junit.platform.reporting.legacy.xml.LegacyXmlReportGeneratingListener
  */
 final class AllTests {
 
-    /** In the order in which they run: first InstallTest, whose VM many classes share; so the other JVM can start soon. */
+    /** In the order in which they run: first InstallTest, whose VM many classes share. */
     private static final List<Class<?>> CLASSES = List.of(
-            InstallTest.class,
-            VmSetupTest.class, VmAutoInstallTest.class, VmCtlTest.class, VmSyncTest.class, VmTestTest.class, PhaseShellTest.class, LintTest.class,
-            CommandLineTest.class, JdkMissingTest.class, ReadmeTest.class, BisectTest.class,
-            StandinTest.class, StandinBootTest.class, LifecycleTest.class, SyncTest.class, SuitesTest.class, MakeTest.class, ManualTest.class,
-            InstallFaultsTest.class, ByHandTest.class, LifecycleFaultsTest.class, InterruptionsTest.class, ManySnapshotsTest.class, SyncFaultsTest.class, WorkflowTest.class,
-            GoVersionsTest.class, JUnitReadersTest.class);
+            InstallTest.class, LintTest.class, JdkMissingTest.class, ReadmeTest.class,
+            StandinTest.class, LifecycleTest.class, SyncTest.class, SuitesTest.class, MakeTest.class, ManualTest.class, LifecycleFaultsTest.class,
+            WorkflowTest.class, JUnitReadersTest.class,
+            // those in BESIDE: some that need no VM, as long as it is being installed; then the long ones; the last ones may be either JVM's
+            VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class, VmTestTest.class,
+            InstallFaultsTest.class, InterruptionsTest.class, StandinBootTest.class, ByHandTest.class, ManySnapshotsTest.class,
+            VmCtlTest.class, CommandLineTest.class, SyncFaultsTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
 
     /**
-     * Run in a JVM of their own beside the others, once the shared VM is installed: an emulated guest has one processor, so one of two
-     * cores would be idle. None of them uses that VM, or builds anything with JBang, whose cache takes one build at a time.
+     * Run in a JVM of their own beside the others: an emulated guest has one processor, so one of two cores would be idle. None of them
+     * uses the shared VM, or builds anything with JBang, whose cache takes one build at a time. So the JVM that has done its own classes
+     * takes those of them that nobody has begun, from the end; then both end at about the same time.
      */
     private static final Set<Class<?>> BESIDE = Set.of(VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class, VmTestTest.class,
-            PhaseShellTest.class, StandinBootTest.class, InstallFaultsTest.class, ByHandTest.class, InterruptionsTest.class,
-            ManySnapshotsTest.class, SyncFaultsTest.class);
+            InstallFaultsTest.class, InterruptionsTest.class, StandinBootTest.class, ByHandTest.class, ManySnapshotsTest.class,
+            VmCtlTest.class, CommandLineTest.class, SyncFaultsTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
 
     /** Where the JVM beside writes its result; only that one has the property. */
     private static final String OTHER_RESULT = System.getProperty("result", "");
 
     private static final Path RESULTS = Path.of(".build/test");
     private static final Path RESULT = RESULTS.resolve("result" + OTHER_RESULT);
+
+    /** What the JVMs tell each other: a file for each class that one of them has begun, and one when InstallTest is not, or no more, running. */
+    private static final Path BEGUN = RESULTS.resolve("begun");
+    private static final Path VM_IS_THERE = BEGUN.resolve("the shared VM is there");
 
     /** The longest class takes ten minutes on two idle cores without KVM. One that needs an hour hangs. */
     private static final Duration LIMIT = Duration.ofMinutes(60);
@@ -95,13 +103,23 @@ final class AllTests {
             prepareVm(classes);
             timer.shutdownNow();
         }
-        List<Class<?>> beside = classes.stream().filter(type -> BESIDE.contains(type) && classes.stream().anyMatch(AllTests::sharesVm)).toList();
-        Process other = null;
-        for (Class<?> type : classes) {
-            if (other == null && !beside.isEmpty() && type != InstallTest.class) {
-                other = start(beside);
+        List<Class<?>> beside = classes.stream().filter(type -> BESIDE.contains(type) && classes.stream().anyMatch(AllTests::sharesVm))
+                .collect(Collectors.toList());
+        List<Class<?>> order = new ArrayList<>(classes);
+        order.removeAll(beside);
+        Collections.reverse(beside);
+        order.addAll(beside);
+        if (OTHER_RESULT.isEmpty()) {
+            Guest.delete(BEGUN);
+            Files.createDirectory(BEGUN);
+        }
+        Process other = beside.isEmpty() ? null : start(beside);
+        for (Class<?> type : order) {
+            if (OTHER_RESULT.isEmpty() && type != InstallTest.class) {
+                Files.write(VM_IS_THERE, new byte[0]);
             }
-            if (!beside.contains(type)) {
+            if (isFirstToBegin(type)) {
+                awaitVm(type);
                 run(type);
             }
         }
@@ -170,6 +188,24 @@ final class AllTests {
         if (OTHER_RESULT.isEmpty() && !Files.exists(RESULTS.resolve("installed")) && !classes.contains(InstallTest.class)) {
             classes.add(0, InstallTest.class);
         }
+    }
+
+    private static boolean isFirstToBegin(Class<?> type) throws IOException {
+        try {
+            Files.createFile(BEGUN.resolve(type.getName()));
+            return true;
+        } catch (FileAlreadyExistsException theOtherJvmHas) {
+            return false;
+        }
+    }
+
+    /** Some classes use the disks of the shared VM, or what else InstallTest has made. */
+    private static void awaitVm(Class<?> type) throws InterruptedException {
+        ScheduledExecutorService timer = giveUpAfterTheLimit("the installation of the shared VM", RESULTS);
+        while (hasTag(type, "vm") && type != InstallTest.class && !Files.exists(VM_IS_THERE)) {
+            TimeUnit.MILLISECONDS.sleep(200);
+        }
+        timer.shutdownNow();
     }
 
     /** Another JVM like this one, with a result of its own. It shows its lines where this one does. */
