@@ -2638,8 +2638,9 @@ final class VmAutoInstall implements Callable<Integer> {
         try {
             ProcessResult result = run(Duration.ofSeconds(30), command);
             if (List.of(126, 127).contains(result.getExitValue())) { // env says so where the program cannot be started
-                return setup.get(0) + " cannot be run: install it, or set VM_SETUP_CMD='jbang vm-setup@NAME' for an "
-                        + "added catalog, VM_SETUP_CMD='jbang tools/VmSetup.java' for copied files";
+                return "'" + shellQuoted(setup) + "' cannot be run here; set VM_SETUP_CMD to the command that runs "
+                        + "it, as VM_SETUP_CMD='jbang vm-setup@NAME' for a catalog that you added, or "
+                        + "VM_SETUP_CMD='jbang tools/VmSetup.java' for a copied file";
             }
             String lastLine = result.outputUTF8().lines().reduce("", (before, line) -> line);
             return shellQuoted(setup) + " ended with " + result.getExitValue() + " (" + lastLine + ")";

@@ -724,8 +724,9 @@ class VmAutoInstallTest {
         Path failing = setup("another QEMU", true, 9);
         assertEquals(new VmAutoInstall.Accelerator("kvm", measured + "'" + failing + "' ended with 9 (last)"), accelerator(failing, kvm));
         for (Path unfit : List.of(tmp.resolve("nowhere"), Files.createFile(tmp.resolve("not-executable")))) { // 127 and 126
-            assertEquals(measured + unfit + " cannot be run: install it, or set VM_SETUP_CMD='jbang vm-setup@NAME' for an added catalog,"
-                    + " VM_SETUP_CMD='jbang tools/VmSetup.java' for copied files", accelerator(unfit, kvm).reason());
+            assertEquals(measured + "'" + unfit + "' cannot be run here; set VM_SETUP_CMD to the command that runs it, as"
+                    + " VM_SETUP_CMD='jbang vm-setup@NAME' for a catalog that you added, or VM_SETUP_CMD='jbang tools/VmSetup.java' for a copied file",
+                    accelerator(unfit, kvm).reason());
         }
     }
 
