@@ -2435,13 +2435,13 @@ final class VmTest implements Callable<Integer> {
 
     // shared:reader
     /**
-     * Whether stdout still takes output. An empty transfer fails if nobody reads the pipe any more. The line that is
-     * printed then is lost, and makes exit() see the failure.
+     * Whether stdout still takes output. To send nothing of a file (which must not be empty) fails if nobody reads the
+     * pipe any more. The line that is printed then is lost, and makes exit() see the failure.
      */
     static boolean canAnswer() {
-        try (FileChannel nothing = FileChannel.open(Path.of("/dev/null"))) {
+        try (FileChannel file = FileChannel.open(Path.of(System.getProperty("java.home"), "lib", "modules"))) {
             if (!CLOSED[1]) {
-                nothing.transferTo(0, 0, new FileOutputStream(FileDescriptor.out).getChannel());
+                file.transferTo(0, 0, new FileOutputStream(FileDescriptor.out).getChannel());
             }
         } catch (IOException readerGone) {
             System.out.println();
