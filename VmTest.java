@@ -292,7 +292,7 @@ final class VmTest implements Callable<Integer> {
         List<String> given = spec.commandLine().getParseResult().originalArgs();
         int count = words.size() - (given.contains("--") ? given.size() - 1 - given.indexOf("--") : 0);
         List<String> names = words.subList(0, count);
-        Additions additions = new Additions(words.subList(count, words.size()), packages);
+        Additions additions = new Additions(words.subList(count, words.size()), packages, requireTests);
         if (names.isEmpty() && !onlyFailed) {
             throw new ParameterException(spec.commandLine(), "which suite? 'vm-test list' names them");
         } else if (onlyFailed && !additions.isEmpty()) {
@@ -522,7 +522,7 @@ final class VmTest implements Callable<Integer> {
             throw new VmException(69, guest.trouble);
         }
         show(1, output.end());
-        Report report = Report.of(job, verdict, guest, output, started, leaks, requireTests);
+        Report report = Report.of(job, verdict, guest, output, started, leaks);
         if (freeze && report.verdict() == Verdict.FAILED) {
             freeze(job.suite());
         } else if (freeze && report.verdict() == Verdict.LOST) {
@@ -570,9 +570,9 @@ final class VmTest implements Callable<Integer> {
     /** A suite: its command, or the suites that it stands for; and the setting that gave it, or "". */
     record Suite(String name, String command, List<String> parts, String setting) {}
 
-    /** What the caller adds to the suites of one call: the words after --, and the packages of --packages. */
-    record Additions(List<String> words, List<String> packages) {
-        static final Additions NONE = new Additions(List.of(), List.of());
+    /** What the caller adds to the suites of one call: the words after --, --packages, and --require-tests. */
+    record Additions(List<String> words, List<String> packages, boolean requireTests) {
+        static final Additions NONE = new Additions(List.of(), List.of(), false);
 
         boolean isEmpty() {
             return words.isEmpty() && packages.isEmpty();
@@ -722,12 +722,12 @@ final class VmTest implements Callable<Integer> {
             List<String> lines = new ArrayList<>();
             List<String> whole = failed.keySet().stream().filter(pkg -> failed.get(pkg).isEmpty()).toList();
             if (!whole.isEmpty()) {
-                lines.add(changed.with(new Additions(List.of(), whole)).line());
+                lines.add(changed.with(new Additions(List.of(), whole, false)).line());
             }
             failed.forEach((pkg, tests) -> {
                 if (!tests.isEmpty()) {
                     List<String> run = List.of("-run", "^(" + String.join("|", tests) + ")$");
-                    lines.add(changed.with(new Additions(run, List.of(pkg))).line());
+                    lines.add(changed.with(new Additions(run, List.of(pkg), false)).line());
                 }
             });
             String command = lines.size() == 1 ? lines.get(0) : "code=0; " + lines.stream()
@@ -774,10 +774,21 @@ final class VmTest implements Callable<Integer> {
             }
             List<Shell.Word> packages = words.subList(next, words.size());
             if (packages.stream().anyMatch(word -> isFlag(word.value()))) {
+                refuseLostPackages(packages.stream().map(Shell.Word::value).dropWhile(it -> !isFlag(it)).toList());
                 return null;
             }
             return new GoTest(words.subList(0, go + 2).stream().map(Shell.Word::raw).toList(), flags,
                     packages.stream().map(Shell.Word::raw).toList(), List.of(), false);
+        }
+
+        /** The words after a flag that follows the packages: go test tests no packages among them, and says nothing. */
+        private static void refuseLostPackages(List<String> words) {
+            for (int i = 0; i < words.size() && !nameOf(words.get(i)).equals("args"); i += flagLength(words.get(i))) {
+                if (!isFlag(words.get(i))) {
+                    throw new VmException(2, "go test would never test " + words.get(i) + ", because a flag stands "
+                            + "between it and the packages before it: put all flags before the packages");
+                }
+            }
         }
 
         private static boolean isFlag(String word) {
@@ -934,10 +945,12 @@ final class VmTest implements Callable<Integer> {
             });
             List<Job> jobs = new ArrayList<>();
             for (String name : calls.keySet()) {
-                Optional<Suite> suite = (chosen.isEmpty() ? suites.all() : chosen).stream()
-                        .filter(it -> it.name().equals(name) && !name.equals("build")).findFirst();
-                if (suite.isPresent()) {
-                    failedJob(suites, suite.get(), calls.getString(name), last).ifPresent(jobs::add);
+                boolean wanted = chosen.isEmpty() || chosen.stream().anyMatch(suite -> suite.name().equals(name));
+                if (wanted && !name.equals("build")) {
+                    Suite suite = suites.all().stream().filter(it -> it.name().equals(name)).findFirst()
+                            .orElseThrow(() -> new VmException(2, "--failed: there is no suite " + printable(name)
+                            + " any more, which the last run had: set its VM_TEST_... again, or name other suites"));
+                    failedJob(suites, suite, calls.getString(name), last).ifPresent(jobs::add);
                 }
             }
             if (!jobs.isEmpty()) {
@@ -947,7 +960,8 @@ final class VmTest implements Callable<Integer> {
         }
 
         private Optional<Job> failedJob(Suites suites, Suite suite, String call, JsonObject last) throws IOException {
-            Additions additions = new Additions(strings(last.getArray("words")), strings(last.getArray("packages")));
+            Additions additions = new Additions(strings(last.getArray("words")), strings(last.getArray("packages")),
+                    last.getBoolean("requireTests"));
             JsonObject result = read(suite.name() + ".json");
             if (result == null || call == null || !call.equals(result.getString("id"))) {
                 return Optional.of(suites.again(suite, Map.of(), additions)); // the build failed, or it was interrupted
@@ -962,8 +976,8 @@ final class VmTest implements Callable<Integer> {
             result.getObject("failed", new JsonObject()).forEach((pkg, tests) ->
                     failed.put(pkg, strings((JsonArray) tests)));
             if (failed.isEmpty()) {
-                System.err.println("vm-test: of suite " + suite.name()
-                        + " it is not known which tests failed, so it runs whole");
+                System.err.println("vm-test: suite " + suite.name()
+                        + " runs whole, because it is not known which of its tests failed");
             }
             return Optional.of(suites.again(suite, failed, additions));
         }
@@ -988,7 +1002,7 @@ final class VmTest implements Callable<Integer> {
             Additions additions = jobs.get(jobs.size() - 1).additions();
             replace("last-run", JsonWriter.indent("  ").string().object().value("project", project)
                     .object("suites", suites).array("words", additions.words()).array("packages", additions.packages())
-                    .end().done());
+                    .value("requireTests", additions.requireTests()).end().done());
         }
 
         void write(Report report) throws IOException {
@@ -1517,6 +1531,9 @@ final class VmTest implements Callable<Integer> {
     static final class SuiteOutput {
         /** Of a line that may be an event. A longer one is shown at once, and counts as unreadable. */
         private static final int LONGEST_EVENT = 1 << 20;
+        /** How an event of go test begins. It may stand behind a text that has no newline. */
+        private static final String EVENT = "{\"Time\":\"";
+        private static final Pattern LINE = Pattern.compile("(?<=\n)|(?=\\{\"Time\":\")");
         /** How a line of go test begins that tells of a failure. */
         private static final String[] FAILURES = {"--- FAIL: ", "FAIL\t", "FAIL\r", "FAIL"};
 
@@ -1539,8 +1556,9 @@ final class VmTest implements Callable<Integer> {
         /** Takes a piece of a stream; returns what to show now. What is no event is shown at once, unless it may be. */
         String take(int stream, String bytes) {
             StringBuilder held = partial.computeIfAbsent(stream, it -> new StringBuilder()).append(bytes);
-            int end = held.indexOf("{") == 0 || held.indexOf("\n{") >= 0 ? held.lastIndexOf("\n") + 1 : 0;
-            List<String> lines = Pattern.compile("(?<=\n)").splitAsStream(held.substring(0, end)).toList();
+            boolean maybeEvents = held.indexOf("{") == 0 || held.indexOf("\n{") >= 0 || held.indexOf(EVENT) >= 0;
+            int end = maybeEvents ? held.lastIndexOf("\n") + 1 : 0;
+            List<String> lines = LINE.splitAsStream(held.substring(0, end)).toList();
             held.delete(0, end);
             List<String> maybe = lines.stream().filter(line -> line.startsWith("{")).map(SuiteOutput::text).toList();
             Iterator<JsonObject> objects = objects(maybe).iterator();
@@ -1550,10 +1568,12 @@ final class VmTest implements Callable<Integer> {
                     pass(stream, line, object != null && object.isEmpty());
                 }
             }
-            if (held.length() > LONGEST_EVENT || held.length() > 0 && held.charAt(0) != '{') {
-                pass(stream, held.toString(), true);
-                held.setLength(0);
-            }
+            int event = held.indexOf("{") == 0 ? 0 : held.indexOf(EVENT);
+            int brace = held.lastIndexOf("{");
+            event = event < 0 && brace >= 0 && EVENT.startsWith(held.substring(brace)) ? brace : event;
+            int ready = event < 0 || held.length() > LONGEST_EVENT ? held.length() : event;
+            pass(stream, held.substring(0, ready), true);
+            held.delete(0, ready);
             return live.take();
         }
 
@@ -1867,9 +1887,8 @@ final class VmTest implements Callable<Integer> {
         private static final Pattern RESULT_LINE = Pattern.compile(
                 "--- (PASS|FAIL|SKIP): (\\S+)( \\(\\d+\\.\\d+s\\))?\\s*$");
         private static final Pattern RUN_LINE = Pattern.compile("=== RUN   (\\S+)\n");
-        /** {@code BenchmarkX-2  1000  0.38 ns/op}: a benchmark that completed; it has no end event. */
-        private static final Pattern BENCHMARK_LINE = Pattern.compile(
-                "(Benchmark\\S*?)(-\\d+)?\\s+\\d+\\s.*ns/op.*\\s*");
+        /** {@code BenchmarkX-2 \t 1000\t 0.38 ns/op}: a benchmark that completed; it has no end event. */
+        private static final Pattern BENCHMARK_LINE = Pattern.compile("(Benchmark\\S*?)(-\\d+)? *\t *\\d+(\t.*)?\\s*");
         private static final Pattern NOT_BUILT_LINE = Pattern.compile("FAIL\t\\S+ \\[(build|setup) failed]\\s*");
         private static final int LONGEST_LINE = 1 << 16;
 
@@ -1893,7 +1912,8 @@ final class VmTest implements Callable<Integer> {
             List<Run> runs = tests.get(known(test));
             (runs == null ? self : runs.get(runs.size() - 1)).output.add(output);
             complete = output.equals("PASS\n") || output.equals("FAIL\n") || complete && test.isEmpty();
-            line.append(line.length() > LONGEST_LINE ? "" : output);
+            line.append(output);
+            line.delete(0, Math.max(0, line.length() - LONGEST_LINE));
             pieces++;
             if (output.endsWith("\n")) {
                 lookAtLine(line.toString());
@@ -1948,7 +1968,7 @@ final class VmTest implements Callable<Integer> {
             Run last = runs == null ? null : runs.get(runs.size() - 1);
             if (last != null && last.outcome == Outcome.RUNNING) {
                 last.end(how, seconds);
-            } else if (name.startsWith("Benchmark")) { // with another number of processors, or without a run event
+            } else if (name.matches("(Benchmark|Fuzz).*")) { // has no run event in Go 1.19
                 Run run = new Run();
                 run.end(how, seconds);
                 tests.computeIfAbsent(name, it -> new ArrayList<>()).add(run);
@@ -1992,8 +2012,8 @@ final class VmTest implements Callable<Integer> {
 
         private static final Pattern NOT_BUILT = Pattern.compile("(?m)^FAIL\t(\\S+) \\[(?:build|setup) failed]$");
 
-        static Report of(Job job, Verdict ended, GuestRun guest, SuiteOutput output, Instant started, Leaks leaks,
-                boolean requireTests) {
+        static Report of(Job job, Verdict ended, GuestRun guest, SuiteOutput output, Instant started, Leaks leaks) {
+            boolean requireTests = job.additions().requireTests();
             String plain = output.plain.toString();
             if (ended == Verdict.FAILED) {
                 NOT_BUILT.matcher(plain).results().forEach(match -> output.events.notBuilt(match.group(1)));
@@ -2012,9 +2032,9 @@ final class VmTest implements Callable<Integer> {
             }
             if (ended == Verdict.PASSED && !job.isGoTest() && output.tellsFailure) {
                 own.add(result(suite, "failures", Outcome.FAIL, "the command ended with 0, but go test reported "
-                        + "failures (if it is a pipe: set -o pipefail):\n" + plain));
+                        + "failures (in a pipe, bash's 'set -o pipefail' keeps the exit code):\n" + plain));
             }
-            if (ended == Verdict.PASSED && (job.isGoTest() || !tests.isEmpty() || requireTests && !job.isBuild())
+            if (ended == Verdict.PASSED && (job.isGoTest() || !tests.isEmpty() || requireTests)
                     && (ran == 0 || skipped)) {
                 remarks.add(ran == 0 ? "0 tests ran" : "all tests skipped");
                 if (requireTests || ran == 0 && job.needsTests()) {

@@ -397,7 +397,7 @@ final class VmTestTest {
 
     /** The suite x with this command: what the guest runs, after what the caller adds; "opaque: " in front if it is no plain go test. */
     private static String line(String command, List<String> words, List<String> packages) {
-        VmTest.Job job = jobs(Map.of("VM_TEST_X", command, "VM_TEST_BUILD", "true"), new VmTest.Additions(words, packages), "x").get(0);
+        VmTest.Job job = jobs(Map.of("VM_TEST_X", command, "VM_TEST_BUILD", "true"), new VmTest.Additions(words, packages, false), "x").get(0);
         return (job.isGoTest() ? "" : "opaque: ") + job.command();
     }
 
@@ -421,7 +421,7 @@ final class VmTestTest {
         for (String same : List.of("gmake test", "go vet ./...", "go test ./... | tee log", "echo go test", "go testify", "go test ./... > log",
                 "(go test)", "sh -c 'go test ./...'", "go test 'open", "x=$(go test)", "go test `id`", "go test ./$PKG", "go test -run \"$X\" .",
                 "go test *_test.go", "go test ./a?", "go test ./[ab]", "go test {a,b}", "go test . # all", "cd x && go test", "go test; go vet", "go test\ngo vet",
-                "go test ./p1 -run . ./p2", "go test -short -args ./...", "go test -c ./x", "go test -run", "go test -- ./x", "env go test .", "doas -n go test .",
+                "go test ./p1 ./p2 -run .", "go test ./p1 -short -args ./p2", "go test -short -args ./...", "go test -c ./x", "go test -run", "go test -- ./x", "env go test .", "doas -n go test .",
                 "A=b", "doas", "")) {
             assertEquals("opaque: " + same, same.isEmpty() ? "opaque: " : line(same, List.of(), List.of()));
         }
@@ -458,8 +458,13 @@ final class VmTestTest {
             assertEquals(2, failure.exitCode);
             assertTrue(failure.getMessage().endsWith(row[3]), failure.getMessage());
         }
-        for (VmTest.Additions lost : List.of(new VmTest.Additions(List.of("-k"), List.of()), new VmTest.Additions(List.of(), List.of("./x")))) {
+        for (VmTest.Additions lost : List.of(new VmTest.Additions(List.of("-k"), List.of(), false), new VmTest.Additions(List.of(), List.of("./x"), false))) {
             assertThrows(VmTest.VmException.class, () -> jobs(Map.of(), lost, "build"), "the build takes none of them");
+        }
+        for (String command : List.of("go test -v ./p1 -run . ./p2", "go test ./p1 -short ./p2 -args x")) {
+            VmTest.VmException lost = assertThrows(VmTest.VmException.class, () -> line(command, List.of(), List.of()));
+            assertEquals("go test would never test ./p2, because a flag stands between it and the packages before it: put all flags before the packages",
+                    lost.getMessage());
         }
         assertEquals("opaque: echo 'a # b' a#b c", line("echo 'a # b' a#b", List.of("c"), List.of()), "no comments");
     }
@@ -803,7 +808,7 @@ final class VmTestTest {
         screen.append(output.end());
         VmTest.GuestRun guest = guestRun();
         guest.code = guestCode;
-        return VmTest.Report.of(job, guestCode == 0 ? VmTest.Verdict.PASSED : VmTest.Verdict.FAILED, guest, output, Instant.now(), VmTest.Leaks.fail, false);
+        return VmTest.Report.of(job, guestCode == 0 ? VmTest.Verdict.PASSED : VmTest.Verdict.FAILED, guest, output, Instant.now(), VmTest.Leaks.fail);
     }
 
     private static String wire(String text) {
@@ -953,16 +958,18 @@ final class VmTestTest {
             {"TestMain swallows a failure", "0", "p run T, p fail T 0, p ok - 0.1", "T=fail", "failed"},
             {"a pass where go test ended with 1", "1", "p run T, p pass T 0, p ok - 0.1", "T=pass", "failed"},
             {"packages mixed", "1", "p run T, q run T, q fail T 0, p pass T 0, q FAIL - 0.1, p ok - 0.1", "T=fail T=pass", "failed"},
-            {"a failing benchmark of 1.19", "1", "p out - BenchmarkA-2  10  3 ns/op, p fail BenchmarkB-2 0, p FAIL - 0.1", "BenchmarkA=pass BenchmarkB=fail", "failed"},
-            {"a failing benchmark of 1.24", "1", "p run BenchmarkA, p out BenchmarkA BenchmarkA-2  10  0.3 ns/op, p run BenchmarkB, p fail BenchmarkB-2 0, p FAIL - 0.1",
+            {"a failing benchmark of 1.19", "1", "p out - BenchmarkA-2 \t 10\t 3 ns/op, p fail BenchmarkB-2 0, p FAIL - 0.1", "BenchmarkA=pass BenchmarkB=fail", "failed"},
+            {"a failing benchmark of 1.24", "1", "p run BenchmarkA, p out BenchmarkA BenchmarkA-2 \t 10\t 0.3 ns/op, p run BenchmarkB, p fail BenchmarkB-2 0, p FAIL - 0.1",
                 "BenchmarkA=pass BenchmarkB=fail", "failed"},
-            {"one of three numbers of processors", "1", "p run BenchmarkB, p out BenchmarkB BenchmarkB  10  3 ns/op, p fail BenchmarkB-2 0, p FAIL - 0.1", "BenchmarkB=fail", "failed"},
+            {"one of three numbers of processors", "1", "p run BenchmarkB, p out BenchmarkB BenchmarkB \t 10, p fail BenchmarkB-2 0, p FAIL - 0.1", "BenchmarkB=fail", "failed"},
             {"a name that ends like that", "1", "p run BenchmarkB/x-2, p fail BenchmarkB/x-2 0, p FAIL - 0.1", "BenchmarkB/x-2=fail", "failed"},
             {"a benchmark that did not complete", "1", "p run BenchmarkB, p out BenchmarkB panic: x, p FAIL - 0.1", "BenchmarkB=unfinished", "failed"},
             {"a long name has no events but lines in pieces", "1", "p run T, p raw T === RUN   T/" + big + ", p out T y, p out T reason, p raw T     --- FAIL: T/" + big
                 + ", p out T y (0.00s), p fail T 0, p FAIL - 0.1", "T/" + big + "y=fail T=fail", "failed"},
             {"a long name of 1.24", "0", "p run T, p raw T \u0016=== RUN   T/" + big + ", p out T y, p raw T \u0016--- SKIP: T/" + big + ", p out T y (0.00s), p pass T 0, p ok - 0.1",
                 "T/" + big + "y=skip T=pass", "passed"},
+            {"a failing fuzz test of 1.19, whose TestMain swallows it", "0", "p run T, p pass T 0, p fail FuzzX 0, p ok - 0.1", "FuzzX=fail T=pass", "failed"},
+            {"no end, after very much in one line", "1", "p run T, p raw T " + big.repeat(10) + ", p out T --- PASS: T (0.00s), p FAIL - 0.1", "T=pass", "failed"},
             {"a panic after which nothing ran", "2", "p run T, p fail T 0, p out T panic: x, p FAIL - 0.1", "T=fail", "failed"},
             {"nothing ran", "0", "p out - testing: warning: no tests to run, p ok - 0.1", "", "passed, 0 tests ran"},
             {"all skipped", "0", "p run T, p skip T 0, p ok - 0.1", "T=skip", "passed, all tests skipped"},
@@ -993,6 +1000,21 @@ final class VmTestTest {
     }
 
     @Test
+    void anEventBehindATextWithoutANewlineIsOne() {
+        String event = events("p run T") + events("p fail T 0") + events("p ok - 0.1");
+        String stream = "building... " + event.replace("{\"Action\"", "{\"Time\":\"2026-11-29T00:00:00Z\",\"Action\"");
+        for (int size = 1; size < stream.length(); size += 7) {
+            VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append);
+            for (int i = 0; i < stream.length(); i += size) {
+                take(output, 1, stream.substring(i, Math.min(stream.length(), i + size)));
+            }
+            VmTest.Report report = report(job("make", "gmake check"), output, 0);
+            assertEquals("T=fail", outcomes(report), "in pieces of " + size);
+            assertEquals("make failed, guest exit code 0", report.line());
+        }
+    }
+
+    @Test
     void aLineThatBeganAsAnEventIsNotLostInSilence() {
         String event = events("p run T") + events("p pass T 0") + events("p ok - 0.1");
         for (String odd : List.of("{\"Time\":\"2026-11-29T00:00:00Z\",\"Action\":\"fail\",\"Pack\n", "{\"Action\":\"run\"{\"Action\":\"run\",\"Package\":\"p\"}\n",
@@ -1014,7 +1036,7 @@ final class VmTestTest {
                 }
                 VmTest.Report report = report(job("pipe", "go test ./fail | cat"), output, 0);
                 assertEquals("pipe failed, guest exit code 0", report.line(), tells);
-                assertTrue(report.summary().contains("the command ended with 0, but go test reported failures (if it is a pipe: set -o pipefail):"), report.summary());
+                assertTrue(report.summary().contains("the command ended with 0, but go test reported failures (in a pipe, bash's 'set -o pipefail' keeps the exit code):"), report.summary());
             }
         }
         for (String tellsNot : List.of("    --- FAIL: TestX/sub\n", "FAILED\n", "FAIL:\n", "no FAIL\n", "FAIL x\n", "--- FAIL\n", "F\nAIL\n")) {
@@ -1037,14 +1059,14 @@ final class VmTestTest {
             {List.of(), List.of(), true, skipped, "x failed, guest exit code 0, all tests skipped"}};
         for (Object[] row : rows) {
             @SuppressWarnings("unchecked")
-            VmTest.Additions additions = new VmTest.Additions((List<String>) row[0], (List<String>) row[1]);
+            VmTest.Additions additions = new VmTest.Additions((List<String>) row[0], (List<String>) row[1], (boolean) row[2]);
             VmTest.Job job = jobs(Map.of("VM_TEST_X", "go test ./...", "VM_TEST_BUILD", "true"), additions, "x").get(0);
             VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append);
             take(output, 1, (String) row[3]);
             output.end();
             VmTest.GuestRun guest = guestRun();
             guest.code = 0;
-            assertEquals(row[4], VmTest.Report.of(job, VmTest.Verdict.PASSED, guest, output, Instant.now(), VmTest.Leaks.fail, (boolean) row[2]).line(),
+            assertEquals(row[4], VmTest.Report.of(job, VmTest.Verdict.PASSED, guest, output, Instant.now(), VmTest.Leaks.fail).line(),
                     List.of(row).toString());
         }
     }
@@ -1104,9 +1126,9 @@ final class VmTestTest {
             String stream = stream(((String) row[0]).replaceAll("(run|fail|pass) ([A-D])", "$1 Test$2"));
             assertEquals(List.of(row[1]), again(none, new String[] {stream, ""}, 1, 0), stream);
         }
-        assertEquals(List.of("go test -json -short -count=1 -run '^(TestA)$' example.com/s/p"), again(new VmTest.Additions(List.of("-count=1"), List.of()),
+        assertEquals(List.of("go test -json -short -count=1 -run '^(TestA)$' example.com/s/p"), again(new VmTest.Additions(List.of("-count=1"), List.of(), false),
                 new String[] {stream("p run TestA, p fail TestA 0, p end, p FAIL - 0.1")}, 1).subList(0, 1), "with the flags of that run");
-        assertEquals(List.of("go test -json -short -failfast example.com/s/p"), again(new VmTest.Additions(List.of("-failfast"), List.of()),
+        assertEquals(List.of("go test -json -short -failfast example.com/s/p"), again(new VmTest.Additions(List.of("-failfast"), List.of(), false),
                 new String[] {stream("p run TestA, p fail TestA 0, p end, p FAIL - 0.1")}, 1).subList(0, 1), "the others had no turn");
         assertEquals(List.of(), again(none, new String[] {stream("p run A, p pass A 0, p ok - 0.1"), "fine\n"}, 0, 0));
         assertEquals(List.of("gmake check"), again(none, new String[] {stream("p run A, p pass A 0, p ok - 0.1"), "oh\n"}, 0, 2), "an opaque suite runs whole");
@@ -1137,6 +1159,12 @@ final class VmTestTest {
         assertThrows(java.io.IOException.class, () -> failed(suites));
         Files.delete(dir.resolve("x.json"));
         assertEquals(List.of("go test -json -short ./..."), failed(suites));
+        VmTest.Suites gone = new VmTest.Suites(new VmTest.Settings(Map.of(), Map.of()), dir);
+        assertEquals("--failed: there is no suite x any more, which the last run had: set its VM_TEST_... again, or name other suites",
+                assertThrows(VmTest.VmException.class, () -> failed(gone)).getMessage());
+        VmTest.Additions required = new VmTest.Additions(List.of(), List.of(), true);
+        again(required, new String[] {""}, 1);
+        assertEquals(required, new VmTest.LastRun(dir, "host:/p").failedJobs(suites, List.of()).get(0).additions(), "as in the last run");
     }
 
     // Texts
