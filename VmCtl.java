@@ -2507,11 +2507,12 @@ final class VmCtl {
 
         /**
          * RAM holds the ssh sessions of then, whose other end is gone. They would stay for hours; all but our own are
-         * ended.
+         * ended. Only positive PIDs count: DragonFly's kernel threads have -1, with 0 as parent, and the parent of 0 is
+         * -1.
          */
         private static final String END_OLD_SESSIONS = """
                 for pid in $(ps -axww -o pid,ppid,command | awk -v own=$$ '
-                        { parent[$1] = $2 }
+                        $1 + 0 > 0 { parent[$1] = $2 }
                         /sshd: root/ { session[$1] }
                         END {
                             for (pid = own; pid in parent; pid = parent[pid]) delete session[pid]

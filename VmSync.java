@@ -398,7 +398,9 @@ final class VmSync implements Callable<Integer> {
         String newOne = PART + ".db"; // stands for any
         Set<String> ignored = untracked == null || sent == null ? null
                 : git(".\0" + newOne + "\0" + String.join("\0", untracked), "check-ignore", "-z", "--stdin");
-        if (ignored == null || ignored.contains(".")) { // no checkout, or one that ignores the whole project
+        boolean checkout = untracked != null && sent != null;
+        ignored = checkout && ignored == null ? new TreeSet<>() : ignored; // git cannot tell: nothing is left out
+        if (!checkout || ignored.contains(".")) { // no checkout, or one that ignores the whole project
             try (DirectoryStream<Path> top = Files.newDirectoryStream(project, "*.db")) {
                 top.forEach(path -> leftOut.add(nameOf(project, path) + (Files.isDirectory(path) ? "/" : "")));
             } catch (IOException unreadable) {
@@ -830,7 +832,7 @@ final class VmSync implements Callable<Integer> {
             return rsyncOutcome(dryRun ? runRsync(guestRsync, "--dry-run") : runRsync(guestRsync), changes);
         } else if (!dryRun) {
             Answer sent = runRsync(guestRsync, "--delete", "--max-delete=0");
-            if (!sent.errors().contains("--max-delete") && !sent.errors().contains("No space left")) {
+            if (sent.status() != 25 && !sent.errors().contains("No space left")) { // 25: something is to be deleted
                 return rsyncOutcome(sent, changes);
             }
             changes.addAll(parse(sent.out(), new ArrayList<>())); // what else it said, the last run says again
@@ -1554,8 +1556,7 @@ final class VmSync implements Callable<Integer> {
     /** A name for people, on one line, and for a shell to read back: in numbers what a terminal may not show. */
     static String quoted(String name) {
         String text = new String(bytes(name), UTF_8);
-        String encoding = System.getProperty("native.encoding", "UTF-8");
-        return !UNSAFE.matcher(text).find() && Charset.forName(encoding).newEncoder().canEncode(text) ? word(text)
+        return !UNSAFE.matcher(text).find() ? word(text)
                 : "$'" + Pattern.compile("[^ -~]|['\\\\]").matcher(name)
                 .replaceAll(odd -> String.format(Locale.ROOT, "\\\\%03o", (int) odd.group().charAt(0))) + "'";
     }

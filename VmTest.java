@@ -35,34 +35,12 @@ import java.nio.channels.FileLock;
 import java.nio.channels.SocketChannel;
 import java.nio.charset.Charset;
 import java.nio.charset.CodingErrorAction;
-import java.nio.file.AccessDeniedException;
-import java.nio.file.FileAlreadyExistsException;
-import java.nio.file.Files;
-import java.nio.file.NoSuchFileException;
-import java.nio.file.Path;
-import java.nio.file.StandardCopyOption;
-import java.nio.file.StandardOpenOption;
+import java.nio.file.*;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.time.Duration;
 import java.time.Instant;
 import java.time.temporal.ChronoUnit;
-import java.util.ArrayList;
-import java.util.Collection;
-import java.util.Collections;
-import java.util.Comparator;
-import java.util.HashMap;
-import java.util.HashSet;
-import java.util.Iterator;
-import java.util.LinkedHashMap;
-import java.util.LinkedHashSet;
-import java.util.List;
-import java.util.Locale;
-import java.util.Map;
-import java.util.Optional;
-import java.util.Set;
-import java.util.TreeMap;
-import java.util.TreeSet;
-import java.util.UUID;
+import java.util.*;
 import java.util.concurrent.Callable;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CountDownLatch;
@@ -280,10 +258,10 @@ final class VmTest implements Callable<Integer> {
     private void interrupt() {
         interrupted = true;
         if (!finished.isDone()) {
-            System.err.println("vm-test: interrupted; stopping what runs in the guest (within "
-                    + GuestRun.STOPPING.toSeconds() + " s)");
+            long limit = 2 * GuestRun.STOPPING.toSeconds() + 10; // to dump, to kill, to tell
+            System.err.println("vm-test: interrupted; stopping what runs in the guest (at most " + limit + " s)");
             Stream.ofNullable(sibling).forEach(Process::destroy);
-            finished.completeOnTimeout(null, GuestRun.STOPPING.toSeconds() + 10, TimeUnit.SECONDS).join();
+            finished.completeOnTimeout(null, limit, TimeUnit.SECONDS).join();
         }
     }
 
@@ -297,14 +275,15 @@ final class VmTest implements Callable<Integer> {
             throw new ParameterException(spec.commandLine(), "which suite? 'vm-test list' names them");
         } else if (onlyFailed && !additions.isEmpty()) {
             throw new ParameterException(spec.commandLine(),
-                    "--failed takes the packages and flags of the last run, and no others");
+                    "--failed uses the packages and flags of the last run: leave out --packages and what follows --");
         }
         project = project();
         Suites suites = new Suites(settings, project);
         List<Job> whole = suites.jobs(names, additions); // with --failed it checks the names
         checkOptions();
         vmDir = vmDirectory(userPath(dirOption));
-        LastRun last = new LastRun(vmDir.resolve(vmName + ".test"), projectOrigin(project));
+        LastRun last = new LastRun(vmDir.resolve(vmName + ".test"), projectOrigin(project),
+                requireTests);
         List<Job> jobs = onlyFailed ? last.failedJobs(suites, suites.chosen(names)) : whole;
         if (jobs.isEmpty()) {
             System.err.println("vm-test: nothing failed in the last run, so there is nothing to run again");
@@ -317,7 +296,7 @@ final class VmTest implements Callable<Integer> {
         if (sync || fresh || names.stream().anyMatch(suites::needsSync)) {
             runSibling("VM_SYNC_CMD", syncCommand, "");
         }
-        keep("the list of suites", () -> last.begin(jobs, onlyFailed));
+        last.begin(jobs, onlyFailed);
         return runJobs(jobs, last);
     }
 
@@ -333,7 +312,7 @@ final class VmTest implements Callable<Integer> {
                 screen.endLine();
                 spec.commandLine().getOut().print(report.summary());
                 spec.commandLine().getOut().flush();
-                keep("the result of " + job.suite().name(), () -> last.write(report));
+                last.write(report);
                 boolean broken = job.isBuild() && report.verdict() != Verdict.PASSED;
                 if (broken || report.verdict().compareTo(Verdict.INTERRUPTED) >= 0) {
                     break;
@@ -349,6 +328,8 @@ final class VmTest implements Callable<Integer> {
                 if (file.checkError()) {
                     cutOff.add(junit);
                 }
+            } catch (IOException refused) {
+                cutOff.add(junit);
             }
         }
         Verdict worst = reports.stream().map(Report::verdict).max(Comparator.naturalOrder()).orElseThrow();
@@ -403,13 +384,13 @@ final class VmTest implements Callable<Integer> {
         return switch (verdict) {
             case LOST -> throw new VmException(69, guest.trouble);
             case TIMED_OUT -> throw new VmException(124, "the command did not end within " + timeout.toSeconds() + " s"
-                    + (guest.standstill == null ? " and was killed" : ": " + guest.standstill));
+                    + (guest.trouble == null ? " and was killed" : ": " + guest.trouble));
             case INTERRUPTED -> verdict.exitCode;
             default -> guest.code;
         };
     }
 
-    /** Suites and their options in front of a subcommand would do nothing, and its 0 be taken for theirs. */
+    /** Suites or their options before a subcommand would be ignored, and its 0 taken for a verdict on them. */
     private void refuseSuites() {
         List<OptionSpec> given = spec.commandLine().getParseResult().matchedOptions();
         if (!words.isEmpty() || given.stream().anyMatch(option -> option.scopeType() == ScopeType.LOCAL)) {
@@ -441,7 +422,7 @@ final class VmTest implements Callable<Integer> {
         Stream.ofNullable(settings.get("NO_COLOR")).forEach(value -> environment.putIfAbsent("NO_COLOR", value));
     }
 
-    /** Waits for the guest, and keeps other vm-tests away: they would kill each other's processes. */
+    /** Waits for the guest and takes the lock: two runs on one VM would kill each other's processes. */
     private void takeVm() throws IOException {
         if (!fresh || !Files.isDirectory(vmDir)) { // else vm-ctl restore starts it
             awaitGuest(vmDir, vmName, () -> interrupted);
@@ -449,8 +430,7 @@ final class VmTest implements Callable<Integer> {
         lock = FileChannel.open(privateDirectory(vmDir.resolve(vmName + ".test")).resolve("lock"),
                 StandardOpenOption.CREATE, StandardOpenOption.WRITE);
         if (lock.tryLock() == null) {
-            throw new VmException(69, "another vm-test is at work on VM " + vmName
-                    + ": wait for it, or stop it, and try again");
+            throw new VmException(69, "another vm-test uses VM " + vmName + ": wait for it, or stop it");
         }
     }
 
@@ -464,8 +444,7 @@ final class VmTest implements Callable<Integer> {
     }
 
     /**
-     * Runs vm-ctl or vm-sync as a process with the same settings and its own time limits. What it prints goes to
-     * stderr.
+     * Runs vm-ctl or vm-sync with the same settings. It has time limits of its own. Its output goes to stderr.
      */
     private void runSibling(String setting, String command, String arguments) throws IOException,
             InterruptedException {
@@ -485,6 +464,9 @@ final class VmTest implements Callable<Integer> {
 
     /** The exit code: 127 if the command is not there. */
     private int sibling(String command, String arguments) throws IOException, InterruptedException {
+        if (interrupted) {
+            throw new VmException(130, "interrupted");
+        }
         ProcessBuilder builder = new ProcessBuilder("sh", "-c", "set -- " + command + " " + arguments
                 + "\ncommand -v \"$1\" >/dev/null || exit 127\nexec \"$@\"");
         builder.environment().putAll(Map.of("VM_DIR", vmDir.toString(), "VM_NAME", vmName,
@@ -509,7 +491,7 @@ final class VmTest implements Callable<Integer> {
 
     // One suite
 
-    /** Runs a suite. Before the first one ended, a project that is not in the guest is no verdict, but a refusal. */
+    /** Runs a suite. If the project is not in the guest, the first suite ends the command with 69. */
     private Report runSuite(Job job, boolean first, PrintWriter events) throws IOException, InterruptedException {
         System.err.println("== " + job.suite().name() + ": " + printable(job.command()));
         SuiteOutput output = new SuiteOutput(events::print);
@@ -552,19 +534,6 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    private interface Write {
-        void run() throws IOException;
-    }
-
-    /** Writes what --failed needs. If that is refused, the verdict is still to be told. */
-    private static void keep(String what, Write write) {
-        try {
-            write.run();
-        } catch (IOException refused) {
-            System.err.println("vm-test: " + what + " is not kept: " + reason(refused));
-        }
-    }
-
     // Suites
 
     /** A suite: its command, or the suites that it stands for; and the setting that gave it, or "". */
@@ -580,8 +549,8 @@ final class VmTest implements Callable<Integer> {
     }
 
     /**
-     * What is run of a suite: the line for the guest's sh, whether it is a go test that was given -json, and whether a
-     * result without any test is a failure, because the caller chose the tests.
+     * A suite as it is run: the line for the guest's sh, whether it is a go test with -json, and whether 0 tests are a
+     * failure, because the caller chose the tests.
      */
     record Job(Suite suite, String command, boolean isGoTest, boolean needsTests, Additions additions) {
         boolean isBuild() {
@@ -609,7 +578,7 @@ final class VmTest implements Callable<Integer> {
                 -run TestIntegration_OrphanedProcesses ./environment/bsd/
                 fixtures           go test -v -run Fixture ./stats/
                 """;
-        /** What phase4 is in go-synth's newer trees, where the worker's tests moved to another package. */
+        /** In go-synth's newer trees the worker's tests are in another package. */
         private static final String PHASE4_WITHOUT_WORKER = "doas go test -v -tags=integration ./environment/bsd/";
 
         private final Map<String, Suite> byName = new LinkedHashMap<>();
@@ -737,12 +706,11 @@ final class VmTest implements Callable<Integer> {
     }
 
     /**
-     * A command of the form {@code [VAR=x...] [doas] go test FLAGS PACKAGES}, in the words as they were written. Any
-     * other command is opaque: it runs whole. In doubt a command is opaque, or has fewer packages than meant and so
-     * keeps those that it has.
+     * A command of the form {@code [VAR=x...] [doas] go test FLAGS PACKAGES}, quoted as it was written. Any other
+     * command is opaque: it runs whole. An unknown flag takes the next word as its value, so that too few words count
+     * as packages, never too many.
      */
-    record GoTest(List<String> start, List<String> flags, List<String> packages, List<String> args,
-            boolean chosenByCaller) {
+    record GoTest(String start, List<String> flags, String packages, String args, boolean chosenByCaller) {
 
         /** The flags of go test and go build that take no value: after any other, the next word is its value. */
         private static final Set<String> NO_VALUE = Set.of("a", "artifacts", "asan", "benchmem", "buildvcs", "cover",
@@ -753,11 +721,11 @@ final class VmTest implements Callable<Integer> {
         static GoTest parse(String command) {
             List<Shell.Word> words = Shell.split(command);
             int go = 0;
-            while (words != null && go < words.size() && words.get(go).raw().matches("[A-Za-z_]\\w*=(?s:.*)")) {
+            while (go < words.size() && words.get(go).raw().matches("[A-Za-z_]\\w*=(?s:.*)")) {
                 go++;
             }
-            go += words != null && go < words.size() && words.get(go).raw().equals("doas") ? 1 : 0;
-            if (words == null || go + 1 >= words.size() || !words.get(go).raw().matches("(\\S*/)?go")
+            go += go < words.size() && words.get(go).raw().equals("doas") ? 1 : 0;
+            if (go + 1 >= words.size() || !words.get(go).raw().matches("(\\S*/)?go")
                     || !words.get(go + 1).raw().equals("test")) {
                 return null;
             }
@@ -766,10 +734,10 @@ final class VmTest implements Callable<Integer> {
             while (next < words.size() && isFlag(words.get(next).value())) {
                 int length = flagLength(words.get(next).value());
                 String flag = nameOf(words.get(next).value());
-                if (Set.of("args", "c", "").contains(flag) || next + length > words.size()) {
-                    return null; // it has arguments of its own, runs no test, or lacks a value
+                if (Set.of("args", "c", "C", "").contains(flag) || next + length > words.size()) {
+                    return null; // it has arguments of its own, runs no test, must come first, or lacks a value
                 }
-                addFlag(flags, words.subList(next, next + length).stream().map(Shell.Word::raw).toList(), flag);
+                addFlag(flags, raw(words.subList(next, next + length)), flag);
                 next += length;
             }
             List<Shell.Word> packages = words.subList(next, words.size());
@@ -777,8 +745,11 @@ final class VmTest implements Callable<Integer> {
                 refuseLostPackages(packages.stream().map(Shell.Word::value).dropWhile(it -> !isFlag(it)).toList());
                 return null;
             }
-            return new GoTest(words.subList(0, go + 2).stream().map(Shell.Word::raw).toList(), flags,
-                    packages.stream().map(Shell.Word::raw).toList(), List.of(), false);
+            return new GoTest(raw(words.subList(0, go + 2)), flags, raw(packages), "", false);
+        }
+
+        private static String raw(List<Shell.Word> words) {
+            return words.stream().map(Shell.Word::raw).collect(Collectors.joining(" "));
         }
 
         /** The words after a flag that follows the packages: go test tests no packages among them, and says nothing. */
@@ -805,9 +776,9 @@ final class VmTest implements Callable<Integer> {
         }
 
         /** -json is added once for all. -v changes how go test -json ends its lines, and so results would be lost. */
-        private static void addFlag(List<String> flags, List<String> words, String name) {
+        private static void addFlag(List<String> flags, String words, String name) {
             if (!Set.of("v", "json").contains(name)) {
-                flags.addAll(words);
+                flags.add(words);
             }
         }
 
@@ -826,18 +797,17 @@ final class VmTest implements Callable<Integer> {
                     throw new VmException(2, "after --, the flag " + flag + " lacks its value; if it takes none, write "
                             + flag + "=true");
                 }
-                addFlag(more, words.subList(i, i + flagLength(flag)).stream().map(word -> shellQuoted(List.of(word)))
-                        .toList(), nameOf(flag));
+                addFlag(more, shellQuoted(words.subList(i, i + flagLength(flag))), nameOf(flag));
                 chosen |= nameOf(flag).equals("run");
             }
-            List<String> own = additions.packages().stream().map(word -> shellQuoted(List.of(word))).toList();
-            List<String> after = end < words.size() ? List.of(shellQuoted(words.subList(end, words.size()))) : args;
-            return new GoTest(start, more, own.isEmpty() ? packages : own, after, chosen);
+            return new GoTest(start, more,
+                    additions.packages().isEmpty() ? packages : shellQuoted(additions.packages()),
+                    end < words.size() ? shellQuoted(words.subList(end, words.size())) : args, chosen);
         }
 
         String line() {
-            return Stream.of(start, List.of("-json"), flags, packages, args).flatMap(List::stream)
-                    .collect(Collectors.joining(" "));
+            return Stream.of(start, "-json", String.join(" ", flags), packages, args)
+                    .filter(part -> !part.isEmpty()).collect(Collectors.joining(" "));
         }
     }
 
@@ -845,14 +815,12 @@ final class VmTest implements Callable<Integer> {
     static final class Shell {
         /** Outside quotes these make more than words of a line. */
         private static final String SPECIAL = ";&|<>$#`()[]{}*?\n\r";
+        private static final String QUOTED = "(?s)\\\\.|'[^']*'|\"(\\\\.|[^\"\\\\])*\"";
 
         /** A word as it was written, and what sh makes of it. */
         record Word(String raw, String value) {}
 
-        private Shell() {
-        }
-
-        /** The words of a simple command; null if it is more than that, or its quotes are not closed. */
+        /** The words of a simple command; none if it is more than that, or its quotes are not closed. */
         static List<Word> split(String line) {
             List<Word> words = new ArrayList<>();
             StringBuilder value = new StringBuilder();
@@ -871,8 +839,8 @@ final class VmTest implements Callable<Integer> {
                 start = start < 0 ? i : start;
                 boolean expands = quote == '"' && "$`\\".indexOf(c) >= 0;
                 if (expands || quote == 0 && SPECIAL.indexOf(c) >= 0 || i == line.length()) {
-                    return null;
-                } else if (quote == 0 && c == '\\' && i + 1 < line.length()) {
+                    return List.of();
+                } else if (quote == 0 && c == '\\' && i + 1 < line.length() && line.charAt(i + 1) != '\n') {
                     value.append(line.charAt(++i));
                 } else if (quote == 0 && (c == '"' || c == '\'')) {
                     quote = c;
@@ -887,22 +855,7 @@ final class VmTest implements Callable<Integer> {
 
         /** Whether a # outside quotes begins a comment. */
         static boolean hasComment(String line) {
-            char quote = 0;
-            char before = ' ';
-            for (int i = 0; i < line.length(); i++) {
-                char c = line.charAt(i);
-                if (quote == 0 && c == '#' && " \t\n;&|()".indexOf(before) >= 0) {
-                    return true;
-                } else if (c == '\\' && quote != '\'') {
-                    i++;
-                } else if (quote == 0 && (c == '"' || c == '\'')) {
-                    quote = c;
-                } else if (c == quote) {
-                    quote = 0;
-                }
-                before = c;
-            }
-            return false;
+            return line.replaceAll(QUOTED, "x").matches("(?s)(.*[ \t\n;&|()])?#.*");
         }
     }
 
@@ -922,11 +875,13 @@ final class VmTest implements Callable<Integer> {
     static final class LastRun {
         private final Path directory;
         private final String project;
+        private final boolean requireTests;
         private final String id = UUID.randomUUID().toString();
 
-        LastRun(Path directory, String project) {
+        LastRun(Path directory, String project, boolean requireTests) {
             this.directory = directory;
             this.project = project;
+            this.requireTests = requireTests;
         }
 
         /** What failed in the last run, of these suites, or of all if there are none. */
@@ -953,31 +908,33 @@ final class VmTest implements Callable<Integer> {
                     failedJob(suites, suite, calls.getString(name), last).ifPresent(jobs::add);
                 }
             }
-            if (!jobs.isEmpty()) {
-                suites.build(false).ifPresent(build -> jobs.add(0, build));
+            JsonObject build = read("build.json");
+            boolean buildFailed = calls.has("build") && (build == null || !"passed".equals(build.getString("verdict"))
+                    || !build.getString("id", "").equals(calls.getString("build")));
+            if (!jobs.isEmpty() || buildFailed) {
+                suites.build(buildFailed).ifPresent(job -> jobs.add(0, job));
             }
             return jobs;
         }
 
         private Optional<Job> failedJob(Suites suites, Suite suite, String call, JsonObject last) throws IOException {
             Additions additions = new Additions(strings(last.getArray("words")), strings(last.getArray("packages")),
-                    last.getBoolean("requireTests"));
+                    last.getBoolean("requireTests") || requireTests);
             JsonObject result = read(suite.name() + ".json");
-            if (result == null || call == null || !call.equals(result.getString("id"))) {
-                return Optional.of(suites.again(suite, Map.of(), additions)); // the build failed, or it was interrupted
-            } else if (!suite.command().equals(result.getString("suiteCommand"))) {
-                System.err.println("vm-test: the command of suite " + suite.name()
-                        + " has changed since the last run, so the suite runs whole");
-                return Optional.of(suites.again(suite, Map.of(), additions));
-            } else if ("passed".equals(result.getString("verdict"))) {
+            boolean ended = result != null && result.getString("id", "").equals(call);
+            boolean same = ended && suite.command().equals(result.getString("suiteCommand"));
+            if (same && "passed".equals(result.getString("verdict"))) {
                 return Optional.empty();
             }
             Map<String, List<String>> failed = new LinkedHashMap<>();
-            result.getObject("failed", new JsonObject()).forEach((pkg, tests) ->
-                    failed.put(pkg, strings((JsonArray) tests)));
+            if (same) {
+                result.getObject("failed", new JsonObject()).forEach((pkg, tests) ->
+                        failed.put(pkg, strings((JsonArray) tests)));
+            }
             if (failed.isEmpty()) {
-                System.err.println("vm-test: suite " + suite.name()
-                        + " runs whole, because it is not known which of its tests failed");
+                System.err.println("vm-test: suite " + suite.name() + " runs whole, because " + (!ended
+                        ? "it did not end in the last run" : same ? "it is not known which of its tests failed"
+                        : "its command has changed"));
             }
             return Optional.of(suites.again(suite, failed, additions));
         }
@@ -988,9 +945,11 @@ final class VmTest implements Callable<Integer> {
 
         private JsonObject read(String file) throws IOException {
             try {
-                return json(Files.readString(directory.resolve(file)));
+                return JsonParser.object().from(Files.readString(directory.resolve(file)));
             } catch (NoSuchFileException none) {
                 return null;
+            } catch (JsonParserException damaged) {
+                throw new VmException(69, directory.resolve(file) + " is damaged: delete it, and run the suite again");
             }
         }
 
@@ -1005,21 +964,26 @@ final class VmTest implements Callable<Integer> {
                     .value("requireTests", additions.requireTests()).end().done());
         }
 
-        void write(Report report) throws IOException {
+        void write(Report report) {
             replace(report.job().suite().name() + ".json", report.json(id));
         }
 
-        /** By getBytes, which takes half a surrogate pair that a test printed, too. */
-        private void replace(String file, String text) throws IOException {
+        /** If it cannot be written, the old file goes: else --failed would take the run before for this one. */
+        private void replace(String file, String text) {
             Path temporary = directory.resolve(file + ".new");
             try (FileChannel channel = FileChannel.open(temporary, StandardOpenOption.CREATE, StandardOpenOption.WRITE,
                     StandardOpenOption.TRUNCATE_EXISTING)) {
+                // getBytes does not fail at half a surrogate pair, which a test may print
                 for (ByteBuffer bytes = ByteBuffer.wrap((text + "\n").getBytes(UTF_8)); bytes.hasRemaining();) {
                     channel.write(bytes);
                 }
                 channel.force(true);
+                Files.move(temporary, directory.resolve(file), StandardCopyOption.ATOMIC_MOVE);
+            } catch (IOException refused) {
+                System.err.println("vm-test: " + directory.resolve(file) + " cannot be written, so --failed will run "
+                        + "more than what failed: " + reason(refused));
+                directory.resolve(file).toFile().delete();
             }
-            Files.move(temporary, directory.resolve(file), StandardCopyOption.ATOMIC_MOVE);
         }
     }
 
@@ -1027,7 +991,7 @@ final class VmTest implements Callable<Integer> {
 
     /** The VM, the project's directory in it, and where the project there should have come from. */
     record Place(Path vmDir, String vmName, String directory, String origin, boolean verbose) {
-        /** Nothing is lost for a lock that cannot be read: while a suite runs, that counts as held. */
+        /** A lock that cannot be read counts as held: ssh will notice if the VM has ended. */
         boolean isAlive() {
             try {
                 return isRunning(vmDir.resolve(vmName + ".qemu-pid"));
@@ -1036,7 +1000,7 @@ final class VmTest implements Callable<Integer> {
             }
         }
 
-        /** What QEMU says of the guest; null if the VM ended, or if nothing can be said of it. */
+        /** The guest's state from QEMU; null if the VM ended or its state is unknown. */
         GuestState guestState() {
             try {
                 return GuestState.of(vmDir, vmName);
@@ -1073,7 +1037,7 @@ final class VmTest implements Callable<Integer> {
     static final class Supervisor {
         /** A listing has at most so many lines of a kind; a guest must not fill this machine's memory. */
         static final int LISTED = 50_000;
-        /** How long a process may live on after the suite's end, in naps of 0.2 s: git gc --auto ends by itself. */
+        /** How long a process may outlive the suite, in naps of 0.2 s: git gc --auto, for example, ends by itself. */
         private static final int LAST_NAPS = 25;
 
         private static final String SCRIPT = """
@@ -1154,9 +1118,6 @@ final class VmTest implements Callable<Integer> {
             say exit $code 3>&1
             """;
 
-        private Supervisor() {
-        }
-
         /**
          * The supervisor with what it is to run, as text for sh's stdin. The suite's own variables are set in the last
          * moment, by a shell that needs none of the supervisor's any more.
@@ -1189,7 +1150,7 @@ final class VmTest implements Callable<Integer> {
      */
     static final class GuestRun {
         static final Duration STOPPING = Duration.ofSeconds(60); // the supervisor takes 20 s at most
-        /** A line of the supervisor's. Longer ones are a suite's that knows the mark. */
+        /** The supervisor's lines are shorter. A longer one was made by a suite that knows the mark. */
         private static final int LONGEST_LINE = 1 << 16;
 
         final String mark = "\u001e" + UUID.randomUUID() + " ";
@@ -1205,11 +1166,14 @@ final class VmTest implements Callable<Integer> {
         /** At the time limit, after the goroutine dumps and before the kill; null: nothing. */
         Runnable beforeKill;
         volatile Integer code;
+        /** How many of the two streams came to the supervisor's last line: nothing of them was lost. */
+        private volatile int ended;
         private volatile boolean dumped;
+        private boolean over;
         /** The project is not in the guest, or another one is: nothing was run. */
         volatile boolean refused;
         /** Why there is no result, and what to do. */
-        String trouble;
+        volatile String trouble;
         /** Why the guest stood still when the time limit came or the connection was lost. */
         String standstill;
 
@@ -1226,7 +1190,7 @@ final class VmTest implements Callable<Integer> {
 
         Verdict run(Consumer<String> stdout, Consumer<String> stderr) throws IOException, InterruptedException {
             byte[] script = Supervisor.script(mark, place, command, environment, leftovers != null).getBytes(UTF_8);
-            // In a session of its own: else Ctrl-C would end ssh too, and with it the way to say "stop".
+            // ssh gets a session of its own: else Ctrl-C would end it too, and nothing could be stopped in the guest
             String path = System.getenv().getOrDefault("PATH", "/usr/bin:/bin");
             Stream<String> setsid = Stream.of(path.split(":")).map(dir -> dir + "/setsid")
                     .filter(file -> Files.isExecutable(Path.of(file))).limit(1);
@@ -1247,7 +1211,11 @@ final class VmTest implements Callable<Integer> {
                 process.destroy();
             }
             open.await(4, TimeUnit.SECONDS);
-            return stopped != null ? stopped : code == null ? lost() : code == 0 ? Verdict.PASSED : Verdict.FAILED;
+            synchronized (this) { // a reader that still works takes nothing more into a result
+                over = true;
+            }
+            return stopped != null ? stopped : code == null || ended < 2 ? lost()
+                    : code == 0 ? Verdict.PASSED : Verdict.FAILED;
         }
 
         /** Waits for the end; why it was stopped, or null. */
@@ -1255,7 +1223,7 @@ final class VmTest implements Callable<Integer> {
             long deadline = System.nanoTime() + timeout.toNanos();
             Verdict stopped = null;
             boolean killed = false;
-            boolean asked = false; // whether sshd still answers, after the words of a panic
+            boolean asked = false; // after the text of a kernel panic: whether sshd still answers
             StandstillWatch standstillWatch = new StandstillWatch(place);
             while (!open.await(100, TimeUnit.MILLISECONDS)) {
                 boolean late = System.nanoTime() > deadline;
@@ -1270,8 +1238,12 @@ final class VmTest implements Callable<Integer> {
                     orders.write('\n');
                     orders.flush();
                 } else if (stopped != null && !killed && (dumped || late)) {
-                    if (stopped == Verdict.TIMED_OUT && dumped && beforeKill != null) {
-                        beforeKill.run();
+                    if (stopped == Verdict.TIMED_OUT && beforeKill != null) {
+                        if (dumped) {
+                            beforeKill.run();
+                        } else {
+                            System.err.println("vm-test: no snapshot: the guest did not answer the order to stop");
+                        }
                     }
                     killed = true;
                     deadline = System.nanoTime() + STOPPING.toNanos();
@@ -1297,25 +1269,24 @@ final class VmTest implements Callable<Integer> {
             if (trouble != null) {
                 return Verdict.LOST;
             }
-            Thread.sleep(2_000); // QEMU may be on its way out, and the console's last words on theirs
+            Thread.sleep(2_000); // QEMU may be ending, and the last console lines still be on their way
             String text = console(consoleStart);
             int panic = kernelPanic(text);
-            boolean panicked = panic >= 0;
-            List<String> lines = (panicked ? text.substring(panic) : console(0)).lines()
+            List<String> lines = (panic < 0 ? console(0) : text.substring(panic)).lines()
                     .filter(line -> !line.isBlank()).toList();
-            int first = panicked ? 0 : Math.max(0, lines.size() - 10);
-            GuestState guest = panicked ? null : place.guestState();
+            int first = panic < 0 ? Math.max(0, lines.size() - 10) : 0;
+            GuestState guest = panic < 0 ? place.guestState() : null;
             standstill = guest == null ? null : guest.why();
-            boolean alive = place.isAlive();
-            trouble = (standstill != null ? "the connection was lost: " + standstill
-                    : (panicked ? "the guest panicked" : alive ? "the connection was lost" : "VM " + place.vmName()
-                            + " ended") + "; vm-ctl " + (alive ? "restart" : "start") + " brings it back")
-                    + ". From " + console + ":\n"
+            boolean alive = guest != null || place.isAlive();
+            trouble = (panic >= 0 ? "the guest panicked" : alive ? "the connection was lost"
+                    : "VM " + place.vmName() + " ended")
+                    + (standstill != null ? ": " + standstill
+                    : "; vm-ctl " + (alive ? "restart" : "start") + " brings it back") + ". From " + console + ":\n"
                     + String.join("\n", lines.subList(first, Math.min(first + 15, lines.size())));
             return Verdict.LOST;
         }
 
-        /** The console's log from there on, its last 64 KB at most. (After a rotation: all of it.) */
+        /** The console log from this position, at most its last 64 KB. A log shorter than that was rotated. */
         private String console(long from) {
             try (FileChannel log = FileChannel.open(console)) {
                 ByteBuffer text = ByteBuffer.allocate(1 << 16);
@@ -1344,10 +1315,13 @@ final class VmTest implements Callable<Integer> {
         }
 
         /**
-         * Takes the supervisor's own lines out; they may stand in the middle of another, or come in pieces. False after
-         * the last.
+         * Takes out the supervisor's lines, which may begin in the middle of a line or come in pieces. False after the
+         * last one.
          */
         synchronized boolean sift(StringBuilder held, Consumer<String> rest) {
+            if (over) {
+                return false;
+            }
             for (int start = held.indexOf(mark); start >= 0; start = held.indexOf(mark)) {
                 int end = held.indexOf("\n", start);
                 if (end < 0 && held.length() - start < LONGEST_LINE) {
@@ -1361,8 +1335,8 @@ final class VmTest implements Callable<Integer> {
                     return false;
                 }
             }
-            int own = held.lastIndexOf("\u001e");
-            int ready = own >= 0 && (mark.startsWith(held.substring(own)) || held.indexOf(mark, own) == own) ? own
+            int own = held.indexOf(mark) >= 0 ? held.indexOf(mark) : held.lastIndexOf("\u001e");
+            int ready = own >= 0 && (mark.startsWith(held.substring(own)) || held.indexOf(mark) == own) ? own
                     : held.length();
             rest.accept(held.substring(0, ready));
             held.delete(0, ready);
@@ -1373,7 +1347,10 @@ final class VmTest implements Callable<Integer> {
         private boolean report(String[] line) {
             String text = line.length > 1 ? line[1] : "";
             switch (line[0]) {
-                case "exit" -> code = text.matches("\\d{1,3}") ? Integer.valueOf(text) : null;
+                case "exit" -> {
+                    code = text.matches("\\d{1,3}") ? Integer.valueOf(text) : null;
+                    ended++;
+                }
                 case "dumped" -> dumped = true;
                 case "nowhere" -> refuse("the project is not in the guest: there is no " + place.directory()
                         + "; vm-test --sync (or vm-sync) brings it");
@@ -1396,7 +1373,7 @@ final class VmTest implements Callable<Integer> {
     }
 
     /**
-     * Asks QEMU while a command runs whether the guest stands still: then its silence has a reason that can be told.
+     * Asks QEMU every 2 s, while a command runs, whether the guest is paused, so that a time limit can be explained.
      */
     private static final class StandstillWatch {
         private static final Duration INTERVAL = Duration.ofSeconds(2);
@@ -1439,33 +1416,32 @@ final class VmTest implements Callable<Integer> {
     static final class Leftovers {
         private static final Map<String, String> KINDS = Map.of("mount", "mounts", "file", "files under /build", "tmp",
                 "files in /tmp");
-        /** Of go test itself, and of our own commands. */
-        private static final Pattern PASSING = Pattern.compile("go-build\\d.*|vm-sync\\..*");
+        /** Temporary files of go test and of vm-sync. */
+        private static final Pattern TEMPORARY = Pattern.compile("go-build\\d.*|vm-sync\\..*");
 
-        /** How often each line stood in the listings, by kind. The same mount twice is two. */
-        private final Map<String, Map<String, Integer>> before = new HashMap<>();
-        private final Map<String, Map<String, Integer>> after = new HashMap<>();
+        /** How often each line stood in a listing, such as "before mount". The same mount twice is two. */
+        private final Map<String, Map<String, Integer>> listings = new HashMap<>();
         private final List<String> processes = new ArrayList<>();
         private final Set<String> cutOff = new TreeSet<>();
 
-        /** A line of the supervisor's, whatever a guest made of it. */
+        /** Takes a line of the supervisor. It comes from the guest: its length and the number of lines are limited. */
         synchronized void take(String word, String text) {
             if (word.equals("process") && processes.size() < 200) {
                 processes.add("process " + text);
             }
-            String kind = text.replaceFirst("(?s) .*", "");
-            if (Set.of("before", "after").contains(word) && KINDS.containsKey(kind)) {
-                Map<String, Integer> lines = (word.equals("before") ? before : after)
-                        .computeIfAbsent(kind, it -> new LinkedHashMap<>());
+            String[] line = text.substring(0, Math.min(text.length(), 2000)).split(" ", 2); // the kind, what was listed
+            if (Set.of("before", "after").contains(word) && KINDS.containsKey(line[0]) && line.length == 2) {
+                String listing = word + " " + line[0];
+                Map<String, Integer> lines = listings.computeIfAbsent(listing, it -> new LinkedHashMap<>());
                 if (lines.size() < Supervisor.LISTED) {
-                    lines.merge(text.substring(Math.min(text.length(), kind.length() + 1)), 1, Integer::sum);
+                    lines.merge(line[1], 1, Integer::sum);
                 } else {
-                    cutOff.add((word.equals("before") ? "before: " : "after: ") + kind);
+                    cutOff.add(listing);
                 }
             }
         }
 
-        /** What fails a suite: processes, mounts, files under /build. */
+        /** Processes, mounts and files under /build: these fail a suite. */
         List<String> failing() {
             List<String> left = new ArrayList<>(processes);
             left.addAll(added("mount"));
@@ -1473,28 +1449,25 @@ final class VmTest implements Callable<Integer> {
             return left;
         }
 
-        /** New entries of /tmp, which are only named. */
+        /** New files in /tmp: these are only reported. */
         List<String> named() {
             return added("tmp").stream().map(line -> "/tmp/" + line.substring("tmp ".length()))
-                    .filter(file -> !PASSING.matcher(file.substring("/tmp/".length())).matches()).toList();
+                    .filter(file -> !TEMPORARY.matcher(file.substring("/tmp/".length())).matches()).toList();
         }
 
-        /** What could not be compared, in words; empty if all could. */
+        /** Why a listing could not be compared; empty if all could. */
         List<String> unknown() {
-            return cutOff.stream().filter(it -> it.startsWith("before: ")).map(it -> "there were more than "
-                    + Supervisor.LISTED + " " + KINDS.get(it.substring("before: ".length()))
+            return KINDS.keySet().stream().filter(kind -> cutOff.contains("before " + kind)).map(kind ->
+                    "there were more than " + Supervisor.LISTED + " " + KINDS.get(kind)
                     + " before the suite, so it is not known what it left there").toList();
         }
 
         private List<String> added(String kind) {
-            Map<String, Integer> old = before.getOrDefault(kind, Map.of());
+            Map<String, Integer> before = listings.getOrDefault("before " + kind, Map.of());
             List<String> added = new ArrayList<>();
-            if (!cutOff.contains("before: " + kind)) {
-                after.getOrDefault(kind, Map.of()).forEach((line, count) -> {
-                    for (int i = old.getOrDefault(line, 0); i < count; i++) {
-                        added.add(kind + " " + line);
-                    }
-                });
+            if (!cutOff.contains("before " + kind)) {
+                listings.getOrDefault("after " + kind, Map.of()).forEach((line, count) -> added.addAll(
+                        Collections.nCopies(Math.max(0, count - before.getOrDefault(line, 0)), kind + " " + line)));
             }
             return added;
         }
@@ -1502,7 +1475,7 @@ final class VmTest implements Callable<Integer> {
 
     // What a suite prints
 
-    /** The end of a text, from the start of a line, and how much came before it: a guest may print without end. */
+    /** The last 64,000 characters of a text, or more, from the start of a line: a guest may print without end. */
     static final class Tail {
         private static final int KEPT = 64_000; // characters
         private final StringBuilder end = new StringBuilder();
@@ -1529,12 +1502,12 @@ final class VmTest implements Callable<Integer> {
      * Strings that begin as "bytes" hold one character for each byte.
      */
     static final class SuiteOutput {
-        /** Of a line that may be an event. A longer one is shown at once, and counts as unreadable. */
+        /** The longest line that is parsed. A longer one is shown at once and counts as unreadable. */
         private static final int LONGEST_EVENT = 1 << 20;
         /** How an event of go test begins. It may stand behind a text that has no newline. */
         private static final String EVENT = "{\"Time\":\"";
         private static final Pattern LINE = Pattern.compile("(?<=\n)|(?=\\{\"Time\":\")");
-        /** How a line of go test begins that tells of a failure. */
+        /** The beginnings of go test's lines for a failure. */
         private static final String[] FAILURES = {"--- FAIL: ", "FAIL\t", "FAIL\r", "FAIL"};
 
         final TestEvents events = new TestEvents();
@@ -1553,7 +1526,7 @@ final class VmTest implements Callable<Integer> {
             this.eventLines = eventLines;
         }
 
-        /** Takes a piece of a stream; returns what to show now. What is no event is shown at once, unless it may be. */
+        /** Takes a piece of a stream; returns what to show now. A line that may become an event waits for its end. */
         String take(int stream, String bytes) {
             StringBuilder held = partial.computeIfAbsent(stream, it -> new StringBuilder()).append(bytes);
             boolean maybeEvents = held.indexOf("{") == 0 || held.indexOf("\n{") >= 0 || held.indexOf(EVENT) >= 0;
@@ -1651,8 +1624,8 @@ final class VmTest implements Callable<Integer> {
     }
 
     /**
-     * Packages are tested side by side. One is shown live, and the others' output waits for its turn, so that it reads
-     * like that of {@code go test -v}.
+     * Packages are tested in parallel. One is shown live; the output of the others waits until it ends, as with
+     * {@code go test -v}.
      */
     static final class LiveOutput {
         private static final int WAITING = 1 << 20; // characters of a package; what has more is shown at once
@@ -1726,14 +1699,14 @@ final class VmTest implements Callable<Integer> {
         Outcome outcome = Outcome.RUNNING;
         double seconds;
         Tail output = new Tail();
-        /** What its own line, such as {@code --- FAIL: TestX (0.00s)}, says: it counts if there is no end event. */
+        /** The result in its line, such as {@code --- FAIL: TestX (0.00s)}. It counts if there is no end event. */
         private Outcome line;
 
         void end(Outcome how, double took) {
             outcome = how;
             seconds = took;
             if (how == Outcome.PASS) {
-                output = new Tail(); // nobody asks
+                output = new Tail(); // it is not reported
             }
         }
 
@@ -1755,6 +1728,11 @@ final class VmTest implements Callable<Integer> {
 
         boolean failed() {
             return outcome().isFailure();
+        }
+
+        /** Else it is a package, or what is told of a suite. */
+        boolean isTest() {
+            return !name.isEmpty();
         }
 
         double seconds() {
@@ -1850,7 +1828,7 @@ final class VmTest implements Callable<Integer> {
             return runs.get(runs.size() - 1);
         }
 
-        /** No more events come: what has no end never gets one. */
+        /** After the last event: what has no end yet is unfinished. */
         void finish() {
             packages.values().forEach(runs -> runs.forEach(PackageRun::finish));
         }
@@ -1894,13 +1872,13 @@ final class VmTest implements Callable<Integer> {
 
         final Run self = new Run();
         final Map<String, List<Run>> tests = new LinkedHashMap<>();
-        /** Failures of tests that never began: a program can print such lines, but not if the package fails too. */
+        /** Failures of tests that never began. They count only if the package fails: a program can print them. */
         private final Map<String, Run> unclaimed = new LinkedHashMap<>();
         /** The line that is being printed. test2json cuts lines of more than 1,024 bytes into several outputs. */
         private final StringBuilder line = new StringBuilder();
         private int pieces;
         private boolean notBuilt;
-        /** The last line that did not belong to a test was PASS or FAIL, which come after all tests. */
+        /** Whether PASS or FAIL came, which go test prints after all tests, and nothing of a test after it. */
         boolean complete;
 
         void begin(String test) {
@@ -1911,7 +1889,7 @@ final class VmTest implements Callable<Integer> {
         void output(String test, String output) {
             List<Run> runs = tests.get(known(test));
             (runs == null ? self : runs.get(runs.size() - 1)).output.add(output);
-            complete = output.equals("PASS\n") || output.equals("FAIL\n") || complete && test.isEmpty();
+            complete = test.isEmpty() && (complete || output.equals("PASS\n") || output.equals("FAIL\n"));
             line.append(output);
             line.delete(0, Math.max(0, line.length() - LONGEST_LINE));
             pieces++;
@@ -2023,9 +2001,9 @@ final class VmTest implements Callable<Integer> {
             List<String> remarks = new ArrayList<>(); // in the last line
             List<String> notes = new ArrayList<>(); // in the summary
             String suite = job.suite().name();
-            long ran = tests.stream().filter(test -> !test.name().isEmpty()).count();
-            boolean skipped = ran > 0 && tests.stream().allMatch(test -> test.name().isEmpty()
-                    || test.outcome() == Outcome.SKIP);
+            long ran = tests.stream().filter(Result::isTest).count();
+            boolean skipped = ran > 0 && tests.stream().filter(Result::isTest).allMatch(test ->
+                    test.outcome() == Outcome.SKIP);
             if (output.unreadable > 0) {
                 own.add(result(suite, "events of go test", Outcome.UNFINISHED, output.unreadable
                         + " lines that began as events of go test -json could not be read, so a result may be lost"));
@@ -2034,9 +2012,9 @@ final class VmTest implements Callable<Integer> {
                 own.add(result(suite, "failures", Outcome.FAIL, "the command ended with 0, but go test reported "
                         + "failures (in a pipe, bash's 'set -o pipefail' keeps the exit code):\n" + plain));
             }
-            if (ended == Verdict.PASSED && (job.isGoTest() || !tests.isEmpty() || requireTests)
-                    && (ran == 0 || skipped)) {
-                remarks.add(ran == 0 ? "0 tests ran" : "all tests skipped");
+            boolean counted = job.isGoTest() || !tests.isEmpty();
+            if (ended == Verdict.PASSED && (counted || requireTests) && (ran == 0 || skipped)) {
+                remarks.add(!counted ? "no test could be counted" : ran == 0 ? "0 tests ran" : "all tests skipped");
                 if (requireTests || ran == 0 && job.needsTests()) {
                     own.add(result(suite, "tests", Outcome.FAIL, remarks.get(0) + ", but "
                             + (requireTests ? "--require-tests asks for some" : "some were chosen")));
@@ -2084,8 +2062,8 @@ final class VmTest implements Callable<Integer> {
         }
 
         /**
-         * What --failed runs again: by package the tests that failed; no names where the whole package has to run,
-         * because it was not built, or other tests did not come to their turn. Empty if the whole suite has to.
+         * What --failed runs: the failed tests of each package. No names: the whole package, because it was not built
+         * or not all its tests ran. An empty map: the whole suite.
          */
         private static Map<String, List<String>> again(Job job, List<Result> tests, TestEvents events) {
             Map<String, List<String>> again = new LinkedHashMap<>();
@@ -2094,7 +2072,7 @@ final class VmTest implements Callable<Integer> {
                     return Map.of(); // it was named by its files
                 }
                 List<String> names = again.computeIfAbsent(test.pkg(), it -> new ArrayList<>());
-                if (!test.name().isEmpty() && test.parent().isEmpty()) {
+                if (test.isTest() && test.parent().isEmpty()) {
                     names.add(test.name());
                 }
             }
@@ -2113,21 +2091,29 @@ final class VmTest implements Callable<Integer> {
                     test.outcome() == Outcome.NOT_BUILT);
             return job.suite().name() + " " + verdict + (notBuilt ? " (build failed)" : "")
                     + (verdict == Verdict.PASSED || guestCode == null ? "" : ", guest exit code " + guestCode)
-                    + remarks.stream().map(remark -> (remark.matches("\\d.*|all .*") ? ", " : ": ") + remark)
+                    + remarks.stream().map(remark -> (remark.matches("\\d.*|all .*|no .*") ? ", " : ": ") + remark)
                     .collect(Collectors.joining());
         }
 
-        /** What failed: of a test and its subtests the innermost, and those that have something to say themselves. */
+        /** What failed. A test whose subtest failed is left out, unless it has output of its own. */
         List<Result> failures() {
-            Set<String> holders = tests.stream().filter(Result::failed).filter(test -> !test.name().isEmpty())
-                    .map(test -> test.pkg() + " " + test.parent()).collect(Collectors.toSet());
-            return Stream.concat(tests.stream().filter(test -> test.failed()
-                    && (!holders.contains(test.pkg() + " " + test.name())
-                    || !test.name().isEmpty() && !test.output().isBlank())), own.stream().filter(Result::failed))
-                    .toList();
+            Set<String> parents = parents(tests.stream().filter(Result::failed));
+            return Stream.concat(tests.stream().filter(test -> test.failed() && (!parents.contains(test.pkg() + " "
+                    + test.name()) || test.isTest() && !test.output().isBlank())),
+                    own.stream().filter(Result::failed)).toList();
         }
 
-        /** Why a test failed. A test that says nothing has its package's output. */
+        private static Set<String> parents(Stream<Result> tests) {
+            return tests.filter(Result::isTest).map(test -> test.pkg() + " " + test.parent())
+                    .collect(Collectors.toSet());
+        }
+
+        private String packageOutput(String pkg) {
+            return tests.stream().filter(test -> test.pkg().equals(pkg) && !test.isTest()).map(Result::output)
+                    .collect(Collectors.joining());
+        }
+
+        /** Why a test failed: its output, and its package's if it did not finish or printed nothing. */
         String reason(Result test) {
             if (own.contains(test)) {
                 return test.output();
@@ -2135,19 +2121,15 @@ final class VmTest implements Callable<Integer> {
                 String errors = buildErrors(test.pkg());
                 return !errors.isEmpty() ? errors : test.output() + plain;
             }
-            boolean cutOff = test.outcome() == Outcome.UNFINISHED || test.output().isBlank();
-            return test.output() + (!cutOff || test.name().isEmpty() ? "" : tests.stream()
-                    .filter(it -> it.pkg().equals(test.pkg()) && it.name().isEmpty()).map(Result::output)
-                    .collect(Collectors.joining()));
+            boolean saysLittle = test.outcome() == Outcome.UNFINISHED || test.output().isBlank();
+            return test.output() + (saysLittle && test.isTest() ? packageOutput(test.pkg()) : "");
         }
 
-        /** The compiler's lines below a package's name: as events, or in plain text. "# [pkg]" below it is vet's. */
+        /** The compiler's lines below "# PKG". Go 1.24 has them as events, older ones as plain text. "# [pkg]": vet. */
         private String buildErrors(String pkg) {
             StringBuilder errors = new StringBuilder();
             boolean own = false;
-            String all = tests.stream().filter(it -> it.pkg().equals(pkg) && it.name().isEmpty()).map(Result::output)
-                    .collect(Collectors.joining()) + "\n" + plain;
-            for (String line : all.lines().toList()) {
+            for (String line : (packageOutput(pkg) + "\n" + plain).lines().toList()) {
                 if (line.startsWith("# ") && !line.startsWith("# [")) {
                     own = line.equals("# " + pkg) || line.startsWith("# " + pkg + " [")
                             || line.endsWith(" [" + pkg + ".test]");
@@ -2161,10 +2143,10 @@ final class VmTest implements Callable<Integer> {
         }
 
         /**
-         * What a person reads after the suite: the verdict, then why; in a suite of 2,000 tests not every skipped one.
+         * What is printed after the suite: the verdict, the failures, at most 50 skipped tests, the slowest, notes.
          */
         String summary() {
-            Map<Outcome, Long> counts = tests.stream().filter(test -> !test.name().isEmpty())
+            Map<Outcome, Long> counts = tests.stream().filter(Result::isTest)
                     .collect(Collectors.groupingBy(Result::outcome, TreeMap::new, Collectors.counting()));
             List<String> lines = new ArrayList<>();
             lines.add("== " + line() + counts.entrySet().stream().map(count -> ", " + count.getValue() + " "
@@ -2174,13 +2156,12 @@ final class VmTest implements Callable<Integer> {
                 lines.add("   " + test);
                 shortened(reason(test)).forEach(line -> lines.add("       " + line));
             });
-            tests.stream().filter(test -> test.outcome() == Outcome.SKIP && !test.name().isEmpty()).limit(50)
+            tests.stream().filter(test -> test.outcome() == Outcome.SKIP && test.isTest()).limit(50)
                     .forEach(test -> lines.add("   " + test + test.output().lines().map(line -> ": " + line.strip())
                     .reduce("", (first, last) -> last)));
-            Set<String> holders = tests.stream().map(test -> test.pkg() + " " + test.parent())
-                    .collect(Collectors.toSet());
-            tests.stream().filter(test -> test.seconds() >= 0.1 && !test.name().isEmpty()
-                    && !holders.contains(test.pkg() + " " + test.name()))
+            Set<String> parents = parents(tests.stream());
+            tests.stream().filter(test -> test.seconds() >= 0.1 && test.isTest()
+                    && !parents.contains(test.pkg() + " " + test.name()))
                     .sorted(Comparator.comparingDouble(test -> -test.seconds())).limit(5)
                     .forEach(test -> lines.add("   slow: " + test));
             notes.stream().limit(20).forEach(note -> lines.add("   " + note));
@@ -2231,7 +2212,7 @@ final class VmTest implements Callable<Integer> {
             for (Report report : reports) {
                 List<Result> failures = report.failures();
                 Map<String, List<Result>> packages = report.tests().stream()
-                        .filter(test -> !test.name().isEmpty() || failures.contains(test))
+                        .filter(test -> test.isTest() || failures.contains(test))
                         .collect(Collectors.groupingBy(Result::pkg, LinkedHashMap::new, Collectors.toList()));
                 for (Map.Entry<String, List<Result>> pkg : packages.entrySet()) {
                     junit.suite(report, pkg.getKey(), report.job().suite().name() + "." + pkg.getKey(), pkg.getValue());
@@ -2339,7 +2320,7 @@ final class VmTest implements Callable<Integer> {
             return out.flip().toString();
         }
 
-        /** Is this file descriptor a terminal, or not known not to be one? */
+        /** Whether this descriptor is a terminal. Without /proc it counts as one. */
         private static boolean isTerminal(int descriptor) {
             try {
                 return Files.readSymbolicLink(Path.of("/proc/self/fd/" + descriptor)).toString()
@@ -2360,8 +2341,8 @@ final class VmTest implements Callable<Integer> {
     }
 
     /**
-     * A text from the guest that cannot speak to a terminal: control characters are made visible (^[ for an escape),
-     * and so are those that change the direction of writing. Newlines and tabs stay.
+     * Makes a text from the guest safe for a terminal: control characters become visible (^[ for an escape), and so do
+     * those that change the direction of writing. Newlines and tabs stay.
      */
     static String printable(String text) {
         return Pattern.compile("[\\p{Cc}\u202a-\u202e\u2066-\u2069&&[^\n\t]]").matcher(text.replace("\r\n", "\n"))

@@ -149,7 +149,7 @@ final class CommandLineTest {
 
     /** One for each test: vm-test refuses a directory that came from another project. */
     private Path remoteDirectory() {
-        return sshd.base.resolve("home").resolve(temp.getFileName());
+        return sshd.base.resolve("home").resolve("of " + temp.getFileName());
     }
 
     private void useGuest() throws IOException {
@@ -636,7 +636,7 @@ final class CommandLineTest {
             Files.writeString(dir.resolve(file), Files.readString(sshd.vmDir.resolve(file)).replace(sshd.vmDir.toString(), dir.toString()));
         }
         settings.putAll(Map.of("VM_DIR", dir.toString(), "VM_TEST_UNIT", "cat " + text, "VM_REMOTE_DIR",
-                Files.createSymbolicLink(temp.resolve("remote"), sshd.base.resolve("home/project")).toString()));
+                Files.createSymbolicLink(temp.resolve("remote"), remoteDirectory()).toString()));
         try (FakeVm vm = new FakeVm(dir, "dfly-vm")) {
             for (String locale : List.of("C", "C.UTF-8")) {
                 settings.put("LC_ALL", locale);

@@ -169,7 +169,7 @@ final class SuitesTest {
             if (cut) {
                 GUEST.run(List.of("ssh", "-F", GUEST.vmDir().resolve("ssh_config").toString(), "-O", "exit", "guest")).exits(0);
             } else {
-                GUEST.test("unit").exits(69).says("another vm-test is at work");
+                GUEST.test("unit").exits(69).says("another vm-test uses VM");
                 GUEST.run(List.of("kill", "-INT", Long.toString(suite.pid()))).exits(0);
             }
             assertTrue(suite.waitFor(3, TimeUnit.MINUTES), "vm-test hangs");

@@ -1057,6 +1057,11 @@ final class VmTestTest {
             {List.of("-count=1"), List.of(), false, none, "x passed, 0 tests ran"}, {List.of(), List.of("./p"), false, none, "x failed, guest exit code 0, 0 tests ran"},
             {List.of("-run", "T"), List.of("./p"), false, skipped, "x passed, all tests skipped"},
             {List.of(), List.of(), true, skipped, "x failed, guest exit code 0, all tests skipped"}};
+        VmTest.Job opaque = jobs(Map.of("VM_TEST_X", "gmake check"), new VmTest.Additions(List.of(), List.of(), true), "x").get(1);
+        VmTest.GuestRun make = guestRun();
+        make.code = 0;
+        assertEquals("x failed, guest exit code 0, no test could be counted", VmTest.Report.of(opaque, VmTest.Verdict.PASSED, make,
+                new VmTest.SuiteOutput(events::append), Instant.now(), VmTest.Leaks.fail).line());
         for (Object[] row : rows) {
             @SuppressWarnings("unchecked")
             VmTest.Additions additions = new VmTest.Additions((List<String>) row[0], (List<String>) row[1], (boolean) row[2]);
@@ -1089,7 +1094,7 @@ final class VmTestTest {
     /** Runs the suites x and make, whose events and exit codes are given, and then asks what failed. */
     private List<String> again(VmTest.Additions additions, String[] streams, int... codes) throws Exception {
         VmTest.Suites suites = new VmTest.Suites(TWO, dir);
-        VmTest.LastRun last = new VmTest.LastRun(dir, "host:/p");
+        VmTest.LastRun last = new VmTest.LastRun(dir, "host:/p", false);
         List<VmTest.Job> jobs = suites.jobs(List.of("x", "make"), additions);
         last.begin(jobs, false);
         for (int i = 0; i < streams.length; i++) {
@@ -1101,7 +1106,7 @@ final class VmTestTest {
     }
 
     private List<String> failed(VmTest.Suites suites, String... names) throws Exception {
-        return new VmTest.LastRun(dir, "host:/p").failedJobs(suites, suites.chosen(List.of(names))).stream().map(VmTest.Job::command).toList();
+        return new VmTest.LastRun(dir, "host:/p", false).failedJobs(suites, suites.chosen(List.of(names))).stream().map(VmTest.Job::command).toList();
     }
 
     private static String stream(String lines) {
@@ -1142,7 +1147,7 @@ final class VmTestTest {
         VmTest.Suites suites = new VmTest.Suites(TWO, dir);
         assertEquals("--failed: there was no run yet: run a suite first", assertThrows(VmTest.VmException.class, () -> failed(suites)).getMessage());
         again(VmTest.Additions.NONE, new String[] {stream("p run TestA, p fail TestA 0, p end, p FAIL - 0.1"), "oh\n"}, 1, 1);
-        VmTest.VmException other = assertThrows(VmTest.VmException.class, () -> new VmTest.LastRun(dir, "host:/q").failedJobs(suites, List.of()));
+        VmTest.VmException other = assertThrows(VmTest.VmException.class, () -> new VmTest.LastRun(dir, "host:/q", false).failedJobs(suites, List.of()));
         assertEquals(2, other.exitCode);
         assertEquals("--failed: the last run was that of another project, host:/p, not host:/q: run a suite of this one first", other.getMessage());
         assertEquals("--failed: suite unit was not in the last run, only x, make",
@@ -1150,13 +1155,14 @@ final class VmTestTest {
         VmTest.Suites changed = new VmTest.Suites(new VmTest.Settings(Map.of("VM_TEST_BUILD", "true", "VM_TEST_X", "go test ./p"), Map.of()), dir);
         assertEquals(List.of("go test -json ./p"), failed(changed, "x"), "its command has changed, so it runs whole");
         // One suite again, which passes: what else failed is not forgotten.
-        VmTest.LastRun next = new VmTest.LastRun(dir, "host:/p");
+        VmTest.LastRun next = new VmTest.LastRun(dir, "host:/p", false);
         List<VmTest.Job> jobs = next.failedJobs(suites, suites.chosen(List.of("make")));
         next.begin(jobs, true);
         next.write(report(jobs.get(0), new VmTest.SuiteOutput(events::append), 0));
         assertEquals(List.of("go test -json -short -run '^(TestA)$' example.com/s/p"), failed(suites));
         Files.writeString(dir.resolve("x.json"), "{\"id\"");
-        assertThrows(java.io.IOException.class, () -> failed(suites));
+        assertEquals(dir.resolve("x.json") + " is damaged: delete it, and run the suite again",
+                assertThrows(VmTest.VmException.class, () -> failed(suites)).getMessage());
         Files.delete(dir.resolve("x.json"));
         assertEquals(List.of("go test -json -short ./..."), failed(suites));
         VmTest.Suites gone = new VmTest.Suites(new VmTest.Settings(Map.of(), Map.of()), dir);
@@ -1164,7 +1170,7 @@ final class VmTestTest {
                 assertThrows(VmTest.VmException.class, () -> failed(gone)).getMessage());
         VmTest.Additions required = new VmTest.Additions(List.of(), List.of(), true);
         again(required, new String[] {""}, 1);
-        assertEquals(required, new VmTest.LastRun(dir, "host:/p").failedJobs(suites, List.of()).get(0).additions(), "as in the last run");
+        assertEquals(required, new VmTest.LastRun(dir, "host:/p", false).failedJobs(suites, List.of()).get(0).additions(), "as in the last run");
     }
 
     // Texts

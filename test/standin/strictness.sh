@@ -211,6 +211,7 @@ ok ps ps -o pid= -p 1
 # the kernel's threads have the PID -1
 is ps ps -axww -o pid,ppid,stat,command | grep -c '^ *-1  *0 .*(idle_0)$'|1
 is ps ps -ax -o pid,lstart,command | grep -c '^ *-1 .*(syncer)$'|1
+is ps ps -axww -o pid,ppid,stat,command | grep -c '^ *0  *-1 .*(swapper)$'|1
 is ps ps -o pid,command -p 1 | grep -c idle_0|0
 ok ps ps -o lstart -p 1
 fails ps ps -o etime -p 1
