@@ -44,7 +44,6 @@ import java.nio.file.DirectoryStream;
 import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.FileSystemException;
 import java.nio.file.Files;
-import java.nio.file.InvalidPathException;
 import java.nio.file.LinkOption;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
@@ -253,7 +252,11 @@ final class VmSync implements Callable<Integer> {
                     + " is the checkout of these scripts; VM_PROJECT chooses another project");
         }
         remoteDir = remoteDir();
-        project = requireText(project.toRealPath());
+        project = project.toRealPath();
+        if (losesLetters(project.toString())) { // what was typed may be a link to it
+            throw new VmException(2, "letters of the project's name " + quoted(bytesOf(project)) + " would be lost, "
+                    + "because the locale's encoding is " + ENCODING + ": set LC_ALL=C.UTF-8, or rename it");
+        }
         origin = bytesOf(projectOrigin(project));
         rules = rules();
         rsyncHere = engine != Engine.TAR && hasRsync();
@@ -1556,8 +1559,7 @@ final class VmSync implements Callable<Integer> {
     /** A name for people, on one line, and for a shell to read back: in numbers what a terminal may not show. */
     static String quoted(String name) {
         String text = new String(bytes(name), UTF_8);
-        return !UNSAFE.matcher(text).find() ? word(text)
-                : "$'" + Pattern.compile("[^ -~]|['\\\\]").matcher(name)
+        return !UNSAFE.matcher(text).find() ? word(text) : "$'" + Pattern.compile("[^ -~]|['\\\\]").matcher(name)
                 .replaceAll(odd -> String.format(Locale.ROOT, "\\\\%03o", (int) odd.group().charAt(0))) + "'";
     }
 
@@ -1574,22 +1576,6 @@ final class VmSync implements Callable<Integer> {
     /** What a command left on stderr, without what could control the terminal: it may come from the guest. */
     private static String errorText(ByteArrayOutputStream errors) {
         return errors.toString(UTF_8).strip().replaceAll("[" + UNSAFE + "&&[^\n\t]]", "?");
-    }
-
-    /**
-     * The path, if Java's text for it is the name on the disk, as other programs get the text. In LANG=C it is not if
-     * there are letters beyond ASCII.
-     */
-    private static Path requireText(Path path) {
-        try {
-            if (Path.of(path.toString()).equals(path)) {
-                return path;
-            }
-        } catch (InvalidPathException unmappable) {
-            // as below
-        }
-        throw new VmException(2, "the name of the project, " + quoted(bytesOf(path)) + ", cannot be written in the "
-                + "encoding " + System.getProperty("sun.jnu.encoding") + ": set LC_ALL=C.UTF-8, or rename it");
     }
 
     /** A word of sh, taken literally. */
