@@ -156,7 +156,7 @@ final class CommandLineTest {
         settings.putAll(Map.of("VM_DIR", sshd.vmDir.toString(), "VM_REMOTE_DIR", remoteDirectory().toString(), "VM_PROJECT",
                 Files.createDirectories(temp.resolve("project")).toString(), "VM_TEST_BUILD", "true", "VM_TEST_UNIT", "echo tested"));
         Files.createDirectories(remoteDirectory());
-        Files.writeString(temp.resolve("project/" + temp.getFileName()), "what no other test has sent");
+        Files.writeString(temp.resolve("project/of-" + temp.getFileName()), "what no other test has sent");
         Files.writeString(sshd.base.resolve("home/fetched"), "x");
     }
 
@@ -245,7 +245,8 @@ final class CommandLineTest {
             assertEquals("", refused.out());
         }
         settings.put("VM_SYNC_CMD", VmCtl.shellQuoted(jar(List.of("vm-sync"))));
-        assertTrue(run("vm-test --sync unit").out().startsWith("of w1\n"));
+        Result synced = run("vm-test --sync unit");
+        assertTrue(synced.out().startsWith("of w1\n"), synced.toString());
     }
 
     @Test
