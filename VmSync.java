@@ -223,7 +223,7 @@ final class VmSync implements Callable<Integer> {
     private boolean reported;
     private boolean rsyncHere;
     private long started;
-    /** Of the project, and of the guest's directory when a sync began ("": unknown; null: not asked yet). */
+    /** Of the project, and of the guest's directory when a sync began ("": there was nothing; null: not asked yet). */
     private String origin;
     private String originBefore;
     /** Of the built-in engine: opened when needed, kept for a watch's next sync. */
@@ -703,13 +703,16 @@ final class VmSync implements Callable<Integer> {
                 if ! look || [ "$inode" != "$made" ]; then
                   if [ -e "$d" ] || [ -L "$d" ]; then
                     [ -d "$d" ] || refuse 'is not a directory in the guest: choose another'
-                    [ -z "$(ls -A "$d/.")" ] || %s ||
+                    [ -z "$(ls -A "$d/.")" ] || { from=unknown && %s; } ||
                       refuse 'was not made by vm-sync. A sync would delete files there that the project does not \
                 have: choose another directory, or use '%s
                   fi
                   made=
                 fi
-                [ -z "$made" ] || [ ! -f "$s/origin" ] || IFS= read -r from <"$s/origin"
+                if [ -n "$made" ]; then
+                  [ ! -f "$s/origin" ] || IFS= read -r from <"$s/origin"
+                  [ -n "$from" ] || from=unknown
+                fi
                 echo "vm-sync rsync=$(command -v rsync)"
                 printf 'origin=%%.4200s\n' "$from"
                 """.formatted(REFUSED, word(bytesOf(remoteDir)), key(), force, word(withOption("--force"))));
@@ -752,7 +755,7 @@ final class VmSync implements Callable<Integer> {
         Look look = looked(directory(), runInGuest(by, script));
         if (originBefore == null) {
             originBefore = look.origin();
-            if (!List.of("", origin, origin + INCOMPLETE).contains(originBefore)) {
+            if (!List.of("", "unknown", origin, origin + INCOMPLETE).contains(originBefore)) {
                 tell("vm-sync: replaces " + remoteDir + ", which came from " + quoted(cut(originBefore)));
             }
         }
@@ -812,16 +815,29 @@ final class VmSync implements Callable<Integer> {
     }
 
     /** Without owners, so that all belongs to root; -s keeps names from the guest's shell; the rules come on stdin. */
-    static List<String> rsyncCommand(Path project, String sshConfig, String to, String guestRsync, String... more) {
+    static List<String> rsyncCommand(Path project, String sshConfig, String to, String guestRsync,
+            List<String> more) {
         List<String> command = new ArrayList<>(List.of("rsync", "-rlpts", "-0", "--exclude-from=-", "--timeout=300",
                 "--out-format=%i|%l|%n", "-e", "ssh -F '" + sshConfig.replace("'", "''") + "'", "--rsync-path="
                 + guestRsync, project.toString().replaceAll("/?$", "/"), to));
-        Collections.addAll(command, more);
+        command.addAll(more);
         return command;
     }
 
+    /**
+     * Whether files of the same size and date may differ, because the guest's are those of another project. Of the same
+     * project they do not: what may have changed within one date is in the notes for the next sync.
+     */
+    private boolean datesDoNotCount() {
+        return !List.of("", origin).contains(originBefore);
+    }
+
     private Answer runRsync(String guestRsync, String... more) {
-        return pipe(rsyncCommand(project, sshConfig(), name + ":" + remoteDir + "/", guestRsync, more),
+        List<String> options = new ArrayList<>(List.of(more));
+        if (datesDoNotCount()) {
+            options.add("--checksum");
+        }
+        return pipe(rsyncCommand(project, sshConfig(), name + ":" + remoteDir + "/", guestRsync, options),
                 rules.list().stream().map(rule -> rule.text() + "\0").collect(Collectors.joining()));
     }
 
@@ -1067,7 +1083,8 @@ final class VmSync implements Callable<Integer> {
         List<String> said = new ArrayList<>();
         TreeMap<String, Item> tree = scan(project, rules, said);
         // As with rsync, nothing is deleted when the project could not be read in full.
-        List<Change> changes = plan(tree, guest, rules, !keep && said.isEmpty(), resend, said);
+        List<Change> changes = plan(tree, guest, rules, !keep && said.isEmpty(),
+                datesDoNotCount() ? tree.keySet() : resend, said);
         tellDeletions(changes.stream().filter(change -> !tree.containsKey(change.name())).toList());
         if (!dryRun && !changes.isEmpty()) {
             Set<String> unsent = new TreeSet<>();

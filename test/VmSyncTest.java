@@ -267,7 +267,7 @@ final class VmSyncTest {
         assertEquals(List.of("rsync", "-rlpts", "-0", "--exclude-from=-", "--timeout=300", "--out-format=%i|%l|%n", "-e",
                 "ssh -F '/vm''s dir/ssh_config'", "--rsync-path=/usr/local/bin/rsync", "/my, project/", "vm:/root/it's/", "--delete"),
                 VmSync.rsyncCommand(Path.of("/my, project"), "/vm's dir/ssh_config", "vm:/root/it's/", "/usr/local/bin/rsync",
-                        "--delete"));
+                        List.of("--delete")));
     }
 
     @Test
@@ -732,6 +732,32 @@ final class VmSyncTest {
             assertEquals("", sync("--engine", engine).exits(0).err());
         }
 
+        /** As two checkouts made in one second, or two archives in which all dates are one. */
+        @ByEitherEngine
+        void filesOfTwoProjectsMayLookTheSame(String engine) throws IOException {
+            Path other = Files.createDirectories(extra.resolve("app"));
+            FileTime time = FileTime.from(Instant.parse("2020-01-01T00:00:00Z"));
+            Files.setLastModifiedTime(write("it", "first"), time);
+            Files.setLastModifiedTime(write("equal", ""), time);
+            Files.setLastModifiedTime(Files.writeString(other.resolve("it"), "other"), time);
+            Files.setLastModifiedTime(Files.writeString(other.resolve("equal"), ""), time);
+            sync("--engine", engine).exits(0);
+            assertTrue(sync(other, "--engine", engine, "--dry-run").exits(0).out().contains("send it\n"));
+            sync(other, "--engine", engine).exits(0);
+            assertEquals("other", Files.readString(guest.resolve("it")));
+            assertTrue(sync(other, "--engine", engine).exits(0).out().contains(": 0 sent,"));
+            // The directory of an older vm-sync, which noted no origin; and one that somebody filled.
+            try (Stream<Path> files = Files.walk(base.resolve("home/.vm-sync"))) {
+                Files.delete(files.filter(file -> file.endsWith("origin")).findFirst().get());
+            }
+            assertEquals("", sync("--engine", engine).exits(0).err());
+            assertEquals("first", Files.readString(guest.resolve("it")));
+            delete(base.resolve("home/.vm-sync"));
+            sync(other, "--engine", engine, "--force").exits(0);
+            assertEquals("other", Files.readString(guest.resolve("it")));
+            assertEquals(host() + ":" + other, origin().get(0));
+        }
+
         @ByEitherEngine
         void whatTheGuestSaysAboutTheOriginIsHarmless(String engine) throws IOException {
             write("file", "");
@@ -740,7 +766,7 @@ final class VmSyncTest {
             try (Stream<Path> files = Files.walk(base.resolve("home/.vm-sync"))) {
                 mark = files.filter(file -> file.endsWith("origin")).findFirst().get();
             }
-            for (String text : List.of("h:/\033]0;x\007" + "y".repeat(1_000_000), "h:/\u009b2J", "`touch x`$(touch x)'\"\\\n")) {
+            for (String text : List.of("h:/\033]0;x\007" + "y".repeat(1_000_000) + "\n", "h:/\u009b2J", "`touch x`$(touch x)'\"\\\n")) {
                 Files.writeString(mark, text);
                 Result result = sync("--engine", engine).exits(0);
                 assertTrue(result.err().matches("vm-sync: replaces [^\n]*, which came from [ -~]{1,1500}\n"), result.err());
