@@ -851,7 +851,8 @@ final class VmSync implements Callable<Integer> {
             return rsyncOutcome(dryRun ? runRsync(guestRsync, "--dry-run") : runRsync(guestRsync), changes);
         } else if (!dryRun) {
             Answer sent = runRsync(guestRsync, "--delete", "--max-delete=0");
-            if (sent.status() != 25 && !sent.errors().contains("No space left")) { // 25: something is to be deleted
+            boolean deletions = Set.of(23, 25).contains(sent.status()) && sent.errors().contains("--max-delete");
+            if (!deletions && !sent.errors().contains("No space left")) {
                 return rsyncOutcome(sent, changes);
             }
             changes.addAll(parse(sent.out(), new ArrayList<>())); // what else it said, the last run says again

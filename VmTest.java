@@ -1092,7 +1092,7 @@ final class VmTest implements Callable<Integer> {
             set -- $(ls -di .)
             for made in "$HOME"/.vm-sync/*/made; do # of the sync that made this directory
                 [ "${made%made}tree/." -ef . ] && read -r inode <"$made" && [ "$inode" = "$1" ] || continue
-                { read -r there && read -r time; } <"${made%made}origin" || continue
+                { IFS= read -r there && read -r time; } <"${made%made}origin" || continue
                 [ "$there" = "$origin" ] || { say origin "$there" "$time"; exit; }
             done
             [ -z "$leftovers" ] || listing before
