@@ -4102,7 +4102,8 @@ final class VmCtl {
 
     /**
      * Why no command can run here, whatever its options are, or null: vm.env is wrong, or something would not arrive as
-     * it was typed. JBang has turned a lost letter of an argument into a question mark before this script starts.
+     * it was typed. JBang replaces letters that the locale cannot express by question
+     * marks before this script starts.
      */
     static String generalProblem(Settings settings, List<String> args) {
         String words = String.join(" ", args);

@@ -392,8 +392,8 @@ final class VmSync implements Callable<Integer> {
     }
 
     /**
-     * A *.db that git ignores is a program's state, any other is source. Where git would ignore every new one, those in
-     * the guest stay too. A directory counts like a file, and ends in a slash here.
+     * A *.db that git ignores is data and stays out; any other is source. If git ignores *.db in general, the guest's
+     * own *.db are not deleted either. Names of directories end in a slash.
      */
     private List<String> databaseRules() {
         Set<String> untracked = gitDatabases("--others");
@@ -842,8 +842,9 @@ final class VmSync implements Callable<Integer> {
     }
 
     /**
-     * rsync names what it deletes too late. With --max-delete=0 it deletes nothing, and says if there is something to
-     * delete; only then it runs twice more, to name that and to delete it. If the guest's disk is full, room is made.
+     * Names what will be deleted before it is deleted. The first run has --max-delete=0: it sends everything, and
+     * reports whether something is to be deleted. Only then a dry run names it and a third run deletes it. If the
+     * guest's disk is full, this third run also makes room.
      */
     private Outcome rsync(String guestRsync) {
         List<Change> changes = new ArrayList<>();
@@ -1786,7 +1787,8 @@ final class VmSync implements Callable<Integer> {
 
     /**
      * Why no command can run here, whatever its options are, or null: vm.env is wrong, or something would not arrive as
-     * it was typed. JBang has turned a lost letter of an argument into a question mark before this script starts.
+     * it was typed. JBang replaces letters that the locale cannot express by question
+     * marks before this script starts.
      */
     static String generalProblem(Settings settings, List<String> args) {
         String words = String.join(" ", args);

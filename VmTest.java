@@ -165,8 +165,8 @@ final class VmTest implements Callable<Integer> {
     @Option(names = "--require-tests", description = "Fail a suite in which no test ran, or all were skipped.")
     boolean requireTests;
 
-    @Option(names = "--freeze-on-failure", description = "After a suite that failed, keep the VM as the suite left it: "
-            + "snapshot failed-<suite>, which replaces an older one.")
+    @Option(names = "--freeze-on-failure", description = "Take the snapshot failed-<suite> after a suite that failed. "
+            + "It replaces an older one.")
     boolean freeze;
 
     @Option(names = "--timeout", defaultValue = "60m", scope = ScopeType.INHERIT, paramLabel = "TIME",
@@ -191,8 +191,8 @@ final class VmTest implements Callable<Integer> {
     enum Leaks { fail, warn, ignore }
 
     @Option(names = "--leaks", defaultValue = "fail", paramLabel = "MODE",
-            description = "fail, warn or ignore: what follows from processes, mounts and files under /build that a "
-            + "suite leaves behind (default: ${DEFAULT-VALUE}).")
+            description = "What to do about processes, mounts and files under /build that a suite leaves behind: fail, "
+            + "warn or ignore (default: ${DEFAULT-VALUE}).")
     Leaks leaks;
 
     @Option(names = "-v", scope = ScopeType.INHERIT, description = "Echo every external command.")
@@ -270,16 +270,16 @@ final class VmTest implements Callable<Integer> {
         List<String> given = spec.commandLine().getParseResult().originalArgs();
         int count = words.size() - (given.contains("--") ? given.size() - 1 - given.indexOf("--") : 0);
         List<String> names = words.subList(0, count);
-        Additions additions = new Additions(words.subList(count, words.size()), packages, requireTests);
+        CallerArgs callerArgs = new CallerArgs(words.subList(count, words.size()), packages, requireTests);
         if (names.isEmpty() && !onlyFailed) {
             throw new ParameterException(spec.commandLine(), "which suite? 'vm-test list' names them");
-        } else if (onlyFailed && !additions.isEmpty()) {
+        } else if (onlyFailed && !callerArgs.isEmpty()) {
             throw new ParameterException(spec.commandLine(),
                     "--failed uses the packages and flags of the last run: leave out --packages and what follows --");
         }
         project = project();
         Suites suites = new Suites(settings, project);
-        List<Job> whole = suites.jobs(names, additions); // with --failed it checks the names
+        List<Job> whole = suites.jobs(names, callerArgs); // with --failed it checks the names
         checkOptions();
         vmDir = vmDirectory(userPath(dirOption));
         LastRun last = new LastRun(vmDir.resolve(vmName + ".test"), projectOrigin(project),
@@ -289,7 +289,7 @@ final class VmTest implements Callable<Integer> {
             System.err.println("vm-test: nothing failed in the last run, so there is nothing to run again");
             return 0;
         }
-        takeVm();
+        lockVm();
         if (fresh) {
             runSibling("VM_CTL_CMD", ctlCommand, "restore");
         }
@@ -318,7 +318,7 @@ final class VmTest implements Callable<Integer> {
                     break;
                 }
             }
-            if (events.checkError()) { // it throws nothing: the verdict comes first
+            if (events.checkError()) { // a PrintWriter throws nothing: the verdict is printed on a full disk, too
                 cutOff.add(json);
             }
         }
@@ -377,7 +377,7 @@ final class VmTest implements Callable<Integer> {
         project = project();
         checkOptions();
         vmDir = vmDirectory(userPath(dirOption));
-        takeVm();
+        lockVm();
         GuestRun guest = new GuestRun(place(), command.size() == 1 ? command.get(0) : shellQuoted(command),
                 environment, timeout, () -> interrupted);
         Verdict verdict = guest.run(bytes -> screen.print(1, bytes), bytes -> screen.print(2, bytes));
@@ -395,7 +395,7 @@ final class VmTest implements Callable<Integer> {
         List<OptionSpec> given = spec.commandLine().getParseResult().matchedOptions();
         if (!words.isEmpty() || given.stream().anyMatch(option -> option.scopeType() == ScopeType.LOCAL)) {
             throw new ParameterException(spec.commandLine(),
-                    "a subcommand takes no suites and none of the options for suites alone");
+                    "list and run take no suites and none of the options that only suites have");
         }
     }
 
@@ -423,7 +423,7 @@ final class VmTest implements Callable<Integer> {
     }
 
     /** Waits for the guest and takes the lock: two runs on one VM would kill each other's processes. */
-    private void takeVm() throws IOException {
+    private void lockVm() throws IOException {
         if (!fresh || !Files.isDirectory(vmDir)) { // else vm-ctl restore starts it
             awaitGuest(vmDir, vmName, () -> interrupted);
         }
@@ -439,7 +439,7 @@ final class VmTest implements Callable<Integer> {
     }
 
     private String guestDirectory() {
-        // of /: vm-sync refuses "/root/"
+        // for the project / this is "/root/", which vm-sync refuses
         return remoteDir != null ? remoteDir : "/root/" + Path.of("/").relativize(project).getFileName();
     }
 
@@ -540,8 +540,8 @@ final class VmTest implements Callable<Integer> {
     record Suite(String name, String command, List<String> parts, String setting) {}
 
     /** What the caller adds to the suites of one call: the words after --, --packages, and --require-tests. */
-    record Additions(List<String> words, List<String> packages, boolean requireTests) {
-        static final Additions NONE = new Additions(List.of(), List.of(), false);
+    record CallerArgs(List<String> words, List<String> packages, boolean requireTests) {
+        static final CallerArgs NONE = new CallerArgs(List.of(), List.of(), false);
 
         boolean isEmpty() {
             return words.isEmpty() && packages.isEmpty();
@@ -552,7 +552,7 @@ final class VmTest implements Callable<Integer> {
      * A suite as it is run: the line for the guest's sh, whether it is a go test with -json, and whether 0 tests are a
      * failure, because the caller chose the tests.
      */
-    record Job(Suite suite, String command, boolean isGoTest, boolean needsTests, Additions additions) {
+    record Job(Suite suite, String command, boolean isGoTest, boolean needsTests, CallerArgs callerArgs) {
         boolean isBuild() {
             return suite.name().equals("build");
         }
@@ -643,16 +643,16 @@ final class VmTest implements Callable<Integer> {
         }
 
         /** What to run for these names, the build first. */
-        List<Job> jobs(List<String> names, Additions additions) {
+        List<Job> jobs(List<String> names, CallerArgs callerArgs) {
             List<Job> jobs = new ArrayList<>();
             List<Suite> chosen = chosen(names);
             for (Suite suite : chosen) {
                 if (!suite.name().equals("build")) {
-                    jobs.add(job(suite, additions));
+                    jobs.add(job(suite, callerArgs));
                 }
             }
-            if (jobs.isEmpty() && !additions.isEmpty()) {
-                throw new VmException(2, "--packages and what follows -- are for suites, and only the build was named");
+            if (jobs.isEmpty() && !callerArgs.isEmpty()) {
+                throw new VmException(2, "--packages and what follows -- cannot be used with the build alone");
             }
             build(chosen.size() > jobs.size()).ifPresent(job -> jobs.add(0, job));
             return jobs;
@@ -662,46 +662,46 @@ final class VmTest implements Callable<Integer> {
         Optional<Job> build(boolean named) {
             Suite build = byName.get("build");
             boolean nothing = List.of("true", ":").contains(build.command());
-            return named || !nothing ? Optional.of(job(build, Additions.NONE)) : Optional.empty();
+            return named || !nothing ? Optional.of(job(build, CallerArgs.NONE)) : Optional.empty();
         }
 
-        private static Job job(Suite suite, Additions additions) {
+        private static Job job(Suite suite, CallerArgs callerArgs) {
             GoTest goTest = GoTest.parse(suite.command());
             if (goTest != null) {
-                GoTest changed = goTest.with(additions);
-                return new Job(suite, changed.line(), true, changed.chosenByCaller(), additions);
-            } else if (!additions.packages().isEmpty()) {
+                GoTest changed = goTest.with(callerArgs);
+                return new Job(suite, changed.line(), true, changed.chosenByCaller(), callerArgs);
+            } else if (!callerArgs.packages().isEmpty()) {
                 throw new VmException(2, "--packages is for suites of the form 'go test FLAGS PACKAGES', and "
                         + suite.name() + " is another command: " + suite.command());
-            } else if (!additions.words().isEmpty() && Shell.hasComment(suite.command())) {
+            } else if (!callerArgs.words().isEmpty() && Shell.hasComment(suite.command())) {
                 throw new VmException(2, "the command of suite " + suite.name()
                         + " has a # comment, in which the words after -- would be lost: " + suite.command());
             }
-            String added = additions.words().isEmpty() ? "" : " " + shellQuoted(additions.words());
-            return new Job(suite, suite.command() + added, false, false, additions);
+            String added = callerArgs.words().isEmpty() ? "" : " " + shellQuoted(callerArgs.words());
+            return new Job(suite, suite.command() + added, false, false, callerArgs);
         }
 
         /** The suite's failed tests, by package; of a package without names all tests. */
-        Job again(Suite suite, Map<String, List<String>> failed, Additions additions) {
+        Job again(Suite suite, Map<String, List<String>> failed, CallerArgs callerArgs) {
             GoTest goTest = GoTest.parse(suite.command());
             if (goTest == null || failed.isEmpty()) {
-                return job(suite, additions);
+                return job(suite, callerArgs);
             }
-            GoTest changed = goTest.with(additions);
+            GoTest changed = goTest.with(callerArgs);
             List<String> lines = new ArrayList<>();
             List<String> whole = failed.keySet().stream().filter(pkg -> failed.get(pkg).isEmpty()).toList();
             if (!whole.isEmpty()) {
-                lines.add(changed.with(new Additions(List.of(), whole, false)).line());
+                lines.add(changed.with(new CallerArgs(List.of(), whole, false)).line());
             }
             failed.forEach((pkg, tests) -> {
                 if (!tests.isEmpty()) {
                     List<String> run = List.of("-run", "^(" + String.join("|", tests) + ")$");
-                    lines.add(changed.with(new Additions(run, List.of(pkg), false)).line());
+                    lines.add(changed.with(new CallerArgs(run, List.of(pkg), false)).line());
                 }
             });
             String command = lines.size() == 1 ? lines.get(0) : "code=0; " + lines.stream()
                     .map(line -> line + " || code=$?; ").collect(Collectors.joining()) + "exit $code";
-            return new Job(suite, command, true, true, additions);
+            return new Job(suite, command, true, true, callerArgs);
         }
     }
 
@@ -783,11 +783,11 @@ final class VmTest implements Callable<Integer> {
         }
 
         /** With the caller's flags before the packages, because go test reads no packages after a further flag. */
-        GoTest with(Additions additions) {
-            List<String> words = additions.words();
+        GoTest with(CallerArgs callerArgs) {
+            List<String> words = callerArgs.words();
             int end = words.contains("-args") ? words.indexOf("-args") : words.size();
             List<String> more = new ArrayList<>(flags);
-            boolean chosen = chosenByCaller || !additions.packages().isEmpty();
+            boolean chosen = chosenByCaller || !callerArgs.packages().isEmpty();
             for (int i = 0; i < end; i += flagLength(words.get(i))) {
                 String flag = words.get(i);
                 if (!isFlag(flag) || flag.equals("--")) {
@@ -801,7 +801,7 @@ final class VmTest implements Callable<Integer> {
                 chosen |= nameOf(flag).equals("run");
             }
             return new GoTest(start, more,
-                    additions.packages().isEmpty() ? packages : shellQuoted(additions.packages()),
+                    callerArgs.packages().isEmpty() ? packages : shellQuoted(callerArgs.packages()),
                     end < words.size() ? shellQuoted(words.subList(end, words.size())) : args, chosen);
         }
 
@@ -918,7 +918,7 @@ final class VmTest implements Callable<Integer> {
         }
 
         private Optional<Job> failedJob(Suites suites, Suite suite, String call, JsonObject last) throws IOException {
-            Additions additions = new Additions(strings(last.getArray("words")), strings(last.getArray("packages")),
+            CallerArgs callerArgs = new CallerArgs(strings(last.getArray("words")), strings(last.getArray("packages")),
                     last.getBoolean("requireTests") || requireTests);
             JsonObject result = read(suite.name() + ".json");
             boolean ended = result != null && result.getString("id", "").equals(call);
@@ -936,7 +936,7 @@ final class VmTest implements Callable<Integer> {
                         ? "it did not end in the last run" : same ? "it is not known which of its tests failed"
                         : "its command has changed"));
             }
-            return Optional.of(suites.again(suite, failed, additions));
+            return Optional.of(suites.again(suite, failed, callerArgs));
         }
 
         private static List<String> strings(JsonArray array) {
@@ -958,10 +958,11 @@ final class VmTest implements Callable<Integer> {
             JsonObject last = onlyFailed ? read("last-run") : null;
             JsonObject suites = last == null ? new JsonObject() : last.getObject("suites", new JsonObject());
             jobs.forEach(job -> suites.put(job.suite().name(), id));
-            Additions additions = jobs.get(jobs.size() - 1).additions();
+            CallerArgs callerArgs = jobs.get(jobs.size() - 1).callerArgs();
             replace("last-run", JsonWriter.indent("  ").string().object().value("project", project)
-                    .object("suites", suites).array("words", additions.words()).array("packages", additions.packages())
-                    .value("requireTests", additions.requireTests()).end().done());
+                    .object("suites", suites).array("words", callerArgs.words())
+                    .array("packages", callerArgs.packages())
+                    .value("requireTests", callerArgs.requireTests()).end().done());
         }
 
         void write(Report report) {
@@ -1054,7 +1055,7 @@ final class VmTest implements Callable<Integer> {
                     ls -A /tmp | head -n $listed | sed 's/^/tmp /'
                 } | LC_ALL=C awk 'NR == 1 { mark = $0; next } { print mark " " $0 }' >&3
             }
-            # "PID COMMAND" of what was not there before and descends from the pid $1, or was adopted by init.
+            # Prints PID and COMMAND of every new process that descends from $1, or whose ancestor's parent is init.
             mine() {
                 { printf '%s\\n\\n' "$before"; table; } | LC_ALL=C awk -v top="$1" -v watcher="$watcher" '
                     /^$/ { now = 1; next }
@@ -1090,7 +1091,7 @@ final class VmTest implements Callable<Integer> {
             }
             cd "$dir" || { say nowhere; exit; }
             set -- $(ls -di .)
-            for made in "$HOME"/.vm-sync/*/made; do # of the sync that made this directory
+            for made in "$HOME"/.vm-sync/*/made; do # find the sync that made this directory
                 [ "${made%made}tree/." -ef . ] && read -r inode <"$made" && [ "$inode" = "$1" ] || continue
                 { IFS= read -r there && read -r time; } <"${made%made}origin" || continue
                 [ "$there" = "$origin" ] || { say origin "$there" "$time"; exit; }
@@ -1206,7 +1207,7 @@ final class VmTest implements Callable<Integer> {
                 orders.flush();
                 stopped = watch(open, orders);
             } catch (IOException closed) {
-                // ssh has ended: what it said, or did not say, decides
+                // ssh has ended: whether the exit line came decides
             } finally {
                 process.destroy();
             }
@@ -1249,8 +1250,8 @@ final class VmTest implements Callable<Integer> {
                     deadline = System.nanoTime() + STOPPING.toNanos();
                     orders.close();
                 } else if (late) {
-                    trouble = trouble != null ? trouble : "perhaps everything that the suite started still runs: the "
-                            + "guest did not answer the order to stop; vm-ctl restart ends it";
+                    trouble = trouble != null ? trouble : "the guest did not answer the order to stop, so the "
+                            + "suite may still run in it; vm-ctl restart ends it";
                     break;
                 } else if (!place.isAlive()) {
                     break;
@@ -1744,7 +1745,7 @@ final class VmTest implements Callable<Integer> {
             return name.isEmpty() ? null : name.substring(0, Math.max(0, name.lastIndexOf('/')));
         }
 
-        /** Its output, without the lines that frame a test. Of several runs only those that count, with a heading. */
+        /** Its output without go test's own lines. Of several runs the failed or worst ones, each with a heading. */
         String output() {
             Outcome worst = outcome();
             StringBuilder text = new StringBuilder();
@@ -1991,7 +1992,7 @@ final class VmTest implements Callable<Integer> {
         private static final Pattern NOT_BUILT = Pattern.compile("(?m)^FAIL\t(\\S+) \\[(?:build|setup) failed]$");
 
         static Report of(Job job, Verdict ended, GuestRun guest, SuiteOutput output, Instant started, Leaks leaks) {
-            boolean requireTests = job.additions().requireTests();
+            boolean requireTests = job.callerArgs().requireTests();
             String plain = output.plain.toString();
             if (ended == Verdict.FAILED) {
                 NOT_BUILT.matcher(plain).results().forEach(match -> output.events.notBuilt(match.group(1)));
@@ -2564,7 +2565,8 @@ final class VmTest implements Callable<Integer> {
 
     /**
      * Why no command can run here, whatever its options are, or null: vm.env is wrong, or something would not arrive as
-     * it was typed. JBang has turned a lost letter of an argument into a question mark before this script starts.
+     * it was typed. JBang replaces letters that the locale cannot express by question
+     * marks before this script starts.
      */
     static String generalProblem(Settings settings, List<String> args) {
         String words = String.join(" ", args);

@@ -373,12 +373,12 @@ final class VmTestTest {
         }
     }
 
-    private static List<VmTest.Job> jobs(Map<String, String> settings, VmTest.Additions additions, String... names) {
-        return new VmTest.Suites(new VmTest.Settings(settings, Map.of()), Path.of("test/sample")).jobs(List.of(names), additions);
+    private static List<VmTest.Job> jobs(Map<String, String> settings, VmTest.CallerArgs callerArgs, String... names) {
+        return new VmTest.Suites(new VmTest.Settings(settings, Map.of()), Path.of("test/sample")).jobs(List.of(names), callerArgs);
     }
 
     private static String chosen(Map<String, String> settings, String... names) {
-        return jobs(settings, VmTest.Additions.NONE, names).stream().map(job -> job.suite().name()).collect(Collectors.joining(" "));
+        return jobs(settings, VmTest.CallerArgs.NONE, names).stream().map(job -> job.suite().name()).collect(Collectors.joining(" "));
     }
 
     @Test
@@ -397,7 +397,7 @@ final class VmTestTest {
 
     /** The suite x with this command: what the guest runs, after what the caller adds; "opaque: " in front if it is no plain go test. */
     private static String line(String command, List<String> words, List<String> packages) {
-        VmTest.Job job = jobs(Map.of("VM_TEST_X", command, "VM_TEST_BUILD", "true"), new VmTest.Additions(words, packages, false), "x").get(0);
+        VmTest.Job job = jobs(Map.of("VM_TEST_X", command, "VM_TEST_BUILD", "true"), new VmTest.CallerArgs(words, packages, false), "x").get(0);
         return (job.isGoTest() ? "" : "opaque: ") + job.command();
     }
 
@@ -458,7 +458,7 @@ final class VmTestTest {
             assertEquals(2, failure.exitCode);
             assertTrue(failure.getMessage().endsWith(row[3]), failure.getMessage());
         }
-        for (VmTest.Additions lost : List.of(new VmTest.Additions(List.of("-k"), List.of(), false), new VmTest.Additions(List.of(), List.of("./x"), false))) {
+        for (VmTest.CallerArgs lost : List.of(new VmTest.CallerArgs(List.of("-k"), List.of(), false), new VmTest.CallerArgs(List.of(), List.of("./x"), false))) {
             assertThrows(VmTest.VmException.class, () -> jobs(Map.of(), lost, "build"), "the build takes none of them");
         }
         for (String command : List.of("go test -v ./p1 -run . ./p2", "go test ./p1 -short ./p2 -args x")) {
@@ -800,7 +800,7 @@ final class VmTestTest {
     }
 
     private static VmTest.Job job(String suite, String command) {
-        List<VmTest.Job> jobs = jobs(Map.of("VM_TEST_" + suite.toUpperCase(), command), VmTest.Additions.NONE, suite);
+        List<VmTest.Job> jobs = jobs(Map.of("VM_TEST_" + suite.toUpperCase(), command), VmTest.CallerArgs.NONE, suite);
         return jobs.get(jobs.size() - 1);
     }
 
@@ -1057,15 +1057,15 @@ final class VmTestTest {
             {List.of("-count=1"), List.of(), false, none, "x passed, 0 tests ran"}, {List.of(), List.of("./p"), false, none, "x failed, guest exit code 0, 0 tests ran"},
             {List.of("-run", "T"), List.of("./p"), false, skipped, "x passed, all tests skipped"},
             {List.of(), List.of(), true, skipped, "x failed, guest exit code 0, all tests skipped"}};
-        VmTest.Job opaque = jobs(Map.of("VM_TEST_X", "gmake check"), new VmTest.Additions(List.of(), List.of(), true), "x").get(1);
+        VmTest.Job opaque = jobs(Map.of("VM_TEST_X", "gmake check"), new VmTest.CallerArgs(List.of(), List.of(), true), "x").get(1);
         VmTest.GuestRun make = guestRun();
         make.code = 0;
         assertEquals("x failed, guest exit code 0, no test could be counted", VmTest.Report.of(opaque, VmTest.Verdict.PASSED, make,
                 new VmTest.SuiteOutput(events::append), Instant.now(), VmTest.Leaks.fail).line());
         for (Object[] row : rows) {
             @SuppressWarnings("unchecked")
-            VmTest.Additions additions = new VmTest.Additions((List<String>) row[0], (List<String>) row[1], (boolean) row[2]);
-            VmTest.Job job = jobs(Map.of("VM_TEST_X", "go test ./...", "VM_TEST_BUILD", "true"), additions, "x").get(0);
+            VmTest.CallerArgs callerArgs = new VmTest.CallerArgs((List<String>) row[0], (List<String>) row[1], (boolean) row[2]);
+            VmTest.Job job = jobs(Map.of("VM_TEST_X", "go test ./...", "VM_TEST_BUILD", "true"), callerArgs, "x").get(0);
             VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append);
             take(output, 1, (String) row[3]);
             output.end();
@@ -1092,10 +1092,10 @@ final class VmTestTest {
             "VM_TEST_MAKE", "gmake check"), Map.of());
 
     /** Runs the suites x and make, whose events and exit codes are given, and then asks what failed. */
-    private List<String> again(VmTest.Additions additions, String[] streams, int... codes) throws Exception {
+    private List<String> again(VmTest.CallerArgs callerArgs, String[] streams, int... codes) throws Exception {
         VmTest.Suites suites = new VmTest.Suites(TWO, dir);
         VmTest.LastRun last = new VmTest.LastRun(dir, "host:/p", false);
-        List<VmTest.Job> jobs = suites.jobs(List.of("x", "make"), additions);
+        List<VmTest.Job> jobs = suites.jobs(List.of("x", "make"), callerArgs);
         last.begin(jobs, false);
         for (int i = 0; i < streams.length; i++) {
             VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append);
@@ -1115,7 +1115,7 @@ final class VmTestTest {
 
     @Test
     void onlyWhatFailedIsRunAgain() throws Exception {
-        VmTest.Additions none = VmTest.Additions.NONE;
+        VmTest.CallerArgs none = VmTest.CallerArgs.NONE;
         String whole = "go test -json -short ./...";
         Object[][] rows = { // the stream of x, and its command
             {"p run A, p fail A 0, p run B, p pass B 0, p run C/s, p run C, p fail C/s 0, p fail C 0, p end, p FAIL - 0.1, q run D, q pass D 0, q ok - 0.1",
@@ -1131,9 +1131,9 @@ final class VmTestTest {
             String stream = stream(((String) row[0]).replaceAll("(run|fail|pass) ([A-D])", "$1 Test$2"));
             assertEquals(List.of(row[1]), again(none, new String[] {stream, ""}, 1, 0), stream);
         }
-        assertEquals(List.of("go test -json -short -count=1 -run '^(TestA)$' example.com/s/p"), again(new VmTest.Additions(List.of("-count=1"), List.of(), false),
+        assertEquals(List.of("go test -json -short -count=1 -run '^(TestA)$' example.com/s/p"), again(new VmTest.CallerArgs(List.of("-count=1"), List.of(), false),
                 new String[] {stream("p run TestA, p fail TestA 0, p end, p FAIL - 0.1")}, 1).subList(0, 1), "with the flags of that run");
-        assertEquals(List.of("go test -json -short -failfast example.com/s/p"), again(new VmTest.Additions(List.of("-failfast"), List.of(), false),
+        assertEquals(List.of("go test -json -short -failfast example.com/s/p"), again(new VmTest.CallerArgs(List.of("-failfast"), List.of(), false),
                 new String[] {stream("p run TestA, p fail TestA 0, p end, p FAIL - 0.1")}, 1).subList(0, 1), "the others had no turn");
         assertEquals(List.of(), again(none, new String[] {stream("p run A, p pass A 0, p ok - 0.1"), "fine\n"}, 0, 0));
         assertEquals(List.of("gmake check"), again(none, new String[] {stream("p run A, p pass A 0, p ok - 0.1"), "oh\n"}, 0, 2), "an opaque suite runs whole");
@@ -1146,7 +1146,7 @@ final class VmTestTest {
     void anotherRunIsNotTakenForTheLast() throws Exception {
         VmTest.Suites suites = new VmTest.Suites(TWO, dir);
         assertEquals("--failed: there was no run yet: run a suite first", assertThrows(VmTest.VmException.class, () -> failed(suites)).getMessage());
-        again(VmTest.Additions.NONE, new String[] {stream("p run TestA, p fail TestA 0, p end, p FAIL - 0.1"), "oh\n"}, 1, 1);
+        again(VmTest.CallerArgs.NONE, new String[] {stream("p run TestA, p fail TestA 0, p end, p FAIL - 0.1"), "oh\n"}, 1, 1);
         VmTest.VmException other = assertThrows(VmTest.VmException.class, () -> new VmTest.LastRun(dir, "host:/q", false).failedJobs(suites, List.of()));
         assertEquals(2, other.exitCode);
         assertEquals("--failed: the last run was that of another project, host:/p, not host:/q: run a suite of this one first", other.getMessage());
@@ -1168,9 +1168,9 @@ final class VmTestTest {
         VmTest.Suites gone = new VmTest.Suites(new VmTest.Settings(Map.of(), Map.of()), dir);
         assertEquals("--failed: there is no suite x any more, which the last run had: set its VM_TEST_... again, or name other suites",
                 assertThrows(VmTest.VmException.class, () -> failed(gone)).getMessage());
-        VmTest.Additions required = new VmTest.Additions(List.of(), List.of(), true);
+        VmTest.CallerArgs required = new VmTest.CallerArgs(List.of(), List.of(), true);
         again(required, new String[] {""}, 1);
-        assertEquals(required, new VmTest.LastRun(dir, "host:/p", false).failedJobs(suites, List.of()).get(0).additions(), "as in the last run");
+        assertEquals(required, new VmTest.LastRun(dir, "host:/p", false).failedJobs(suites, List.of()).get(0).callerArgs(), "as in the last run");
     }
 
     // Texts
