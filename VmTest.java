@@ -1992,48 +1992,26 @@ final class VmTest implements Callable<Integer> {
         private static final Pattern NOT_BUILT = Pattern.compile("(?m)^FAIL\t(\\S+) \\[(?:build|setup) failed]$");
 
         static Report of(Job job, Verdict ended, GuestRun guest, SuiteOutput output, Instant started, Leaks leaks) {
-            boolean requireTests = job.callerArgs().requireTests();
             String plain = output.plain.toString();
             if (ended == Verdict.FAILED) {
                 NOT_BUILT.matcher(plain).results().forEach(match -> output.events.notBuilt(match.group(1)));
             }
             List<Result> tests = output.events.results();
-            List<Result> own = new ArrayList<>();
             List<String> remarks = new ArrayList<>(); // in the last line
             List<String> notes = new ArrayList<>(); // in the summary
-            String suite = job.suite().name();
-            long ran = tests.stream().filter(Result::isTest).count();
-            boolean skipped = ran > 0 && tests.stream().filter(Result::isTest).allMatch(test ->
-                    test.outcome() == Outcome.SKIP);
-            if (output.unreadable > 0) {
-                own.add(result(suite, "events of go test", Outcome.UNFINISHED, output.unreadable
-                        + " lines that began as events of go test -json could not be read, so a result may be lost"));
-            }
-            if (ended == Verdict.PASSED && !job.isGoTest() && output.tellsFailure) {
-                own.add(result(suite, "failures", Outcome.FAIL, "the command ended with 0, but go test reported "
-                        + "failures (in a pipe, bash's 'set -o pipefail' keeps the exit code):\n" + plain));
-            }
-            boolean counted = job.isGoTest() || !tests.isEmpty();
-            if (ended == Verdict.PASSED && (counted || requireTests) && (ran == 0 || skipped)) {
-                remarks.add(!counted ? "no test could be counted" : ran == 0 ? "0 tests ran" : "all tests skipped");
-                if (requireTests || ran == 0 && job.needsTests()) {
-                    own.add(result(suite, "tests", Outcome.FAIL, remarks.get(0) + ", but "
-                            + (requireTests ? "--require-tests asks for some" : "some were chosen")));
-                }
-            }
-            if (guest.leftovers != null) {
-                leftovers(suite, guest.leftovers, leaks, own, notes);
-            }
-            if (guest.trouble != null) {
-                own.add(result(suite, "VM", Outcome.UNFINISHED, guest.trouble));
-            }
+            List<Result> own = new ArrayList<>();
+            Stream.of(lostEvents(job, output), ended == Verdict.PASSED ? hiddenFailure(job, output, plain) : null,
+                    ended == Verdict.PASSED ? noTests(job, tests, remarks) : null,
+                    leftBehind(job, guest.leftovers, leaks, notes),
+                    guest.trouble == null ? null : result(job, "VM", Outcome.UNFINISHED, guest.trouble))
+                    .filter(Objects::nonNull).forEach(own::add);
             boolean failed = Stream.concat(tests.stream(), own.stream()).anyMatch(Result::failed);
             Map<String, List<String>> again = ended == Verdict.FAILED && own.isEmpty()
                     ? again(job, tests, output.events) : Map.of();
             if (tests.isEmpty() && own.isEmpty() || ended != Verdict.PASSED && !failed) {
                 Outcome outcome = ended == Verdict.PASSED ? Outcome.PASS : ended != Verdict.FAILED ? Outcome.UNFINISHED
                         : job.isBuild() ? Outcome.NOT_BUILT : Outcome.FAIL;
-                own.add(0, result(suite, "", outcome, plain));
+                own.add(0, result(job, "", outcome, plain));
             }
             if (guest.standstill != null) {
                 remarks.add(guest.standstill);
@@ -2043,23 +2021,51 @@ final class VmTest implements Callable<Integer> {
                     Duration.between(started, Instant.now()).toMillis() / 1000.0);
         }
 
-        private static Result result(String suite, String name, Outcome outcome, String output) {
+        private static Result result(Job job, String name, Outcome outcome, String output) {
             Run run = new Run();
             run.outcome = outcome;
             run.output.add(output);
-            return new Result(suite, name, List.of(run));
+            return new Result(job.suite().name(), name, List.of(run));
         }
 
-        private static void leftovers(String suite, Leftovers leftovers, Leaks leaks, List<Result> own,
-                List<String> notes) {
+        private static Result lostEvents(Job job, SuiteOutput output) {
+            return output.unreadable == 0 ? null : result(job, "events of go test", Outcome.UNFINISHED,
+                    output.unreadable + " lines that began as events of go test -json could not be read, so a result "
+                    + "may be lost");
+        }
+
+        private static Result hiddenFailure(Job job, SuiteOutput output, String plain) {
+            return job.isGoTest() || !output.tellsFailure ? null : result(job, "failures", Outcome.FAIL,
+                    "the command ended with 0, but go test reported failures (in a pipe, bash's 'set -o pipefail' "
+                    + "keeps the exit code):\n" + plain);
+        }
+
+        /** Remarks that no test ran, or that all were skipped. That is a failure where the caller asked for tests. */
+        private static Result noTests(Job job, List<Result> tests, List<String> remarks) {
+            boolean requireTests = job.callerArgs().requireTests();
+            boolean counted = job.isGoTest() || !tests.isEmpty();
+            long ran = tests.stream().filter(Result::isTest).count();
+            boolean skipped = tests.stream().filter(Result::isTest).allMatch(test -> test.outcome() == Outcome.SKIP);
+            if (!counted && !requireTests || !skipped) { // of none, all were skipped
+                return null;
+            }
+            remarks.add(!counted ? "no test could be counted" : ran == 0 ? "0 tests ran" : "all tests skipped");
+            return requireTests || ran == 0 && job.needsTests() ? result(job, "tests", Outcome.FAIL, remarks.get(0)
+                    + ", but " + (requireTests ? "--require-tests asks for some" : "some were chosen")) : null;
+        }
+
+        private static Result leftBehind(Job job, Leftovers leftovers, Leaks leaks, List<String> notes) {
+            if (leftovers == null) {
+                return null;
+            }
             List<String> left = leftovers.failing();
-            if (leaks == Leaks.fail && !left.isEmpty()) {
-                own.add(result(suite, "left behind", Outcome.FAIL, String.join("\n", left)));
-            } else {
+            boolean fails = leaks == Leaks.fail && !left.isEmpty();
+            if (!fails) {
                 left.forEach(what -> notes.add("left behind: " + what));
             }
             leftovers.named().forEach(file -> notes.add("left in /tmp: " + file));
-            leftovers.unknown().forEach(notes::add);
+            notes.addAll(leftovers.unknown());
+            return fails ? result(job, "left behind", Outcome.FAIL, String.join("\n", left)) : null;
         }
 
         /**
