@@ -374,6 +374,9 @@ final class VmTest implements Callable<Integer> {
                     + "name is passed to it.")
             List<String> command) throws Exception {
         refuseSuites();
+        if (String.join("", command).isBlank()) {
+            throw new ParameterException(spec.commandLine(), "the command is blank");
+        }
         project = project();
         checkOptions();
         vmDir = vmDirectory(userPath(dirOption));
@@ -405,6 +408,9 @@ final class VmTest implements Callable<Integer> {
         Path directory = userPath(projectOption);
         if (!Files.isDirectory(directory)) {
             throw new VmException(2, originOf(spec, "--project") + ": " + directory + " is not a directory");
+        } else if (remoteDir != null && !remoteDir.startsWith("/")) {
+            throw new VmException(2, originOf(spec, "--remote-dir") + ": '" + remoteDir
+                    + "' is no absolute path, as /root/project is");
         }
         return directory;
     }
@@ -596,6 +602,9 @@ final class VmTest implements Callable<Integer> {
         }
 
         private void add(String name, String command, String setting) {
+            if (command.isBlank()) {
+                throw new VmException(2, setting + " is blank: give the suite " + name + " a command");
+            }
             Suite before = byName.put(name, new Suite(name, command, List.of(), setting));
             if (before != null && !before.setting().isEmpty()) {
                 throw new VmException(2, before.setting() + " and " + setting + " both name the suite " + name
@@ -787,10 +796,13 @@ final class VmTest implements Callable<Integer> {
             List<String> words = callerArgs.words();
             int end = words.contains("-args") ? words.indexOf("-args") : words.size();
             List<String> more = new ArrayList<>(flags);
-            boolean chosen = chosenByCaller || !callerArgs.packages().isEmpty();
+            boolean chosen = chosenByCaller || !callerArgs.packages().isEmpty()
+                    || words.stream().anyMatch(word -> isFlag(word) && nameOf(word).equals("run"));
             for (int i = 0; i < end; i += flagLength(words.get(i))) {
                 String flag = words.get(i);
-                if (!isFlag(flag) || flag.equals("--")) {
+                if (Set.of("c", "n", "list").contains(nameOf(flag))) {
+                    throw new VmException(2, "with " + flag + " go test runs no test, so there would be no verdict");
+                } else if (!isFlag(flag) || flag.equals("--")) {
                     throw new VmException(2, "'" + flag + "' after -- is neither a flag of go test nor a flag's value: "
                             + "packages are named by --packages " + flag);
                 } else if (i + flagLength(flag) > end) {
@@ -798,7 +810,6 @@ final class VmTest implements Callable<Integer> {
                             + flag + "=true");
                 }
                 addFlag(more, shellQuoted(words.subList(i, i + flagLength(flag))), nameOf(flag));
-                chosen |= nameOf(flag).equals("run");
             }
             return new GoTest(start, more,
                     callerArgs.packages().isEmpty() ? packages : shellQuoted(callerArgs.packages()),
@@ -1037,9 +1048,9 @@ final class VmTest implements Callable<Integer> {
      */
     static final class Supervisor {
         /** A listing has at most so many lines of a kind; a guest must not fill this machine's memory. */
-        static final int LISTED = 50_000;
-        /** How long a process may outlive the suite, in naps of 0.2 s: git gc --auto, for example, ends by itself. */
-        private static final int LAST_NAPS = 25;
+        static final int LISTED = 200_000;
+        /** How many seconds a process may live on after the suite's end: git gc --auto ends by itself. */
+        private static final int GRACE = 5;
 
         private static final String SCRIPT = """
             exec 3>&2 4<&0 </dev/null 2>/dev/null
@@ -1111,8 +1122,8 @@ final class VmTest implements Callable<Integer> {
             code=$?
             kill -USR1 $watcher # unless it has begun to stop the suite
             wait $watcher
-            n=$naps
-            while left=$(mine none); [ $n -gt 0 ] && [ -n "$left" ]; do nap; n=$((n - 1)); done
+            end=$(($(date +%s) + grace))
+            while left=$(mine none); [ -n "$left" ] && [ "$(date +%s)" -lt $end ]; do nap; done
             [ -z "$left" ] || printf '%s\\n' "$left" | while read -r process; do say process "$process"; done
             [ -z "$leftovers" ] || listing after
             say exit $code
@@ -1130,7 +1141,7 @@ final class VmTest implements Callable<Integer> {
                     + "exec /bin/sh -c " + shellQuoted(List.of(command));
             Map<String, String> variables = Map.of("mark", mark, "dir", place.directory(), "origin", place.origin(),
                     "start", start, "leftovers", leftovers ? "yes" : "", "listed", String.valueOf(LISTED + 1),
-                    "naps", String.valueOf(leftovers ? LAST_NAPS : 0));
+                    "grace", String.valueOf(leftovers ? GRACE : 0));
             return variables.entrySet().stream().map(variable -> variable.getKey() + "="
                     + shellQuoted(List.of(variable.getValue())) + "\n").collect(Collectors.joining()) + SCRIPT;
         }
@@ -1415,8 +1426,7 @@ final class VmTest implements Callable<Integer> {
 
     /** What a suite left behind: the guest's listings before and after it, compared, and the processes that live on. */
     static final class Leftovers {
-        private static final Map<String, String> KINDS = Map.of("mount", "mounts", "file", "files under /build", "tmp",
-                "files in /tmp");
+        private static final Set<String> KINDS = Set.of("mount", "file", "tmp");
         /** Temporary files of go test and of vm-sync. */
         private static final Pattern TEMPORARY = Pattern.compile("go-build\\d.*|vm-sync\\..*");
 
@@ -1431,7 +1441,7 @@ final class VmTest implements Callable<Integer> {
                 processes.add("process " + text);
             }
             String[] line = text.substring(0, Math.min(text.length(), 2000)).split(" ", 2); // the kind, what was listed
-            if (Set.of("before", "after").contains(word) && KINDS.containsKey(line[0]) && line.length == 2) {
+            if (Set.of("before", "after").contains(word) && KINDS.contains(line[0]) && line.length == 2) {
                 String listing = word + " " + line[0];
                 Map<String, Integer> lines = listings.computeIfAbsent(listing, it -> new LinkedHashMap<>());
                 if (lines.size() < Supervisor.LISTED) {
@@ -1442,11 +1452,15 @@ final class VmTest implements Callable<Integer> {
             }
         }
 
-        /** Processes, mounts and files under /build: these fail a suite. */
+        /** Processes, mounts and files under /build: these fail a suite, and so does a listing that was cut off. */
         List<String> failing() {
             List<String> left = new ArrayList<>(processes);
-            left.addAll(added("mount"));
-            left.addAll(added("file"));
+            for (String kind : List.of("mount", "file")) {
+                left.addAll(added(kind));
+                if (cutOff.contains("before " + kind)) {
+                    left.add("unknown: more than " + Supervisor.LISTED + " lines (" + kind + ") were there before");
+                }
+            }
             return left;
         }
 
@@ -1454,13 +1468,6 @@ final class VmTest implements Callable<Integer> {
         List<String> named() {
             return added("tmp").stream().map(line -> "/tmp/" + line.substring("tmp ".length()))
                     .filter(file -> !TEMPORARY.matcher(file.substring("/tmp/".length())).matches()).toList();
-        }
-
-        /** Why a listing could not be compared; empty if all could. */
-        List<String> unknown() {
-            return KINDS.keySet().stream().filter(kind -> cutOff.contains("before " + kind)).map(kind ->
-                    "there were more than " + Supervisor.LISTED + " " + KINDS.get(kind)
-                    + " before the suite, so it is not known what it left there").toList();
         }
 
         private List<String> added(String kind) {
@@ -2064,7 +2071,6 @@ final class VmTest implements Callable<Integer> {
                 left.forEach(what -> notes.add("left behind: " + what));
             }
             leftovers.named().forEach(file -> notes.add("left in /tmp: " + file));
-            notes.addAll(leftovers.unknown());
             return fails ? result(job, "left behind", Outcome.FAIL, String.join("\n", left)) : null;
         }
 
