@@ -456,16 +456,18 @@ final class VmTest implements Callable<Integer> {
             InterruptedException {
         int code = sibling(command, arguments);
         String line = (command + " " + arguments).strip();
-        if (code == 126 || code == 127) {
-            boolean ctl = setting.equals("VM_CTL_CMD");
-            throw new VmException(69, "no suite was run: '" + line + "' cannot be run here; set " + setting
-                    + " to the command that runs it, as " + setting + "='jbang " + (ctl ? "vm-ctl" : "vm-sync")
-                    + "@NAME' for a catalog that you added, or " + setting + "='jbang tools/"
-                    + (ctl ? "VmCtl" : "VmSync") + ".java' for a copied file");
-        } else if (code != 0) {
+        if (code != 0) {
             throw new VmException(Set.of(1, 2, 3, 124, 130, 143).contains(code) ? code : 69,
-                    "no suite was run: '" + line + "' failed with exit code " + code);
+                    "no suite was run: '" + line + "' " + failure(setting, code));
         }
+    }
+
+    private static String failure(String setting, int code) {
+        boolean ctl = setting.equals("VM_CTL_CMD");
+        return code != 126 && code != 127 ? "failed with exit code " + code : "cannot be run here; set " + setting
+                + " to the command that runs it, as " + setting + "='jbang " + (ctl ? "vm-ctl" : "vm-sync")
+                + "@NAME' for a catalog that you added, or " + setting + "='jbang tools/"
+                + (ctl ? "VmCtl" : "VmSync") + ".java' for a copied file";
     }
 
     /** The exit code: 127 if the command is not there. */
@@ -532,7 +534,7 @@ final class VmTest implements Callable<Integer> {
             int code = sibling(ctlCommand, "snapshot --yes " + snapshot);
             System.err.println("vm-test: " + (code == 0 ? "the VM is kept as " + suite.name()
                     + " left it: vm-ctl restore " + snapshot
-                    : "no snapshot " + snapshot + ": vm-ctl snapshot failed with exit code " + code));
+                    : "no snapshot " + snapshot + ": '" + ctlCommand + "' " + failure("VM_CTL_CMD", code)));
         } catch (IOException | VmException refused) {
             System.err.println("vm-test: no snapshot " + snapshot + ": " + refused.getMessage());
         } catch (InterruptedException ending) {
