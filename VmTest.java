@@ -560,7 +560,8 @@ final class VmTest implements Callable<Integer> {
      * A suite as it is run: the line for the guest's sh, whether it is a go test with -json, and whether 0 tests are a
      * failure, because the caller chose the tests.
      */
-    record Job(Suite suite, String command, boolean isGoTest, boolean needsTests, CallerArgs callerArgs) {
+    record Job(Suite suite, String command, boolean isGoTest, boolean needsTests, CallerArgs callerArgs,
+            Map<String, List<String>> repeated) {
         boolean isBuild() {
             return suite.name().equals("build");
         }
@@ -680,7 +681,7 @@ final class VmTest implements Callable<Integer> {
             GoTest goTest = GoTest.parse(suite.command());
             if (goTest != null) {
                 GoTest changed = goTest.with(callerArgs);
-                return new Job(suite, changed.line(), true, changed.chosenByCaller(), callerArgs);
+                return new Job(suite, changed.line(), true, changed.chosenByCaller(), callerArgs, Map.of());
             } else if (!callerArgs.packages().isEmpty()) {
                 throw new VmException(2, "--packages is for suites of the form 'go test FLAGS PACKAGES', and "
                         + suite.name() + " is another command: " + suite.command());
@@ -689,7 +690,7 @@ final class VmTest implements Callable<Integer> {
                         + " has a # comment, in which the words after -- would be lost: " + suite.command());
             }
             String added = callerArgs.words().isEmpty() ? "" : " " + shellQuoted(callerArgs.words());
-            return new Job(suite, suite.command() + added, false, false, callerArgs);
+            return new Job(suite, suite.command() + added, false, false, callerArgs, Map.of());
         }
 
         /** The suite's failed tests, by package; of a package without names all tests. */
@@ -712,7 +713,7 @@ final class VmTest implements Callable<Integer> {
             });
             String command = lines.size() == 1 ? lines.get(0) : "code=0; " + lines.stream()
                     .map(line -> line + " || code=$?; ").collect(Collectors.joining()) + "exit $code";
-            return new Job(suite, command, true, true, callerArgs);
+            return new Job(suite, command, true, true, callerArgs, failed);
         }
     }
 
@@ -798,6 +799,9 @@ final class VmTest implements Callable<Integer> {
             List<String> words = callerArgs.words();
             int end = words.contains("-args") ? words.indexOf("-args") : words.size();
             List<String> more = new ArrayList<>(flags);
+            callerArgs.packages().stream().filter(it -> it.isBlank() || isFlag(it)).forEach(word -> {
+                throw new VmException(2, "--packages: '" + word + "' is no package");
+            });
             boolean chosen = chosenByCaller || !callerArgs.packages().isEmpty()
                     || words.stream().anyMatch(word -> isFlag(word) && nameOf(word).equals("run"));
             for (int i = 0; i < end; i += flagLength(words.get(i))) {
@@ -946,7 +950,7 @@ final class VmTest implements Callable<Integer> {
             }
             if (failed.isEmpty()) {
                 System.err.println("vm-test: suite " + suite.name() + " runs whole, because " + (!ended
-                        ? "it did not end in the last run" : same ? "it is not known which of its tests failed"
+                        ? "it has no result of the last run" : same ? "it is not known which of its tests failed"
                         : "its command has changed"));
             }
             return Optional.of(suites.again(suite, failed, callerArgs));
@@ -1063,14 +1067,16 @@ final class VmTest implements Callable<Integer> {
             listing() { # lines of $1: what a suite may leave behind, beside processes
                 {
                     printf '%s\\n' "$mark$1"
-                    mount | head -n $listed | sed 's/^/mount /'
+                    { mount || echo 'cannot be listed'; } | head -n $listed | sed 's/^/mount /'
                     [ ! -d /build ] || find /build -xdev | head -n $listed | sed 's/^/file /'
                     ls -A /tmp | head -n $listed | sed 's/^/tmp /'
+                    echo 'end of it'
                 } | LC_ALL=C awk 'NR == 1 { mark = $0; next } { print mark " " $0 }' >&3
             }
             # Prints PID and COMMAND of every new process that descends from $1, or whose ancestor's parent is init.
             mine() {
-                { printf '%s\\n\\n' "$before"; table; } | LC_ALL=C awk -v top="$1" -v watcher="$watcher" '
+                { printf '%s\\n\\n' "$before"; table; } | LC_ALL=C awk -v top="$1" -v watcher="$watcher" -v self=$$ '
+                    BEGIN { daemon = "^(/usr/(sbin|libexec)/(sshd|getty|cron)|(sshd|cron):)( |$)" }
                     /^$/ { now = 1; next }
                     !now { old[$1 + 0] = 1; next }
                     $1 + 0 > 0 {
@@ -1078,7 +1084,8 @@ final class VmTest implements Callable<Integer> {
                         sub(/^ *[0-9]+ +[0-9]+ +[^ ]+ +/, ""); name[p] = $0
                     }
                     END {
-                        for (p in parent) if (parent[p] == 1 && name[p] ~ /^[^ ]*(sshd|getty|cron)/) old[p] = 1
+                        if (!(self in parent)) print "? the processes could not be listed"
+                        for (p in parent) if (parent[p] == 1 && name[p] ~ daemon) old[p] = 1
                         for (p in parent) {
                             for (q = p; q in parent && !(q in old) && q != watcher; q = parent[q]) ;
                             if (!(p in old) && !zombie[p] && (q == top || q == 1) && n++ < 200) print p " " name[p]
@@ -1097,7 +1104,8 @@ final class VmTest implements Callable<Integer> {
                 kill -QUIT $(tests)
                 gone 40 tests
                 say dumped
-                read -r order <&4
+                # After "keep" only an order kills: stdin also ends when a snapshot that was taken now is restored.
+                read -r next <&4 || [ "$order" != keep ] || return
                 gone 10 pids
                 n=0
                 while nap; [ $n -lt 20 ] && [ -n "$(pids)" ]; do kill -KILL $(pids); n=$((n + 1)); done
@@ -1109,6 +1117,11 @@ final class VmTest implements Callable<Integer> {
                 { IFS= read -r there && read -r time; } <"${made%made}origin" || continue
                 [ "$there" = "$origin" ] || { say origin "$there" "$time"; exit; }
             done
+            # Another supervisor, whose vm-test was killed, may still be ending its suite.
+            n=150
+            while ps -axww -o pid,ppid,command | awk -v self=$$ '
+                    $1 != self && $2 != self && /[s]h -c eval .*dd bs=1 count=/ { other = 1 } END { exit !other }'
+            do nap; n=$((n - 1)); [ $n -gt 0 ] || { say busy; exit; }; done
             [ -z "$leftovers" ] || listing before
             before=$(table)
             (
@@ -1125,7 +1138,8 @@ final class VmTest implements Callable<Integer> {
             kill -USR1 $watcher # unless it has begun to stop the suite
             wait $watcher
             end=$(($(date +%s) + grace))
-            while left=$(mine none); [ -n "$left" ] && [ "$(date +%s)" -lt $end ]; do nap; done
+            while left=$(mine none) || left='? the processes could not be listed'
+                [ -n "$left" ] && [ "$(date +%s)" -lt $end ]; do nap; done
             [ -z "$left" ] || printf '%s\\n' "$left" | while read -r process; do say process "$process"; done
             [ -z "$leftovers" ] || listing after
             say exit $code
@@ -1249,7 +1263,7 @@ final class VmTest implements Callable<Integer> {
                     standstill = interrupt ? null : standstillWatch.why;
                     trouble = standstill == null ? trouble : standstill;
                     deadline = System.nanoTime() + STOPPING.toNanos();
-                    orders.write('\n');
+                    orders.write((interrupt || beforeKill == null ? "stop\n" : "keep\n").getBytes(UTF_8));
                     orders.flush();
                 } else if (stopped != null && !killed && (dumped || late)) {
                     if (stopped == Verdict.TIMED_OUT && beforeKill != null) {
@@ -1261,6 +1275,7 @@ final class VmTest implements Callable<Integer> {
                     }
                     killed = true;
                     deadline = System.nanoTime() + STOPPING.toNanos();
+                    orders.write("kill\n".getBytes(UTF_8));
                     orders.close();
                 } else if (late) {
                     trouble = trouble != null ? trouble : "the guest did not answer the order to stop, so the "
@@ -1292,9 +1307,10 @@ final class VmTest implements Callable<Integer> {
             GuestState guest = panic < 0 ? place.guestState() : null;
             standstill = guest == null ? null : guest.why();
             boolean alive = guest != null || place.isAlive();
+            boolean answers = guest != null && standstill == null && hasBanner(guest.vm().getInt("port"), 5000);
             trouble = (panic >= 0 ? "the guest panicked" : alive ? "the connection was lost"
                     : "VM " + place.vmName() + " ended")
-                    + (standstill != null ? ": " + standstill
+                    + (standstill != null ? ": " + standstill : answers ? ", but the guest answers: run the suite again"
                     : "; vm-ctl " + (alive ? "restart" : "start") + " brings it back") + ". From " + console + ":\n"
                     + String.join("\n", lines.subList(first, Math.min(first + 15, lines.size())));
             return Verdict.LOST;
@@ -1366,6 +1382,8 @@ final class VmTest implements Callable<Integer> {
                     ended++;
                 }
                 case "dumped" -> dumped = true;
+                case "busy" -> refuse("an earlier vm-test still ends its suite in the guest: try again, or vm-ctl "
+                        + "restore");
                 case "nowhere" -> refuse("the project is not in the guest: there is no " + place.directory()
                         + "; vm-test --sync (or vm-sync) brings it");
                 case "origin" -> refuse(place.directory() + " in the guest came from "
@@ -1436,6 +1454,7 @@ final class VmTest implements Callable<Integer> {
         private final Map<String, Map<String, Integer>> listings = new HashMap<>();
         private final List<String> processes = new ArrayList<>();
         private final Set<String> cutOff = new TreeSet<>();
+        private final Set<String> complete = new TreeSet<>();
 
         /** Takes a line of the supervisor. It comes from the guest: its length and the number of lines are limited. */
         synchronized void take(String word, String text) {
@@ -1443,6 +1462,9 @@ final class VmTest implements Callable<Integer> {
                 processes.add("process " + text);
             }
             String[] line = text.substring(0, Math.min(text.length(), 2000)).split(" ", 2); // the kind, what was listed
+            if (line[0].equals("end")) {
+                complete.add(word);
+            }
             if (Set.of("before", "after").contains(word) && KINDS.contains(line[0]) && line.length == 2) {
                 String listing = word + " " + line[0];
                 Map<String, Integer> lines = listings.computeIfAbsent(listing, it -> new LinkedHashMap<>());
@@ -1457,6 +1479,9 @@ final class VmTest implements Callable<Integer> {
         /** Processes, mounts and files under /build: these fail a suite, and so does a listing that was cut off. */
         List<String> failing() {
             List<String> left = new ArrayList<>(processes);
+            if (complete.size() < 2) {
+                left.add("unknown: the guest did not list all that was there before and after");
+            }
             for (String kind : List.of("mount", "file")) {
                 left.addAll(added(kind));
                 if (cutOff.contains("before " + kind)) {
@@ -2011,7 +2036,8 @@ final class VmTest implements Callable<Integer> {
             List<Result> own = new ArrayList<>();
             Stream.of(lostEvents(job, output), ended == Verdict.PASSED ? hiddenFailure(job, output, plain) : null,
                     ended == Verdict.PASSED ? noTests(job, tests, remarks) : null,
-                    leftBehind(job, guest.leftovers, leaks, notes),
+                    guest.code == null ? null : notRepeated(job, tests),
+                    guest.code == null ? null : leftBehind(job, guest.leftovers, leaks, notes),
                     guest.trouble == null ? null : result(job, "VM", Outcome.UNFINISHED, guest.trouble))
                     .filter(Objects::nonNull).forEach(own::add);
             boolean failed = Stream.concat(tests.stream(), own.stream()).anyMatch(Result::failed);
@@ -2061,6 +2087,17 @@ final class VmTest implements Callable<Integer> {
             remarks.add(!counted ? "no test could be counted" : ran == 0 ? "0 tests ran" : "all tests skipped");
             return requireTests || ran == 0 && job.needsTests() ? result(job, "tests", Outcome.FAIL, remarks.get(0)
                     + ", but " + (requireTests ? "--require-tests asks for some" : "some were chosen")) : null;
+        }
+
+        /** With --failed every test that failed last time has to run, or its failure would be forgotten. */
+        private static Result notRepeated(Job job, List<Result> tests) {
+            List<String> missing = new ArrayList<>();
+            Set<String> ran = tests.stream().map(test -> test.pkg() + " " + test.name()).collect(Collectors.toSet());
+            job.repeated().forEach((pkg, names) -> names.forEach(name -> missing.add(pkg + " " + name)));
+            missing.removeAll(ran);
+            return missing.isEmpty() ? null : result(job, "failed last time", Outcome.UNFINISHED,
+                    "these tests did not run (were they renamed, or does a build tag lack?):\n"
+                    + String.join("\n", missing));
         }
 
         private static Result leftBehind(Job job, Leftovers leftovers, Leaks leaks, List<String> notes) {

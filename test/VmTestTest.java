@@ -450,6 +450,7 @@ final class VmTestTest {
             {unit, "", "-run TestX ./pkg/...", "'./pkg/...' after -- is neither a flag of go test nor a flag's value: packages are named by --packages ./pkg/..."},
             {unit, "", "example.com/x", "packages are named by --packages example.com/x"},
             {unit, "", "-- ./x", "packages are named by --packages --"},
+            {unit, "-short", "", "--packages: '-short' is no package"},
             {unit, "", "-c", "with -c go test runs no test, so there would be no verdict"},
             {unit, "", "-short -list=.", "with -list=. go test runs no test, so there would be no verdict"},
             {unit, "", "-short -tags", "after --, the flag -tags lacks its value; if it takes none, write -tags=true"},
@@ -464,6 +465,7 @@ final class VmTestTest {
         for (VmTest.CallerArgs lost : List.of(new VmTest.CallerArgs(List.of("-k"), List.of(), false), new VmTest.CallerArgs(List.of(), List.of("./x"), false))) {
             assertThrows(VmTest.VmException.class, () -> jobs(Map.of(), lost, "build"), "the build takes none of them");
         }
+        assertThrows(VmTest.VmException.class, () -> line("go test ./x", List.of(), List.of("./x", "")), "a variable that was not set");
         for (String command : List.of("go test -v ./p1 -run . ./p2", "go test ./p1 -short ./p2 -args x")) {
             VmTest.VmException lost = assertThrows(VmTest.VmException.class, () -> line(command, List.of(), List.of()));
             assertEquals("go test would never test ./p2, because a flag stands between it and the packages before it: put all flags before the packages",
@@ -567,8 +569,54 @@ final class VmTestTest {
         assertTrue(supervised(tree.toString(), "echo ran", Map.of()).startsWith("ran\n"), "the directory was made anew since");
     }
 
-    /** What runs after the order to stop a command, beside which a sleep 614 runs. */
+    /** A snapshot that was taken at a time limit is restored: then stdin ends, and nothing that it holds is killed. */
+    @Test
+    void whatIsKeptIsOnlyKilledByAnOrder() throws Exception {
+        String left = stopped("sleep 611 & sleep 4", "keep\n");
+        assertTrue(left.contains("sleep 611"), left);
+        assertFalse(stopped("sleep 611 & sleep 613", "keep\nkill\n").contains("sleep 611"));
+    }
+
+    /** After a vm-test that was killed, its supervisor ends its suite, and the next one waits for that. */
+    @Test
+    void oneSuiteAfterTheOther() throws Exception {
+        needsOwnProcesses();
+        StringBuilder outer = new StringBuilder();
+        for (String command : List.of("sleep 3; touch ended", "test -e ended && echo in turn")) {
+            byte[] script = VmTest.Supervisor.script("MARK ", place(dir.toString()), command, Map.of(), false).getBytes(UTF_8);
+            Path file = Files.write(Files.createTempFile(dir, "script", null), script);
+            outer.append("{ cat ").append(VmTest.shellQuoted(List.of(file.toString()))).append("; sleep 30; } | ")
+                    .append(VmTest.Supervisor.sshCommand(Path.of("/vm"), "x", script.length).get(5).replaceFirst("^exec ", ""))
+                    .append(outer.length() == 0 ? " & sleep 1; " : "");
+        }
+        Process process = new ProcessBuilder(Stream.concat(OWN_PROCESSES.stream(), Stream.of("sh", "-c", outer.toString())).toList()).start();
+        process.getOutputStream().close();
+        assertTrue(new String(process.getInputStream().readAllBytes(), UTF_8).contains("in turn\n"));
+    }
+
+    /** A leftover is one whatever its name is: only the system's own daemons do not count. */
+    @Test
+    void aProgramNamedLikeADaemonIsLeftBehind() throws Exception {
+        needsOwnProcesses();
+        Path program = Files.createSymbolicLink(Files.createDirectories(dir.resolve("cron")).resolve("cron.test"), Path.of("/bin/sleep"));
+        byte[] script = VmTest.Supervisor.script("MARK ", place(dir.toString()), "(" + VmTest.shellQuoted(List.of(program.toString())) + " 615 &)", Map.of(), true)
+                .getBytes(UTF_8);
+        Process process = new ProcessBuilder(Stream.concat(OWN_PROCESSES.stream(), Stream.of("sh", "-c",
+                VmTest.Supervisor.sshCommand(Path.of("/vm"), "x", script.length).get(5))).toList()).start();
+        process.getOutputStream().write(script);
+        process.getOutputStream().flush();
+        String said = new String(process.getErrorStream().readAllBytes(), UTF_8);
+        assertTrue(Pattern.compile("(?m)^MARK process \\d+ .*/cron/cron\\.test 615$").matcher(said).find(), said);
+        assertTrue(said.contains("MARK before end of it\n") && said.contains("MARK after end of it\n"), said);
+        process.getOutputStream().close();
+    }
+
     private String stopped(String command) throws Exception {
+        return stopped(command, "");
+    }
+
+    /** What runs after the order to stop a command, beside which a sleep 614 runs. */
+    private String stopped(String command, String orders) throws Exception {
         needsOwnProcesses();
         byte[] script = VmTest.Supervisor.script("MARK ", place(dir.toString()), command, Map.of("TMPDIR", dir.toString()), false).getBytes(UTF_8);
         String outer = "sleep 614 & " + VmTest.Supervisor.sshCommand(Path.of("/vm"), "x", script.length).get(5).replaceFirst("^exec ", "") + "; ps -axww -o command";
@@ -576,6 +624,7 @@ final class VmTestTest {
         process.getOutputStream().write(script);
         process.getOutputStream().flush();
         Thread.sleep(1500);
+        process.getOutputStream().write(orders.getBytes(UTF_8));
         process.getOutputStream().close();
         return new String(process.getInputStream().readAllBytes(), UTF_8);
     }
@@ -606,10 +655,12 @@ final class VmTestTest {
             for (int i = 0; more && i < mine.length(); i += size) {
                 more = guest.sift(held.append(mine, i, Math.min(mine.length(), i + size)), rest::append);
             }
+            VmTest.Leftovers listed = guest.leftovers;
             assertFalse(more);
             assertEquals("half a line, its rest\n\u001enot ours\n", rest.toString());
             assertEquals(3, guest.code);
-            assertEquals(List.of("process 7 x", "mount tmpfs on /build"), guest.leftovers.failing());
+            Stream.of("before", "after").forEach(word -> listed.take(word, "end of it"));
+            assertEquals(List.of("process 7 x", "mount tmpfs on /build"), listed.failing());
         }
         VmTest.GuestRun guest = guestRun();
         StringBuilder rest = new StringBuilder();
@@ -628,10 +679,19 @@ final class VmTestTest {
         return guest;
     }
 
+    /** One whose guest has listed that nothing was left behind. */
+    private VmTest.GuestRun cleanRun(int code) {
+        VmTest.GuestRun guest = guestRun();
+        guest.code = code;
+        Stream.of("before", "after").forEach(word -> guest.leftovers.take(word, "end of it"));
+        return guest;
+    }
+
     @Test
     void whatIsLeftBehindIsWhatWasNotThereBefore() {
         VmTest.Leftovers left = new VmTest.Leftovers();
-        Stream.of("before mount tmpfs on /mnt", "before mount x on / (local)", "before file /build", "before tmp old", "before tmp gone",
+        assertEquals(List.of("unknown: the guest did not list all that was there before and after"), left.failing());
+        Stream.of("before end of it", "after end of it", "before mount tmpfs on /mnt", "before mount x on / (local)", "before file /build", "before tmp old", "before tmp gone",
                 "after mount x on / (local)", "after mount tmpfs on /mnt", "after mount tmpfs on /mnt", "after file /build", "after file /build/a b",
                 "after tmp old", "after tmp go-build123", "after tmp go-builder", "after tmp vm-sync.Ab", "after tmp t1", "process 12 sleep 903", "odd", "after", "after strange x")
                 .forEach(line -> left.take(line.replaceFirst(" .*", ""), line.replaceFirst("^\\S+ ?", "")));
@@ -640,6 +700,7 @@ final class VmTestTest {
         VmTest.Leftovers many = new VmTest.Leftovers();
         IntStream.rangeClosed(0, VmTest.Supervisor.LISTED + 1).forEach(i -> many.take("before", "file /build/" + i));
         many.take("after", "file /build/new");
+        Stream.of("before", "after").forEach(word -> many.take(word, "end of it"));
         assertEquals(List.of("unknown: more than 200000 lines (file) were there before"), many.failing());
         IntStream.range(0, 1000).forEach(i -> many.take("process", i + " x".repeat(100)));
         assertEquals(200 + 1, many.failing().size());
@@ -808,8 +869,7 @@ final class VmTestTest {
 
     private VmTest.Report report(VmTest.Job job, VmTest.SuiteOutput output, int guestCode) {
         screen.append(output.end());
-        VmTest.GuestRun guest = guestRun();
-        guest.code = guestCode;
+        VmTest.GuestRun guest = cleanRun(guestCode);
         return VmTest.Report.of(job, guestCode == 0 ? VmTest.Verdict.PASSED : VmTest.Verdict.FAILED, guest, output, Instant.now(), VmTest.Leaks.fail);
     }
 
@@ -1061,8 +1121,7 @@ final class VmTestTest {
             {List.of("-run", "T"), List.of("./p"), false, skipped, "x passed, all tests skipped"},
             {List.of(), List.of(), true, skipped, "x failed, guest exit code 0, all tests skipped"}};
         VmTest.Job opaque = jobs(Map.of("VM_TEST_X", "gmake check"), new VmTest.CallerArgs(List.of(), List.of(), true), "x").get(1);
-        VmTest.GuestRun make = guestRun();
-        make.code = 0;
+        VmTest.GuestRun make = cleanRun(0);
         assertEquals("x failed, guest exit code 0, no test could be counted", VmTest.Report.of(opaque, VmTest.Verdict.PASSED, make,
                 new VmTest.SuiteOutput(events::append), Instant.now(), VmTest.Leaks.fail).line());
         for (Object[] row : rows) {
@@ -1072,8 +1131,7 @@ final class VmTestTest {
             VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append);
             take(output, 1, (String) row[3]);
             output.end();
-            VmTest.GuestRun guest = guestRun();
-            guest.code = 0;
+            VmTest.GuestRun guest = cleanRun(0);
             assertEquals(row[4], VmTest.Report.of(job, VmTest.Verdict.PASSED, guest, output, Instant.now(), VmTest.Leaks.fail).line(),
                     List.of(row).toString());
         }
@@ -1143,6 +1201,23 @@ final class VmTestTest {
         assertEquals(List.of(whole, "gmake check"), again(none, new String[] {"nothing\n", "fine\n"}, 1, 1), "go itself failed");
         assertEquals(List.of("gmake check"), again(none, new String[] {stream("p run A, p pass A 0, p ok - 0.1")}, 0), "cut off before the second");
         assertEquals(List.of(whole), again(none, new String[] {stream("command-line-arguments run A").replace("example.com/s/", ""), "fine\n"}, 1, 0));
+    }
+
+    /** A test that was renamed, or whose build tag is missing: its failure is not forgotten. */
+    @Test
+    void aFailedTestThatDoesNotRunAgainIsNoPass() throws Exception {
+        VmTest.Suites suites = new VmTest.Suites(TWO, dir);
+        again(VmTest.CallerArgs.NONE, new String[] {stream("p run TestA, p fail TestA 0, p end, p FAIL - 0.1, q run TestB, q fail TestB 0, q end, q FAIL - 0.1"), ""}, 1, 0);
+        for (String rest : List.of("q run TestB, q pass TestB 0, q ok - 0.1, p ok - 0.1", "q run TestB, q fail TestB 0, q end, q FAIL - 0.1, p ok - 0.1")) {
+            VmTest.LastRun last = new VmTest.LastRun(dir, "host:/p", false);
+            VmTest.Job job = last.failedJobs(suites, List.of()).get(0);
+            VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append);
+            take(output, 1, stream(rest));
+            VmTest.Report report = report(job, output, rest.contains("fail") ? 1 : 0);
+            assertEquals(VmTest.Verdict.FAILED, report.verdict());
+            assertTrue(report.summary().contains("did not run (were they renamed, or does a build tag lack?):\n       example.com/s/p TestA\n"), report.summary());
+            assertEquals(Map.of(), report.failedTests(), "the whole suite next time");
+        }
     }
 
     @Test
