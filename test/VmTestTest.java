@@ -581,15 +581,15 @@ final class VmTestTest {
     @Test
     void oneSuiteAfterTheOther() throws Exception {
         needsOwnProcesses();
-        StringBuilder outer = new StringBuilder();
+        List<String> both = new ArrayList<>();
         for (String command : List.of("sleep 3; touch ended", "test -e ended && echo in turn")) {
             byte[] script = VmTest.Supervisor.script("MARK ", place(dir.toString()), command, Map.of(), false).getBytes(UTF_8);
             Path file = Files.write(Files.createTempFile(dir, "script", null), script);
-            outer.append("{ cat ").append(VmTest.shellQuoted(List.of(file.toString()))).append("; sleep 30; } | ")
-                    .append(VmTest.Supervisor.sshCommand(Path.of("/vm"), "x", script.length).get(5).replaceFirst("^exec ", ""))
-                    .append(outer.length() == 0 ? " & sleep 1; " : "");
+            both.add("{ cat " + VmTest.shellQuoted(List.of(file.toString())) + "; sleep 20; } | "
+                    + VmTest.Supervisor.sshCommand(Path.of("/vm"), "x", script.length).get(5).replaceFirst("^exec ", ""));
         }
-        Process process = new ProcessBuilder(Stream.concat(OWN_PROCESSES.stream(), Stream.of("sh", "-c", outer.toString())).toList()).start();
+        Process process = new ProcessBuilder(Stream.concat(OWN_PROCESSES.stream(), Stream.of("sh", "-c",
+                String.join(" & sleep 1; ", both))).toList()).start();
         process.getOutputStream().close();
         assertTrue(new String(process.getInputStream().readAllBytes(), UTF_8).contains("in turn\n"));
     }
