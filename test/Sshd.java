@@ -58,7 +58,11 @@ final class Sshd implements AutoCloseable {
         Files.writeString(bin.resolve("stat"), "#!/bin/sh\n[ \"$1\" = -f ] && [ \"$2\" = '%p %z %Fm %Y|' ] || exit 1\nshift 2\n"
                 + "exec /usr/bin/find \"$@\" -maxdepth 0 \\( -type d -printf '4%04m %s %T@ |\\n' -o -type l -printf '12%04m %s %T@ %l|\\n' "
                 + "-o -type f -printf '10%04m %s %T@ |\\n' -o -printf '1%04m %s %T@ |\\n' \\)\n");
-        Files.setPosixFilePermissions(bin.resolve("stat"), PosixFilePermissions.fromString("rwxr-xr-x"));
+        // Another test may remount something on this machine meanwhile, which vm-test would take for what a suite left behind.
+        Files.writeString(bin.resolve("mount"), "#!/bin/sh\necho '/dev/da0s1d on / (hammer2, local)'\n");
+        for (String name : new String[] {"stat", "mount"}) {
+            Files.setPosixFilePermissions(bin.resolve(name), PosixFilePermissions.fromString("rwxr-xr-x"));
+        }
         int port;
         try (ServerSocket free = new ServerSocket(0, 1, InetAddress.getLoopbackAddress())) {
             port = free.getLocalPort();

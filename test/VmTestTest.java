@@ -222,6 +222,8 @@ final class VmTestTest {
         needsOwnProcesses();
         Path bin = Files.createDirectories(dir.resolve("bin"));
         assertTrue(Files.writeString(bin.resolve("ssh"), "#!/bin/sh\n" + ssh).toFile().setExecutable(true));
+        // Another test may remount something on this machine meanwhile.
+        assertTrue(Files.writeString(bin.resolve("mount"), "#!/bin/sh\necho '/dev/da0s1d on / (hammer2, local)'\n").toFile().setExecutable(true));
         ProcessBuilder builder = new ProcessBuilder(Path.of(System.getProperty("java.home"), "bin/java").toString(), "-XX:TieredStopAtLevel=1",
                 "-cp", System.getProperty("java.class.path"), "VmTestTest$Impatient");
         builder.command().addAll(List.of(args));
