@@ -1044,13 +1044,17 @@ final class VmTest implements Callable<Integer> {
     }
 
     /**
-     * The guest's side, in plain sh: no timeout(1), setsid(1) or cgroups there. It comes on stdin. Its lines on stderr
-     * begin with the mark, which the suite does not know. The order to stop is the next line on stdin, or its end; then
-     * "dumped" is reported, and at the line after that, or the end of stdin, everything is killed. The suite's
-     * processes are those that were not there before and descend from it, or whose ancestor was adopted by init (it
-     * left the process group, or its parent died). Out of reach: what an old daemon (cron, at) starts for the suite.
-     * Taken for the suite's: what another program daemonizes meanwhile. The last word is "exit", on both streams: what
-     * came before it has all arrived. Nothing is kept in files, which a suite could delete.
+     * The guest's side, in plain sh, because there is no timeout(1), setsid(1) or cgroup. It keeps no files, which a
+     * suite could delete.
+     * <ul>
+     * <li>On stdin come this script and then the orders. The first line, or the end of stdin, stops the suite: the Go
+     *     test binaries print their goroutines, and "dumped" is reported. The second line, or the end, kills the rest.
+     * <li>Its own lines on stderr begin with the mark, which the suite does not know. The last line on both streams is
+     *     "exit", so that a stream without it was cut off.
+     * <li>The suite's processes are those that were not there before and descend from it, or from a process that init
+     *     adopted. A process that another program daemonizes meanwhile counts as the suite's. What an old daemon (cron,
+     *     at) starts for the suite is not seen.
+     * </ul>
      */
     static final class Supervisor {
         /** A listing has at most so many lines of a kind; a guest must not fill this machine's memory. */
@@ -1294,11 +1298,15 @@ final class VmTest implements Callable<Integer> {
             return stopped;
         }
 
-        private Verdict lost() throws InterruptedException {
+        private Verdict lost() {
             if (trouble != null) {
                 return Verdict.LOST;
             }
-            Thread.sleep(2_000); // QEMU may be ending, and the last console lines still be on their way
+            // QEMU may be ending, and the last console lines still be on their way
+            for (long start = System.nanoTime(); place.isAlive() && kernelPanic(console(consoleStart)) < 0
+                    && System.nanoTime() - start < 2e9;) {
+                LockSupport.parkNanos(100_000_000);
+            }
             String text = console(consoleStart);
             int panic = kernelPanic(text);
             List<String> lines = (panic < 0 ? console(0) : text.substring(panic)).lines()
@@ -2019,9 +2027,9 @@ final class VmTest implements Callable<Integer> {
      * What became of a suite: the results of its tests, those of the suite itself (its command, what it left behind,
      * the VM), and the verdict that follows. In doubt the verdict is not "passed".
      */
-    record Report(Job job, Verdict verdict, List<Result> tests, List<Result> own, String plain, Integer guestCode,
-            List<String> remarks, List<String> notes, Map<String, List<String>> failedTests, Instant started,
-            double seconds) {
+    record Report(Job job, Verdict verdict, List<Result> tests, List<Result> suiteResults, String plain,
+            Integer guestCode, List<String> remarks, List<String> notes, Map<String, List<String>> failedTests,
+            Instant started, double seconds) {
 
         private static final Pattern NOT_BUILT = Pattern.compile("(?m)^FAIL\t(\\S+) \\[(?:build|setup) failed]$");
 
@@ -2033,26 +2041,26 @@ final class VmTest implements Callable<Integer> {
             List<Result> tests = output.events.results();
             List<String> remarks = new ArrayList<>(); // in the last line
             List<String> notes = new ArrayList<>(); // in the summary
-            List<Result> own = new ArrayList<>();
+            List<Result> suiteResults = new ArrayList<>();
             Stream.of(lostEvents(job, output), ended == Verdict.PASSED ? hiddenFailure(job, output, plain) : null,
                     ended == Verdict.PASSED ? noTests(job, tests, remarks) : null,
                     guest.code == null ? null : notRepeated(job, tests),
                     guest.code == null ? null : leftBehind(job, guest.leftovers, leaks, notes),
                     guest.trouble == null ? null : result(job, "VM", Outcome.UNFINISHED, guest.trouble))
-                    .filter(Objects::nonNull).forEach(own::add);
-            boolean failed = Stream.concat(tests.stream(), own.stream()).anyMatch(Result::failed);
-            Map<String, List<String>> again = ended == Verdict.FAILED && own.isEmpty()
+                    .filter(Objects::nonNull).forEach(suiteResults::add);
+            boolean failed = Stream.concat(tests.stream(), suiteResults.stream()).anyMatch(Result::failed);
+            Map<String, List<String>> again = ended == Verdict.FAILED && suiteResults.isEmpty()
                     ? again(job, tests, output.events) : Map.of();
-            if (tests.isEmpty() && own.isEmpty() || ended != Verdict.PASSED && !failed) {
+            if (tests.isEmpty() && suiteResults.isEmpty() || ended != Verdict.PASSED && !failed) {
                 Outcome outcome = ended == Verdict.PASSED ? Outcome.PASS : ended != Verdict.FAILED ? Outcome.UNFINISHED
                         : job.isBuild() ? Outcome.NOT_BUILT : Outcome.FAIL;
-                own.add(0, result(job, "", outcome, plain));
+                suiteResults.add(0, result(job, "", outcome, plain));
             }
             if (guest.standstill != null) {
                 remarks.add(guest.standstill);
             }
             Verdict verdict = ended == Verdict.PASSED && failed ? Verdict.FAILED : ended;
-            return new Report(job, verdict, tests, own, plain, guest.code, remarks, notes, again, started,
+            return new Report(job, verdict, tests, suiteResults, plain, guest.code, remarks, notes, again, started,
                     Duration.between(started, Instant.now()).toMillis() / 1000.0);
         }
 
@@ -2147,12 +2155,12 @@ final class VmTest implements Callable<Integer> {
                     .collect(Collectors.joining());
         }
 
-        /** What failed. A test whose subtest failed is left out, unless it has output of its own. */
+        /** What failed. A test whose subtest failed is left out, unless it has output of its suiteResults. */
         List<Result> failures() {
             Set<String> parents = parents(tests.stream().filter(Result::failed));
             return Stream.concat(tests.stream().filter(test -> test.failed() && (!parents.contains(test.pkg() + " "
                     + test.name()) || test.isTest() && !test.output().isBlank())),
-                    own.stream().filter(Result::failed)).toList();
+                    suiteResults.stream().filter(Result::failed)).toList();
         }
 
         private static Set<String> parents(Stream<Result> tests) {
@@ -2167,7 +2175,7 @@ final class VmTest implements Callable<Integer> {
 
         /** Why a test failed: its output, and its package's if it did not finish or printed nothing. */
         String reason(Result test) {
-            if (own.contains(test)) {
+            if (suiteResults.contains(test)) {
                 return test.output();
             } else if (test.outcome() == Outcome.NOT_BUILT) {
                 String errors = buildErrors(test.pkg());
@@ -2180,14 +2188,14 @@ final class VmTest implements Callable<Integer> {
         /** The compiler's lines below "# PKG". Go 1.24 has them as events, older ones as plain text. "# [pkg]": vet. */
         private String buildErrors(String pkg) {
             StringBuilder errors = new StringBuilder();
-            boolean own = false;
+            boolean inSection = false;
             for (String line : (packageOutput(pkg) + "\n" + plain).lines().toList()) {
                 if (line.startsWith("# ") && !line.startsWith("# [")) {
-                    own = line.equals("# " + pkg) || line.startsWith("# " + pkg + " [")
+                    inSection = line.equals("# " + pkg) || line.startsWith("# " + pkg + " [")
                             || line.endsWith(" [" + pkg + ".test]");
                 } else if (line.startsWith("FAIL\t")) {
-                    own = false;
-                } else if (own && !line.startsWith("# [")) {
+                    inSection = false;
+                } else if (inSection && !line.startsWith("# [")) {
                     errors.append(line).append('\n');
                 }
             }
@@ -2233,8 +2241,9 @@ final class VmTest implements Callable<Integer> {
         /** The result as it is kept in VM_DIR. */
         String json(String id) {
             JsonArray entries = new JsonArray();
-            Stream.concat(tests.stream(), own.stream()).forEach(test -> entries.add(new JsonObject(Map.of("package",
-                    test.pkg(), "test", test.name(), "outcome", test.outcome().toString(), "seconds", test.seconds(),
+            Stream.concat(tests.stream(), suiteResults.stream()).forEach(test -> entries.add(new JsonObject(Map.of(
+                    "package", test.pkg(), "test", test.name(), "outcome", test.outcome().toString(),
+                    "seconds", test.seconds(),
                     "runs", test.runs().size(), "output", test.failed() ? reason(test) : test.output()))));
             JsonObject again = new JsonObject();
             failedTests.forEach((pkg, names) -> again.put(pkg, new JsonArray(names)));
@@ -2246,7 +2255,7 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    /** The JUnit report: a testsuite for each package of a suite, and one for what is the suite's own. */
+    /** The JUnit report: a testsuite for each package of a suite, and one for what is the suite's suiteResults. */
     static final class JUnit {
         private final XMLStreamWriter xml;
         private final String host;
@@ -2269,8 +2278,9 @@ final class VmTest implements Callable<Integer> {
                 for (Map.Entry<String, List<Result>> pkg : packages.entrySet()) {
                     junit.suite(report, pkg.getKey(), report.job().suite().name() + "." + pkg.getKey(), pkg.getValue());
                 }
-                if (!report.own().isEmpty()) {
-                    junit.suite(report, report.job().suite().name(), report.job().suite().name(), report.own());
+                if (!report.suiteResults().isEmpty()) {
+                    String suite = report.job().suite().name();
+                    junit.suite(report, suite, suite, report.suiteResults());
                 }
             }
             junit.xml.writeEndDocument();
