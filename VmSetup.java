@@ -1117,8 +1117,8 @@ final class VmSetup implements Callable<Integer> {
     }
 
     /**
-     * Ends this process. An answer that was lost, because its reader has gone or a disk is full, is a failure whatever
-     * the code is.
+     * Ends this process. If stdout could not be written, because its reader has gone or a disk is full, the exit code
+     * is 1.
      */
     static void exit(String command, int code) {
         boolean lost = System.out.checkError();
@@ -1243,9 +1243,8 @@ final class VmSetup implements Callable<Integer> {
     }
 
     /**
-     * Why no command can run here, whatever its options are, or null: vm.env is wrong, or something would not arrive as
-     * it was typed. JBang replaces letters that the locale cannot express by question
-     * marks before this script starts.
+     * A problem that every command has, or null: vm.env is wrong, or something would not arrive as it was typed. JBang
+     * replaces letters that the locale cannot express by question marks before this script starts.
      */
     static String generalProblem(Settings settings, List<String> args) {
         String words = String.join(" ", args);

@@ -218,12 +218,12 @@ final class VmSync implements Callable<Integer> {
     Path vmDir;
     Path project;
     private Rules rules;
-    /** What is in the project and is left out, though the user did not say so: for the first summary. */
+    /** Files that are left out without an --exclude: named in the first summary. */
     private final Set<String> leftOut = new TreeSet<>();
     private boolean reported;
     private boolean rsyncHere;
     private long started;
-    /** Of the project, and of the guest's directory when a sync began ("": there was nothing; null: not asked yet). */
+    /** Where the project is, and where the guest's directory came from ("": there was none; null: not asked yet). */
     private String origin;
     private String originBefore;
     /** Of the built-in engine: opened when needed, kept for a watch's next sync. */
@@ -624,7 +624,8 @@ final class VmSync implements Callable<Integer> {
                     .collect(Collectors.joining())));
             if (outcome.complete() && !originBefore.equals(origin)
                     && runInGuest(outcome.by(), originScript(true)).status() != 0) {
-                throw new VmException(1, directory() + ": the guest cannot note where it came from; sync again");
+                throw new VmException(1, directory() + ": the guest could not record which project this "
+                        + "is: free some space there, then sync again");
             }
             return outcome;
         } catch (InterruptedException interrupted) {
@@ -734,8 +735,8 @@ final class VmSync implements Callable<Integer> {
     }
 
     /**
-     * Notes where the directory comes from, and when. Until the first sync of another project is complete, the
-     * directory holds files of both. If the disk is full, an older time may stay, but no other origin.
+     * Notes where the directory comes from, and when. Until a sync from another project is complete, the directory
+     * holds files of both, and " (incomplete)" is noted. On a full disk an old time may stay, never a wrong origin.
      */
     private String originScript(boolean complete) {
         return "s=$HOME/.vm-sync/" + key() + " o=" + word(origin) + "\n"
@@ -1643,8 +1644,8 @@ final class VmSync implements Callable<Integer> {
     }
 
     /**
-     * Ends this process. An answer that was lost, because its reader has gone or a disk is full, is a failure whatever
-     * the code is.
+     * Ends this process. If stdout could not be written, because its reader has gone or a disk is full, the exit code
+     * is 1.
      */
     static void exit(String command, int code) {
         boolean lost = System.out.checkError();
@@ -1786,9 +1787,8 @@ final class VmSync implements Callable<Integer> {
     }
 
     /**
-     * Why no command can run here, whatever its options are, or null: vm.env is wrong, or something would not arrive as
-     * it was typed. JBang replaces letters that the locale cannot express by question
-     * marks before this script starts.
+     * A problem that every command has, or null: vm.env is wrong, or something would not arrive as it was typed. JBang
+     * replaces letters that the locale cannot express by question marks before this script starts.
      */
     static String generalProblem(Settings settings, List<String> args) {
         String words = String.join(" ", args);
