@@ -1376,7 +1376,7 @@ final class VmAutoInstall implements Callable<Integer> {
         }
 
         private String text() {
-            return printable(new String(line, 0, length, UTF_8));
+            return printable(new String(line, 0, length, UTF_8).replaceAll("[^\b]\b", "")); // backspaces take back
         }
 
         private void keep(String text) {
@@ -1720,15 +1720,6 @@ final class VmAutoInstall implements Callable<Integer> {
         return lines.stream().map(line -> "  | " + line + "\n").collect(Collectors.joining());
     }
 
-    /**
-     * Without escape sequences, what a backspace took back, and what a terminal takes for a command or a change of
-     * direction.
-     */
-    private static String printable(String text) {
-        return text.replaceAll("\033(\\[[0-?]*[ -/]*[@-~]|\\][^\007\033]*\007?|[ -/]*[0-~])|[^\b]\b", "")
-                .replaceAll("[\\p{Cc}\\p{Cf}&&[^\n\t]]", "");
-    }
-
     private static String text(Duration duration) {
         return duration.toMinutes() > 0 ? duration.toMinutes() + "m" + duration.toSecondsPart() + "s"
                 : duration.toSeconds() + " s";
@@ -2034,6 +2025,28 @@ final class VmAutoInstall implements Callable<Integer> {
     }
     // end shared:rawterminal
 
+    // shared:printable
+    private static final Pattern ESCAPE_SEQUENCE = Pattern.compile(
+            "(?:\u001b\\[|\u009b)[0-?]*[ -/]*[@-~]" // such as a colour
+            + "|\u001b\\][^\u0007\u001b]*(?:\u0007|\u001b\\\\)?" // such as a window's title
+            + "|\u001b[ -/]*[0-~]");
+    private static final Pattern NOT_PRINTABLE = Pattern.compile("[\\p{Cc}\\p{Cf}\\p{Zl}\\p{Zp}&&[^\n\t]]");
+
+    /** A text without the escape sequences of terminals. */
+    static String withoutEscapes(String text) {
+        return ESCAPE_SEQUENCE.matcher(text).replaceAll("");
+    }
+
+    /**
+     * A text from outside (the guest, a project, a mirror), made safe for a message: without escape sequences and
+     * carriage returns. Control characters and those that change the direction of writing become '?'; newlines and tabs
+     * stay.
+     */
+    static String printable(String text) {
+        return NOT_PRINTABLE.matcher(withoutEscapes(text).replace("\r", "")).replaceAll("?");
+    }
+    // end shared:printable
+
     // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */
     static class VmException extends RuntimeException {
@@ -2076,15 +2089,15 @@ final class VmAutoInstall implements Callable<Integer> {
                     if (!(failure instanceof VmException || failure instanceof IOException)) {
                         throw failure; // a bug keeps its stack trace
                     }
-                    line.getErr().println(line.getCommandSpec().root().name() + ": "
-                            + (failure instanceof IOException refused ? reason(refused) : failure.getMessage()));
+                    line.getErr().println(printable(line.getCommandSpec().root().name() + ": "
+                            + (failure instanceof IOException refused ? reason(refused) : failure.getMessage())));
                     boolean full = String.valueOf(failure.getMessage()).contains("No space left");
                     return failure instanceof VmException expected ? expected.exitCode : full ? 1 : 69;
                 }).setParameterExceptionHandler((failure, args) -> {
                     CommandSpec spec = failure.getCommandLine().getCommandSpec();
                     String general = generalProblem(settings, List.of(args));
-                    failure.getCommandLine().getErr().println(spec.root().name() + ": " + (general != null ? general
-                            : describeOptionError(settings, failure, args) + seeHelp(spec)));
+                    failure.getCommandLine().getErr().println(printable(spec.root().name() + ": " + (general != null
+                            ? general : describeOptionError(settings, failure, args) + seeHelp(spec))));
                     return spec.exitCodeOnInvalidInput();
                 });
     }
@@ -2314,6 +2327,7 @@ final class VmAutoInstall implements Callable<Integer> {
             Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number from 1 to 99")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
+            Map.entry("VM_NET", List.of("user|offline", "user or offline")),
             Map.entry("VM_SSH_PORT", List.of(
                     "[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]",
                     "a port")),

@@ -3732,12 +3732,6 @@ final class VmCtl {
         return String.join("\n", lines.subList(Math.max(0, lines.size() - count), lines.size()));
     }
 
-    /** Without what a terminal would obey: a guest may print anything. */
-    static String printable(String text) {
-        return text.replaceAll("\\x1b\\[[0-9;?]*[ -/]*[@-~]|\\r", "").replaceAll("[\\p{Cntrl}\\x80-\\x9f&&[^\\n\\t]]",
-                "?");
-    }
-
     /** Closes a channel when its time is up: whoever waits on it gets an exception. */
     private static <C extends Channel> C limited(C channel, Duration limit) {
         CompletableFuture.delayedExecutor(limit.toMillis(), TimeUnit.MILLISECONDS).execute(() -> {
@@ -4008,6 +4002,28 @@ final class VmCtl {
     }
     // end shared:rawterminal
 
+    // shared:printable
+    private static final Pattern ESCAPE_SEQUENCE = Pattern.compile(
+            "(?:\u001b\\[|\u009b)[0-?]*[ -/]*[@-~]" // such as a colour
+            + "|\u001b\\][^\u0007\u001b]*(?:\u0007|\u001b\\\\)?" // such as a window's title
+            + "|\u001b[ -/]*[0-~]");
+    private static final Pattern NOT_PRINTABLE = Pattern.compile("[\\p{Cc}\\p{Cf}\\p{Zl}\\p{Zp}&&[^\n\t]]");
+
+    /** A text without the escape sequences of terminals. */
+    static String withoutEscapes(String text) {
+        return ESCAPE_SEQUENCE.matcher(text).replaceAll("");
+    }
+
+    /**
+     * A text from outside (the guest, a project, a mirror), made safe for a message: without escape sequences and
+     * carriage returns. Control characters and those that change the direction of writing become '?'; newlines and tabs
+     * stay.
+     */
+    static String printable(String text) {
+        return NOT_PRINTABLE.matcher(withoutEscapes(text).replace("\r", "")).replaceAll("?");
+    }
+    // end shared:printable
+
     // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */
     static class VmException extends RuntimeException {
@@ -4050,15 +4066,15 @@ final class VmCtl {
                     if (!(failure instanceof VmException || failure instanceof IOException)) {
                         throw failure; // a bug keeps its stack trace
                     }
-                    line.getErr().println(line.getCommandSpec().root().name() + ": "
-                            + (failure instanceof IOException refused ? reason(refused) : failure.getMessage()));
+                    line.getErr().println(printable(line.getCommandSpec().root().name() + ": "
+                            + (failure instanceof IOException refused ? reason(refused) : failure.getMessage())));
                     boolean full = String.valueOf(failure.getMessage()).contains("No space left");
                     return failure instanceof VmException expected ? expected.exitCode : full ? 1 : 69;
                 }).setParameterExceptionHandler((failure, args) -> {
                     CommandSpec spec = failure.getCommandLine().getCommandSpec();
                     String general = generalProblem(settings, List.of(args));
-                    failure.getCommandLine().getErr().println(spec.root().name() + ": " + (general != null ? general
-                            : describeOptionError(settings, failure, args) + seeHelp(spec)));
+                    failure.getCommandLine().getErr().println(printable(spec.root().name() + ": " + (general != null
+                            ? general : describeOptionError(settings, failure, args) + seeHelp(spec))));
                     return spec.exitCodeOnInvalidInput();
                 });
     }
@@ -4288,6 +4304,7 @@ final class VmCtl {
             Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number from 1 to 99")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
+            Map.entry("VM_NET", List.of("user|offline", "user or offline")),
             Map.entry("VM_SSH_PORT", List.of(
                     "[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]",
                     "a port")),

@@ -2393,28 +2393,6 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    private static final Pattern ESCAPES = Pattern.compile("(?:\u001b\\[|\u009b)[0-?]*[ -/]*[@-~]" // such as colours
-            + "|\u001b\\][^\u0007\u001b]*(?:\u0007|\u001b\\\\)" // such as a window's title
-            + "|\u001b[@-Z\\\\^_]");
-
-    /** A text without the escape sequences of terminals. */
-    static String withoutEscapes(String text) {
-        return text.indexOf('\u001b') < 0 && text.indexOf('\u009b') < 0 ? text : ESCAPES.matcher(text).replaceAll("");
-    }
-
-    /**
-     * Makes a text from the guest safe for a terminal: control characters become visible (^[ for an escape), and so do
-     * those that change the direction of writing. Newlines and tabs stay.
-     */
-    static String printable(String text) {
-        return Pattern.compile("[\\p{Cc}\u202a-\u202e\u2066-\u2069&&[^\n\t]]").matcher(text.replace("\r\n", "\n"))
-                .replaceAll(found -> {
-                    char c = found.group().charAt(0);
-                    return Matcher.quoteReplacement(c < 0x80 ? "^" + (char) (c ^ 0x40)
-                            : String.format("<%02x>", (int) c));
-                });
-    }
-
     // shared:projectorigin
     /** Where a project in the guest came from: this machine's name and the project's real path, in one line. */
     static String projectOrigin(Path project) throws IOException {
@@ -2532,6 +2510,28 @@ final class VmTest implements Callable<Integer> {
     }
     // end shared:duration
 
+    // shared:printable
+    private static final Pattern ESCAPE_SEQUENCE = Pattern.compile(
+            "(?:\u001b\\[|\u009b)[0-?]*[ -/]*[@-~]" // such as a colour
+            + "|\u001b\\][^\u0007\u001b]*(?:\u0007|\u001b\\\\)?" // such as a window's title
+            + "|\u001b[ -/]*[0-~]");
+    private static final Pattern NOT_PRINTABLE = Pattern.compile("[\\p{Cc}\\p{Cf}\\p{Zl}\\p{Zp}&&[^\n\t]]");
+
+    /** A text without the escape sequences of terminals. */
+    static String withoutEscapes(String text) {
+        return ESCAPE_SEQUENCE.matcher(text).replaceAll("");
+    }
+
+    /**
+     * A text from outside (the guest, a project, a mirror), made safe for a message: without escape sequences and
+     * carriage returns. Control characters and those that change the direction of writing become '?'; newlines and tabs
+     * stay.
+     */
+    static String printable(String text) {
+        return NOT_PRINTABLE.matcher(withoutEscapes(text).replace("\r", "")).replaceAll("?");
+    }
+    // end shared:printable
+
     // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */
     static class VmException extends RuntimeException {
@@ -2574,15 +2574,15 @@ final class VmTest implements Callable<Integer> {
                     if (!(failure instanceof VmException || failure instanceof IOException)) {
                         throw failure; // a bug keeps its stack trace
                     }
-                    line.getErr().println(line.getCommandSpec().root().name() + ": "
-                            + (failure instanceof IOException refused ? reason(refused) : failure.getMessage()));
+                    line.getErr().println(printable(line.getCommandSpec().root().name() + ": "
+                            + (failure instanceof IOException refused ? reason(refused) : failure.getMessage())));
                     boolean full = String.valueOf(failure.getMessage()).contains("No space left");
                     return failure instanceof VmException expected ? expected.exitCode : full ? 1 : 69;
                 }).setParameterExceptionHandler((failure, args) -> {
                     CommandSpec spec = failure.getCommandLine().getCommandSpec();
                     String general = generalProblem(settings, List.of(args));
-                    failure.getCommandLine().getErr().println(spec.root().name() + ": " + (general != null ? general
-                            : describeOptionError(settings, failure, args) + seeHelp(spec)));
+                    failure.getCommandLine().getErr().println(printable(spec.root().name() + ": " + (general != null
+                            ? general : describeOptionError(settings, failure, args) + seeHelp(spec))));
                     return spec.exitCodeOnInvalidInput();
                 });
     }
@@ -2812,6 +2812,7 @@ final class VmTest implements Callable<Integer> {
             Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number from 1 to 99")),
             Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
             Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
+            Map.entry("VM_NET", List.of("user|offline", "user or offline")),
             Map.entry("VM_SSH_PORT", List.of(
                     "[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]",
                     "a port")),

@@ -459,7 +459,7 @@ final class VmCtlTest {
 
     @Test
     void whatAGuestPrintsIsHarmless() {
-        assertEquals("red?]0;title? ?c\tx\ny", VmCtl.printable("\u001b[1;31mred\u001b]0;title\u0007 \u001bc\tx\r\ny"));
+        assertEquals("red \tx\ny", VmCtl.printable("\u001b[1;31mred\u001b]0;title\u0007 \u001bc\tx\r\ny"));
         assertFalse(VmCtl.printable("\u009b31m").contains("\u009b"));
     }
 
