@@ -23,7 +23,7 @@ ARCHIVES = $(SCRIPTS:%=.build/%.jsa)
 # empty program 0.03 s). The JVM does without an archive that is of another JDK, and says so on stdout unless it is told not to log.
 # 200 MB of output through vm-test take 70 MB of memory, 490 without the small young generation. vm.make tells the script its make
 # target and the variable for options ($2), so that a hint can be a make command.
-java = java $(if $2,-Dvm.make="$@ $2") $(if $(filter VmSetup,$1),,-XX:TieredStopAtLevel=1) $(if $(filter VmTest,$1),-XX:+UseSerialGC -Xmn24m) -Xlog:disable \
+java = java $(if $2,-Dvm.make="$@ $2") $(if $(filter VmAutoInstall,$1),-Dvm.phases="$(CURDIR)/phases") $(if $(filter VmSetup,$1),,-XX:TieredStopAtLevel=1) $(if $(filter VmTest,$1),-XX:+UseSerialGC -Xmn24m) -Xlog:disable \
   -XX:SharedArchiveFile="$(CURDIR)/.build/$1.jsa" -jar "$(CURDIR)/.build/$1.jar"
 
 # How the scripts call each other.

@@ -134,7 +134,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
                 + "goes on where a broken installation ended. It reads VM_DIR/dfly-VERSION.iso, which vm-setup "
                 + "fetches, and the scripts in phases/; it writes VM_DIR/NAME-clean.qcow2, the disk that vm-ctl start "
                 + "builds on, and keeps each phase's disk and console log in VM_DIR/NAME.install/. The path of the "
-                + "new disk is printed."},
+                + "new disk is printed. An option wins over the environment, the environment over vm.env (KEY=VALUE "
+                + "lines) in the working directory, that over ~/.go-synth/vm.env."},
         footer = {"  vm-auto-install                         install, or go on with a broken installation",
             "  vm-auto-install --from 3 --yes          phase 3 again, and replace the VM",
             "  vm-auto-install --to 2                  prepare the disk of phase 2, and leave the VM as it is",
@@ -189,7 +190,7 @@ final class VmAutoInstall implements Callable<Integer> {
     String image;
 
     @Option(names = "--phases", descriptionKey = "VM_PHASES", scope = INHERIT, paramLabel = "DIR",
-            description = "The phase scripts (VM_PHASES; default: the nearest phases/ upwards).")
+            description = "The phase scripts (VM_PHASES; default: the nearest phases/ upwards that is yours).")
     String phasesOption;
 
     @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "40G", scope = INHERIT,
@@ -359,7 +360,7 @@ final class VmAutoInstall implements Callable<Integer> {
     @Command(name = "make-iso", description = {"Write the CD of a phase, as the guest's rc.d/pfi looks for it", "",
         "It holds pfi.conf, the script as phaseN.sh, and the files of DATA_DIR. Only its owner may read it. Its path "
             + "is printed."},
-            footer = {"  vm-auto-install make-iso phases/phase1-install.sh /tmp/p1.iso",
+            footer = {"  vm-auto-install make-iso phases/phase1-install.sh p1.iso",
                 "  vm-auto-install make-iso ./mine.sh mine.iso files/"},
             exitCodeList = {"0:done", "1:the disk is full",
                 "2:wrong usage: the script or a data file does not fit on such a CD",
@@ -388,8 +389,8 @@ final class VmAutoInstall implements Callable<Integer> {
     @Command(name = "run-phase", description = {"Run one phase from a CD that make-iso wrote", "",
         "Phase 1 boots the installer with a blank disk, a later one the disk of the phase before. The new disk is "
             + "kept, and its path printed: vm-auto-install --from N+1 goes on from it."},
-            footer = {"  vm-auto-install run-phase 1 /tmp/p1.iso",
-                "  vm-auto-install run-phase 1 /tmp/p1.iso --dry-run"},
+            footer = {"  vm-auto-install run-phase 1 p1.iso",
+                "  vm-auto-install run-phase 1 p1.iso --dry-run"},
             exitCodeList = {"0:done", "1:the phase failed, or the disk is full", "2:wrong usage",
                 "69:something needed is not available (ISO, QEMU, the disk of the phase before, the lock)",
                 "124:a time limit",
@@ -1376,7 +1377,8 @@ final class VmAutoInstall implements Callable<Integer> {
         }
 
         private String text() {
-            return printable(new String(line, 0, length, UTF_8).replaceAll("[^\b]\b", "")); // backspaces take back
+            // a backspace takes a character back; NUL and BEL are nothing to read
+            return printable(new String(line, 0, length, UTF_8).replaceAll("[^\b]\b|[\0\7]", ""));
         }
 
         private void keep(String text) {
@@ -1550,21 +1552,41 @@ final class VmAutoInstall implements Callable<Integer> {
         return file(".install").resolve(fileName);
     }
 
-    /** The nearest phases/ upwards that holds all three scripts, or the directory that was named. */
-    private List<Path> findScripts() {
-        for (Path above = userPath(""); above != null; above = above.getParent()) {
-            Path found = phasesOption == null ? above.resolve("phases") : userPath(phasesOption);
-            if (SCRIPTS.stream().allMatch(script -> Files.isRegularFile(found.resolve(script)))) {
-                say("phases: " + found);
-                return SCRIPTS.stream().map(found::resolve).toList();
-            } else if (phasesOption != null) {
-                throw new VmException(69, originOf(spec, "--phases") + ": " + found + " does not hold "
-                        + String.join(", ", SCRIPTS));
+    /** The phase scripts: in the directory that the user names, or make, else in the nearest phases/ of this user. */
+    private List<Path> findScripts() throws IOException {
+        String byMake = System.getProperty("vm.phases");
+        List<Path> scripts = phasesOption == null && byMake == null ? nearestScripts(userPath(""))
+                : scriptsIn(userPath(phasesOption == null ? byMake : phasesOption));
+        if (!scripts.stream().allMatch(Files::isRegularFile)) {
+            throw new VmException(69, (phasesOption == null ? "" : originOf(spec, "--phases") + ": ")
+                    + scripts.get(0).getParent() + " does not hold " + String.join(", ", SCRIPTS));
+        }
+        say("phases: " + scripts.get(0).getParent());
+        return scripts;
+    }
+
+    /** Another user's do not count: anybody can make a /tmp/phases, and what they say is run with the guest's keys. */
+    static List<Path> nearestScripts(Path directory) throws IOException {
+        String another = "";
+        for (Path above = directory; above != null; above = above.getParent()) {
+            List<Path> scripts = scriptsIn(above.resolve("phases"));
+            if (scripts.stream().allMatch(Files::isRegularFile)) {
+                boolean own = isOwn(scripts.get(0).getParent());
+                for (Path script : scripts) {
+                    own &= isOwn(script);
+                }
+                if (own) {
+                    return scripts;
+                }
+                another = " (not " + scripts.get(0).getParent() + ", because other users own it or can write to it)";
             }
         }
-        throw new VmException(69, "no phases/ with " + String.join(", ", SCRIPTS)
-                + " here or above: copy it from where "
-                + "vm-auto-install comes from, or name it with --phases or VM_PHASES");
+        throw new VmException(69, "no phases/ with " + String.join(", ", SCRIPTS) + " here or above" + another
+                + ": copy it from where vm-auto-install comes from, or name it with --phases or VM_PHASES");
+    }
+
+    private static List<Path> scriptsIn(Path directory) {
+        return SCRIPTS.stream().map(directory::resolve).toList();
     }
 
     private Path installer() throws IOException {
@@ -2104,11 +2126,17 @@ final class VmAutoInstall implements Callable<Integer> {
     // end shared:cli
 
     // shared:settings
-    /** What holds where no option is given: the environment, else the KEY=VALUE lines of vm.env. Empty means unset. */
+    /**
+     * What holds where no option is given: the environment, else the vm.env of the working directory, else the user's
+     * own. Empty means unset.
+     */
     static final class Settings implements IDefaultValueProvider { // no record: picocli takes 8 ms longer with one
         private final Map<String, String> environment;
         private final Map<String, String> file;
-        /** Why vm.env cannot be used; null if it can. */
+        /** Which file a setting in {@code file} comes from. */
+        private final Map<String, String> fileNames = new HashMap<>();
+        final List<String> warnings = new ArrayList<>();
+        /** Why a file cannot be used; null if all can. */
         String problem;
 
         Settings(Map<String, String> environment, Map<String, String> file) {
@@ -2120,6 +2148,12 @@ final class VmAutoInstall implements Callable<Integer> {
         String get(String name) {
             String value = environment.getOrDefault(name, "").isEmpty() ? file.get(name) : environment.get(name);
             return value == null || value.isEmpty() ? null : value;
+        }
+
+        /** A setting and where it stands. */
+        String origin(String name) {
+            return name + " in " + (environment.getOrDefault(name, "").isEmpty()
+                    ? fileNames.getOrDefault(name, "vm.env") : "the environment");
         }
 
         @Override
@@ -2155,7 +2189,7 @@ final class VmAutoInstall implements Callable<Integer> {
             }
         }
         for (String name : settings.file.keySet()) {
-            what = losesLetters(settings.file.get(name)) ? name + " in vm.env" : what;
+            what = losesLetters(settings.file.get(name)) ? settings.origin(name) : what;
         }
         return settings.problem != null ? settings.problem : what == null ? null : "letters of " + what + (utf8
                 ? " are not in UTF-8 and would be lost: write it in UTF-8 (rename a file or directory)"
@@ -2165,38 +2199,81 @@ final class VmAutoInstall implements Callable<Integer> {
     // end shared:locale
 
     // shared:vmenv
-    /** The settings of the environment and of the vm.env in this directory. */
+    /** The settings of the environment, of the user's own vm.env, and of the one in this directory, which wins. */
     static Settings readSettings(Map<String, String> environment, Path directory) {
         Settings settings = new Settings(environment, new HashMap<>());
-        Path file = directory.resolve("vm.env");
-        int number = 0;
+        String home = environment.getOrDefault("HOME", "");
+        Path own = Path.of(home, ".go-synth", "vm.env");
+        Path here = directory.resolve("vm.env");
         try {
-            String text = Files.exists(file) ? new String(Files.readAllBytes(file), UTF_8) : "";
-            for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
-                number++;
-                readLine(line.strip(), settings.file);
+            if (home.startsWith("/") && Files.exists(own)) {
+                readFile(settings, own, null);
             }
-        } catch (VmException wrongLine) {
-            settings.problem = "vm.env, line " + number + ": " + wrongLine.getMessage();
+            if (Files.exists(here) && !(Files.exists(own) && Files.isSameFile(own, here))) {
+                settings.file.remove("VM_PROJECT"); // a directory with a vm.env is the project, unless that names another
+                readFile(settings, here, directory.toRealPath());
+            }
         } catch (IOException unreadable) {
-            settings.problem = "vm.env cannot be read (" + reason(unreadable) + "): repair it, or move it away";
+            settings.problem = here + " cannot be read (" + reason(unreadable) + "): repair it, or move it away";
         }
+        environment.keySet().stream().filter(name -> name.matches("(VM|DFLY)_.*") && !isSetting(name))
+                .map(name -> name + " in the environment is no setting" + didYouMean(name, SETTINGS))
+                .filter(warning -> warning.endsWith(")")).sorted().forEach(settings.warnings::add);
         return settings;
     }
+    // end shared:vmenv
 
+    // shared:vmenvfile
+    /** Reads the user's own vm.env, or that of the project in this directory, which may be somebody else's. */
+    private static void readFile(Settings settings, Path file, Path project) {
+        String name = project == null ? "~/.go-synth/vm.env" : "vm.env";
+        Map<String, String> values = new HashMap<>();
+        int number = 0;
+        try {
+            if (!Files.isRegularFile(file) || Files.size(file) > 1 << 20) { // a pipe would never end
+                throw new IOException("it is not a file of at most 1 MB");
+            } else if (project == null && !isOwn(file)) {
+                throw new IOException("other users own it or can write to it: chmod go-w " + name);
+            }
+            String text = new String(Files.readAllBytes(file), UTF_8);
+            for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
+                number++;
+                String key = readLine(line.strip(), values);
+                if (key != null && key.matches("(VM|DFLY)_.*") && !isSetting(key)) {
+                    settings.warnings.add(name + ", line " + number + ": there is no setting " + key
+                            + didYouMean(key, SETTINGS));
+                } else if (key != null && project != null && !mayProjectSet(key, values.get(key), project)) {
+                    throw new VmException(2, key + " is read only from your own settings, because a project could "
+                            + "harm this machine by it; put this line into ~/.go-synth/vm.env: " + line.strip());
+                }
+            }
+        } catch (VmException wrongLine) {
+            settings.problem = name + ", line " + number + ": " + wrongLine.getMessage();
+        } catch (IOException unreadable) {
+            settings.problem = name + " cannot be read (" + reason(unreadable) + "): repair it, or move it away";
+        }
+        values.keySet().removeIf(key -> values.get(key).isEmpty() || !isSetting(key)
+                || project != null && key.equals("VM_NET") && !values.get(key).equals("offline"));
+        values.keySet().forEach(key -> settings.fileNames.put(key, name));
+        settings.file.putAll(values);
+    }
+    // end shared:vmenvfile
+
+    // shared:vmenvline
     /** Puts the setting in a line of vm.env into {@code values}: KEY=value, perhaps with export before it. */
-    private static void readLine(String line, Map<String, String> values) {
+    private static String readLine(String line, Map<String, String> values) {
         String assignment = line.replaceFirst("^export\\s+", "");
         int equals = assignment.indexOf('=');
         String key = equals < 0 ? "" : assignment.substring(0, equals).strip();
         if (line.isEmpty() || line.startsWith("#")) {
-            return;
+            return null;
         } else if (!key.matches("[A-Za-z_]\\w*")) {
             throw new VmException(2, "this is not KEY=value");
         }
         values.put(key, readValue(assignment.substring(equals + 1)));
+        return key;
     }
-    // end shared:vmenv
+    // end shared:vmenvline
 
     // shared:vmenvvalue
     /**
@@ -2231,6 +2308,28 @@ final class VmAutoInstall implements Callable<Integer> {
         return enclosed ? value.substring(1, value.length() - 1) : value;
     }
     // end shared:vmenvvalue
+
+    // shared:names
+    /** What the vm.env of a project may set: nothing that runs a program here or names a file outside the project. */
+    private static final Set<String> PROJECT_SETTINGS = Set.of("DFLY_VERSION", "VM_NAME", "VM_MEMORY", "VM_CPUS",
+            "VM_DISK_SIZE", "VM_DPORTS_CLONE", "VM_NET", "VM_PROJECT", "VM_REMOTE_DIR", "VM_TIME_LIMIT");
+    private static final Set<String> SETTINGS = Stream.concat(PROJECT_SETTINGS.stream(), Stream.of("VM_ACCEL", "VM_CPU",
+            "VM_CTL_CMD", "VM_DIR", "VM_DISK_CACHE", "VM_IMAGE", "VM_MIRROR", "VM_PHASES", "VM_QEMU_ARGS",
+            "VM_SETUP_CMD", "VM_SSH_PORT", "VM_SYNC_CMD")).collect(Collectors.toSet());
+
+    private static boolean isSetting(String name) {
+        return SETTINGS.contains(name) || name.startsWith("VM_TEST_");
+    }
+
+    /** Whether the vm.env in this directory may set this. Its project lies there or below, also by its real path. */
+    private static boolean mayProjectSet(String name, String value, Path directory) throws IOException {
+        if (!name.equals("VM_PROJECT") || value.isEmpty()) {
+            return PROJECT_SETTINGS.contains(name) || !SETTINGS.contains(name);
+        }
+        Path project = value.startsWith("~") ? userPath(value) : directory.resolve(value).normalize();
+        return (Files.exists(project) ? project.toRealPath() : project).startsWith(directory);
+    }
+    // end shared:names
 
     // shared:optionerror
     /** What is wrong with a command line, in plain words and by the name that the user wrote. */
@@ -2270,8 +2369,7 @@ final class VmAutoInstall implements Callable<Integer> {
         String key = option.descriptionKey();
         boolean given = args.stream().takeWhile(arg -> !arg.equals("--"))
                 .anyMatch(arg -> List.of(option.names()).contains(arg) || arg.startsWith(option.longestName() + "="));
-        return given || settings.get(key) == null ? option.longestName()
-                : key + (settings.environment.getOrDefault(key, "").isEmpty() ? " in vm.env" : " in the environment");
+        return given || settings.get(key) == null ? option.longestName() : settings.origin(key);
     }
 
     /** As above, for checks after the command line has been read. */
@@ -2344,6 +2442,8 @@ final class VmAutoInstall implements Callable<Integer> {
         } else if (generalProblem(settings, parsed.originalArgs()) != null) {
             throw new ParameterException(parsed.commandSpec().commandLine(), "general problem");
         }
+        settings.warnings.forEach(warning -> lines.get(0).getErr().println(printable(lines.get(0).getCommandName()
+                + ": warning: " + warning)));
         for (CommandLine line : lines) {
             for (OptionSpec option : line.getCommandSpec().options()) {
                 List<String> rule = VALUES.getOrDefault(String.valueOf(option.descriptionKey()), List.of("(?s).*"));
@@ -2542,8 +2642,18 @@ final class VmAutoInstall implements Callable<Integer> {
     // shared:owner
     /** Whether this user owns a file and nobody else can write to it. Ids are compared: a user may have no name. */
     static boolean isOwn(Path file) throws IOException {
-        boolean closed = ((int) Files.getAttribute(file, "unix:mode") & 022) == 0;
-        return closed && Files.getAttribute(file, "unix:uid").equals(userId());
+        int mode = (int) Files.getAttribute(file, "unix:mode");
+        return Files.getAttribute(file, "unix:uid").equals(userId()) && (mode & 02) == 0
+                && ((mode & 020) == 0 || hasPrivateGroup(file));
+    }
+
+    /** Whether a file's group is its owner's alone, as on systems where each user has a group and the umask 002. */
+    static boolean hasPrivateGroup(Path file) throws IOException {
+        String owner = Files.getOwner(file).getName();
+        Path groups = Path.of("/etc/group");
+        return Files.getAttribute(file, "posix:group").toString().equals(owner) && !owner.equals("root")
+                && Files.exists(groups) && new String(Files.readAllBytes(groups), UTF_8).lines()
+                .anyMatch(line -> line.startsWith(owner + ":") && line.endsWith(":")); // ends with its members
     }
 
     /** The user id that new files get. On Linux this process's files in /proc have it, so that nothing is written. */

@@ -147,9 +147,9 @@ import picocli.CommandLine.UnmatchedArgumentException;
             "Without a command it makes VM_REMOTE_DIR in the guest equal to VM_PROJECT, but for what is left alone, "
                 + "here and there: VM_DIR, *.db if git ignores it (without git: *.db at the top), the built binary "
                 + "(a file named like the project), and what --exclude says. It reads VM_DIR/ssh_config and "
-                + "VM_DIR/NAME.ssh/, and keeps notes for the next sync in VM_DIR/NAME.sync/. An option beats the "
-                + "environment, which beats vm.env (KEY=VALUE lines) in the working directory, which beats the "
-                + "default."},
+                + "VM_DIR/NAME.ssh/, and keeps notes for the next sync in VM_DIR/NAME.sync/. An option wins "
+                + "over the environment, the environment over vm.env (KEY=VALUE lines) in the working directory, that "
+                + "over ~/.go-synth/vm.env."},
         footer = {"  vm-sync --watch", "  vm-sync --dry-run --exclude /node_modules/",
             "  VM_PROJECT=~/go-synth vm-sync --no-delete",
             "  vm-sync pull stats/testdata/fixtures    # and back"},
@@ -274,7 +274,7 @@ final class VmSync implements Callable<Integer> {
                     + "make the exit code 1."},
             footer = {"  vm-sync pull stats/testdata/fixtures    # to the same place in VM_PROJECT",
                 "  vm-sync pull coverage.out .",
-                "  vm-sync pull /var/log/messages /tmp/guest.log"},
+                "  vm-sync pull /var/log/messages guest.log"},
             exitCodeList = {"0:done", "1:no such file, something left out, or LOCAL cannot be written (disk full)",
                 "2:wrong usage",
                 "3:the VM is not running", "69:something needed is not available (ssh)", "130, 143:interrupted"})
@@ -1773,11 +1773,17 @@ final class VmSync implements Callable<Integer> {
     // end shared:cli
 
     // shared:settings
-    /** What holds where no option is given: the environment, else the KEY=VALUE lines of vm.env. Empty means unset. */
+    /**
+     * What holds where no option is given: the environment, else the vm.env of the working directory, else the user's
+     * own. Empty means unset.
+     */
     static final class Settings implements IDefaultValueProvider { // no record: picocli takes 8 ms longer with one
         private final Map<String, String> environment;
         private final Map<String, String> file;
-        /** Why vm.env cannot be used; null if it can. */
+        /** Which file a setting in {@code file} comes from. */
+        private final Map<String, String> fileNames = new HashMap<>();
+        final List<String> warnings = new ArrayList<>();
+        /** Why a file cannot be used; null if all can. */
         String problem;
 
         Settings(Map<String, String> environment, Map<String, String> file) {
@@ -1789,6 +1795,12 @@ final class VmSync implements Callable<Integer> {
         String get(String name) {
             String value = environment.getOrDefault(name, "").isEmpty() ? file.get(name) : environment.get(name);
             return value == null || value.isEmpty() ? null : value;
+        }
+
+        /** A setting and where it stands. */
+        String origin(String name) {
+            return name + " in " + (environment.getOrDefault(name, "").isEmpty()
+                    ? fileNames.getOrDefault(name, "vm.env") : "the environment");
         }
 
         @Override
@@ -1824,7 +1836,7 @@ final class VmSync implements Callable<Integer> {
             }
         }
         for (String name : settings.file.keySet()) {
-            what = losesLetters(settings.file.get(name)) ? name + " in vm.env" : what;
+            what = losesLetters(settings.file.get(name)) ? settings.origin(name) : what;
         }
         return settings.problem != null ? settings.problem : what == null ? null : "letters of " + what + (utf8
                 ? " are not in UTF-8 and would be lost: write it in UTF-8 (rename a file or directory)"
@@ -1834,38 +1846,81 @@ final class VmSync implements Callable<Integer> {
     // end shared:locale
 
     // shared:vmenv
-    /** The settings of the environment and of the vm.env in this directory. */
+    /** The settings of the environment, of the user's own vm.env, and of the one in this directory, which wins. */
     static Settings readSettings(Map<String, String> environment, Path directory) {
         Settings settings = new Settings(environment, new HashMap<>());
-        Path file = directory.resolve("vm.env");
-        int number = 0;
+        String home = environment.getOrDefault("HOME", "");
+        Path own = Path.of(home, ".go-synth", "vm.env");
+        Path here = directory.resolve("vm.env");
         try {
-            String text = Files.exists(file) ? new String(Files.readAllBytes(file), UTF_8) : "";
-            for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
-                number++;
-                readLine(line.strip(), settings.file);
+            if (home.startsWith("/") && Files.exists(own)) {
+                readFile(settings, own, null);
             }
-        } catch (VmException wrongLine) {
-            settings.problem = "vm.env, line " + number + ": " + wrongLine.getMessage();
+            if (Files.exists(here) && !(Files.exists(own) && Files.isSameFile(own, here))) {
+                settings.file.remove("VM_PROJECT"); // a directory with a vm.env is the project, unless that names another
+                readFile(settings, here, directory.toRealPath());
+            }
         } catch (IOException unreadable) {
-            settings.problem = "vm.env cannot be read (" + reason(unreadable) + "): repair it, or move it away";
+            settings.problem = here + " cannot be read (" + reason(unreadable) + "): repair it, or move it away";
         }
+        environment.keySet().stream().filter(name -> name.matches("(VM|DFLY)_.*") && !isSetting(name))
+                .map(name -> name + " in the environment is no setting" + didYouMean(name, SETTINGS))
+                .filter(warning -> warning.endsWith(")")).sorted().forEach(settings.warnings::add);
         return settings;
     }
+    // end shared:vmenv
 
+    // shared:vmenvfile
+    /** Reads the user's own vm.env, or that of the project in this directory, which may be somebody else's. */
+    private static void readFile(Settings settings, Path file, Path project) {
+        String name = project == null ? "~/.go-synth/vm.env" : "vm.env";
+        Map<String, String> values = new HashMap<>();
+        int number = 0;
+        try {
+            if (!Files.isRegularFile(file) || Files.size(file) > 1 << 20) { // a pipe would never end
+                throw new IOException("it is not a file of at most 1 MB");
+            } else if (project == null && !isOwn(file)) {
+                throw new IOException("other users own it or can write to it: chmod go-w " + name);
+            }
+            String text = new String(Files.readAllBytes(file), UTF_8);
+            for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
+                number++;
+                String key = readLine(line.strip(), values);
+                if (key != null && key.matches("(VM|DFLY)_.*") && !isSetting(key)) {
+                    settings.warnings.add(name + ", line " + number + ": there is no setting " + key
+                            + didYouMean(key, SETTINGS));
+                } else if (key != null && project != null && !mayProjectSet(key, values.get(key), project)) {
+                    throw new VmException(2, key + " is read only from your own settings, because a project could "
+                            + "harm this machine by it; put this line into ~/.go-synth/vm.env: " + line.strip());
+                }
+            }
+        } catch (VmException wrongLine) {
+            settings.problem = name + ", line " + number + ": " + wrongLine.getMessage();
+        } catch (IOException unreadable) {
+            settings.problem = name + " cannot be read (" + reason(unreadable) + "): repair it, or move it away";
+        }
+        values.keySet().removeIf(key -> values.get(key).isEmpty() || !isSetting(key)
+                || project != null && key.equals("VM_NET") && !values.get(key).equals("offline"));
+        values.keySet().forEach(key -> settings.fileNames.put(key, name));
+        settings.file.putAll(values);
+    }
+    // end shared:vmenvfile
+
+    // shared:vmenvline
     /** Puts the setting in a line of vm.env into {@code values}: KEY=value, perhaps with export before it. */
-    private static void readLine(String line, Map<String, String> values) {
+    private static String readLine(String line, Map<String, String> values) {
         String assignment = line.replaceFirst("^export\\s+", "");
         int equals = assignment.indexOf('=');
         String key = equals < 0 ? "" : assignment.substring(0, equals).strip();
         if (line.isEmpty() || line.startsWith("#")) {
-            return;
+            return null;
         } else if (!key.matches("[A-Za-z_]\\w*")) {
             throw new VmException(2, "this is not KEY=value");
         }
         values.put(key, readValue(assignment.substring(equals + 1)));
+        return key;
     }
-    // end shared:vmenv
+    // end shared:vmenvline
 
     // shared:vmenvvalue
     /**
@@ -1900,6 +1955,28 @@ final class VmSync implements Callable<Integer> {
         return enclosed ? value.substring(1, value.length() - 1) : value;
     }
     // end shared:vmenvvalue
+
+    // shared:names
+    /** What the vm.env of a project may set: nothing that runs a program here or names a file outside the project. */
+    private static final Set<String> PROJECT_SETTINGS = Set.of("DFLY_VERSION", "VM_NAME", "VM_MEMORY", "VM_CPUS",
+            "VM_DISK_SIZE", "VM_DPORTS_CLONE", "VM_NET", "VM_PROJECT", "VM_REMOTE_DIR", "VM_TIME_LIMIT");
+    private static final Set<String> SETTINGS = Stream.concat(PROJECT_SETTINGS.stream(), Stream.of("VM_ACCEL", "VM_CPU",
+            "VM_CTL_CMD", "VM_DIR", "VM_DISK_CACHE", "VM_IMAGE", "VM_MIRROR", "VM_PHASES", "VM_QEMU_ARGS",
+            "VM_SETUP_CMD", "VM_SSH_PORT", "VM_SYNC_CMD")).collect(Collectors.toSet());
+
+    private static boolean isSetting(String name) {
+        return SETTINGS.contains(name) || name.startsWith("VM_TEST_");
+    }
+
+    /** Whether the vm.env in this directory may set this. Its project lies there or below, also by its real path. */
+    private static boolean mayProjectSet(String name, String value, Path directory) throws IOException {
+        if (!name.equals("VM_PROJECT") || value.isEmpty()) {
+            return PROJECT_SETTINGS.contains(name) || !SETTINGS.contains(name);
+        }
+        Path project = value.startsWith("~") ? userPath(value) : directory.resolve(value).normalize();
+        return (Files.exists(project) ? project.toRealPath() : project).startsWith(directory);
+    }
+    // end shared:names
 
     // shared:optionerror
     /** What is wrong with a command line, in plain words and by the name that the user wrote. */
@@ -1939,8 +2016,7 @@ final class VmSync implements Callable<Integer> {
         String key = option.descriptionKey();
         boolean given = args.stream().takeWhile(arg -> !arg.equals("--"))
                 .anyMatch(arg -> List.of(option.names()).contains(arg) || arg.startsWith(option.longestName() + "="));
-        return given || settings.get(key) == null ? option.longestName()
-                : key + (settings.environment.getOrDefault(key, "").isEmpty() ? " in vm.env" : " in the environment");
+        return given || settings.get(key) == null ? option.longestName() : settings.origin(key);
     }
 
     /** As above, for checks after the command line has been read. */
@@ -2013,6 +2089,8 @@ final class VmSync implements Callable<Integer> {
         } else if (generalProblem(settings, parsed.originalArgs()) != null) {
             throw new ParameterException(parsed.commandSpec().commandLine(), "general problem");
         }
+        settings.warnings.forEach(warning -> lines.get(0).getErr().println(printable(lines.get(0).getCommandName()
+                + ": warning: " + warning)));
         for (CommandLine line : lines) {
             for (OptionSpec option : line.getCommandSpec().options()) {
                 List<String> rule = VALUES.getOrDefault(String.valueOf(option.descriptionKey()), List.of("(?s).*"));
@@ -2282,8 +2360,18 @@ final class VmSync implements Callable<Integer> {
     // shared:owner
     /** Whether this user owns a file and nobody else can write to it. Ids are compared: a user may have no name. */
     static boolean isOwn(Path file) throws IOException {
-        boolean closed = ((int) Files.getAttribute(file, "unix:mode") & 022) == 0;
-        return closed && Files.getAttribute(file, "unix:uid").equals(userId());
+        int mode = (int) Files.getAttribute(file, "unix:mode");
+        return Files.getAttribute(file, "unix:uid").equals(userId()) && (mode & 02) == 0
+                && ((mode & 020) == 0 || hasPrivateGroup(file));
+    }
+
+    /** Whether a file's group is its owner's alone, as on systems where each user has a group and the umask 002. */
+    static boolean hasPrivateGroup(Path file) throws IOException {
+        String owner = Files.getOwner(file).getName();
+        Path groups = Path.of("/etc/group");
+        return Files.getAttribute(file, "posix:group").toString().equals(owner) && !owner.equals("root")
+                && Files.exists(groups) && new String(Files.readAllBytes(groups), UTF_8).lines()
+                .anyMatch(line -> line.startsWith(owner + ":") && line.endsWith(":")); // ends with its members
     }
 
     /** The user id that new files get. On Linux this process's files in /proc have it, so that nothing is written. */

@@ -102,8 +102,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
                 + "connection ends, everything that a suite started is killed. VM_TEST_<SUITE> is a suite's command, a "
                 + "new name a new suite (lower case, with - for _); VM_TEST_BUILD=true skips the build.", "",
             "It reads VM_DIR/ssh_config, which vm-ctl start writes, and writes VM_DIR/NAME.test, the results of the "
-                + "last run. An option beats the environment, which beats vm.env (KEY=VALUE lines) in the working "
-                + "directory, which beats the default."},
+                + "last run. An option wins over the environment, the environment over vm.env (KEY=VALUE lines) in "
+                + "the working directory, that over ~/.go-synth/vm.env."},
         footer = {"  vm-test unit                                  # build, then one suite",
             "  vm-test unit --packages ./pkg/... -- -run TestX   # some packages, with flags for go test",
             "  vm-test --sync all --junit all.xml            # sync, build, three suites, a report",
@@ -137,14 +137,13 @@ final class VmTest implements Callable<Integer> {
                     + "project>).")
     String remoteDir;
 
-    @Option(names = "--ctl-cmd", descriptionKey = "VM_CTL_CMD", defaultValue = "jbang vm-ctl",
-            paramLabel = "CMD", description = "How --fresh and --freeze-on-failure run vm-ctl (VM_CTL_CMD; default: "
-                    + "${DEFAULT-VALUE}).")
+    @Option(names = "--ctl-cmd", descriptionKey = "VM_CTL_CMD", paramLabel = "CMD",
+            description = "How --fresh and --freeze-on-failure run vm-ctl (VM_CTL_CMD; default: VmCtl beside this "
+                    + "script's jar, else VmCtl.java here or above, outside the project).")
     String ctlCommand;
 
-    @Option(names = "--sync-cmd", descriptionKey = "VM_SYNC_CMD", defaultValue = "jbang vm-sync",
-            paramLabel = "CMD", description = "How --sync and --fresh run vm-sync (VM_SYNC_CMD; default: "
-                    + "${DEFAULT-VALUE}).")
+    @Option(names = "--sync-cmd", descriptionKey = "VM_SYNC_CMD", paramLabel = "CMD",
+            description = "How --sync and --fresh run vm-sync (VM_SYNC_CMD; default: as for --ctl-cmd).")
     String syncCommand;
 
     @Option(names = "--sync", description = "Run vm-sync first.")
@@ -213,6 +212,7 @@ final class VmTest implements Callable<Integer> {
     private final CompletableFuture<Void> finished = new CompletableFuture<>();
     private volatile boolean interrupted;
     private volatile Process sibling;
+    private List<String> vmCtl;
     private FileChannel lock; // held until this process ends
 
     VmTest(Settings settings) {
@@ -289,12 +289,15 @@ final class VmTest implements Callable<Integer> {
             System.err.println("vm-test: nothing failed in the last run, so there is nothing to run again");
             return 0;
         }
+        vmCtl = fresh || freeze ? siblingCommand("VM_CTL_CMD", ctlCommand, "VmCtl") : null;
+        List<String> syncing = sync || fresh || names.stream().anyMatch(suites::needsSync)
+                ? siblingCommand("VM_SYNC_CMD", syncCommand, "VmSync") : null;
         lockVm();
         if (fresh) {
-            runSibling("VM_CTL_CMD", ctlCommand, "restore");
+            runSibling("VM_CTL_CMD", vmCtl, "restore");
         }
-        if (sync || fresh || names.stream().anyMatch(suites::needsSync)) {
-            runSibling("VM_SYNC_CMD", syncCommand, "");
+        if (syncing != null) {
+            runSibling("VM_SYNC_CMD", syncing);
         }
         last.begin(jobs, onlyFailed);
         return runJobs(jobs, last);
@@ -425,7 +428,7 @@ final class VmTest implements Callable<Integer> {
                         + ": name a file in a folder that exists and is writable");
             }
         });
-        Stream.ofNullable(settings.get("NO_COLOR")).forEach(value -> environment.putIfAbsent("NO_COLOR", value));
+        Stream.ofNullable(settings.environment.get("NO_COLOR")).filter(value -> !value.isEmpty()).forEach(value -> environment.putIfAbsent("NO_COLOR", value));
     }
 
     /** Waits for the guest and takes the lock: two runs on one VM would kill each other's processes. */
@@ -449,40 +452,56 @@ final class VmTest implements Callable<Integer> {
         return remoteDir != null ? remoteDir : "/root/" + Path.of("/").relativize(project).getFileName();
     }
 
-    /**
-     * Runs vm-ctl or vm-sync with the same settings. It has time limits of its own. Its output goes to stderr.
-     */
-    private void runSibling(String setting, String command, String arguments) throws IOException,
+    private List<String> siblingCommand(String setting, String value, String script) throws IOException {
+        List<String> command = sibling(value, script, userPath(""), project);
+        if (command == null) {
+            throw new VmException(69, "no suite was run: there is no " + script + ".java here or above that only you "
+                    + "can change and that is not part of the project; " + remedy(setting));
+        }
+        return command;
+    }
+
+    /** Runs vm-ctl or vm-sync with the same settings. It has time limits of its own. Its output goes to stderr. */
+    private void runSibling(String setting, List<String> command, String... arguments) throws IOException,
             InterruptedException {
-        int code = sibling(command, arguments);
-        String line = (command + " " + arguments).strip();
-        if (code != 0) {
-            throw new VmException(Set.of(1, 2, 3, 124, 130, 143).contains(code) ? code : 69,
-                    "no suite was run: '" + line + "' " + failure(setting, code));
+        String line = "no suite was run: '" + shellQuoted(with(command, arguments)) + "' ";
+        OptionalInt code = runSibling(command, arguments);
+        if (code.isEmpty()) {
+            throw new VmException(69, line + "cannot be run here; " + remedy(setting));
+        } else if (code.getAsInt() != 0) {
+            throw new VmException(Set.of(1, 2, 3, 124, 130, 143).contains(code.getAsInt()) ? code.getAsInt() : 69,
+                    line + "failed with exit code " + code.getAsInt());
         }
     }
 
-    private static String failure(String setting, int code) {
+    private static String remedy(String setting) {
         boolean ctl = setting.equals("VM_CTL_CMD");
-        return code != 126 && code != 127 ? "failed with exit code " + code : "cannot be run here; set " + setting
-                + " to the command that runs it, as " + setting + "='jbang " + (ctl ? "vm-ctl" : "vm-sync")
-                + "@NAME' for a catalog that you added, or " + setting + "='jbang tools/"
-                + (ctl ? "VmCtl" : "VmSync") + ".java' for a copied file";
+        return "set " + setting + " to the command that runs it, as " + setting + "='jbang "
+                + (ctl ? "vm-ctl" : "vm-sync") + "@NAME' for a catalog that you added, or " + setting
+                + "='jbang tools/" + (ctl ? "VmCtl" : "VmSync") + ".java' for a copied file";
     }
 
-    /** The exit code: 127 if the command is not there. */
-    private int sibling(String command, String arguments) throws IOException, InterruptedException {
+    /** The exit code; none if the command is not there. */
+    private OptionalInt runSibling(List<String> command, String... arguments) throws IOException,
+            InterruptedException {
         if (interrupted) {
             throw new VmException(130, "interrupted");
         }
-        ProcessBuilder builder = new ProcessBuilder("sh", "-c", "set -- " + command + " " + arguments
-                + "\ncommand -v \"$1\" >/dev/null || exit 127\nexec \"$@\"");
+        ProcessBuilder builder = new ProcessBuilder(with(command, arguments));
         builder.environment().putAll(Map.of("VM_DIR", vmDir.toString(), "VM_NAME", vmName,
                 "VM_PROJECT", project.toString(), "VM_REMOTE_DIR", guestDirectory()));
-        sibling = start(builder.redirectErrorStream(true), verbose);
+        try {
+            sibling = start(builder.redirectErrorStream(true), verbose);
+        } catch (VmException missing) {
+            return OptionalInt.empty();
+        }
         sibling.getOutputStream().close();
         sibling.getInputStream().transferTo(System.err);
-        return sibling.waitFor();
+        return OptionalInt.of(sibling.waitFor());
+    }
+
+    private static List<String> with(List<String> command, String... arguments) {
+        return Stream.concat(command.stream(), Stream.of(arguments)).toList();
     }
 
     private static Process start(ProcessBuilder builder, boolean verbose) {
@@ -531,10 +550,11 @@ final class VmTest implements Callable<Integer> {
     private void freeze(Suite suite) {
         String snapshot = "failed-" + suite.name();
         try {
-            int code = sibling(ctlCommand, "snapshot --yes " + snapshot);
-            System.err.println("vm-test: " + (code == 0 ? "the VM is kept as " + suite.name()
+            OptionalInt code = runSibling(vmCtl, "snapshot", "--yes", snapshot);
+            System.err.println("vm-test: " + (code.equals(OptionalInt.of(0)) ? "the VM is kept as " + suite.name()
                     + " left it: vm-ctl restore " + snapshot
-                    : "no snapshot " + snapshot + ": '" + ctlCommand + "' " + failure("VM_CTL_CMD", code)));
+                    : "no snapshot " + snapshot + ": '" + shellQuoted(vmCtl) + "' " + (code.isEmpty()
+                    ? "cannot be run here; " + remedy("VM_CTL_CMD") : "failed with exit code " + code.getAsInt())));
         } catch (IOException | VmException refused) {
             System.err.println("vm-test: no snapshot " + snapshot + ": " + refused.getMessage());
         } catch (InterruptedException ending) {
@@ -2589,11 +2609,17 @@ final class VmTest implements Callable<Integer> {
     // end shared:cli
 
     // shared:settings
-    /** What holds where no option is given: the environment, else the KEY=VALUE lines of vm.env. Empty means unset. */
+    /**
+     * What holds where no option is given: the environment, else the vm.env of the working directory, else the user's
+     * own. Empty means unset.
+     */
     static final class Settings implements IDefaultValueProvider { // no record: picocli takes 8 ms longer with one
         private final Map<String, String> environment;
         private final Map<String, String> file;
-        /** Why vm.env cannot be used; null if it can. */
+        /** Which file a setting in {@code file} comes from. */
+        private final Map<String, String> fileNames = new HashMap<>();
+        final List<String> warnings = new ArrayList<>();
+        /** Why a file cannot be used; null if all can. */
         String problem;
 
         Settings(Map<String, String> environment, Map<String, String> file) {
@@ -2605,6 +2631,12 @@ final class VmTest implements Callable<Integer> {
         String get(String name) {
             String value = environment.getOrDefault(name, "").isEmpty() ? file.get(name) : environment.get(name);
             return value == null || value.isEmpty() ? null : value;
+        }
+
+        /** A setting and where it stands. */
+        String origin(String name) {
+            return name + " in " + (environment.getOrDefault(name, "").isEmpty()
+                    ? fileNames.getOrDefault(name, "vm.env") : "the environment");
         }
 
         @Override
@@ -2640,7 +2672,7 @@ final class VmTest implements Callable<Integer> {
             }
         }
         for (String name : settings.file.keySet()) {
-            what = losesLetters(settings.file.get(name)) ? name + " in vm.env" : what;
+            what = losesLetters(settings.file.get(name)) ? settings.origin(name) : what;
         }
         return settings.problem != null ? settings.problem : what == null ? null : "letters of " + what + (utf8
                 ? " are not in UTF-8 and would be lost: write it in UTF-8 (rename a file or directory)"
@@ -2650,38 +2682,81 @@ final class VmTest implements Callable<Integer> {
     // end shared:locale
 
     // shared:vmenv
-    /** The settings of the environment and of the vm.env in this directory. */
+    /** The settings of the environment, of the user's own vm.env, and of the one in this directory, which wins. */
     static Settings readSettings(Map<String, String> environment, Path directory) {
         Settings settings = new Settings(environment, new HashMap<>());
-        Path file = directory.resolve("vm.env");
-        int number = 0;
+        String home = environment.getOrDefault("HOME", "");
+        Path own = Path.of(home, ".go-synth", "vm.env");
+        Path here = directory.resolve("vm.env");
         try {
-            String text = Files.exists(file) ? new String(Files.readAllBytes(file), UTF_8) : "";
-            for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
-                number++;
-                readLine(line.strip(), settings.file);
+            if (home.startsWith("/") && Files.exists(own)) {
+                readFile(settings, own, null);
             }
-        } catch (VmException wrongLine) {
-            settings.problem = "vm.env, line " + number + ": " + wrongLine.getMessage();
+            if (Files.exists(here) && !(Files.exists(own) && Files.isSameFile(own, here))) {
+                settings.file.remove("VM_PROJECT"); // a directory with a vm.env is the project, unless that names another
+                readFile(settings, here, directory.toRealPath());
+            }
         } catch (IOException unreadable) {
-            settings.problem = "vm.env cannot be read (" + reason(unreadable) + "): repair it, or move it away";
+            settings.problem = here + " cannot be read (" + reason(unreadable) + "): repair it, or move it away";
         }
+        environment.keySet().stream().filter(name -> name.matches("(VM|DFLY)_.*") && !isSetting(name))
+                .map(name -> name + " in the environment is no setting" + didYouMean(name, SETTINGS))
+                .filter(warning -> warning.endsWith(")")).sorted().forEach(settings.warnings::add);
         return settings;
     }
+    // end shared:vmenv
 
+    // shared:vmenvfile
+    /** Reads the user's own vm.env, or that of the project in this directory, which may be somebody else's. */
+    private static void readFile(Settings settings, Path file, Path project) {
+        String name = project == null ? "~/.go-synth/vm.env" : "vm.env";
+        Map<String, String> values = new HashMap<>();
+        int number = 0;
+        try {
+            if (!Files.isRegularFile(file) || Files.size(file) > 1 << 20) { // a pipe would never end
+                throw new IOException("it is not a file of at most 1 MB");
+            } else if (project == null && !isOwn(file)) {
+                throw new IOException("other users own it or can write to it: chmod go-w " + name);
+            }
+            String text = new String(Files.readAllBytes(file), UTF_8);
+            for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
+                number++;
+                String key = readLine(line.strip(), values);
+                if (key != null && key.matches("(VM|DFLY)_.*") && !isSetting(key)) {
+                    settings.warnings.add(name + ", line " + number + ": there is no setting " + key
+                            + didYouMean(key, SETTINGS));
+                } else if (key != null && project != null && !mayProjectSet(key, values.get(key), project)) {
+                    throw new VmException(2, key + " is read only from your own settings, because a project could "
+                            + "harm this machine by it; put this line into ~/.go-synth/vm.env: " + line.strip());
+                }
+            }
+        } catch (VmException wrongLine) {
+            settings.problem = name + ", line " + number + ": " + wrongLine.getMessage();
+        } catch (IOException unreadable) {
+            settings.problem = name + " cannot be read (" + reason(unreadable) + "): repair it, or move it away";
+        }
+        values.keySet().removeIf(key -> values.get(key).isEmpty() || !isSetting(key)
+                || project != null && key.equals("VM_NET") && !values.get(key).equals("offline"));
+        values.keySet().forEach(key -> settings.fileNames.put(key, name));
+        settings.file.putAll(values);
+    }
+    // end shared:vmenvfile
+
+    // shared:vmenvline
     /** Puts the setting in a line of vm.env into {@code values}: KEY=value, perhaps with export before it. */
-    private static void readLine(String line, Map<String, String> values) {
+    private static String readLine(String line, Map<String, String> values) {
         String assignment = line.replaceFirst("^export\\s+", "");
         int equals = assignment.indexOf('=');
         String key = equals < 0 ? "" : assignment.substring(0, equals).strip();
         if (line.isEmpty() || line.startsWith("#")) {
-            return;
+            return null;
         } else if (!key.matches("[A-Za-z_]\\w*")) {
             throw new VmException(2, "this is not KEY=value");
         }
         values.put(key, readValue(assignment.substring(equals + 1)));
+        return key;
     }
-    // end shared:vmenv
+    // end shared:vmenvline
 
     // shared:vmenvvalue
     /**
@@ -2716,6 +2791,28 @@ final class VmTest implements Callable<Integer> {
         return enclosed ? value.substring(1, value.length() - 1) : value;
     }
     // end shared:vmenvvalue
+
+    // shared:names
+    /** What the vm.env of a project may set: nothing that runs a program here or names a file outside the project. */
+    private static final Set<String> PROJECT_SETTINGS = Set.of("DFLY_VERSION", "VM_NAME", "VM_MEMORY", "VM_CPUS",
+            "VM_DISK_SIZE", "VM_DPORTS_CLONE", "VM_NET", "VM_PROJECT", "VM_REMOTE_DIR", "VM_TIME_LIMIT");
+    private static final Set<String> SETTINGS = Stream.concat(PROJECT_SETTINGS.stream(), Stream.of("VM_ACCEL", "VM_CPU",
+            "VM_CTL_CMD", "VM_DIR", "VM_DISK_CACHE", "VM_IMAGE", "VM_MIRROR", "VM_PHASES", "VM_QEMU_ARGS",
+            "VM_SETUP_CMD", "VM_SSH_PORT", "VM_SYNC_CMD")).collect(Collectors.toSet());
+
+    private static boolean isSetting(String name) {
+        return SETTINGS.contains(name) || name.startsWith("VM_TEST_");
+    }
+
+    /** Whether the vm.env in this directory may set this. Its project lies there or below, also by its real path. */
+    private static boolean mayProjectSet(String name, String value, Path directory) throws IOException {
+        if (!name.equals("VM_PROJECT") || value.isEmpty()) {
+            return PROJECT_SETTINGS.contains(name) || !SETTINGS.contains(name);
+        }
+        Path project = value.startsWith("~") ? userPath(value) : directory.resolve(value).normalize();
+        return (Files.exists(project) ? project.toRealPath() : project).startsWith(directory);
+    }
+    // end shared:names
 
     // shared:optionerror
     /** What is wrong with a command line, in plain words and by the name that the user wrote. */
@@ -2755,8 +2852,7 @@ final class VmTest implements Callable<Integer> {
         String key = option.descriptionKey();
         boolean given = args.stream().takeWhile(arg -> !arg.equals("--"))
                 .anyMatch(arg -> List.of(option.names()).contains(arg) || arg.startsWith(option.longestName() + "="));
-        return given || settings.get(key) == null ? option.longestName()
-                : key + (settings.environment.getOrDefault(key, "").isEmpty() ? " in vm.env" : " in the environment");
+        return given || settings.get(key) == null ? option.longestName() : settings.origin(key);
     }
 
     /** As above, for checks after the command line has been read. */
@@ -2829,6 +2925,8 @@ final class VmTest implements Callable<Integer> {
         } else if (generalProblem(settings, parsed.originalArgs()) != null) {
             throw new ParameterException(parsed.commandSpec().commandLine(), "general problem");
         }
+        settings.warnings.forEach(warning -> lines.get(0).getErr().println(printable(lines.get(0).getCommandName()
+                + ": warning: " + warning)));
         for (CommandLine line : lines) {
             for (OptionSpec option : line.getCommandSpec().options()) {
                 List<String> rule = VALUES.getOrDefault(String.valueOf(option.descriptionKey()), List.of("(?s).*"));
@@ -3098,8 +3196,18 @@ final class VmTest implements Callable<Integer> {
     // shared:owner
     /** Whether this user owns a file and nobody else can write to it. Ids are compared: a user may have no name. */
     static boolean isOwn(Path file) throws IOException {
-        boolean closed = ((int) Files.getAttribute(file, "unix:mode") & 022) == 0;
-        return closed && Files.getAttribute(file, "unix:uid").equals(userId());
+        int mode = (int) Files.getAttribute(file, "unix:mode");
+        return Files.getAttribute(file, "unix:uid").equals(userId()) && (mode & 02) == 0
+                && ((mode & 020) == 0 || hasPrivateGroup(file));
+    }
+
+    /** Whether a file's group is its owner's alone, as on systems where each user has a group and the umask 002. */
+    static boolean hasPrivateGroup(Path file) throws IOException {
+        String owner = Files.getOwner(file).getName();
+        Path groups = Path.of("/etc/group");
+        return Files.getAttribute(file, "posix:group").toString().equals(owner) && !owner.equals("root")
+                && Files.exists(groups) && new String(Files.readAllBytes(groups), UTF_8).lines()
+                .anyMatch(line -> line.startsWith(owner + ":") && line.endsWith(":")); // ends with its members
     }
 
     /** The user id that new files get. On Linux this process's files in /proc have it, so that nothing is written. */
@@ -3117,6 +3225,32 @@ final class VmTest implements Callable<Integer> {
     }
     // end shared:owner
 
+    // shared:sibling
+    /**
+     * The command that runs another of these scripts: what its setting says, else its jar beside the running one, else
+     * its source by JBang, in a directory that only this user can change, outside the project; null if there is none.
+     */
+    static List<String> sibling(String setting, String script, Path directory, Path project) throws IOException {
+        if (setting != null) {
+            return split(setting);
+        }
+        Path running = Path.of(System.getProperty("java.class.path")).toAbsolutePath(); // by java -jar: the jar alone
+        Path jar = running.resolveSibling(script + ".jar");
+        if (Files.isRegularFile(running) && Files.isRegularFile(jar)) {
+            return List.of(Path.of(System.getProperty("java.home"), "bin", "java").toString(), "-jar", jar.toString());
+        }
+        Path untrusted = Files.exists(project) ? project.toRealPath() : project;
+        for (Path above = directory; above != null; above = above.getParent()) {
+            Path source = above.resolve(script + ".java");
+            boolean trusted = Files.isRegularFile(source) && isOwn(source) && isOwn(above);
+            if (trusted && !above.toRealPath().startsWith(untrusted)) {
+                return List.of("jbang", source.toString());
+            }
+        }
+        return null;
+    }
+    // end shared:sibling
+
     // shared:json
     /** The JSON object in a text; an IOException if there is none. */
     static JsonObject json(String text) throws IOException {
@@ -3127,4 +3261,23 @@ final class VmTest implements Callable<Integer> {
         }
     }
     // end shared:json
+
+    // shared:split
+    /** The words of a setting, split like a shell does it: quotes and backslashes count, nothing else is expanded. */
+    static List<String> split(String text) {
+        String piece = "'[^']*'|\"(?:\\\\.|[^\"\\\\])*\"|\\\\.|[^\\s'\"\\\\]";
+        if (!text.matches("(?s)(?:" + piece + "|\\s)*")) {
+            throw new VmException(2, "a quote is not closed: " + text);
+        }
+        return Pattern.compile("(?s)(?:" + piece + ")+").matcher(text).results().map(word ->
+                Pattern.compile("(?s)" + piece)
+                .matcher(word.group()).replaceAll(part -> Matcher.quoteReplacement(switch (part.group().charAt(0)) {
+                    case '\'' -> part.group().substring(1, part.group().length() - 1);
+                    case '"' -> part.group().substring(1, part.group().length() - 1).replaceAll("\\\\([\"\\\\$`])",
+                            "$1");
+                    case '\\' -> part.group().substring(1);
+                    default -> part.group();
+                }))).collect(Collectors.toList());
+    }
+    // end shared:split
 }

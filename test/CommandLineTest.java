@@ -262,6 +262,7 @@ final class CommandLineTest {
             Files.createSymbolicLink(bin.resolve(program), real);
         }
         settings.put("PATH", bin.toString());
+        settings.put("VM_SYNC_CMD", "jbang vm-sync");
         run("vm-test --sync unit").isOneLine(69, "vm-test: no suite was run: 'jbang vm-sync' cannot be run here; set VM_SYNC_CMD to the command that runs it, as "
                 + "VM_SYNC_CMD='jbang vm-sync@NAME' for a catalog that you added, or VM_SYNC_CMD='jbang tools/VmSync.java' for a copied file\n");
         settings.put("VM_REMOTE_DIR", "/nonexistent/project");
@@ -462,8 +463,10 @@ final class CommandLineTest {
         run("vm-auto-install").is(69, "VM_IMAGE in the environment: there is no file " + none);
         run("vm-auto-install --phases " + none).is(69, "--phases: " + none + " does not hold");
         settings.put("VM_IMAGE", "");
-        Files.writeString(temp.resolve("vm.env"), "VM_IMAGE=" + none + "\n");
-        run("vm-setup").is(69, "vm-setup: VM_IMAGE in vm.env: " + none + " is no file");
+        usersSettings("VM_IMAGE=" + none + "\n");
+        run("vm-setup").is(69, "vm-setup: VM_IMAGE in ~/.go-synth/vm.env: " + none + " is no file");
+        Files.writeString(temp.resolve("vm.env"), "VM_MEMORY=1\n");
+        run("vm-ctl start").isOneLine(2, "vm-ctl: VM_MEMORY in vm.env: '1' is not a size");
     }
 
     @Test
@@ -501,49 +504,49 @@ final class CommandLineTest {
 
     // vm.env
 
-    /** What a line gives to the setting X; with the character | for a line's end. */
+    /** What a line gives to the setting VM_TEST_X; with the character | for a line's end. */
     @Test
     void vmEnvHasAGrammar() throws IOException {
         for (String[] row : new String[][] {
-            {"X=8G # eight", "8G"}, {"X=\"/tmp/a b.iso\"", "/tmp/a b.iso"}, {"X='my tool' --flag 'x y'", "'my tool' --flag 'x y'"},
-            {"export X=echo \"#1\" # say", "echo \"#1\""}, {"  export\t X = a b \t", "a b"}, {"exportX=a", null}, {"X=a|X=b", "b"}, {"X=a|X=", null},
+            {"VM_TEST_X=8G # eight", "8G"}, {"VM_TEST_X=\"/tmp/a b.iso\"", "/tmp/a b.iso"}, {"VM_TEST_X='my tool' --flag 'x y'", "'my tool' --flag 'x y'"},
+            {"export VM_TEST_X=echo \"#1\" # say", "echo \"#1\""}, {"  export\t VM_TEST_X = a b \t", "a b"}, {"exportX=a", null}, {"VM_TEST_X=a|VM_TEST_X=b", "b"}, {"VM_TEST_X=a|VM_TEST_X=", null},
             // comments
-            {"X=#1", "#1"}, {"X= # nothing", null}, {"X=a#b", "a#b"}, {"X=a\t# b", "a"}, {"X=a #", "a"}, {"X='a # b' # c", "a # b"},
-            {"X=\"it's # b\"", "it's # b"}, {"X=a # it's", "a"}, {"X=a \\# b", "a \\# b"}, {"# X=a", null}, {"   |\t|#|X=a", "a"}, {"X=# a # b", "# a"},
+            {"VM_TEST_X=#1", "#1"}, {"VM_TEST_X= # nothing", null}, {"VM_TEST_X=a#b", "a#b"}, {"VM_TEST_X=a\t# b", "a"}, {"VM_TEST_X=a #", "a"}, {"VM_TEST_X='a # b' # c", "a # b"},
+            {"VM_TEST_X=\"it's # b\"", "it's # b"}, {"VM_TEST_X=a # it's", "a"}, {"VM_TEST_X=a \\# b", "a \\# b"}, {"# VM_TEST_X=a", null}, {"   |\t|#|VM_TEST_X=a", "a"}, {"VM_TEST_X=# a # b", "# a"},
             // quotes
-            {"X=\"\"", null}, {"X='a'", "a"}, {"X=' a '", " a "}, {"X='a' 'b'", "'a' 'b'"}, {"X='a'b", "'a'b"}, {"X=a'b'", "a'b'"}, {"X='a'\"b\"", "'a'\"b\""},
-            {"X=\"a \\\" # b\"", "a \\\" # b"}, {"X='a\\'", "a\\"}, {"X=it\\'s # b", "it\\'s"}, {"X=\"'a'\"", "'a'"}, {"X=C:\\", "C:\\"},
+            {"VM_TEST_X=\"\"", null}, {"VM_TEST_X='a'", "a"}, {"VM_TEST_X=' a '", " a "}, {"VM_TEST_X='a' 'b'", "'a' 'b'"}, {"VM_TEST_X='a'b", "'a'b"}, {"VM_TEST_X=a'b'", "a'b'"}, {"VM_TEST_X='a'\"b\"", "'a'\"b\""},
+            {"VM_TEST_X=\"a \\\" # b\"", "a \\\" # b"}, {"VM_TEST_X='a\\'", "a\\"}, {"VM_TEST_X=it\\'s # b", "it\\'s"}, {"VM_TEST_X=\"'a'\"", "'a'"}, {"VM_TEST_X=C:\\", "C:\\"},
             // nothing is expanded
-            {"X=$HOME/~ `x` \\n", "$HOME/~ `x` \\n"}, {"X=a=b", "a=b"}, {"X=é日", "é日"},
+            {"VM_TEST_X=$HOME/~ `x` \\n", "$HOME/~ `x` \\n"}, {"VM_TEST_X=a=b", "a=b"}, {"VM_TEST_X=é日", "é日"},
             // files as editors write them
-            {"\ufeffX=a", "a"}, {"X=a\r|Y=b\r|", "a"}, {"X=a\r", "a"}, {"\ufeff# a|X=a", "a"}}) {
+            {"\ufeffVM_TEST_X=a", "a"}, {"VM_TEST_X=a\r|Y=b\r|", "a"}, {"VM_TEST_X=a\r", "a"}, {"\ufeff# a|VM_TEST_X=a", "a"}}) {
             VmCtl.Settings read = vmEnv(row[0].replace("|", "\n").getBytes(UTF_8));
-            assertEquals(Arrays.asList(null, row[1]), Arrays.asList(read.problem, read.get("X")), row[0]);
+            assertEquals(Arrays.asList(null, row[1]), Arrays.asList(read.problem, read.get("VM_TEST_X")), row[0]);
         }
-        assertEquals("a", vmEnv("# f\u00fcr mich\nX=a # \u00fc".getBytes(ISO_8859_1)).get("X"), "a comment is not read");
+        assertEquals("a", vmEnv("# f\u00fcr mich\nVM_TEST_X=a # \u00fc".getBytes(ISO_8859_1)).get("VM_TEST_X"), "a comment is not read");
         List<MatchResult> rows = Pattern.compile("(?m)^\\| `((?:export )?(VM_\\w+)=.*)` \\| `(.*)` \\|$").matcher(Files.readString(TOP.resolve("README.md")))
                 .results().toList();
         assertTrue(rows.size() >= 4, rows::toString);
         for (MatchResult row : rows) {
-            assertEquals(row.group(3), vmEnv(row.group(1).getBytes(UTF_8)).get(row.group(2)), "as the README says");
+            assertEquals(row.group(3), settings(row.group(1), null).get(row.group(2)), "as the README says");
         }
     }
 
     @Test
     void aFaultInVmEnvIsToldWithItsLine() throws IOException {
         for (String[] row : new String[][] {
-            {"VM_NAME: a", "line 1: this is not KEY=value"}, {"# a||VM_NAME", "line 3: this is not KEY=value"}, {"X=a|\u0000", "line 2: this is not KEY=value"},
-            {"X=a|=b", "line 2: this is not KEY=value"}, {"VM_TEST_A-B=x", "line 1: this is not KEY=value"}, {"export X", "line 1: this is not KEY=value"},
+            {"VM_NAME: a", "line 1: this is not KEY=value"}, {"# a||VM_NAME", "line 3: this is not KEY=value"}, {"VM_TEST_X=a|\u0000", "line 2: this is not KEY=value"},
+            {"VM_TEST_X=a|=b", "line 2: this is not KEY=value"}, {"VM_TEST_A-B=x", "line 1: this is not KEY=value"}, {"export X", "line 1: this is not KEY=value"},
             {"export =x", "line 1: this is not KEY=value"}, {"1X=a", "line 1: this is not KEY=value"}, {"A B=c", "line 1: this is not KEY=value"},
-            {"X=it's", "line 1: the quote ' is not closed"}, {"X=a|X=say \"hi # a|Y: b", "line 2: the quote \" is not closed"},
-            {"X='a # b", "line 1: the quote ' is not closed"}, {"X=a\\|X=\"a\\\"", "line 2: the quote \" is not closed"},
-            {"X=a\u0000b", "line 1: this is not plain text in UTF-8"}, {"X=\u001b[31m", "line 1: this is not plain text in UTF-8"}}) {
+            {"VM_TEST_X=it's", "line 1: the quote ' is not closed"}, {"VM_TEST_X=a|VM_TEST_X=say \"hi # a|Y: b", "line 2: the quote \" is not closed"},
+            {"VM_TEST_X='a # b", "line 1: the quote ' is not closed"}, {"VM_TEST_X=a\\|VM_TEST_X=\"a\\\"", "line 2: the quote \" is not closed"},
+            {"VM_TEST_X=a\u0000b", "line 1: this is not plain text in UTF-8"}, {"VM_TEST_X=\u001b[31m", "line 1: this is not plain text in UTF-8"}}) {
             assertEquals("vm.env, " + row[1], vmEnv(row[0].replace("|", "\n").getBytes(UTF_8)).problem, row[0]);
         }
-        assertEquals("vm.env, line 2: this is not plain text in UTF-8", vmEnv("X=a\nX=caf\u00e9".getBytes(ISO_8859_1)).problem);
-        assertEquals("vm.env, line 1: this is not KEY=value", vmEnv("X=a".getBytes(UTF_16)).problem);
+        assertEquals("vm.env, line 2: this is not plain text in UTF-8", vmEnv("VM_TEST_X=a\nVM_TEST_X=caf\u00e9".getBytes(ISO_8859_1)).problem);
+        assertEquals("vm.env, line 1: this is not KEY=value", vmEnv("VM_TEST_X=a".getBytes(UTF_16)).problem);
         List<String> commands = List.of("vm-setup check", "vm-auto-install clean-phases", "vm-ctl status", "vm-sync", "vm-test list");
-        Files.writeString(temp.resolve("vm.env"), "# mine\nVM_IMAGE=/home/o'neil/x.iso\n");
+        Files.writeString(temp.resolve("vm.env"), "# mine\nVM_TEST_A=/home/o'neil/x\n");
         forEach(commands, command -> run(command).isOneLine(2, command.split(" ")[0] + ": vm.env, line 2: the quote ' is not closed\n"));
         run("vm-ctl --help").is(0, ""); // the way out
         Files.delete(temp.resolve("vm.env"));
@@ -555,6 +558,148 @@ final class CommandLineTest {
         Path directory = Files.createTempDirectory(temp, "env");
         Files.write(directory.resolve("vm.env"), text);
         return VmCtl.readSettings(Map.of(), directory);
+    }
+
+    // The two files of settings: the user's own, and the one of a project, which may be somebody else's
+
+    private Path usersSettings(String text) throws IOException {
+        settings.put("HOME", temp.resolve("home").toString());
+        return Files.writeString(Files.createDirectories(temp.resolve("home/.go-synth")).resolve("vm.env"), text);
+    }
+
+    private VmCtl.Settings settings(String own, String project, String... environment) throws IOException {
+        usersSettings(own);
+        Map<String, String> all = new HashMap<>(Map.of("HOME", temp.resolve("home").toString()));
+        for (int i = 0; i < environment.length; i += 2) {
+            all.put(environment[i], environment[i + 1]);
+        }
+        Path directory = Files.createDirectories(temp.resolve("checkout/sub")).getParent();
+        Files.deleteIfExists(directory.resolve("vm.env"));
+        return VmCtl.readSettings(all, project == null ? directory : Files.writeString(directory.resolve("vm.env"), project).getParent());
+    }
+
+    @Test
+    void aProjectsSettingsWinOverTheUsersWhereTheyAreHarmless() throws IOException {
+        VmCtl.Settings both = settings("VM_NAME=mine\nVM_MEMORY=4G\nVM_DIR=~/vms\nVM_CTL_CMD=my ctl", "VM_NAME=theirs\nVM_MEMORY=\nPATH=/evil\nLD_PRELOAD=x");
+        assertEquals(Arrays.asList(null, "theirs", "4G", "~/vms", "my ctl", null, null), Stream.of(both.problem, both.get("VM_NAME"), both.get("VM_MEMORY"),
+                both.get("VM_DIR"), both.get("VM_CTL_CMD"), both.get("PATH"), both.get("LD_PRELOAD")).toList());
+        assertEquals("VM_NAME in vm.env, VM_DIR in ~/.go-synth/vm.env", both.origin("VM_NAME") + ", " + both.origin("VM_DIR"));
+        assertEquals("env", settings("VM_NAME=mine", "VM_NAME=theirs", "VM_NAME", "env").get("VM_NAME"));
+        for (String home : List.of("", "relative", "/nonexistent")) {
+            assertEquals(null, settings("VM_NAME=mine", null, "HOME", home).get("VM_NAME"), "the user's file is not read without HOME");
+        }
+
+        // which project
+        assertEquals("~/p", settings("VM_PROJECT=~/p", null).get("VM_PROJECT"));
+        assertEquals(null, settings("VM_PROJECT=~/p", "VM_NAME=x").get("VM_PROJECT"), "a directory with a vm.env is the project");
+        assertEquals(null, settings("VM_PROJECT=~/p", "VM_PROJECT=").get("VM_PROJECT"));
+        assertEquals("sub", settings("VM_PROJECT=~/p", "VM_PROJECT=sub").get("VM_PROJECT"));
+
+        // a project may take the network away, and not give it
+        assertEquals("offline", settings("", "VM_NET=offline").get("VM_NET"));
+        assertEquals("offline", settings("VM_NET=user", "VM_NET=offline").get("VM_NET"));
+        assertEquals("offline", settings("VM_NET=offline", "VM_NET=user").get("VM_NET"));
+
+        // in the directory of the user's own file
+        Path own = usersSettings("VM_CTL_CMD=mine").getParent();
+        assertEquals("mine", VmCtl.readSettings(Map.of("HOME", temp.resolve("home").toString()), own).get("VM_CTL_CMD"));
+    }
+
+    @Test
+    void aProjectSetsNothingThatCanHarmThisMachine() throws IOException {
+        Path outside = Files.createDirectories(temp.resolve("outside"));
+        Files.createDirectories(temp.resolve("checkout/sub/below"));
+        Files.createSymbolicLink(temp.resolve("checkout/link"), outside);
+        for (String line : List.of("VM_CTL_CMD=touch evil", "VM_SYNC_CMD=x", "VM_SETUP_CMD=x", "VM_DIR=vm", "VM_QEMU_ARGS=-incoming \"exec:touch evil\"",
+                "VM_IMAGE=/etc/shadow", "VM_MIRROR=http://evil.example/", "VM_PHASES=phases", "VM_ACCEL=tcg", "VM_CPU=host", "VM_DISK_CACHE=unsafe",
+                "export VM_SSH_PORT=22", "VM_DIR=", "VM_PROJECT=..", "VM_PROJECT=/", "VM_PROJECT=~/.ssh", "VM_PROJECT=link", "VM_PROJECT=sub/../../outside",
+                "VM_PROJECT=" + outside)) {
+            String setting = line.replaceAll("^export |=.*", "");
+            assertEquals("vm.env, line 2: " + setting + " is read only from your own settings, because a project could harm this machine by it; "
+                    + "put this line into ~/.go-synth/vm.env: " + line, settings("", "# theirs\n" + line).problem);
+            assertEquals(null, settings(line, null).problem);
+        }
+        for (String line : List.of("VM_PROJECT=.", "VM_PROJECT=sub", "VM_PROJECT=./sub/below", "VM_PROJECT=" + temp.toRealPath().resolve("checkout/sub"),
+                "VM_TEST_X=rm -rf / # in the guest", "VM_REMOTE_DIR=/root/x", "VM_TIME_LIMIT=5m", "DFLY_VERSION=6.4.1", "VM_CPUS=2", "VM_DISK_SIZE=9G",
+                "VM_DPORTS_CLONE=yes")) {
+            VmCtl.Settings fine = settings("", line);
+            assertEquals(Arrays.asList(null, line.replaceFirst(" #.*", "")), Arrays.asList(fine.problem, line.replaceAll("=.*", "=")
+                    + fine.get(line.replaceAll("=.*", ""))));
+        }
+        Files.writeString(temp.resolve("vm.env"), "VM_QEMU_ARGS=-incoming exec:evil\n");
+        forEach(List.of("vm-setup check", "vm-auto-install", "vm-ctl start", "vm-sync", "vm-test unit"), command ->
+                run(command).isOneLine(2, command.split(" ")[0] + ": vm.env, line 1: VM_QEMU_ARGS is read only from your own settings"));
+    }
+
+    @Test
+    void aMisspeltSettingIsAWarning() throws IOException {
+        assertEquals(List.of("~/.go-synth/vm.env, line 1: there is no setting VM_MEMORI (did you mean VM_MEMORY?)", "vm.env, line 2: there is no setting "
+                + "VM_PORJECT (did you mean VM_PROJECT?)", "vm.env, line 3: there is no setting VM_COLOUR", "DFLY_VERSON in the environment is no setting "
+                + "(did you mean DFLY_VERSION?)"), settings("VM_MEMORI=1G", "VM_NAME=x\nVM_PORJECT=/etc\nVM_COLOUR=red\nNO_COLOR=1",
+                "DFLY_VERSON", "1", "VM_TEST_NAMES", "2", "VM_SOMEBODY_ELSES", "3", "VMS", "4").warnings);
+        usersSettings("VM_MEMORI=1G\n");
+        run("vm-ctl list").is(0, "vm-ctl: warning: ~/.go-synth/vm.env, line 1: there is no setting VM_MEMORI (did you mean VM_MEMORY?)\n");
+        assertEquals("", run("vm-ctl --help").err());
+    }
+
+    @Test
+    void aFileOfSettingsIsAFileOfItsUser() throws Exception {
+        Path own = usersSettings("VM_NAME=mine\n");
+        Files.setPosixFilePermissions(own, PosixFilePermissions.fromString("rw-rw-rw-"));
+        run("vm-ctl list").isOneLine(2, "vm-ctl: ~/.go-synth/vm.env cannot be read (other users own it or can write to it: chmod go-w ~/.go-synth/vm.env)");
+        Files.delete(own);
+        assertEquals(0, new ProcessBuilder("mkfifo", own.toString()).start().waitFor());
+        run("vm-ctl list").isOneLine(2, "vm-ctl: ~/.go-synth/vm.env cannot be read (it is not a file of at most 1 MB)");
+        Files.delete(own);
+        Files.createSymbolicLink(temp.resolve("vm.env"), Path.of("/dev/zero"));
+        run("vm-ctl list").isOneLine(2, "vm-ctl: vm.env cannot be read (it is not a file of at most 1 MB)");
+    }
+
+    @Test
+    void aGroupThatIsOneUsersAloneMayWrite() throws Exception {
+        assumeTrue(System.getProperty("user.name").equals("root"), "only root can give files away");
+        Path file = Files.createFile(temp.resolve("file"));
+        for (String[] row : new String[][] {{"daemon:daemon", "true"}, {"daemon:bin", "false"}, {"root:root", "false"}, {"54321:54321", "false"}, {"54321:daemon", "false"}}) {
+            assertEquals(0, new ProcessBuilder("chown", row[0], file.toString()).start().waitFor());
+            assertEquals(row[1], "" + VmCtl.hasPrivateGroup(file), row[0]);
+        }
+    }
+
+    /** What `jbang vm-ctl` runs is decided by the nearest jbang-catalog.json, which may be the project's. */
+    @Test
+    void aProjectsOwnVmCtlIsNeverRun() throws IOException {
+        Path alone = Files.createDirectories(temp.resolve("alone/lib"));
+        copy(TOP.resolve(".build/VmTest.jar"), alone.getParent().resolve("VmTest.jar"));
+        try (Stream<Path> libraries = Files.list(TOP.resolve(".build/lib"))) {
+            libraries.forEach(library -> copy(library, alone.resolve(library.getFileName())));
+        }
+        Path jbang = Files.writeString(Files.createDirectories(temp.resolve("bin")).resolve("jbang"), "#!/bin/sh\necho \"$*\" >\"" + temp + "/ran\"\nexit 1\n");
+        assertTrue(jbang.toFile().setExecutable(true));
+        settings.put("PATH", jbang.getParent() + ":" + System.getenv("PATH"));
+        Files.createDirectories(temp.resolve("vm"), PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rwx------")));
+        Files.writeString(temp.resolve("jbang-catalog.json"), "{\"aliases\": {\"vm-ctl\": {\"script-ref\": \"VmCtl.java\"}}}");
+        Files.writeString(temp.resolve("VmCtl.java"), "class VmCtl {}");
+        List<String> test = List.of("java", "-jar", alone.getParent().resolve("VmTest.jar").toString(), "--fresh", "unit");
+        for (String project : List.of("", temp.toString(), temp.getParent().toString())) {
+            settings.put("VM_PROJECT", project);
+            start(test).isOneLine(69, "vm-test: no suite was run: there is no VmCtl.java here or above that only you can change and that is not part of "
+                    + "the project; set VM_CTL_CMD to the command that runs it, as VM_CTL_CMD='jbang vm-ctl@NAME'");
+            assertFalse(Files.exists(temp.resolve("ran")));
+        }
+        settings.put("VM_PROJECT", Files.createDirectories(temp.resolve("elsewhere")).toString()); // then this is the user's checkout of the scripts
+        for (String script : List.of("VmSync.java", "VmCtl.java")) {
+            Files.writeString(temp.resolve(script), "class X {}");
+        }
+        start(test).is(1, "no suite was run: 'jbang " + temp.resolve("VmCtl.java") + " restore' failed with exit code 1");
+        assertEquals(temp.resolve("VmCtl.java") + " restore\n", Files.readString(temp.resolve("ran")));
+    }
+
+    private static void copy(Path from, Path to) {
+        try {
+            Files.copy(from, to);
+        } catch (IOException failed) {
+            throw new UncheckedIOException(failed);
+        }
     }
 
     // Locales
@@ -688,7 +833,7 @@ final class CommandLineTest {
     }
 
     @Test
-    void aDirectoryOfAnotherUserIsNoStoppedVm() throws IOException {
+    void aDirectoryOfAnotherUserIsNoStoppedVm() throws Exception {
         assumeTrue(System.getProperty("user.name").equals("root"), "only root can become another user");
         Path others = Files.createDirectories(temp.resolve("vm"));
         Path closed = Files.createDirectories(temp.resolve("closed/vm"));
@@ -698,13 +843,19 @@ final class CommandLineTest {
         List<String> reading = new ArrayList<>(user);
         reading.addAll(List.of("test", "-r", TOP.resolve(".build/VmCtl.jar").toString()));
         assumeTrue(start(reading).exitCode() == 0, "the jars are closed to others");
-        for (String command : List.of("vm-ctl status", "vm-sync", "vm-test unit", "vm-auto-install provision")) {
+        Files.writeString(others.resolve("ssh_config"), "Host *\nProxyCommand touch " + temp.resolve("evil") + "\n");
+        for (String command : List.of("vm-ctl status", "vm-sync", "vm-sync pull x", "vm-test unit", "vm-auto-install provision", "vm-setup check")) {
+            assertEquals(0, new ProcessBuilder("chown", "54321", others.toString()).start().waitFor());
+            settings.put("VM_DIR", others.toString());
+            run(command).is(69, others + " belongs to 54321");
+            assertEquals(0, new ProcessBuilder("chown", "root", others.toString()).start().waitFor());
             for (Path dir : List.of(others, closed)) {
                 settings.put("VM_DIR", dir.toString());
                 List<String> words = new ArrayList<>(user);
                 words.addAll(jar(List.of(command.split(" "))));
                 start(words).is(69, dir.equals(others) ? others + " belongs to root" : closed.getParent() + " is closed to you");
             }
+            assertFalse(Files.exists(temp.resolve("evil")), "its ssh_config was used");
         }
     }
 }

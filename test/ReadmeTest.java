@@ -43,7 +43,8 @@ final class ReadmeTest {
     /** Run here, in the README's order, in a copy of the checkout: a pattern and the exit codes it may have. */
     private static final Map<String, Set<Integer>> HERE = Map.ofEntries(
             Map.entry("make vm-check-prereqs", Set.of(0, 2)), // 2, make's own: whoever runs this may have no mirror, or no KVM
-            Map.entry("cp vm.env.example vm.env", Set.of(0)),
+            Map.entry("mkdir -p -m 700 ~/.go-synth && cp vm.env.example ~/.go-synth/vm.env", Set.of(0)),
+            Map.entry("export VM_DIR=.*mktemp.*", Set.of(0)),
             Map.entry("jbang catalog add .*", Set.of(0)),
             Map.entry("jbang vm-ctl@dfly --help", Set.of(0)),
             Map.entry("mkdir -p ~/hello/tools && cp .*", Set.of(0)),
@@ -113,7 +114,7 @@ final class ReadmeTest {
         for (String line : commands()) {
             for (var run : HERE.entrySet()) {
                 if (line.matches(run.getKey())) {
-                    Ran ran = shell(scratch, line.replace(" /tmp/", " \"$SCRATCH\"/"));
+                    Ran ran = shell(scratch, line.replaceAll(" ~/(?=p2)", " \"$SCRATCH\"/"));
                     assertTrue(run.getValue().contains(ran.exitCode()), line + ": exit code " + ran.exitCode() + "\n" + ran.out() + ran.err());
                     out.put(line, ran.out());
                 }

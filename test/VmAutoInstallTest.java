@@ -3,6 +3,7 @@ import static java.nio.charset.StandardCharsets.UTF_8;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNull;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
@@ -731,6 +732,24 @@ class VmAutoInstallTest {
     }
 
     @Test
+    void phasesOfAnotherUserAreNotRun() throws IOException {
+        Path below = Files.createDirectories(tmp.resolve("checkout/src"));
+        phaseScripts();
+        assertEquals(tmp.resolve("phases/phase1-install.sh"), VmAutoInstall.nearestScripts(below).get(0));
+        Files.createDirectories(tmp.resolve("checkout/phases")); // which holds none
+        assertEquals(tmp.resolve("phases/phase1-install.sh"), VmAutoInstall.nearestScripts(below).get(0));
+        for (Path opened : List.of(tmp.resolve("phases"), tmp.resolve("phases/phase2-update.sh"))) {
+            Set<PosixFilePermission> mode = Files.getPosixFilePermissions(opened);
+            Files.setPosixFilePermissions(opened, PosixFilePermissions.fromString("rwxrwxrwx"));
+            VmAutoInstall.VmException refused = assertThrows(VmAutoInstall.VmException.class, () -> VmAutoInstall.nearestScripts(below));
+            assertEquals(69, refused.exitCode);
+            assertTrue(refused.getMessage().contains(" here or above (not " + tmp.resolve("phases") + ", because other users own it or can write to it): "
+                    + "copy it"), refused.getMessage());
+            Files.setPosixFilePermissions(opened, mode);
+        }
+    }
+
+    @Test
     void anotherScriptIsFoundByItsSettingItsJarOrItsSource() throws IOException {
         String classPath = System.getProperty("java.class.path");
         Path below = Files.createDirectories(tmp.resolve("tools/project/src"));
@@ -748,7 +767,7 @@ class VmAutoInstallTest {
             }
             for (Path opened : List.of(source, tools)) {
                 Set<PosixFilePermission> mode = Files.getPosixFilePermissions(opened);
-                Files.setPosixFilePermissions(opened, PosixFilePermissions.fromString("rwxrwxr-x"));
+                Files.setPosixFilePermissions(opened, PosixFilePermissions.fromString("rwxrwxrwx"));
                 assertEquals(null, VmAutoInstall.sibling(null, "VmSetup", below, below), opened + " can be written by others");
                 Files.setPosixFilePermissions(opened, mode);
             }

@@ -146,13 +146,14 @@ final class VmTestTest {
             Files.writeString(ctl, "#!/bin/sh\necho \"$1 $VM_NAME $VM_REMOTE_DIR\" > \"$VM_DIR/said\"\nexit " + codes[0] + "\n");
             assertTrue(ctl.toFile().setExecutable(true));
             Path project = Files.createDirectories(dir.resolve("my project"));
-            Ran ran = vmTest("--fresh", "unit", "--vm-name", "x" + codes[0], "--project", project.toString(), "--ctl-cmd", "\"" + ctl + "\"");
+            Ran ran = vmTest("--fresh", "unit", "--vm-name", "x" + codes[0], "--project", project.toString(), "--ctl-cmd", "\"" + ctl + "\"",
+                    "--sync-cmd", "false");
             assertEquals(codes[1], ran.code(), ran.err());
             assertEquals("restore x" + codes[0] + " /root/my project\n", Files.readString(dir.resolve("said")));
         }
-        assertEquals(69, vmTest("--fresh", "unit", "--vm-name", "top", "--project", "/", "--ctl-cmd", "\"" + ctl + "\"").code());
+        assertEquals(69, vmTest("--fresh", "unit", "--vm-name", "top", "--project", "/", "--ctl-cmd", "\"" + ctl + "\"", "--sync-cmd", "false").code());
         assertEquals("restore top /root/\n", Files.readString(dir.resolve("said")), "which vm-sync refuses");
-        Ran missing = vmTest("--fresh", "unit", "--ctl-cmd", "/nonexistent/ctl");
+        Ran missing = vmTest("--fresh", "unit", "--ctl-cmd", "/nonexistent/ctl", "--sync-cmd", "false");
         assertEquals(69, missing.code());
         assertEquals("vm-test: no suite was run: '/nonexistent/ctl restore' cannot be run here; set VM_CTL_CMD to the command that runs it, as "
                 + "VM_CTL_CMD='jbang vm-ctl@NAME' for a catalog that you added, or VM_CTL_CMD='jbang tools/VmCtl.java' for a copied file\n", missing.err());
