@@ -694,6 +694,24 @@ final class CommandLineTest {
         assertEquals(temp.resolve("VmCtl.java") + " restore\n", Files.readString(temp.resolve("ran")));
     }
 
+    /** In a container, root often works on a checkout that belongs to another user. */
+    @Test
+    void makeNamesThePhasesOfItsCheckout() throws Exception {
+        assumeTrue(System.getProperty("user.name").equals("root"), "only root can give files away");
+        Path phases = Files.createDirectories(temp.resolve("phases"));
+        for (String script : VmAutoInstall.SCRIPTS) {
+            copy(TOP.resolve("phases").resolve(script), phases.resolve(script));
+        }
+        assertEquals(0, new ProcessBuilder("chown", "-R", "54321", phases.toString()).start().waitFor());
+        settings.put("VM_PHASES", "");
+        run("vm-auto-install").isOneLine(69, "here or above (not " + phases + ", because other users own it or can write to it)");
+        List<String> make = jar(List.of("vm-auto-install"));
+        make.add(1, "-Dvm.phases=" + phases);
+        start(make).is(69, "phases: " + phases + "\n");
+        settings.put("VM_PHASES", phases.toString()); // by hand
+        run("vm-auto-install").is(69, "phases: " + phases + "\n");
+    }
+
     private static void copy(Path from, Path to) {
         try {
             Files.copy(from, to);

@@ -158,7 +158,8 @@ final class ManualTest {
         // The pinned sums are those of a release.
         String trusting = typed.replaceAll("^make vm-setup$", "make vm-setup ARGS=--trust-mirror");
         long started = System.nanoTime();
-        Guest.Result result = where.run(List.of("bash", "-c", "cd \"$0\" && " + trusting, directory.toString()));
+        Guest typist = line.startsWith("jbang vm-test --") ? where.with("VM_CTL_CMD", "", "VM_SYNC_CMD", "") : where; // it finds them
+        Guest.Result result = typist.run(List.of("bash", "-c", "cd \"$0\" && " + trusting, directory.toString()));
         System.err.printf("%4d s  $ %s%n", (System.nanoTime() - started) / 1_000_000_000, trusting);
         return result;
     }
