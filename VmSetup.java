@@ -24,8 +24,6 @@ import java.io.FilterOutputStream;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
-import java.io.PipedInputStream;
-import java.io.PipedOutputStream;
 import java.io.PrintStream;
 import java.io.UncheckedIOException;
 import java.lang.ProcessBuilder.Redirect;
@@ -56,8 +54,6 @@ import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
 import java.nio.file.attribute.PosixFilePermissions;
-import java.security.DigestOutputStream;
-import java.security.MessageDigest;
 import java.time.Duration;
 import java.time.Instant;
 import java.util.ArrayList;
@@ -66,7 +62,6 @@ import java.util.Collection;
 import java.util.Collections;
 import java.util.Comparator;
 import java.util.HashMap;
-import java.util.HexFormat;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
@@ -77,6 +72,7 @@ import java.util.concurrent.ExecutionException;
 import java.util.concurrent.FutureTask;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
+import java.util.function.LongSupplier;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
@@ -116,8 +112,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
  *     download.
  * <li>{@code dfly-<version>.iso.bz2.<its md5>.part} grows, over as many connections as it takes; the next run goes on
  *     with it, from this mirror or another that has the same file.
- * <li>Meanwhile it is unpacked into {@code dfly-<version>.iso.part}, and both are hashed on the way.
- * <li>When all sums hold, the ISO gets its name.
+ * <li>When its sums hold, it is unpacked into {@code dfly-<version>.iso.part}. When that one's sum holds too, it gets
+ *     the ISO's name. Of what fails a check nothing is kept.
  * </ol>
  * Each of these files is complete, or recognised as incomplete by the next run: the process can be killed at any point.
  * {@code dfly-<version>.iso.lock}, which stays, keeps a second one out.
@@ -153,13 +149,15 @@ final class VmSetup implements Callable<Integer> {
 
     /**
      * From other places than the mirrors: golang/build, dragonfly-packer, cross-platform-actions, a download that
-     * agreed.
+     * agreed; the SHA-256 of 6.4.0 from kevemueller/ksysroot. DragonFly itself publishes MD5 only.
      */
     static final Map<String, Sums> PINNED = Map.of(
             "6.4.2", new Sums("906095312c4a4ac0577fb91d5eb87033",
                     "373150a21eeb7ce0f20c7faf1b8129145bf3bf0463a45d0dc18aad274f7ed661",
                     "fdab09ac37cf427b8c01de5d54bfd1d7"),
-            "6.4.0", new Sums("5dbf894d9120664a675030c475f25040", null, "ff4d500c7c75b1f88ca4237a6aa861d1"),
+            "6.4.0", new Sums("5dbf894d9120664a675030c475f25040",
+                    "c213cc20ba1284efafe017c16db1974c154728e2e757c649af91d0e2a246a0dd",
+                    "ff4d500c7c75b1f88ca4237a6aa861d1"),
             "6.2.2", new Sums("b391a29c8e9c1cc33f2441ff1f0d98a0", null, null),
             "6.0.0", new Sums("252fc700803dbadce1de928432373bbb", null, null));
 
@@ -193,7 +191,8 @@ final class VmSetup implements Callable<Integer> {
 
     @Option(names = "--trust-mirror", scope = ScopeType.INHERIT,
             description = "fetch: skip the sums known to this script and believe the mirror's md5.txt, or VM_IMAGE: "
-                    + "for an image that is not the release whose name it bears, such as a stand-in for tests.")
+                    + "for an image that is not the release whose name it bears, such as a stand-in for tests, and for "
+                    + "a version without known sums from an http mirror.")
     boolean trustMirror;
 
     @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "40G", scope = ScopeType.INHERIT,
@@ -212,11 +211,15 @@ final class VmSetup implements Callable<Integer> {
     private Path image;
     /**
      * Tests change these: the pause before a second connection, how long one may be silent, how often the progress of
-     * the download is printed, the proxies, where programs and KVM are.
+     * the download is printed, the largest files (releases have 260 and 784 MB), the known sums, the proxies, where
+     * programs and KVM are.
      */
     Duration pause = Duration.ofSeconds(1);
     Duration silence = Duration.ofSeconds(60);
     Duration report = Duration.ofSeconds(10);
+    long largestArchive = 2 * GB;
+    long largestIso = 4 * GB;
+    Map<String, Sums> known = PINNED;
     Map<String, String> environment = System.getenv();
     String searchPath = System.getenv().getOrDefault("PATH", "");
     Path kvm = Path.of("/dev/kvm");
@@ -242,12 +245,12 @@ final class VmSetup implements Callable<Integer> {
                     + "the ISO's path.", "",
                 "Writes dfly-VERSION.iso in VM_DIR, which gets its name once all sums hold. What came so far lies "
                     + "beside it in a .part file, and the next run goes on with it. Uses https_proxy, http_proxy, "
-                    + "no_proxy, and lbzip2 or pbzip2 if installed. At the end it records in accel.json which "
-                    + "accelerator works here, if that is not known."},
+                    + "no_proxy, and for a known release lbzip2 or pbzip2 if installed. At the end it records in "
+                    + "accel.json which accelerator works here, if that is not known."},
             footer = {"  vm-setup fetch --dfly-version 6.4.0",
                 "  vm-setup fetch --image ~/Downloads/dfly-x86_64-6.4.2_REL.iso.bz2"},
             exitCodeList = {"0:done, or already there", "1:the job failed (a wrong sum, a damaged file, disk full)",
-                "2:wrong usage",
+                "2:wrong usage, or refused because --trust-mirror was missing",
                 "69:something needed is not available (a mirror that has it, VM_IMAGE, VM_DIR, the lock)",
                 "130, 143:interrupted"})
     int fetch() throws Exception {
@@ -374,7 +377,7 @@ final class VmSetup implements Callable<Integer> {
 
     /** The sums to hold beside those of md5.txt: none if none are known, or the mirror is trusted. */
     private Sums pinned() {
-        return trustMirror ? Sums.NONE : PINNED.getOrDefault(version, Sums.NONE);
+        return trustMirror ? Sums.NONE : known.getOrDefault(version, Sums.NONE);
     }
 
     /**
@@ -383,13 +386,11 @@ final class VmSetup implements Callable<Integer> {
      */
     private boolean isThere() throws IOException {
         if (Files.exists(iso()) && pinned().isoMd5 != null) {
-            try (InputStream in = Files.newInputStream(iso())) {
-                String md5 = DigestUtils.md5Hex(in);
-                if (!md5.equals(pinned().isoMd5)) {
-                    throw new VmException(1, iso() + " is not the DragonFly " + version
-                            + " that is known here (its MD5 is " + md5
-                            + "): delete it to download the released one, or use " + withOption("--trust-mirror"));
-                }
+            String md5 = md5(iso());
+            if (!md5.equals(pinned().isoMd5)) {
+                throw new VmException(1, iso() + " is not the DragonFly " + version
+                        + " that is known here (its MD5 is " + md5
+                        + "): delete it to download the released one, or use " + withOption("--trust-mirror"));
             }
         }
         return Files.exists(iso());
@@ -397,9 +398,9 @@ final class VmSetup implements Callable<Integer> {
 
     /** From VM_IMAGE, or from the first mirror that gives it. */
     private void take() throws IOException, InterruptedException {
-        String rest = image != null ? "" : ", only the mirror's own md5.txt is";
-        if (!PINNED.containsKey(version)) {
-            say("no sums are known here for DragonFly " + version + ": none are checked" + rest);
+        String rest = image != null ? "" : ": only the mirror's own md5.txt is compared";
+        if (!known.containsKey(version)) {
+            say("no sums are known here for DragonFly " + version + rest);
         } else if (trustMirror) {
             say("WARNING: --trust-mirror: the sums known for DragonFly " + version + " are NOT checked" + rest);
         }
@@ -407,7 +408,7 @@ final class VmSetup implements Callable<Integer> {
             if (!(Files.isRegularFile(image) && Files.isReadable(image))) {
                 throw new VmException(69, originOf(spec, "--image") + ": " + image + " is no file that can be read");
             }
-            makeIso(out -> Files.copy(image, out), image.toString().endsWith(".bz2"), image.toString(), Sums.NONE);
+            makeIso(image, image.toString().endsWith(".bz2"), image.toString(), Sums.NONE);
             return;
         }
         List<String> problems = new ArrayList<>();
@@ -436,8 +437,14 @@ final class VmSetup implements Callable<Integer> {
         URI uri = mirror.resolve(archiveName());
         Path part = iso(".bz2." + sums.archiveMd5 + ".part");
         boolean resumed = Files.exists(part);
+        for (Path other : parts()) {
+            if (!other.equals(part)) {
+                Files.delete(other); // another file was published, or a mirror lies: it only takes up room
+            }
+        }
         try {
-            makeIso(new Download(uri, part), true, uri.toString(), sums);
+            new Download(uri, part).run();
+            makeIso(part, true, uri.toString(), sums);
         } catch (VmException problem) {
             if (problem.exitCode != 1) {
                 throw problem; // what came so far is good for the next mirror, or the next run
@@ -450,12 +457,10 @@ final class VmSetup implements Callable<Integer> {
             takeFrom(mirror);
             return;
         }
-        for (Path done : parts()) {
-            Files.delete(done);
-        }
+        Files.delete(part);
     }
 
-    /** The beginnings of archives of this version that are here: one, or more if it was published again. */
+    /** The beginnings of archives of this version that are here. */
     private List<Path> parts() throws IOException {
         try (Stream<Path> files = Files.list(vmDir)) {
             return files.filter(file -> file.getFileName().toString().matches("dfly-\\Q" + version
@@ -463,14 +468,14 @@ final class VmSetup implements Callable<Integer> {
         }
     }
 
-    /** Unpacks and verifies an archive, or copies and verifies an image, and only then gives the ISO its name. */
-    private void makeIso(Source source, boolean packed, String what, Sums listed) throws IOException,
+    /** Verifies an archive and unpacks it, or copies an image. Once that is verified it gets the ISO's name. */
+    private void makeIso(Path source, boolean packed, String what, Sums listed) throws IOException,
             InterruptedException {
         Path part = iso(".part");
         try {
-            Sums found = unpack(source, packed, part, what);
-            compare(what, found, listed);
-            compare(what, found, pinned());
+            verify(what, packed ? archiveSums(source) : Sums.NONE, listed);
+            unpack(source, packed, pinned().archiveMd5 != null || trustMirror && listed.archiveMd5 != null, what);
+            verify(what, new Sums(null, null, md5(part)), listed);
             try (FileChannel channel = FileChannel.open(part, StandardOpenOption.READ, StandardOpenOption.WRITE)) {
                 ByteBuffer magic = ByteBuffer.allocate(5);
                 channel.read(magic, 0x8001);
@@ -486,6 +491,30 @@ final class VmSetup implements Callable<Integer> {
         say(iso() + " is complete, " + (listed == Sums.NONE && pinned() == Sums.NONE ? "unchecked" : "its sums hold"));
     }
 
+    private void verify(String what, Sums found, Sums listed) {
+        compare(what, found, listed);
+        compare(what, found, pinned());
+    }
+
+    private static Sums archiveSums(Path archive) throws IOException {
+        try (InputStream in = Files.newInputStream(archive)) {
+            return new Sums(md5(archive), DigestUtils.sha256Hex(in), null);
+        }
+    }
+
+    private static String md5(Path file) throws IOException {
+        try (InputStream in = Files.newInputStream(file)) {
+            return DigestUtils.md5Hex(in);
+        }
+    }
+
+    /** Ends what would fill the disk; no release comes near the limits. */
+    private static void requireSize(String what, long size, long most) {
+        if (size > most) {
+            throw new VmException(1, what + " is larger than " + most / MB + " MB, so it is no release of DragonFly");
+        }
+    }
+
     /** Fails for the first sum that is known and not met. */
     static void compare(String what, Sums found, Sums wanted) {
         String[][] pairs = {{"MD5", found.archiveMd5, wanted.archiveMd5},
@@ -499,17 +528,22 @@ final class VmSetup implements Callable<Integer> {
     }
 
     /** What a mirror's md5.txt says, by file; 69 if it does not know the version. */
-    private Map<String, String> published(URI mirror) {
+    private Map<String, String> published(URI mirror) throws InterruptedException {
+        if (mirror.getScheme().equals("http") && !trustMirror && !known.containsKey(version)) {
+            throw new VmException(2, mirror + " is not asked: no sums are known here for DragonFly " + version
+                    + ", and without https anybody on the way could replace it: use an https mirror, or "
+                    + withOption("--trust-mirror"));
+        }
         try {
             String text = text(mirror.resolve("md5.txt"));
             Map<String, String> sums = sums(text);
             if (sums.isEmpty()) {
                 throw new VmException(69, mirror + "md5.txt holds no sums" + webPage(text.contains("<html")));
             } else if (!sums.containsKey(archiveName())) {
-                String releases = Pattern.compile("dfly-x86_64-(\\d[0-9.]*)_REL\\.iso\\.bz2").matcher(text(mirror))
-                        .results()
+                String releases = Pattern.compile("dfly-x86_64-(\\d{1,4}(?:\\.\\d{1,4}){1,3})_REL\\.iso\\.bz2")
+                        .matcher(text(mirror)).results()
                         .map(name -> ModuleDescriptor.Version.parse(name.group(1))).distinct()
-                        .sorted(Comparator.reverseOrder())
+                        .sorted(Comparator.reverseOrder()).limit(20)
                         .map(Object::toString).collect(Collectors.joining(", "));
                 throw new VmException(69, mirror + " has no DragonFly " + version + ", but " + releases
                         + " (choose with DFLY_VERSION)");
@@ -534,9 +568,39 @@ final class VmSetup implements Callable<Integer> {
         return (failure instanceof UnknownHostException ? "unknown host " : "") + reason(failure);
     }
 
-    private String text(URI uri) throws IOException {
-        try (InputStream body = open(uri, 0).getInputStream()) {
-            return new String(body.readNBytes(4 << 20), UTF_8);
+    private String text(URI uri) throws IOException, InterruptedException {
+        return watched(uri, () -> 0, () -> {
+            try (InputStream body = open(uri, 0).getInputStream()) {
+                return new String(body.readNBytes(1 << 20), UTF_8);
+            }
+        });
+    }
+
+    /**
+     * Runs an exchange with a server in a thread of its own, and gives it up when it brings less than a kilobyte a
+     * second. The timeouts of a socket hold for single reads only: a server that sends a byte a minute keeps to them.
+     */
+    private <T> T watched(URI uri, LongSupplier received, Callable<T> exchange) throws IOException,
+            InterruptedException {
+        FutureTask<T> task = new FutureTask<>(exchange);
+        Thread thread = new Thread(task, "download");
+        thread.setDaemon(true); // one that was given up does not keep this process
+        thread.start();
+        long millis = 2 * silence.toMillis(); // silence itself is noticed before, by the socket
+        for (long before = 0;;) {
+            try {
+                return task.get(millis, TimeUnit.MILLISECONDS);
+            } catch (TimeoutException soFar) {
+                if (received.getAsLong() - before < millis) {
+                    throw new VmException(69, uri + " sends less than a kilobyte a second");
+                }
+                before = received.getAsLong();
+            } catch (ExecutionException failed) {
+                if (failed.getCause() instanceof IOException ended) {
+                    throw ended;
+                }
+                throw failed.getCause() instanceof RuntimeException other ? other : new IllegalStateException(failed);
+            }
         }
     }
 
@@ -557,7 +621,7 @@ final class VmSetup implements Callable<Integer> {
             throw new IOException(uri + " answered " + status);
         } else if (status != 200 && status != 206 && status != 416) {
             throw new VmException(69, uri + " answered " + status + (status == 404 ? ", not found" : status / 100 == 3
-                    ? ", it moved to " + connection.getHeaderField("Location") : ""));
+                    ? String.format(", it moved to %.200s", connection.getHeaderField("Location")) : ""));
         }
         return connection;
     }
@@ -594,99 +658,86 @@ final class VmSetup implements Callable<Integer> {
         }
     }
 
-    /** What gives an archive or an image to whoever unpacks it. */
-    private interface Source {
-        void writeTo(OutputStream out) throws IOException, InterruptedException;
-    }
-
-    /**
-     * The archive: what its part file has, then what the mirror sends, over as many connections as it takes, which is
-     * kept there.
-     */
-    private final class Download implements Source {
+    /** Completes the part file of an archive. */
+    private final class Download {
         private final URI uri;
         private final Path part;
-        private boolean connected;
         private volatile long position;
         private volatile long total = -1;
+        /** Also what a server without ranges sends again. */
+        private volatile long received;
 
         Download(URI uri, Path part) {
             this.uri = uri;
             this.part = part;
         }
 
-        @Override
-        public void writeTo(OutputStream out) throws IOException, InterruptedException {
-            byte[] buffer = new byte[1 << 16];
-            try (OutputStream keep = kept(part, StandardOpenOption.CREATE,
-                    StandardOpenOption.APPEND); ProgressBar bar = progress()) {
-                InputStream in = Files.newInputStream(part);
-                for (int fruitless = 0; position != total;) {
-                    int read;
+        /** Over as many connections as it takes, unless many in a row bring next to nothing. */
+        void run() throws IOException, InterruptedException {
+            position = Files.exists(part) ? Files.size(part) : 0;
+            try (OutputStream file = kept(part, StandardOpenOption.CREATE, StandardOpenOption.APPEND);
+                    ProgressBar bar = progress()) {
+                for (int fruitless = 0;;) {
+                    long before = position;
+                    received = 0;
                     try {
-                        in = in != null ? in : connect();
-                        read = in.read(buffer);
-                        if (read < 0 && (position < total || !connected)) {
-                            throw new EOFException("the connection ended after " + position + " of " + total
-                                    + " bytes");
-                        }
+                        watched(uri, () -> received, () -> receive(file, bar));
+                        return;
                     } catch (IOException ended) {
-                        if (connected && ++fruitless == ATTEMPTS) {
+                        fruitless = position - before < 1 << 16 ? fruitless + 1 : 0;
+                        if (fruitless == ATTEMPTS) {
                             throw new VmException(69, uri + " failed " + ATTEMPTS + " times in a row (" + cause(ended)
                                     + ")");
                         }
-                        try {
-                            if (in != null) {
-                                in.close();
-                            }
-                        } catch (IOException gone) {
-                            // which is known
-                        }
-                        in = null;
                         // once, 2, 4, 8 times the pause
                         Thread.sleep(fruitless == 0 ? 0 : pause.toMillis() << fruitless - 1);
-                        continue;
                     }
-                    if (read < 0) {
-                        return; // of a server that does not say how much there is
-                    } else if (connected && position == 0 && buffer[0] != 'B') { // bzip2 begins with "BZh"
-                        throw new VmException(69, uri + " is not a bzip2 file" + webPage(buffer[0] == '<'));
-                    } else if (connected) {
-                        keep.write(buffer, 0, read);
-                        fruitless = 0;
-                    }
-                    out.write(buffer, 0, read);
-                    position += read;
-                    bar.maxHint(total).stepTo(position);
                 }
             }
         }
 
-        /** What is missing. A server without ranges sends all of it again. */
-        private InputStream connect() throws IOException {
-            connected = true;
-            HttpURLConnection answer = open(uri, position);
-            int status = answer.getResponseCode();
-            Matcher range = Pattern.compile("bytes (\\d+)-\\d+/(\\d+)")
-                    .matcher(String.valueOf(answer.getHeaderField("Content-Range")));
+        /** Appends what one connection brings; an IOException if that is not all. */
+        private Void receive(OutputStream file, ProgressBar bar) throws IOException {
+            HttpURLConnection response = open(uri, position);
+            int status = response.getResponseCode();
+            Matcher range = Pattern.compile("bytes (\\d{1,18})-\\d{1,18}/(\\d{1,18})")
+                    .matcher(String.valueOf(response.getHeaderField("Content-Range")));
             if (status == 206 && !(range.matches() && Long.parseLong(range.group(1)) == position)) {
                 throw new IOException(uri + " sent another range than it was asked for");
             }
-            total = status == 206 ? Long.parseLong(range.group(2)) : answer.getContentLengthLong();
-            // all is here, or of another file, which the sums tell
-            if (status == 416 || total >= 0 && total <= position) {
-                total = position;
-                return InputStream.nullInputStream();
+            // 416: all is here, or of another file, which the sums tell
+            total = status == 206 ? Long.parseLong(range.group(2)) : status == 416 ? position
+                    : response.getContentLengthLong();
+            requireSize(uri.toString(), total, largestArchive);
+            if (total >= 0 && total <= position) {
+                return null;
             }
-            InputStream body = answer.getInputStream();
-            body.skipNBytes(status == 206 ? 0 : position);
-            return body;
+            byte[] buffer = new byte[1 << 16];
+            long again = status == 206 ? 0 : position; // what a server without ranges sends once more
+            try (InputStream body = response.getInputStream()) {
+                for (int read = body.read(buffer); read >= 0; read = body.read(buffer)) {
+                    if (position == 0 && read > 0 && buffer[0] != 'B') { // bzip2 begins with "BZh"
+                        throw new VmException(69, uri + " is not a bzip2 file" + webPage(buffer[0] == '<'));
+                    }
+                    int skip = (int) Math.min(again, read);
+                    again -= skip;
+                    received += read;
+                    requireSize(uri.toString(), position + read - skip, largestArchive);
+                    file.write(buffer, skip, read - skip);
+                    position += read - skip;
+                    bar.maxHint(total).stepTo(position);
+                }
+            }
+            if (position < total) {
+                throw new EOFException("the connection ended after " + position + " of " + total + " bytes");
+            }
+            return null;
         }
 
-        /** Rate and time left, of the archive as unpacked: a bar on a terminal, a line now and then elsewhere. */
+        /** Rate and time left: a bar on a terminal, a line now and then elsewhere. */
         private ProgressBar progress() throws IOException, InterruptedException {
             ProgressBarBuilder builder = new ProgressBarBuilder().setTaskName("DragonFly " + version).setInitialMax(-1)
-                    .setUnit(" MB", MB)
+                    .setUnit(" MB", MB).startsFrom(position, Duration.ZERO)
                     .setStyle(ProgressBarStyle.ASCII).showSpeed();
             return (isTerminal(2)
                     ? builder.setUpdateIntervalMillis(500).setConsumer(new ConsoleProgressBarConsumer(System.err, 79))
@@ -717,56 +768,52 @@ final class VmSetup implements Callable<Integer> {
         }
     }
 
-    /** Unpacks while the archive comes, or only copies; returns the sums of what went in and what came out. */
-    private Sums unpack(Source source, boolean packed, Path to, String what) throws IOException, InterruptedException {
-        MessageDigest md5 = DigestUtils.getMd5Digest();
-        MessageDigest sha256 = DigestUtils.getSha256Digest();
-        MessageDigest isoMd5 = DigestUtils.getMd5Digest();
-        Optional<Path> tool = Stream.of("lbzip2", "pbzip2").map(this::onPath).flatMap(Optional::stream).findFirst();
-        Process process = !packed || tool.isEmpty() ? null // not by zt-exec, which feeds a program byte by byte
-                : new ProcessBuilder(tool.get().toString(), "-d", "-c").redirectError(ProcessBuilder.Redirect.DISCARD)
-                .start();
-        if (verbose && process != null) {
-            System.err.println("+ " + shellQuoted(List.of(tool.get().toString(), "-d", "-c")));
+    /**
+     * Unpacks an archive, or copies an image, to the ISO's part file. The native tools, which are fast but not memory
+     * safe, only get an archive whose sum is known.
+     */
+    private void unpack(Path source, boolean packed, boolean verified, String what)
+            throws IOException, InterruptedException {
+        Optional<Path> tool = !packed || !verified ? Optional.empty()
+                : Stream.of("lbzip2", "pbzip2").map(this::onPath).flatMap(Optional::stream).findFirst();
+        List<String> command = tool.map(file -> List.of(file.toString(), "-d", "-c")).orElse(List.of());
+        if (verbose && tool.isPresent()) {
+            System.err.println("+ " + shellQuoted(command) + " <" + shellQuoted(List.of(source.toString())));
         }
-        PipedInputStream pipe = new PipedInputStream(1 << 20);
-        OutputStream input = process != null ? process.getOutputStream() : new PipedOutputStream(pipe);
-        IOException damage = null;
-        try (OutputStream iso = new DigestOutputStream(kept(to), isoMd5)) {
-            FutureTask<Long> unpacking = new FutureTask<>(() -> {
-                try (InputStream plain = process != null ? process.getInputStream()
-                        : packed ? new BZip2CompressorInputStream(new BufferedInputStream(pipe, 1 << 16), true)
-                        : pipe) {
-                    plain.transferTo(iso);
-                }
-                if (process != null && process.waitFor() != 0) {
-                    throw new IOException(tool.get().getFileName() + " ended with " + process.exitValue());
-                }
-                return null;
-            });
-            new Thread(unpacking).start();
-            try (input) {
-                source.writeTo(new DigestOutputStream(new DigestOutputStream(input, md5), sha256));
-            } catch (IOException ended) { // the unpacker, which knows why
-                damage = ended;
+        Process process = tool.isEmpty() ? null : new ProcessBuilder(command).redirectInput(source.toFile())
+                .redirectError(Redirect.DISCARD).start();
+        try (InputStream file = new BufferedInputStream(Files.newInputStream(source), 1 << 16);
+                InputStream plain = process != null ? process.getInputStream()
+                        : packed ? new BZip2CompressorInputStream(file, true) : file;
+                OutputStream iso = kept(iso(".part"))) {
+            byte[] buffer = new byte[1 << 16];
+            long size = 0;
+            for (int read = plain.read(buffer); read >= 0; read = plain.read(buffer)) {
+                size += read;
+                requireSize(what + ", unpacked,", size, largestIso);
+                iso.write(buffer, 0, read);
             }
-            unpacking.get();
-        } catch (ExecutionException failed) {
-            if (failed.getCause() instanceof RuntimeException full) {
-                throw full;
+            if (process != null && process.waitFor() != 0) {
+                throw new IOException(tool.get().getFileName() + " ended with " + process.exitValue());
             }
-            damage = (IOException) failed.getCause();
+        } catch (UncheckedIOException | VmException notTheArchive) {
+            throw notTheArchive;
+        } catch (IOException | RuntimeException damage) { // a decompressor may trip over a bad archive in any way
+            throw new VmException(1, what + " cannot be unpacked ("
+                    + (damage instanceof IOException told ? reason(told) : damage) + "): truncated, or damaged");
+        } finally {
+            if (process != null) {
+                process.destroyForcibly();
+            }
         }
-        if (damage != null) {
-            throw new VmException(1, what + " cannot be unpacked (" + cause(damage) + "): truncated, or damaged");
-        }
-        HexFormat hex = HexFormat.of();
-        return new Sums(packed ? hex.formatHex(md5.digest()) : null, packed ? hex.formatHex(sha256.digest()) : null,
-                hex.formatHex(isoMd5.digest()));
     }
 
     /** One finding of the doctor: "ok", "note" or "fail"; how to fix it, or "". */
     record Check(String name, String state, String detail, String fix) {
+        Check {
+            detail = printable(detail); // a mirror's words may be in it
+        }
+
         static Check of(String name, boolean good, String otherwise, String detail, String fix) {
             return new Check(name, good ? "ok" : otherwise, detail, good ? "" : fix);
         }
@@ -895,8 +942,9 @@ final class VmSetup implements Callable<Integer> {
         Path image = Files.write(Files.createTempFile("vm-probe", ".img"), sector);
         try {
             long start = System.nanoTime();
-            int status = run(limit, List.of(qemu, "-machine", "pc", "-accel", accelerator, "-m", "16", "-nodefaults",
-                    "-display", "none", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04",
+            int status = run(limit, List.of(qemu, "-machine", "pc", "-accel", accelerator, "-m", "16",
+                    "-no-user-config", "-nodefaults", "-display", "none",
+                    "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04",
                     "-drive", "format=raw,file=" + image.toString().replace(",", ",,"))).getExitValue();
             return status == 33 ? Duration.ofNanos(System.nanoTime() - start).toMillis() : -1;
         } catch (VmException tooLong) {
@@ -979,7 +1027,7 @@ final class VmSetup implements Callable<Integer> {
         }
     }
 
-    private Check checkInstaller() {
+    private Check checkInstaller() throws InterruptedException {
         if (Files.exists(iso())) {
             return new Check("installer", "ok", iso() + " is there", "");
         } else if (image != null) {
@@ -1025,7 +1073,7 @@ final class VmSetup implements Callable<Integer> {
     }
 
     private void say(String text) {
-        spec.commandLine().getErr().println("vm-setup: " + text);
+        spec.commandLine().getErr().println("vm-setup: " + printable(text));
     }
 
     /** 40G or 512M in bytes. */

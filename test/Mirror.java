@@ -6,6 +6,8 @@ import static java.nio.charset.StandardCharsets.UTF_8;
 
 import com.sun.net.httpserver.HttpExchange;
 import com.sun.net.httpserver.HttpServer;
+import com.sun.net.httpserver.HttpsConfigurator;
+import com.sun.net.httpserver.HttpsServer;
 import java.io.Closeable;
 import java.io.IOException;
 import java.io.InputStream;
@@ -31,11 +33,12 @@ import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
+import javax.net.ssl.SSLContext;
 
 /**
  * A download mirror on 127.0.0.1, on a free port: index pages, files, ranges "from here on" (206, 416).
  *
- * <p>As a class: {@code new Mirror(root).start()}, {@code port()}, {@code url()}, {@code requests()}. As a program:
+ * <p>As a class: {@code new Mirror(root).start()} or {@code startTls(context)}, {@code port()}, {@code url()}, {@code requests()}. As a program:
  * {@code jbang test/Mirror.java DIR PORTFILE [FAULT...]} writes the port to PORTFILE (moved into place) and ends when its
  * standard input does.
  *
@@ -81,7 +84,18 @@ final class Mirror implements Closeable {
     }
 
     Mirror start() throws IOException {
-        server = HttpServer.create(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0), 0);
+        return start(HttpServer.create(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0), 0));
+    }
+
+    /** The same over https, with the key in this context. */
+    Mirror startTls(SSLContext context) throws IOException {
+        HttpsServer tls = HttpsServer.create(new InetSocketAddress(InetAddress.getLoopbackAddress(), 0), 0);
+        tls.setHttpsConfigurator(new HttpsConfigurator(context));
+        return start(tls);
+    }
+
+    private Mirror start(HttpServer made) {
+        server = made;
         server.setExecutor(Executors.newCachedThreadPool(task -> {
             Thread thread = new Thread(task, "mirror");
             thread.setDaemon(true);
@@ -97,7 +111,7 @@ final class Mirror implements Closeable {
     }
 
     String url() {
-        return "http://127.0.0.1:" + port() + "/";
+        return (server instanceof HttpsServer ? "https" : "http") + "://127.0.0.1:" + port() + "/";
     }
 
     /** What was asked, in order: "GET /path 200", with the range asked for between path and status. */

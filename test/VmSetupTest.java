@@ -8,16 +8,22 @@ import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
 import com.grack.nanojson.JsonObject;
 import com.grack.nanojson.JsonParser;
+import java.io.BufferedReader;
 import java.io.ByteArrayOutputStream;
+import java.io.Closeable;
 import java.io.IOException;
+import java.io.InputStreamReader;
 import java.io.OutputStream;
 import java.io.PrintWriter;
 import java.io.StringWriter;
 import java.net.InetAddress;
 import java.net.ServerSocket;
+import java.net.Socket;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.attribute.PosixFilePermissions;
+import java.security.KeyStore;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -33,7 +39,13 @@ import java.util.concurrent.TimeUnit;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
+import java.util.stream.IntStream;
 import java.util.stream.Stream;
+import javax.net.ssl.HttpsURLConnection;
+import javax.net.ssl.KeyManagerFactory;
+import javax.net.ssl.SSLContext;
+import javax.net.ssl.SSLSocketFactory;
+import javax.net.ssl.TrustManagerFactory;
 import org.apache.commons.codec.digest.DigestUtils;
 import org.apache.commons.compress.compressors.bzip2.BZip2CompressorOutputStream;
 import org.junit.jupiter.api.AfterEach;
@@ -56,6 +68,8 @@ final class VmSetupTest {
     private static final Duration LIMIT = Duration.ofSeconds(120);
     private static byte[] image;
     private static byte[] archive;
+    private static SSLContext tls;
+    private static final SSLSocketFactory USUAL = HttpsURLConnection.getDefaultSSLSocketFactory();
 
     @TempDir
     Path scratch;
@@ -65,6 +79,11 @@ final class VmSetupTest {
     private final Map<String, String> settings = new HashMap<>();
     private String searchPath = System.getenv("PATH");
     private Duration silence = LIMIT;
+    private long largestArchive = 1 << 30;
+    private long largestIso = 1 << 30;
+    private Map<String, VmSetup.Sums> known = VmSetup.PINNED;
+    /** The mirror of these tests speaks plain http, and nobody knows the sums of their image. */
+    private List<String> always = List.of("--trust-mirror");
     private Path kvm = Path.of("/nonexistent");
 
     private record Result(int code, String out, String err) {}
@@ -107,6 +126,7 @@ final class VmSetupTest {
     @AfterEach
     void stopMirror() throws IOException {
         mirror.close();
+        HttpsURLConnection.setDefaultSSLSocketFactory(USUAL);
     }
 
     private void serve(String version, byte[] iso, byte[] packed) throws IOException {
@@ -120,14 +140,19 @@ final class VmSetupTest {
         VmSetup command = new VmSetup();
         command.pause = Duration.ofMillis(2);
         command.silence = silence;
+        command.largestArchive = largestArchive;
+        command.largestIso = largestIso;
+        command.known = known;
         command.report = Duration.ofMillis(500);
         command.environment = settings;
         command.searchPath = searchPath;
         command.kvm = kvm;
+        List<String> all = new ArrayList<>(always);
+        all.addAll(List.of(args));
         StringWriter out = new StringWriter();
         StringWriter err = new StringWriter();
         int code = VmSetup.commandLine(command, new VmSetup.Settings(settings, Map.of()))
-                .setOut(new PrintWriter(out, true)).setErr(new PrintWriter(err, true)).execute(args);
+                .setOut(new PrintWriter(out, true)).setErr(new PrintWriter(err, true)).execute(all.toArray(String[]::new));
         return new Result(code, out.toString(), err.toString());
     }
 
@@ -135,6 +160,7 @@ final class VmSetupTest {
     private ProcessBuilder process(String... args) throws IOException {
         List<String> command = new ArrayList<>(List.of(Path.of(System.getProperty("java.home"), "bin/java").toString(),
                 "-XX:TieredStopAtLevel=1", "-cp", System.getProperty("java.class.path"), "VmSetup"));
+        command.addAll(always);
         command.addAll(List.of(args));
         ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true);
         builder.environment().keySet().removeIf(name -> name.toLowerCase(Locale.ROOT).endsWith("_proxy"));
@@ -220,7 +246,7 @@ final class VmSetupTest {
     void fetchesOnce() throws IOException {
         Result first = run();
         assertFetched(first);
-        assertTrue(first.err.contains("no sums are known here for DragonFly 7.7.7: none are checked, only the mirror's own"), first.err);
+        assertTrue(first.err.contains("no sums are known here for DragonFly 7.7.7: only the mirror's own md5.txt is compared"), first.err);
         assertTrue(first.err.contains("is complete, its sums hold"), first.err);
         assertEquals(List.of("GET " + PATH + " 200"), downloads());
         assertEquals("rwx------", PosixFilePermissions.toString(Files.getPosixFilePermissions(vmDir)));
@@ -231,6 +257,7 @@ final class VmSetupTest {
 
     @Test
     void aReleaseMustHaveItsKnownSums() throws IOException {
+        always = List.of();
         settings.put("DFLY_VERSION", "6.4.2");
         serve("6.4.2", image, archive);
         assertFailed(run(), 1, "906095312c4a4ac0577fb91d5eb87033", DigestUtils.md5Hex(archive));
@@ -242,6 +269,7 @@ final class VmSetupTest {
 
     @Test
     void trustMirrorIsLoudAndIsNotForgotten() throws IOException {
+        always = List.of();
         settings.put("DFLY_VERSION", "6.4.2");
         serve("6.4.2", image, archive);
         Result trusted = run("fetch", "--trust-mirror");
@@ -306,14 +334,14 @@ final class VmSetupTest {
         byte[] flipped = archive.clone();
         flipped[200_000] ^= 1;
         for (byte[] damaged : List.of(Arrays.copyOf(archive, 400_000), flipped, Arrays.copyOf(archive, 1), new byte[] {'B', 0})) {
-            Files.write(root.resolve("iso-images/" + ARCHIVE), damaged);
+            serve("7.7.7", image, damaged);
             for (String path : List.of("/nonexistent", System.getenv("PATH"))) { // Java's unpacker, and lbzip2's if there is one
                 searchPath = path;
                 assertFailed(run(), 1, ARCHIVE + " cannot be unpacked", "truncated, or damaged");
                 assertFalse(Files.exists(part()));
             }
         }
-        Files.write(root.resolve("iso-images/" + ARCHIVE), new byte[0]);
+        serve("7.7.7", image, new byte[0]);
         assertFailed(run(), 1, "cannot be unpacked");
     }
 
@@ -426,20 +454,6 @@ final class VmSetupTest {
     }
 
     // Unpacking
-
-    @Test
-    void unpacksWhileItDownloads() throws Exception {
-        searchPath = "/nonexistent";
-        mirror.fault("rate=150000"); // the whole archive takes 4.7 s, its first stream 2 s
-        FutureTask<Result> fetch = new FutureTask<>(this::run);
-        new Thread(fetch).start();
-        await(() -> size(vmDir.resolve("dfly-7.7.7.iso.part")) > 0 || fetch.isDone());
-        assertTrue(size(part()) < archive.length && !fetch.isDone(), "the first bytes were unpacked after the last had come");
-        mirror.heal();
-        Result result = fetch.get(LIMIT.toSeconds(), TimeUnit.SECONDS);
-        assertFetched(result);
-        assertTrue(Pattern.compile("\nvm-setup: DragonFly 7\\.7\\.7 +\\d+% \\[=+ +\\] .* MB/s\n").matcher(result.err).find(), result.err);
-    }
 
     @ParameterizedTest
     @CsvSource(delimiter = '|', textBlock = """
@@ -586,11 +600,376 @@ final class VmSetupTest {
         settings.put("VM_IMAGE", Files.write(scratch.resolve("half.iso.bz2"), Arrays.copyOf(archive, 50_000)).toString());
         assertFailed(run(), 1, "half.iso.bz2 cannot be unpacked");
         settings.put("VM_IMAGE", Files.write(scratch.resolve("a.iso"), image).toString());
+        always = List.of();
         settings.put("DFLY_VERSION", "6.4.2");
         assertFailed(run(), 1, "fdab09ac37cf427b8c01de5d54bfd1d7");
         Result trusted = run("--trust-mirror");
         assertEquals(0, trusted.code);
         assertTrue(trusted.err.contains("are NOT checked\n") && trusted.err.contains("dfly-6.4.2.iso is complete, unchecked"), trusted.err);
+    }
+
+    // A mirror that lies, and the road to it
+
+    /** A server that sends what it likes, byte by byte; its answer gets the line asked, and the position asked for. */
+    private record RawMirror(ServerSocket socket) implements Closeable {
+        private interface Answer {
+            void write(String request, long from, OutputStream out) throws IOException, InterruptedException;
+        }
+
+        static RawMirror start(Answer answer) throws IOException {
+            RawMirror mirror = new RawMirror(new ServerSocket(0, 50, InetAddress.getLoopbackAddress()));
+            daemon(() -> {
+                while (true) {
+                    Socket client = mirror.socket.accept();
+                    daemon(() -> {
+                        try (client) {
+                            BufferedReader in = new BufferedReader(new InputStreamReader(client.getInputStream(), UTF_8));
+                            String request = in.readLine();
+                            long from = 0;
+                            for (String line = in.readLine(); line != null && !line.isEmpty(); line = in.readLine()) {
+                                Matcher range = Pattern.compile("(?i)range: bytes=(\\d+)-").matcher(line);
+                                from = range.matches() ? Long.parseLong(range.group(1)) : from;
+                            }
+                            answer.write(request, from, client.getOutputStream());
+                        }
+                        return null;
+                    });
+                }
+            });
+            return mirror;
+        }
+
+        private static void daemon(Callable<Void> task) {
+            Thread thread = new Thread(new FutureTask<>(task)); // which keeps the exception of a closed socket to itself
+            thread.setDaemon(true);
+            thread.start();
+        }
+
+        String url() {
+            return "http://127.0.0.1:" + socket.getLocalPort() + "/iso-images/";
+        }
+
+        @Override
+        public void close() throws IOException {
+            socket.close();
+        }
+    }
+
+    private static void send(OutputStream out, String text) throws IOException {
+        out.write(text.getBytes(StandardCharsets.ISO_8859_1));
+        out.flush();
+    }
+
+    /** Sends something over and over, until the other side has gone. */
+    private static void flood(OutputStream out, String text, int pauseMillis) throws IOException, InterruptedException {
+        while (true) {
+            send(out, text);
+            Thread.sleep(pauseMillis);
+        }
+    }
+
+    /** A mirror whose md5.txt is right, and whose archive is as written here: a head, then a text over and over. */
+    private RawMirror lying(String head, String body, int pauseMillis) throws IOException {
+        String sums = Files.readString(root.resolve("iso-images/md5.txt"));
+        return RawMirror.start((request, from, out) -> {
+            if (request.contains("md5.txt")) {
+                send(out, "HTTP/1.1 200 OK\r\nContent-Length: " + sums.length() + "\r\n\r\n" + sums);
+            } else {
+                send(out, "HTTP/1.1 " + head.replace("FROM", "" + from).replace(" | ", "\r\n") + "\r\n\r\n");
+                flood(out, body, pauseMillis);
+            }
+        });
+    }
+
+    private List<String> parts() throws IOException {
+        try (Stream<Path> files = Files.list(vmDir)) {
+            return files.map(file -> file.getFileName().toString()).filter(name -> name.endsWith(".part")).toList();
+        }
+    }
+
+    @ParameterizedTest
+    @CsvSource(delimiter = '|', quoteCharacter = '"', textBlock = """
+            200 OK % Content-Length: 99999999999
+            200 OK
+            200 OK % Transfer-Encoding: chunked
+            206 Partial Content % Content-Range: bytes FROM-99/99999999999
+            206 Partial Content % Content-Range: bytes FROM-99/700000
+            """)
+    void anEndlessDownloadEndsAtTheLimitAndLeavesNothing(String head) throws IOException {
+        largestArchive = 2_000_000;
+        String body = "B".repeat(1000);
+        try (RawMirror lying = lying(head.replace(" % ", " | "), head.contains("chunked") ? "3e8\r\n" + body + "\r\n" : body, 0)) {
+            String honest = settings.put("VM_MIRROR", lying.url());
+            assertFailed(run(), 1, ARCHIVE + " is larger than 2 MB, so it is no release of DragonFly");
+            assertEquals(List.of(), parts());
+            settings.put("VM_MIRROR", lying.url() + "," + honest);
+            assertFetched(run());
+        }
+    }
+
+    /** In one run, and in the next; whether it sends all of a wrong file, or a part and then ends. */
+    @ParameterizedTest
+    @CsvSource({"700000,false", "700000,true", "100000,false", "100000,true"})
+    void whatAHostileMirrorSentDoesNotSpoilTheHonestOne(int bytes, boolean inOneRun) throws IOException {
+        Files.createDirectories(scratch.resolve("hostile/iso-images"));
+        Files.copy(root.resolve("iso-images/md5.txt"), scratch.resolve("hostile/iso-images/md5.txt"));
+        byte[] wrong = archive.clone();
+        Arrays.fill(wrong, 10, wrong.length, (byte) 7);
+        Files.write(scratch.resolve("hostile" + PATH), wrong);
+        try (Mirror hostile = new Mirror(scratch.resolve("hostile")).start()) {
+            if (bytes < archive.length) {
+                hostile.fault("ignore-ranges", "drop=" + bytes);
+            }
+            String honest = settings.put("VM_MIRROR", hostile.url() + "iso-images");
+            if (inOneRun) {
+                settings.put("VM_MIRROR", hostile.url() + "iso-images," + honest);
+            } else {
+                Result result = run();
+                assertFailed(result, bytes < archive.length ? 69 : 1);
+                assertEquals(bytes < archive.length ? 1 : 0, parts().size(), "a wrong file is not kept");
+                settings.put("VM_MIRROR", honest);
+            }
+            Result result = run();
+            assertFetched(result);
+            assertEquals(bytes < archive.length, result.err.contains("not " + DigestUtils.md5Hex(archive)
+                    + ": damaged, or another file; once more from the start"), result.err);
+        }
+    }
+
+    /** A few hundred bytes that become 20 MB, with the sum that they should have; by Java and by a native tool. */
+    @ParameterizedTest
+    @ValueSource(booleans = {false, true})
+    void aBombStopsAtTheLimitAndLeavesNothing(boolean nativeTool) throws IOException {
+        assumeTrue(!nativeTool || Files.exists(Path.of("/usr/bin/bzip2")), "no bzip2 here");
+        searchPath = nativeTool ? program("lbzip2", "touch '" + scratch + "/used'; exec /usr/bin/bzip2 -d -c").toString() : "/nonexistent";
+        largestIso = 2_000_000;
+        serve("7.7.7", image, packed(new byte[20_000_000]));
+        assertFailed(run(), 1, ARCHIVE + ", unpacked, is larger than 2 MB, so it is no release of DragonFly");
+        assertEquals(nativeTool, Files.exists(scratch.resolve("used")));
+        assertEquals(List.of(), parts());
+        settings.put("VM_IMAGE", Files.write(scratch.resolve("bomb.iso.bz2"), packed(new byte[20_000_000])).toString());
+        assertFailed(run(), 1, "bomb.iso.bz2, unpacked, is larger than 2 MB");
+        settings.put("VM_IMAGE", Files.write(scratch.resolve("large.iso"), new byte[2_000_001]).toString());
+        assertFailed(run(), 1, "large.iso, unpacked, is larger than 2 MB");
+        settings.remove("VM_IMAGE");
+        serve("7.7.7", image, archive);
+        assertFetched(run());
+    }
+
+    @Test
+    void aBeginningOfAnotherFileMakesRoom() throws IOException {
+        haveABeginning();
+        Path other = vmDir.resolve("dfly-7.7.7.iso.bz2." + "0".repeat(32) + ".part");
+        Files.move(part(), other);
+        mirror.fault("ignore-ranges", "drop=400000");
+        assertFailed(run(), 69, "What came is kept");
+        assertEquals(List.of(part().getFileName().toString()), parts());
+    }
+
+    /** A tool that is not memory safe gets no archive but one whose sum held, and whose sum somebody else vouches for. */
+    @Test
+    void anUnpackingToolSeesOnlyWhatIsKnown() throws Exception {
+        searchPath = program("lbzip2", "touch '" + scratch + "/used'; exit 3").toString();
+        mirror.fault("md5=wrong");
+        assertFailed(run(), 1, "has the MD5");
+        mirror.heal();
+        settings.put("VM_IMAGE", Files.write(scratch.resolve("a.iso.bz2"), archive).toString());
+        assertFetched(run());
+        settings.remove("VM_IMAGE");
+        Files.delete(iso());
+        always = List.of();
+        useTls();
+        assertFetched(run());
+        assertFalse(Files.exists(scratch.resolve("used")));
+        Files.delete(iso());
+        known = Map.of("7.7.7", new VmSetup.Sums(DigestUtils.md5Hex(archive), DigestUtils.sha256Hex(archive), DigestUtils.md5Hex(image)));
+        assertFailed(run(), 1, "lbzip2 ended with 3");
+        assertTrue(Files.exists(scratch.resolve("used")));
+    }
+
+    /** Puts the mirror of this test on https, with a key that its clients trust. */
+    private void useTls() throws Exception {
+        if (tls == null) {
+            Path keys = scratch.resolve("keys");
+            String password = "secret"; // keytool wants one
+            assertEquals(0, new ProcessBuilder(Path.of(System.getProperty("java.home"), "bin/keytool").toString(), "-genkeypair", "-keyalg", "EC",
+                    "-alias", "a", "-dname", "CN=a", "-ext", "san=ip:127.0.0.1", "-keystore", keys.toString(), "-storepass", password)
+                    .redirectError(ProcessBuilder.Redirect.DISCARD).start().waitFor());
+            KeyStore store = KeyStore.getInstance(keys.toFile(), password.toCharArray());
+            KeyManagerFactory own = KeyManagerFactory.getInstance("PKIX");
+            own.init(store, password.toCharArray());
+            TrustManagerFactory trusted = TrustManagerFactory.getInstance("PKIX");
+            trusted.init(store);
+            tls = SSLContext.getInstance("TLS");
+            tls.init(own.getKeyManagers(), trusted.getTrustManagers(), null);
+        }
+        HttpsURLConnection.setDefaultSSLSocketFactory(tls.getSocketFactory());
+        mirror.close();
+        mirror = new Mirror(root).startTls(tls);
+        settings.put("VM_MIRROR", mirror.url() + "iso-images/");
+    }
+
+    /** Whose word counts. The sums known here are right, wrong, or none are; plain or https; with and without --trust-mirror. */
+    @ParameterizedTest
+    @CsvSource(delimiter = '|', textBlock = """
+            none  | http  | false | 2 | is not asked: no sums are known here for DragonFly 7.7.7, and without https % use an https mirror, or --trust-mirror
+            none  | http  | true  | 0 | no sums are known here for DragonFly 7.7.7: only the mirror's own md5.txt is compared
+            none  | https | false | 0 | no sums are known here for DragonFly 7.7.7: only the mirror's own md5.txt is compared
+            none  | https | true  | 0 | no sums are known here for DragonFly 7.7.7: only the mirror's own md5.txt is compared
+            wrong | http  | false | 1 | not 00000000000000000000000000000000: damaged, or another file
+            wrong | http  | true  | 0 | WARNING: --trust-mirror: the sums known for DragonFly 7.7.7 are NOT checked: only the mirror's own md5.txt is compared
+            wrong | https | false | 1 | not 00000000000000000000000000000000: damaged, or another file
+            wrong | https | true  | 0 | WARNING: --trust-mirror: the sums known for DragonFly 7.7.7 are NOT checked: only the mirror's own md5.txt is compared
+            right | http  | false | 0 | is complete, its sums hold
+            right | http  | true  | 0 | WARNING: --trust-mirror
+            right | https | false | 0 | is complete, its sums hold
+            right | https | true  | 0 | WARNING: --trust-mirror
+            """)
+    void whoseWordCounts(String sums, String scheme, boolean trust, int code, String words) throws Exception {
+        always = trust ? List.of("--trust-mirror") : List.of();
+        known = sums.equals("none") ? Map.of() : Map.of("7.7.7", sums.equals("right")
+                ? new VmSetup.Sums(DigestUtils.md5Hex(archive), DigestUtils.sha256Hex(archive), DigestUtils.md5Hex(image))
+                : new VmSetup.Sums("0".repeat(32), null, null));
+        if (scheme.equals("https")) {
+            useTls();
+        }
+        Result result = run();
+        if (code == 0) {
+            assertFetched(result);
+            assertTrue(result.err.contains(words), result.err);
+        } else {
+            assertFailed(result, code, words.split(" % "));
+            assertEquals(List.of(), downloads(), "it was refused before the download");
+            assertEquals(code == 2, mirror.requests().isEmpty());
+        }
+    }
+
+    /** One that knows the MD5 and makes another file with it, as can be done for MD5, is found out by the SHA-256. */
+    @Test
+    void theSha256CountsWhereItIsKnown() throws IOException {
+        always = List.of();
+        known = Map.of("7.7.7", new VmSetup.Sums(DigestUtils.md5Hex(archive), "0".repeat(64), null));
+        assertFailed(run(), 1, "has the SHA-256 " + DigestUtils.sha256Hex(archive) + ", not 0000");
+        assertEquals(List.of(), parts());
+    }
+
+    @Test
+    void theDoctorNamesAMirrorThatNeedsTrust() throws Exception {
+        always = List.of();
+        searchPath = "/nonexistent";
+        assertSays(checks(69), "installer", "fail", "no sums are known here for DragonFly 7.7.7, and without https");
+    }
+
+    @Test
+    void aRedirectLeadsNeitherAwayFromHttpsNorRoundAndRound() throws Exception {
+        always = List.of();
+        useTls();
+        mirror.fault("moved=http://127.0.0.1:1");
+        assertFailed(run(), 69, "answered 302, it moved to http://127.0.0.1:1/iso-images/md5.txt");
+        mirror.forgetRequests();
+        mirror.fault("moved=" + mirror.url().replaceFirst("/$", ""));
+        assertFailed(run(), 69, "cannot be reached (", "redirected too many");
+        assertTrue(mirror.requests().size() <= 20, mirror.requests().size() + " requests");
+    }
+
+    /** Never silent for long, and never done: what comes before a body, a body, what comes before a piece of it. */
+    @ParameterizedTest
+    @CsvSource(delimiter = '|', ignoreLeadingAndTrailingWhitespace = false, textBlock = """
+            md5.txt|HTTP/1.1 200 OK~X: |x|5
+            md5.txt|HTTP/1.1 200 OK~~|x|5
+            md5.txt|HTTP/1.1 200 OK~|X: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy~|0
+            .bz2|HTTP/1.1 200 OK~X: |x|5
+            .bz2|HTTP/1.1 200 OK~~|B|5
+            .bz2|HTTP/1.1 200 OK~Content-Length: 700000~~|B|5
+            .bz2|HTTP/1.1 200 OK~Transfer-Encoding: chunked~~1;|x|5
+            """)
+    void aMirrorThatTricklesIsGivenUp(String file, String head, String text, int pauseMillis) throws IOException {
+        silence = Duration.ofMillis(300);
+        String sums = Files.readString(root.resolve("iso-images/md5.txt"));
+        try (RawMirror slow = RawMirror.start((request, from, out) -> {
+            if (!request.contains(file)) {
+                send(out, "HTTP/1.1 200 OK\r\nContent-Length: " + sums.length() + "\r\n\r\n" + sums);
+            } else {
+                send(out, head.replace("~", "\r\n"));
+                flood(out, text.replace("~", "\r\n"), pauseMillis);
+            }
+        })) {
+            settings.put("VM_MIRROR", slow.url());
+            assertFailed(run(), 69, pauseMillis == 0 ? "iso-images/" : "sends less than a kilobyte a second");
+        }
+    }
+
+    /** Each connection brings something, and nothing comes of it. */
+    @Test
+    void aMirrorThatSendsAByteForEachRequestIsGivenUp() throws IOException {
+        String sums = Files.readString(root.resolve("iso-images/md5.txt"));
+        try (RawMirror slow = RawMirror.start((request, from, out) -> send(out, request.contains("md5.txt")
+                ? "HTTP/1.1 200 OK\r\nContent-Length: " + sums.length() + "\r\n\r\n" + sums
+                : "HTTP/1.1 " + (from == 0 ? "200 OK" : "206 Partial Content\r\nContent-Range: bytes " + from + "-9/700000")
+                + "\r\nContent-Length: 100\r\n\r\nB"))) {
+            settings.put("VM_MIRROR", slow.url());
+            assertFailed(run(), 69, "failed 5 times in a row", "What came is kept");
+            assertEquals(5, Files.size(part()));
+        }
+    }
+
+    @ParameterizedTest
+    @ValueSource(strings = {"206 Partial Content % Content-Range: bytes 0-9/999999999999999999999999999999", "206 Partial Content",
+        "206 Partial Content % Content-Range: bytes 5-9/10", "600 Nonsense", "-1", "nonsense"})
+    void anAnswerThatMakesNoSenseIsNoAnswer(String head) throws IOException {
+        try (RawMirror lying = lying(head.replace(" % ", " | "), "B", 0)) {
+            settings.put("VM_MIRROR", lying.url());
+            assertFailed(run(), 69, PATH);
+        }
+    }
+
+    /** Colours, a title, U+009B, a line of its own: on the way to another mirror, at the end, and in what check prints. */
+    @Test
+    void aMirrorsWordsAreHarmless() throws IOException {
+        try (RawMirror rude = RawMirror.start((request, from, out) -> send(out,
+                "HTTP/1.1 302 Found\r\nLocation: https://x/\u001b[31mred\u001b]0;title\u0007\u009b2J" + "y".repeat(10_000) + "\r\n\r\n"))) {
+            String honest = settings.put("VM_MIRROR", rude.url());
+            Result last = run();
+            assertFailed(last, 69, "answered 302, it moved to https://x/red");
+            settings.put("VM_MIRROR", rude.url() + "," + honest);
+            Result first = run();
+            assertFetched(first);
+            assertTrue(first.err.contains("it moved to https://x/red") && first.err.contains("; trying the next mirror"), first.err);
+            Files.delete(iso());
+            settings.put("VM_MIRROR", rude.url());
+            searchPath = "/nonexistent";
+            Result checked = run("check");
+            assertTrue(checked.out.contains("it moved to https://x/red"), checked.out);
+            for (String text : List.of(last.err, first.err, checked.out)) {
+                assertTrue(text.chars().allMatch(letter -> letter == '\n' || !Character.isISOControl(letter)), text);
+                assertTrue(text.lines().allMatch(line -> line.length() < 1000), text);
+            }
+        }
+    }
+
+    @Test
+    void anOddMd5TxtNamesNoFile() throws IOException {
+        String sum = "0123456789abcdef0123456789abcdef";
+        Path sums = root.resolve("iso-images/md5.txt");
+        String odd = "MD5 (../../evil) = " + sum + "\nMD5 (/etc/passwd) = " + sum + "\n\0\u001b[2J\nMD5 (" + ARCHIVE + ") = ../../../../evil/etc/etc/passwd\n";
+        for (String text : List.of(odd, odd.repeat(20_000), "MD5 (".repeat(300_000), "\n".repeat(2_000_000), "")) {
+            Files.writeString(sums, text);
+            assertFailed(run(), 69, "iso-images/");
+            assertEquals(List.of("dfly-7.7.7.iso.lock"), List.of(vmDir.toFile().list()));
+        }
+    }
+
+    @Test
+    void anOddIndexIsNoList() throws IOException {
+        String sum = "0123456789abcdef0123456789abcdef";
+        String index = "<html>" + "dfly-x86_64-6..4_REL.iso.bz2 dfly-x86_64-6.99999999999999999999_REL.iso.bz2 dfly-x86_64-6.\u001b[2J_REL.iso.bz2\n"
+                + IntStream.range(0, 5000).mapToObj(i -> "dfly-x86_64-5." + i + "_REL.iso.bz2\n").collect(Collectors.joining());
+        try (RawMirror odd = RawMirror.start((request, from, out) -> send(out, "HTTP/1.0 200 OK\r\n\r\n"
+                + (request.contains("md5.txt") ? "MD5 (x) = " + sum + "\n" : index)))) {
+            settings.put("VM_MIRROR", odd.url());
+            Result result = run();
+            assertFailed(result, 69, "has no DragonFly 7.7.7, but 5.4999, 5.4998", "5.4980 (choose with DFLY_VERSION)");
+        }
     }
 
     // Proxies
@@ -863,6 +1242,8 @@ final class VmSetupTest {
     void onlyTheAcceleratorIsMeasuredOnRequest() throws Exception {
         searchPath = qemu("QEMU 1", "exit 1").toString();
         String reason = record(run("check", "--accel")).getString("reason");
+        assertTrue(Files.readAllLines(scratch.resolve("qemu.log")).stream().filter(line -> line.contains("-accel"))
+                .allMatch(line -> line.contains("-no-user-config -nodefaults")), "QEMU reads no files but ours");
         assertTrue(reason.startsWith("no /dev/kvm"), reason);
         kvm = Files.createFile(scratch.resolve("kvm"));
         settings.put("VM_ACCEL", "kvm"); // what is set is not what is asked
