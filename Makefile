@@ -46,6 +46,9 @@ export LC_ALL := $(firstword $(filter C.%,$(utf8)) $(utf8))
 endif
 endif
 
+# GNU's, or that of macOS, which is Perl's.
+sha256 = $$(command -v sha256sum || echo shasum -a 256)
+
 JBANG_VERSION = 0.132.1
 JBANG_SHA256 = f977075849cff866f45b27997f5671ab8a336a5dd3cf9e702b3479128338f3a7
 
@@ -208,10 +211,12 @@ vm-help: ## This list
 	  /^#: / { print "  " substr($$0, 4) }' Makefile
 
 # In a directory of its own, then moved into place: make believes a jar that is there, and an archive (below) of classes believes
-# a library only as long as nobody writes it anew.
+# a library only as long as nobody writes it anew. No library runs before its sum was compared: javac starts no processors of them.
 $(SCRIPTS:%=.build/%.jar): .build/%.jar: %.java .build/jbang .build/java
 	@new=.build/new-$*-$$$$; \
-	.build/jbang --quiet export portable --force --output "$$new/$*.jar" $< && mkdir -p .build/lib && \
+	.build/jbang --quiet export portable --compile-option=-proc:none --force --output "$$new/$*.jar" $< && mkdir -p .build/lib && \
+	if (cd "$$new/lib" && $(sha256) *.jar) | grep -vxFf test/jars.sha256 >&2; then \
+	  echo "libraries of $< that are not in test/jars.sha256, which says what to do" >&2; false; fi && \
 	for library in "$$new"/lib/*; do [ -e ".build/lib/$${library##*/}" ] || mv "$$library" .build/lib/; done && \
 	mv "$$new/$*.jar" $@; code=$$?; rm -rf "$$new"; exit $$code
 
@@ -254,7 +259,7 @@ always:
 	elif command -v mvn >/dev/null 2>&1; then \
 	  mvn -q -B -Dstyle.color=never org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy -Dmdep.stripVersion=true -DoutputDirectory=.build \
 	    -Dartifact=dev.jbang:jbang-cli:$(JBANG_VERSION):jar:all >&2 && \
-	  echo "$(JBANG_SHA256)  .build/jbang-cli-all.jar" | sha256sum --check --quiet - && \
+	  echo "$(JBANG_SHA256)  .build/jbang-cli-all.jar" | $(sha256) --check --quiet - && \
 	  printf '%s\n' '#!/bin/sh' 'out=$$(java -jar "$${0%/*}/jbang-cli-all.jar" "$$@"); code=$$?' \
 	    '[ $$code -ne 255 ] || eval "exec $$out"' '[ -z "$$out" ] || printf "%s\\n" "$$out"' 'exit $$code' >$@.new; \
 	else \

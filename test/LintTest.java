@@ -4,8 +4,12 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.security.MessageDigest;
+import java.util.HexFormat;
 import java.util.Map;
+import java.util.Set;
 import java.util.concurrent.TimeUnit;
+import java.util.stream.Collectors;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
@@ -34,6 +38,7 @@ final class LintTest {
 
     @TempDir
     Path tree;
+    private String option = "";
 
     @BeforeEach
     void aCleanTree() throws IOException {
@@ -95,19 +100,66 @@ final class LintTest {
         lint(1, "lint: shellcheck");
     }
 
+    @Test
+    void aLibraryThatIsNotAsItWasIsAFinding() throws Exception {
+        edit("VmA.java", "//JAVA 17+", "//JAVA 17+\n//DEPS info.picocli:picocli:4.7.7\n//DEPS com.grack:nanojson:1.10");
+        Path list = Files.createDirectory(tree.resolve("test")).resolve("jars.sha256");
+        String wrong = "0".repeat(64);
+        Files.writeString(list, "# A comment\n" + wrong + "  picocli-4.7.7.jar\n" + wrong + "  old-1.0.jar\n");
+        String known = Files.readString(Path.of("test/jars.sha256"));
+        String line = known.lines().filter(one -> one.endsWith("  picocli-4.7.7.jar")).findFirst().orElseThrow();
+        lint(1, "lint: test/jars.sha256: picocli-4.7.7.jar has the SHA-256 " + line.substring(0, 64) + ", not " + wrong,
+                "lint: test/jars.sha256: nanojson-1.10.jar is not in it", "lint: test/jars.sha256: old-1.0.jar is in it, and no script uses it");
+        option = "--jars";
+        lint(0, "lint: clean");
+        assertEquals("# A comment\n" + known.lines().filter(one -> one.matches(".*(nanojson|picocli)-.*")).map(one -> one + "\n")
+                .collect(Collectors.joining()), Files.readString(list), "by name, as the list of this project");
+    }
+
+    /** With a JBang that brings one library. */
+    @Test
+    void makeKeepsNoLibraryThatIsNotInTheList() throws Exception {
+        Files.copy(Path.of("Makefile"), tree.resolve("Makefile"));
+        Files.writeString(tree.resolve("VmSetup.java"), "");
+        Path list = Files.writeString(Files.createDirectory(tree.resolve("test")).resolve("jars.sha256"), "# A comment\n");
+        Path jbang = Files.createDirectory(tree.resolve(".build")).resolve("jbang");
+        Files.writeString(jbang, "#!/bin/sh\nwhile [ \"$1\" != --output ]; do shift; done\n"
+                + "mkdir -p \"${2%/*}/lib\"; echo script >\"$2\"; echo library >\"${2%/*}/lib/a-1.jar\"\n");
+        assertTrue(jbang.toFile().setExecutable(true));
+        String sum = HexFormat.of().formatHex(MessageDigest.getInstance("SHA-256").digest("library\n".getBytes()));
+        makeVmSetup(2, sum + "  a-1.jar", "libraries of VmSetup.java that are not in test/jars.sha256");
+        assertEquals(Set.of("java", "jbang", "lib"), Set.of(tree.resolve(".build").toFile().list()));
+        assertEquals(0, tree.resolve(".build/lib").toFile().list().length);
+        Files.writeString(list, "# A comment\n" + sum + "  a-1.jar\n");
+        makeVmSetup(0);
+        assertEquals("library\n", Files.readString(tree.resolve(".build/lib/a-1.jar")));
+        assertEquals("script\n", Files.readString(tree.resolve(".build/VmSetup.jar")));
+    }
+
+    private void makeVmSetup(int exitCode, String... says) throws Exception {
+        run(exitCode, new ProcessBuilder("make", "-C", tree.toString(), ".build/VmSetup.jar"), says);
+    }
+
     private void edit(String file, String from, String to) throws IOException {
         String text = Files.readString(tree.resolve(file));
         assertTrue(text.contains(from), file + " does not hold: " + from);
         Files.writeString(tree.resolve(file), text.replace(from, to));
     }
 
-    private void lint(int exitCode, String says) throws Exception {
-        ProcessBuilder builder = new ProcessBuilder("test/lint", tree.toString()).redirectErrorStream(true);
+    private void lint(int exitCode, String... says) throws Exception {
+        ProcessBuilder builder = new ProcessBuilder("test/lint", option, tree.toString());
+        builder.command().remove("");
         builder.environment().putAll(Map.of("JBANG", Path.of(".build/jbang").toAbsolutePath().toString()));
-        Process process = builder.start();
+        run(exitCode, builder, says);
+    }
+
+    private static void run(int exitCode, ProcessBuilder builder, String... says) throws Exception {
+        Process process = builder.redirectErrorStream(true).start();
         String output = new String(process.getInputStream().readAllBytes());
-        assertTrue(process.waitFor(120, TimeUnit.SECONDS), "lint hangs");
-        assertTrue(output.contains(says), output);
+        assertTrue(process.waitFor(120, TimeUnit.SECONDS), "it hangs");
+        for (String text : says) {
+            assertTrue(output.contains(text), output);
+        }
         assertEquals(exitCode, process.exitValue(), output);
     }
 }
