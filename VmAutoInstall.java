@@ -48,7 +48,6 @@ import java.nio.file.AccessDeniedException;
 import java.nio.file.DirectoryStream;
 import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.Files;
-import java.nio.file.LinkOption;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
@@ -65,6 +64,7 @@ import java.util.Arrays;
 import java.util.Collection;
 import java.util.Collections;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.HexFormat;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -627,6 +627,9 @@ final class VmAutoInstall implements Callable<Integer> {
         Path part = install("phase" + n + ".part");
         Path disk = install("phase" + n + ".qcow2");
         long started = System.nanoTime();
+        if (n > 1) {
+            requireChain(install(backing(n)));
+        }
         qemuImg(createDisk(part, diskSize, backing(n)));
         try (Guest guest = new Guest(n, part, cds(n, iso, cd), 0)) {
             Failure failure = guest.follow(false);
@@ -676,8 +679,9 @@ final class VmAutoInstall implements Callable<Integer> {
     private Path flatten() throws IOException {
         Path flat = install("clean.part");
         say("flattening the disk");
-        String last = install("phase" + LAST + ".qcow2").toString();
-        qemuImg(List.of("qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", last, flat.toString()));
+        Path last = install("phase" + LAST + ".qcow2");
+        requireChain(last);
+        qemuImg(List.of("qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", last.toString(), flat.toString()));
         return flat;
     }
 
@@ -718,6 +722,7 @@ final class VmAutoInstall implements Callable<Integer> {
     private JsonObject verify(Path disk, boolean byHand) throws Exception {
         say("booting it once, to see " + (byHand ? "whether it is provisioned" : "that it answers"));
         Path overlay = install("verify.part");
+        requireChain(disk);
         qemuImg(createDisk(overlay, "", disk.getFileName().toString()));
         int port;
         try (ServerSocket free = new ServerSocket(0, 1, InetAddress.getByName("127.0.0.1"))) {
@@ -1611,24 +1616,22 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
-    /** 69 unless a disk is a plain qcow2 file. The header of another could make QEMU use any file of this machine. */
-    private static void requirePlainDisk(Path disk) throws IOException {
-        boolean plain = false;
-        if (Files.isRegularFile(disk, LinkOption.NOFOLLOW_LINKS)) {
-            try (InputStream in = Files.newInputStream(disk)) {
-                ByteBuffer header = ByteBuffer.wrap(Arrays.copyOf(in.readNBytes(80), 80));
-                boolean dataFile = header.getInt(4) > 2 && (header.getLong(72) & 4) != 0; // an incompatible feature
-                plain = header.getInt(0) == 0x514649fb && header.getLong(8) == 0 && !dataFile;
-            }
-        }
-        if (!plain) {
-            throw new VmException(69, disk + " is no qcow2 disk of its own (without a backing file and a data file): "
-                    + "move it away, or let vm-setup disk --yes make a blank one");
+    /** 69 if the header of a disk makes QEMU use a file outside of VM_DIR. */
+    private void requireChain(Path disk) throws IOException {
+        requireChain(disk, vmDir(), "move it away, and run vm-auto-install again");
+    }
+
+    private void requirePlainDisk(Path disk) throws IOException {
+        String remedy = "move it away, or let vm-setup disk --yes make a blank one";
+        requireChain(disk, vmDir(), remedy);
+        if (backingFile(disk, remedy) != null) {
+            throw new VmException(69, disk + " is no disk of its own, as it builds on another one: " + remedy);
         }
     }
 
     /** Whether a disk has no boot sector, so that nothing is installed on it. */
     private boolean isEmpty(Path disk) throws IOException {
+        requirePlainDisk(disk); // once more, after QEMU had it
         Path sector = install("sector.part");
         qemuImg(List.of("qemu-img", "dd", "-f", "qcow2", "-O", "raw", "bs=512", "count=1", "if=" + disk,
                 "of=" + sector));
@@ -1821,6 +1824,91 @@ final class VmAutoInstall implements Callable<Integer> {
                 conf.getBytes(UTF_8), "hostkey", Files.readAllBytes(keys.resolve("host_key")), "hostkey.pub",
                 Files.readAllBytes(keys.resolve("host_key.pub")));
     }
+
+    // shared:qcow2
+    /**
+     * What a disk builds on, or null. 69 unless it is qcow2 and names nothing but another qcow2 file: a header can name
+     * any file of this machine, and QEMU would use it.
+     */
+    static Path backingFile(Path disk, String remedy) throws IOException {
+        if (!Files.isRegularFile(disk)) {
+            throw new VmException(69, disk + (Files.exists(disk) ? " is no file; " + remedy
+                    : " is missing: was VM_DIR moved or copied in part? Put the file back and try again"));
+        }
+        try (InputStream in = Files.newInputStream(disk)) {
+            ByteBuffer header = ByteBuffer.wrap(in.readNBytes(1 << 16));
+            if (header.limit() < 4 || header.getInt(0) != 0x514649fb) {
+                throw new VmException(69, disk + " is not a qcow2 image; " + remedy);
+            } else if (header.getInt(4) > 2 && (header.getLong(72) & 4) != 0) { // an incompatible feature
+                throw new VmException(69, disk + " keeps its data in another file, which is refused; " + remedy);
+            }
+            int nameAt = Math.toIntExact(header.getLong(8));
+            if (nameAt == 0) {
+                return null;
+            }
+            String backing = UTF_8.decode(header.slice(nameAt, header.getInt(16))).toString();
+            if (backing.contains(":") || !backingFormats(header, nameAt).equals(Set.of("qcow2"))) {
+                throw new VmException(69, disk + " builds on " + backing + ", which is not said to be a qcow2 file; "
+                        + remedy);
+            }
+            return disk.resolveSibling(backing);
+        } catch (IndexOutOfBoundsException | ArithmeticException damaged) {
+            throw new VmException(69, disk + " is damaged; " + remedy);
+        }
+    }
+    // end shared:qcow2
+
+    // shared:chain
+    /** The formats that a qcow2 header gives for the backing file, in its list of extensions; the last one counts. */
+    private static Set<String> backingFormats(ByteBuffer header, int end) {
+        Set<String> formats = new HashSet<>();
+        for (int at = header.getInt(4) > 2 ? header.getInt(100) : 72; at + 8 <= end && header.getInt(at) != 0; ) {
+            ByteBuffer value = header.slice(at + 8, header.getInt(at + 4));
+            if (header.getInt(at) == 0xe2792aca) {
+                formats.add(UTF_8.decode(value.duplicate()).toString());
+            }
+            at += 8 + (value.limit() + 7 & ~7);
+        }
+        return formats;
+    }
+
+    /** 69 unless a disk and all that it builds on are qcow2 files that really lie in VM_DIR. */
+    static void requireChain(Path top, Path vmDir, String remedy) throws IOException {
+        Set<Path> seen = new HashSet<>();
+        String forOthers = top + " builds on it; " + remedy;
+        for (Path disk = top; disk != null; disk = backingFile(disk, disk == top ? remedy : forOthers)) {
+            Path real = Files.exists(disk) ? disk.toRealPath() : disk; // one that is missing has its own message
+            if (!real.startsWith(vmDir.toRealPath()) && Files.exists(disk)) {
+                throw new VmException(69, top + (disk == top ? " is " : " builds on ") + real
+                        + ", which is not in VM_DIR; " + remedy);
+            } else if (!seen.add(real)) {
+                throw new VmException(69, top + " builds on itself; " + remedy);
+            }
+        }
+    }
+    // end shared:chain
+
+    // shared:umask
+    /** What the command creates is for its user alone, whatever the caller's umask is; Java cannot set one. */
+    private static List<String> withUmask(List<String> command) {
+        List<String> wrapped = new ArrayList<>(List.of("sh", "-c", "umask 077; exec \"$@\"", "sh"));
+        wrapped.addAll(command);
+        return wrapped;
+    }
+    // end shared:umask
+
+    // shared:sandbox
+    /**
+     * QEMU gives up the system calls that it does not need, so that a guest that broke into it cannot start programs.
+     * It needs some of them for -daemonize. Two -sandbox options would both hold, so the user's own replaces this one.
+     */
+    static List<String> sandbox(List<String> arguments, boolean full) {
+        boolean own = arguments.stream().anyMatch(word -> word.matches("--?sandbox"));
+        boolean linux = System.getProperty("os.name").equals("Linux");
+        return own || !linux ? List.of() : List.of("-sandbox", "on,resourcecontrol=deny"
+                + (full ? ",obsolete=deny,elevateprivileges=deny,spawn=deny" : ""));
+    }
+    // end shared:sandbox
 
     // shared:object
     /** A JSON object of name, value, name, value. */

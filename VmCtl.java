@@ -20,7 +20,6 @@ import java.io.BufferedReader;
 import java.io.EOFException;
 import java.io.File;
 import java.io.FileDescriptor;
-import java.io.FileNotFoundException;
 import java.io.FileOutputStream;
 import java.io.IOException;
 import java.io.InputStream;
@@ -1926,6 +1925,7 @@ final class VmCtl {
         }
 
         private void merge(Path layer, Path builder) throws IOException {
+            Disk.requireChain(builder, files.dir());
             Path base = Disk.read(layer).backing();
             String relative = builder.getParent().relativize(base).toString();
             Set<PosixFilePermission> mode = Files.getPosixFilePermissions(builder);
@@ -2805,6 +2805,7 @@ final class VmCtl {
          * that RAM.
          */
         Running launch(Plan plan, Path disk, String restored) throws IOException {
+            Disk.requireChain(disk, files.dir());
             Files.deleteIfExists(files.pidFile()); // of the QEMU before
             files.makeSocketDirectory();
             Path log = files.file(".console.log");
@@ -3366,6 +3367,8 @@ final class VmCtl {
      * nothing was written to it, so it shows what it builds on.
      */
     record Disk(Path backing, long size, boolean empty) {
+        private static final String REMEDY = "vm-ctl restore goes back to a snapshot";
+
         /** Empty if the file is missing or damaged. */
         static Optional<Disk> find(Path file) {
             try {
@@ -3376,55 +3379,29 @@ final class VmCtl {
         }
 
         static Disk read(Path file) throws IOException {
+            Path backing = backingFile(file, REMEDY);
             try (RandomAccessFile image = new RandomAccessFile(file.toFile(), "r")) {
-                if (image.length() < 72 || image.readInt() != 0x514649fb) {
-                    throw new VmException(69, file + " is not a qcow2 image; vm-ctl restore goes back to a snapshot");
-                }
-                int version = image.readInt();
-                long nameAt = image.readLong();
-                int nameLength = image.readInt();
                 image.seek(24);
                 long size = image.readLong();
                 image.seek(36);
                 int tables = image.readInt();
                 long tablesAt = image.readLong();
-                image.seek(72);
-                if (version >= 3 && (image.readLong() & 4) != 0) { // the incompatible feature "external data file"
-                    throw new VmException(69, file + " keeps its data in another file, which vm-ctl refuses; "
-                            + "vm-ctl restore goes back to a snapshot");
-                // the format's own limits
-                } else if (nameLength < 0 || nameLength > 1023 || tables < 0 || tables > 1 << 22) {
-                    throw new VmException(69, file + " is damaged; vm-ctl restore goes back to a snapshot");
+                if (tables < 0 || tables > 1 << 22 || tablesAt < 0) { // the format's own limit
+                    throw new EOFException();
                 }
                 byte[] name = new byte[nameLength];
                 byte[] clusters = new byte[8 * tables];
                 image.seek(tablesAt);
                 image.readFully(clusters);
-                image.seek(nameAt);
-                image.readFully(name);
-                return new Disk(name.length == 0 ? null : file.resolveSibling(new String(name, UTF_8)).normalize(),
-                        size, IntStream.range(0, clusters.length).allMatch(i -> clusters[i] == 0));
+                return new Disk(backing == null ? null : backing.normalize(), size,
+                        IntStream.range(0, clusters.length).allMatch(i -> clusters[i] == 0));
             } catch (EOFException cut) {
-                throw new VmException(69, file + " is damaged; vm-ctl restore goes back to a snapshot");
-            } catch (FileNotFoundException none) {
-                throw new VmException(69, Files.exists(file) ? file + " cannot be read"
-                        : file + " is missing: was VM_DIR moved or copied in part? Put the file back and try again");
+                throw new VmException(69, file + " is damaged; " + REMEDY);
             }
         }
 
-        /**
-         * 69 if something that a disk builds on is missing, damaged, or outside VM_DIR, where only strangers put it.
-         */
         static void requireChain(Path top, Path vmDir) throws IOException {
-            Set<Path> seen = new HashSet<>();
-            for (Path disk = top; disk != null; disk = read(disk).backing()) {
-                if (!disk.startsWith(vmDir)) {
-                    throw new VmException(69, top + " builds on " + disk + ", which is not in VM_DIR; "
-                            + "vm-ctl restore goes back to a snapshot");
-                } else if (!seen.add(disk)) {
-                    throw new VmException(69, top + " builds on itself; vm-ctl restore goes back to a snapshot");
-                }
-            }
+            VmCtl.requireChain(top, vmDir, REMEDY);
         }
 
         /** How many layers lie under a disk. */
@@ -3673,13 +3650,6 @@ final class VmCtl {
         }
     }
 
-    /** What the command creates is for its user alone, whatever the caller's umask is; Java cannot set one. */
-    private static List<String> withUmask(List<String> command) {
-        List<String> wrapped = new ArrayList<>(List.of("sh", "-c", "umask 077; exec \"$@\"", "sh"));
-        wrapped.addAll(command);
-        return wrapped;
-    }
-
     /** The directory of a snapshot; what holds all of them may be a link to another file system. */
     private static void makeSnapshotDirectory(Path snapshot) {
         if (!Files.isDirectory(snapshot.getParent())) {
@@ -3743,6 +3713,91 @@ final class VmCtl {
         });
         return channel;
     }
+
+    // shared:qcow2
+    /**
+     * What a disk builds on, or null. 69 unless it is qcow2 and names nothing but another qcow2 file: a header can name
+     * any file of this machine, and QEMU would use it.
+     */
+    static Path backingFile(Path disk, String remedy) throws IOException {
+        if (!Files.isRegularFile(disk)) {
+            throw new VmException(69, disk + (Files.exists(disk) ? " is no file; " + remedy
+                    : " is missing: was VM_DIR moved or copied in part? Put the file back and try again"));
+        }
+        try (InputStream in = Files.newInputStream(disk)) {
+            ByteBuffer header = ByteBuffer.wrap(in.readNBytes(1 << 16));
+            if (header.limit() < 4 || header.getInt(0) != 0x514649fb) {
+                throw new VmException(69, disk + " is not a qcow2 image; " + remedy);
+            } else if (header.getInt(4) > 2 && (header.getLong(72) & 4) != 0) { // an incompatible feature
+                throw new VmException(69, disk + " keeps its data in another file, which is refused; " + remedy);
+            }
+            int nameAt = Math.toIntExact(header.getLong(8));
+            if (nameAt == 0) {
+                return null;
+            }
+            String backing = UTF_8.decode(header.slice(nameAt, header.getInt(16))).toString();
+            if (backing.contains(":") || !backingFormats(header, nameAt).equals(Set.of("qcow2"))) {
+                throw new VmException(69, disk + " builds on " + backing + ", which is not said to be a qcow2 file; "
+                        + remedy);
+            }
+            return disk.resolveSibling(backing);
+        } catch (IndexOutOfBoundsException | ArithmeticException damaged) {
+            throw new VmException(69, disk + " is damaged; " + remedy);
+        }
+    }
+    // end shared:qcow2
+
+    // shared:chain
+    /** The formats that a qcow2 header gives for the backing file, in its list of extensions; the last one counts. */
+    private static Set<String> backingFormats(ByteBuffer header, int end) {
+        Set<String> formats = new HashSet<>();
+        for (int at = header.getInt(4) > 2 ? header.getInt(100) : 72; at + 8 <= end && header.getInt(at) != 0; ) {
+            ByteBuffer value = header.slice(at + 8, header.getInt(at + 4));
+            if (header.getInt(at) == 0xe2792aca) {
+                formats.add(UTF_8.decode(value.duplicate()).toString());
+            }
+            at += 8 + (value.limit() + 7 & ~7);
+        }
+        return formats;
+    }
+
+    /** 69 unless a disk and all that it builds on are qcow2 files that really lie in VM_DIR. */
+    static void requireChain(Path top, Path vmDir, String remedy) throws IOException {
+        Set<Path> seen = new HashSet<>();
+        String forOthers = top + " builds on it; " + remedy;
+        for (Path disk = top; disk != null; disk = backingFile(disk, disk == top ? remedy : forOthers)) {
+            Path real = Files.exists(disk) ? disk.toRealPath() : disk; // one that is missing has its own message
+            if (!real.startsWith(vmDir.toRealPath()) && Files.exists(disk)) {
+                throw new VmException(69, top + (disk == top ? " is " : " builds on ") + real
+                        + ", which is not in VM_DIR; " + remedy);
+            } else if (!seen.add(real)) {
+                throw new VmException(69, top + " builds on itself; " + remedy);
+            }
+        }
+    }
+    // end shared:chain
+
+    // shared:umask
+    /** What the command creates is for its user alone, whatever the caller's umask is; Java cannot set one. */
+    private static List<String> withUmask(List<String> command) {
+        List<String> wrapped = new ArrayList<>(List.of("sh", "-c", "umask 077; exec \"$@\"", "sh"));
+        wrapped.addAll(command);
+        return wrapped;
+    }
+    // end shared:umask
+
+    // shared:sandbox
+    /**
+     * QEMU gives up the system calls that it does not need, so that a guest that broke into it cannot start programs.
+     * It needs some of them for -daemonize. Two -sandbox options would both hold, so the user's own replaces this one.
+     */
+    static List<String> sandbox(List<String> arguments, boolean full) {
+        boolean own = arguments.stream().anyMatch(word -> word.matches("--?sandbox"));
+        boolean linux = System.getProperty("os.name").equals("Linux");
+        return own || !linux ? List.of() : List.of("-sandbox", "on,resourcecontrol=deny"
+                + (full ? ",obsolete=deny,elevateprivileges=deny,spawn=deny" : ""));
+    }
+    // end shared:sandbox
 
     // shared:object
     /** A JSON object of name, value, name, value. */

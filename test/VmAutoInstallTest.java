@@ -876,18 +876,32 @@ class VmAutoInstallTest {
         installer();
         Path disk = Files.createDirectories(vmDir().resolve("dfly-vm.install")).resolve("by-hand.qcow2");
         Path secret = Files.writeString(tmp.resolve("secret"), "precious".repeat(100));
-        for (String[] options : new String[][] {{"-f", "qcow2", "-F", "raw", "-b", secret.toString()}, {"-f", "qcow2", "-o", "data_file=" + tmp.resolve("data")},
-                {"-f", "raw"}, {"-f", "vmdk"}}) {
+        Path outside = tmp.resolve("outside.qcow2");
+        Path beside = disk.resolveSibling("beside.qcow2");
+        for (Path plain : List.of(outside, beside)) {
+            assertEquals(0, new ProcessBuilder("qemu-img", "create", "-q", "-f", "qcow2", plain.toString(), "10M").inheritIO().start().waitFor());
+        }
+        for (String[] options : new String[][] {{"builds on " + secret + ", which is not said to be a qcow2 file", "-f", "qcow2", "-F", "raw", "-b", secret.toString()},
+                {"builds on " + outside + ", which is not in VM_DIR", "-f", "qcow2", "-F", "qcow2", "-b", outside.toString()},
+                {"is no disk of its own", "-f", "qcow2", "-F", "qcow2", "-b", "beside.qcow2"},
+                {"keeps its data in another file", "-f", "qcow2", "-o", "data_file=" + tmp.resolve("data")},
+                {"is not a qcow2 image", "-f", "raw"}, {"is not a qcow2 image", "-f", "vmdk"}}) {
             List<String> command = new ArrayList<>(List.of("qemu-img", "create", "-q"));
-            command.addAll(List.of(options));
+            command.addAll(List.of(options).subList(1, options.length));
             command.addAll(List.of(disk.toString(), "10M"));
             assertEquals(0, new ProcessBuilder(command).inheritIO().start().waitFor());
             assertEquals(69, run("by-hand"), err.toString());
-            assertTrue(err.toString().contains(disk + " is no qcow2 disk of its own"), err.toString());
-            Files.delete(disk);
+            says(disk.toString(), options[0], "vm-setup disk --yes");
+            // neither does the next phase take one that a phase before left
+            String[] phase = secondPhaseOf("DONE WITH PHASE 2.\r\n", POWER_OFF);
+            Files.move(disk, install("phase1.qcow2"), StandardCopyOption.REPLACE_EXISTING);
+            boolean inside = options[0].equals("is no disk of its own");
+            assertEquals(inside ? 124 : 69, run(Map.of("VM_TIME_LIMIT", "6s"), Map.of(), phase), err.toString());
+            says(inside ? "phase 2 failed" : options[0]);
         }
         Files.createSymbolicLink(disk, secret);
         assertEquals(69, run("by-hand"), err.toString());
+        says(disk + " is " + secret + ", which is not in VM_DIR");
         assertEquals("precious".repeat(100), Files.readString(secret));
     }
 

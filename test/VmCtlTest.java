@@ -679,18 +679,59 @@ final class VmCtlTest {
         holds(disk(), 2);
     }
 
+    /** A header can name any file of this machine, and QEMU and qemu-img would use it. */
     @Test
     void aDiskThatReachesOutOfVmDirIsRefused() throws IOException {
         makeVm();
         Path outside = temporary.resolve("outside.qcow2");
         sh("qemu-img", "create", "-q", "-f", "qcow2", outside.toString(), "1G");
-        Files.delete(disk());
-        sh("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", outside.toString(), disk().toString());
-        ctl("start", "--no-wait").exits(69).says("not in VM_DIR");
+        Path link = Files.createSymbolicLink(dir.resolve("link.qcow2"), outside);
+        Path deeper = dir.resolve("deeper.qcow2");
+        sh("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", outside.toString(), deeper.toString());
+        Path secret = Files.writeString(dir.resolve("secret"), "a key");
         Path disk = disk();
-        Files.delete(disk);
-        sh("qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=" + temporary.resolve("data"), disk.toString(), "1G");
-        ctl("start", "--no-wait").exits(69).says("its data in another file");
+        byte[] sound = Files.readAllBytes(disk);
+        for (String[] attack : new String[][] {
+                {"-F qcow2 -b", outside.toString(), "builds on " + outside + ", which is not in VM_DIR"},
+                {"-F qcow2 -b", "../../outside.qcow2", "builds on " + outside + ", which is not in VM_DIR"},
+                {"-F qcow2 -b", link.toString(), "builds on " + outside + ", which is not in VM_DIR"},
+                {"-F qcow2 -b", deeper.toString(), "builds on " + outside + ", which is not in VM_DIR"},
+                {"-F qcow2 -b", secret.toString(), secret + " is not a qcow2 image; "},
+                {"-F raw -b", "../x-clean.qcow2", "builds on ../x-clean.qcow2, which is not said to be a qcow2 file"},
+                {"-F qcow2 -b", "nbd:unix:/s", "builds on nbd:unix:/s, which is not said to be a qcow2 file"},
+                {"-F qcow2 -b", "json:{\"driver\":\"qcow2\"}", "builds on json:"},
+                {"-o", "data_file=" + temporary.resolve("data"), "keeps its data in another file"}}) {
+            Files.delete(disk);
+            List<String> command = new ArrayList<>(List.of("qemu-img", "create", "-q", "-f", "qcow2", "-u"));
+            command.addAll(List.of(attack[0].split(" ")));
+            command.addAll(List.of(attack[1], disk.toString(), "1G"));
+            sh(command.toArray(String[]::new));
+            for (String line : List.of("start --no-wait", "snapshot one")) {
+                ctl(line.split(" ")).exits(69).says(disk.toString()).says(attack[2]);
+            }
+        }
+        int format = new String(sound, ISO_8859_1).indexOf("\u00e2\u0079\u002a\u00ca"); // the extension that gives it
+        for (int change : new int[] {0, 4}) { // it is gone, then longer than the file
+            byte[] changed = sound.clone();
+            Arrays.fill(changed, format + change, format + change + 4, (byte) 0x7f);
+            Files.write(disk, changed);
+            ctl("start", "--no-wait").exits(69).says(change == 0 ? "not said to be a qcow2 file" : "is damaged");
+        }
+        Files.write(disk, sound);
+        Path elsewhere = temporary.resolve("elsewhere");
+        Files.move(vm.disks(), elsewhere);
+        Files.createSymbolicLink(vm.disks(), elsewhere);
+        ctl("start", "--no-wait").exits(69).says("is " + elsewhere).says("not in VM_DIR");
+        Files.delete(vm.disks());
+        Files.move(elsewhere, vm.disks());
+
+        ctl("snapshot", "one").exits(0); // the clean disk of a clone and of a restore, and a layer that is to be merged
+        ctl("snapshot", "two").exits(0);
+        Files.delete(vm.clean());
+        Files.copy(deeper, vm.clean());
+        ctl("restore").exits(69).says("builds on " + outside);
+        ctl("clone", "y").exits(69).says("builds on " + outside);
+        ctl("snapshot", "--delete", "one").exits(0).says("could not be merged now").says("builds on " + outside);
     }
 
     /** Root could write to a read-only disk. */
