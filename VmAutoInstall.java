@@ -907,7 +907,7 @@ final class VmAutoInstall implements Callable<Integer> {
                 "-accel", accelArgument(accel, processors), "-cpu", cpu != null ? cpu : model,
                 "-m", memory != null ? memory : Math.max(2048, Math.min(8192, host / 4)) + "M",
                 "-smp", "" + processors,
-                "-nodefaults", "-vga", "std", "-display", "none",
+                "-nodefaults", "-no-user-config", "-vga", "std", "-display", "none",
                 "-chardev", "stdio,id=serial0,signal=off", "-serial", "chardev:serial0",
                 "-chardev", "socket,id=qmp0,server=on,wait=off,path=" + qmp.toString().replace(",", ",,"),
                 "-mon", "chardev=qmp0,mode=control",
@@ -926,7 +926,9 @@ final class VmAutoInstall implements Callable<Integer> {
                     "-device", "ide-cd,drive=cd" + i + ",bus=ide." + i / 2 + ",unit=" + i % 2
                     + (cdOrder >= 0 && i == 0 ? ",bootindex=" + cdOrder : "")));
         }
-        command.addAll(split(qemuArgs));
+        List<String> more = split(qemuArgs);
+        command.addAll(sandbox(more, true));
+        command.addAll(more);
         return command;
     }
 
@@ -937,6 +939,19 @@ final class VmAutoInstall implements Callable<Integer> {
         Accelerator found = accelerator(accel, vmDir(), qemuVersion, setup, Path.of("/dev/kvm"));
         say("accelerator: " + found.name() + " (" + found.reason() + ")");
         accel = found.name();
+    }
+
+    /** Whether this QEMU knows -sandbox: it reads its options in order, and ends at --version. */
+    private boolean hasSandbox() throws IOException {
+        List<String> command = new ArrayList<>(List.of(QEMU));
+        command.addAll(sandbox(List.of(), true));
+        command.add("--version");
+        ProcessResult tried = run(Duration.ofSeconds(20), command);
+        boolean known = tried.getExitValue() == 0;
+        if (!known) {
+            say("this QEMU was built without seccomp, so it runs without -sandbox: " + tried.outputUTF8().strip());
+        }
+        return known;
     }
 
     private static String qemuVersion() throws IOException {
@@ -982,8 +997,11 @@ final class VmAutoInstall implements Callable<Integer> {
             // On Linux the kernel ends QEMU when this process dies, even of kill -9.
             boolean linux = System.getProperty("os.name").equals("Linux");
             List<String> command = new ArrayList<>(linux ? List.of("setpriv", "--pdeathsig", "KILL") : List.of());
-            command.addAll(List.of("sh", "-c", "umask 077; exec \"$@\"", "sh"));
-            command.addAll(qemuCommand(name + "-" + file, disk, cds, socket, sshPort, screen));
+            List<String> qemu = qemuCommand(name + "-" + file, disk, cds, socket, sshPort, screen);
+            if (!hasSandbox()) {
+                qemu.removeAll(sandbox(List.of(), true));
+            }
+            command.addAll(withUmask(qemu));
             if (verbose) {
                 say("+ " + shellQuoted(command));
             }

@@ -121,8 +121,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * <p>A start, in order: takes the VM's lock; cleans up after a command that was killed; makes the working disk, an
  * overlay on the clean disk, if there is none; starts QEMU on a free port, with the RAM of the snapshot below if
  * nothing was written since; waits until ssh answers. The first start after an installation then takes the snapshot
- * "clean". Beside QEMU a small shell loop looks every 30 s whether {@code <name>.console.log} is larger than 10 MB; if
- * so, it keeps the end as {@code <name>.console.log.1} and empties the log.
+ * "clean". Beside QEMU a small shell loop looks every 30 s whether {@code <name>.console.log} or QEMU's own log is
+ * larger than 10 MB; if so, it keeps the end, as in {@code <name>.console.log.1}, and empties the log.
  *
  * <p>A snapshot puts an empty overlay on the working disk and works on that from then on, so no disk is copied, and
  * none changes once something builds on it. The RAM of a running guest goes to a file while the guest stands still, for
@@ -2709,23 +2709,29 @@ final class VmCtl {
     /** The QEMU process of one VM: starts it, tells whether it lives, talks to its monitor, ends it. */
     static final class Qemu {
         /**
-         * Every 30 s, while this QEMU lives: if the console's log is larger than 10 MB, keeps its last 1 MB as .1 and
-         * empties it. Arguments: QEMU's pid file, its pid, the log, the seconds.
+         * Every 30 s, while this QEMU lives: if the console's log or QEMU's own is larger than 10 MB, keeps its last
+         * 1 MB as .1 and empties it. Arguments: QEMU's pid file, its pid, the seconds, the logs.
          */
         private static final String LOG_KEEPER = """
                 cd /
                 trap '' HUP INT
                 while [ "$(cat "$1")" = "$2" ] && kill -0 "$2"; do
-                    if [ "$(wc -c <"$3")" -gt 10000000 ]; then tail -c 1000000 "$3" >"$3.1"; : >"$3"; fi
-                    sleep "$4"
+                    for log in "$4" "$5"; do
+                        if [ "$(wc -c <"$log")" -gt 10000000 ]; then tail -c 1000000 "$log" >"$log.1"; : >"$log"; fi
+                    done
+                    sleep "$3"
                 done </dev/null >/dev/null 2>&1 &
                 """;
         /** Tests shorten it. */
         static int logCheckSeconds = 30;
         /** A QEMU that has not told the guest's state after this long hangs. Tests shorten it. */
         static Duration answerLimit = Duration.ofSeconds(5);
-        /** QEMU gives up system calls that it does not need. Denying more does not go with -daemonize. */
-        private static final List<String> SANDBOX = List.of("-sandbox", "on,resourcecontrol=deny");
+        /** Of a response on the monitor. */
+        private static final int MOST_ANSWER = 1 << 24;
+        /** How a shell tells of a program that SIGSYS ended. */
+        private static final int FORBIDDEN_CALL = 159;
+        /** Tests clear it: macOS has no setsid. */
+        static boolean hasSetsid = onPath("setsid");
 
         private final VmFiles files;
         private final Consumer<String> say;
@@ -2771,13 +2777,13 @@ final class VmCtl {
         /** QEMU's command line. One that takes RAM in waits for it, and then stands still. */
         static List<String> arguments(VmFiles files, Plan plan, int port, Path disk,
                 boolean takesRam) throws IOException {
-            List<String> arguments = new ArrayList<>(List.of(QEMU, "-name", files.name(), "-pidfile",
-                    files.qemuPid().toString(),
-                    "-daemonize", "-display", "none", "-D", files.file(".qemu.log").toString(),
-                    "-d", "strace")); // errors alone: no guest is in user mode
-            if (System.getProperty("os.name").equals("Linux")) {
-                arguments.addAll(SANDBOX);
+            List<String> arguments = new ArrayList<>(hasSetsid ? List.of("setsid") : List.of());
+            arguments.addAll(List.of(QEMU, "-name", files.name(), "-pidfile", files.qemuPid().toString(),
+                    "-display", "none"));
+            if (!hasSetsid) { // -d strace logs errors alone: no guest is in user mode
+                arguments.addAll(List.of("-daemonize", "-D", files.file(".qemu.log").toString(), "-d", "strace"));
             }
+            arguments.addAll(sandbox(plan.hardware(), hasSetsid));
             arguments.addAll(List.of("-blockdev", JsonWriter.string(disk(disk, "disk0", plan.cache()))));
             StringBuilder network = new StringBuilder("user,id=net0,hostfwd=tcp:127.0.0.1:" + port + "-:22");
             plan.forwards().forEach(forward -> network.append(",hostfwd=tcp:127.0.0.1:")
@@ -2816,30 +2822,26 @@ final class VmCtl {
             for (String forward : plan.forwards()) {
                 Ports.require(Integer.parseInt(forward.split(":")[0]));
             }
-            String output = "";
-            int exitCode = 0;
             long deadline = System.nanoTime() + Duration.ofSeconds(10).toNanos();
             List<Integer> ports = new ArrayList<>(Ports.candidates(plan));
-            boolean sandbox = true;
+            List<String> sandbox = sandbox(plan.hardware(), hasSetsid);
+            String problem = "";
             while (!ports.isEmpty()) {
                 int port = ports.get(0);
                 List<String> arguments = arguments(files, plan, port, disk, restored != null);
-                if (!sandbox) {
-                    arguments.removeAll(SANDBOX);
+                if (sandbox.isEmpty()) {
+                    arguments.removeAll(sandbox(plan.hardware(), hasSetsid));
                 }
-                ProcessResult started = run(SOON, withUmask(arguments));
-                // its stderr is the log
-                output = printable(started.outputUTF8() + fileEnd(files.file(".qemu.log"), 0, 1 << 12)).strip();
-                exitCode = started.getExitValue();
-                if (exitCode == 0) {
+                problem = start(arguments);
+                if (problem == null) {
                     onStep.accept("QEMU started");
                     return begin(plan, port, consoleAt, restored);
-                } else if (output.contains("Cannot lock pid file") && System.nanoTime() < deadline) {
+                } else if (problem.contains("Cannot lock pid file") && System.nanoTime() < deadline) {
                     pause(20); // somebody asks whether it runs, which takes a moment
-                } else if (sandbox && output.contains("sandbox")) {
-                    say.accept("this QEMU was built without seccomp, so it runs without -sandbox: " + output);
-                    sandbox = false;
-                } else if (output.contains("tcp:127.0.0.1:" + port + "-") && !plan.portIsFixed()) {
+                } else if (!sandbox.isEmpty() && problem.contains("sandbox")) {
+                    say.accept("this QEMU was built without seccomp, so it runs without -sandbox: " + problem);
+                    sandbox = List.of();
+                } else if (problem.contains("tcp:127.0.0.1:" + port + "-") && !plan.portIsFixed()) {
                     ports.remove(0); // somebody took the port meanwhile
                 } else {
                     break;
@@ -2847,9 +2849,45 @@ final class VmCtl {
             }
             boolean full = files.dir().toFile().getUsableSpace() < 1 << 20; // then QEMU cannot say why
             throw new VmException(full ? 1 : 69, "QEMU did not start: " + (full ? "no space is left on "
-                    + Files.getFileStore(files.dir()) : output.isEmpty()
-                    ? "it gave no reason (exit code " + exitCode + "); vm-ctl -v start shows its command line"
-                    : output));
+                    + Files.getFileStore(files.dir()) : problem));
+        }
+
+        /**
+         * Starts QEMU apart from this command's terminal, session and streams, and waits until its monitor answers.
+         * Returns null, or why it does not run.
+         */
+        private String start(List<String> command) throws IOException {
+            Path log = files.file(".qemu.log");
+            Files.deleteIfExists(log);
+            Files.createFile(log, ownerOnly());
+            if (verbose) {
+                say.accept("+ " + shellQuoted(command));
+            }
+            String problem = "it did not answer within " + SOON.toSeconds() + " s";
+            boolean runs = false;
+            try (Undo undo = new Undo(say)) {
+                Process process = new ProcessBuilder(withUmask(command)).redirectInput(new File("/dev/null"))
+                        .redirectErrorStream(true).redirectOutput(Redirect.appendTo(log.toFile())).start();
+                undo.add(process::destroyForcibly);
+                onStep.accept("QEMU begins");
+                long deadline = System.nanoTime() + SOON.toNanos();
+                while (!runs && process.isAlive() && System.nanoTime() < deadline) {
+                    pause(10);
+                    runs = !runState().equals("unknown");
+                }
+                if (!runs && !process.isAlive()) {
+                    int code = process.exitValue();
+                    runs = code == 0 && !hasSetsid;
+                    problem = code == FORBIDDEN_CALL ? "its sandbox forbids what it was told to do, such as to start a "
+                            + "program; a -sandbox in VM_QEMU_ARGS replaces ours"
+                            : "it gave no reason (exit code " + code + "); vm-ctl -v start shows its command line";
+                }
+                if (runs) {
+                    undo.clear();
+                }
+            }
+            String output = runs ? "" : printable(fileEnd(log, 0, 1 << 12)).strip();
+            return runs ? null : output.isEmpty() ? problem : output;
         }
 
         /** 69 if QEMU could not start as planned: asked before the VM is ended. */
@@ -2897,7 +2935,8 @@ final class VmCtl {
                         consoleAt, files.socket(".qmp").toString(), restored, false, restored == null ? Act.NONE
                         : Act.RESTORING));
                 run(SOON, withUmask(List.of("sh", "-c", LOG_KEEPER, "log-keeper", files.qemuPid().toString(), pid,
-                        files.file(".console.log").toString(), "" + logCheckSeconds)));
+                        "" + logCheckSeconds, files.file(".console.log").toString(),
+                        files.file(".qemu.log").toString())));
                 return running;
             } catch (IOException full) {
                 end();
@@ -3389,7 +3428,6 @@ final class VmCtl {
                 if (tables < 0 || tables > 1 << 22 || tablesAt < 0) { // the format's own limit
                     throw new EOFException();
                 }
-                byte[] name = new byte[nameLength];
                 byte[] clusters = new byte[8 * tables];
                 image.seek(tablesAt);
                 image.readFully(clusters);
@@ -3462,7 +3500,8 @@ final class VmCtl {
         /** What a VM may leave, by the suffix to its name; the sockets may lie elsewhere. */
         private static final List<String> SUFFIXES = List.of("-clean.qcow2", ".qcow2", ".disks", ".snapshots",
                 ".install", ".ssh",
-                ".test", ".sync", ".pid", ".qemu-pid", ".qemu.log", ".console.log", ".console.log.1", ".lock");
+                ".test", ".sync", ".pid", ".qemu-pid", ".qemu.log", ".qemu.log.1", ".console.log", ".console.log.1",
+                ".lock");
         private static final List<String> SOCKETS = List.of(".qmp", ".console", ".control", ".ram");
 
         Path file(String suffix) {
@@ -3656,6 +3695,11 @@ final class VmCtl {
             privateDirectory(snapshot.getParent());
         }
         privateDirectory(snapshot);
+    }
+
+    private static boolean onPath(String program) {
+        return Stream.of(System.getenv().getOrDefault("PATH", "").split(":"))
+                .anyMatch(directory -> Files.isExecutable(Path.of(directory, program)));
     }
 
     private static FileAttribute<?> ownerOnly() {

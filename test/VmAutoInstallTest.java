@@ -610,7 +610,8 @@ class VmAutoInstallTest {
         assertTrue(phase1.containsAll(List.of("-no-reboot", "virtio-net-pci,netdev=net0", "user,id=net0",
                 "scsi-hd,drive=disk0,bus=scsi0.0,bootindex=1", "ide-cd,drive=cd0,bus=ide.0,unit=0,bootindex=0",
                 "ide-cd,drive=cd1,bus=ide.0,unit=1", "ide-cd,drive=cd2,bus=ide.1,unit=0",
-                "socket,id=qmp0,server=on,wait=off,path=/q,,q")), phase1.toString());
+                "socket,id=qmp0,server=on,wait=off,path=/q,,q", "-no-user-config", "-sandbox",
+                "on,resourcecontrol=deny,obsolete=deny,elevateprivileges=deny,spawn=deny")), phase1.toString());
         String disk = phase1.stream().filter(word -> word.contains("\"disk0\"")).findFirst().orElseThrow();
         for (String part : List.of("\"/a,b 'c\\\"/d:e/disk\"", "\"detect-zeroes\":\"unmap\"", "\"no-flush\":true")) {
             assertTrue(disk.contains(part), disk);
@@ -619,6 +620,9 @@ class VmAutoInstallTest {
         assertTrue(byHand.containsAll(List.of("unix:/v,,v", "scsi-hd,drive=disk0,bus=scsi0.0,bootindex=0",
                 "ide-cd,drive=cd0,bus=ide.0,unit=0,bootindex=1")), byHand.toString());
         assertFalse(byHand.contains("-no-reboot"), byHand.toString());
+        tool.qemuArgs = "-sandbox off";
+        String own = String.join(" ", tool.qemuCommand("x", odd, List.of(), odd, 0, null));
+        assertTrue(own.endsWith("-sandbox off") && !own.contains("-sandbox on"), "two would both hold: " + own);
         assertTrue(tool.qemuCommand("x", odd, List.of(odd), odd, 0, null).containsAll(List.of(
                 "scsi-hd,drive=disk0,bus=scsi0.0,bootindex=0", "ide-cd,drive=cd0,bus=ide.0,unit=0")));
         assertTrue(tool.qemuCommand("x", odd, List.of(), odd, 2345, null).contains("user,id=net0,hostfwd=tcp:127.0.0.1:2345-:22"));
@@ -866,7 +870,7 @@ class VmAutoInstallTest {
     }
 
     private static boolean isQemu(ProcessHandle process) {
-        return process.info().command().orElse("").contains("qemu-system");
+        return process.info().commandLine().filter(line -> line.contains("qemu-system") && !line.contains("--version")).isPresent();
     }
 
     /** The header of a disk can name any file of this machine, which QEMU would read or write. */
@@ -918,6 +922,10 @@ class VmAutoInstallTest {
         String[] command = secondPhaseOf("STEP 1: wait\r\n", HANG);
         CompletableFuture<Integer> code = CompletableFuture.supplyAsync(() -> run(command));
         ProcessHandle qemu = awaitQemu(ProcessHandle.current());
+        while (!Files.exists(install("phase2.log")) || !Files.readString(install("phase2.log")).contains("STEP")) {
+            Thread.sleep(20);
+        }
+        assertTrue(Files.readString(Path.of("/proc/" + qemu.pid() + "/status")).contains("Seccomp:\t2\n"), "QEMU's sandbox");
         qemu.destroyForcibly();
         assertEquals(69, code.get(30, TimeUnit.SECONDS));
         says("QEMU ended by itself with signal 9");

@@ -29,6 +29,7 @@ import java.time.Duration;
 import java.time.Instant;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -347,6 +348,30 @@ final class VmCtlTest {
         assertTrue(sockets.stream().allMatch(socket -> socket.contains("path=/")), sockets.toString());
         assertFalse(arguments.contains("-incoming"));
         assertTrue(VmCtl.Qemu.arguments(vm, plan("kvm", List.of()), 2222, dir.resolve("d"), true).contains("-incoming"));
+    }
+
+    /** Two -sandbox options would both hold, so the user's own comes alone; -daemonize needs more of the system. */
+    @Test
+    void qemuRunsInASandbox() throws IOException {
+        List<String> arguments = VmCtl.Qemu.arguments(vm, plan("tcg", List.of()), 2222, dir.resolve("d"), true);
+        assertEquals("setsid", arguments.get(0));
+        assertTrue(String.join(" ", arguments).contains(
+                " -sandbox on,resourcecontrol=deny,obsolete=deny,elevateprivileges=deny,spawn=deny "), arguments.toString());
+        assertTrue(arguments.contains("-no-user-config") && !arguments.contains("-daemonize"), arguments.toString());
+        VmCtl.Plan own = plan("tcg", List.of());
+        own.hardware().addAll(List.of("-sandbox", "off"));
+        arguments = VmCtl.Qemu.arguments(vm, own, 2222, dir.resolve("d"), false);
+        assertEquals(1, Collections.frequency(arguments, "-sandbox"), arguments.toString());
+        assertEquals("off", arguments.get(arguments.indexOf("-sandbox") + 1));
+        VmCtl.Qemu.hasSetsid = false;
+        try {
+            arguments = VmCtl.Qemu.arguments(vm, plan("tcg", List.of()), 2222, dir.resolve("d"), false);
+        } finally {
+            VmCtl.Qemu.hasSetsid = true;
+        }
+        assertEquals("qemu-system-x86_64", arguments.get(0));
+        assertTrue(String.join(" ", arguments).contains(" -daemonize "), arguments.toString());
+        assertTrue(String.join(" ", arguments).contains(" -sandbox on,resourcecontrol=deny "), arguments.toString());
     }
 
     @Test
@@ -1350,7 +1375,7 @@ final class VmCtlTest {
         Path bin = Files.createDirectory(temporary.resolve("bin"));
         Path qemu = Files.writeString(bin.resolve("qemu-system-x86_64"), """
                 #!/bin/sh
-                case " $* " in *' -sandbox '*) echo 'qemu-system-x86_64: -sandbox: There is no option group '"'sandbox'" >&2; exit 1 ;; esac
+                case " $* " in *' -sandbox '*) printf '\\033[31m\\342\\200\\256qemu: -sandbox: There is no such option group' >&2; exit 1 ;; esac
                 PATH=${PATH#*:} exec qemu-system-x86_64 "$@"
                 """);
         Files.setPosixFilePermissions(qemu, PosixFilePermissions.fromString("rwxr-xr-x"));
@@ -1380,6 +1405,8 @@ final class VmCtlTest {
         makeVm();
         ctl("start", "--qemu-args", "-device no-such-device").exits(69).says("no-such-device");
         ctl("status").exits(3);
+        ctl("start", "--qemu-args", "-netdev bridge,id=b").exits(69).says("its sandbox forbids").says("VM_QEMU_ARGS replaces ours");
+        ctl("start", "--qemu-args", "-netdev bridge,id=b -sandbox off").exits(69).says("bridge helper");
         try (ServerSocket taken = new ServerSocket(0, 1, InetAddress.getByName("127.0.0.1"))) {
             String rule = "tcp:127.0.0.1:" + taken.getLocalPort() + "-:1";
             ctl("start", "--qemu-args", "-netdev user,id=n1,hostfwd=" + rule).exits(69).says(rule);
