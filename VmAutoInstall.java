@@ -134,8 +134,9 @@ import picocli.CommandLine.UnmatchedArgumentException;
                 + "goes on where a broken installation ended. It reads VM_DIR/dfly-VERSION.iso, which vm-setup "
                 + "fetches, and the scripts in phases/; it writes VM_DIR/NAME-clean.qcow2, the disk that vm-ctl start "
                 + "builds on, and keeps each phase's disk and console log in VM_DIR/NAME.install/. The path of the "
-                + "new disk is printed. An option wins over the environment, the environment over vm.env (KEY=VALUE "
-                + "lines) in the working directory, that over ~/.go-synth/vm.env."},
+                + "new disk is printed. An installation needs the network, so VM_NET does not apply to it. An option "
+                + "wins over the environment, the environment over vm.env (KEY=VALUE lines) in the working directory, "
+                + "that over ~/.go-synth/vm.env."},
         footer = {"  vm-auto-install                         install, or go on with a broken installation",
             "  vm-auto-install --from 3 --yes          phase 3 again, and replace the VM",
             "  vm-auto-install --to 2                  prepare the disk of phase 2, and leave the VM as it is",
@@ -421,8 +422,8 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     @Command(name = "provision", description = {"Do phase 3's work again, over ssh, in the running VM", "",
-        "After a change to phase3-provision.sh, instead of another installation. vm-ctl snapshot clean then keeps the "
-            + "result as the clean state."},
+        "After a change to phase3-provision.sh, instead of another installation. The VM must not be offline. "
+            + "vm-ctl snapshot clean then keeps the result as the clean state."},
             footer = {"  vm-auto-install provision",
                 "  vm-ctl restore && vm-ctl start && vm-auto-install provision && vm-ctl snapshot clean --yes"},
             exitCodeList = {"0:done", "1:the script failed", "2:wrong usage", "3:the VM is not running",

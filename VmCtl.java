@@ -257,6 +257,12 @@ final class VmCtl {
                 description = "The host's port to the guest's sshd (VM_SSH_PORT; default: 2222 or the next free one).")
         String sshPort;
 
+        @Option(names = "--net", descriptionKey = "VM_NET", paramLabel = "NET",
+                description = "user; or offline: the guest reaches nothing, not even this machine, and is reached by "
+                        + "ssh and forwarded ports alone (VM_NET; default: user, but a VM that was not stopped keeps "
+                        + "what it has).")
+        String net;
+
         @Option(names = "--forward", paramLabel = "HOST:GUEST",
                 description = "Forward one more port of 127.0.0.1 to the "
             + "guest, as 8080:80 (repeatable; default: none, or what the running VM has).")
@@ -292,6 +298,7 @@ final class VmCtl {
             addIfOther(missing, "--cpu", cpu, now.size() > 4 ? now.get(4) : "");
             addIfOther(missing, "--accel", accel.equals("auto") ? null : accel, running.accel());
             addIfOther(missing, "--disk-cache", cache.equals("writeback") ? null : cache, running.cache());
+            addIfOther(missing, "--net", net, running.net());
             addIfOther(missing, "--ssh-port", sshPort, "" + running.port());
             if (!now.subList(Math.max(0, now.size() - arguments.size()), now.size()).equals(arguments)) {
                 missing.addAll(List.of("--qemu-args", qemuArgs));
@@ -383,7 +390,7 @@ final class VmCtl {
 
     @Command(name = "restart",
             description = {"Stop the VM and start it again.", "",
-                "It keeps the port and the forwards that it was started with."},
+                "It keeps the port, the forwards and the kind of network that it was started with."},
             footer = {"  vm-ctl restart", "  vm-ctl restart --memory 4G --cpus 2"},
             exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage",
                 "69:something needed is not available (a disk, QEMU, a port, the lock), or the guest is in trouble",
@@ -415,7 +422,7 @@ final class VmCtl {
                 "130, 143:interrupted"})
     int status(@Option(names = "--json",
             description = "Print {name, state, reason, cloneOf, pid, port, accel, memory, cpus, "
-                + "forwards, uptimeSeconds, diskBytes, diskFileBytes, depth, snapshots, usableRam, guest}.")
+                + "forwards, net, uptimeSeconds, diskBytes, diskFileBytes, depth, snapshots, usableRam, guest}.")
             boolean asJson,
             @Option(names = "--guest", description = "Ask the guest for its name, uptime and clock, too, within 10 s.")
             boolean guest)
@@ -517,7 +524,7 @@ final class VmCtl {
             description = {"Go back to a snapshot. The working disk is deleted without asking.", "",
                 "One with RAM comes back running, its clock set; if its RAM cannot be used, its disk is booted. One "
                     + "without RAM leaves the VM running or stopped, as it was. The snapshots stay. A running VM keeps "
-                    + "the port and the forwards that it was started with."},
+                    + "the port, the forwards and the kind of network that it was started with."},
             footer = {"  vm-ctl restore", "  vm-ctl restore before-upgrade",
                 "  vm-ctl restore --cold    # boot, do not use the RAM"},
             exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage",
@@ -813,7 +820,8 @@ final class VmCtl {
     }
 
     /**
-     * What the options say, checked. Port and forwards that they do not name are those that the running VM was given.
+     * What the options say, checked. Port, forwards and network that they do not name are those of the running VM. A VM
+     * that was not stopped stays offline, as its guest can end QEMU.
      */
     private Plan plan(MachineOptions options, Duration timeout, boolean waits, boolean cold, boolean dryRun)
             throws IOException {
@@ -823,6 +831,7 @@ final class VmCtl {
         Running before = qemu.running().orElse(null);
         List<String> forwards = options.forwards != null ? options.forwards : before == null ? List.of()
                 : before.forwards();
+        String net = options.net != null ? options.net : files.recordedNet();
         int port = options.sshPort != null ? Integer.parseInt(options.sshPort) : before == null ? 0 : before.port();
         if (forwards.stream().anyMatch(forward -> forward.startsWith(port + ":"))) {
             throw new VmException(2, "--forward: port " + port + " is the one for ssh");
@@ -846,7 +855,7 @@ final class VmCtl {
         hardware.addAll(Qemu.hardware(accelerator, cpu, memory, cpus));
         hardware.addAll(more);
         boolean fixed = options.sshPort != null || before != null && before.portIsFixed();
-        return new Plan(hardware, chosen.reason(), options.cache, port, fixed, forwards, timeout, waits, cold);
+        return new Plan(hardware, chosen.reason(), options.cache, port, fixed, forwards, net, timeout, waits, cold);
     }
 
     /** QEMU's version when the accelerator was measured; a dry run does not ask QEMU. */
@@ -982,7 +991,7 @@ final class VmCtl {
      * only the same ones. Port 0 is any; another one must be had if it is fixed, else it is the first choice.
      */
     record Plan(List<String> hardware, String accelReason, String cache, int port, boolean portIsFixed,
-            List<String> forwards, Duration timeout, boolean waits, boolean cold) {
+            List<String> forwards, String net, Duration timeout, boolean waits, boolean cold) {
         String accel() {
             return hardware.get(2).split(",")[0];
         }
@@ -998,13 +1007,13 @@ final class VmCtl {
         /** The same with what is left of its timeout. */
         Plan within(long begun) {
             Duration left = timeout.minusNanos(System.nanoTime() - begun);
-            return new Plan(hardware, accelReason, cache, port, portIsFixed, forwards,
+            return new Plan(hardware, accelReason, cache, port, portIsFixed, forwards, net,
                     left.compareTo(Duration.ofSeconds(1)) < 0 ? Duration.ofSeconds(1) : left, waits, cold);
         }
 
         /** The same for another VM, which has ports of its own. */
         Plan elsewhere() {
-            return new Plan(hardware, accelReason, cache, 0, false, List.of(), timeout, waits, cold);
+            return new Plan(hardware, accelReason, cache, 0, false, List.of(), net, timeout, waits, cold);
         }
     }
 
@@ -1019,7 +1028,7 @@ final class VmCtl {
      * began with.
      */
     record Running(long pid, int port, boolean portIsFixed, String accel, String memory, String cpus,
-            List<String> forwards,
+            List<String> forwards, String net,
             List<String> hardware, String cache, Instant started, long consoleAt, String qmp, String restored,
             boolean ready, Act act) {
 
@@ -1031,7 +1040,7 @@ final class VmCtl {
             return new Running(json.getLong("pid"), json.getInt("port"), json.getBoolean("portIsFixed"),
                     json.getString("accel", "?"),
                     json.getString("memory", "?"), json.getString("cpus", "1"), strings(json, "forwards"),
-                    strings(json, "hardware"), json.getString("cache", "writeback"),
+                    json.getString("net", "user"), strings(json, "hardware"), json.getString("cache", "writeback"),
                     Instant.parse(json.getString("started", Instant.EPOCH.toString())), json.getLong("consoleAt"),
                     json.getString("qmp"), json.getString("restored"), json.getBoolean("ready"),
                     Act.valueOf(json.getString("act", "NONE")));
@@ -1039,23 +1048,23 @@ final class VmCtl {
 
         JsonObject json() {
             return object("pid", pid, "port", port, "portIsFixed", portIsFixed, "accel", accel, "memory", memory,
-                    "cpus", cpus,
-                    "forwards", forwards, "hardware", hardware, "cache", cache, "started", started.toString(),
-                    "consoleAt", consoleAt, "qmp", qmp, "restored", restored, "ready", ready, "act", act.name());
+                    "cpus", cpus, "forwards", forwards, "net", net, "hardware", hardware, "cache", cache,
+                    "started", started.toString(), "consoleAt", consoleAt, "qmp", qmp, "restored", restored,
+                    "ready", ready, "act", act.name());
         }
 
         Running asReady() {
-            return new Running(pid, port, portIsFixed, accel, memory, cpus, forwards, hardware, cache, started,
+            return new Running(pid, port, portIsFixed, accel, memory, cpus, forwards, net, hardware, cache, started,
                     consoleAt, qmp, restored, true, Act.NONE);
         }
 
         Running withForwards(List<String> more) {
-            return new Running(pid, port, portIsFixed, accel, memory, cpus, more, hardware, cache, started,
+            return new Running(pid, port, portIsFixed, accel, memory, cpus, more, net, hardware, cache, started,
                     consoleAt, qmp, restored, ready, act);
         }
 
         Running during(Act now) {
-            return new Running(pid, port, portIsFixed, accel, memory, cpus, forwards, hardware, cache, started,
+            return new Running(pid, port, portIsFixed, accel, memory, cpus, forwards, net, hardware, cache, started,
                     consoleAt, qmp, restored, ready, now);
         }
     }
@@ -1119,7 +1128,7 @@ final class VmCtl {
         JsonObject details() {
             JsonObject known = running == null ? object() : running.json();
             JsonObject details = new JsonObject();
-            for (String member : List.of("pid", "port", "accel", "memory", "cpus", "forwards")) {
+            for (String member : List.of("pid", "port", "accel", "memory", "cpus", "forwards", "net")) {
                 details.put(member, known.get(member));
             }
             details.put("uptimeSeconds", running == null ? null
@@ -2255,6 +2264,10 @@ final class VmCtl {
         boolean goOn(Plan plan, boolean isClone) throws IOException {
             Running running = qemu.running().orElseThrow(() ->
                     new VmException(69, "QEMU runs, but its record is missing"));
+            if (plan.net().equals("offline") && !running.net().equals("offline")) {
+                throw new VmException(69, files.name() + " runs with a network, which cannot be taken away while it "
+                        + "runs: vm-ctl restart --net offline");
+            }
             String state = qemu.runState();
             try {
                 ssh.writeConfig(running.port()); // a start may have been killed before it did, or VM_DIR moved since
@@ -2785,7 +2798,8 @@ final class VmCtl {
             }
             arguments.addAll(sandbox(plan.hardware(), hasSetsid));
             arguments.addAll(List.of("-blockdev", JsonWriter.string(disk(disk, "disk0", plan.cache()))));
-            StringBuilder network = new StringBuilder("user,id=net0,hostfwd=tcp:127.0.0.1:" + port + "-:22");
+            StringBuilder network = new StringBuilder("user,id=net0"
+                    + (plan.net().equals("offline") ? ",restrict=on" : "") + ",hostfwd=tcp:127.0.0.1:" + port + "-:22");
             plan.forwards().forEach(forward -> network.append(",hostfwd=tcp:127.0.0.1:")
                     .append(forward.replace(":", "-:")));
             String socket = "socket,server=on,wait=off,id=";
@@ -2931,9 +2945,9 @@ final class VmCtl {
             String pid = Files.readString(files.qemuPid()).strip();
             try {
                 Running running = write(new Running(Long.parseLong(pid), port, plan.portIsFixed(), plan.accel(),
-                        plan.memory(), plan.cpus(), plan.forwards(), plan.hardware(), plan.cache(), Instant.now(),
-                        consoleAt, files.socket(".qmp").toString(), restored, false, restored == null ? Act.NONE
-                        : Act.RESTORING));
+                        plan.memory(), plan.cpus(), plan.forwards(), plan.net(), plan.hardware(), plan.cache(),
+                        Instant.now(), consoleAt, files.socket(".qmp").toString(), restored, false,
+                        restored == null ? Act.NONE : Act.RESTORING));
                 run(SOON, withUmask(List.of("sh", "-c", LOG_KEEPER, "log-keeper", files.qemuPid().toString(), pid,
                         "" + logCheckSeconds, files.file(".console.log").toString(),
                         files.file(".qemu.log").toString())));
@@ -3527,6 +3541,15 @@ final class VmCtl {
 
         Path qemuPid() {
             return file(".qemu-pid");
+        }
+
+        /** The network of the VM that runs, or that ended without being stopped; else "user". */
+        String recordedNet() {
+            try {
+                return json(Files.readString(pidFile())).getString("net", "user");
+            } catch (IOException none) {
+                return "user";
+            }
         }
 
         /** The record of a snapshot. */

@@ -1,15 +1,20 @@
+import static java.nio.charset.StandardCharsets.ISO_8859_1;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
 import java.io.OutputStream;
+import java.net.InetAddress;
+import java.net.ServerSocket;
+import java.net.Socket;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.time.Instant;
 import java.time.ZoneOffset;
 import java.time.format.DateTimeFormatter;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.TimeUnit;
 import java.util.regex.Matcher;
@@ -241,6 +246,32 @@ final class LifecycleTest {
         GUEST.ctl("status").exits(3).answers("gone");
         GUEST.ctl("start").exits(0).says("booted guest");
         GUEST.sh("cat /root/state").exits(0).answers("four");
+    }
+
+    /** The guest reaches this machine's loopback as 10.0.2.2, unless it is offline. Its RAM fits either network. */
+    @Test
+    @Order(12)
+    void anOfflineGuestReachesNothingAndAnswersSsh() throws Exception {
+        try (ServerSocket service = new ServerSocket(0, 5, InetAddress.getByName("127.0.0.1"))) {
+            Thread answers = new Thread(() -> {
+                while (true) {
+                    try (Socket client = service.accept()) {
+                        client.getOutputStream().write("secret\n".getBytes(ISO_8859_1));
+                    } catch (IOException closed) {
+                        return;
+                    }
+                }
+            });
+            answers.start();
+            String ask = "/usr/libexec/standin/busybox nc -w 5 10.0.2.2 " + service.getLocalPort() + " </dev/null";
+            for (String[] options : new String[][] {{"user"}, {"offline", "--net", "offline"}, {"offline"}, {"user", "--net", "user"}}) {
+                List<String> command = new ArrayList<>(List.of("restore", "one"));
+                command.addAll(List.of(options).subList(1, options.length));
+                GUEST.ctl(command.toArray(String[]::new)).exits(0).says("restored one with its RAM");
+                GUEST.ctl("status", "--json").answers("\"net\":\"" + options[0] + "\"");
+                assertEquals(options[0].equals("user") ? "secret\n" : "", GUEST.sh(ask + "; true").exits(0).out(), options[0]);
+            }
+        }
     }
 
     /** The target: a third of a cold boot of the same guest in the same run. */

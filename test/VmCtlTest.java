@@ -335,7 +335,7 @@ final class VmCtlTest {
     private static VmCtl.Plan plan(String accelerator, List<String> forwards) {
         List<String> hardware = new ArrayList<>(List.of("QEMU 1"));
         hardware.addAll(VmCtl.Qemu.hardware(accelerator, "qemu64", "256M", 2));
-        return new VmCtl.Plan(hardware, "a test", "writeback", 0, false, forwards, Duration.ofMinutes(1), true, false);
+        return new VmCtl.Plan(hardware, "a test", "writeback", 0, false, forwards, "user", Duration.ofMinutes(1), true, false);
     }
 
     @Test
@@ -980,7 +980,7 @@ final class VmCtlTest {
 
     @Test
     void theRecordOfAVmIsReadBackAsItWasWritten() {
-        VmCtl.Running running = new VmCtl.Running(7, 2222, true, "tcg", "1G", "2", List.of("80:80"), List.of("QEMU", "-m"), "none",
+        VmCtl.Running running = new VmCtl.Running(7, 2222, true, "tcg", "1G", "2", List.of("80:80"), "offline", List.of("QEMU", "-m"), "none",
                 Instant.parse("2026-01-02T03:04:05Z"), 6, "/q", "one", false, VmCtl.Act.FREEZING);
         String line = JsonWriter.string(running.json());
         assertFalse(line.contains(" ") || line.contains("\n"), "one line without blanks: " + line);
@@ -1423,7 +1423,7 @@ final class VmCtlTest {
         VmCtl.Qemu qemu = new VmCtl.Qemu(vm, message -> { });
         VmCtl.Running running = qemu.running().orElseThrow();
         List<String> hardware = running.hardware();
-        VmCtl.Plan again = new VmCtl.Plan(hardware, "a test", "writeback", 0, false, List.of(), Duration.ofMinutes(1), true, false);
+        VmCtl.Plan again = new VmCtl.Plan(hardware, "a test", "writeback", 0, false, List.of(), "user", Duration.ofMinutes(1), true, false);
         Path directory = Files.createDirectories(vm.file(".snapshots").resolve("one"));
         Path file = directory.resolve("ram");
 
@@ -1459,7 +1459,7 @@ final class VmCtlTest {
         }
         List<String> smaller = new ArrayList<>(hardware);
         smaller.replaceAll(word -> word.equals("256M") ? "128M" : word);
-        VmCtl.Plan other = new VmCtl.Plan(smaller, "a test", "writeback", 0, false, List.of(), Duration.ofMinutes(1), true, false);
+        VmCtl.Plan other = new VmCtl.Plan(smaller, "a test", "writeback", 0, false, List.of(), "user", Duration.ofMinutes(1), true, false);
         assertNotEquals("running", restored(qemu, other, file, ram.getLong("ramCrc32c"), "QEMU refuses it: .+"));
         assertTrue(VmCtl.Disk.read(disk()).empty(), "nothing ran on the disk");
     }
