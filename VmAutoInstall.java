@@ -440,7 +440,7 @@ final class VmAutoInstall implements Callable<Integer> {
             // A new ssh master would keep our stderr open, and we would wait for it.
             List<String> ssh = List.of("ssh", "-F", vmDir().resolve("ssh_config").toString(), "-o", "ControlMaster=no",
                     name, "sh -s");
-            int code = feed(limit(), vmDir(), ssh, guestScript(phase.disc), line -> say(printable(line)));
+            int code = feed(limit(), vmDir(), ssh, guestScript(phase.disc), this::say);
             if (code == 255) {
                 throw new VmException(69, "ssh to " + name + " failed: vm-ctl status tells how the VM is");
             } else if (code != 0) {
@@ -741,7 +741,11 @@ final class VmAutoInstall implements Callable<Integer> {
                         "-o", "GlobalKnownHostsFile=/dev/null", "-o", "HostKeyAlias=" + name, "-o",
                         "IdentitiesOnly=yes",
                         "-o", "IdentityFile=id_ed25519", "-p", "" + port, "root@127.0.0.1", "sh -s"), VERSIONS,
-                        output::add);
+                        line -> {
+                            if (output.size() < 100) {
+                                output.add(line);
+                            }
+                        });
                 JsonObject versions = new JsonObject();
                 output.stream().map(line -> line.split("=", 2)).filter(pair -> pair.length == 2 && !pair[1].isBlank())
                         .forEach(pair -> versions.put(pair[0], pair[1]));
@@ -1108,7 +1112,8 @@ final class VmAutoInstall implements Callable<Integer> {
                             && (now - lastOutput > 120e9 || watcher.stage == Stage.SCRIPT)) {
                         ignoresSilence = true;
                         watcher.hints.add("the boot loader did not answer, so the console was not heard");
-                        say(clear + "the boot loader does not answer on the serial line: going on blind, its menu "
+                        print(clear);
+                        say("the boot loader does not answer on the serial line: going on blind, its menu "
                                 + "boots by itself");
                     }
                     if (byHand && watcher.inLoader() && now - lastOutput > Math.min(120e9, limit.toNanos() / 12)) {
@@ -1174,7 +1179,8 @@ final class VmAutoInstall implements Callable<Integer> {
                     Files.delete(socket.getParent());
                 } else if (monitor != null) {
                     ByteBuffer buffer = ByteBuffer.allocate(8192);
-                    while (monitor.read(buffer.clear()) > 0) {
+                    // an intruder in QEMU may never end a line
+                    while (monitored.length() < 1 << 20 && monitor.read(buffer.clear()) > 0) {
                         monitored.append(ISO_8859_1.decode(buffer.flip())); // QEMU's JSON is ASCII
                     }
                     monitor.write(UTF_8.encode(request)); // after the last words of a QEMU that takes no more
@@ -1731,6 +1737,8 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
+    private static final int LONGEST_LINE = 4000;
+
     /** Runs a program with an input, and hands on its output line by line. */
     private int feed(Duration limit, Path directory, List<String> command, String input,
             Consumer<String> lines) throws IOException {
@@ -1741,6 +1749,23 @@ final class VmAutoInstall implements Callable<Integer> {
             return new ProcessExecutor(command).directory(directory.toFile())
                     .redirectInput(new ByteArrayInputStream(input.getBytes(UTF_8)))
                     .redirectOutput(new LogOutputStream() {
+                        private int length;
+
+                        @Override
+                        public void write(int letter) throws IOException {
+                            length = letter == '\n' ? 0 : length + 1;
+                            if (length <= LONGEST_LINE) { // the guest may never end one
+                                super.write(letter);
+                            }
+                        }
+
+                        @Override
+                        public void write(byte[] letters, int from, int count) throws IOException {
+                            for (byte letter : Arrays.copyOfRange(letters, from, from + count)) {
+                                write(letter);
+                            }
+                        }
+
                         @Override
                         protected void processLine(String line) {
                             lines.accept(line);
@@ -1774,7 +1799,7 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     private void say(String text) {
-        spec.commandLine().getErr().println(text);
+        spec.commandLine().getErr().println(printable(text));
     }
 
     private void print(String text) {

@@ -17,6 +17,7 @@ import com.grack.nanojson.JsonParserException;
 import com.grack.nanojson.JsonWriter;
 import com.sun.management.OperatingSystemMXBean;
 import java.io.BufferedReader;
+import java.io.ByteArrayOutputStream;
 import java.io.EOFException;
 import java.io.File;
 import java.io.FileDescriptor;
@@ -26,6 +27,7 @@ import java.io.InputStream;
 import java.io.OutputStream;
 import java.io.PrintStream;
 import java.io.RandomAccessFile;
+import java.io.Reader;
 import java.lang.ProcessBuilder.Redirect;
 import java.lang.management.ManagementFactory;
 import java.lang.reflect.Method;
@@ -623,12 +625,11 @@ final class VmCtl {
             return 0;
         }
         openRunningVm();
+        if (isTerminal(0)) {
+            say("attached to the console of " + files.name() + "; Ctrl-] detaches");
+        }
         try (RawTerminal terminal = RawTerminal.enter(); Console console = new Console(files.socket(".console"))) {
-            boolean isTerminal = terminal.shell() != null;
-            if (isTerminal) {
-                say("attached to the console of " + files.name() + "; Ctrl-] detaches\r");
-            }
-            console.attach(isTerminal ? DETACH_KEY : -1);
+            console.attach(terminal.shell() == null ? -1 : DETACH_KEY);
         }
         return 0;
     }
@@ -652,7 +653,9 @@ final class VmCtl {
         Path picture = Files.createTempFile(files.dir(), "." + files.name() + "-", ".png"); // QEMU has another umask
         try {
             qemu.qmp("screendump", "filename", picture.toString(), "format", "png");
-            Files.write(file, Files.readAllBytes(picture));
+            try (OutputStream out = Files.newOutputStream(file)) {
+                Files.copy(picture, out);
+            }
         } finally {
             Files.delete(picture);
         }
@@ -942,8 +945,11 @@ final class VmCtl {
             for (boolean runs = true; runs; pause(200)) {
                 runs = qemu.isRunning() && canAnswer();
                 channel.position(channel.position() <= channel.size() ? channel.position() : 0); // else it was cut
-                spec.commandLine().getOut().print(printable(new String(Channels.newInputStream(channel).readAllBytes(),
-                        UTF_8)));
+                byte[] part;
+                do {
+                    part = Channels.newInputStream(channel).readNBytes(1 << 20);
+                    spec.commandLine().getOut().print(printable(new String(part, UTF_8)));
+                } while (part.length == 1 << 20);
                 spec.commandLine().getOut().flush();
             }
         }
@@ -977,7 +983,7 @@ final class VmCtl {
     }
 
     private void say(String message) {
-        spec.commandLine().getErr().println(Progress.clearLine() + message);
+        spec.commandLine().getErr().println(Progress.clearLine() + printable(message));
     }
 
     private void answer(String line) {
@@ -2510,6 +2516,9 @@ final class VmCtl {
 
     /** The guest by ssh, through the config that every tool can use; one connection is shared for a minute. */
     static final class GuestSsh {
+        /** How many bytes are kept of what a command in the guest prints. */
+        static final int MOST_OUTPUT = 1 << 16;
+
         private final VmFiles files;
         private final Consumer<String> say;
 
@@ -2553,14 +2562,26 @@ final class VmCtl {
         }
 
         Output run(Duration limit, String line) throws IOException {
-            try {
-                ProcessResult result = VmCtl.run(limit, command(line));
-                return new Output(result.getExitValue() == 0, printable(result.outputUTF8()).strip());
-            } catch (VmException late) {
-                if (late.exitCode == 130) {
-                    throw late;
+            ByteArrayOutputStream kept = new ByteArrayOutputStream() { // the guest may print without end
+                @Override
+                public synchronized void write(byte[] bytes, int from, int count) {
+                    super.write(bytes, from, Math.min(count, MOST_OUTPUT - size()));
                 }
-                return new Output(false, late.getMessage());
+            };
+            if (verbose) {
+                say.accept("+ " + shellQuoted(command(line)));
+            }
+            try {
+                int code = new ProcessExecutor(command(line)).redirectInput(InputStream.nullInputStream())
+                        .redirectOutput(kept).timeout(limit.toMillis(), TimeUnit.MILLISECONDS).destroyOnExit()
+                        .execute().getExitValue();
+                return new Output(code == 0, printable(kept.toString(UTF_8)).strip());
+            } catch (TimeoutException late) {
+                return new Output(false, "ssh did not end within " + limit.toSeconds() + " s");
+            } catch (InterruptedException interrupted) {
+                throw new VmException(130, "interrupted");
+            } catch (IOException missing) {
+                return new Output(false, missing.getMessage());
             }
         }
 
@@ -2991,13 +3012,13 @@ final class VmCtl {
         /** A QEMU that hangs accepts connections and never answers: at the limit the connection is closed. */
         private Object qmp(Duration limit, String command, Object... arguments) throws IOException {
             try (SocketChannel channel = limited(SocketChannel.open(StandardProtocolFamily.UNIX), limit);
-                    BufferedReader in = new BufferedReader(Channels.newReader(channel, UTF_8))) {
+                    Reader in = new BufferedReader(Channels.newReader(channel, UTF_8))) {
                 channel.connect(UnixDomainSocketAddress.of(files.socket(".qmp")));
                 String requests = "{\"execute\":\"qmp_capabilities\"}\n"
                         + JsonWriter.string(object("execute", command, "arguments", object(arguments), "id", command))
                         + "\n";
                 channel.write(ByteBuffer.wrap(requests.getBytes(UTF_8)));
-                for (String line = in.readLine(); line != null; line = in.readLine()) {
+                for (String line = line(in, MOST_ANSWER); line != null; line = line(in, MOST_ANSWER)) {
                     JsonObject response = json(line); // the greeting, an event, or what was asked for
                     if (command.equals(response.getString("id")) && response.has("return")) {
                         return response.get("return");
@@ -3008,6 +3029,18 @@ final class VmCtl {
                 }
                 throw new IOException("QEMU closed the connection");
             }
+        }
+
+        /** The next line, which an intruder in QEMU may never end; null at the end. */
+        static String line(Reader in, int most) throws IOException {
+            StringBuilder line = new StringBuilder();
+            for (int character = in.read(); character >= 0 && character != '\n'; character = in.read()) {
+                if (line.length() == most) {
+                    throw new IOException("QEMU's answer is longer than " + most + " characters");
+                }
+                line.append((char) character);
+            }
+            return line.isEmpty() ? null : line.toString();
         }
 
         /** 69 if QEMU does not answer soon. */

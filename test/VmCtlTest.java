@@ -14,6 +14,7 @@ import com.grack.nanojson.JsonWriter;
 import java.io.IOException;
 import java.io.PrintWriter;
 import java.io.RandomAccessFile;
+import java.io.StringReader;
 import java.io.StringWriter;
 import java.io.UncheckedIOException;
 import java.net.InetAddress;
@@ -486,6 +487,19 @@ final class VmCtlTest {
     void whatAGuestPrintsIsHarmless() {
         assertEquals("red \tx\ny", VmCtl.printable("\u001b[1;31mred\u001b]0;title\u0007 \u001bc\tx\r\ny"));
         assertFalse(VmCtl.printable("\u009b31m").contains("\u009b"));
+    }
+
+    /** Whoever answers on the guest's port may print without end. */
+    @Test
+    void whatAGuestPrintsWithoutEndIsCut() throws IOException {
+        Path flood = Files.writeString(temporary.resolve("flood"), "(printf '\\033[31m\\302\\233\\342\\200\\256'; yes no | head -c 10000000) >&2\n");
+        Files.writeString(dir.resolve("ssh_config"), "Host x\nProxyCommand sh " + flood + "\n");
+        VmCtl.GuestSsh.Output output = new VmCtl.GuestSsh(vm, message -> { }).run(Duration.ofMinutes(1), "true");
+        assertFalse(output.ok());
+        assertTrue(output.text().length() > 60_000 && output.text().length() <= VmCtl.GuestSsh.MOST_OUTPUT, output.text().length() + "");
+        assertFalse(output.text().matches("(?s).*[\u001b\u009b\u202e].*"));
+        assertEquals("{}", VmCtl.Qemu.line(new StringReader("{}\n{}"), 2));
+        assertThrows(IOException.class, () -> VmCtl.Qemu.line(new StringReader("{ }\n"), 2));
     }
 
     // Disks.
@@ -1382,7 +1396,7 @@ final class VmCtlTest {
         Path said = temporary.resolve("said");
         assertEquals(0, start(said, List.of(), Map.of("PATH", bin + ":" + System.getenv("PATH")), "start", "--no-wait").waitFor(),
                 Files.readString(said));
-        assertTrue(Files.readString(said).contains("built without seccomp"), Files.readString(said));
+        assertTrue(Files.readString(said).contains("built without seccomp, so it runs without -sandbox: ?qemu: -sandbox:"), Files.readString(said));
         assertTrue(VmCtl.isRunning(vm.qemuPid()));
     }
 
