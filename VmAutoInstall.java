@@ -1731,7 +1731,7 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     private static void qemuImg(List<String> command) throws IOException {
-        ProcessResult result = run(Duration.ofHours(1), command);
+        ProcessResult result = run(Duration.ofHours(1), withUmask(command));
         if (result.getExitValue() != 0) {
             throw new VmException(1, "qemu-img failed: " + result.outputUTF8().strip());
         }
