@@ -2592,19 +2592,9 @@ final class VmCtl {
         Output greet(boolean restored, boolean isClone) throws IOException {
             List<String> lines = new ArrayList<>();
             if (restored) {
-                // DragonFly's /dev/random takes bytes only while this sysctl is set. Without new ones, guests of one
-                // RAM file
-                // would hand out the same random numbers.
                 byte[] seed = new byte[64];
                 new SecureRandom().nextBytes(seed);
-                StringBuilder octal = new StringBuilder();
-                for (byte one : seed) {
-                    octal.append(String.format("\\%03o", one & 0xff));
-                }
-                lines.add("sysctl kern.seedenable=1 >/dev/null && printf '" + octal + "' >/dev/random"
-                        + " && sysctl kern.seedenable=0 >/dev/null || echo its random numbers could not be seeded");
-            }
-            if (restored) {
+                lines.add(seedCommand(seed) + " || echo its random numbers could not be seeded");
                 lines.add(END_OLD_SESSIONS);
             }
             if (isClone) {
@@ -2620,6 +2610,19 @@ final class VmCtl {
                 setClock();
             }
             return output;
+        }
+
+        /**
+         * Without new bytes, guests of one RAM file would hand out the same random numbers. DragonFly's /dev/random
+         * takes some only while this sysctl is set.
+         */
+        static String seedCommand(byte[] seed) {
+            StringBuilder octal = new StringBuilder();
+            for (byte one : seed) {
+                octal.append(String.format("\\%03o", one & 0xff));
+            }
+            return "sysctl kern.seedenable=1 >/dev/null && printf '" + octal + "' >/dev/random"
+                    + " && sysctl kern.seedenable=0 >/dev/null";
         }
 
         /**

@@ -1,5 +1,6 @@
 import static java.nio.charset.StandardCharsets.ISO_8859_1;
 import static java.nio.charset.StandardCharsets.UTF_8;
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNotEquals;
@@ -405,6 +406,20 @@ final class VmCtlTest {
         String said = sh("sh", "-c", VmCtl.GuestSsh.remoteCommand(words, List.of(), null, null));
         assertEquals("a b|it's|$HOME||*|!x|\\|\u00e9|", new String(said.getBytes(ISO_8859_1), UTF_8));
         assertEquals("a 'b' $c\n", sh("sh", "-c", VmCtl.GuestSsh.remoteCommand(List.of("echo \"$G\""), List.of("G=a 'b' $c"), null, "mark")));
+    }
+
+    /** All 64 bytes reach /dev/random, between the two settings of DragonFly's sysctl. */
+    @Test
+    void aRestoredGuestGetsFreshRandomBytes() throws IOException {
+        byte[] seed = new byte[64];
+        for (int i = 0; i < seed.length; i++) {
+            seed[i] = (byte) (i * 4 + i / 32); // 0, '%', a backslash and others that printf may trip on
+        }
+        Path device = Files.createFile(temporary.resolve("random"));
+        sh("sh", "-c", "sysctl() { echo \"$1 $(wc -c <\"$device\")\" >>\"$device.log\"; }; device=$1; "
+                + VmCtl.GuestSsh.seedCommand(seed).replace("/dev/random", "\"$device\""), "sh", device.toString());
+        assertArrayEquals(seed, Files.readAllBytes(device));
+        assertEquals(List.of("kern.seedenable=1 0", "kern.seedenable=0 64"), Files.readAllLines(temporary.resolve("random.log")));
     }
 
     @Test
