@@ -932,6 +932,68 @@ class VmAutoInstallTest {
         assertFalse(Files.exists(install("phase2.qcow2")));
     }
 
+    /** There is no QEMU without seccomp here: a script refuses -sandbox in the words of one, and runs the real one otherwise. */
+    @Test
+    void aQemuWithoutSeccompRunsWithoutASandbox() throws Exception {
+        String[] command = secondPhaseOf("DONE WITH PHASE 2.\r\n", POWER_OFF);
+        Files.createDirectory(tmp.resolve("bin"));
+        Path qemu = script("bin/qemu-system-x86_64", """
+                #!/bin/sh
+                case " $* " in *' -sandbox '*) echo 'qemu: -sandbox: There is no such option group' >&2; exit 1 ;; esac
+                PATH=${PATH#*:} exec qemu-system-x86_64 "$@"
+                """);
+        ProcessBuilder builder = tool(command);
+        builder.environment().put("PATH", qemu.getParent() + ":" + System.getenv("PATH"));
+        Process tool = builder.start();
+        String said = new String(tool.getInputStream().readAllBytes(), UTF_8);
+        assertEquals(0, tool.waitFor(), said);
+        assertTrue(said.contains("built without seccomp, so it runs without -sandbox: qemu: -sandbox:"), said);
+    }
+
+    /** Whatever the caller's umask is, nobody else reads or writes what is made here, and the directories above VM_DIR neither. */
+    @Test
+    void whatIsMadeIsItsUsersAlone() throws Exception {
+        phaseScripts();
+        installer();
+        Path iso = vmDir().resolve("dfly-6.4.2.iso");
+        Path vmDir = tmp.resolve("new/above/vm");
+        String tool = VmAutoInstall.shellQuoted(List.of("java", "-cp", System.getProperty("java.class.path"), "VmAutoInstall")) + " ";
+        ProcessBuilder builder = new ProcessBuilder("sh", "-c", "umask 000; " + tool + "make-iso \"$1\" \"$2\"; " + tool
+                + "run-phase 1 \"$2\" --image \"$3\" --time-limit 1s", "sh", tmp.resolve("phases/phase1-install.sh").toString(),
+                tmp.resolve("p1.iso").toString(), iso.toString());
+        builder.environment().putAll(Map.of("VM_DIR", vmDir.toString(), "VM_ACCEL", "tcg"));
+        Process shell = builder.redirectErrorStream(true).start();
+        String said = new String(shell.getInputStream().readAllBytes(), UTF_8);
+        assertEquals(124, shell.waitFor(), said);
+        List<Path> open = new ArrayList<>();
+        try (Stream<Path> all = Files.walk(tmp.resolve("new"))) {
+            for (Path file : Stream.concat(all, Stream.of(tmp.resolve("p1.iso"))).toList()) {
+                if (((int) Files.getAttribute(file, "unix:mode") & 077) != 0 && !file.toString().endsWith(".pub")) {
+                    open.add(file);
+                }
+            }
+        }
+        assertEquals(List.of(), open);
+        assertTrue(Files.exists(vmDir.resolve("dfly-vm.install/phase1.log")) && Files.exists(vmDir.resolve("dfly-vm.ssh/id_ed25519")), said);
+    }
+
+    /** Whoever answers on the guest's port may print a line without end, and what a terminal would obey. */
+    @Test
+    void whatAGuestPrintsIsCutAndHarmless() throws Exception {
+        phaseScripts();
+        Files.createDirectories(vmDir());
+        Path flood = Files.writeString(tmp.resolve("flood"), "(printf '\\033[31m\\302\\233\\342\\200\\256'; "
+                + "head -c 1000000 /dev/zero | tr '\\0' x; echo; echo next) >&2\n");
+        Files.writeString(vmDir().resolve("ssh_config"), "Host dfly-vm\nProxyCommand sh " + flood + "\n");
+        try (FakeVm vm = new FakeVm(vmDir(), "dfly-vm")) {
+            assertEquals(69, run("provision"), err.toString());
+            assertTrue(vm.pid() > 0);
+        }
+        says("ssh to dfly-vm failed", "\nnext\n", "xxxx");
+        assertTrue(err.toString().length() < 10_000, err.toString().length() + " characters");
+        assertFalse(err.toString().matches("(?s).*[\u001b\u009b\u202e].*"));
+    }
+
     // By hand.
 
     /**

@@ -1157,6 +1157,107 @@ final class VmCtlTest {
         }
     }
 
+    /** QEMU belongs to no terminal, session or pipe of the command that starts it, and has given up what it does not need. */
+    @ParameterizedTest
+    @ValueSource(booleans = {true, false})
+    void qemuIsApartFromWhoStartsIt(boolean setsid) throws Exception {
+        makeVm();
+        VmCtl.Qemu.hasSetsid = setsid;
+        try {
+            ctl("start", "--no-wait").exits(0);
+        } finally {
+            VmCtl.Qemu.hasSetsid = true;
+        }
+        String proc = "/proc/" + Files.readString(vm.qemuPid()).strip();
+        String[] stat = Files.readString(Path.of(proc, "stat")).replaceFirst(".*\\) ", "").split(" ");
+        String[] own = Files.readString(Path.of("/proc/self/stat")).replaceFirst(".*\\) ", "").split(" ");
+        assertNotEquals(own[3], stat[3], "the session");
+        assertEquals("0", stat[4], "the terminal");
+        assertTrue(Files.readString(Path.of(proc, "status")).contains("Seccomp:\t2\n"));
+        assertEquals("/dev/null", Files.readSymbolicLink(Path.of(proc, "fd/0")).toString());
+        assertEquals(setsid ? vm.file(".qemu.log").toString() : "/dev/null", Files.readSymbolicLink(Path.of(proc, "fd/1")).toString());
+        assertEquals(vm.file(".qemu.log"), Files.readSymbolicLink(Path.of(proc, "fd/2")));
+    }
+
+    /** Ctrl-C and the end of a terminal reach the whole process group; whoever reads the command's output sees its end. */
+    @Test
+    void aSignalToTheCommandsGroupSparesQemu() throws Exception {
+        makeVm();
+        String tool = VmCtl.shellQuoted(List.of("java", "-XX:TieredStopAtLevel=1", "-cp", System.getProperty("java.class.path"), "VmCtl",
+                "start", "--no-wait", "--accel", "tcg", "--memory", "256M", "--vm-dir", dir.toString(), "--vm-name", "x"));
+        Process shell = new ProcessBuilder("setsid", "--wait", "sh", "-c", tool + " 2>&1; echo $?; kill -INT -$$; kill -HUP -$$").start();
+        String said = new String(shell.getInputStream().readAllBytes(), UTF_8);
+        assertTrue(said.endsWith("\n0\n"), said);
+        shell.waitFor();
+        assertEquals("running", new VmCtl.Qemu(vm, message -> { }).runState());
+    }
+
+    @Test
+    void aStartThatIsCutOffLeavesAQemuThatIsFoundOrNone() throws Exception {
+        makeVm();
+        killedAt("QEMU begins", "start", "--no-wait");
+        awaitTrue(() -> VmCtl.isRunning(vm.qemuPid()));
+        ctl("status").exits(0).answers("starting");
+        String first = Files.readString(vm.qemuPid());
+        ctl("start", "--no-wait").exits(0).says("an earlier start was interrupted");
+        assertNotEquals(first, Files.readString(vm.qemuPid()));
+        ctl("stop", "--force").exits(0);
+        Guest guest = Guest.in(dir).with("VM_NAME", "x", "VM_ACCEL", "tcg", "VM_MEMORY", "256M");
+        KilledCommand.run(guest, KilledCommand.Way.SIGINT, "QEMU begins", 1, "start", "--no-wait").exits(130)
+                .says("interrupted: what was begun was taken back");
+        assertEquals(List.of(), guest.qemus());
+        ctl("status").exits(3);
+    }
+
+    /** Whatever the caller's umask is, nobody else reads or writes what a VM leaves. */
+    @Test
+    void whatAVmLeavesIsItsUsersAlone() throws Exception {
+        makeVm();
+        Files.setPosixFilePermissions(dir, PosixFilePermissions.fromString("rwxr-xr-x")); // it was there: never changed
+        keys();
+        sh("chmod", "-R", "go=", vm.file(".ssh").toString());
+        String tool = VmCtl.shellQuoted(List.of("java", "-XX:TieredStopAtLevel=1", "-cp", System.getProperty("java.class.path"), "VmCtl",
+                "--vm-dir", dir.toString(), "--vm-name", "x")) + " ";
+        sh("sh", "-c", "set -e; umask 000; export VM_ACCEL=tcg VM_MEMORY=256M; " + tool + "restore; " + tool + "snapshot one; "
+                + tool + "clone --snapshot one y; " + tool + "start --no-wait");
+        List<String> open = new ArrayList<>();
+        try (Stream<Path> all = Files.walk(dir)) {
+            for (Path file : all.filter(file -> !List.of(dir, vm.clean()).contains(file) && !Files.isSymbolicLink(file)).toList()) {
+                if (((int) Files.getAttribute(file, "unix:mode") & 077) != 0) {
+                    open.add(file + " " + PosixFilePermissions.toString(Files.getPosixFilePermissions(file)));
+                }
+            }
+        }
+        assertEquals(List.of(), open);
+        for (String suffix : List.of(".qmp", ".console", ".console.log", ".qemu.log", ".qemu-pid", ".pid", ".lock", ".disks", ".snapshots")) {
+            assertTrue(Files.exists(vm.file(suffix)), suffix);
+        }
+    }
+
+    @Test
+    void anOfflineVmStaysOffline() throws Exception {
+        makeVm();
+        ctl(Map.of("VM_NET", "lan"), "start").exits(2).says("VM_NET");
+        ctl(Map.of("VM_NET", "offline"), "start", "--dry-run").exits(0).answers("user,id=net0,restrict=on,hostfwd=");
+        assertFalse(ctl("start", "--dry-run").exits(0).out().contains("restrict"));
+        ctl("start", "--no-wait").exits(0);
+        ctl("status").answers("net            user");
+        String record = Files.readString(vm.pidFile());
+        ctl(Map.of("VM_NET", "offline"), "start", "--no-wait").exits(69).says("vm-ctl restart --net offline");
+        assertEquals(record, Files.readString(vm.pidFile()));
+        for (String line : List.of("restart --force --net offline --timeout 1s", "restart --force --timeout 1s", "restore --timeout 1s")) {
+            ctl(line.split(" ")).exits(124); // nothing answers, but QEMU runs
+            assertEquals("offline", VmCtl.json(ctl("status", "--json").out()).getString("net"), line);
+        }
+        sh("kill", "-KILL", Files.readString(vm.qemuPid()).strip()); // as a guest could end it
+        awaitTrue(() -> !VmCtl.isRunning(vm.qemuPid()));
+        ctl("start", "--no-wait").exits(0);
+        ctl("status").answers("net            offline");
+        ctl("start", "--no-wait", "--net", "user").exits(0).says("vm-ctl restart --net user");
+        ctl("restart", "--force", "--net", "user", "--timeout", "1s").exits(124);
+        ctl("status").answers("net            user");
+    }
+
     @Test
     void aKilledQemuOrOneWithoutItsPidFileIsClearedAway() throws Exception {
         makeVm();
