@@ -157,7 +157,7 @@ vm-test-fixtures: .build/VmTest.jsa .build/VmSync.jsa .build/VmCtl.jsa ## Tests 
 vm-capture-fixtures: .build/VmTest.jsa .build/VmSync.jsa ## Capture BSD fixtures in the VM and bring them back
 	@$(call java,VmSync,SYNC_ARGS) $(SYNC_ARGS)
 	@$(call java,VmTest) run ./scripts/capture-bsd-fixtures.sh
-	@$(call java,VmSync,SYNC_ARGS) pull stats/testdata/fixtures
+	@$(call java,VmSync,SYNC_ARGS) pull stats/testdata/fixtures/
 
 ##@ This project itself (Debian or Ubuntu; demo, test, test-faults and bench may call apt)
 

@@ -54,6 +54,7 @@ import java.nio.file.WatchEvent;
 import java.nio.file.WatchKey;
 import java.nio.file.WatchService;
 import java.nio.file.attribute.FileTime;
+import java.nio.file.attribute.PosixFilePermission;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.time.Duration;
 import java.time.Instant;
@@ -62,9 +63,11 @@ import java.time.temporal.ChronoUnit;
 import java.util.ArrayList;
 import java.util.Collection;
 import java.util.Collections;
+import java.util.EnumSet;
 import java.util.HashMap;
 import java.util.HashSet;
 import java.util.HexFormat;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
@@ -79,7 +82,6 @@ import java.util.concurrent.TimeoutException;
 import java.util.concurrent.locks.LockSupport;
 import java.util.function.BiConsumer;
 import java.util.function.BooleanSupplier;
-import java.util.regex.MatchResult;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
@@ -100,6 +102,7 @@ import org.apache.commons.compress.archivers.tar.TarArchiveInputStream;
 import org.apache.commons.compress.archivers.tar.TarArchiveOutputStream;
 import org.apache.commons.compress.archivers.tar.TarConstants;
 import org.zeroturnaround.exec.ProcessExecutor;
+import org.zeroturnaround.exec.listener.ProcessListener;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Help.Ansi;
@@ -152,7 +155,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
                 + "over ~/.go-synth/vm.env."},
         footer = {"  vm-sync --watch", "  vm-sync --dry-run --exclude /node_modules/",
             "  VM_PROJECT=~/go-synth vm-sync --no-delete",
-            "  vm-sync pull stats/testdata/fixtures    # and back"},
+            "  vm-sync pull stats/testdata/fixtures/    # and back"},
         exitCodeList = {"0:done", "1:something could not be copied (unreadable, disk full)",
             "2:wrong usage, or refused because --force was missing", "3:the VM is not running",
             "69:something needed is not available (ssh, rsync with --engine rsync, the lock)", "130, 143:interrupted"})
@@ -242,11 +245,9 @@ final class VmSync implements Callable<Integer> {
     public Integer call() throws IOException {
         vmDir = userPath(dirOption);
         project = userPath(projectOption);
-        if (!Files.isDirectory(project)) {
-            throw new VmException(2, originOf(spec, "--project") + ": " + project + " is not a directory");
-        } else if (watch && dryRun) {
+        if (watch && dryRun) {
             throw new VmException(2, "--watch and --dry-run exclude each other");
-        } else if (Files.exists(project.resolve("VmSync.java"))
+        } else if (Files.exists(requireProject().resolve("VmSync.java"))
                 && Files.exists(project.resolve("jbang-catalog.json"))) {
             tell("vm-sync: warning: " + project
                     + " is the checkout of these scripts; VM_PROJECT chooses another project");
@@ -268,52 +269,121 @@ final class VmSync implements Callable<Integer> {
     }
 
     @Command(name = "pull",
-            description = {"Bring a file, or what is in a directory, back from the guest.", "",
-                "It overwrites, deletes nothing, and writes nowhere but in LOCAL, whatever the guest sends: absolute "
-                    + "names, '..', links that lead out, device nodes and .git directories are left out, named, and "
-                    + "make the exit code 1."},
-            footer = {"  vm-sync pull stats/testdata/fixtures    # to the same place in VM_PROJECT",
+            description = {"Bring a file, or with a slash after its name what is in a directory, back from the guest.",
+                "", "It overwrites, deletes nothing, and writes nowhere but in LOCAL, whatever the guest sends. Left "
+                    + "out, named, and exit code 1: absolute names, '..', links that lead out, device nodes, .git, "
+                    + "bare git repositories, vm.env, jbang-catalog.json and jbang.properties. A name without a "
+                    + "slash brings this one file or nothing."},
+            footer = {"  vm-sync pull stats/testdata/fixtures/    # to the same place in VM_PROJECT",
                 "  vm-sync pull coverage.out .",
+                "  vm-sync pull --max-size 4G /var/crash/ crash",
                 "  vm-sync pull /var/log/messages guest.log"},
-            exitCodeList = {"0:done", "1:no such file, something left out, or LOCAL cannot be written (disk full)",
-                "2:wrong usage",
+            exitCodeList = {"0:done", "1:no such file, something left out, more than --max-size or 100,000 entries, or "
+                + "LOCAL cannot be written (disk full)", "2:wrong usage, or LOCAL is missing and would be outside "
+                + "VM_PROJECT",
                 "3:the VM is not running", "69:something needed is not available (ssh)", "130, 143:interrupted"})
     int pull(@Parameters(index = "0", paramLabel = "REMOTE",
-            description = "In the guest; relative to VM_REMOTE_DIR.") String remote,
+            description = "In the guest; relative to VM_REMOTE_DIR. A file, or with a slash at its end a directory.")
+            String remote,
             @Parameters(index = "1", arity = "0..1", paramLabel = "LOCAL",
-                    description = "The directory to fill; for a file, also its "
-                    + "new name (default: the same place in VM_PROJECT).") String local) throws IOException {
+                    description = "The directory to fill; for a file the directory to put it in (it exists, or has a "
+                    + "slash at its end), else its new name (default: the same place in VM_PROJECT).") String local,
+            @Option(names = "--max-size", defaultValue = "1G", paramLabel = "SIZE", converter = Size.class,
+                    description = "Stop where more would be written, as 512M or 2G (default: ${DEFAULT-VALUE}).")
+            long maxSize) throws IOException {
+        boolean tree = remote.endsWith("/");
         if (dryRun || watch) {
             throw new VmException(2, "--dry-run and --watch go with a sync, not with pull");
+        } else if (remote.matches("(?s)(.*/)?\\.{0,2}") && !tree) {
+            throw new VmException(2, "REMOTE: '" + remote + "' names no file; for what is in a directory write '"
+                    + (remote.isEmpty() ? "." : remote) + "/'");
         } else if (local == null && remote.startsWith("/")) {
             throw new VmException(2, "LOCAL is missing: where to put " + remote + "?");
         }
         vmDir = userPath(dirOption);
         project = userPath(projectOption);
         started = System.nanoTime();
+        String from = (remote.startsWith("/") ? remote : remoteDir() + "/" + remote).replaceAll("(?<=.)/+$", "");
+        String asked = bytesOf(from.substring(from.lastIndexOf('/') + 1));
+        Pull pull = newPull(remote, local, tree ? null : asked, maxSize);
         requireRunning();
-        Path to = local == null ? project.resolve(remote).normalize() : userPath(local);
-        String from = remote.startsWith("/") ? remote : remoteDir() + "/" + remote;
-        Pull pull = new Pull(to, local != null && local.endsWith("/"),
-                bytesOf(from).replaceAll("(?s)/+$|.*/(?=[^/])", ""));
         try {
-            Answer answer = exec("sh -s", in -> in.write(bytes(pullScript(bytesOf(from)))), pull::unpack);
+            Answer answer = exec("sh -s", in -> in.write(bytes(pullScript(bytesOf(from), tree))), pull::unpack);
             if (answer.status() == NO_INPUT) {
                 throw new VmException(1, "there is no file or directory " + from + " in the guest");
+            } else if (answer.status() == OTHER_KIND) {
+                throw new VmException(1, from + (tree ? " is no directory in the guest: write it without the slash"
+                        : " is no file in the guest; if it is a directory, write '" + remote + "/'"));
             } else if (answer.status() != 0) {
                 pull.leftOut.add("the guest's tar failed: " + answer.errors());
+            } else if (!tree && pull.files == 0 && pull.leftOut.isEmpty()) {
+                throw new VmException(1, "the guest did not send " + from + ": nothing was written");
             }
         } finally {
             disconnect();
+            pull.leftOut.forEach(this::tell);
         }
-        pull.leftOut.forEach(this::tell);
-        spec.commandLine().getOut().printf(Locale.ROOT, "pulled %s: %d files, %d bytes, %.2f s%n", from, pull.files,
-                pull.bytes, seconds());
+        spec.commandLine().getOut().printf(Locale.ROOT, "pulled %s: %s, %.2f s%n", from, pull.written(), seconds());
         return pull.leftOut.isEmpty() ? 0 : 1;
     }
 
+    /** Decides where a pull may write, before anything is asked of the guest. */
+    private Pull newPull(String remote, String local, String asked, long maxSize) throws IOException {
+        boolean into = local != null && (local.endsWith("/") || Files.isDirectory(userPath(local)));
+        Path place = local == null ? project.resolve(remote).normalize()
+                : asked != null && into ? path(userPath(local), asked) : userPath(local);
+        if (asked != null && Files.isDirectory(place)) {
+            throw new VmException(2, place + " is a directory here: to fill it, write '" + remote + "/'");
+        } else if (asked != null && place.equals(ROOT)) {
+            throw new VmException(2, "LOCAL is no file's name: " + place);
+        }
+        Path directory = asked == null ? place : place.getParent();
+        String file = asked == null ? "" : bytesOf(place.getFileName());
+        Path base = directory;
+        if (local == null) { // the project's links may lead anywhere
+            base = requireProject().toRealPath();
+            directory = realPath(directory);
+            if (!directory.startsWith(base)) {
+                throw new VmException(2, "LOCAL is missing, and the same place in the project would be " + directory
+                        + ", outside " + base);
+            }
+        }
+        List<String> parts = Pull.parts(nameOf(base, directory) + "/" + file);
+        for (String part : parts) {
+            String refusal = Pull.refusal(part);
+            if (refusal != null) {
+                throw new VmException(2, place + ": " + refusal + ", so it is not pulled: name another LOCAL");
+            }
+        }
+        return new Pull(base, parts, asked, maxSize);
+    }
+
+    /** Where a path leads, also if it or its end is not there yet. */
+    private static Path realPath(Path path) throws IOException {
+        return Files.exists(path) ? path.toRealPath() : realPath(path.getParent()).resolve(path.getFileName());
+    }
+
+    /** A size as VM_MEMORY has it, in bytes. */
+    static final class Size implements ITypeConverter<Long> {
+        @Override
+        public Long convert(String value) {
+            if (!value.matches("[1-9]\\d{0,6}[MG]")) {
+                throw new TypeConversionException("'" + value + "' is not a size such as 2G or 512M");
+            }
+            int unit = value.length() - 1;
+            return Long.parseLong(value.substring(0, unit)) << (value.charAt(unit) == 'G' ? 30 : 20);
+        }
+    }
+
+    private Path requireProject() {
+        if (!Files.isDirectory(project)) {
+            throw new VmException(2, originOf(spec, "--project") + ": " + project + " is not a directory");
+        }
+        return project;
+    }
+
     private void tell(String line) {
-        spec.commandLine().getErr().println(line);
+        spec.commandLine().getErr().println(printable(line));
         spec.commandLine().getErr().flush();
     }
 
@@ -686,6 +756,7 @@ final class VmSync implements Callable<Integer> {
 
     private static final int NO_INPUT = 66;
     private static final int REFUSED = 67;
+    private static final int OTHER_KIND = 68;
     private static final String INCOMPLETE = " (incomplete)";
 
     /**
@@ -748,7 +819,7 @@ final class VmSync implements Callable<Integer> {
     /** Runs a script in the guest, by the program that an engine uses for it. */
     private Answer runInGuest(Engine by, String script) {
         return by == Engine.RSYNC ? pipe(List.of("ssh", "-F", sshConfig(), name, "sh -s"), script)
-                : exec("sh -s", in -> in.write(bytes(script)), InputStream::readAllBytes);
+                : exec("sh -s", in -> in.write(bytes(script)), this::readAnswer);
     }
 
     /** Runs a script that begins with lookScript, and tells once in a sync which other project is replaced. */
@@ -768,11 +839,12 @@ final class VmSync implements Callable<Integer> {
 
     static Look looked(String directory, Answer answer) {
         if (answer.status() != 0) {
-            throw new VmException(answer.status() == REFUSED ? 2 : 1, directory + " " + cut(answer.errors()));
+            throw new VmException(answer.status() == REFUSED ? 2 : 1, directory + " " + oneLine(answer.errors()));
         }
         String text = new String(answer.out(), ISO_8859_1);
-        Matcher said = Pattern.compile("vm-sync rsync=([^\n]*)\norigin=([^\n]*)\n(.*)", Pattern.DOTALL).matcher(text);
-        if (!said.find()) { // its .profile ended it, say
+        Matcher said = Pattern.compile("vm-sync rsync=([^\n]*)\norigin=([^\n]*)\n(.*)", Pattern.DOTALL)
+                .matcher(text.substring(Math.max(0, text.indexOf("vm-sync rsync="))));
+        if (!said.matches()) { // its .profile ended it, say
             throw new VmException(69, "the guest's sh did not answer as asked, but: "
                     + quoted(cut(text.replaceFirst("(?s)\n.*", ""))));
         }
@@ -787,17 +859,17 @@ final class VmSync implements Callable<Integer> {
             xargs -0 stat -f '%p %z %Fm %Y|' <"$n"; rm -f "$n"
             """;
 
-    static String pullScript(String from) {
+    static String pullScript(String from, boolean tree) {
         return """
                 LC_ALL=C; export LC_ALL
                 f=%s t=
                 # the own format of bsdtar has names in UTF-8 only
                 case $(tar --version 2>/dev/null) in bsdtar*) t=--format=gnutar ;; esac
-                if [ -d "$f" ]; then cd "$f" && exec tar $t -cf - .
-                elif [ -f "$f" ]; then cd "${f%%/*}/" && exec tar $t -chf - "./${f##*/}"
-                fi
+                %s
+                [ ! -e "$f" ] || exit %s
                 exit %s
-                """.formatted(word(from), NO_INPUT);
+                """.formatted(word(from), tree ? "[ ! -d \"$f\" ] || { cd \"$f\" && exec tar $t -cf - .; }"
+                : "[ ! -f \"$f\" ] || { cd \"${f%/*}/\" && exec tar $t -chf - \"./${f##*/}\"; }", OTHER_KIND, NO_INPUT);
     }
 
     /** What a command left. */
@@ -887,22 +959,28 @@ final class VmSync implements Callable<Integer> {
         }
     }
 
-    /** rsync's itemized lines; what else it says goes to {@code said}. */
+    /** rsync's itemized lines; what else it says goes to {@code said}, a thousand lines of it. */
     static List<Change> parse(byte[] out, List<String> said) {
         List<Change> changes = new ArrayList<>();
-        Pattern itemized = Pattern.compile("(\\*deleting|[<>ch.][fdL][^ |]+) *\\|(-?\\d+)\\|(.*?)/?");
-        for (String line : new String(out, ISO_8859_1).split("\n")) {
+        Pattern itemized = Pattern.compile(
+                "(\\*deleting|[<>ch.][fdL][^ |]+) *\\|(-?\\d{1,18})\\|(.*?)/?");
+        Pattern odd = Pattern.compile("\\\\#([0-7]{3})");
+        String text = new String(out, ISO_8859_1) + "\n";
+        for (int from = 0, to = text.indexOf('\n'); to >= 0; from = to + 1, to = text.indexOf('\n', from)) {
+            String line = text.substring(from, to);
             Matcher match = itemized.matcher(line);
             if (match.matches()) {
                 String what = match.group(1);
                 Kind kind = what.startsWith("*") ? Kind.DELETE : what.startsWith(".") ? Kind.ATTRS
                         : what.charAt(1) == 'd' ? Kind.MKDIR : what.charAt(1) == 'L' ? Kind.LINK : Kind.SEND;
-                String file = Pattern.compile("\\\\#([0-7]{3})").matcher(match.group(3))
-                        .replaceAll(code -> Matcher.quoteReplacement(
-                                String.valueOf((char) Integer.parseInt(code.group(1), 8))));
+                String file = odd.matcher(match.group(3)).replaceAll(code -> Matcher.quoteReplacement(
+                        String.valueOf((char) Integer.parseInt(code.group(1), 8))));
                 changes.add(new Change(kind, file, new Item('f', 0, Long.parseLong(match.group(2)), 0, "")));
-            } else if (!line.isBlank() && !line.startsWith("created ")) {
-                said.add(new String(bytes(line), UTF_8));
+                if (changes.size() > MAX_FILES) {
+                    throw tooMuch();
+                }
+            } else if (!line.isBlank() && !line.startsWith("created ") && said.size() < 1000) {
+                said.add(printable(new String(bytes(line), UTF_8)));
             }
         }
         return changes;
@@ -916,20 +994,23 @@ final class VmSync implements Callable<Integer> {
         if (verbose) {
             tell("+ " + command.stream().map(VmSync::word).collect(Collectors.joining(" ")));
         }
-        ByteArrayOutputStream out = new ByteArrayOutputStream();
-        ByteArrayOutputStream errors = new ByteArrayOutputStream();
+        Output out = new Output();
+        Excerpt errors = new Excerpt();
         try {
             ProcessExecutor executor = new ProcessExecutor(command)
                     .redirectInput(new ByteArrayInputStream(bytes(input)))
                     .redirectErrorStream(false).redirectOutput(out).redirectError(errors).destroyOnExit()
+                    .addListener(out.ofProcess())
                     // git may want objects that a checkout lacks, and would run its core.sshCommand for them
                     .environment("GIT_ALLOW_PROTOCOL", "none");
             if (!command.get(0).equals("rsync")) {
                 executor.timeout(10, TimeUnit.MINUTES);
             }
             int status = executor.execute().getExitValue();
-            String said = errorText(errors);
-            if (status == 255) {
+            String said = printable(errors.toString()).strip();
+            if (out.full) {
+                throw tooMuch();
+            } else if (status == 255) {
                 throw lost(said.isEmpty() ? "ssh failed" : cut(said.lines().findFirst().get()));
             }
             return new Answer(status, out.toByteArray(), said);
@@ -940,6 +1021,70 @@ final class VmSync implements Callable<Integer> {
         } catch (IOException missing) {
             throw new VmException(69, command.get(0) + " cannot be run ('vm-setup check' tells what is missing): "
                     + missing.getMessage());
+        }
+    }
+
+    // What the guest may send
+
+    /**
+     * How many bytes of an answer are kept. The names and lines of 500,000 files, 500 bytes for each, fit; on a machine
+     * with little memory, less. A test shortens it.
+     */
+    static int maxAnswer = (int) Math.min(250_000_000, Runtime.getRuntime().maxMemory() / 8);
+    /** How many files an answer may name: they take more memory than their names. */
+    private static final int MAX_FILES = 1_000_000;
+
+    private static VmException tooMuch() {
+        return new VmException(1, "the answer of the guest is too long: more than " + maxAnswer + " bytes or "
+                + MAX_FILES + " files; leave out what is not needed with --exclude");
+    }
+
+    /** The output of a process, up to the limit; then the process is ended. */
+    private static final class Output extends ByteArrayOutputStream {
+        private volatile Process process;
+        private volatile boolean full;
+
+        ProcessListener ofProcess() {
+            return new ProcessListener() {
+                @Override
+                public void afterStart(Process started, ProcessExecutor executor) {
+                    process = started;
+                }
+            };
+        }
+
+        @Override
+        public synchronized void write(byte[] buffer, int offset, int length) {
+            full |= length > maxAnswer - count;
+            if (!full) {
+                super.write(buffer, offset, length);
+            } else if (process != null) {
+                process.destroy();
+            }
+        }
+    }
+
+    /** The beginning and the end of a text: nobody reads megabytes of errors. */
+    private static final class Excerpt extends OutputStream {
+        private static final int PART = 1 << 15;
+        private final byte[] kept = new byte[3 * PART];
+        private int size;
+        private boolean cut;
+
+        @Override
+        public synchronized void write(int next) {
+            if (size == kept.length) {
+                System.arraycopy(kept, 2 * PART, kept, PART, PART);
+                size = 2 * PART;
+                cut = true;
+            }
+            kept[size++] = (byte) next;
+        }
+
+        @Override
+        public synchronized String toString() {
+            return cut ? new String(kept, 0, PART, UTF_8) + "\n...\n" + new String(kept, PART, size - PART, UTF_8)
+                    : new String(kept, 0, size, UTF_8);
         }
     }
 
@@ -1013,25 +1158,28 @@ final class VmSync implements Callable<Integer> {
     /** The guest's answer to LIST_SCRIPT; null if its parts do not fit together: the tree changed in between. */
     static TreeMap<String, Item> listing(String text) {
         TreeMap<String, Item> tree = new TreeMap<>();
-        String[] names = text.split("\0"); // then an empty one, then the lines
-        if (names.length == 0) {
-            return null;
+        int names = text.indexOf("\0\0") + 1; // where they end
+        if (text.isEmpty() || names == 0) {
+            return text.isEmpty() ? tree : null;
         }
+        Matcher line = Pattern.compile("([0-7]{1,6}) (\\d{1,18}) (-?\\d{1,18})\\.(\\d{9})\\d* ").matcher(text);
         // A line ends where the next begins: a link's target may hold anything.
-        List<MatchResult> lines = Pattern.compile(
-                "\\b([0-7]{1,6}) (\\d{1,18}) (-?\\d{1,18})\\.(\\d{9})\\d* (.*?)\\|\n(?=[0-7]+ \\d+ -?\\d+\\.|\\z)",
-                Pattern.DOTALL)
-                .matcher(names[names.length - 1]).results().toList();
-        if (!text.isEmpty() && lines.size() != names.length - 2) {
-            return null;
+        Matcher end = Pattern.compile("\\|\n(?=[0-7]+ \\d+ -?\\d+\\.|\\z)").matcher(text);
+        int next = names + 1;
+        for (int from = 0, to; from < names; from = to + 1) {
+            to = text.indexOf('\0', from);
+            if (!line.region(next, text.length()).lookingAt() || !end.find(line.end())) {
+                return null;
+            }
+            tree.put(text.substring(from, to).replaceFirst("^\\./", ""), Item.of(Integer.parseInt(line.group(1), 8),
+                    Long.parseLong(line.group(2)), Long.parseLong(line.group(3)) * 1_000_000_000
+                    + Long.parseLong(line.group(4)), text.substring(line.end(), end.start())));
+            if (tree.size() > MAX_FILES) {
+                throw tooMuch();
+            }
+            next = end.end();
         }
-        for (int i = 0; i < lines.size(); i++) {
-            MatchResult line = lines.get(i);
-            tree.put(names[i].replaceFirst("^\\./", ""),
-                    Item.of(Integer.parseInt(line.group(1), 8), Long.parseLong(line.group(2)),
-                    Long.parseLong(line.group(3)) * 1_000_000_000 + Long.parseLong(line.group(4)), line.group(5)));
-        }
-        return tree;
+        return next == text.length() ? tree : null;
     }
 
     /** What makes the guest's tree equal to the project's, deletions first; {@code said} gets what cannot be done. */
@@ -1093,7 +1241,7 @@ final class VmSync implements Callable<Integer> {
             Set<String> unsent = new TreeSet<>();
             Answer answer = exec("cd && cd .vm-sync/" + key() + "/tree && mkdir " + PART + " && cd " + PART
                     + " && tar -xpf - && exec sh apply", in -> send(in, tree, changes, unsent, said),
-                    InputStream::readAllBytes);
+                    this::readAnswer);
             if (answer.status() != 0) {
                 said.add("the guest could not do all of it: " + answer.errors());
             }
@@ -1244,27 +1392,42 @@ final class VmSync implements Callable<Integer> {
             if (connection == null) {
                 connection = connect();
             }
-            ByteArrayOutputStream errors = new ByteArrayOutputStream();
+            Excerpt errors = new Excerpt();
             try (Session session = connection.startSession(); Session.Command running = session.exec(command)) {
                 var drained = new StreamCopier(running.getErrorStream(), errors, LoggerFactory.DEFAULT)
-                        .spawnDaemon("stderr");
+                        .bufSize(8192).spawnDaemon("stderr"); // else it copies byte by byte
                 try (OutputStream in = new BufferedOutputStream(running.getOutputStream(), 1 << 16)) {
                     input.write(in);
                 } catch (SSHException ended) {
                     // the command ended before its input did: its status says why
                 }
-                byte[] out = output.read(running.getInputStream());
+                byte[] out;
+                try {
+                    out = output.read(running.getInputStream());
+                } catch (VmException refused) {
+                    disconnect(); // else closing the session waits for a guest that goes on sending
+                    throw refused;
+                }
                 drained.await();
                 running.join();
                 if (running.getExitStatus() == null) {
-                    throw new EOFException(("the connection ended " + cut(errorText(errors))).strip());
+                    throw new EOFException(("the connection ended " + oneLine(errors.toString())).strip());
                 }
-                return new Answer(running.getExitStatus(), out, cut(errorText(errors)));
+                return new Answer(running.getExitStatus(), out, oneLine(errors.toString()));
             }
         } catch (IOException broken) {
             disconnect();
-            throw lost(reason(broken));
+            throw lost(oneLine(reason(broken)));
         }
+    }
+
+    /** Reads what a command in the guest prints, up to a limit. */
+    private byte[] readAnswer(InputStream in) throws IOException {
+        byte[] answer = in.readNBytes(maxAnswer + 1);
+        if (answer.length > maxAnswer) {
+            throw tooMuch();
+        }
+        return answer;
     }
 
     /** As {@code <name>.ssh/config} says; the host's key is the one in known_hosts, or there is no connection. */
@@ -1422,106 +1585,251 @@ final class VmSync implements Callable<Integer> {
 
     /**
      * Unpacks what a guest sends, which may be hostile: every name is checked, no link is followed, nothing special is
-     * made.
+     * made, and everything has a limit.
      */
     static final class Pull {
-        private final Path local;
-        private final boolean directory;
-        private final String name;
+        /** Of files and directories. A test shortens it. */
+        static int maxEntries = 100_000;
+        /** What programs of this machine read where they are started; git~1 is .git on a file system of DOS. */
+        private static final Set<String> SETTINGS = Set.of(".git", "git~1", "vm.env", "jbang-catalog.json",
+                "jbang.properties");
+        private static final List<String> REPOSITORY = List.of("HEAD", "objects", "refs", "commondir");
+        private static final Pattern UNSEEN = Pattern.compile("\\p{Cf}|[. ]+$");
+        private final Path base;
+        private final List<String> place;
+        private final String asked;
+        private final long maxSize;
         private Path root;
-        final List<String> leftOut = new ArrayList<>();
+        /** Of each directory, which names of a repository are there, and, by its folded name, which ones arrived. */
+        private final Map<Path, Set<String>> there = new HashMap<>();
+        private final Map<String, Set<String>> arrived = new HashMap<>();
+        private long total;
+        private int entries;
+        final Set<String> leftOut = new LinkedHashSet<>();
         int files;
         long bytes;
 
         /**
-         * {@code name}: of a single file in the directory {@code local}, as it was asked for, whatever the guest says.
+         * Fills the directory {@code place}, below {@code base}; or, if a single file was {@code asked} for, makes the
+         * file {@code place}, whatever else the guest sends.
          */
-        Pull(Path local, boolean directory, String name) {
-            this.local = local;
-            this.directory = directory || Files.isDirectory(local);
-            this.name = name;
+        Pull(Path base, List<String> place, String asked, long maxSize) {
+            this.base = base;
+            this.place = place;
+            this.asked = asked;
+            this.maxSize = maxSize;
+        }
+
+        String written() {
+            return files + " files, " + bytes + " bytes";
         }
 
         byte[] unpack(InputStream in) throws IOException {
-            TarArchiveInputStream tar = new TarArchiveInputStream(in, ISO_8859_1.name());
-            boolean single = false;
-            for (TarArchiveEntry entry = tar.getNextEntry(); entry != null && !single; entry = tar.getNextEntry()) {
-                try {
-                    if (root == null) {
-                        single = !entry.isDirectory();
-                        root = Files.createDirectories(single && !directory ? local.getParent() : local).toRealPath();
+            Limited limited = new Limited(in);
+            TarArchiveInputStream tar = new TarArchiveInputStream(limited, ISO_8859_1.name());
+            try {
+                for (TarArchiveEntry entry = next(tar); entry != null; entry = next(tar)) {
+                    // A sparse file is written with its holes. What is left out counts too: it has to be read.
+                    long size = Math.max(entry.getSize(), entry.getRealSize());
+                    if (size < 0 || size > maxSize - total) {
+                        throw stopped("more than --max-size " + (maxSize >> 20) + "M arrives");
                     }
-                    String as = directory ? name : bytesOf(local.getFileName());
-                    unpack(tar, entry, single ? List.of(as) : parts(entry.getName()));
-                // the latter: no name for a file, with a NUL in it
-                } catch (SecurityException | IllegalArgumentException unsafe) {
-                    leftOut.add("left out: " + quoted(cut(entry.getName())) + ": " + unsafe.getMessage());
-                } catch (IOException failed) {
-                    // a write says it without the file
-                    boolean full = String.valueOf(failed.getMessage()).contains("No space left");
-                    if (failed instanceof FileSystemException || full) {
-                        throw new VmException(1, "cannot write in " + local + ": " + reason(failed)
-                                + "; choose another LOCAL, or make room");
-                    }
-                    throw failed;
+                    total += size;
+                    limited.allow(entry.getSize());
+                    count();
+                    take(tar, entry, size);
                 }
+                limited.allow(0);
+                limited.transferTo(OutputStream.nullOutputStream()); // a guest cut off earlier calls it an error
+            } catch (SSHException lost) {
+                throw lost;
+            } catch (IOException failed) {
+                // a write says it without the file
+                boolean full = String.valueOf(failed.getMessage()).contains("No space left");
+                throw failed instanceof FileSystemException || full
+                        ? new VmException(1, "cannot write in " + base + ": " + oneLine(reason(failed))
+                        + "; choose another LOCAL, or make room")
+                        : stopped("what the guest sends is no whole archive (" + oneLine(reason(failed)) + ")");
             }
-            in.readAllBytes(); // a guest cut off before its end would call it an error
             return new byte[0];
         }
 
-        /** The components of a name below LOCAL. */
-        private static List<String> parts(String name) {
-            List<String> parts = Stream.of(name.split("/")).filter(part -> !part.isEmpty() && !part.equals("."))
-                    .toList();
-            if (name.startsWith("/") || parts.contains("..")) {
-                throw new SecurityException("it leads out of the directory");
-            } else if (parts.stream().anyMatch(".git"::equalsIgnoreCase)) {
-                throw new SecurityException("git would run what stands there");
+        private TarArchiveEntry next(TarArchiveInputStream tar) throws IOException {
+            try {
+                return tar.getNextEntry();
+            } catch (VmException limit) {
+                throw limit;
+            } catch (RuntimeException garbled) { // the library trusts numbers in the archive
+                throw new IOException("a header that makes no sense", garbled);
             }
-            return parts;
         }
 
-        private void unpack(TarArchiveInputStream tar, TarArchiveEntry entry, List<String> parts) throws IOException {
-            if (parts.isEmpty() && !entry.isDirectory()) {
-                throw new SecurityException("it has no name"); // and would be written beside LOCAL, to take its place
+        private VmException stopped(String why) {
+            return new VmException(1, "stopped, because " + why + ": kept " + written() + " in " + base);
+        }
+
+        private void count() {
+            if (++entries > maxEntries) {
+                throw stopped("more than " + maxEntries + " files and directories arrive");
             }
+        }
+
+        private void take(TarArchiveInputStream tar, TarArchiveEntry entry, long size) throws IOException {
+            String name = entry.getName();
+            if (asked != null && files > 0) {
+                throw stopped("the guest sent more than the one file that was asked for");
+            } else if (asked != null && (!isFile(tar, entry) || !parts(name).equals(List.of(asked)))) {
+                throw stopped("the guest did not send the file that was asked for, but " + quoted(cut(name)));
+            }
+            try {
+                List<String> parts = parts(name);
+                if (parts.isEmpty() && !entry.isDirectory()) { // it would be written beside LOCAL, to take its place
+                    throw new SecurityException("it has no name");
+                } else if (name.startsWith("/") || parts.contains("..")) {
+                    throw new SecurityException("it leads out of the directory");
+                } else if (parts.size() > 100) { // each costs time
+                    throw new SecurityException("it lies more than 100 directories deep");
+                }
+                List<String> all = new ArrayList<>(place);
+                all.addAll(asked == null ? parts : List.of());
+                for (String part : all) {
+                    if (refusal(part) != null) {
+                        throw new SecurityException(refusal(part));
+                    }
+                }
+                Path path = makeWay(all, entry.isDirectory());
+                if (isFile(tar, entry)) {
+                    writeFile(tar, entry, size, path);
+                } else if (entry.isSymbolicLink()) {
+                    Path target = path(Path.of(""), safeTarget(entry.getLinkName(), parts.size() - 1));
+                    putInPlace(path, temporary -> Files.createSymbolicLink(temporary, target));
+                } else if (!entry.isDirectory()) {
+                    throw new SecurityException("it is neither a file nor a directory nor a symbolic link");
+                }
+            // the latter: no name for a file, with a NUL in it
+            } catch (SecurityException | IllegalArgumentException unsafe) {
+                leftOut.add("left out: " + (leftOut.size() < 100 ? quoted(cut(name)) + ": " + unsafe.getMessage()
+                        : "and more"));
+            }
+        }
+
+        private static boolean isFile(TarArchiveInputStream tar, TarArchiveEntry entry) {
+            return List.of(TarConstants.LF_OLDNORM, TarConstants.LF_NORMAL, TarConstants.LF_CONTIG,
+                    TarConstants.LF_GNUTYPE_SPARSE).contains(entry.getLinkFlag())
+                    && !entry.isDirectory() && tar.canReadEntryData(entry);
+        }
+
+        static List<String> parts(String name) {
+            return Stream.of(name.split("/")).filter(part -> !part.isEmpty() && !part.equals(".")).toList();
+        }
+
+        /** A name as file systems compare it that ignore case, characters without a shape, or dots at the end. */
+        private static String fold(String name) {
+            return UNSEEN.matcher(new String(bytes(name), UTF_8)).replaceAll("").toUpperCase(Locale.ROOT)
+                    .toLowerCase(Locale.ROOT);
+        }
+
+        /** Why nothing of this name is pulled; null if it is. */
+        static String refusal(String part) {
+            String folded = fold(part);
+            return !SETTINGS.contains(folded) ? null : folded.contains("git")
+                    ? "git would run what stands there" : "it would hold settings for programs of this machine";
+        }
+
+        /** Makes the directories that are missing below the base, and returns the path of the entry. */
+        private Path makeWay(List<String> parts, boolean directory) throws IOException {
+            root = root != null ? root : Files.createDirectories(base).toRealPath();
             Path path = root;
             for (int depth = 1; depth <= parts.size(); depth++) {
-                path = path(path, parts.get(depth - 1));
-                boolean wanted = entry.isDirectory() || depth < parts.size();
+                String part = parts.get(depth - 1);
+                if (completesRepository(path, part)) {
+                    throw new SecurityException("git would take its directory for a repository, and run what stands "
+                            + "there");
+                }
+                path = path(path, part);
+                boolean wanted = directory || depth < parts.size();
                 if (wanted && !Files.exists(path, LinkOption.NOFOLLOW_LINKS)) {
+                    if (depth < parts.size()) { // else its entry was counted
+                        count();
+                    }
                     Files.createDirectory(path);
                 } else if (wanted != Files.isDirectory(path, LinkOption.NOFOLLOW_LINKS)) {
                     throw new SecurityException(wanted ? "what should be its directory is none"
                             : "there is a directory of that name");
                 }
             }
-            if (entry.isDirectory()) {
-                return;
-            }
-            boolean file = List.of(TarConstants.LF_OLDNORM, TarConstants.LF_NORMAL, TarConstants.LF_CONTIG,
-                    TarConstants.LF_GNUTYPE_SPARSE)
-                    .contains(entry.getLinkFlag()) && tar.canReadEntryData(entry);
-            if (!file && !entry.isSymbolicLink()) {
-                throw new SecurityException("it is neither a file nor a directory nor a symbolic link");
-            }
-            Path beside = Files.createTempFile(path.getParent(), ".vm-sync", ".part");
-            try {
-                if (file) {
-                    bytes += Files.copy(tar, beside, StandardCopyOption.REPLACE_EXISTING);
-                    Files.setAttribute(beside, "unix:mode", entry.getMode() & 0777);
-                    Files.setLastModifiedTime(beside, entry.getLastModifiedTime());
-                } else {
-                    Files.delete(beside);
-                    Files.createSymbolicLink(beside, path(Path.of(""),
-                            safeTarget(entry.getLinkName(), parts.size() - 1)));
+            return path;
+        }
+
+        /**
+         * Whether git would take a directory for a repository, with what is there, what arrived, and this name. For one
+         * of the names that count, what is there is looked up again: a file system may know several names for one.
+         */
+        private boolean completesRepository(Path directory, String part) throws IOException {
+            Set<String> names = there.get(directory);
+            if (names == null) {
+                names = new HashSet<>();
+                try (DirectoryStream<Path> content = Files.newDirectoryStream(directory)) {
+                    for (Path file : content) {
+                        names.add(fold(bytesOf(file.getFileName())));
+                    }
                 }
-                Files.move(beside, path, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
+                names.retainAll(REPOSITORY.stream().map(Pull::fold).toList());
+                there.put(directory, names);
+            }
+            String folded = fold(part);
+            if (REPOSITORY.stream().anyMatch(folded::equalsIgnoreCase)) {
+                Set<String> before = arrived.computeIfAbsent(fold(bytesOf(directory)), first -> new HashSet<>());
+                before.add(folded);
+                names.addAll(before);
+                for (String name : REPOSITORY) {
+                    if (Files.exists(directory.resolve(name), LinkOption.NOFOLLOW_LINKS)) {
+                        names.add(fold(name));
+                    }
+                }
+            }
+            return names.contains("head")
+                    && (names.contains("commondir") || names.containsAll(Set.of("objects", "refs")));
+        }
+
+        private interface Maker {
+            void make(Path file) throws IOException;
+        }
+
+        /** Makes a file under another name, and then takes the place of what was there: no link is followed. */
+        private void putInPlace(Path path, Maker maker) throws IOException {
+            Path temporary = path.resolveSibling(".vm-sync" + UUID.randomUUID() + ".part");
+            try {
+                maker.make(temporary);
+                Files.move(temporary, path, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
                 files++;
             } finally {
-                Files.deleteIfExists(beside);
+                Files.deleteIfExists(temporary);
             }
+        }
+
+        private void writeFile(TarArchiveInputStream tar, TarArchiveEntry entry, long size, Path path)
+                throws IOException {
+            Set<PosixFilePermission> mode = EnumSet.allOf(PosixFilePermission.class);
+            mode.removeIf(bit -> (entry.getMode() & 0755 & 0400 >> bit.ordinal()) == 0);
+            putInPlace(path, temporary -> {
+                // The kernel takes away what the umask says.
+                try (OutputStream out = Channels.newOutputStream(Files.newByteChannel(temporary,
+                        Set.of(StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE),
+                        PosixFilePermissions.asFileAttribute(mode)))) {
+                    byte[] buffer = new byte[1 << 16];
+                    long left = size;
+                    for (int count = tar.read(buffer); count >= 0; count = tar.read(buffer)) {
+                        left -= count;
+                        if (left < 0) {
+                            throw stopped("a file is longer than announced");
+                        }
+                        out.write(buffer, 0, count);
+                    }
+                }
+                Files.setLastModifiedTime(temporary, entry.getLastModifiedTime());
+                bytes += Files.size(temporary);
+            });
         }
 
         /**
@@ -1535,6 +1843,43 @@ final class VmSync implements Callable<Integer> {
                 throw new SecurityException("a link that leads out of the directory, to " + quoted(cut(target)));
             }
             return target;
+        }
+
+        /** What the guest sends, as far as it is allowed. */
+        private final class Limited extends InputStream {
+            private final InputStream in;
+            /** For headers, names and padding of all entries; each entry's size is added. */
+            private long left = 256 << 20;
+            /** Of these, what may come before the next entry: the library keeps long names in memory. */
+            private long leftNow;
+
+            Limited(InputStream in) {
+                this.in = in;
+                allow(0);
+            }
+
+            void allow(long size) {
+                left += size;
+                leftNow = size + (1 << 20);
+            }
+
+            @Override
+            public int read() throws IOException {
+                byte[] one = new byte[1];
+                return read(one, 0, 1) < 0 ? -1 : one[0] & 0xff;
+            }
+
+            @Override
+            public int read(byte[] buffer, int offset, int length) throws IOException {
+                long most = Math.min(length, Math.min(left, leftNow));
+                if (most <= 0 && length > 0) {
+                    throw stopped("the guest sends more than the files of its archive");
+                }
+                int count = in.read(buffer, offset, (int) most);
+                left -= Math.max(count, 0);
+                leftNow -= Math.max(count, 0);
+                return count;
+            }
         }
     }
 
@@ -1593,9 +1938,9 @@ final class VmSync implements Callable<Integer> {
                 + (names.size() > 10 ? " and " + (names.size() - 10) + " more" : "");
     }
 
-    /** What a command left on stderr, without what could control the terminal: it may come from the guest. */
-    private static String errorText(ByteArrayOutputStream errors) {
-        return printable(errors.toString(UTF_8)).strip();
+    /** A text from elsewhere as a part of a message: harmless, not long, and without lines that seem to be ours. */
+    private static String oneLine(String text) {
+        return cut(printable(text).strip()).replaceAll("\\s*\n\\s*", " / ");
     }
 
     /** A word of sh, taken literally. */

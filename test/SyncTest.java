@@ -151,7 +151,7 @@ final class SyncTest {
         GUEST.sh("rm -rf /root/out && mkdir -p /root/out/sub && echo result >'/root/out/sub/a b' && ln -s /etc/passwd /root/out/escape").exits(0);
         Path local = Guest.BUILD.resolve("test/pulled " + engine);
         Guest.delete(local);
-        GUEST.sync("pull", "/root/out", local.toString());
+        GUEST.sync("pull", "/root/out/", local.toString());
         assertEquals("result\n", Files.readString(local.resolve("sub/a b")));
         assertFalse(Files.isRegularFile(local.resolve("escape")) && Files.size(local.resolve("escape")) > 100
                 && !Files.isSymbolicLink(local.resolve("escape")), "the host's own file was read or written");

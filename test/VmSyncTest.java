@@ -208,6 +208,10 @@ final class VmSyncTest {
         call(Map.of(), Map.of(), "pul", "a", "b").exits(2).says("pull");
         call(Map.of(), Map.of(), "pull").exits(2).says("REMOTE");
         call(Map.of(), Map.of(), "pull", "/a").exits(2).says("LOCAL");
+        for (String noFile : List.of("", ".", "..", "a/..", "/")) {
+            call(Map.of(), Map.of(), "pull", noFile).exits(2).says(noFile.equals("/") ? "LOCAL" : "names no file; for what is in a directory write '");
+        }
+        call(Map.of(), Map.of(), "pull", "--max-size", "1", "a", "b").exits(2).says("--max-size: '1' is not a size such as 2G or 512M");
         call(Map.of(), Map.of(), "--dry-run", "pull", "a", "b").exits(2).says("not with pull");
         call(Map.of(), Map.of(), "--watch", "pull", "a", "b").exits(2).says("not with pull");
         call(Map.of(), Map.of(), "--engine", "ftp").exits(2).says("--engine");
@@ -217,6 +221,36 @@ final class VmSyncTest {
         call(Map.of("VM_PROJECT", temp.toString()), Map.of(), "--exclude-from", temp.resolve("none").toString()).exits(2).says("--exclude-from");
         call(Map.of("VM_PROJECT", temp.toString()), Map.of(), "--exclude-from", temp.toString()).exits(2).says("--exclude-from");
         call(Map.of("VM_PROJECT", temp.toString()), Map.of(), "--exclude", "- ").exits(2).says("an empty pattern");
+    }
+
+    /** Asked before the VM is: there is none here. */
+    @Test
+    void whereAPullWritesIsDecidedHere() throws IOException {
+        Path project = Files.createDirectories(temp.resolve("project"));
+        Path elsewhere = Files.createDirectories(temp.resolve("elsewhere"));
+        Files.createSymbolicLink(project.resolve("out"), elsewhere);
+        Files.createDirectories(project.resolve(".git/hooks"));
+        Files.createSymbolicLink(project.resolve("hooks"), Path.of(".git/hooks"));
+        Files.createDirectories(project.resolve("dir"));
+        Map<String, String> settings = Map.of("VM_DIR", temp.resolve("vm").toString(), "VM_PROJECT", project.toString());
+        for (String remote : List.of("out/", "out/new/", "out/file", "../elsewhere/", "../file", "dir/../../file")) {
+            call(settings, Map.of(), "pull", remote).exits(2).says("LOCAL is missing, and the same place in the project would be " + temp)
+                    .says(", outside " + project);
+        }
+        for (String remote : List.of(".git/", ".git/config", "hooks/", "hooks/x", "vm.env", "dir/VM.ENV", "jbang-catalog.json", "jbang-catalog.json/")) {
+            call(settings, Map.of(), "pull", remote).exits(2).says(", so it is not pulled: name another LOCAL");
+        }
+        call(settings, Map.of(), "pull", "vm.env", project + "/").exits(2).says("it would hold settings for programs of this machine");
+        call(settings, Map.of(), "pull", "x", project + "/jbang-catalog.json").exits(2);
+        call(settings, Map.of(), "pull", "dir").exits(2).says(project + "/dir is a directory here: to fill it, write 'dir/'");
+        call(settings, Map.of(), "pull", "dir", project.toString()).exits(2).says("write 'dir/'");
+        Path link = Files.createSymbolicLink(temp.resolve("link"), project);
+        Map<String, String> linked = Map.of("VM_DIR", temp.resolve("vm").toString(), "VM_PROJECT", link.toString());
+        for (List<String> fine : List.of(List.of("dir/"), List.of("new/file"), List.of("./"), List.of("vm.env", project + "/x.env"), List.of("out/", elsewhere.toString()),
+                List.of("config"))) {
+            call(linked, Map.of(), Stream.concat(Stream.of("pull"), fine.stream()).toArray(String[]::new)).exits(69).says("there is no VM");
+        }
+        assertEquals(Set.of("project", "elsewhere", "link"), Set.of(temp.toFile().list()));
     }
 
     @Test
@@ -323,11 +357,11 @@ final class VmSyncTest {
     @Test
     void whatTheGuestIsAskedIsTheSameInEveryLocale() {
         Locale before = Locale.getDefault();
-        String here = VmSync.pullScript("/a");
+        String here = VmSync.pullScript("/a", true);
         try {
             Locale.setDefault(Locale.forLanguageTag("ar-EG"));
             assertEquals("\u0667", String.format("%d", 7));
-            assertEquals(here, VmSync.pullScript("/a"));
+            assertEquals(here, VmSync.pullScript("/a", true));
         } finally {
             Locale.setDefault(before);
         }
@@ -383,6 +417,14 @@ final class VmSyncTest {
         }
     }
 
+    @Test
+    void whatRsyncPassesOnIsHarmless() {
+        List<String> said = new ArrayList<>();
+        assertEquals(0, VmSync.parse(bytes("\033[2J" + bytesOf("\u009b\u202e") + "!\n<f+++++++++|" + "9".repeat(30) + "|a\n" + "x\n".repeat(5000)), said).size());
+        assertEquals("??!", said.get(0));
+        assertEquals(1000, said.size());
+    }
+
     // What a hostile guest may send
 
     private static byte[] tar(TarArchiveEntry... entries) throws IOException {
@@ -400,9 +442,15 @@ final class VmSyncTest {
     }
 
     private VmSync.Pull unpack(Path local, TarArchiveEntry... entries) throws IOException {
-        VmSync.Pull pull = new VmSync.Pull(local, false, "asked");
+        VmSync.Pull pull = new VmSync.Pull(local, List.of(), null, 1 << 30);
         pull.unpack(new ByteArrayInputStream(tar(entries)));
         return pull;
+    }
+
+    private static String refused(VmSync.Pull pull, InputStream in) {
+        VmSync.VmException told = assertThrows(VmSync.VmException.class, () -> pull.unpack(in));
+        assertEquals(1, told.exitCode);
+        return told.getMessage();
     }
 
     private static TarArchiveEntry file(String name) {
@@ -446,7 +494,8 @@ final class VmSyncTest {
             }
         };
         InputStream in = new SequenceInputStream(new ByteArrayInputStream(tar(file("big")), 0, 512), full);
-        VmSync.VmException told = assertThrows(VmSync.VmException.class, () -> new VmSync.Pull(temp, false, "big").unpack(in));
+        VmSync.VmException told = assertThrows(VmSync.VmException.class, 
+                () -> new VmSync.Pull(temp, List.of("big"), "big", 1 << 30).unpack(in));
         assertEquals(1, told.exitCode);
         assertTrue(told.getMessage().contains("make room"), told.getMessage());
         assertEquals(Set.of("."), tree(temp).keySet());
@@ -469,14 +518,199 @@ final class VmSyncTest {
         assertFalse(Files.isSymbolicLink(local.resolve("result")));
     }
 
+    /** One file was asked for: whether it is one, and what it is called, is not the guest's to say. */
     @Test
-    void aFileIsNamedAsItWasAskedFor() throws IOException {
-        Path local = Files.createDirectories(temp.resolve("local"));
-        unpack(local, file("../other"), file("second"));
-        assertEquals(Set.of(".", "asked"), tree(local).keySet());
-        unpack(temp.resolve("new/name"), file("other"));
-        assertEquals("evil\n", Files.readString(temp.resolve("new/name")));
-        assertEquals(0, unpack(local, link("asked", "/etc/passwd")).files);
+    void oneFileIsThisFileOrNone() throws IOException {
+        Path local = temp.resolve("new");
+        for (TarArchiveEntry lie : List.of(directory("."), directory("asked"), file("vm.env"), file("../asked"), file("asked/asked"), link("asked", "/etc/passwd"),
+                hard("asked", "/etc/passwd"), new TarArchiveEntry("asked", TarConstants.LF_FIFO, true))) {
+            VmSync.Pull pull = new VmSync.Pull(local, List.of("as"), "asked", 1 << 30);
+            String told = refused(pull, new ByteArrayInputStream(tar(lie, file("asked"), file("vm.env"))));
+            assertTrue(told.startsWith("stopped, because the guest did not send the file that was asked for, but "), told);
+            assertFalse(Files.exists(local), told);
+        }
+        for (TarArchiveEntry second : List.of(file("asked"), file("vm.env"), directory("more"), link("link", "x"))) {
+            VmSync.Pull pull = new VmSync.Pull(local, List.of("as"), "asked", 1 << 30);
+            assertEquals("stopped, because the guest sent more than the one file that was asked for: kept 1 files, 5 bytes in " + local,
+                    refused(pull, new ByteArrayInputStream(tar(file("./asked"), second))));
+            assertEquals(Set.of(".", "as"), tree(local).keySet());
+        }
+        VmSync.Pull pull = new VmSync.Pull(local, List.of("config"), "config", 1 << 30);
+        pull.unpack(new ByteArrayInputStream(tar(file("config"))));
+        assertEquals(Set.of("as", "config", "."), tree(local).keySet());
+    }
+
+    @Test
+    void settingsForProgramsOfThisMachineAreLeftOut() throws IOException {
+        for (String name : List.of(".git", ".GIT", "git~1", ".g\u200cit", ".git.", "vm.env", "VM.Env", "jbang-catalog.json", "JBANG-CATALOG.JSON", "jbang-catalog.j\u017fon",
+                "jbang.properties")) {
+            VmSync.Pull pull = unpack(temp, directory("."), file(bytesOf(name)), file("sub/" + bytesOf(name)), file(bytesOf(name) + "/config"),
+                    link(bytesOf(name), "good"), file("good"));
+            assertEquals(3, pull.leftOut.size(), name + pull.leftOut);
+            assertTrue(pull.leftOut.iterator().next().startsWith("left out: " + VmSync.quoted(bytesOf(name)) + ": "), pull.leftOut.toString());
+            assertEquals(Set.of(".", "good"), tree(temp).keySet(), name);
+        }
+    }
+
+    /** In such a directory git runs what config names as core.fsmonitor or core.pager. */
+    @Test
+    void aDirectoryDoesNotBecomeARepository() throws IOException {
+        List<TarArchiveEntry> parts = List.of(file("x/HEAD"), directory("x/objects"), link("x/refs", "elsewhere"));
+        int[][] orders = {{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
+        for (int[] order : orders) {
+            Path local = Files.createDirectories(temp.resolve("local"));
+            VmSync.Pull pull = unpack(local, parts.get(order[0]), parts.get(order[1]), parts.get(order[2]), file("x/config"), file("x/objects/ab"), file("y/config"));
+            assertEquals(3, pull.leftOut.size(), pull.leftOut.toString());
+            assertTrue(pull.leftOut.iterator().next().contains(": git would take its directory for a repository"), pull.leftOut.toString());
+            assertTrue(Files.exists(local.resolve("y/config")) && !Files.exists(local.resolve("x/config")));
+            delete(local);
+        }
+        // In other letters, and with what is there already, in this directory and above.
+        assertEquals(1, unpack(temp.resolve("a"), file("head"), file("Objects/x"), file("REFS/x")).leftOut.size());
+        assertEquals(1, unpack(temp.resolve("b"), file("commondir"), file("HEAD")).leftOut.size());
+        Files.createDirectories(temp.resolve("c/refs"));
+        Files.createFile(temp.resolve("c/Head"));
+        assertEquals(1, unpack(temp.resolve("c"), file("objects/x")).leftOut.size());
+        Files.createDirectories(temp.resolve("d/r/objects"));
+        Files.createDirectories(temp.resolve("d/r/refs"));
+        Files.createFile(temp.resolve("d/r/HEAD"));
+        assertEquals(2, unpack(temp.resolve("d"), file("r/config"), file("r/hooks/post-checkout"), file("good")).leftOut.size());
+        assertEquals(Set.of(".", "good", "r", "r/objects", "r/refs", "r/HEAD"), tree(temp.resolve("d")).keySet());
+        VmSync.Pull head = new VmSync.Pull(temp.resolve("e"), List.of("HEAD"), "HEAD", 1 << 30);
+        Files.createDirectories(temp.resolve("e/refs"));
+        Files.createDirectories(temp.resolve("e/objects"));
+        head.unpack(new ByteArrayInputStream(tar(file("HEAD"))));
+        assertEquals(1, head.leftOut.size());
+    }
+
+    /** A file that is one hole, in the form of POSIX that GNU tar writes. */
+    private static byte[] sparse(String name, long size) throws IOException {
+        StringBuilder records = new StringBuilder();
+        for (String record : List.of("GNU.sparse.size=" + size, "GNU.sparse.numblocks=1", "GNU.sparse.map=" + size + ",0")) {
+            int length = record.length() + 4; // with a number of two digits, a blank and a newline
+            records.append(length).append(' ').append(record).append('\n');
+        }
+        ByteArrayOutputStream bytes = new ByteArrayOutputStream();
+        try (TarArchiveOutputStream tar = new TarArchiveOutputStream(bytes, "ISO-8859-1")) {
+            TarArchiveEntry header = new TarArchiveEntry("records", TarConstants.LF_PAX_EXTENDED_HEADER_LC);
+            header.setSize(records.length());
+            tar.putArchiveEntry(header);
+            tar.write(bytes(records.toString()));
+            tar.closeArchiveEntry();
+            tar.putArchiveEntry(file(name));
+            tar.closeArchiveEntry();
+        }
+        return bytes.toByteArray();
+    }
+
+    @Test
+    void whatAPullWritesHasALimit() throws IOException {
+        VmSync.Pull pull = new VmSync.Pull(temp, List.of(), null, 1 << 20);
+        pull.unpack(new ByteArrayInputStream(sparse("holes", 1_000_000)));
+        assertEquals(1_000_000, Files.size(temp.resolve("holes")));
+        Files.delete(temp.resolve("holes"));
+        for (long size : new long[] {1_048_577, Integer.MAX_VALUE}) {
+            assertEquals("stopped, because more than --max-size 1M arrives: kept 0 files, 0 bytes in " + temp,
+                    refused(new VmSync.Pull(temp, List.of(), null, 1 << 20), new ByteArrayInputStream(sparse("holes", size))));
+        }
+        assertTrue(refused(new VmSync.Pull(temp, List.of(), null, 1 << 20), new ByteArrayInputStream(sparse("holes", Long.MAX_VALUE))).startsWith("stopped, "));
+        // Header by header, the sum counts, also of what is left out.
+        byte[] zeros = new byte[600_000];
+        TarArchiveEntry large = file("x");
+        for (String second : List.of("second", "../second")) {
+            large.setName(second);
+            ByteArrayOutputStream two = new ByteArrayOutputStream();
+            try (TarArchiveOutputStream tar = new TarArchiveOutputStream(two, "ISO-8859-1")) {
+                for (TarArchiveEntry entry : List.of(file("first"), large)) {
+                    entry.setSize(zeros.length);
+                    tar.putArchiveEntry(entry);
+                    tar.write(zeros);
+                    tar.closeArchiveEntry();
+                }
+            }
+            assertEquals("stopped, because more than --max-size 1M arrives: kept 1 files, 600000 bytes in " + temp,
+                    refused(new VmSync.Pull(temp, List.of(), null, 1 << 20), new ByteArrayInputStream(two.toByteArray())));
+            assertEquals(Set.of(".", "first"), tree(temp).keySet());
+            Files.delete(temp.resolve("first"));
+        }
+    }
+
+    /** The same bytes for ever. */
+    private static InputStream endless(byte[] piece) {
+        return new InputStream() {
+            private int next;
+
+            @Override
+            public int read() {
+                return piece[next++ % piece.length] & 0xff;
+            }
+
+            @Override
+            public int read(byte[] buffer, int offset, int length) {
+                for (int i = 0; i < length; i++) {
+                    buffer[offset + i] = piece[next++ % piece.length];
+                    next %= piece.length;
+                }
+                return length;
+            }
+        };
+    }
+
+    @Test
+    void whatAGuestSendsEnds() throws IOException {
+        byte[] whole = tar(file("first"));
+        byte[] entry = Arrays.copyOf(whole, 1024);
+        String kept = ": kept 1 files, 5 bytes in " + temp;
+        VmSync.Pull pull = new VmSync.Pull(temp, List.of(), null, 1 << 30);
+        assertEquals("stopped, because the guest sends more than the files of its archive" + kept,
+                refused(pull, new SequenceInputStream(new ByteArrayInputStream(whole), endless(new byte[512]))));
+        // A name that has no end, names for names, and directories without end in one name.
+        TarArchiveEntry name = new TarArchiveEntry("././@LongLink", TarConstants.LF_GNUTYPE_LONGNAME);
+        name.setSize(8L << 30);
+        byte[] nameHeader = new byte[512];
+        name.writeEntryHeader(nameHeader);
+        for (byte[] odd : List.of(nameHeader, Arrays.copyOf(tar(file("y".repeat(300))), 1024))) {
+            assertEquals("stopped, because the guest sends more than the files of its archive" + kept,
+                    refused(new VmSync.Pull(temp, List.of(), null, 1 << 30), new SequenceInputStream(new ByteArrayInputStream(entry), endless(odd))));
+        }
+        VmSync.Pull deep = unpack(temp.resolve("deep"), file("d/".repeat(100) + "f"), file("e/".repeat(99) + "f"));
+        assertEquals(1, deep.leftOut.size(), deep.leftOut.toString());
+        int usual = VmSync.Pull.maxEntries;
+        assertEquals(100_000, usual);
+        VmSync.Pull.maxEntries = 200;
+        try {
+            byte[] link = Arrays.copyOf(tar(link("../x", "y")), 512);
+            pull = new VmSync.Pull(temp, List.of(), null, 1 << 30);
+            assertEquals("stopped, because more than 200 files and directories arrive" + kept,
+                    refused(pull, new SequenceInputStream(new ByteArrayInputStream(entry), endless(link))));
+            assertEquals(1, pull.leftOut.size());
+            pull = new VmSync.Pull(temp.resolve("deep"), List.of(), null, 1 << 30);
+            assertTrue(refused(pull, new ByteArrayInputStream(tar(file("f/".repeat(99) + "f"), file("g/".repeat(99) + "f"), file("h/".repeat(99) + "f"))))
+                    .startsWith("stopped, because more than 200 files and directories arrive: kept 2 files"));
+        } finally {
+            VmSync.Pull.maxEntries = usual;
+        }
+        delete(temp.resolve("deep"));
+        assertEquals(Set.of(".", "first"), tree(temp).keySet());
+    }
+
+    @Test
+    void anArchiveThatMakesNoSenseIsTold() throws IOException {
+        java.util.Random random = new java.util.Random(17);
+        byte[] good = tar(directory("."), file("first"), file("l".repeat(200)), link("link", "first"));
+        byte[] holes = sparse("holes", 5000);
+        for (int i = 0; i < 300; i++) {
+            byte[] bad = (i % 2 == 0 ? good : holes).clone();
+            for (int change = 0; change < 1 + i % 5; change++) {
+                bad[random.nextInt(bad.length)] = (byte) random.nextInt();
+            }
+            try {
+                new VmSync.Pull(temp.resolve("out"), List.of(), null, 1 << 20).unpack(new ByteArrayInputStream(bad));
+            } catch (VmSync.VmException told) {
+                assertEquals(1, told.exitCode);
+            }
+        }
+        assertEquals(Set.of("out"), Set.of(temp.toFile().list()));
     }
 
     @Test
@@ -533,7 +767,9 @@ final class VmSyncTest {
             delete(guest.getParent());
             delete(base.resolve("home/.vm-sync"));
             delete(extra);
-            delete(base.resolve("bin/touch"));
+            for (String replaced : List.of("touch", "tar", "mkdir")) {
+                Files.deleteIfExists(base.resolve("bin").resolve(replaced));
+            }
         }
 
         private Map<String, String> settings() {
@@ -1031,7 +1267,7 @@ final class VmSyncTest {
                 assertEquals("", dry);
                 Files.writeString(base.resolve("guest/tree/ü"), "");
                 inLocale(variable, locale, ascii, plain, command).exits(0).says("deletes what only the guest has: 'ü'\n");
-                inLocale(variable, locale, ascii, plain, concat(command, "pull", ".", ascii.resolve("pulled").toString()));
+                inLocale(variable, locale, ascii, plain, concat(command, "pull", "./", ascii.resolve("pulled").toString()));
                 Set<String> pulled = tree(ascii.resolve("pulled")).keySet();
                 assertTrue(pulled.containsAll(List.of(bytesOf("é日本"), "not-utf8-\u00ff")), pulled.toString());
                 // The project's own name would be handed to other programs.
@@ -1252,7 +1488,7 @@ final class VmSyncTest {
             Files.writeString(guest.resolve("out/sub/a \n é"), "result");
             Files.createSymbolicLink(guest.resolve("out/inside"), Path.of("sub/a \n é"));
             Path local = base.resolve("pulled/here");
-            Result pulled = sync("pull", "out", local.toString()).exits(0);
+            Result pulled = sync("pull", "out/", local.toString()).exits(0);
             assertTrue(pulled.out().matches("(?s)pulled .*/out: 2 files, 6 bytes, .* s\n"), pulled.out());
             assertEquals("result", Files.readString(local.resolve("inside")));
             Files.createSymbolicLink(guest.resolve("out/escape"), Path.of("/etc/passwd"));
@@ -1262,21 +1498,141 @@ final class VmSyncTest {
             assertFalse(Files.exists(local.resolve("escape"), LinkOption.NOFOLLOW_LINKS));
             sync("pull", "out/sub/a \n é", base.resolve("pulled").toString()).exits(0);
             assertEquals("newer", Files.readString(base.resolve("pulled/a \n é")));
-            sync("pull", "out/sub").exits(0); // to the same place in the project, wherever that was set
+            sync("pull", "out/inside", base.resolve("pulled/its content").toString()).exits(0);
+            assertEquals("newer", Files.readString(base.resolve("pulled/its content")));
+            sync("pull", "out/sub/").exits(0); // to the same place in the project, wherever that was set
             assertEquals("newer", Files.readString(project.resolve("out/sub/a \n é")));
             Files.delete(project.resolve("out/sub/a \n é"));
             sync("pull", "out/sub/a \n é").exits(0);
             assertEquals("newer", Files.readString(project.resolve("out/sub/a \n é")));
             sync("pull", "out/none", local.toString()).exits(1).says("there is no file or directory");
+            sync("pull", "out/none/", local.toString()).exits(1).says("there is no file or directory");
+            Result directory = sync("pull", "out/sub", base.resolve("pulled/name").toString()).exits(1).says("/out/sub is no file in the guest; if it is a directory, write 'out/sub/'");
+            assertFalse(Files.exists(base.resolve("pulled/name")), directory.err());
+            sync("pull", "out/inside/", base.resolve("pulled/name").toString()).exits(1).says("/out/inside is no directory in the guest: write it without the slash");
             sync("pull", "out/sub/a \n é", base.resolve("pulled/new") + "/").exits(0);
             assertEquals("newer", Files.readString(base.resolve("pulled/new/a \n é")));
             for (char odd : new char[] {0xfe, 0xff, '?'}) { // neither of the first two is UTF-8
                 Files.writeString(VmSync.path(guest, "odd/" + odd + "é".repeat(100)), String.valueOf((int) odd));
             }
-            sync("pull", "odd", base.resolve("pulled/odd").toString()).exits(0);
+            sync("pull", "odd/", base.resolve("pulled/odd").toString()).exits(0);
             assertEquals(tree(guest.resolve("odd")).keySet(), tree(base.resolve("pulled/odd")).keySet());
-            sync("pull", "odd", base.resolve("pulled/new/a \n é/x").toString()).exits(1).says("cannot write ");
+            sync("pull", "odd/", base.resolve("pulled/new/a \n é/x").toString()).exits(1).says("cannot write ");
             delete(base.resolve("pulled"));
+        }
+
+        /** A program of the guest, in the place of the usual one, until this test's end. */
+        private void replace(String program, String script) throws IOException {
+            Path file = Files.writeString(base.resolve("bin").resolve(program), "#!/bin/sh\n" + script + "\n");
+            Files.setPosixFilePermissions(file, PosixFilePermissions.fromString("rwxr-xr-x"));
+        }
+
+        private void guestSends(byte[] archive, String andThen) throws IOException {
+            Path file = Files.write(extra.resolve("archive"), archive);
+            replace("tar", "[ \"$1\" != --version ] || exit 0\ncat '" + file.toString().replace("'", "'\\''") + "'\n" + andThen);
+        }
+
+        @Test
+        void aGuestThatLiesAboutAPullGetsNowhere() throws IOException {
+            Files.createDirectories(guest.resolve("dir"));
+            Files.writeString(guest.resolve("coverage.out"), "mode: set\n");
+            Path local = Files.createDirectories(extra.resolve("local"));
+            guestSends(tar(directory("."), file("./vm.env"), file("./Makefile")), "");
+            sync("pull", "coverage.out", local.toString()).exits(1).says("vm-sync: stopped, because the guest did not send the file that was asked for, but ./");
+            assertEquals(Set.of("."), tree(local).keySet());
+            guestSends(tar(file("./coverage.out"), file("./Makefile")), "");
+            sync("pull", "coverage.out", local.toString()).exits(1).says("more than the one file that was asked for: kept 1 files, 5 bytes in " + local + "\n");
+            assertEquals(Set.of(".", "coverage.out"), tree(local).keySet());
+            guestSends(new byte[10_240], "");
+            sync("pull", "coverage.out", local.toString()).exits(1).says("the guest did not send " + guest + "/coverage.out: nothing was written");
+            guestSends(bytes("no archive".repeat(100)), "");
+            sync("pull", "dir/", local.toString()).exits(1).says("what the guest sends is no whole archive (");
+            // What does not end: after the archive, on stderr (which is no archive), in a name.
+            guestSends(tar(file("./coverage.out")), "exec cat /dev/zero");
+            sync("pull", "coverage.out", local.toString()).exits(1).says("the guest sends more than the files of its archive: kept 1 files");
+            guestSends(tar(file("./one")), "yes '\033[2J' | head -c 3000000 >&2; printf '\033[2J\302\233\342\200\256\nvm-sync: synced\n' >&2; exit 3");
+            Result failed = sync("pull", "dir/", local.toString()).exits(1).says("the guest's tar failed: ");
+            assertTrue(failed.err().length() < 1000 && failed.err().lines().count() == 1, failed.err());
+            assertHarmless(failed);
+            guestSends(tar(file("./\033[2J" + bytesOf("\u009b\u202e") + "\nvm-sync: synced/vm.env"), file("./good")), "");
+            assertHarmless(sync("pull", "dir/", local.toString()).exits(1).says("left out: $'./\\033[2J\\302\\233\\342\\200\\256\\012vm-sync: synced/vm.env': it would hold"));
+            // A file name too long for this machine is in the message.
+            guestSends(tar(file("./" + ("\033" + bytesOf("\u202e") + "\n").repeat(60))), "");
+            assertHarmless(sync("pull", "dir/", local.toString()).exits(1).says("cannot write in "));
+        }
+
+        private void assertHarmless(Result result) {
+            assertFalse(Pattern.compile("[\\p{Cc}\\p{Cf}&&[^\n]]|(?m)^vm-sync: synced").matcher(result.err()).find(), () -> VmSync.quoted(bytesOf(result.err())));
+        }
+
+        @Test
+        void aPulledFileHasNoMoreRightsThanTheUmaskLeaves() throws Exception {
+            Files.createDirectories(guest);
+            Files.setPosixFilePermissions(Files.writeString(guest.resolve("tool"), ""), PosixFilePermissions.fromString("rwxrwxrwx"));
+            Files.setPosixFilePermissions(Files.writeString(guest.resolve("readable"), "r"), PosixFilePermissions.fromString("r--r--rw-"));
+            ProcessBuilder builder = new ProcessBuilder("sh", "-c", "umask 027; exec java -cp \"$0\" VmSync pull ./ \"$1\"", System.getProperty("java.class.path"),
+                    extra.resolve("pulled").toString()).redirectErrorStream(true);
+            builder.environment().putAll(settings());
+            Process pull = builder.start();
+            String said = new String(pull.getInputStream().readAllBytes(), UTF_8);
+            assertEquals(0, pull.waitFor(), said);
+            assertEquals("rwxr-x---", PosixFilePermissions.toString(Files.getPosixFilePermissions(extra.resolve("pulled/tool"))));
+            assertEquals("r--r-----", PosixFilePermissions.toString(Files.getPosixFilePermissions(extra.resolve("pulled/readable"))));
+            assertEquals("r", Files.readString(extra.resolve("pulled/readable")));
+        }
+
+        @ByEitherEngine
+        void anAnswerWithoutEndEnds(String engine) throws IOException {
+            write("file", "");
+            int usual = VmSync.maxAnswer;
+            VmSync.maxAnswer = 1_000_000;
+            replace("mkdir", "exec yes"); // the first thing that is done for a new directory
+            try {
+                sync("--engine", engine).exits(1).says("the answer of the guest is too long: more than 1000000 bytes or 1000000 files");
+            } finally {
+                VmSync.maxAnswer = usual;
+            }
+        }
+
+        @ByEitherEngine
+        void whatTheGuestSaysIsHarmless(String engine) throws IOException {
+            write("file", "");
+            replace("mkdir", "printf '\033[2J\302\233\342\200\256\\nvm-sync: synced\\n' >&2; exit 1");
+            assertHarmless(sync("--engine", engine).exits(1).says(guest.toString()));
+            replace("mkdir", "printf '\033]0;x\\nvm-sync: synced\\n'; exit 0");
+            assertHarmless(sync("--engine", engine));
+        }
+
+        /** Before the keys are exchanged, a server may send any text. */
+        @ByEitherEngine
+        void whatAServerSaysInPlaceOfAGuestIsHarmless(String engine) throws Exception {
+            write("file", "");
+            byte[] text = utf8("\033[2J\u009b\u202e\nvm-sync: synced");
+            java.nio.ByteBuffer packet = java.nio.ByteBuffer.allocate(1000);
+            packet.put(utf8("SSH-2.0-x\r\n"));
+            int padding = 16 - (4 + 1 + 1 + 4 + 4 + text.length + 4) % 8;
+            packet.putInt(1 + 1 + 4 + 4 + text.length + 4 + padding).put((byte) padding).put((byte) 1).putInt(11);
+            packet.putInt(text.length).put(text).putInt(0).put(new byte[padding]);
+            Path config = base.resolve("vm/dfly-vm.ssh/config");
+            String right = Files.readString(config);
+            for (byte[] greeting : List.of(utf8("\033[2J\u009b\u202e\r\nSSH-1.0-\033[2J\u009b\u202e\r\n"), Arrays.copyOf(packet.array(), packet.position()))) {
+                try (java.net.ServerSocket server = new java.net.ServerSocket(0, 1, java.net.InetAddress.getLoopbackAddress())) {
+                    Thread thread = new Thread(() -> {
+                        try (java.net.Socket client = server.accept()) {
+                            client.getOutputStream().write(greeting);
+                            client.getInputStream().transferTo(java.io.OutputStream.nullOutputStream());
+                        } catch (IOException gone) {
+                            // the client has enough
+                        }
+                    });
+                    thread.start();
+                    Files.writeString(config, right.replaceFirst("Port \\d+", "Port " + server.getLocalPort()));
+                    assertHarmless(sync("--engine", engine).exits(69).says("is running but cannot be reached: "));
+                    thread.join();
+                } finally {
+                    Files.writeString(config, right);
+                }
+            }
         }
 
         /** The connection breaks in the middle: because of what, QEMU or its lock says. */
@@ -1354,6 +1710,10 @@ final class VmSyncTest {
 
     private static String bytesOf(String text) {
         return new String(text.getBytes(UTF_8), ISO_8859_1);
+    }
+
+    private static byte[] utf8(String text) {
+        return text.getBytes(UTF_8);
     }
 
     private static byte[] bytes(String text) {
