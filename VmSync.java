@@ -85,6 +85,7 @@ import java.util.function.BooleanSupplier;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
+import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import net.schmizz.keepalive.KeepAliveProvider;
 import net.schmizz.keepalive.KeepAliveRunner;
@@ -223,6 +224,8 @@ final class VmSync implements Callable<Integer> {
     private Rules rules;
     /** Files that are left out without an --exclude: named in the first summary. */
     private final Set<String> leftOut = new TreeSet<>();
+    /** Files of git that hold credentials, by name, and what the guest gets instead. */
+    private final Map<String, String> gitConfigs = new TreeMap<>();
     private boolean reported;
     private boolean rsyncHere;
     private long started;
@@ -439,6 +442,9 @@ final class VmSync implements Callable<Integer> {
             }
         }
         leftOut.clear();
+        gitConfigs.clear();
+        findCredentials(Rules.of(lines));
+        gitConfigs.keySet().forEach(file -> lines.add(0, "/" + Rules.literal(file)));
         Path inside = Files.exists(vmDir) ? vmDir.toRealPath() : vmDir;
         if (inside.startsWith(project) && !inside.equals(project)) {
             leftOut.add(nameOf(project, inside) + "/");
@@ -459,6 +465,61 @@ final class VmSync implements Callable<Integer> {
         Rules all = Rules.of(lines);
         leftOut.removeIf(name -> !all.hides(name.replaceAll("/$", ""), name.endsWith("/"))); // the user may want it
         return all;
+    }
+
+    private static final Pattern CREDENTIALS = Pattern.compile(
+            "(?im)^[ \t]*(\\[.*\\])?[ \t]*[\\w-]{0,40}(extraheader|pass|secret|token)[\\w-]{0,40}[ \t]*=" // such keys
+            + "|^[ \t]*(\\[.*\\])?[ \t]*helper[ \t]*=[ \t]*\"?!" // a script that prints them
+            + "|://[^/:@\\s]*:[^/@\\s]*@" // user:password
+            + "|https?://[^/@\\s]+@"); // a token
+    /** What git needs to read a repository; the rest is about other machines. */
+    private static final Pattern HARMLESS_SECTION = Pattern.compile(
+            "(?i)\\[[ \t]*(core|extensions|filter|branch|submodule|index)\\b[^@:]*\\]");
+    private static final Pattern INCLUDED = Pattern.compile("(?im)^[ \t]*path[ \t]*=[ \t]*\"?([^\"\n]+)");
+    private static final Pattern HARMLESS_LINE = Pattern.compile("[\\w-]+([ \t]*=[^:@\\\\;#!=]*)?");
+
+    /** Finds git's files with credentials, as checkouts by CI leave them: in .git, in submodules, in bare ones. */
+    private void findCredentials(Rules rules) {
+        Answer found = pipe(List.of("find", project.toString(), "(", "-name", "config", "-o", "-name",
+                "config.worktree", "-o", "-name", "credentials", "-o", "-name", ".git-credentials", ")", "-type", "f",
+                "-print0"), "");
+        List<Path> files = new ArrayList<>();
+        for (String name : new String(found.out(), ISO_8859_1).split("\0")) {
+            if (name.contains("/.git/") || !name.isEmpty() && Files.exists(path(ROOT, name).resolveSibling("HEAD"))) {
+                files.add(path(ROOT, name));
+            }
+        }
+        for (int i = 0; i < files.size(); i++) {
+            Path file = files.get(i);
+            String name = nameOf(project, file);
+            try {
+                String text = Files.size(file) > 1 << 20 ? "" : Files.readString(file, ISO_8859_1);
+                if (CREDENTIALS.matcher(text).find() && !rules.hidesPath(name)) {
+                    gitConfigs.put(name, withoutCredentials(text));
+                }
+                INCLUDED.matcher(text).results()
+                        .map(match -> file.resolveSibling(path(Path.of(""), match.group(1).strip())).normalize())
+                        .filter(include -> include.startsWith(project) && !files.contains(include)
+                                && Files.isRegularFile(include, LinkOption.NOFOLLOW_LINKS)).forEach(files::add);
+            } catch (IOException | IllegalArgumentException unreadable) { // the latter: no path
+                // which the sync tells
+            }
+        }
+    }
+
+    /** Lines of a few harmless sections, without URLs and comments. Without its extensions git refuses a repository. */
+    static String withoutCredentials(String config) {
+        StringBuilder kept = new StringBuilder();
+        boolean harmless = false;
+        String headersAlone = config.replaceAll("(?m)^([ \t]*\\[[^]\n]*\\])", "$1\n");
+        for (String line : headersAlone.lines().map(String::strip).toList()) {
+            boolean header = line.startsWith("[");
+            harmless = header ? HARMLESS_SECTION.matcher(line).matches() : harmless;
+            if (harmless && (header || HARMLESS_LINE.matcher(line).matches())) {
+                kept.append(line).append('\n');
+            }
+        }
+        return kept.toString();
     }
 
     /**
@@ -570,6 +631,12 @@ final class VmSync implements Callable<Integer> {
                     .orElse(false);
         }
 
+        /** Whether a rule excludes an entry or a directory above it. */
+        boolean hidesPath(String name) {
+            return hides(name, false) || IntStream.range(0, name.length()).filter(i -> name.charAt(i) == '/')
+                    .anyMatch(i -> hides(name.substring(0, i), true));
+        }
+
         /** A pattern for this name alone: a backslash escapes only where there is a wildcard. */
         static String literal(String name) {
             return name.matches("(?s).*[*?\\[].*") ? name.replaceAll("([\\\\*?\\[])", "\\\\$1") : name;
@@ -632,6 +699,11 @@ final class VmSync implements Callable<Integer> {
             tell("vm-sync: warning: git in the guest cannot read this checkout, because it needs " + quoted(cut(git))
                     + ", which is outside the project: if a build there fails with 'error obtaining VCS status', use "
                     + "vm-test --env GOFLAGS=-buildvcs=false, or sync a plain clone");
+        }
+        if (!reported && !gitConfigs.isEmpty()) {
+            tell("vm-sync: credentials stay here: the guest gets " + firstTen(gitConfigs.keySet()) + " with no more "
+                    + "than git needs to read the repository, also in place of what an earlier sync sent; to send "
+                    + "all of it, take the credentials out (git config --unset-all)");
         }
         PrintWriter out = spec.commandLine().getOut();
         String line = time + (dryRun ? "would sync " : "synced ") + name + ":" + remoteDir + ": "
@@ -799,8 +871,14 @@ final class VmSync implements Callable<Integer> {
                       for f do shift; [ ! -f "$f" ] || [ -L "$f" ] || set -- "$@" "$f"; done
                       [ $# = 0 ] || touch -c -t 197101010000 "$@"
                     }
+                    put() { # on a full disk no file rather than an old one, which may hold credentials
+                      [ ! -L "$1" ] && [ "$(cat "$1" 2>/dev/null)" = "$2" ] || { mkdir -p "${1%%/*}" &&
+                        printf '%%s\n' "$2" >"$1.vm-sync" && mv -f "$1.vm-sync" "$1"; } || rm -f "$1"
+                    }
                     """.formatted(PART)).append(originScript(false));
             step(script, "old", "./", List.copyOf(resend), "");
+            gitConfigs.forEach((file, content) -> script.append("put ").append(word("./" + file)).append(' ')
+                    .append(word(content.strip())).append('\n'));
         }
         return script.toString();
     }

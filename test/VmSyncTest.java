@@ -418,6 +418,34 @@ final class VmSyncTest {
     }
 
     @Test
+    void onlyWhatGitNeedsIsLeftOfAConfiguration() {
+        assertEquals("[core]\nrepositoryformatversion = 1\nworktree = ../my sub\nbare\n[extensions]\nobjectFormat=sha256\n[branch \"a\"]\nmerge = refs/heads/a\n"
+                + "[filter \"lfs\"]\nclean = git-lfs clean -- %f\n", VmSync.withoutCredentials("""
+                [core]
+                \trepositoryformatversion = 1
+                \tworktree = ../my sub
+                \tbare
+                \tsshCommand = sh -c 'x=secret y'
+                \tgitProxy = socks5://user:secret@proxy
+                [Http "https://example.org"] extraheader = secret
+                \tfoo = secret
+                [extensions] objectFormat=sha256
+                [url "https://secret@example.org"]
+                [remote "core"]
+                \turl = https://secret@example.org
+                [branch "https://secret@x"]
+                [branch "a"]
+                \tremote = https://secret@example.org
+                \tmerge = refs/heads/a
+                [credential] helper = "!echo password=secret"
+                [corelike]
+                \ttoken = secret
+                [filter "lfs"]
+                \tclean = git-lfs clean -- %f
+                """));
+    }
+
+    @Test
     void whatRsyncPassesOnIsHarmless() {
         List<String> said = new ArrayList<>();
         assertEquals(0, VmSync.parse(bytes("\033[2J" + bytesOf("\u009b\u202e") + "!\n<f+++++++++|" + "9".repeat(30) + "|a\n" + "x\n".repeat(5000)), said).size());
@@ -1633,6 +1661,60 @@ final class VmSyncTest {
                     Files.writeString(config, right);
                 }
             }
+        }
+
+        private String inGuest(Path directory, String... command) throws Exception {
+            Process process = new ProcessBuilder(command).directory(directory.toFile()).redirectErrorStream(true).start();
+            String said = new String(process.getInputStream().readAllBytes(), UTF_8);
+            assertEquals(0, process.waitFor(), said);
+            return said;
+        }
+
+        private static final String SECRET = "c2VjcmV0";
+
+        /** CI checkouts leave a token in .git/config. Builds ask git for their version, in the guest too. */
+        @ParameterizedTest
+        @CsvSource({"rsync,sha1", "tar,sha1", "rsync,sha256", "tar,sha256"})
+        void credentialsOfGitStayHere(String engine, String format) throws Exception {
+            write("file", "");
+            write("sub/testdata/config", "[remote \"origin\"]\n\turl = https://user:" + SECRET + "@example.org/x\n"); // no file of git's
+            git(project, "init", "-q", "--object-format=" + format);
+            git(project, "add", ".");
+            git(project, "commit", "-qm", "one");
+            git(project, "init", "-q", "--bare", "mirror.git");
+            git(project, "init", "-q", "nested");
+            sync("--engine", engine).exits(0);
+            git(project, "config", "http.https://github.com/.extraheader", "AUTHORIZATION: basic " + SECRET);
+            git(project, "config", "remote.origin.url", "https://example.org/x");
+            git(project.resolve("mirror.git"), "config", "remote.origin.url", "https://" + SECRET + "@example.org/x");
+            git(project.resolve("nested"), "config", "include.path", "more");
+            write("nested/.git/more", "[url \"https://user:" + SECRET + "@example.org\"]\n\tinsteadOf = x\n");
+            Files.copy(project.resolve(".git/config"), Files.createDirectories(guest.resolve(".git")).resolve("config"),
+                    java.nio.file.StandardCopyOption.REPLACE_EXISTING); // as an earlier version sent it
+            Map<String, String> before = tree(guest);
+            String told = "vm-sync: credentials stay here: the guest gets .git/config, mirror.git/config, nested/.git/more with no more than git needs to read the repository, "
+                    + "also in place of what an earlier sync sent; to send all of it, take the credentials out (git config --unset-all)\n";
+            sync("--engine", engine, "--dry-run").exits(0).says(told);
+            assertEquals(before, tree(guest));
+            assertEquals(told, sync("--engine", engine).exits(0).err());
+            for (String name : tree(guest).keySet()) {
+                Path file = VmSync.path(guest, name);
+                if (Files.isRegularFile(file) && !name.equals("sub/testdata/config")) {
+                    assertFalse(Files.readString(file, ISO_8859_1).contains(SECRET), name);
+                }
+            }
+            assertTrue(sync("--engine", engine).exits(0).out().contains(": 0 sent, 0 deleted"));
+            assertEquals("", inGuest(guest, "git", "status", "--porcelain", "--", "file", "sub"));
+            assertEquals(inGuest(project, "git", "log", "--format=%H %ct"), inGuest(guest, "git", "log", "--format=%H %ct"));
+            assertEquals("false\n", inGuest(guest.resolve("nested"), "git", "rev-parse", "--is-bare-repository"));
+            assertEquals("true\n", inGuest(guest.resolve("mirror.git"), "git", "rev-parse", "--is-bare-repository"));
+            // With the credentials taken out it comes whole. What is excluded is left alone.
+            git(project, "config", "--unset-all", "http.https://github.com/.extraheader");
+            sync("--engine", engine, "--exclude", "/nested/", "--exclude", "/mirror.git").exits(0);
+            assertEquals(Files.readString(project.resolve(".git/config")), Files.readString(guest.resolve(".git/config")));
+            delete(guest);
+            assertEquals("", sync("--engine", engine, "--exclude", "/nested/", "--exclude", "/mirror.git").exits(0).err());
+            assertFalse(Files.exists(guest.resolve("nested")));
         }
 
         /** The connection breaks in the middle: because of what, QEMU or its lock says. */
