@@ -257,6 +257,7 @@ final class VmSync implements Callable<Integer> {
         }
         remoteDir = remoteDir();
         project = project.toRealPath();
+        refuseHome();
         if (losesLetters(project.toString())) { // what was typed may be a link to it
             throw new VmException(2, "letters of the project's name " + quoted(bytesOf(project)) + " would be lost, "
                     + "because the locale's encoding is " + ENCODING + ": set LC_ALL=C.UTF-8, or rename it");
@@ -383,6 +384,16 @@ final class VmSync implements Callable<Integer> {
             throw new VmException(2, originOf(spec, "--project") + ": " + project + " is not a directory");
         }
         return project;
+    }
+
+    /** A home directory holds the keys of its owner: only by name it gets into the guest. */
+    private void refuseHome() throws IOException {
+        Path home = realPath(ROOT.resolve(System.getenv().getOrDefault("HOME", "")));
+        if (home.startsWith(project) && !spec.commandLine().getParseResult().hasMatchedOption("--project")) {
+            throw new VmException(2, "the project would be " + project + ", which is " + (project.equals(ROOT)
+                    ? "everything" : "your home directory or above it") + ": set VM_PROJECT to a project, or name "
+                    + "this one with --project");
+        }
     }
 
     private void tell(String line) {

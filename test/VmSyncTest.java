@@ -254,6 +254,21 @@ final class VmSyncTest {
     }
 
     @Test
+    void aHomeDirectoryIsNotSentByMistake() throws IOException {
+        Path home = Path.of(System.getenv("HOME"));
+        Path link = Files.createSymbolicLink(temp.resolve("link"), home);
+        Map<String, String> settings = new HashMap<>(Map.of("VM_DIR", temp.resolve("vm").toString()));
+        for (Path refused : List.of(home, Path.of("/"), link)) {
+            settings.put("VM_PROJECT", refused.toString());
+            settings.put("VM_REMOTE_DIR", "/root/home");
+            call(settings, Map.of()).exits(2).says("vm-sync: the project would be " + refused.toRealPath() + ", which is ").says(": set VM_PROJECT to a project");
+            call(Map.of("VM_DIR", temp.resolve("vm").toString(), "VM_REMOTE_DIR", "/root/home"), Map.of("VM_PROJECT", refused.toString()), "--dry-run").exits(2);
+        }
+        settings.put("VM_PROJECT", temp.toString()); // where the tests run below the home directory, this one is fine
+        call(settings, Map.of()).exits(69).says("there is no VM");
+    }
+
+    @Test
     void theCheckoutOfTheseScriptsIsWarnedAbout() throws IOException {
         Files.createFile(temp.resolve("VmSync.java"));
         Files.createFile(temp.resolve("jbang-catalog.json"));
