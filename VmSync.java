@@ -1680,7 +1680,7 @@ final class VmSync implements Callable<Integer> {
         /** Of files and directories. A test shortens it. */
         static int maxEntries = 100_000;
         /** What programs of this machine read where they are started; git~1 is .git on a file system of DOS. */
-        private static final Set<String> SETTINGS = Set.of(".git", "git~1", "vm.env", "jbang-catalog.json",
+        static final Set<String> SETTINGS = Set.of(".git", "git~1", "vm.env", "jbang-catalog.json",
                 "jbang.properties");
         private static final List<String> REPOSITORY = List.of("HEAD", "objects", "refs", "commondir");
         private static final Pattern UNSEEN = Pattern.compile("\\p{Cf}|[. ]+$");
@@ -2394,7 +2394,7 @@ final class VmSync implements Callable<Integer> {
     /** What the vm.env of a project may set: nothing that runs a program here or names a file outside the project. */
     private static final Set<String> PROJECT_SETTINGS = Set.of("DFLY_VERSION", "VM_NAME", "VM_MEMORY", "VM_CPUS",
             "VM_DISK_SIZE", "VM_DPORTS_CLONE", "VM_NET", "VM_PROJECT", "VM_REMOTE_DIR", "VM_TIME_LIMIT");
-    private static final Set<String> SETTINGS = Stream.concat(PROJECT_SETTINGS.stream(), Stream.of("VM_ACCEL", "VM_CPU",
+    static final Set<String> SETTINGS = Stream.concat(PROJECT_SETTINGS.stream(), Stream.of("VM_ACCEL", "VM_CPU",
             "VM_CTL_CMD", "VM_DIR", "VM_DISK_CACHE", "VM_IMAGE", "VM_MIRROR", "VM_PHASES", "VM_QEMU_ARGS",
             "VM_SETUP_CMD", "VM_SSH_PORT", "VM_SYNC_CMD")).collect(Collectors.toSet());
 

@@ -174,7 +174,7 @@ final class Bench {
                 () -> done(command(jbang, empty.toString()), 0));
     }
 
-    /** A download and its unpacking, which overlap, against the slower of the two alone. */
+    /** A download and its unpacking, one after the other, against the slower of the two alone. */
     private void fetch() throws Exception {
         Path images = Files.createDirectories(WORK.resolve("mirror/iso-images"));
         Path iso = images.resolve("dfly-x86_64-6.4.2_REL.iso");
