@@ -48,6 +48,7 @@ import java.nio.charset.Charset;
 import java.nio.file.AccessDeniedException;
 import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.Files;
+import java.nio.file.InvalidPathException;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.OpenOption;
 import java.nio.file.Path;
@@ -1309,7 +1310,8 @@ final class VmSetup implements Callable<Integer> {
 
         @Override
         public String defaultValue(ArgSpec argument) {
-            return get(argument.descriptionKey());
+            String value = get(argument.descriptionKey());
+            return value == null ? null : value.replace("$", "$$"); // or picocli would replace ${env:NAME}
         }
     }
     // end shared:settings
@@ -1342,6 +1344,9 @@ final class VmSetup implements Callable<Integer> {
         for (String name : settings.file.keySet()) {
             what = losesLetters(settings.file.get(name)) ? settings.origin(name) : what;
         }
+        if (SETTINGS.stream().anyMatch(name -> "_NULL_".equals(settings.get(name)))) {
+            return "_NULL_ is no value of a setting"; // picocli's own word for none
+        }
         return settings.problem != null ? settings.problem : what == null ? null : "letters of " + what + (utf8
                 ? " are not in UTF-8 and would be lost: write it in UTF-8 (rename a file or directory)"
                 : " may have become question marks, because the locale's encoding is " + ENCODING
@@ -1354,16 +1359,18 @@ final class VmSetup implements Callable<Integer> {
     static Settings readSettings(Map<String, String> environment, Path directory) {
         Settings settings = new Settings(environment, new HashMap<>());
         String home = environment.getOrDefault("HOME", "");
-        Path own = Path.of(home, ".go-synth", "vm.env");
         Path here = directory.resolve("vm.env");
         try {
-            if (home.startsWith("/") && Files.exists(own)) {
+            Path own = home.startsWith("/") ? Path.of(home, ".go-synth", "vm.env") : null;
+            if (own != null && Files.exists(own)) {
                 readFile(settings, own, null);
             }
-            if (Files.exists(here) && !(Files.exists(own) && Files.isSameFile(own, here))) {
+            if (Files.exists(here) && !(own != null && Files.exists(own) && Files.isSameFile(own, here))) {
                 settings.file.remove("VM_PROJECT"); // a directory with a vm.env is the project, unless that names another
                 readFile(settings, here, directory.toRealPath());
             }
+        } catch (InvalidPathException lostLetters) {
+            return settings; // which generalProblem tells
         } catch (IOException unreadable) {
             settings.problem = here + " cannot be read (" + reason(unreadable) + "): repair it, or move it away";
         }
@@ -1384,18 +1391,17 @@ final class VmSetup implements Callable<Integer> {
             if (!Files.isRegularFile(file) || Files.size(file) > 1 << 20) { // a pipe would never end
                 throw new IOException("it is not a file of at most 1 MB");
             } else if (project == null && !isOwn(file)) {
-                throw new IOException("other users own it or can write to it: chmod go-w " + name);
+                throw new IOException("another user owns it or can write to it: chown and chmod go-w make it yours");
             }
             String text = new String(Files.readAllBytes(file), UTF_8);
             for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
                 number++;
                 String key = readLine(line.strip(), values);
-                if (key != null && key.matches("(VM|DFLY)_.*") && !isSetting(key)) {
+                if (key != null && key.matches("(VM|DFLY)_.*") && !isSetting(key) && settings.warnings.size() < 10) {
                     settings.warnings.add(name + ", line " + number + ": there is no setting " + key
                             + didYouMean(key, SETTINGS));
-                } else if (key != null && project != null && !mayProjectSet(key, values.get(key), project)) {
-                    throw new VmException(2, key + " is read only from your own settings, because a project could "
-                            + "harm this machine by it; put this line into ~/.go-synth/vm.env: " + line.strip());
+                } else if (key != null && isSetting(key)) {
+                    checkSetting(key, values.get(key), project);
                 }
             }
         } catch (VmException wrongLine) {
@@ -1404,11 +1410,38 @@ final class VmSetup implements Callable<Integer> {
             settings.problem = name + " cannot be read (" + reason(unreadable) + "): repair it, or move it away";
         }
         values.keySet().removeIf(key -> values.get(key).isEmpty() || !isSetting(key)
-                || project != null && key.equals("VM_NET") && !values.get(key).equals("offline"));
+                || project != null && key.equals("VM_NET") && values.get(key).equals("user"));
         values.keySet().forEach(key -> settings.fileNames.put(key, name));
         settings.file.putAll(values);
     }
     // end shared:vmenvfile
+
+    // shared:checksetting
+    /** Refuses what the vm.env of a project in this directory, or that of the user (null), must not say. */
+    private static void checkSetting(String name, String value, Path directory) throws IOException {
+        if (value.isEmpty()) {
+            return;
+        } else if (directory == null) {
+            // in a working directory with somebody else's files it would be one of those
+            if (Set.of("VM_DIR", "VM_IMAGE", "VM_PHASES", "VM_PROJECT").contains(name) && !value.matches("[/~].*")) {
+                throw new VmException(2, name + " is not a full path: " + value);
+            }
+        } else if (!PROJECT_SETTINGS.contains(name) && SETTINGS.contains(name)) {
+            throw new VmException(2, name + " is read only from your own settings, because a project could harm this "
+                    + "machine by it. If you wrote this line, move it to ~/.go-synth/vm.env; else delete it");
+        } else if (name.equals("VM_PROJECT")) {
+            Path project = value.startsWith("~") ? userPath(value) : directory.resolve(value).normalize();
+            Path there = project;
+            while (!Files.exists(there)) {
+                there = there.getParent();
+            }
+            if (!there.toRealPath().resolve(there.relativize(project)).startsWith(directory)) {
+                throw new VmException(2, "VM_PROJECT lies outside of the directory of this file: " + value + "; name it "
+                        + "with --project, or move this file away and put VM_PROJECT into ~/.go-synth/vm.env");
+            }
+        }
+    }
+    // end shared:checksetting
 
     // shared:vmenvline
     /** Puts the setting in a line of vm.env into {@code values}: KEY=value, perhaps with export before it. */
@@ -1418,6 +1451,8 @@ final class VmSetup implements Callable<Integer> {
         String key = equals < 0 ? "" : assignment.substring(0, equals).strip();
         if (line.isEmpty() || line.startsWith("#")) {
             return null;
+        } else if (line.length() > 4096) {
+            throw new VmException(2, "this line is longer than 4096 characters");
         } else if (!key.matches("[A-Za-z_]\\w*")) {
             throw new VmException(2, "this is not KEY=value");
         }
@@ -1470,15 +1505,6 @@ final class VmSetup implements Callable<Integer> {
 
     private static boolean isSetting(String name) {
         return SETTINGS.contains(name) || name.startsWith("VM_TEST_");
-    }
-
-    /** Whether the vm.env in this directory may set this. Its project lies there or below, also by its real path. */
-    private static boolean mayProjectSet(String name, String value, Path directory) throws IOException {
-        if (!name.equals("VM_PROJECT") || value.isEmpty()) {
-            return PROJECT_SETTINGS.contains(name) || !SETTINGS.contains(name);
-        }
-        Path project = value.startsWith("~") ? userPath(value) : directory.resolve(value).normalize();
-        return (Files.exists(project) ? project.toRealPath() : project).startsWith(directory);
     }
     // end shared:names
 

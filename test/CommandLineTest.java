@@ -264,7 +264,7 @@ final class CommandLineTest {
         settings.put("PATH", bin.toString());
         settings.put("VM_SYNC_CMD", "jbang vm-sync");
         run("vm-test --sync unit").isOneLine(69, "vm-test: no suite was run: 'jbang vm-sync' cannot be run here; set VM_SYNC_CMD to the command that runs it, as "
-                + "VM_SYNC_CMD='jbang vm-sync@NAME' for a catalog that you added, or VM_SYNC_CMD='jbang tools/VmSync.java' for a copied file\n");
+                + "VM_SYNC_CMD='jbang vm-sync@NAME' for a catalog that you added, or VM_SYNC_CMD='jbang /path/to/VmSync.java' for a copied file\n");
         settings.put("VM_REMOTE_DIR", "/nonexistent/project");
         run("vm-test unit").is(69, "vm-test: the project is not in the guest: there is no /nonexistent/project; vm-test --sync (or vm-sync) brings it\n");
         run("vm-test run true").isOneLine(69, "the project is not in the guest: there is no /nonexistent/project");
@@ -612,13 +612,20 @@ final class CommandLineTest {
         Files.createSymbolicLink(temp.resolve("checkout/link"), outside);
         for (String line : List.of("VM_CTL_CMD=touch evil", "VM_SYNC_CMD=x", "VM_SETUP_CMD=x", "VM_DIR=vm", "VM_QEMU_ARGS=-incoming \"exec:touch evil\"",
                 "VM_IMAGE=/etc/shadow", "VM_MIRROR=http://evil.example/", "VM_PHASES=phases", "VM_ACCEL=tcg", "VM_CPU=host", "VM_DISK_CACHE=unsafe",
-                "export VM_SSH_PORT=22", "VM_DIR=", "VM_PROJECT=..", "VM_PROJECT=/", "VM_PROJECT=~/.ssh", "VM_PROJECT=link", "VM_PROJECT=sub/../../outside",
-                "VM_PROJECT=" + outside)) {
+                "export VM_SSH_PORT=22")) {
             String setting = line.replaceAll("^export |=.*", "");
-            assertEquals("vm.env, line 2: " + setting + " is read only from your own settings, because a project could harm this machine by it; "
-                    + "put this line into ~/.go-synth/vm.env: " + line, settings("", "# theirs\n" + line).problem);
-            assertEquals(null, settings(line, null).problem);
+            assertEquals("vm.env, line 2: " + setting + " is read only from your own settings, because a project could harm this machine by it. "
+                    + "If you wrote this line, move it to ~/.go-synth/vm.env; else delete it", settings("", "# theirs\n" + line).problem);
         }
+        for (String project : List.of("..", "/", "~/.ssh", "link", "link/new", "sub/../../outside", outside.toString())) {
+            assertEquals("vm.env, line 2: VM_PROJECT lies outside of the directory of this file: " + project + "; name it with --project, or move this "
+                    + "file away and put VM_PROJECT into ~/.go-synth/vm.env", settings("", "# theirs\nVM_PROJECT=" + project).problem);
+        }
+        for (String line : List.of("VM_DIR=vm", "VM_IMAGE=x.iso", "VM_PHASES=./phases", "VM_PROJECT=..")) { // in somebody else's directory it would be his
+            assertEquals("~/.go-synth/vm.env, line 1: " + line.replaceFirst("=.*", "") + " is not a full path: " + line.replaceFirst(".*=", ""),
+                    settings(line, null).problem);
+        }
+        assertEquals(null, settings("VM_DIR=~/vm\nVM_CTL_CMD=x", "VM_DIR=").problem);
         for (String line : List.of("VM_PROJECT=.", "VM_PROJECT=sub", "VM_PROJECT=./sub/below", "VM_PROJECT=" + temp.toRealPath().resolve("checkout/sub"),
                 "VM_TEST_X=rm -rf / # in the guest", "VM_REMOTE_DIR=/root/x", "VM_TIME_LIMIT=5m", "DFLY_VERSION=6.4.1", "VM_CPUS=2", "VM_DISK_SIZE=9G",
                 "VM_DPORTS_CLONE=yes")) {
@@ -629,6 +636,26 @@ final class CommandLineTest {
         Files.writeString(temp.resolve("vm.env"), "VM_QEMU_ARGS=-incoming exec:evil\n");
         forEach(List.of("vm-setup check", "vm-auto-install", "vm-ctl start", "vm-sync", "vm-test unit"), command ->
                 run(command).isOneLine(2, command.split(" ")[0] + ": vm.env, line 1: VM_QEMU_ARGS is read only from your own settings"));
+    }
+
+    /** picocli replaces ${env:NAME} and others in a default value, and takes _NULL_ for none. */
+    @Test
+    void nothingInAValueIsReplaced() throws IOException {
+        for (String value : List.of("${env:HOME}", "${sys:user.home}", "$${env:HOME}", "${", "${}", "$", "a$$b", "${bundle:x}", "$HOME", "${DEFAULT-VALUE}")) {
+            settings.put("VM_NAME", value);
+            run("vm-ctl status").is(2, "vm-ctl: VM_NAME in the environment: '" + value + "' is not a name");
+        }
+        settings.put("VM_NAME", "");
+        Files.writeString(temp.resolve("vm.env"), "VM_PROJECT=${sys:user.home}\n");
+        run("vm-sync").isOneLine(2, "vm-sync: VM_PROJECT in vm.env: " + temp + "/${sys:user.home} is not a directory");
+        Files.writeString(temp.resolve("vm.env"), "VM_PROJECT=_NULL_\n");
+        forEach(ANY, command -> run(command).isOneLine(2, ": _NULL_ is no value of a setting\n"));
+    }
+
+    @Test
+    void aVeryLongLineIsRefusedSoon() throws IOException {
+        assertEquals("vm.env, line 1: this line is longer than 4096 characters", settings("", "VM_NAME=" + "x".repeat(900_000)).problem);
+        assertEquals(10, settings("", "VM_X=1\n".repeat(90_000)).warnings.size());
     }
 
     @Test
@@ -646,7 +673,7 @@ final class CommandLineTest {
     void aFileOfSettingsIsAFileOfItsUser() throws Exception {
         Path own = usersSettings("VM_NAME=mine\n");
         Files.setPosixFilePermissions(own, PosixFilePermissions.fromString("rw-rw-rw-"));
-        run("vm-ctl list").isOneLine(2, "vm-ctl: ~/.go-synth/vm.env cannot be read (other users own it or can write to it: chmod go-w ~/.go-synth/vm.env)");
+        run("vm-ctl list").isOneLine(2, "vm-ctl: ~/.go-synth/vm.env cannot be read (another user owns it or can write to it: chown and chmod go-w make it yours)");
         Files.delete(own);
         assertEquals(0, new ProcessBuilder("mkfifo", own.toString()).start().waitFor());
         run("vm-ctl list").isOneLine(2, "vm-ctl: ~/.go-synth/vm.env cannot be read (it is not a file of at most 1 MB)");
@@ -680,13 +707,13 @@ final class CommandLineTest {
         Files.writeString(temp.resolve("jbang-catalog.json"), "{\"aliases\": {\"vm-ctl\": {\"script-ref\": \"VmCtl.java\"}}}");
         Files.writeString(temp.resolve("VmCtl.java"), "class VmCtl {}");
         List<String> test = List.of("java", "-jar", alone.getParent().resolve("VmTest.jar").toString(), "--fresh", "unit");
-        for (String project : List.of("", temp.toString(), temp.getParent().toString())) {
+        for (String project : List.of("", temp.toString(), temp.getParent().toString(), Files.createDirectories(temp.resolve("src")).toString())) {
             settings.put("VM_PROJECT", project);
-            start(test).isOneLine(69, "vm-test: no suite was run: there is no VmCtl.java here or above that only you can change and that is not part of "
+            start(test).isOneLine(69, "vm-test: no suite was run: there is no VmCtl.java here or above that only you can change, in a directory apart from "
                     + "the project; set VM_CTL_CMD to the command that runs it, as VM_CTL_CMD='jbang vm-ctl@NAME'");
             assertFalse(Files.exists(temp.resolve("ran")));
         }
-        settings.put("VM_PROJECT", Files.createDirectories(temp.resolve("elsewhere")).toString()); // then this is the user's checkout of the scripts
+        settings.put("VM_PROJECT", sshd.base.toString()); // then this is the user's checkout of the scripts
         for (String script : List.of("VmSync.java", "VmCtl.java")) {
             Files.writeString(temp.resolve(script), "class X {}");
         }

@@ -730,7 +730,7 @@ class VmAutoInstallTest {
         assertEquals(new VmAutoInstall.Accelerator("kvm", measured + "'" + failing + "' ended with 9 (last)"), accelerator(failing, kvm));
         for (Path unfit : List.of(tmp.resolve("nowhere"), Files.createFile(tmp.resolve("not-executable")))) { // 127 and 126
             assertEquals(measured + "'" + unfit + "' cannot be run here; set VM_SETUP_CMD to the command that runs it, as"
-                    + " VM_SETUP_CMD='jbang vm-setup@NAME' for a catalog that you added, or VM_SETUP_CMD='jbang tools/VmSetup.java' for a copied file",
+                    + " VM_SETUP_CMD='jbang vm-setup@NAME' for a catalog that you added, or VM_SETUP_CMD='jbang /path/to/VmSetup.java' for a copied file",
                     accelerator(unfit, kvm).reason());
         }
     }
@@ -742,6 +742,11 @@ class VmAutoInstallTest {
         assertEquals(tmp.resolve("phases/phase1-install.sh"), VmAutoInstall.nearestScripts(below).get(0));
         Files.createDirectories(tmp.resolve("checkout/phases")); // which holds none
         assertEquals(tmp.resolve("phases/phase1-install.sh"), VmAutoInstall.nearestScripts(below).get(0));
+        Path key = tmp.resolve("phases/phase3-provision.sh"); // a link would put another file of this host on the phase's CD
+        Files.move(key, tmp.resolve("key"));
+        Files.createSymbolicLink(key, tmp.resolve("key"));
+        assertThrows(VmAutoInstall.VmException.class, () -> VmAutoInstall.nearestScripts(below));
+        Files.move(tmp.resolve("key"), key, java.nio.file.StandardCopyOption.REPLACE_EXISTING);
         for (Path opened : List.of(tmp.resolve("phases"), tmp.resolve("phases/phase2-update.sh"))) {
             Set<PosixFilePermission> mode = Files.getPosixFilePermissions(opened);
             Files.setPosixFilePermissions(opened, PosixFilePermissions.fromString("rwxrwxrwx"));
@@ -764,22 +769,23 @@ class VmAutoInstallTest {
 
             Path source = Files.createFile(tools.resolve("VmSetup.java"));
             List<String> command = List.of("jbang", source.toString());
-            assertEquals(command, VmAutoInstall.sibling(null, "VmSetup", tools, below));
-            assertEquals(command, VmAutoInstall.sibling(null, "VmSetup", below, tools.resolve("project")));
-            for (Path project : List.of(tools, tmp, Files.createSymbolicLink(tmp.resolve("link"), tools))) {
+            Path elsewhere = Files.createDirectories(tmp.resolve("elsewhere"));
+            assertEquals(command, VmAutoInstall.sibling(null, "VmSetup", tools, elsewhere));
+            assertEquals(command, VmAutoInstall.sibling(" ", "VmSetup", below, elsewhere));
+            for (Path project : List.of(tools, below, tmp, Files.createSymbolicLink(tmp.resolve("link"), tools))) {
                 assertEquals(null, VmAutoInstall.sibling(null, "VmSetup", below, project), "a project's file is not run");
             }
             for (Path opened : List.of(source, tools)) {
                 Set<PosixFilePermission> mode = Files.getPosixFilePermissions(opened);
                 Files.setPosixFilePermissions(opened, PosixFilePermissions.fromString("rwxrwxrwx"));
-                assertEquals(null, VmAutoInstall.sibling(null, "VmSetup", below, below), opened + " can be written by others");
+                assertEquals(null, VmAutoInstall.sibling(null, "VmSetup", below, elsewhere), opened + " can be written by others");
                 Files.setPosixFilePermissions(opened, mode);
             }
             Files.createFile(tools.resolve("project/VmSetup.java"));
-            assertEquals(command, VmAutoInstall.sibling(null, "VmSetup", below, tools.resolve("project")), "not the nearest");
+            assertEquals(null, VmAutoInstall.sibling(null, "VmSetup", below, tools.resolve("project")), "a directory above may be the project's, too");
 
             System.setProperty("java.class.path", Files.createFile(tools.resolve("VmAutoInstall.jar")).toString());
-            assertEquals(command, VmAutoInstall.sibling(null, "VmSetup", tools, below), "there is no jar beside it");
+            assertEquals(command, VmAutoInstall.sibling(null, "VmSetup", tools, elsewhere), "there is no jar beside it");
             Path jar = Files.createFile(tools.resolve("VmSetup.jar"));
             List<String> java = List.of(System.getProperty("java.home") + "/bin/java", "-jar", jar.toString());
             assertEquals(java, VmAutoInstall.sibling(null, "VmSetup", below, tools), "make's own");

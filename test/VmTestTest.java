@@ -156,7 +156,7 @@ final class VmTestTest {
         Ran missing = vmTest("--fresh", "unit", "--ctl-cmd", "/nonexistent/ctl", "--sync-cmd", "false");
         assertEquals(69, missing.code());
         assertEquals("vm-test: no suite was run: '/nonexistent/ctl restore' cannot be run here; set VM_CTL_CMD to the command that runs it, as "
-                + "VM_CTL_CMD='jbang vm-ctl@NAME' for a catalog that you added, or VM_CTL_CMD='jbang tools/VmCtl.java' for a copied file\n", missing.err());
+                + "VM_CTL_CMD='jbang vm-ctl@NAME' for a catalog that you added, or VM_CTL_CMD='jbang /path/to/VmCtl.java' for a copied file\n", missing.err());
     }
 
     private static CommandLine commandLine() {
