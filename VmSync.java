@@ -1940,7 +1940,7 @@ final class VmSync implements Callable<Integer> {
             private final InputStream in;
             /** For headers, names and padding of all entries; each entry's size is added. */
             private long left = 256 << 20;
-            /** Of these, what may come before the next entry: the library keeps long names in memory. */
+            /** Of these, what may come before the next entry: the library keeps names, and nests its calls. */
             private long leftNow;
 
             Limited(InputStream in) {
@@ -1950,7 +1950,7 @@ final class VmSync implements Callable<Integer> {
 
             void allow(long size) {
                 left += size;
-                leftNow = size + (1 << 20);
+                leftNow = size + (1 << 17);
             }
 
             @Override
