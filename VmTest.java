@@ -13,12 +13,15 @@ import com.grack.nanojson.JsonObject;
 import com.grack.nanojson.JsonParser;
 import com.grack.nanojson.JsonParserException;
 import com.grack.nanojson.JsonWriter;
+import com.grack.nanojson.JsonWriterException;
 import java.io.BufferedReader;
 import java.io.FileDescriptor;
 import java.io.FileOutputStream;
+import java.io.FilterOutputStream;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
+import java.io.OutputStreamWriter;
 import java.io.PrintStream;
 import java.io.PrintWriter;
 import java.io.Writer;
@@ -209,6 +212,7 @@ final class VmTest implements Callable<Integer> {
     Path vmDir;
     Path project;
     private final Screen screen = new Screen();
+    private final Kept kept = new Kept();
     private final CompletableFuture<Void> finished = new CompletableFuture<>();
     private volatile boolean interrupted;
     private volatile Process sibling;
@@ -307,9 +311,8 @@ final class VmTest implements Callable<Integer> {
     /** Runs the build and the suites, and tells and writes what became of them. */
     private int runJobs(List<Job> jobs, LastRun last) throws Exception {
         List<Report> reports = new ArrayList<>();
-        List<Path> cutOff = new ArrayList<>();
-        try (PrintWriter events = new PrintWriter(json == null ? Writer.nullWriter()
-                : Files.newBufferedWriter(json))) {
+        List<String> cutOff = new ArrayList<>();
+        try (ReportFile events = new ReportFile(json, ReportFile.LIMIT)) {
             for (Job job : jobs) {
                 Report report = runSuite(job, reports.isEmpty(), events);
                 reports.add(report);
@@ -322,18 +325,14 @@ final class VmTest implements Callable<Integer> {
                     break;
                 }
             }
-            if (events.checkError()) { // a PrintWriter throws nothing: the verdict is printed on a full disk, too
-                cutOff.add(json);
-            }
+            events.problem().ifPresent(cutOff::add);
         }
         if (junit != null) {
-            try (PrintWriter file = new PrintWriter(Files.newBufferedWriter(junit))) {
+            try (ReportFile file = new ReportFile(junit, ReportFile.LIMIT)) {
                 JUnit.write(reports, vmName, file);
-                if (file.checkError()) {
-                    cutOff.add(junit);
-                }
+                file.problem().ifPresent(cutOff::add);
             } catch (IOException refused) {
-                cutOff.add(junit);
+                cutOff.add("cannot write " + junit + ": " + reason(refused));
             }
         }
         Verdict worst = reports.stream().map(Report::verdict).max(Comparator.naturalOrder()).orElseThrow();
@@ -341,8 +340,7 @@ final class VmTest implements Callable<Integer> {
             System.err.println("vm-test: to run again what failed: vm-test --failed");
         }
         System.err.println("vm-test: " + reports.stream().map(Report::line).collect(Collectors.joining("; ")));
-        cutOff.forEach(file -> System.err.println("vm-test: cannot write all of " + file
-                + ": make room, or choose another place"));
+        cutOff.forEach(problem -> System.err.println("vm-test: " + problem));
         return worst == Verdict.PASSED && !cutOff.isEmpty() ? 1 : worst.exitCode;
     }
 
@@ -520,9 +518,9 @@ final class VmTest implements Callable<Integer> {
     // One suite
 
     /** Runs a suite. If the project is not in the guest, the first suite ends the command with 69. */
-    private Report runSuite(Job job, boolean first, PrintWriter events) throws IOException, InterruptedException {
+    private Report runSuite(Job job, boolean first, ReportFile events) throws IOException, InterruptedException {
         System.err.println("== " + job.suite().name() + ": " + printable(job.command()));
-        SuiteOutput output = new SuiteOutput(events::print);
+        SuiteOutput output = new SuiteOutput(events::print, kept);
         GuestRun guest = new GuestRun(place(), job.command(), environment, timeout, () -> interrupted);
         guest.leftovers = leaks == Leaks.ignore ? null : new Leftovers();
         guest.beforeKill = freeze ? () -> freeze(job.suite()) : null;
@@ -997,30 +995,30 @@ final class VmTest implements Callable<Integer> {
             JsonObject suites = last == null ? new JsonObject() : last.getObject("suites", new JsonObject());
             jobs.forEach(job -> suites.put(job.suite().name(), id));
             CallerArgs callerArgs = jobs.get(jobs.size() - 1).callerArgs();
-            replace("last-run", JsonWriter.indent("  ").string().object().value("project", project)
+            replace("last-run", file -> JsonWriter.indent("  ").on(file).object().value("project", project)
                     .object("suites", suites).array("words", callerArgs.words())
                     .array("packages", callerArgs.packages())
                     .value("requireTests", callerArgs.requireTests()).end().done());
         }
 
         void write(Report report) {
-            replace(report.job().suite().name() + ".json", report.json(id));
+            replace(report.job().suite().name() + ".json", file -> report.json(id, file));
         }
 
         /** If it cannot be written, the old file goes: else --failed would take the run before for this one. */
-        private void replace(String file, String text) {
+        private void replace(String file, Consumer<Writer> text) {
             Path temporary = directory.resolve(file + ".new");
-            try (FileChannel channel = FileChannel.open(temporary, StandardOpenOption.CREATE, StandardOpenOption.WRITE,
-                    StandardOpenOption.TRUNCATE_EXISTING)) {
-                // getBytes does not fail at half a surrogate pair, which a test may print
-                for (ByteBuffer bytes = ByteBuffer.wrap((text + "\n").getBytes(UTF_8)); bytes.hasRemaining();) {
-                    channel.write(bytes);
-                }
-                channel.force(true);
+            try (FileOutputStream stream = new FileOutputStream(temporary.toFile());
+                    // replaces half a surrogate pair, which a test may print
+                    Writer writer = new OutputStreamWriter(stream, UTF_8)) {
+                text.accept(writer);
+                writer.write("\n");
+                writer.flush();
+                stream.getFD().sync();
                 Files.move(temporary, directory.resolve(file), StandardCopyOption.ATOMIC_MOVE);
-            } catch (IOException refused) {
+            } catch (IOException | JsonWriterException refused) {
                 System.err.println("vm-test: " + directory.resolve(file) + " cannot be written, so --failed will run "
-                        + "more than what failed: " + reason(refused));
+                        + "more than what failed: " + refused.getMessage());
                 directory.resolve(file).toFile().delete();
             }
         }
@@ -1267,7 +1265,7 @@ final class VmTest implements Callable<Integer> {
             synchronized (this) { // a reader that still works takes nothing more into a result
                 over = true;
             }
-            return stopped != null ? stopped : code == null || ended < 2 ? lost()
+            return stopped != null ? stopped : refused || code == null || ended < 2 ? lost()
                     : code == 0 ? Verdict.PASSED : Verdict.FAILED;
         }
 
@@ -1340,8 +1338,9 @@ final class VmTest implements Callable<Integer> {
             trouble = (panic >= 0 ? "the guest panicked" : alive ? "the connection was lost"
                     : "VM " + place.vmName() + " ended")
                     + (standstill != null ? ": " + standstill : answers ? ", but the guest answers: run the suite again"
-                    : "; vm-ctl " + (alive ? "restart" : "start") + " brings it back") + ". From " + console + ":\n"
-                    + String.join("\n", lines.subList(first, Math.min(first + 15, lines.size())));
+                    : "; vm-ctl " + (alive ? "restart" : "start") + " brings it back") + ". From " + console + ":"
+                    + lines.subList(first, Math.min(first + 15, lines.size())).stream()
+                    .map(line -> "\n  | " + inert(line)).collect(Collectors.joining());
             return Verdict.LOST;
         }
 
@@ -1406,17 +1405,14 @@ final class VmTest implements Callable<Integer> {
         private boolean report(String[] line) {
             String text = line.length > 1 ? line[1] : "";
             switch (line[0]) {
-                case "exit" -> {
-                    code = text.matches("\\d{1,3}") ? Integer.valueOf(text) : null;
-                    ended++;
-                }
+                case "exit" -> exit(text);
                 case "dumped" -> dumped = true;
                 case "busy" -> refuse("an earlier vm-test still ends its suite in the guest: try again, or vm-ctl "
                         + "restore");
                 case "nowhere" -> refuse("the project is not in the guest: there is no " + place.directory()
                         + "; vm-test --sync (or vm-sync) brings it");
                 case "origin" -> refuse(place.directory() + " in the guest came from "
-                        + printable(text.replaceFirst(" (\\S+)$", " ($1)")) + ", and this project is " + place.origin()
+                        + oneLine(text.replaceFirst(" (\\S+)$", " ($1)")) + ", and this project is " + place.origin()
                         + ": vm-test --sync (or vm-sync) brings this one, or give it a VM_REMOTE_DIR of its own");
                 default -> {
                     if (leftovers != null) {
@@ -1425,6 +1421,18 @@ final class VmTest implements Callable<Integer> {
                 }
             }
             return !line[0].equals("exit");
+        }
+
+        /** Both streams end with it, and say the same. */
+        private void exit(String text) {
+            Integer number = text.matches("\\d{1,3}") && Integer.parseInt(text) < 256 ? Integer.valueOf(text) : null;
+            if (number == null || ended > 0 && !number.equals(code)) {
+                trouble = trouble != null ? trouble : "the guest sent no exit code, but '" + oneLine(text)
+                        + "': run the suite again";
+                number = null;
+            }
+            code = number;
+            ended++;
         }
 
         private void refuse(String why) {
@@ -1479,28 +1487,40 @@ final class VmTest implements Callable<Integer> {
         /** Temporary files of go test and of vm-sync. */
         private static final Pattern TEMPORARY = Pattern.compile("go-build\\d.*|vm-sync\\..*");
 
-        /** How often each line stood in a listing, such as "before mount". The same mount twice is two. */
-        private final Map<String, Map<String, Integer>> listings = new HashMap<>();
+        private static final int NAMED = 1000;
+        private static final int LONGEST_LINE = 2000; // characters
+        private static final int LARGEST_LISTING = 16_000_000; // characters
+
+        /** How often a line with its kind was there before, and not yet after. The same mount twice is two. */
+        private final Map<String, Integer> before = new HashMap<>();
+        private final Map<String, Integer> counts = new HashMap<>(); // of lines before, and of new ones, by kind
+        private final Map<String, List<String>> added = new HashMap<>();
         private final List<String> processes = new ArrayList<>();
         private final Set<String> cutOff = new TreeSet<>();
         private final Set<String> complete = new TreeSet<>();
+        private int size;
 
         /** Takes a line of the supervisor. It comes from the guest: its length and the number of lines are limited. */
-        synchronized void take(String word, String text) {
+        synchronized void take(String word, String line) {
+            String text = line.substring(0, Math.min(line.length(), LONGEST_LINE));
+            String kind = text.split(" ", 2)[0];
             if (word.equals("process") && processes.size() < 200) {
                 processes.add("process " + text);
-            }
-            String[] line = text.substring(0, Math.min(text.length(), 2000)).split(" ", 2); // the kind, what was listed
-            if (line[0].equals("end")) {
+            } else if (Set.of("before", "after").contains(word) && kind.equals("end")) {
                 complete.add(word);
-            }
-            if (Set.of("before", "after").contains(word) && KINDS.contains(line[0]) && line.length == 2) {
-                String listing = word + " " + line[0];
-                Map<String, Integer> lines = listings.computeIfAbsent(listing, it -> new LinkedHashMap<>());
-                if (lines.size() < Supervisor.LISTED) {
-                    lines.merge(line[1], 1, Integer::sum);
+            } else if (word.equals("before") && KINDS.contains(kind)) {
+                size += text.length();
+                if (counts.merge(kind, 1, Integer::sum) > Supervisor.LISTED || size > LARGEST_LISTING) {
+                    cutOff.add(kind);
                 } else {
-                    cutOff.add(listing);
+                    before.merge(text, 1, Integer::sum);
+                }
+            } else if (word.equals("after") && KINDS.contains(kind)) {
+                int there = before.getOrDefault(text, 0);
+                if (there > 0) {
+                    before.put(text, there - 1);
+                } else if (counts.merge("new " + kind, 1, Integer::sum) <= NAMED) {
+                    added.computeIfAbsent(kind, it -> new ArrayList<>()).add(text);
                 }
             }
         }
@@ -1513,7 +1533,7 @@ final class VmTest implements Callable<Integer> {
             }
             for (String kind : List.of("mount", "file")) {
                 left.addAll(added(kind));
-                if (cutOff.contains("before " + kind)) {
+                if (cutOff.contains(kind)) {
                     left.add("unknown: more than " + Supervisor.LISTED + " lines (" + kind + ") were there before");
                 }
             }
@@ -1522,37 +1542,112 @@ final class VmTest implements Callable<Integer> {
 
         /** New files in /tmp: these are only reported. */
         List<String> named() {
-            return added("tmp").stream().map(line -> "/tmp/" + line.substring("tmp ".length()))
+            return added("tmp").stream().map(line -> "/tmp/" + line.replaceFirst("^tmp ", ""))
                     .filter(file -> !TEMPORARY.matcher(file.substring("/tmp/".length())).matches()).toList();
         }
 
         private List<String> added(String kind) {
-            Map<String, Integer> before = listings.getOrDefault("before " + kind, Map.of());
-            List<String> added = new ArrayList<>();
-            if (!cutOff.contains("before " + kind)) {
-                listings.getOrDefault("after " + kind, Map.of()).forEach((line, count) -> added.addAll(
-                        Collections.nCopies(Math.max(0, count - before.getOrDefault(line, 0)), kind + " " + line)));
-            }
-            return added;
+            return cutOff.contains(kind) ? List.of() : added.getOrDefault(kind, List.of());
         }
     }
 
     // What a suite prints
 
-    /** The last 64,000 characters of a text, or more, from the start of a line: a guest may print without end. */
+    /**
+     * What is kept of all suites of a call, which the guest could make endless. A JVM with 256 MB can hold it, whatever
+     * its letters are.
+     */
+    static final class Kept {
+        private static final int LONGEST_LINE = 1 << 16; // characters
+
+        /** Runs of tests and packages: twice what the largest Go projects have. */
+        final int mostRuns;
+        /** Characters of their names, each with its package's, as the reports have them. */
+        final int mostNames;
+        /** Characters of output. Tests that passed keep none. */
+        final int mostOutput;
+        private final int mostLines; // characters of lines that have no end yet
+        private int runs;
+        private long names;
+        private long output;
+        private long lines;
+        /** Whether a test had no room: its result is lost. */
+        boolean lost;
+
+        Kept() {
+            this(1);
+        }
+
+        /** For a test: one part of this many. */
+        Kept(int parts) {
+            mostRuns = 200_000 / parts;
+            mostNames = 16_000_000 / parts;
+            mostOutput = 8_000_000 / parts;
+            mostLines = 2_000_000 / parts;
+        }
+
+        /** Whether there is room for another run. */
+        boolean takes(String pkg, String test) {
+            runs++;
+            names += pkg.length() + test.length();
+            lost |= runs > mostRuns || names > mostNames;
+            return !lost;
+        }
+
+        /** How long a text may be now: as much as ever, then little, so that many have some, then nothing. */
+        private int room() {
+            return output <= mostOutput / 2 ? 2 * Tail.LENGTH : output <= mostOutput ? 2000 : 0;
+        }
+
+        /** Adds to a line that may have no end yet; of a long one the last part is kept. */
+        void append(StringBuilder line, String piece) {
+            lines -= line.length();
+            line.append(piece);
+            if (line.length() > 2 * LONGEST_LINE) {
+                line.delete(0, line.length() - LONGEST_LINE).trimToSize();
+            }
+            lines += line.length();
+            if (lines > mostLines) {
+                lost = true;
+                clear(line);
+            }
+        }
+
+        void clear(StringBuilder line) {
+            lines -= line.length();
+            line.setLength(0);
+            line.trimToSize();
+        }
+    }
+
+    /** The last 64,000 characters of a text, or more, from the start of a line; fewer if much is kept already. */
     static final class Tail {
-        private static final int KEPT = 64_000; // characters
+        private static final int LENGTH = 64_000; // characters
+        private final Kept kept;
         private final StringBuilder end = new StringBuilder();
-        private long cut;
+        long cut;
+
+        Tail(Kept kept) {
+            this.kept = kept;
+        }
 
         void add(String text) {
             end.append(text);
-            if (end.length() > 2 * KEPT) {
-                int start = end.indexOf("\n", end.length() - KEPT) + 1;
-                start = start == 0 ? end.length() - KEPT : start;
+            kept.output += text.length();
+            int room = kept.room();
+            if (end.length() > room) {
+                int start = end.indexOf("\n", end.length() - room / 2) + 1;
+                start = start == 0 ? end.length() - room / 2 : start;
                 cut += start;
-                end.delete(0, start);
+                kept.output -= start;
+                end.delete(0, start).trimToSize();
             }
+        }
+
+        void clear() {
+            kept.output -= end.length();
+            end.setLength(0);
+            end.trimToSize();
         }
 
         @Override
@@ -1574,9 +1669,9 @@ final class VmTest implements Callable<Integer> {
         /** The beginnings of go test's lines for a failure. */
         private static final String[] FAILURES = {"--- FAIL: ", "FAIL\t", "FAIL\r", "FAIL"};
 
-        final TestEvents events = new TestEvents();
+        final TestEvents events;
         /** Everything that is no event. */
-        final Tail plain = new Tail();
+        final Tail plain = new Tail(new Kept());
         /** Lines that began as an event and are none: a result may be lost. */
         int unreadable;
         /** Whether a line outside the events told of a failed test. */
@@ -1586,13 +1681,19 @@ final class VmTest implements Callable<Integer> {
         private final Map<Integer, StringBuilder> partial = new TreeMap<>();
         private final Map<Integer, StringBuilder> lineStarts = new HashMap<>();
 
-        SuiteOutput(Consumer<String> eventLines) {
+        SuiteOutput(Consumer<String> eventLines, Kept kept) {
             this.eventLines = eventLines;
+            events = new TestEvents(kept);
         }
 
         /** Takes a piece of a stream; returns what to show now. A line that may become an event waits for its end. */
         String take(int stream, String bytes) {
-            StringBuilder held = partial.computeIfAbsent(stream, it -> new StringBuilder()).append(bytes);
+            StringBuilder held = partial.computeIfAbsent(stream, it -> new StringBuilder());
+            boolean waits = held.length() > 0 && bytes.indexOf('\n') < 0;
+            held.append(bytes);
+            if (waits && held.length() <= LONGEST_EVENT) { // not searched again for each byte that comes
+                return "";
+            }
             boolean maybeEvents = held.indexOf("{") == 0 || held.indexOf("\n{") >= 0 || held.indexOf(EVENT) >= 0;
             int end = maybeEvents ? held.lastIndexOf("\n") + 1 : 0;
             List<String> lines = LINE.splitAsStream(held.substring(0, end)).toList();
@@ -1630,12 +1731,13 @@ final class VmTest implements Callable<Integer> {
 
         /**
          * What lines hold, parsed together: the parser takes 64 KB for each text. An empty object for what is no JSON.
+         * It calls itself for what is nested, and would take minutes to convert a number of a million digits.
          */
         private static Stream<JsonObject> objects(List<String> lines) {
             JsonArray all = new JsonArray();
             try {
-                all = JsonParser.array().from("[" + String.join(",", lines) + "]");
-            } catch (JsonParserException notAll) {
+                all = JsonParser.array().withLazyNumbers().from("[" + String.join(",", lines) + "]");
+            } catch (JsonParserException | StackOverflowError notAll) {
                 // one by one, then
             }
             boolean oneEach = all.size() == lines.size() && all.stream().allMatch(JsonObject.class::isInstance);
@@ -1692,10 +1794,12 @@ final class VmTest implements Callable<Integer> {
      * {@code go test -v}.
      */
     static final class LiveOutput {
-        private static final int WAITING = 1 << 20; // characters of a package; what has more is shown at once
+        private static final int WAITING = 1 << 22; // characters of all packages; when more wait, all are shown
+        private static final int ENTRY = 100; // what a package counts beside its text
         private final Map<String, StringBuilder> waiting = new LinkedHashMap<>();
-        private final Set<String> ended = new HashSet<>();
+        private final StringBuilder ended = new StringBuilder(); // of packages that ended after the one that is shown
         private final StringBuilder ready = new StringBuilder();
+        private int size; // of what waits
         private String shown; // the package on the screen
 
         void passBytes(String bytes) {
@@ -1707,27 +1811,48 @@ final class VmTest implements Callable<Integer> {
         }
 
         void show(String pkg, String output) {
-            shown = shown == null ? pkg : shown;
-            StringBuilder text = waiting.computeIfAbsent(pkg, it -> new StringBuilder()).append(output);
-            if (shown.equals(pkg) || text.length() > WAITING) {
-                flush(pkg);
+            if (shown == null) {
+                shown = pkg;
+                pass(remove(pkg));
+            }
+            if (shown.equals(pkg)) {
+                pass(output);
+                return;
+            }
+            StringBuilder text = waiting.computeIfAbsent(pkg, it -> new StringBuilder());
+            size += output.length() + (text.length() == 0 ? pkg.length() + ENTRY : 0);
+            text.append(output);
+            if (size > WAITING) {
+                flushAll();
             }
         }
 
+        private String remove(String pkg) {
+            StringBuilder text = waiting.remove(pkg);
+            size -= text == null ? 0 : text.length() + pkg.length() + ENTRY;
+            return text == null ? "" : text.toString();
+        }
+
+        /** After the package on the screen comes the output of those that ended meanwhile, then whoever prints next. */
         void ended(String pkg) {
-            ended.add(pkg);
-            if (pkg.equals(shown)) { // the output of others that ended follows, then whoever prints next
+            String text = remove(pkg);
+            ended.append(text);
+            size += text.length();
+            if (pkg.equals(shown)) {
                 shown = null;
-                List.copyOf(waiting.keySet()).stream().filter(ended::contains).forEach(this::flush);
+                flushEnded();
             }
+        }
+
+        private void flushEnded() {
+            pass(ended.toString());
+            size -= ended.length();
+            ended.setLength(0);
         }
 
         void flushAll() {
-            List.copyOf(waiting.keySet()).forEach(this::flush);
-        }
-
-        private void flush(String pkg) {
-            pass(waiting.remove(pkg).toString());
+            flushEnded();
+            List.copyOf(waiting.keySet()).forEach(pkg -> pass(remove(pkg)));
         }
 
         /** What to show now, as bytes. */
@@ -1762,15 +1887,41 @@ final class VmTest implements Callable<Integer> {
     static final class Run {
         Outcome outcome = Outcome.RUNNING;
         double seconds;
-        Tail output = new Tail();
+        private final Kept kept;
+        private Tail output; // null: none
         /** The result in its line, such as {@code --- FAIL: TestX (0.00s)}. It counts if there is no end event. */
         private Outcome line;
+
+        Run(Kept kept) {
+            this.kept = kept;
+        }
+
+        void print(String text) {
+            output = output == null ? new Tail(kept) : output;
+            output.add(text);
+        }
+
+        String output() {
+            return output == null ? "" : output.toString();
+        }
+
+        /** How many characters of its output are lost. */
+        long cut() {
+            return output == null ? 0 : output.cut;
+        }
+
+        private void dropOutput() {
+            if (output != null) {
+                output.clear();
+                output = null;
+            }
+        }
 
         void end(Outcome how, double took) {
             outcome = how;
             seconds = took;
             if (how == Outcome.PASS) {
-                output = new Tail(); // it is not reported
+                dropOutput(); // it is not reported
             }
         }
 
@@ -1784,9 +1935,16 @@ final class VmTest implements Callable<Integer> {
 
     /** All runs of a test, or under the name "" of a package: the worst of them counts. */
     record Result(String pkg, String name, List<Run> runs) {
+        private static final Pattern FRAME = Pattern.compile(
+                "\u0016?(=== (RUN|PAUSE|CONT|NAME) |--- (PASS|FAIL|SKIP): )");
+
         Outcome outcome() {
-            boolean passed = runs.stream().anyMatch(run -> run.outcome == Outcome.PASS);
-            Outcome worst = runs.stream().map(run -> run.outcome).max(Comparator.naturalOrder()).orElseThrow();
+            boolean passed = false;
+            Outcome worst = Outcome.PASS;
+            for (Run run : runs) {
+                passed |= run.outcome == Outcome.PASS;
+                worst = run.outcome.compareTo(worst) > 0 ? run.outcome : worst;
+            }
             return passed && worst == Outcome.SKIP ? Outcome.PASS : worst;
         }
 
@@ -1815,15 +1973,14 @@ final class VmTest implements Callable<Integer> {
             for (int i = 0; i < runs.size(); i++) {
                 if (runs.get(i).outcome == worst || runs.get(i).outcome.isFailure()) {
                     text.append(runs.size() == 1 ? "" : "run " + (i + 1) + " of " + runs.size() + ":\n");
-                    text.append(name.isEmpty() ? runs.get(i).output : withoutFrame(runs.get(i).output.toString()));
+                    text.append(name.isEmpty() ? runs.get(i).output() : withoutFrame(runs.get(i).output()));
                 }
             }
             return text.toString();
         }
 
         private static String withoutFrame(String output) {
-            String frame = "\u0016?(=== (RUN|PAUSE|CONT|NAME) |--- (PASS|FAIL|SKIP): ).*";
-            return output.lines().filter(line -> !line.strip().matches(frame)).map(line -> line + "\n")
+            return output.lines().filter(line -> !FRAME.matcher(line.strip()).lookingAt()).map(line -> line + "\n")
                     .collect(Collectors.joining());
         }
 
@@ -1834,7 +1991,7 @@ final class VmTest implements Callable<Integer> {
             String took = seconds() < 0.005 ? "" : String.format(Locale.ROOT, " (%.2fs)", seconds());
             long failed = runs.stream().filter(run -> run.outcome.isFailure()).count();
             String some = runs.size() == 1 || failed == 0 ? "" : ", " + failed + " of " + runs.size() + " runs";
-            return word + pkg + (name.isEmpty() ? "" : " " + name) + took + some;
+            return word + oneLine(pkg) + (name.isEmpty() ? "" : " " + oneLine(name)) + took + some;
         }
     }
 
@@ -1848,8 +2005,18 @@ final class VmTest implements Callable<Integer> {
         private static final Set<String> ACTIONS = Set.of("start", "run", "pause", "cont", "bench", "output", "attr",
                 "artifacts", "pass", "fail", "skip", "build-output", "build-fail");
 
+        private static final double LONGEST = Duration.ofDays(365).toSeconds();
+
+        private final Kept kept;
         private final Map<String, List<PackageRun>> packages = new TreeMap<>();
-        private final Map<String, Tail> builds = new HashMap<>(); // their output
+        private final Map<String, PackageRun> open = new HashMap<>(); // the newest run of a package that has no end yet
+        private final PackageRun withoutRoom;
+        private final Map<String, Run> builds = new HashMap<>(); // their output
+
+        TestEvents(Kept kept) {
+            this.kept = kept;
+            withoutRoom = new PackageRun("", kept, null);
+        }
 
         /** False if this is no event of go test. */
         boolean take(JsonObject event) {
@@ -1860,19 +2027,23 @@ final class VmTest implements Callable<Integer> {
                 return false;
             }
             String test = event.getString("Test", "");
-            double seconds = event.getDouble("Elapsed", 0);
+            double seconds = Math.max(0, Math.min(LONGEST, event.getDouble("Elapsed", 0)));
             switch (action) {
-                case "build-output" -> builds.computeIfAbsent(build, it -> new Tail())
-                        .add(event.getString("Output", ""));
-                case "start" -> packages.computeIfAbsent(pkg, it -> new ArrayList<>()).add(new PackageRun());
+                case "build-output" -> {
+                    if (builds.containsKey(build) || kept.takes("", build)) {
+                        builds.computeIfAbsent(build, it -> new Run(kept)).print(event.getString("Output", ""));
+                    }
+                }
+                case "start" -> begin(pkg);
                 case "run" -> current(pkg).begin(test);
                 case "output" -> current(pkg).output(test, event.getString("Output", ""));
                 case "pass", "fail", "skip", "bench" -> {
                     if (!test.isEmpty()) {
                         current(pkg).end(test, Outcome.of(action), seconds);
                     } else {
-                        Tail reason = builds.get(event.getString("FailedBuild", ""));
-                        current(pkg).end(Outcome.of(action), seconds, reason);
+                        Run failedBuild = builds.get(event.getString("FailedBuild", ""));
+                        current(pkg).end(Outcome.of(action), seconds, failedBuild);
+                        open.computeIfPresent(pkg, (name, run) -> run.older);
                     }
                 }
                 default -> { } // nothing follows from it
@@ -1880,16 +2051,20 @@ final class VmTest implements Callable<Integer> {
             return true;
         }
 
+        private PackageRun begin(String pkg) {
+            if (!kept.takes(pkg, "")) {
+                return withoutRoom;
+            }
+            PackageRun run = new PackageRun(pkg, kept, open.get(pkg));
+            packages.computeIfAbsent(pkg, it -> new ArrayList<>(1)).add(run);
+            open.put(pkg, run);
+            return run;
+        }
+
         /** The newest run of a package that has no end yet: after its end, another one begins. */
         private PackageRun current(String pkg) {
-            List<PackageRun> runs = packages.computeIfAbsent(pkg, it -> new ArrayList<>());
-            for (int i = runs.size() - 1; i >= 0; i--) {
-                if (runs.get(i).self.outcome == Outcome.RUNNING) {
-                    return runs.get(i);
-                }
-            }
-            runs.add(new PackageRun());
-            return runs.get(runs.size() - 1);
+            PackageRun run = open.get(pkg);
+            return run != null ? run : begin(pkg);
         }
 
         /** After the last event: what has no end yet is unfinished. */
@@ -1899,7 +2074,7 @@ final class VmTest implements Callable<Integer> {
 
         /** A package that was not built, as Go before 1.24 tells it. */
         void notBuilt(String pkg) {
-            List<PackageRun> runs = packages.computeIfAbsent(pkg, it -> new ArrayList<>(List.of(new PackageRun())));
+            List<PackageRun> runs = packages.computeIfAbsent(pkg, it -> List.of(new PackageRun(pkg, kept, null)));
             if (runs.stream().allMatch(run -> run.tests.isEmpty())) {
                 runs.forEach(run -> run.self.outcome = Outcome.NOT_BUILT);
             }
@@ -1930,36 +2105,61 @@ final class VmTest implements Callable<Integer> {
                 "--- (PASS|FAIL|SKIP): (\\S+)( \\(\\d+\\.\\d+s\\))?\\s*$");
         private static final Pattern RUN_LINE = Pattern.compile("=== RUN   (\\S+)\n");
         /** {@code BenchmarkX-2 \t 1000\t 0.38 ns/op}: a benchmark that completed; it has no end event. */
-        private static final Pattern BENCHMARK_LINE = Pattern.compile("(Benchmark\\S*?)(-\\d+)? *\t *\\d+(\t.*)?\\s*");
+        private static final Pattern BENCHMARK_LINE = Pattern.compile(
+                "(Benchmark\\S*?)(-\\d+)? *+\t *+\\d++(\t|\\s*+$)");
         private static final Pattern NOT_BUILT_LINE = Pattern.compile("FAIL\t\\S+ \\[(build|setup) failed]\\s*");
-        private static final int LONGEST_LINE = 1 << 16;
 
-        final Run self = new Run();
+        final Run self;
         final Map<String, List<Run>> tests = new LinkedHashMap<>();
         /** Failures of tests that never began. They count only if the package fails: a program can print them. */
         private final Map<String, Run> unclaimed = new LinkedHashMap<>();
         /** The line that is being printed. test2json cuts lines of more than 1,024 bytes into several outputs. */
         private final StringBuilder line = new StringBuilder();
+        private final String name;
+        private final Kept kept;
+        /** An earlier run of the package that has no end yet. */
+        final PackageRun older;
         private int pieces;
         private boolean notBuilt;
         /** Whether PASS or FAIL came, which go test prints after all tests, and nothing of a test after it. */
         boolean complete;
 
+        PackageRun(String name, Kept kept, PackageRun older) {
+            this.name = name;
+            this.kept = kept;
+            this.older = older;
+            self = new Run(kept);
+        }
+
         void begin(String test) {
             complete = false;
-            tests.computeIfAbsent(test, it -> new ArrayList<>()).add(new Run());
+            addRun(test);
+        }
+
+        /** Null if there is no room for it. */
+        private Run addRun(String test) {
+            if (!kept.takes(name, test)) {
+                return null;
+            }
+            Run run = new Run(kept);
+            tests.computeIfAbsent(test, it -> new ArrayList<>(1)).add(run);
+            return run;
         }
 
         void output(String test, String output) {
             List<Run> runs = tests.get(known(test));
-            (runs == null ? self : runs.get(runs.size() - 1)).output.add(output);
+            (runs == null ? self : runs.get(runs.size() - 1)).print(output);
             complete = test.isEmpty() && (complete || output.equals("PASS\n") || output.equals("FAIL\n"));
-            line.append(output);
-            line.delete(0, Math.max(0, line.length() - LONGEST_LINE));
             pieces++;
+            if (pieces == 1 && output.endsWith("\n")) {
+                lookAtLine(output);
+                pieces = 0;
+                return;
+            }
+            kept.append(line, output);
             if (output.endsWith("\n")) {
                 lookAtLine(line.toString());
-                line.setLength(0);
+                kept.clear(line);
                 pieces = 0;
             }
         }
@@ -1979,10 +2179,10 @@ final class VmTest implements Callable<Integer> {
                 if (tests.containsKey(test)) {
                     tests.get(test).get(tests.get(test).size() - 1).line = outcome;
                 }
-            } else if (benchmark.matches()) {
-                List<Run> runs = tests.computeIfAbsent(benchmark.group(1), it -> new ArrayList<>(List.of(new Run())));
-                Run last = runs.get(runs.size() - 1);
-                if (last.outcome == Outcome.RUNNING) {
+            } else if (benchmark.lookingAt()) {
+                List<Run> runs = tests.get(benchmark.group(1));
+                Run last = runs == null ? addRun(benchmark.group(1)) : runs.get(runs.size() - 1);
+                if (last != null && last.outcome == Outcome.RUNNING) {
                     last.end(Outcome.PASS, 0);
                 }
             }
@@ -2011,27 +2211,33 @@ final class VmTest implements Callable<Integer> {
             if (last != null && last.outcome == Outcome.RUNNING) {
                 last.end(how, seconds);
             } else if (name.matches("(Benchmark|Fuzz).*")) { // has no run event in Go 1.19
-                Run run = new Run();
-                run.end(how, seconds);
-                tests.computeIfAbsent(name, it -> new ArrayList<>()).add(run);
+                Run run = addRun(name);
+                if (run != null) {
+                    run.end(how, seconds);
+                }
             } else if (last == null && how == Outcome.FAIL) {
-                unclaimed.computeIfAbsent(name, it -> new Run()).end(how, seconds);
+                if (unclaimed.containsKey(name) || kept.takes(this.name, name)) {
+                    unclaimed.computeIfAbsent(name, it -> new Run(kept)).end(how, seconds);
+                }
             } else if (last != null && last.outcome != how) {
-                last.output.add("two different results came for this run: " + last.outcome + " and " + how + "\n");
+                last.print("two different results came for this run: " + last.outcome + " and " + how + "\n");
                 last.outcome = Outcome.FAIL;
             }
         }
 
         /** The package's end; the output of its build if that failed. */
-        void end(Outcome how, double seconds, Tail buildOutput) {
+        void end(Outcome how, double seconds, Run failedBuild) {
             boolean passed = how != Outcome.FAIL;
             if (!passed) {
-                unclaimed.forEach((name, run) -> tests.put(name, new ArrayList<>(List.of(run))));
+                unclaimed.forEach((test, run) -> tests.put(test, List.of(run)));
             }
             tests.values().forEach(runs -> runs.forEach(run -> run.resolve(passed)));
-            boolean built = passed || buildOutput == null && !notBuilt;
+            boolean built = passed || failedBuild == null && !notBuilt;
             self.end(built ? how : Outcome.NOT_BUILT, seconds);
-            self.output = buildOutput == null ? self.output : buildOutput;
+            if (!built && failedBuild != null) { // a copy, as the packages that a build serves are many
+                self.dropOutput();
+                self.print(failedBuild.output());
+            }
         }
 
         void finish() {
@@ -2046,12 +2252,14 @@ final class VmTest implements Callable<Integer> {
 
     /**
      * What became of a suite: the results of its tests, those of the suite itself (its command, what it left behind,
-     * the VM), and the verdict that follows. In doubt the verdict is not "passed".
+     * the VM), what failed and why, and the verdict that follows. In doubt the verdict is not "passed".
      */
-    record Report(Job job, Verdict verdict, List<Result> tests, List<Result> suiteResults, String plain,
-            Integer guestCode, List<String> remarks, List<String> notes, Map<String, List<String>> failedTests,
-            Instant started, double seconds) {
+    record Report(Job job, Verdict verdict, List<Result> tests, List<Result> suiteResults,
+            Map<Result, String> failures, Integer guestCode, List<String> remarks, List<String> notes,
+            Map<String, List<String>> failedTests, Instant started, double seconds) {
 
+        private static final int SHOWN = 1000; // failures in the summary
+        private static final int LONGEST_COMMAND = 50_000; // characters of names for --failed: sh has its limit
         private static final Pattern NOT_BUILT = Pattern.compile("(?m)^FAIL\t(\\S+) \\[(?:build|setup) failed]$");
 
         static Report of(Job job, Verdict ended, GuestRun guest, SuiteOutput output, Instant started, Leaks leaks) {
@@ -2081,21 +2289,30 @@ final class VmTest implements Callable<Integer> {
                 remarks.add(guest.standstill);
             }
             Verdict verdict = ended == Verdict.PASSED && failed ? Verdict.FAILED : ended;
-            return new Report(job, verdict, tests, suiteResults, plain, guest.code, remarks, notes, again, started,
-                    Duration.between(started, Instant.now()).toMillis() / 1000.0);
+            long cut = tests.stream().flatMap(test -> test.runs().stream()).mapToLong(Run::cut).sum()
+                    + (verdict == Verdict.PASSED ? 0 : output.plain.cut);
+            if (cut > 0) {
+                notes.add(0, "output: " + cut + " characters are left out here and in the reports");
+            }
+            return new Report(job, verdict, tests, suiteResults, Failures.of(tests, suiteResults, plain), guest.code,
+                    remarks, notes, again, started, Duration.between(started, Instant.now()).toMillis() / 1000.0);
         }
 
         private static Result result(Job job, String name, Outcome outcome, String output) {
-            Run run = new Run();
+            Run run = new Run(new Kept());
             run.outcome = outcome;
-            run.output.add(output);
+            run.print(output);
             return new Result(job.suite().name(), name, List.of(run));
         }
 
         private static Result lostEvents(Job job, SuiteOutput output) {
-            return output.unreadable == 0 ? null : result(job, "events of go test", Outcome.UNFINISHED,
-                    output.unreadable + " lines that began as events of go test -json could not be read, so a result "
-                    + "may be lost");
+            Kept kept = output.events.kept;
+            String why = (output.unreadable == 0 ? "" : output.unreadable + " lines that began as events of go test "
+                    + "-json could not be read, so a result may be lost\n")
+                    + (!kept.lost ? "" : "more came than is kept (" + kept.mostRuns + " tests, " + kept.mostNames
+                    + " characters of their names, " + kept.mostLines + " of lines without an end): results may be "
+                    + "lost\n");
+            return why.isEmpty() ? null : result(job, "events of go test", Outcome.UNFINISHED, why);
         }
 
         private static Result hiddenFailure(Job job, SuiteOutput output, String plain) {
@@ -2163,12 +2380,12 @@ final class VmTest implements Callable<Integer> {
                     names.clear();
                 }
             });
-            return again;
+            return again.toString().length() > LONGEST_COMMAND ? Map.of() : again;
         }
 
         /** The verdict in one line. */
         String line() {
-            boolean notBuilt = verdict == Verdict.FAILED && failures().stream().allMatch(test ->
+            boolean notBuilt = verdict == Verdict.FAILED && failures.keySet().stream().allMatch(test ->
                     test.outcome() == Outcome.NOT_BUILT);
             return job.suite().name() + " " + verdict + (notBuilt ? " (build failed)" : "")
                     + (verdict == Verdict.PASSED || guestCode == null ? "" : ", guest exit code " + guestCode)
@@ -2176,55 +2393,14 @@ final class VmTest implements Callable<Integer> {
                     .collect(Collectors.joining());
         }
 
-        /** What failed. A test whose subtest failed is left out, unless it has output of its suiteResults. */
-        List<Result> failures() {
-            Set<String> parents = parents(tests.stream().filter(Result::failed));
-            return Stream.concat(tests.stream().filter(test -> test.failed() && (!parents.contains(test.pkg() + " "
-                    + test.name()) || test.isTest() && !test.output().isBlank())),
-                    suiteResults.stream().filter(Result::failed)).toList();
-        }
-
         private static Set<String> parents(Stream<Result> tests) {
             return tests.filter(Result::isTest).map(test -> test.pkg() + " " + test.parent())
                     .collect(Collectors.toSet());
         }
 
-        private String packageOutput(String pkg) {
-            return tests.stream().filter(test -> test.pkg().equals(pkg) && !test.isTest()).map(Result::output)
-                    .collect(Collectors.joining());
-        }
-
-        /** Why a test failed: its output, and its package's if it did not finish or printed nothing. */
-        String reason(Result test) {
-            if (suiteResults.contains(test)) {
-                return test.output();
-            } else if (test.outcome() == Outcome.NOT_BUILT) {
-                String errors = buildErrors(test.pkg());
-                return !errors.isEmpty() ? errors : test.output() + plain;
-            }
-            boolean saysLittle = test.outcome() == Outcome.UNFINISHED || test.output().isBlank();
-            return test.output() + (saysLittle && test.isTest() ? packageOutput(test.pkg()) : "");
-        }
-
-        /** The compiler's lines below "# PKG". Go 1.24 has them as events, older ones as plain text. "# [pkg]": vet. */
-        private String buildErrors(String pkg) {
-            StringBuilder errors = new StringBuilder();
-            boolean inSection = false;
-            for (String line : (packageOutput(pkg) + "\n" + plain).lines().toList()) {
-                if (line.startsWith("# ") && !line.startsWith("# [")) {
-                    inSection = line.equals("# " + pkg) || line.startsWith("# " + pkg + " [")
-                            || line.endsWith(" [" + pkg + ".test]");
-                } else if (line.startsWith("FAIL\t")) {
-                    inSection = false;
-                } else if (inSection && !line.startsWith("# [")) {
-                    errors.append(line).append('\n');
-                }
-            }
-            return errors.toString();
-        }
-
         /**
-         * What is printed after the suite: the verdict, the failures, at most 50 skipped tests, the slowest, notes.
+         * What is printed after the suite: the verdict, the failures, at most 50 skipped tests, the slowest, notes. No
+         * line begins with a text from the guest.
          */
         String summary() {
             Map<Outcome, Long> counts = tests.stream().filter(Result::isTest)
@@ -2233,10 +2409,11 @@ final class VmTest implements Callable<Integer> {
             lines.add("== " + line() + counts.entrySet().stream().map(count -> ", " + count.getValue() + " "
                     + count.getKey()).sorted(Comparator.comparing(count -> count.replaceFirst(", \\d+ ", "")))
                     .collect(Collectors.joining()) + String.format(Locale.ROOT, ", %.1f s", seconds));
-            failures().forEach(test -> {
-                lines.add("   " + test);
-                shortened(reason(test)).forEach(line -> lines.add("       " + line));
-            });
+            failures.keySet().stream().filter(failure -> !suiteResults.contains(failure)).limit(SHOWN)
+                    .forEach(failure -> addFailure(lines, failure));
+            long ofSuite = suiteResults.stream().filter(Result::failed).count();
+            more(lines, failures.size() - (int) ofSuite - SHOWN);
+            suiteResults.stream().filter(Result::failed).forEach(failure -> addFailure(lines, failure));
             tests.stream().filter(test -> test.outcome() == Outcome.SKIP && test.isTest()).limit(50)
                     .forEach(test -> lines.add("   " + test + test.output().lines().map(line -> ": " + line.strip())
                     .reduce("", (first, last) -> last)));
@@ -2246,10 +2423,20 @@ final class VmTest implements Callable<Integer> {
                     .sorted(Comparator.comparingDouble(test -> -test.seconds())).limit(5)
                     .forEach(test -> lines.add("   slow: " + test));
             notes.stream().limit(20).forEach(note -> lines.add("   " + note));
-            if (notes.size() > 20) {
-                lines.add("   ... and " + (notes.size() - 20) + " more");
+            more(lines, notes.size() - 20);
+            // line by line: a sequence without an end would swallow all that follows
+            return lines.stream().map(line -> inert(printable(line)) + "\n").collect(Collectors.joining());
+        }
+
+        private void addFailure(List<String> lines, Result failure) {
+            lines.add("   " + failure);
+            shortened(failures.get(failure)).forEach(line -> lines.add("       " + line));
+        }
+
+        private static void more(List<String> lines, int count) {
+            if (count > 0) {
+                lines.add("   ... and " + count + " more");
             }
-            return printable(withoutEscapes(String.join("\n", lines))) + "\n";
         }
 
         private static List<String> shortened(String text) {
@@ -2260,24 +2447,158 @@ final class VmTest implements Callable<Integer> {
         }
 
         /** The result as it is kept in VM_DIR. */
-        String json(String id) {
-            JsonArray entries = new JsonArray();
-            Stream.concat(tests.stream(), suiteResults.stream()).forEach(test -> entries.add(new JsonObject(Map.of(
-                    "package", test.pkg(), "test", test.name(), "outcome", test.outcome().toString(),
-                    "seconds", test.seconds(),
-                    "runs", test.runs().size(), "output", test.failed() ? reason(test) : test.output()))));
-            JsonObject again = new JsonObject();
-            failedTests.forEach((pkg, names) -> again.put(pkg, new JsonArray(names)));
-            return JsonWriter.indent("  ").string().object().value("id", id).value("suite", job.suite().name())
+        void json(String id, Appendable file) {
+            var json = JsonWriter.indent("  ").on(file).object().value("id", id).value("suite", job.suite().name())
                     .value("suiteCommand", job.suite().command()).value("command", job.command())
                     .value("verdict", verdict.toString()).value("guestExitCode", guestCode)
-                    .value("started", started.toString()).value("seconds", seconds).object("failed", again)
-                    .array("tests", entries).end().done();
+                    .value("started", started.toString()).value("seconds", seconds).object("failed");
+            failedTests.forEach(json::array);
+            json.end().array("tests");
+            Stream.concat(tests.stream(), suiteResults.stream()).forEach(test -> json.object()
+                    .value("package", test.pkg()).value("test", test.name())
+                    .value("outcome", test.outcome().toString()).value("seconds", test.seconds())
+                    .value("runs", test.runs().size()).value("output", reason(test)).end());
+            json.end().end().done();
+        }
+
+        /** Why a test failed, or its output. */
+        String reason(Result test) {
+            String reason = failures.get(test);
+            return reason == null ? test.output() : reason;
+        }
+    }
+
+    /** Finds what failed in a suite, and why. */
+    static final class Failures {
+        /** Characters of what several failures share, their package's output or the build's, in all of them together. */
+        private static final int SHARED = 2_000_000;
+        private final Map<String, Result> packages;
+        private final Map<String, String> buildErrors;
+        private final String plain;
+        private int room = SHARED;
+
+        private Failures(List<Result> tests, String plain) {
+            packages = tests.stream().filter(test -> !test.isTest()).collect(Collectors.toMap(Result::pkg, it -> it));
+            buildErrors = buildErrors(plain);
+            this.plain = plain;
+        }
+
+        /** Each with its reason. A test whose subtest failed is left out, unless it has output of its own. */
+        static Map<Result, String> of(List<Result> tests, List<Result> suiteResults, String plain) {
+            Map<Result, String> failures = new LinkedHashMap<>();
+            Failures reasons = new Failures(tests, plain);
+            Set<String> parents = Report.parents(tests.stream().filter(Result::failed));
+            for (Result test : tests) {
+                boolean isParent = test.failed() && parents.contains(test.pkg() + " " + test.name());
+                if (test.failed() && (!isParent || test.isTest() && !test.output().isBlank())) {
+                    failures.put(test, reasons.reason(test));
+                }
+            }
+            suiteResults.stream().filter(Result::failed).forEach(result -> failures.put(result, result.output()));
+            return failures;
+        }
+
+        /** Its output, and its package's if it did not finish or printed nothing. */
+        private String reason(Result test) {
+            String output = test.output();
+            if (test.outcome() == Outcome.NOT_BUILT) {
+                String errors = buildErrors(output).getOrDefault(test.pkg(), "")
+                        + buildErrors.getOrDefault(test.pkg(), "");
+                return !errors.isEmpty() ? errors : output + shared(plain);
+            }
+            boolean saysLittle = test.outcome() == Outcome.UNFINISHED || output.isBlank();
+            return !saysLittle || !test.isTest() || room == 0 ? output
+                    : output + shared(packages.get(test.pkg()).output());
+        }
+
+        /** Nothing as soon as there is no room: a text that is told thousands of times would fill the disk. */
+        private String shared(String text) {
+            room = text.length() > room ? 0 : room - text.length();
+            return room == 0 ? "" : text;
+        }
+
+        /**
+         * The compiler's lines below "# PKG", by package. Go 1.24 has them as events, older ones as plain text. "#
+         * [pkg]": vet.
+         */
+        private static Map<String, String> buildErrors(String text) {
+            Map<String, String> errors = new HashMap<>();
+            Map<String, StringBuilder> sections = new HashMap<>();
+            List<StringBuilder> current = List.of();
+            for (String line : text.lines().toList()) {
+                if (line.startsWith("# ") && !line.startsWith("# [")) {
+                    current = packagesOf(line.substring(2)).stream()
+                            .map(pkg -> sections.computeIfAbsent(pkg, it -> new StringBuilder())).toList();
+                } else if (line.startsWith("FAIL\t")) {
+                    current = List.of();
+                } else if (!line.startsWith("# [")) {
+                    current.forEach(section -> section.append(line).append('\n'));
+                }
+            }
+            sections.forEach((pkg, section) -> errors.put(pkg, section.toString()));
+            return errors;
+        }
+
+        /** Of "PKG", "PKG [...]", and "OTHER [PKG.test]". */
+        private static Set<String> packagesOf(String header) {
+            int bracket = header.indexOf(" [");
+            String tested = header.endsWith(".test]") ? header.substring(header.lastIndexOf(" [") + 2,
+                    header.length() - ".test]".length()) : "";
+            return new HashSet<>(List.of(bracket < 0 ? header : header.substring(0, bracket), tested));
+        }
+    }
+
+    /** A file of --json or --junit. A disk that is full changes nothing: it is told at the end. */
+    static final class ReportFile extends PrintWriter {
+        /** 200 MB of short lines are 2 GB of events. The guest decides how many come, and must not fill this disk. */
+        static final long LIMIT = 4_000_000_000L; // bytes
+        private final Path path;
+        private final Limited bytes;
+
+        /** Without a path what is written goes nowhere. */
+        ReportFile(Path path, long limit) throws IOException {
+            this(path, new Limited(path == null ? OutputStream.nullOutputStream() : Files.newOutputStream(path),
+                    limit));
+        }
+
+        private ReportFile(Path path, Limited bytes) {
+            super(path == null ? Writer.nullWriter() : new OutputStreamWriter(bytes, UTF_8));
+            this.path = path;
+            this.bytes = bytes;
+        }
+
+        /** Why it is not complete. */
+        Optional<String> problem() {
+            return path == null || !checkError() ? Optional.empty() : Optional.of(bytes.room < 0
+                    ? path + " is cut off: the suites printed more than " + bytes.limit + " bytes for it"
+                    : "cannot write all of " + path + ": make room, or choose another place");
+        }
+
+        private static final class Limited extends FilterOutputStream {
+            private final long limit;
+            private long room;
+
+            Limited(OutputStream stream, long limit) {
+                super(stream);
+                this.limit = limit;
+                room = limit;
+            }
+
+            @Override
+            public void write(byte[] bytes, int from, int length) throws IOException {
+                room -= length;
+                if (room < 0) {
+                    throw new IOException("the limit");
+                }
+                out.write(bytes, from, length);
+            }
         }
     }
 
     /** The JUnit report: a testsuite for each package of a suite, and one for what is the suite's suiteResults. */
     static final class JUnit {
+        private static final Pattern ILLEGAL = Pattern.compile(
+                "[^\t\n\\x20-\ud7ff\ue000-\ufffd\\x{10000}-\\x{10ffff}]");
         private final XMLStreamWriter xml;
         private final String host;
         private int id;
@@ -2292,9 +2613,8 @@ final class VmTest implements Callable<Integer> {
             junit.xml.writeStartDocument();
             junit.begin("testsuites");
             for (Report report : reports) {
-                List<Result> failures = report.failures();
                 Map<String, List<Result>> packages = report.tests().stream()
-                        .filter(test -> test.isTest() || failures.contains(test))
+                        .filter(test -> test.isTest() || report.failures().containsKey(test))
                         .collect(Collectors.groupingBy(Result::pkg, LinkedHashMap::new, Collectors.toList()));
                 for (Map.Entry<String, List<Result>> pkg : packages.entrySet()) {
                     junit.suite(report, pkg.getKey(), report.job().suite().name() + "." + pkg.getKey(), pkg.getValue());
@@ -2346,9 +2666,9 @@ final class VmTest implements Callable<Integer> {
         private void begin(String name, Object... attributes) throws XMLStreamException {
             xml.writeStartElement(name);
             for (int i = 0; i < attributes.length; i += 2) {
-                String format = attributes[i + 1] instanceof Double ? "%.3f" : "%s";
-                xml.writeAttribute(attributes[i].toString(),
-                        legal(String.format(Locale.ROOT, format, attributes[i + 1])));
+                Object value = attributes[i + 1];
+                xml.writeAttribute(attributes[i].toString(), legal(value instanceof Double
+                        ? String.format(Locale.ROOT, "%.3f", value) : value.toString()));
             }
         }
 
@@ -2360,8 +2680,26 @@ final class VmTest implements Callable<Integer> {
 
         /** Without the characters that XML 1.0 cannot hold even escaped. */
         private static String legal(String text) {
-            return withoutEscapes(text).replaceAll("[^\t\n\\x20-\ud7ff\ue000-\ufffd\\x{10000}-\\x{10ffff}]", "");
+            boolean escapes = text.indexOf('\u001b') >= 0 || text.indexOf('\u009b') >= 0; // seldom, and slow to find
+            return ILLEGAL.matcher(escapes ? withoutEscapes(text) : text).replaceAll("");
         }
+    }
+
+    // Texts from the guest in lines of ours
+
+    /** A name, in one line, of which it cannot begin another, and not too long. */
+    static String oneLine(String text) {
+        String start = text.length() > LONGEST_NAME ? text.substring(0, LONGEST_NAME) + "..." : text;
+        return printable(start).replace("\n", "\\n");
+    }
+
+    private static final int LONGEST_NAME = 1000;
+    /** "::error::" behind blanks, and "##[error]", "##vso[...]", "##teamcity[...]" anywhere in a line. */
+    private static final Pattern CI_COMMAND = Pattern.compile("(?U)^\\s*+::(?=[A-Za-z])|##(?=[A-Za-z]*\\[)");
+
+    /** A line that no CI system takes for a command: GitHub, Azure and TeamCity read them from the output. */
+    static String inert(String line) {
+        return CI_COMMAND.matcher(line).replaceAll(command -> command.group().replaceFirst("(?=.$)", " "));
     }
 
     // On a terminal

@@ -23,6 +23,7 @@ import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.concurrent.TimeUnit;
+import java.util.function.IntConsumer;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
@@ -852,14 +853,14 @@ final class VmTestTest {
         screen.append(output.take(stream, piece));
     }
 
-    private final VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append);
+    private final VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append, new VmTest.Kept());
 
     private VmTest.Report report(String stdout, String stderr, int guestCode) {
         return report("unit", "go test ./...", stdout, stderr, guestCode);
     }
 
     private VmTest.Report report(String suite, String command, String stdout, String stderr, int guestCode) {
-        VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append);
+        VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append, new VmTest.Kept());
         take(output, 2, wire(stderr));
         take(output, 1, wire(stdout));
         return report(job(suite, command), output, guestCode);
@@ -900,10 +901,10 @@ final class VmTestTest {
     @Test
     void aPackageThatSaysVeryMuchDoesNotWaitAndLosesNothing() {
         take(output, 1, events("a run TestA") + events("b run TestB"));
-        IntStream.range(0, 300).forEach(i -> take(output, 1, events("b out TestB " + "x".repeat(9_999))));
+        IntStream.range(0, 600).forEach(i -> take(output, 1, events("b out TestB " + "x".repeat(9_999))));
         assertTrue(screen.length() > 1 << 20, "shown beside a");
         screen.append(output.end());
-        assertEquals(300 * 9_999, screen.chars().filter(c -> c == 'x').count());
+        assertEquals(600 * 9_999, screen.chars().filter(c -> c == 'x').count());
     }
 
     @Test
@@ -1069,7 +1070,7 @@ final class VmTestTest {
         String event = events("p run T") + events("p fail T 0") + events("p ok - 0.1");
         String stream = "building... " + event.replace("{\"Action\"", "{\"Time\":\"2026-11-29T00:00:00Z\",\"Action\"");
         for (int size = 1; size < stream.length(); size += 7) {
-            VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append);
+            VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append, new VmTest.Kept());
             for (int i = 0; i < stream.length(); i += size) {
                 take(output, 1, stream.substring(i, Math.min(stream.length(), i + size)));
             }
@@ -1095,7 +1096,7 @@ final class VmTestTest {
     void aFailureThatAPipeHidesIsSeen() {
         for (String tells : List.of("--- FAIL: TestX (0.00s)\n", "FAIL\n", "FAIL", "FAIL\texample.com/x\t0.1s\n", "ok\nFAIL\tx [build failed]\n", "x\n\nFAIL\r\n")) {
             for (int size : new int[] {1, 3, 100}) {
-                VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append);
+                VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append, new VmTest.Kept());
                 for (int i = 0; i < tells.length(); i += size) {
                     take(output, 1, tells.substring(i, Math.min(tells.length(), i + size)));
                 }
@@ -1126,12 +1127,12 @@ final class VmTestTest {
         VmTest.Job opaque = jobs(Map.of("VM_TEST_X", "gmake check"), new VmTest.CallerArgs(List.of(), List.of(), true), "x").get(1);
         VmTest.GuestRun make = cleanRun(0);
         assertEquals("x failed, guest exit code 0, no test could be counted", VmTest.Report.of(opaque, VmTest.Verdict.PASSED, make,
-                new VmTest.SuiteOutput(events::append), Instant.now(), VmTest.Leaks.fail).line());
+                new VmTest.SuiteOutput(events::append, new VmTest.Kept()), Instant.now(), VmTest.Leaks.fail).line());
         for (Object[] row : rows) {
             @SuppressWarnings("unchecked")
             VmTest.CallerArgs callerArgs = new VmTest.CallerArgs((List<String>) row[0], (List<String>) row[1], (boolean) row[2]);
             VmTest.Job job = jobs(Map.of("VM_TEST_X", "go test ./...", "VM_TEST_BUILD", "true"), callerArgs, "x").get(0);
-            VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append);
+            VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append, new VmTest.Kept());
             take(output, 1, (String) row[3]);
             output.end();
             VmTest.GuestRun guest = cleanRun(0);
@@ -1140,9 +1141,15 @@ final class VmTestTest {
         }
     }
 
+    private static String kept(VmTest.Report report) {
+        StringWriter json = new StringWriter();
+        report.json("an id", json);
+        return json.toString();
+    }
+
     @Test
     void theKeptResultHoldsTimingsAndReasons() throws Exception {
-        JsonObject said = JsonParser.object().from(report(SIDE_BY_SIDE, "", 1).json("an id"));
+        JsonObject said = JsonParser.object().from(kept(report(SIDE_BY_SIDE, "", 1)));
         assertEquals("an id", said.getString("id"));
         assertEquals("failed", said.getString("verdict"));
         List<Object> tests = new ArrayList<>(said.getArray("tests"));
@@ -1162,7 +1169,7 @@ final class VmTestTest {
         List<VmTest.Job> jobs = suites.jobs(List.of("x", "make"), callerArgs);
         last.begin(jobs, false);
         for (int i = 0; i < streams.length; i++) {
-            VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append);
+            VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append, new VmTest.Kept());
             take(output, 1, streams[i]);
             last.write(report(jobs.get(i), output, codes[i]));
         }
@@ -1214,7 +1221,7 @@ final class VmTestTest {
         for (String rest : List.of("q run TestB, q pass TestB 0, q ok - 0.1, p ok - 0.1", "q run TestB, q fail TestB 0, q end, q FAIL - 0.1, p ok - 0.1")) {
             VmTest.LastRun last = new VmTest.LastRun(dir, "host:/p", false);
             VmTest.Job job = last.failedJobs(suites, List.of()).get(0);
-            VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append);
+            VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append, new VmTest.Kept());
             take(output, 1, stream(rest));
             VmTest.Report report = report(job, output, rest.contains("fail") ? 1 : 0);
             assertEquals(VmTest.Verdict.FAILED, report.verdict());
@@ -1239,7 +1246,7 @@ final class VmTestTest {
         VmTest.LastRun next = new VmTest.LastRun(dir, "host:/p", false);
         List<VmTest.Job> jobs = next.failedJobs(suites, suites.chosen(List.of("make")));
         next.begin(jobs, true);
-        next.write(report(jobs.get(0), new VmTest.SuiteOutput(events::append), 0));
+        next.write(report(jobs.get(0), new VmTest.SuiteOutput(events::append, new VmTest.Kept()), 0));
         assertEquals(List.of("go test -json -short -run '^(TestA)$' example.com/s/p"), failed(suites));
         Files.writeString(dir.resolve("x.json"), "{\"id\"");
         assertEquals(dir.resolve("x.json") + " is damaged: delete it, and run the suite again",
@@ -1258,7 +1265,7 @@ final class VmTestTest {
 
     @Test
     void memoryIsBounded() {
-        VmTest.Tail kept = new VmTest.Tail();
+        VmTest.Tail kept = new VmTest.Tail(new VmTest.Kept());
         int length = 0;
         for (int i = 0; i < 100_000; i++) {
             kept.add("line " + i + "\n");
@@ -1279,7 +1286,7 @@ final class VmTestTest {
         String event = "{\"Action\":\"output\",\"Package\":\"p\",\"Output\":\"größe\\n\"}\n";
         String text = "half a\u00ff\n\nline\r\n{\"Action\":\"deploy\",\"Package\":\"p\"}\n" + wire(event) + "{ no event\n{rest";
         for (int size = 1; size <= text.length(); size++) {
-            VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append);
+            VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append, new VmTest.Kept());
             screen.setLength(0);
             events.setLength(0);
             for (int i = 0; i < text.length(); i += size) {
@@ -1369,5 +1376,262 @@ final class VmTestTest {
         for (String program : List.of("panic: runtime error\n\ngoroutine 1 [running]:\nmain.main()\n", "panic: x\npanic: y\ndb> ", "cpuid = 0\n")) {
             assertEquals(-1, VmTest.kernelPanic(program), program);
         }
+    }
+
+    // What a hostile guest sends
+
+    /**
+     * VmTest's parts in a JVM with the script's options and 48 MB, with a twentieth of what is kept else: that fits, then, into 256 MB
+     * with all of it. The strings have two bytes a character, which is the worst.
+     */
+    static final class Flood {
+        private static final String WIDE = "\u0436".repeat(128_000);
+        private static final int MANY = 10_500;
+        static final List<String> STREAMS = List.of("tests", "output", "names", "subtests", "lines", "packages", "runs", "build", "builds", "shared", "unbuilt", "listings");
+        private final VmTest.SuiteOutput output = new VmTest.SuiteOutput(line -> { }, new VmTest.Kept(20));
+        private final VmTest.GuestRun guest = new VmTest.GuestRun(place("/d"), "true", Map.of(), Duration.ofSeconds(1), () -> false);
+
+        /** Prints for each stream the verdict, whether a result may be lost, and whether the reports have a limit. */
+        public static void main(String... args) throws Exception {
+            for (String name : STREAMS) {
+                Flood flood = new Flood();
+                flood.guest.leftovers = new VmTest.Leftovers();
+                flood.guest.code = 0;
+                flood.send(name);
+                flood.output.end();
+                VmTest.Report report = VmTest.Report.of(job("unit", "go test ./..."), VmTest.Verdict.PASSED, flood.guest, flood.output, Instant.now(), VmTest.Leaks.fail);
+                StringWriter xml = new StringWriter();
+                StringWriter json = new StringWriter();
+                String summary = report.summary();
+                VmTest.JUnit.write(List.of(report), "x", xml);
+                report.json("id", json);
+                boolean small = Stream.of(summary, xml.toString(), json.toString()).allMatch(text -> text.length() < 12_000_000);
+                System.out.println(name + ": " + report.verdict() + (summary.contains("results may be lost") ? ", lost" : "")
+                        + (summary.contains("   output: ") ? ", cut" : "") + (small ? "" : ", too large"));
+            }
+        }
+
+        private void event(String action, String pkg, String test, String key, Object value) {
+            JsonObject event = new JsonObject(Map.of("Action", action, "Package", pkg, "Test", test));
+            event.put(key, value);
+            output.events.take(event);
+        }
+
+        private static void many(IntConsumer event) {
+            IntStream.range(0, MANY).forEach(event);
+        }
+
+        private void send(String name) {
+            switch (name) {
+                case "tests" -> many(i -> output.take(1, "{\"Action\":\"run\",\"Package\":\"p\",\"Test\":\"Test" + i + "\"}\n"
+                        + "{\"Action\":\"pass\",\"Package\":\"p\",\"Test\":\"Test" + i + "\"}\n"));
+                case "output" -> IntStream.range(0, 1000).forEach(i -> {
+                    event("run", "p", "Test" + i, "Output", "");
+                    event("output", "p", "Test" + i, "Output", WIDE + "\n");
+                    event("fail", "p", "Test" + i, "Output", "");
+                });
+                case "names" -> many(i -> event("fail", "p" + i % 7, "Test" + i + WIDE.substring(0, 1 + i % 1000), "Output", ""));
+                case "subtests" -> many(i -> event("run", "p", i + WIDE.substring(0, 60) + "/x", "Output", ""));
+                case "lines" -> many(i -> event("output", "p" + i, "", "Output", WIDE.substring(0, 60_000)));
+                case "packages" -> many(i -> output.take(1, "{\"Action\":\"output\",\"Package\":\"p" + i + "\",\"Output\":\"x\\n\"}\n"));
+                case "runs" -> many(i -> event("pass", "p", "", "Output", ""));
+                case "build" -> {
+                    output.events.take(new JsonObject(Map.of("Action", "build-output", "ImportPath", "b", "Output", "# p1\n" + "\u0436\n".repeat(60_000))));
+                    many(i -> event("fail", "p" + i, "", "FailedBuild", "b"));
+                }
+                case "builds" -> many(i -> output.events.take(new JsonObject(Map.of("Action", "build-output", "ImportPath", "b" + i, "Output", WIDE))));
+                case "shared" -> {
+                    event("output", "p", "", "Output", WIDE + "\n");
+                    many(i -> event("run", "p", "Test" + i, "Output", ""));
+                }
+                case "unbuilt" -> many(i -> {
+                    output.take(1, "# q" + i + " [p.test]\nFAIL\tp" + i + " [build failed]\n");
+                    event("output", "q" + i, "", "Output", "FAIL\tq" + i + " [build failed]\n");
+                    event("fail", "q" + i, "", "Output", "");
+                });
+                default -> Stream.of("before file ", "before mount ", "after file x", "after tmp ", "process ").forEach(line -> many(i ->
+                        guest.leftovers.take(line.replaceFirst(" .*", ""), line.replaceFirst("^\\S+ ", "") + i + WIDE.substring(0, 5000))));
+            }
+        }
+    }
+
+    @Test
+    void aGuestThatSendsWithoutEndFillsNeitherTheMemoryNorTheDisk() throws Exception {
+        Process process = new ProcessBuilder(Path.of(System.getProperty("java.home"), "bin/java").toString(), "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC",
+                "-Xmn24m", "-Xmx64m", "-cp", System.getProperty("java.class.path"), "VmTestTest$Flood").redirectErrorStream(true).start();
+        String said = new String(process.getInputStream().readAllBytes(), UTF_8);
+        assertEquals("""
+                tests: failed, lost
+                output: failed, cut
+                names: failed, lost
+                subtests: failed, lost
+                lines: failed, lost
+                packages: failed, lost
+                runs: failed, lost
+                build: failed, lost, cut
+                builds: failed, lost
+                shared: failed, lost, cut
+                unbuilt: failed, lost, cut
+                listings: failed
+                """, said);
+    }
+
+    /** What tests print is no reason to fail them, however much it is. */
+    @Test
+    void outputBeyondTheLimitIsCutAndCountedAndChangesNoVerdict() {
+        VmTest.Kept kept = new VmTest.Kept();
+        VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::append, kept);
+        String line = "x".repeat(99) + "\n";
+        String printed = line.repeat(1000);
+        for (int i = 0; i < 100; i++) { // 10 MB of tests that pass
+            take(output, 1, stream("p run P" + i + ", p raw P" + i + " " + printed + ", p pass P" + i + " 0"));
+        }
+        for (int i = 0; i < 100; i++) { // 10 MB of tests that are skipped
+            take(output, 1, stream("p run S" + i + ", p raw S" + i + " " + printed + ", p skip S" + i + " 0"));
+        }
+        take(output, 1, events("p ok - 0.1"));
+        VmTest.Report report = report(job("unit", "go test ./..."), output, 0);
+        assertEquals("unit passed", report.line());
+        long left = report.tests().stream().filter(VmTest.Result::isTest).flatMap(test -> test.output().lines()).filter(it -> it.length() == 99).count() * 100;
+        Matcher note = Pattern.compile("\n   output: (\\d+) characters are left out here and in the reports\n").matcher(report.summary());
+        assertTrue(note.find(), report.summary());
+        assertTrue(left <= kept.mostOutput && left >= kept.mostOutput / 3, left + " are left");
+        assertEquals(100 * 100_000, left + Long.parseLong(note.group(1)), 100 * 100, "what is not there was counted, but for frames and half lines");
+        assertTrue(report.tests().stream().filter(test -> test.name().equals("S0")).allMatch(test -> test.output().length() > 64_000));
+        assertFalse(report("unit", "go test ./...", stream("p run T, p out T x, p fail T 0, p FAIL - 0"), "", 1).summary().contains("left out"));
+    }
+
+    /** Each took minutes before, or could, or ended the thread that reads: with --timeout and Ctrl-C waiting for it. */
+    @Test
+    void timeGrowsWithTheOutputAndNoFaster() {
+        String event = "{\"Action\":\"%s\",\"Package\":\"p\",\"Test\":\"T\",\"%s\":%s}\n";
+        String begin = String.format(event, "run", "Output", "\"\"");
+        Map<String, String> hostile = new TreeMap<>(Map.of("blank lines in an event", String.format(event, "output", "Output", "\"" + "\\n".repeat(300_000) + "\""),
+                "blank lines", "\n".repeat(500_000), "digits", String.format(event, "pass", "Elapsed", "1".repeat(800_000)),
+                "depth", "{\"Time\":" + "[".repeat(1_000_000) + "\n", "objects", "{\"Time\":" + "{\"a\":".repeat(200_000) + "\n",
+                "a benchmark", String.format(event, "output", "Output", "\"BenchmarkX\\t1\\t" + " ".repeat(60_000) + "\u2028\\n\"").repeat(8),
+                "digits of benchmarks", String.format(event, "output", "Output", "\"Benchmark" + "-1".repeat(30_000) + "1".repeat(30_000) + "\\n\"").repeat(8),
+                "result lines", String.format(event, "output", "Output", "\"" + "--- PASS: x (1.".repeat(4000) + " ".repeat(5000) + "\\n\"").repeat(8),
+                "a name", String.format(event, "run", "Test", "\"Benchmark" + "-1".repeat(300_000) + "\""), "escapes", "\u001b[" + "1;".repeat(50_000) + " ".repeat(50_000)));
+        hostile.put("unbuilt", ("FAIL\t" + "x".repeat(100) + " [build\n").repeat(5000) + "FAIL\t" + "x [".repeat(20_000) + "\n");
+        hostile.put("ends", String.format(event.replace(",\"Test\":\"T\"", ""), "pass", "Elapsed", "0").repeat(10_000));
+        hostile.put("waiting", IntStream.range(0, 2000).mapToObj(i -> event("output", "w" + i, null, "x") + event("output", "s", null, "y") + event("pass", "s", null, "0"))
+                .collect(Collectors.joining()));
+        hostile.forEach((name, text) -> assertTimeoutPreemptively(Duration.ofSeconds(60), () -> {
+            VmTest.Report report = report(begin + text, "", 1);
+            report.summary();
+            junit(report);
+        }, name));
+        assertTimeoutPreemptively(Duration.ofSeconds(60), () -> IntStream.range(0, 1 << 20).forEach(i -> output.take(1, i == 0 ? "{" : "x")), "an event in pieces");
+    }
+
+    /** What comes after the mark is the supervisor's word only as long as no test has found out the mark. */
+    @Test
+    void anOddWordOfTheSupervisorIsNoVerdictAndNoStackTrace() throws Exception {
+        Object[][] rows = { // what comes on stderr and on stdout, the exit code, the message
+            {"exit 0", "exit 0", 0, null}, {"exit 255", "exit 255", 255, null},
+            {"exit", "exit", null, "no exit code, but ''"}, {"exit ", "exit 0", null, "no exit code, but ''"}, {"exit 0", "exit -1", null, "but '-1'"},
+            {"exit 256", "exit 256", null, "but '256'"}, {"exit 99999999999999999999", "exit 0", null, "but '99999999999999999999'"},
+            {"exit 0x0", "exit 0x0", null, "but '0x0'"}, {"exit \u0660", "exit \u0660", null, "but '\u0660'"}, {"exit 0 0", "exit 0 0", null, "but '0 0'"},
+            {"exit 0", "exit 1", null, "but '1'"}, {"exit 1", "exit 0", null, "but '0'"}, {"exit \u001b[2J\u009b\u202e\u0000", "exit 0", null, "but '"},
+            {"exit " + "9".repeat(5000), "exit 0", null, "9..."}, {"origin\nexit 0", "exit 0", 0, "in the guest came from , and this"},
+            {"origin \u001b[31mx\u202e" + "y".repeat(5000) + "\nexit 0", "exit 0", 0, "x?yyyy"}, {"nowhere 1 2\nbusy\nexit 0", "exit 0", 0, "an earlier vm-test"},
+            {"dumped\ndumped x\nprocess\nprocess 1\nprocess abc\n\n before\nbefore\nbefore file\nbefore end\nafter\nafter x y\nafter end of it\nend\nunknown \u0000\nexit 3",
+                "dumped\nexit 3", 3, null}, {"EXIT 0\nexit 4", "exit 4", 4, null}, {"\u00ff\u00fe\nexit 5", "exit 5", 5, null}};
+        for (Object[] row : rows) {
+            VmTest.GuestRun guest = guestRun();
+            StringBuilder rest = new StringBuilder();
+            for (String stream : List.of((String) row[0], (String) row[1])) {
+                String marked = stream.lines().map(line -> guest.mark + line + "\n").collect(Collectors.joining());
+                assertFalse(guest.sift(new StringBuilder(wire(marked) + "late"), rest::append), stream);
+            }
+            assertEquals("", rest.toString());
+            assertEquals(row[2], guest.code, row[0].toString());
+            String said = String.valueOf(guest.trouble);
+            assertTrue(row[3] == null ? guest.trouble == null : said.contains((String) row[3]), said);
+            assertTrue(said.length() < 1500 && said.lines().count() == 1 && said.equals(VmTest.printable(said)), said);
+            guest.leftovers.failing();
+            guest.leftovers.named();
+        }
+        if (ended(Stream.concat(OWN_PROCESSES.stream(), Stream.of("true")).toList())) {
+            try (FakeVm vm = new FakeVm(dir, "dfly-vm")) {
+                Process process = start("mark=$(sed -n \"s/^mark='\\(.*\\)'$/\\1/p;/^say exit .* 3>&1/q\"); echo \"${mark}exit x\" | tee /dev/stderr\n", "true", "it");
+                assertEquals(69, exitCode(process));
+                String out = Files.readString(dir.resolve("out"));
+                assertTrue(out.contains("       the guest sent no exit code, but 'x': run the suite again\n"), out);
+                String err = Files.readString(dir.resolve("err"));
+                assertTrue(err.contains("vm-test: it lost") && !err.contains("Exception"), err);
+            }
+        }
+    }
+
+    @Test
+    void listingsOfTheGuestHaveALimit() {
+        VmTest.Leftovers listed = new VmTest.Leftovers();
+        IntStream.range(0, 500_000).forEach(i -> listed.take("after", "mount same on /mnt"));
+        IntStream.range(0, 500).forEach(i -> listed.take("process", "1 " + "x".repeat(60_000)));
+        String name = "x".repeat(3000);
+        IntStream.range(0, 9000).forEach(i -> listed.take("before", "file " + i + name));
+        Stream.of("before", "after").forEach(word -> listed.take(word, "end of it"));
+        assertEquals(200 + 1000 + 1, listed.failing().size());
+        assertTrue(listed.failing().stream().allMatch(line -> line.length() < 2100));
+        assertEquals("unknown: more than 200000 lines (file) were there before", listed.failing().get(1200));
+    }
+
+    /** Neither of the summary, nor of the messages, nor commands to the CI system that shows them. */
+    @Test
+    void namesAndOutputForgeNoLineOfOurs() throws Exception {
+        String forged = "\n== unit passed, 3 pass, 0.1 s\n::error::x\r\nvm-test: unit passed\u001b[2J\u009b2J\u202e\u2028::error::y\u0085##[error]z\u001b]0;";
+        String events = event("run", "p" + forged, "Test" + forged, null) + event("output", "p" + forged, "Test" + forged, forged + "\n  \u00a0::error::x\n##vso[x]##[warning]\n")
+                + event("fail", "p" + forged, "Test" + forged, "0") + event("run", "p", "TestS", null) + event("output", "p", "TestS", forged + "\n")
+                + event("skip", "p", "TestS", "0.5") + event("run", "p", "Slow" + forged, null) + event("pass", "p", "Slow" + forged, "7") + event("run", "p", "TestLast", null)
+                + event("output", "p", "TestLast", "the last reason\n") + event("fail", "p", "TestLast", "0");
+        VmTest.SuiteOutput output = new VmTest.SuiteOutput(this.events::append, new VmTest.Kept());
+        take(output, 1, wire(events));
+        output.end();
+        VmTest.GuestRun guest = cleanRun(1);
+        guest.leftovers.take("after", "tmp " + forged.replace("\n", ""));
+        guest.leftovers.take("after", "file " + forged.replace("\n", ""));
+        VmTest.Report report = VmTest.Report.of(job("unit", "go test ./..."), VmTest.Verdict.FAILED, guest, output, Instant.now(), VmTest.Leaks.fail);
+        List<String> lines = report.summary().lines().toList();
+        assertTrue(lines.get(0).startsWith("== unit failed, guest exit code 1"));
+        lines.stream().skip(1).forEach(line -> assertTrue(line.matches("   (    .*|(FAIL|SKIP|DID NOT FINISH|slow:|left) .*)"), line));
+        lines.forEach(line -> assertFalse(line.contains("##") || line.matches("(?U)\\s*::.*"), line));
+        assertEquals(report.summary().replace("\u2028", "").replace("\u0085", ""), VmTest.printable(report.summary()));
+        assertTrue(lines.contains("       the last reason"), "a sequence without an end swallows no other test: " + report.summary());
+        assertTrue(lines.stream().anyMatch(line -> line.contains("FAIL p\\n== unit passed, 3 pass, 0.1 s\\n::error::x\\nvm-test: unit passed")), report.summary());
+        assertEquals("unit failed, guest exit code 1", report.line());
+        assertEquals("   : :error::x # #[error]y ##x ::1", VmTest.inert("   ::error::x ##[error]y ##x ::1"));
+        assertEquals(1003, VmTest.oneLine("x".repeat(10_000_000)).length());
+        Document xml = junit(report);
+        assertEquals(1, count(xml, "testsuites"));
+        Path results = Files.createDirectories(dir.resolve("dfly-vm.test"));
+        new VmTest.LastRun(results, "host:/p", false).write(report(event("fail", "../../evil", "../../Test/x", "1e999").replace("\"1e999\"", "1e999"), "", 1));
+        assertEquals(List.of("unit.json"), List.of(results.toFile().list()), "the guest names no file");
+    }
+
+    @Test
+    void timesThatGoNeverSaysAreLegal() throws Exception {
+        for (String odd : List.of("1e999", "-1e999", "-5", "1e308", "\"x\"", "null", "[1]", "{}", "true", "99999999999999999999")) {
+            String events = "{\"Action\":\"run\",\"Package\":\"p\",\"Test\":\"T\"}\n{\"Action\":\"fail\",\"Package\":\"p\",\"Test\":\"T\",\"Elapsed\":" + odd + "}\n"
+                    + "{\"Action\":\"fail\",\"Package\":\"p\",\"Elapsed\":" + odd + "}\n";
+            VmTest.Report report = report(events, "", 1);
+            assertEquals("T=fail", outcomes(report), odd);
+            assertEquals(1, count(junit(report), "failure"), odd);
+            assertEquals("failed", JsonParser.object().from(kept(report)).getString("verdict"), odd);
+        }
+    }
+
+    @Test
+    void aReportOfTheGuestHasALimit() throws Exception {
+        Path file = dir.resolve("x.json");
+        try (VmTest.ReportFile report = new VmTest.ReportFile(file, 20_000)) {
+            report.print("\u00e9".repeat(9_000));
+            assertTrue(report.problem().isEmpty());
+            IntStream.range(0, 1000).forEach(i -> report.print("x".repeat(10_000)));
+            assertEquals(file + " is cut off: the suites printed more than 20000 bytes for it", report.problem().orElseThrow());
+        }
+        assertTrue(Files.size(file) <= 20_000 && Files.size(file) >= 18_000, Files.size(file) + "");
+        assertTrue(new VmTest.ReportFile(null, 1).problem().isEmpty());
     }
 }
