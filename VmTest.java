@@ -2470,7 +2470,7 @@ final class VmTest implements Callable<Integer> {
 
     /** Finds what failed in a suite, and why. */
     static final class Failures {
-        /** Characters of what several failures share, their package's output or the build's, in all of them together. */
+        /** Characters of what several failures share, their package's output or the build's, in all together. */
         private static final int SHARED = 2_000_000;
         private final Map<String, Result> packages;
         private final Map<String, String> buildErrors;
