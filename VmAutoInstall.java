@@ -2348,7 +2348,7 @@ final class VmAutoInstall implements Callable<Integer> {
                 readFile(settings, own, null);
             }
             if (Files.exists(here) && !(own != null && Files.exists(own) && Files.isSameFile(own, here))) {
-                settings.file.remove("VM_PROJECT"); // a directory with a vm.env is the project, unless that names another
+                settings.file.remove("VM_PROJECT"); // the project is the directory with this file, or what it names
                 readFile(settings, here, directory.toRealPath());
             }
         } catch (InvalidPathException lostLetters) {
@@ -2375,8 +2375,7 @@ final class VmAutoInstall implements Callable<Integer> {
             } else if (project == null && !isOwn(file)) {
                 throw new IOException("another user owns it or can write to it: chown and chmod go-w make it yours");
             }
-            String text = new String(Files.readAllBytes(file), UTF_8);
-            for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
+            for (String line : new String(Files.readAllBytes(file), UTF_8).replaceFirst("^\ufeff", "").lines().toList()) {
                 number++;
                 String key = readLine(line.strip(), values);
                 if (key != null && key.matches("(VM|DFLY)_.*") && !isSetting(key) && settings.warnings.size() < 10) {
@@ -2418,8 +2417,8 @@ final class VmAutoInstall implements Callable<Integer> {
                 there = there.getParent();
             }
             if (!there.toRealPath().resolve(there.relativize(project)).startsWith(directory)) {
-                throw new VmException(2, "VM_PROJECT lies outside of the directory of this file: " + value + "; name it "
-                        + "with --project, or move this file away and put VM_PROJECT into ~/.go-synth/vm.env");
+                throw new VmException(2, "VM_PROJECT lies outside of the directory of this file: " + value + "; name "
+                        + "it with --project, or move this file away and put VM_PROJECT into ~/.go-synth/vm.env");
             }
         }
     }

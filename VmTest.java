@@ -427,7 +427,8 @@ final class VmTest implements Callable<Integer> {
                         + ": name a file in a folder that exists and is writable");
             }
         });
-        Stream.ofNullable(settings.environment.get("NO_COLOR")).filter(value -> !value.isEmpty()).forEach(value -> environment.putIfAbsent("NO_COLOR", value));
+        Stream.ofNullable(settings.environment.get("NO_COLOR")).filter(value -> !value.isEmpty())
+                .forEach(value -> environment.putIfAbsent("NO_COLOR", value));
     }
 
     /** Waits for the guest and takes the lock: two runs on one VM would kill each other's processes. */
@@ -3036,7 +3037,7 @@ final class VmTest implements Callable<Integer> {
                 readFile(settings, own, null);
             }
             if (Files.exists(here) && !(own != null && Files.exists(own) && Files.isSameFile(own, here))) {
-                settings.file.remove("VM_PROJECT"); // a directory with a vm.env is the project, unless that names another
+                settings.file.remove("VM_PROJECT"); // the project is the directory with this file, or what it names
                 readFile(settings, here, directory.toRealPath());
             }
         } catch (InvalidPathException lostLetters) {
@@ -3063,8 +3064,7 @@ final class VmTest implements Callable<Integer> {
             } else if (project == null && !isOwn(file)) {
                 throw new IOException("another user owns it or can write to it: chown and chmod go-w make it yours");
             }
-            String text = new String(Files.readAllBytes(file), UTF_8);
-            for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
+            for (String line : new String(Files.readAllBytes(file), UTF_8).replaceFirst("^\ufeff", "").lines().toList()) {
                 number++;
                 String key = readLine(line.strip(), values);
                 if (key != null && key.matches("(VM|DFLY)_.*") && !isSetting(key) && settings.warnings.size() < 10) {
@@ -3106,8 +3106,8 @@ final class VmTest implements Callable<Integer> {
                 there = there.getParent();
             }
             if (!there.toRealPath().resolve(there.relativize(project)).startsWith(directory)) {
-                throw new VmException(2, "VM_PROJECT lies outside of the directory of this file: " + value + "; name it "
-                        + "with --project, or move this file away and put VM_PROJECT into ~/.go-synth/vm.env");
+                throw new VmException(2, "VM_PROJECT lies outside of the directory of this file: " + value + "; name "
+                        + "it with --project, or move this file away and put VM_PROJECT into ~/.go-synth/vm.env");
             }
         }
     }
