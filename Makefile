@@ -211,12 +211,12 @@ vm-help: ## This list
 	  /^#: / { print "  " substr($$0, 4) }' Makefile
 
 # In a directory of its own, then moved into place: make believes a jar that is there, and an archive (below) of classes believes
-# a library only as long as nobody writes it anew. No library runs before its sum was compared: javac starts no processors of them.
+# a library only as long as nobody writes it anew. -proc:none: javac must not run code from a library before its sum is compared.
 $(SCRIPTS:%=.build/%.jar): .build/%.jar: %.java .build/jbang .build/java
 	@new=.build/new-$*-$$$$; \
 	.build/jbang --quiet export portable --compile-option=-proc:none --force --output "$$new/$*.jar" $< && mkdir -p .build/lib && \
 	if (cd "$$new/lib" && $(sha256) *.jar) | grep -vxFf test/jars.sha256 >&2; then \
-	  echo "libraries of $< that are not in test/jars.sha256, which says what to do" >&2; false; fi && \
+	  echo "The libraries of $< above are not in test/jars.sha256. If you changed //DEPS, run test/lint --jars; else do not trust them." >&2; false; fi && \
 	for library in "$$new"/lib/*; do [ -e ".build/lib/$${library##*/}" ] || mv "$$library" .build/lib/; done && \
 	mv "$$new/$*.jar" $@; code=$$?; rm -rf "$$new"; exit $$code
 

@@ -1597,7 +1597,10 @@ final class VmAutoInstall implements Callable<Integer> {
         return scripts;
     }
 
-    /** Another user's do not count: anybody can make a /tmp/phases, and what they say is run with the guest's keys. */
+    /**
+     * The nearest phases/ upwards that only this user can change. Others are skipped: anybody can make a /tmp/phases,
+     * and its scripts would run in the new guest and see its keys.
+     */
     static List<Path> nearestScripts(Path directory) throws IOException {
         String another = "";
         for (Path above = directory; above != null; above = above.getParent()) {
@@ -1946,7 +1949,7 @@ final class VmAutoInstall implements Callable<Integer> {
     // shared:sandbox
     /**
      * QEMU gives up the system calls that it does not need, so that a guest that broke into it cannot start programs.
-     * It needs some of them for -daemonize. Two -sandbox options would both hold, so the user's own replaces this one.
+     * Not {@code full}: -daemonize needs some of them. Two -sandbox options would add up, so the user's replaces this.
      */
     static List<String> sandbox(List<String> arguments, boolean full) {
         boolean own = arguments.stream().anyMatch(word -> word.matches("--?sandbox"));
@@ -2327,7 +2330,7 @@ final class VmAutoInstall implements Callable<Integer> {
             what = losesLetters(settings.file.get(name)) ? settings.origin(name) : what;
         }
         if (SETTINGS.stream().anyMatch(name -> "_NULL_".equals(settings.get(name)))) {
-            return "_NULL_ is no value of a setting"; // picocli's own word for none
+            return "_NULL_ is no value of a setting: leave the setting empty"; // to picocli _NULL_ means none
         }
         return settings.problem != null ? settings.problem : what == null ? null : "letters of " + what + (utf8
                 ? " are not in UTF-8 and would be lost: write it in UTF-8 (rename a file or directory)"
@@ -2356,9 +2359,13 @@ final class VmAutoInstall implements Callable<Integer> {
         } catch (IOException unreadable) {
             settings.problem = here + " cannot be read (" + reason(unreadable) + "): repair it, or move it away";
         }
-        environment.keySet().stream().filter(name -> name.matches("(VM|DFLY)_.*") && !isSetting(name))
-                .map(name -> name + " in the environment is no setting" + didYouMean(name, SETTINGS))
-                .filter(warning -> warning.endsWith(")")).sorted().forEach(settings.warnings::add);
+        for (String name : environment.keySet().stream().sorted().toList()) {
+            // Other programs have variables that begin with VM_, too: only what is close to a setting counts.
+            String hint = name.matches("(VM|DFLY)_.*") && !isSetting(name) ? didYouMean(name, SETTINGS) : "";
+            if (!hint.isEmpty()) {
+                settings.warnings.add(name + " in the environment is no setting" + hint);
+            }
+        }
         return settings;
     }
     // end shared:vmenv
@@ -2370,12 +2377,9 @@ final class VmAutoInstall implements Callable<Integer> {
         Map<String, String> values = new HashMap<>();
         int number = 0;
         try {
-            if (!Files.isRegularFile(file) || Files.size(file) > 1 << 20) { // a pipe would never end
-                throw new IOException("it is not a file of at most 1 MB");
-            } else if (project == null && !isOwn(file)) {
-                throw new IOException("another user owns it or can write to it: chown and chmod go-w make it yours");
-            }
-            for (String line : new String(Files.readAllBytes(file), UTF_8).replaceFirst("^\ufeff", "").lines().toList()) {
+            checkFile(file, project == null);
+            String text = new String(Files.readAllBytes(file), UTF_8);
+            for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
                 number++;
                 String key = readLine(line.strip(), values);
                 if (key != null && key.matches("(VM|DFLY)_.*") && !isSetting(key) && settings.warnings.size() < 10) {
@@ -2398,14 +2402,14 @@ final class VmAutoInstall implements Callable<Integer> {
     // end shared:vmenvfile
 
     // shared:checksetting
-    /** Refuses what the vm.env of a project in this directory, or that of the user (null), must not say. */
+    /** Refuses a setting that this vm.env must not hold: the project's in {@code directory}, or if null the user's. */
     private static void checkSetting(String name, String value, Path directory) throws IOException {
         if (value.isEmpty()) {
             return;
         } else if (directory == null) {
             // in a working directory with somebody else's files it would be one of those
             if (Set.of("VM_DIR", "VM_IMAGE", "VM_PHASES", "VM_PROJECT").contains(name) && !value.matches("[/~].*")) {
-                throw new VmException(2, name + " is not a full path: " + value);
+                throw new VmException(2, name + " must begin with / or ~ in this file, not be relative: " + value);
             }
         } else if (!PROJECT_SETTINGS.contains(name) && SETTINGS.contains(name)) {
             throw new VmException(2, name + " is read only from your own settings, because a project could harm this "
@@ -2486,6 +2490,14 @@ final class VmAutoInstall implements Callable<Integer> {
 
     private static boolean isSetting(String name) {
         return SETTINGS.contains(name) || name.startsWith("VM_TEST_");
+    }
+
+    private static void checkFile(Path file, boolean mustBeOwn) throws IOException {
+        if (!Files.isRegularFile(file) || Files.size(file) > 1 << 20) { // a pipe would never end
+            throw new IOException("it is not a file of at most 1 MB");
+        } else if (mustBeOwn && !isOwn(file)) {
+            throw new IOException("another user owns it or can write to it: chown and chmod go-w make it yours");
+        }
     }
     // end shared:names
 
@@ -2811,7 +2823,7 @@ final class VmAutoInstall implements Callable<Integer> {
         Path groups = Path.of("/etc/group");
         return Files.getAttribute(file, "posix:group").toString().equals(owner) && !owner.equals("root")
                 && Files.exists(groups) && new String(Files.readAllBytes(groups), UTF_8).lines()
-                .anyMatch(line -> line.startsWith(owner + ":") && line.endsWith(":")); // ends with its members
+                .anyMatch(line -> line.startsWith(owner + ":") && line.endsWith(":")); // no members after the colon
     }
 
     /** The user id that new files get. On Linux this process's files in /proc have it, so that nothing is written. */

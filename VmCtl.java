@@ -2763,11 +2763,11 @@ final class VmCtl {
         static int logCheckSeconds = 30;
         /** A QEMU that has not told the guest's state after this long hangs. Tests shorten it. */
         static Duration answerLimit = Duration.ofSeconds(5);
-        /** Of a response on the monitor. */
-        private static final int MOST_ANSWER = 1 << 24;
-        /** How a shell tells of a program that SIGSYS ended. */
-        private static final int FORBIDDEN_CALL = 159;
-        /** Tests clear it: macOS has no setsid. */
+        /** The longest line that is read from the monitor, in characters. */
+        private static final int MAX_RESPONSE = 1 << 24;
+        /** The exit code of a QEMU that made a forbidden system call: 128 + SIGSYS. */
+        private static final int KILLED_BY_SANDBOX = 159;
+        /** Whether QEMU can start in a session of its own; macOS has no setsid. Tests clear it. */
         static boolean hasSetsid = onPath("setsid");
 
         private final VmFiles files;
@@ -2916,8 +2916,8 @@ final class VmCtl {
                 if (!runs && !process.isAlive()) {
                     int code = process.exitValue();
                     runs = code == 0 && !hasSetsid;
-                    problem = code == FORBIDDEN_CALL ? "its sandbox forbids what it was told to do, such as to start a "
-                            + "program; a -sandbox in VM_QEMU_ARGS replaces ours"
+                    problem = code == KILLED_BY_SANDBOX ? "its sandbox forbids something that its arguments need, "
+                            + "such as starting a program; to allow it, add a -sandbox of your own to VM_QEMU_ARGS"
                             : "it gave no reason (exit code " + code + "); vm-ctl -v start shows its command line";
                 }
                 if (runs) {
@@ -3021,7 +3021,7 @@ final class VmCtl {
                         + JsonWriter.string(object("execute", command, "arguments", object(arguments), "id", command))
                         + "\n";
                 channel.write(ByteBuffer.wrap(requests.getBytes(UTF_8)));
-                for (String line = line(in, MOST_ANSWER); line != null; line = line(in, MOST_ANSWER)) {
+                for (String line = line(in, MAX_RESPONSE); line != null; line = line(in, MAX_RESPONSE)) {
                     JsonObject response = json(line); // the greeting, an event, or what was asked for
                     if (command.equals(response.getString("id")) && response.has("return")) {
                         return response.get("return");
@@ -3892,7 +3892,7 @@ final class VmCtl {
     // shared:sandbox
     /**
      * QEMU gives up the system calls that it does not need, so that a guest that broke into it cannot start programs.
-     * It needs some of them for -daemonize. Two -sandbox options would both hold, so the user's own replaces this one.
+     * Not {@code full}: -daemonize needs some of them. Two -sandbox options would add up, so the user's replaces this.
      */
     static List<String> sandbox(List<String> arguments, boolean full) {
         boolean own = arguments.stream().anyMatch(word -> word.matches("--?sandbox"));
@@ -4306,7 +4306,7 @@ final class VmCtl {
             what = losesLetters(settings.file.get(name)) ? settings.origin(name) : what;
         }
         if (SETTINGS.stream().anyMatch(name -> "_NULL_".equals(settings.get(name)))) {
-            return "_NULL_ is no value of a setting"; // picocli's own word for none
+            return "_NULL_ is no value of a setting: leave the setting empty"; // to picocli _NULL_ means none
         }
         return settings.problem != null ? settings.problem : what == null ? null : "letters of " + what + (utf8
                 ? " are not in UTF-8 and would be lost: write it in UTF-8 (rename a file or directory)"
@@ -4335,9 +4335,13 @@ final class VmCtl {
         } catch (IOException unreadable) {
             settings.problem = here + " cannot be read (" + reason(unreadable) + "): repair it, or move it away";
         }
-        environment.keySet().stream().filter(name -> name.matches("(VM|DFLY)_.*") && !isSetting(name))
-                .map(name -> name + " in the environment is no setting" + didYouMean(name, SETTINGS))
-                .filter(warning -> warning.endsWith(")")).sorted().forEach(settings.warnings::add);
+        for (String name : environment.keySet().stream().sorted().toList()) {
+            // Other programs have variables that begin with VM_, too: only what is close to a setting counts.
+            String hint = name.matches("(VM|DFLY)_.*") && !isSetting(name) ? didYouMean(name, SETTINGS) : "";
+            if (!hint.isEmpty()) {
+                settings.warnings.add(name + " in the environment is no setting" + hint);
+            }
+        }
         return settings;
     }
     // end shared:vmenv
@@ -4349,12 +4353,9 @@ final class VmCtl {
         Map<String, String> values = new HashMap<>();
         int number = 0;
         try {
-            if (!Files.isRegularFile(file) || Files.size(file) > 1 << 20) { // a pipe would never end
-                throw new IOException("it is not a file of at most 1 MB");
-            } else if (project == null && !isOwn(file)) {
-                throw new IOException("another user owns it or can write to it: chown and chmod go-w make it yours");
-            }
-            for (String line : new String(Files.readAllBytes(file), UTF_8).replaceFirst("^\ufeff", "").lines().toList()) {
+            checkFile(file, project == null);
+            String text = new String(Files.readAllBytes(file), UTF_8);
+            for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
                 number++;
                 String key = readLine(line.strip(), values);
                 if (key != null && key.matches("(VM|DFLY)_.*") && !isSetting(key) && settings.warnings.size() < 10) {
@@ -4377,14 +4378,14 @@ final class VmCtl {
     // end shared:vmenvfile
 
     // shared:checksetting
-    /** Refuses what the vm.env of a project in this directory, or that of the user (null), must not say. */
+    /** Refuses a setting that this vm.env must not hold: the project's in {@code directory}, or if null the user's. */
     private static void checkSetting(String name, String value, Path directory) throws IOException {
         if (value.isEmpty()) {
             return;
         } else if (directory == null) {
             // in a working directory with somebody else's files it would be one of those
             if (Set.of("VM_DIR", "VM_IMAGE", "VM_PHASES", "VM_PROJECT").contains(name) && !value.matches("[/~].*")) {
-                throw new VmException(2, name + " is not a full path: " + value);
+                throw new VmException(2, name + " must begin with / or ~ in this file, not be relative: " + value);
             }
         } else if (!PROJECT_SETTINGS.contains(name) && SETTINGS.contains(name)) {
             throw new VmException(2, name + " is read only from your own settings, because a project could harm this "
@@ -4465,6 +4466,14 @@ final class VmCtl {
 
     private static boolean isSetting(String name) {
         return SETTINGS.contains(name) || name.startsWith("VM_TEST_");
+    }
+
+    private static void checkFile(Path file, boolean mustBeOwn) throws IOException {
+        if (!Files.isRegularFile(file) || Files.size(file) > 1 << 20) { // a pipe would never end
+            throw new IOException("it is not a file of at most 1 MB");
+        } else if (mustBeOwn && !isOwn(file)) {
+            throw new IOException("another user owns it or can write to it: chown and chmod go-w make it yours");
+        }
     }
     // end shared:names
 
@@ -4820,7 +4829,7 @@ final class VmCtl {
         Path groups = Path.of("/etc/group");
         return Files.getAttribute(file, "posix:group").toString().equals(owner) && !owner.equals("root")
                 && Files.exists(groups) && new String(Files.readAllBytes(groups), UTF_8).lines()
-                .anyMatch(line -> line.startsWith(owner + ":") && line.endsWith(":")); // ends with its members
+                .anyMatch(line -> line.startsWith(owner + ":") && line.endsWith(":")); // no members after the colon
     }
 
     /** The user id that new files get. On Linux this process's files in /proc have it, so that nothing is written. */

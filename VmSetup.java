@@ -570,7 +570,7 @@ final class VmSetup implements Callable<Integer> {
     }
 
     private String text(URI uri) throws IOException, InterruptedException {
-        return watched(uri, () -> 0, () -> {
+        return withMinimumRate(uri, () -> 0, () -> {
             try (InputStream body = open(uri, 0).getInputStream()) {
                 return new String(body.readNBytes(1 << 20), UTF_8);
             }
@@ -578,10 +578,11 @@ final class VmSetup implements Callable<Integer> {
     }
 
     /**
-     * Runs an exchange with a server in a thread of its own, and gives it up when it brings less than a kilobyte a
-     * second. The timeouts of a socket hold for single reads only: a server that sends a byte a minute keeps to them.
+     * Runs a request in a thread of its own, and gives it up when {@code received} grows by less than a kilobyte a
+     * second. The timeouts of a socket apply to single reads only, so a server that sends a byte a minute never hits
+     * them.
      */
-    private <T> T watched(URI uri, LongSupplier received, Callable<T> exchange) throws IOException,
+    private <T> T withMinimumRate(URI uri, LongSupplier received, Callable<T> exchange) throws IOException,
             InterruptedException {
         FutureTask<T> task = new FutureTask<>(exchange);
         Thread thread = new Thread(task, "download");
@@ -591,7 +592,7 @@ final class VmSetup implements Callable<Integer> {
         for (long before = 0;;) {
             try {
                 return task.get(millis, TimeUnit.MILLISECONDS);
-            } catch (TimeoutException soFar) {
+            } catch (TimeoutException stillRunning) {
                 if (received.getAsLong() - before < millis) {
                     throw new VmException(69, uri + " sends less than a kilobyte a second");
                 }
@@ -682,7 +683,7 @@ final class VmSetup implements Callable<Integer> {
                     long before = position;
                     received = 0;
                     try {
-                        watched(uri, () -> received, () -> receive(file, bar));
+                        withMinimumRate(uri, () -> received, () -> receive(file, bar));
                         return;
                     } catch (IOException ended) {
                         fruitless = position - before < 1 << 16 ? fruitless + 1 : 0;
@@ -770,12 +771,12 @@ final class VmSetup implements Callable<Integer> {
     }
 
     /**
-     * Unpacks an archive, or copies an image, to the ISO's part file. The native tools, which are fast but not memory
-     * safe, only get an archive whose sum is known.
+     * Unpacks an archive, or copies an image, to the ISO's part file. lbzip2 and pbzip2 are fast, but not memory safe:
+     * they only get an archive with a sum that this script knows, or that --trust-mirror accepts.
      */
-    private void unpack(Path source, boolean packed, boolean verified, String what)
+    private void unpack(Path source, boolean packed, boolean trusted, String what)
             throws IOException, InterruptedException {
-        Optional<Path> tool = !packed || !verified ? Optional.empty()
+        Optional<Path> tool = !packed || !trusted ? Optional.empty()
                 : Stream.of("lbzip2", "pbzip2").map(this::onPath).flatMap(Optional::stream).findFirst();
         List<String> command = tool.map(file -> List.of(file.toString(), "-d", "-c")).orElse(List.of());
         if (verbose && tool.isPresent()) {
@@ -797,8 +798,8 @@ final class VmSetup implements Callable<Integer> {
             if (process != null && process.waitFor() != 0) {
                 throw new IOException(tool.get().getFileName() + " ended with " + process.exitValue());
             }
-        } catch (UncheckedIOException | VmException notTheArchive) {
-            throw notTheArchive;
+        } catch (UncheckedIOException | VmException explained) {
+            throw explained;
         } catch (IOException | RuntimeException damage) { // a decompressor may trip over a bad archive in any way
             throw new VmException(1, what + " cannot be unpacked ("
                     + (damage instanceof IOException told ? reason(told) : damage) + "): truncated, or damaged");
@@ -1345,7 +1346,7 @@ final class VmSetup implements Callable<Integer> {
             what = losesLetters(settings.file.get(name)) ? settings.origin(name) : what;
         }
         if (SETTINGS.stream().anyMatch(name -> "_NULL_".equals(settings.get(name)))) {
-            return "_NULL_ is no value of a setting"; // picocli's own word for none
+            return "_NULL_ is no value of a setting: leave the setting empty"; // to picocli _NULL_ means none
         }
         return settings.problem != null ? settings.problem : what == null ? null : "letters of " + what + (utf8
                 ? " are not in UTF-8 and would be lost: write it in UTF-8 (rename a file or directory)"
@@ -1374,9 +1375,13 @@ final class VmSetup implements Callable<Integer> {
         } catch (IOException unreadable) {
             settings.problem = here + " cannot be read (" + reason(unreadable) + "): repair it, or move it away";
         }
-        environment.keySet().stream().filter(name -> name.matches("(VM|DFLY)_.*") && !isSetting(name))
-                .map(name -> name + " in the environment is no setting" + didYouMean(name, SETTINGS))
-                .filter(warning -> warning.endsWith(")")).sorted().forEach(settings.warnings::add);
+        for (String name : environment.keySet().stream().sorted().toList()) {
+            // Other programs have variables that begin with VM_, too: only what is close to a setting counts.
+            String hint = name.matches("(VM|DFLY)_.*") && !isSetting(name) ? didYouMean(name, SETTINGS) : "";
+            if (!hint.isEmpty()) {
+                settings.warnings.add(name + " in the environment is no setting" + hint);
+            }
+        }
         return settings;
     }
     // end shared:vmenv
@@ -1388,12 +1393,9 @@ final class VmSetup implements Callable<Integer> {
         Map<String, String> values = new HashMap<>();
         int number = 0;
         try {
-            if (!Files.isRegularFile(file) || Files.size(file) > 1 << 20) { // a pipe would never end
-                throw new IOException("it is not a file of at most 1 MB");
-            } else if (project == null && !isOwn(file)) {
-                throw new IOException("another user owns it or can write to it: chown and chmod go-w make it yours");
-            }
-            for (String line : new String(Files.readAllBytes(file), UTF_8).replaceFirst("^\ufeff", "").lines().toList()) {
+            checkFile(file, project == null);
+            String text = new String(Files.readAllBytes(file), UTF_8);
+            for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
                 number++;
                 String key = readLine(line.strip(), values);
                 if (key != null && key.matches("(VM|DFLY)_.*") && !isSetting(key) && settings.warnings.size() < 10) {
@@ -1416,14 +1418,14 @@ final class VmSetup implements Callable<Integer> {
     // end shared:vmenvfile
 
     // shared:checksetting
-    /** Refuses what the vm.env of a project in this directory, or that of the user (null), must not say. */
+    /** Refuses a setting that this vm.env must not hold: the project's in {@code directory}, or if null the user's. */
     private static void checkSetting(String name, String value, Path directory) throws IOException {
         if (value.isEmpty()) {
             return;
         } else if (directory == null) {
             // in a working directory with somebody else's files it would be one of those
             if (Set.of("VM_DIR", "VM_IMAGE", "VM_PHASES", "VM_PROJECT").contains(name) && !value.matches("[/~].*")) {
-                throw new VmException(2, name + " is not a full path: " + value);
+                throw new VmException(2, name + " must begin with / or ~ in this file, not be relative: " + value);
             }
         } else if (!PROJECT_SETTINGS.contains(name) && SETTINGS.contains(name)) {
             throw new VmException(2, name + " is read only from your own settings, because a project could harm this "
@@ -1504,6 +1506,14 @@ final class VmSetup implements Callable<Integer> {
 
     private static boolean isSetting(String name) {
         return SETTINGS.contains(name) || name.startsWith("VM_TEST_");
+    }
+
+    private static void checkFile(Path file, boolean mustBeOwn) throws IOException {
+        if (!Files.isRegularFile(file) || Files.size(file) > 1 << 20) { // a pipe would never end
+            throw new IOException("it is not a file of at most 1 MB");
+        } else if (mustBeOwn && !isOwn(file)) {
+            throw new IOException("another user owns it or can write to it: chown and chmod go-w make it yours");
+        }
     }
     // end shared:names
 
@@ -1783,7 +1793,7 @@ final class VmSetup implements Callable<Integer> {
         Path groups = Path.of("/etc/group");
         return Files.getAttribute(file, "posix:group").toString().equals(owner) && !owner.equals("root")
                 && Files.exists(groups) && new String(Files.readAllBytes(groups), UTF_8).lines()
-                .anyMatch(line -> line.startsWith(owner + ":") && line.endsWith(":")); // ends with its members
+                .anyMatch(line -> line.startsWith(owner + ":") && line.endsWith(":")); // no members after the colon
     }
 
     /** The user id that new files get. On Linux this process's files in /proc have it, so that nothing is written. */

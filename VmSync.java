@@ -274,11 +274,12 @@ final class VmSync implements Callable<Integer> {
     }
 
     @Command(name = "pull",
-            description = {"Bring a file, or with a slash after its name what is in a directory, back from the guest.",
-                "", "It overwrites, deletes nothing, and writes nowhere but in LOCAL, whatever the guest sends. Left "
-                    + "out, named, and exit code 1: absolute names, '..', links that lead out, device nodes, .git, "
-                    + "bare git repositories, vm.env, jbang-catalog.json and jbang.properties. A name without a "
-                    + "slash brings this one file or nothing."},
+            description = {"Bring a file, or what is in a directory, back from the guest.", "",
+                "REMOTE names one file; with a slash at its end it names a directory. Files in LOCAL are overwritten "
+                    + "and none is deleted. Nothing is written outside LOCAL, whatever the guest sends. Absolute "
+                    + "names, '..', links that lead out, device nodes, .git, bare git repositories, vm.env, "
+                    + "jbang-catalog.json and jbang.properties are left out; a message names them, and the exit code "
+                    + "is then 1."},
             footer = {"  vm-sync pull stats/testdata/fixtures/    # to the same place in VM_PROJECT",
                 "  vm-sync pull coverage.out .",
                 "  vm-sync pull --max-size 4G /var/crash/ crash",
@@ -294,7 +295,8 @@ final class VmSync implements Callable<Integer> {
                     description = "The directory to fill; for a file the directory to put it in (it exists, or has a "
                     + "slash at its end), else its new name (default: the same place in VM_PROJECT).") String local,
             @Option(names = "--max-size", defaultValue = "1G", paramLabel = "SIZE", converter = Size.class,
-                    description = "Stop where more would be written, as 512M or 2G (default: ${DEFAULT-VALUE}).")
+                    description = "Stop if the files are larger than this in total, such as 512M or 2G (default: "
+                    + "${DEFAULT-VALUE}).")
             long maxSize) throws IOException {
         boolean tree = remote.endsWith("/");
         if (dryRun || watch) {
@@ -349,8 +351,8 @@ final class VmSync implements Callable<Integer> {
             base = requireProject().toRealPath();
             directory = realPath(directory);
             if (!directory.startsWith(base)) {
-                throw new VmException(2, "LOCAL is missing, and the same place in the project would be " + directory
-                        + ", outside " + base);
+                throw new VmException(2, "the same place in the project is " + directory + ", which is outside " + base
+                        + ": name a directory or file as LOCAL");
             }
         }
         List<String> parts = Pull.parts(nameOf(base, directory) + "/" + file);
@@ -387,7 +389,7 @@ final class VmSync implements Callable<Integer> {
         return project;
     }
 
-    /** A home directory holds the keys of its owner: only by name it gets into the guest. */
+    /** A home directory holds its owner's keys, so it is sent only if --project names it. */
     private void refuseHome() throws IOException {
         Path home = realPath(ROOT.resolve(System.getenv().getOrDefault("HOME", "")));
         if (home.startsWith(project) && !spec.commandLine().getParseResult().hasMatchedOption("--project")) {
@@ -519,7 +521,10 @@ final class VmSync implements Callable<Integer> {
         }
     }
 
-    /** Lines of a few harmless sections, without URLs and comments. Without its extensions git refuses a repository. */
+    /**
+     * Keeps only a few harmless sections, without URLs and comments. "extensions" stays, because git refuses a
+     * repository without it.
+     */
     static String withoutCredentials(String config) {
         StringBuilder kept = new StringBuilder();
         boolean harmless = false;
@@ -713,9 +718,9 @@ final class VmSync implements Callable<Integer> {
                     + "vm-test --env GOFLAGS=-buildvcs=false, or sync a plain clone");
         }
         if (!reported && !gitConfigs.isEmpty()) {
-            tell("vm-sync: credentials stay here: the guest gets " + firstTen(gitConfigs.keySet()) + " with no more "
-                    + "than git needs to read the repository, also in place of what an earlier sync sent; to send "
-                    + "all of it, take the credentials out (git config --unset-all)");
+            tell("vm-sync: credentials are not sent: of " + firstTen(gitConfigs.keySet()) + " the guest gets only the "
+                    + "lines that git needs to read the repository; to send the whole file, take the credentials out "
+                    + "(git config --unset-all)");
         }
         PrintWriter out = spec.commandLine().getOut();
         String line = time + (dryRun ? "would sync " : "synced ") + name + ":" + remoteDir + ": "
@@ -1125,8 +1130,8 @@ final class VmSync implements Callable<Integer> {
     private static final int MAX_FILES = 1_000_000;
 
     private static VmException tooMuch() {
-        return new VmException(1, "the answer of the guest is too long: more than " + maxAnswer + " bytes or "
-                + MAX_FILES + " files; leave out what is not needed with --exclude");
+        return new VmException(1, "there are too many files here or in the guest (their list has more than " + maxAnswer
+                + " bytes or " + MAX_FILES + " files): leave some out with --exclude");
     }
 
     /** The output of a process, up to the limit; then the process is ended. */
@@ -1680,8 +1685,8 @@ final class VmSync implements Callable<Integer> {
     static final class Pull {
         /** Of files and directories. A test shortens it. */
         static int maxEntries = 100_000;
-        /** What programs of this machine read where they are started; git~1 is .git on a file system of DOS. */
-        static final Set<String> SETTINGS = Set.of(".git", "git~1", "vm.env", "jbang-catalog.json",
+        /** Files that programs of this machine read in the directory they start in; git~1 is the DOS name of .git. */
+        static final Set<String> REFUSED_NAMES = Set.of(".git", "git~1", "vm.env", "jbang-catalog.json",
                 "jbang.properties");
         private static final List<String> REPOSITORY = List.of("HEAD", "objects", "refs", "commondir");
         private static final Pattern UNSEEN = Pattern.compile("\\p{Cf}|[. ]+$");
@@ -1822,7 +1827,7 @@ final class VmSync implements Callable<Integer> {
         /** Why nothing of this name is pulled; null if it is. */
         static String refusal(String part) {
             String folded = fold(part);
-            return !SETTINGS.contains(folded) ? null : folded.contains("git")
+            return !REFUSED_NAMES.contains(folded) ? null : folded.contains("git")
                     ? "git would run what stands there" : "it would hold settings for programs of this machine";
         }
 
@@ -1940,7 +1945,7 @@ final class VmSync implements Callable<Integer> {
             private final InputStream in;
             /** For headers, names and padding of all entries; each entry's size is added. */
             private long left = 256 << 20;
-            /** Of these, what may come before the next entry: the library keeps names, and nests its calls. */
+            /** How much of it may come before the next entry: the library keeps long names in memory, and recurses. */
             private long leftNow;
 
             Limited(InputStream in) {
@@ -2275,7 +2280,7 @@ final class VmSync implements Callable<Integer> {
             what = losesLetters(settings.file.get(name)) ? settings.origin(name) : what;
         }
         if (SETTINGS.stream().anyMatch(name -> "_NULL_".equals(settings.get(name)))) {
-            return "_NULL_ is no value of a setting"; // picocli's own word for none
+            return "_NULL_ is no value of a setting: leave the setting empty"; // to picocli _NULL_ means none
         }
         return settings.problem != null ? settings.problem : what == null ? null : "letters of " + what + (utf8
                 ? " are not in UTF-8 and would be lost: write it in UTF-8 (rename a file or directory)"
@@ -2304,9 +2309,13 @@ final class VmSync implements Callable<Integer> {
         } catch (IOException unreadable) {
             settings.problem = here + " cannot be read (" + reason(unreadable) + "): repair it, or move it away";
         }
-        environment.keySet().stream().filter(name -> name.matches("(VM|DFLY)_.*") && !isSetting(name))
-                .map(name -> name + " in the environment is no setting" + didYouMean(name, SETTINGS))
-                .filter(warning -> warning.endsWith(")")).sorted().forEach(settings.warnings::add);
+        for (String name : environment.keySet().stream().sorted().toList()) {
+            // Other programs have variables that begin with VM_, too: only what is close to a setting counts.
+            String hint = name.matches("(VM|DFLY)_.*") && !isSetting(name) ? didYouMean(name, SETTINGS) : "";
+            if (!hint.isEmpty()) {
+                settings.warnings.add(name + " in the environment is no setting" + hint);
+            }
+        }
         return settings;
     }
     // end shared:vmenv
@@ -2318,12 +2327,9 @@ final class VmSync implements Callable<Integer> {
         Map<String, String> values = new HashMap<>();
         int number = 0;
         try {
-            if (!Files.isRegularFile(file) || Files.size(file) > 1 << 20) { // a pipe would never end
-                throw new IOException("it is not a file of at most 1 MB");
-            } else if (project == null && !isOwn(file)) {
-                throw new IOException("another user owns it or can write to it: chown and chmod go-w make it yours");
-            }
-            for (String line : new String(Files.readAllBytes(file), UTF_8).replaceFirst("^\ufeff", "").lines().toList()) {
+            checkFile(file, project == null);
+            String text = new String(Files.readAllBytes(file), UTF_8);
+            for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
                 number++;
                 String key = readLine(line.strip(), values);
                 if (key != null && key.matches("(VM|DFLY)_.*") && !isSetting(key) && settings.warnings.size() < 10) {
@@ -2346,14 +2352,14 @@ final class VmSync implements Callable<Integer> {
     // end shared:vmenvfile
 
     // shared:checksetting
-    /** Refuses what the vm.env of a project in this directory, or that of the user (null), must not say. */
+    /** Refuses a setting that this vm.env must not hold: the project's in {@code directory}, or if null the user's. */
     private static void checkSetting(String name, String value, Path directory) throws IOException {
         if (value.isEmpty()) {
             return;
         } else if (directory == null) {
             // in a working directory with somebody else's files it would be one of those
             if (Set.of("VM_DIR", "VM_IMAGE", "VM_PHASES", "VM_PROJECT").contains(name) && !value.matches("[/~].*")) {
-                throw new VmException(2, name + " is not a full path: " + value);
+                throw new VmException(2, name + " must begin with / or ~ in this file, not be relative: " + value);
             }
         } else if (!PROJECT_SETTINGS.contains(name) && SETTINGS.contains(name)) {
             throw new VmException(2, name + " is read only from your own settings, because a project could harm this "
@@ -2434,6 +2440,14 @@ final class VmSync implements Callable<Integer> {
 
     private static boolean isSetting(String name) {
         return SETTINGS.contains(name) || name.startsWith("VM_TEST_");
+    }
+
+    private static void checkFile(Path file, boolean mustBeOwn) throws IOException {
+        if (!Files.isRegularFile(file) || Files.size(file) > 1 << 20) { // a pipe would never end
+            throw new IOException("it is not a file of at most 1 MB");
+        } else if (mustBeOwn && !isOwn(file)) {
+            throw new IOException("another user owns it or can write to it: chown and chmod go-w make it yours");
+        }
     }
     // end shared:names
 
@@ -2830,7 +2844,7 @@ final class VmSync implements Callable<Integer> {
         Path groups = Path.of("/etc/group");
         return Files.getAttribute(file, "posix:group").toString().equals(owner) && !owner.equals("root")
                 && Files.exists(groups) && new String(Files.readAllBytes(groups), UTF_8).lines()
-                .anyMatch(line -> line.startsWith(owner + ":") && line.endsWith(":")); // ends with its members
+                .anyMatch(line -> line.startsWith(owner + ":") && line.endsWith(":")); // no members after the colon
     }
 
     /** The user id that new files get. On Linux this process's files in /proc have it, so that nothing is written. */

@@ -212,7 +212,7 @@ final class VmTest implements Callable<Integer> {
     Path vmDir;
     Path project;
     private final Screen screen = new Screen();
-    private final Kept kept = new Kept();
+    private final OutputLimits kept = new OutputLimits();
     private final CompletableFuture<Void> finished = new CompletableFuture<>();
     private volatile boolean interrupted;
     private volatile Process sibling;
@@ -300,7 +300,7 @@ final class VmTest implements Callable<Integer> {
         if (fresh) {
             runSibling("VM_CTL_CMD", vmCtl, "restore");
         }
-        if (syncing != null) { // of an option, vm-sync takes more than of a setting
+        if (syncing != null) { // vm-sync sends a home directory only if --project names it, not VM_PROJECT
             boolean named = spec.commandLine().getParseResult().hasMatchedOption("--project");
             runSibling("VM_SYNC_CMD", syncing, named ? new String[] {"--project", project.toString()} : new String[0]);
         }
@@ -1341,7 +1341,7 @@ final class VmTest implements Callable<Integer> {
                     + (standstill != null ? ": " + standstill : answers ? ", but the guest answers: run the suite again"
                     : "; vm-ctl " + (alive ? "restart" : "start") + " brings it back") + ". From " + console + ":"
                     + lines.subList(first, Math.min(first + 15, lines.size())).stream()
-                    .map(line -> "\n  | " + inert(line)).collect(Collectors.joining());
+                    .map(line -> "\n  | " + withoutCiCommands(line)).collect(Collectors.joining());
             return Verdict.LOST;
         }
 
@@ -1424,12 +1424,12 @@ final class VmTest implements Callable<Integer> {
             return !line[0].equals("exit");
         }
 
-        /** Both streams end with it, and say the same. */
+        /** Both streams end with the exit code. If one is not 0 to 255, or the two differ, the result is unknown. */
         private void exit(String text) {
             Integer number = text.matches("\\d{1,3}") && Integer.parseInt(text) < 256 ? Integer.valueOf(text) : null;
             if (number == null || ended > 0 && !number.equals(code)) {
-                trouble = trouble != null ? trouble : "the guest sent no exit code, but '" + oneLine(text)
-                        + "': run the suite again";
+                trouble = trouble != null ? trouble : (number == null ? "the guest sent no exit code, but '"
+                        : "the guest sent two exit codes, the second is '") + oneLine(text) + "': run the suite again";
                 number = null;
             }
             code = number;
@@ -1555,10 +1555,10 @@ final class VmTest implements Callable<Integer> {
     // What a suite prints
 
     /**
-     * What is kept of all suites of a call, which the guest could make endless. A JVM with 256 MB can hold it, whatever
-     * its letters are.
+     * Limits how much of the suites' results and output is kept in memory, because a guest may send without end. All
+     * of it fits into a JVM with 256 MB, also if every character takes two bytes.
      */
-    static final class Kept {
+    static final class OutputLimits {
         private static final int LONGEST_LINE = 1 << 16; // characters
 
         /** Runs of tests and packages: twice what the largest Go projects have. */
@@ -1572,15 +1572,15 @@ final class VmTest implements Callable<Integer> {
         private long names;
         private long output;
         private long lines;
-        /** Whether a test had no room: its result is lost. */
+        /** Whether something was dropped for lack of room, so that a result may be lost. */
         boolean lost;
 
-        Kept() {
+        OutputLimits() {
             this(1);
         }
 
         /** For a test: one part of this many. */
-        Kept(int parts) {
+        OutputLimits(int parts) {
             mostRuns = 200_000 / parts;
             mostNames = 16_000_000 / parts;
             mostOutput = 8_000_000 / parts;
@@ -1595,7 +1595,10 @@ final class VmTest implements Callable<Integer> {
             return !lost;
         }
 
-        /** How long a text may be now: as much as ever, then little, so that many have some, then nothing. */
+        /**
+         * How many characters one output may keep now. When half of the total is used, each gets only 2,000, so that
+         * many can keep some; when all is used, none.
+         */
         private int room() {
             return output <= mostOutput / 2 ? 2 * Tail.LENGTH : output <= mostOutput ? 2000 : 0;
         }
@@ -1621,14 +1624,17 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    /** The last 64,000 characters of a text, or more, from the start of a line; fewer if much is kept already. */
+    /**
+     * The end of a text, from the start of a line: its last 64,000 characters or more, or fewer if {@link OutputLimits}
+     * has little room left.
+     */
     static final class Tail {
         private static final int LENGTH = 64_000; // characters
-        private final Kept kept;
+        private final OutputLimits kept;
         private final StringBuilder end = new StringBuilder();
         long cut;
 
-        Tail(Kept kept) {
+        Tail(OutputLimits kept) {
             this.kept = kept;
         }
 
@@ -1672,7 +1678,7 @@ final class VmTest implements Callable<Integer> {
 
         final TestEvents events;
         /** Everything that is no event. */
-        final Tail plain = new Tail(new Kept());
+        final Tail plain = new Tail(new OutputLimits());
         /** Lines that began as an event and are none: a result may be lost. */
         int unreadable;
         /** Whether a line outside the events told of a failed test. */
@@ -1682,7 +1688,7 @@ final class VmTest implements Callable<Integer> {
         private final Map<Integer, StringBuilder> partial = new TreeMap<>();
         private final Map<Integer, StringBuilder> lineStarts = new HashMap<>();
 
-        SuiteOutput(Consumer<String> eventLines, Kept kept) {
+        SuiteOutput(Consumer<String> eventLines, OutputLimits kept) {
             this.eventLines = eventLines;
             events = new TestEvents(kept);
         }
@@ -1732,7 +1738,8 @@ final class VmTest implements Callable<Integer> {
 
         /**
          * What lines hold, parsed together: the parser takes 64 KB for each text. An empty object for what is no JSON.
-         * It calls itself for what is nested, and would take minutes to convert a number of a million digits.
+         * Deep nesting overflows its stack, and converting a number of a million digits would take minutes, so numbers
+         * are converted only when they are read.
          */
         private static Stream<JsonObject> objects(List<String> lines) {
             JsonArray all = new JsonArray();
@@ -1888,12 +1895,12 @@ final class VmTest implements Callable<Integer> {
     static final class Run {
         Outcome outcome = Outcome.RUNNING;
         double seconds;
-        private final Kept kept;
+        private final OutputLimits kept;
         private Tail output; // null: none
         /** The result in its line, such as {@code --- FAIL: TestX (0.00s)}. It counts if there is no end event. */
         private Outcome line;
 
-        Run(Kept kept) {
+        Run(OutputLimits kept) {
             this.kept = kept;
         }
 
@@ -2008,13 +2015,13 @@ final class VmTest implements Callable<Integer> {
 
         private static final double LONGEST = Duration.ofDays(365).toSeconds();
 
-        private final Kept kept;
+        private final OutputLimits kept;
         private final Map<String, List<PackageRun>> packages = new TreeMap<>();
         private final Map<String, PackageRun> open = new HashMap<>(); // the newest run of a package that has no end yet
         private final PackageRun withoutRoom;
         private final Map<String, Run> builds = new HashMap<>(); // their output
 
-        TestEvents(Kept kept) {
+        TestEvents(OutputLimits kept) {
             this.kept = kept;
             withoutRoom = new PackageRun("", kept, null);
         }
@@ -2117,7 +2124,7 @@ final class VmTest implements Callable<Integer> {
         /** The line that is being printed. test2json cuts lines of more than 1,024 bytes into several outputs. */
         private final StringBuilder line = new StringBuilder();
         private final String name;
-        private final Kept kept;
+        private final OutputLimits kept;
         /** An earlier run of the package that has no end yet. */
         final PackageRun older;
         private int pieces;
@@ -2125,7 +2132,7 @@ final class VmTest implements Callable<Integer> {
         /** Whether PASS or FAIL came, which go test prints after all tests, and nothing of a test after it. */
         boolean complete;
 
-        PackageRun(String name, Kept kept, PackageRun older) {
+        PackageRun(String name, OutputLimits kept, PackageRun older) {
             this.name = name;
             this.kept = kept;
             this.older = older;
@@ -2300,14 +2307,14 @@ final class VmTest implements Callable<Integer> {
         }
 
         private static Result result(Job job, String name, Outcome outcome, String output) {
-            Run run = new Run(new Kept());
+            Run run = new Run(new OutputLimits());
             run.outcome = outcome;
             run.print(output);
             return new Result(job.suite().name(), name, List.of(run));
         }
 
         private static Result lostEvents(Job job, SuiteOutput output) {
-            Kept kept = output.events.kept;
+            OutputLimits kept = output.events.kept;
             String why = (output.unreadable == 0 ? "" : output.unreadable + " lines that began as events of go test "
                     + "-json could not be read, so a result may be lost\n")
                     + (!kept.lost ? "" : "more came than is kept (" + kept.mostRuns + " tests, " + kept.mostNames
@@ -2381,7 +2388,7 @@ final class VmTest implements Callable<Integer> {
                     names.clear();
                 }
             });
-            return again.toString().length() > LONGEST_COMMAND ? Map.of() : again;
+            return again.toString().length() > LONGEST_COMMAND ? Map.of() : again; // empty: --failed runs all of it
         }
 
         /** The verdict in one line. */
@@ -2426,7 +2433,7 @@ final class VmTest implements Callable<Integer> {
             notes.stream().limit(20).forEach(note -> lines.add("   " + note));
             more(lines, notes.size() - 20);
             // line by line: a sequence without an end would swallow all that follows
-            return lines.stream().map(line -> inert(printable(line)) + "\n").collect(Collectors.joining());
+            return lines.stream().map(line -> withoutCiCommands(printable(line)) + "\n").collect(Collectors.joining());
         }
 
         private void addFailure(List<String> lines, Result failure) {
@@ -2471,7 +2478,7 @@ final class VmTest implements Callable<Integer> {
 
     /** Finds what failed in a suite, and why. */
     static final class Failures {
-        /** Characters of what several failures share, their package's output or the build's, in all together. */
+        /** Characters of shared output (a package's or the build's) that are repeated, for all failures together. */
         private static final int SHARED = 2_000_000;
         private final Map<String, Result> packages;
         private final Map<String, String> buildErrors;
@@ -2519,8 +2526,8 @@ final class VmTest implements Callable<Integer> {
         }
 
         /**
-         * The compiler's lines below "# PKG", by package. Go 1.24 has them as events, older ones as plain text. "#
-         * [pkg]": vet.
+         * The compiler's lines below "# PKG", by package. Go 1.24 sends them as events, older versions as plain text.
+         * "# [PKG]" is a second header, which go vet prints; it is left out.
          */
         private static Map<String, String> buildErrors(String text) {
             Map<String, String> errors = new HashMap<>();
@@ -2549,7 +2556,7 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    /** A file of --json or --junit. A disk that is full changes nothing: it is told at the end. */
+    /** A file of --json or --junit. A full disk does not stop the run: {@link #problem} reports it at the end. */
     static final class ReportFile extends PrintWriter {
         /** 200 MB of short lines are 2 GB of events. The guest decides how many come, and must not fill this disk. */
         static final long LIMIT = 4_000_000_000L; // bytes
@@ -2596,7 +2603,7 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    /** The JUnit report: a testsuite for each package of a suite, and one for what is the suite's suiteResults. */
+    /** The JUnit report: a testsuite for each package of a suite, and one for the results of the suite itself. */
     static final class JUnit {
         private static final Pattern ILLEGAL = Pattern.compile(
                 "[^\t\n\\x20-\ud7ff\ue000-\ufffd\\x{10000}-\\x{10ffff}]");
@@ -2688,7 +2695,7 @@ final class VmTest implements Callable<Integer> {
 
     // Texts from the guest in lines of ours
 
-    /** A name, in one line, of which it cannot begin another, and not too long. */
+    /** A text from the guest in one line of at most 1,000 characters, so that it cannot look like a line of ours. */
     static String oneLine(String text) {
         String start = text.length() > LONGEST_NAME ? text.substring(0, LONGEST_NAME) + "..." : text;
         return printable(start).replace("\n", "\\n");
@@ -2698,8 +2705,8 @@ final class VmTest implements Callable<Integer> {
     /** "::error::" behind blanks, and "##[error]", "##vso[...]", "##teamcity[...]" anywhere in a line. */
     private static final Pattern CI_COMMAND = Pattern.compile("(?U)^\\s*+::(?=[A-Za-z])|##(?=[A-Za-z]*\\[)");
 
-    /** A line that no CI system takes for a command: GitHub, Azure and TeamCity read them from the output. */
-    static String inert(String line) {
+    /** Makes a line harmless for GitHub, Azure and TeamCity, which read commands from a job's output. */
+    static String withoutCiCommands(String line) {
         return CI_COMMAND.matcher(line).replaceAll(command -> command.group().replaceFirst("(?=.$)", " "));
     }
 
@@ -3016,7 +3023,7 @@ final class VmTest implements Callable<Integer> {
             what = losesLetters(settings.file.get(name)) ? settings.origin(name) : what;
         }
         if (SETTINGS.stream().anyMatch(name -> "_NULL_".equals(settings.get(name)))) {
-            return "_NULL_ is no value of a setting"; // picocli's own word for none
+            return "_NULL_ is no value of a setting: leave the setting empty"; // to picocli _NULL_ means none
         }
         return settings.problem != null ? settings.problem : what == null ? null : "letters of " + what + (utf8
                 ? " are not in UTF-8 and would be lost: write it in UTF-8 (rename a file or directory)"
@@ -3045,9 +3052,13 @@ final class VmTest implements Callable<Integer> {
         } catch (IOException unreadable) {
             settings.problem = here + " cannot be read (" + reason(unreadable) + "): repair it, or move it away";
         }
-        environment.keySet().stream().filter(name -> name.matches("(VM|DFLY)_.*") && !isSetting(name))
-                .map(name -> name + " in the environment is no setting" + didYouMean(name, SETTINGS))
-                .filter(warning -> warning.endsWith(")")).sorted().forEach(settings.warnings::add);
+        for (String name : environment.keySet().stream().sorted().toList()) {
+            // Other programs have variables that begin with VM_, too: only what is close to a setting counts.
+            String hint = name.matches("(VM|DFLY)_.*") && !isSetting(name) ? didYouMean(name, SETTINGS) : "";
+            if (!hint.isEmpty()) {
+                settings.warnings.add(name + " in the environment is no setting" + hint);
+            }
+        }
         return settings;
     }
     // end shared:vmenv
@@ -3059,12 +3070,9 @@ final class VmTest implements Callable<Integer> {
         Map<String, String> values = new HashMap<>();
         int number = 0;
         try {
-            if (!Files.isRegularFile(file) || Files.size(file) > 1 << 20) { // a pipe would never end
-                throw new IOException("it is not a file of at most 1 MB");
-            } else if (project == null && !isOwn(file)) {
-                throw new IOException("another user owns it or can write to it: chown and chmod go-w make it yours");
-            }
-            for (String line : new String(Files.readAllBytes(file), UTF_8).replaceFirst("^\ufeff", "").lines().toList()) {
+            checkFile(file, project == null);
+            String text = new String(Files.readAllBytes(file), UTF_8);
+            for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
                 number++;
                 String key = readLine(line.strip(), values);
                 if (key != null && key.matches("(VM|DFLY)_.*") && !isSetting(key) && settings.warnings.size() < 10) {
@@ -3087,14 +3095,14 @@ final class VmTest implements Callable<Integer> {
     // end shared:vmenvfile
 
     // shared:checksetting
-    /** Refuses what the vm.env of a project in this directory, or that of the user (null), must not say. */
+    /** Refuses a setting that this vm.env must not hold: the project's in {@code directory}, or if null the user's. */
     private static void checkSetting(String name, String value, Path directory) throws IOException {
         if (value.isEmpty()) {
             return;
         } else if (directory == null) {
             // in a working directory with somebody else's files it would be one of those
             if (Set.of("VM_DIR", "VM_IMAGE", "VM_PHASES", "VM_PROJECT").contains(name) && !value.matches("[/~].*")) {
-                throw new VmException(2, name + " is not a full path: " + value);
+                throw new VmException(2, name + " must begin with / or ~ in this file, not be relative: " + value);
             }
         } else if (!PROJECT_SETTINGS.contains(name) && SETTINGS.contains(name)) {
             throw new VmException(2, name + " is read only from your own settings, because a project could harm this "
@@ -3175,6 +3183,14 @@ final class VmTest implements Callable<Integer> {
 
     private static boolean isSetting(String name) {
         return SETTINGS.contains(name) || name.startsWith("VM_TEST_");
+    }
+
+    private static void checkFile(Path file, boolean mustBeOwn) throws IOException {
+        if (!Files.isRegularFile(file) || Files.size(file) > 1 << 20) { // a pipe would never end
+            throw new IOException("it is not a file of at most 1 MB");
+        } else if (mustBeOwn && !isOwn(file)) {
+            throw new IOException("another user owns it or can write to it: chown and chmod go-w make it yours");
+        }
     }
     // end shared:names
 
@@ -3571,7 +3587,7 @@ final class VmTest implements Callable<Integer> {
         Path groups = Path.of("/etc/group");
         return Files.getAttribute(file, "posix:group").toString().equals(owner) && !owner.equals("root")
                 && Files.exists(groups) && new String(Files.readAllBytes(groups), UTF_8).lines()
-                .anyMatch(line -> line.startsWith(owner + ":") && line.endsWith(":")); // ends with its members
+                .anyMatch(line -> line.startsWith(owner + ":") && line.endsWith(":")); // no members after the colon
     }
 
     /** The user id that new files get. On Linux this process's files in /proc have it, so that nothing is written. */

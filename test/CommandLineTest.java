@@ -622,7 +622,7 @@ final class CommandLineTest {
                     + "file away and put VM_PROJECT into ~/.go-synth/vm.env", settings("", "# theirs\nVM_PROJECT=" + project).problem);
         }
         for (String line : List.of("VM_DIR=vm", "VM_IMAGE=x.iso", "VM_PHASES=./phases", "VM_PROJECT=..")) { // in somebody else's directory it would be his
-            assertEquals("~/.go-synth/vm.env, line 1: " + line.replaceFirst("=.*", "") + " is not a full path: " + line.replaceFirst(".*=", ""),
+            assertEquals("~/.go-synth/vm.env, line 1: " + line.replaceFirst("=.*", "") + " must begin with / or ~ in this file, not be relative: " + line.replaceFirst(".*=", ""),
                     settings(line, null).problem);
         }
         assertEquals(null, settings("VM_DIR=~/vm\nVM_CTL_CMD=x", "VM_DIR=").problem);
@@ -649,7 +649,7 @@ final class CommandLineTest {
         Files.writeString(temp.resolve("vm.env"), "VM_PROJECT=${sys:user.home}\n");
         run("vm-sync").isOneLine(2, "vm-sync: VM_PROJECT in vm.env: " + temp + "/${sys:user.home} is not a directory");
         Files.writeString(temp.resolve("vm.env"), "VM_PROJECT=_NULL_\n");
-        forEach(ANY, command -> run(command).isOneLine(2, ": _NULL_ is no value of a setting\n"));
+        forEach(ANY, command -> run(command).isOneLine(2, ": _NULL_ is no value of a setting: leave the setting empty\n"));
     }
 
     @Test

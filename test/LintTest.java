@@ -127,7 +127,7 @@ final class LintTest {
                 + "mkdir -p \"${2%/*}/lib\"; echo script >\"$2\"; echo library >\"${2%/*}/lib/a-1.jar\"\n");
         assertTrue(jbang.toFile().setExecutable(true));
         String sum = HexFormat.of().formatHex(MessageDigest.getInstance("SHA-256").digest("library\n".getBytes()));
-        makeVmSetup(2, sum + "  a-1.jar", "libraries of VmSetup.java that are not in test/jars.sha256");
+        makeVmSetup(2, sum + "  a-1.jar", "The libraries of VmSetup.java above are not in test/jars.sha256. If you changed //DEPS, run test/lint --jars; else do not trust them.");
         assertEquals(Set.of("java", "jbang", "lib"), Set.of(tree.resolve(".build").toFile().list()));
         assertEquals(0, tree.resolve(".build/lib").toFile().list().length);
         Files.writeString(list, "# A comment\n" + sum + "  a-1.jar\n");

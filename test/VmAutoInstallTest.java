@@ -107,14 +107,14 @@ class VmAutoInstallTest {
             VmAutoInstall.Watcher end = watch(1, all.toByteArray(), chunk, new ArrayList<>());
             assertEquals(new VmAutoInstall.Failure(1, "the kernel panicked: Fatal trap 12: page fault"), end.failure);
             assertEquals("step 2 (gr\u00fc\u00dfe)", end.where);
-            assertEquals(List.of("??\ufffd\ufffdx", "31;", "done", "Fatal trap 12: page fault", "cpuid = 0; lapic->id = 00000000", "db> "),
+            assertEquals(List.of("\ufffd\ufffdx", "31;", "done", "Fatal trap 12: page fault", "cpuid = 0; lapic->id = 00000000", "db> "),
                     end.lastLines().subList(end.lastLines().size() - 6, end.lastLines().size()), "in chunks of " + chunk);
         }
     }
 
     @Test
     void whatIsShownCannotHarmATerminal() {
-        assertEquals(List.of("red ??plain", "finished", "prompt? "), watch(2, "\033]0;title\007\033[31mred\033[0m \000\007plain\r\n"
+        assertEquals(List.of("red plain", "finished", "prompt? "), watch(2, "\033]0;title\007\033[31mred\033[0m \000\007plain\r\n"
                 + "10%\r20%\rfinished\r\n\r\n\r\nprompt? ").lastLines());
         VmAutoInstall.Watcher hostile = watch(2, "STEP 1: \u009b31m\u202eevil\033[2J\007\033]52;c;aGk=\007\n"
                 + "\033[\033[31mnested \u0085\u009d0;x\u009c a\bb\n");

@@ -234,8 +234,8 @@ final class VmSyncTest {
         Files.createDirectories(project.resolve("dir"));
         Map<String, String> settings = Map.of("VM_DIR", temp.resolve("vm").toString(), "VM_PROJECT", project.toString());
         for (String remote : List.of("out/", "out/new/", "out/file", "../elsewhere/", "../file", "dir/../../file")) {
-            call(settings, Map.of(), "pull", remote).exits(2).says("LOCAL is missing, and the same place in the project would be " + temp)
-                    .says(", outside " + project);
+            call(settings, Map.of(), "pull", remote).exits(2).says("the same place in the project is " + temp)
+                    .says(", which is outside " + project + ": name a directory or file as LOCAL");
         }
         for (String remote : List.of(".git/", ".git/config", "hooks/", "hooks/x", "vm.env", "dir/VM.ENV", "jbang-catalog.json", "jbang-catalog.json/")) {
             call(settings, Map.of(), "pull", remote).exits(2).says(", so it is not pulled: name another LOCAL");
@@ -1631,7 +1631,7 @@ final class VmSyncTest {
             VmSync.maxAnswer = 1_000_000;
             replace("mkdir", "exec yes"); // the first thing that is done for a new directory
             try {
-                sync("--engine", engine).exits(1).says("the answer of the guest is too long: more than 1000000 bytes or 1000000 files");
+                sync("--engine", engine).exits(1).says("there are too many files here or in the guest (their list has more than 1000000 bytes or 1000000 files): leave some out with --exclude");
             } finally {
                 VmSync.maxAnswer = usual;
             }
@@ -1707,8 +1707,8 @@ final class VmSyncTest {
             Files.copy(project.resolve(".git/config"), Files.createDirectories(guest.resolve(".git")).resolve("config"),
                     java.nio.file.StandardCopyOption.REPLACE_EXISTING); // as an earlier version sent it
             Map<String, String> before = tree(guest);
-            String told = "vm-sync: credentials stay here: the guest gets .git/config, mirror.git/config, nested/.git/more with no more than git needs to read the repository, "
-                    + "also in place of what an earlier sync sent; to send all of it, take the credentials out (git config --unset-all)\n";
+            String told = "vm-sync: credentials are not sent: of .git/config, mirror.git/config, nested/.git/more the guest gets only the lines that git needs to read "
+                    + "the repository; to send the whole file, take the credentials out (git config --unset-all)\n";
             sync("--engine", engine, "--dry-run").exits(0).says(told);
             assertEquals(before, tree(guest));
             assertEquals(told, sync("--engine", engine).exits(0).err());
