@@ -1901,7 +1901,7 @@ final class VmAutoInstall implements Callable<Integer> {
                         + remedy);
             }
             return disk.resolveSibling(backing);
-        } catch (IndexOutOfBoundsException | ArithmeticException damaged) {
+        } catch (IndexOutOfBoundsException | ArithmeticException | InvalidPathException damaged) {
             throw new VmException(69, disk + " is damaged; " + remedy);
         }
     }
@@ -2189,6 +2189,7 @@ final class VmAutoInstall implements Callable<Integer> {
             "(?:\u001b\\[|\u009b)[0-?]*[ -/]*[@-~]" // such as a colour
             + "|\u001b\\][^\u0007\u001b]*(?:\u0007|\u001b\\\\)?" // such as a window's title
             + "|\u001b[ -/]*[0-~]");
+    private static final Pattern CI_COMMAND = Pattern.compile("(?mU)^[^\\S\n]*+::(?=[A-Za-z])|##(?=[A-Za-z]*\\[)");
     private static final Pattern NOT_PRINTABLE = Pattern.compile("[\\p{Cc}\\p{Cf}\\p{Zl}\\p{Zp}&&[^\n\t]]");
 
     /** A text without the escape sequences of terminals. */
@@ -2199,10 +2200,11 @@ final class VmAutoInstall implements Callable<Integer> {
     /**
      * A text from outside (the guest, a project, a mirror), made safe for a message: without escape sequences and
      * carriage returns. Control characters and those that change the direction of writing become '?'; newlines and tabs
-     * stay.
+     * stay. What CI systems take for a command, such as ::error:: and ##[group], gets a blank inside.
      */
     static String printable(String text) {
-        return NOT_PRINTABLE.matcher(withoutEscapes(text).replace("\r", "")).replaceAll("?");
+        String safe = NOT_PRINTABLE.matcher(withoutEscapes(text).replace("\r", "")).replaceAll("?");
+        return CI_COMMAND.matcher(safe).replaceAll(command -> command.group().replaceFirst("(?=.$)", " "));
     }
     // end shared:printable
 

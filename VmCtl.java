@@ -385,6 +385,7 @@ final class VmCtl {
         }
         locked("stop", () -> {
             machine.stop(force);
+            Files.deleteIfExists(files.offlineMark());
             snapshots.cleanUp();
         });
         return 0;
@@ -648,6 +649,7 @@ final class VmCtl {
             throw new VmException(2, "screenshot: " + file
                     + " cannot be written: name a file in a directory that exists and that you can write to");
         }
+        written(file);
         openRunningVm();
         qemu.requireAnswer();
         Path picture = Files.createTempFile(files.dir(), "." + files.name() + "-", ".png"); // QEMU has another umask
@@ -834,7 +836,7 @@ final class VmCtl {
         Running before = qemu.running().orElse(null);
         List<String> forwards = options.forwards != null ? options.forwards : before == null ? List.of()
                 : before.forwards();
-        String net = options.net != null ? options.net : files.recordedNet();
+        String net = options.net != null ? options.net : Files.exists(files.offlineMark()) ? "offline" : "user";
         int port = options.sshPort != null ? Integer.parseInt(options.sshPort) : before == null ? 0 : before.port();
         if (forwards.stream().anyMatch(forward -> forward.startsWith(port + ":"))) {
             throw new VmException(2, "--forward: port " + port + " is the one for ssh");
@@ -2035,6 +2037,9 @@ final class VmCtl {
             String known = Files.readString(files.file(".ssh").resolve("known_hosts")).replaceFirst("^\\S+",
                     clone.name());
             writeFile(keys.resolve("known_hosts"), known, "rw-------");
+            if (Files.exists(files.offlineMark())) {
+                Files.createFile(clone.offlineMark(), ownerOnly());
+            }
             clone.useDisk(newOverlay(clone, base));
         }
 
@@ -2850,6 +2855,11 @@ final class VmCtl {
          */
         Running launch(Plan plan, Path disk, String restored) throws IOException {
             Disk.requireChain(disk, files.dir());
+            if (!plan.net().equals("offline")) {
+                Files.deleteIfExists(files.offlineMark());
+            } else if (!Files.exists(files.offlineMark())) {
+                Files.createFile(files.offlineMark(), ownerOnly());
+            }
             Files.deleteIfExists(files.pidFile()); // of the QEMU before
             files.makeSocketDirectory();
             Path log = files.file(".console.log");
@@ -2876,7 +2886,7 @@ final class VmCtl {
                     return begin(plan, port, consoleAt, restored);
                 } else if (problem.contains("Cannot lock pid file") && System.nanoTime() < deadline) {
                     pause(20); // somebody asks whether it runs, which takes a moment
-                } else if (!sandbox.isEmpty() && problem.contains("sandbox")) {
+                } else if (!sandbox.isEmpty() && problem.matches("(?s)\\S+: -sandbox\\b.*")) {
                     say.accept("this QEMU was built without seccomp, so it runs without -sandbox: " + problem);
                     sandbox = List.of();
                 } else if (problem.contains("tcp:127.0.0.1:" + port + "-") && !plan.portIsFixed()) {
@@ -3276,6 +3286,7 @@ final class VmCtl {
          * failed or the disk was full.
          */
         JsonObject saveRam(Path file, Duration limit) throws IOException {
+            long started = System.nanoTime();
             Path socket = files.socket(".ram");
             Files.deleteIfExists(socket);
             CRC32C crc = new CRC32C();
@@ -3302,13 +3313,12 @@ final class VmCtl {
                 return object("ramBytes", size, "ramCrc32c", crc.getValue());
             } catch (ClosedByInterruptException interrupted) {
                 throw new VmException(130, "interrupted");
-            } catch (AsynchronousCloseException late) {
-                throw new VmException(isRunning() ? 124 : 69, "the RAM could not be saved: "
-                        + (isRunning() ? "it took longer than " + limit.toSeconds() + " s" : "QEMU ended"));
-            } catch (IOException failed) {
+            } catch (IOException | VmException failed) {
                 boolean full = String.valueOf(failed.getMessage()).contains("No space");
-                throw new VmException(full ? 1 : 69, "the RAM could not be saved: "
-                        + (full ? "no space is left on " + Files.getFileStore(file.getParent()) : failed.getMessage())
+                boolean late = !full && isRunning() && System.nanoTime() - started >= limit.toNanos();
+                throw new VmException(full ? 1 : late ? 124 : 69, "the RAM could not be saved: "
+                        + (full ? "no space is left on " + Files.getFileStore(file.getParent())
+                        : late ? "it took longer than " + limit.toSeconds() + " s" : failed.getMessage())
                         + (isRunning() ? "; the guest goes on" : "; QEMU has ended"));
             } finally {
                 Files.deleteIfExists(socket);
@@ -3551,7 +3561,7 @@ final class VmCtl {
         private static final List<String> SUFFIXES = List.of("-clean.qcow2", ".qcow2", ".disks", ".snapshots",
                 ".install", ".ssh",
                 ".test", ".sync", ".pid", ".qemu-pid", ".qemu.log", ".qemu.log.1", ".console.log", ".console.log.1",
-                ".lock");
+                ".lock", ".offline");
         private static final List<String> SOCKETS = List.of(".qmp", ".console", ".control", ".ram");
 
         Path file(String suffix) {
@@ -3579,13 +3589,9 @@ final class VmCtl {
             return file(".qemu-pid");
         }
 
-        /** The network of the VM that runs, or that ended without being stopped; else "user". */
-        String recordedNet() {
-            try {
-                return json(Files.readString(pidFile())).getString("net", "user");
-            } catch (IOException none) {
-                return "user";
-            }
+        /** Is there from the start of an offline VM until vm-ctl stop, as its guest can end QEMU and so the record. */
+        Path offlineMark() {
+            return file(".offline");
         }
 
         /** The record of a snapshot. */
@@ -3844,7 +3850,7 @@ final class VmCtl {
                         + remedy);
             }
             return disk.resolveSibling(backing);
-        } catch (IndexOutOfBoundsException | ArithmeticException damaged) {
+        } catch (IndexOutOfBoundsException | ArithmeticException | InvalidPathException damaged) {
             throw new VmException(69, disk + " is damaged; " + remedy);
         }
     }
@@ -4165,6 +4171,7 @@ final class VmCtl {
             "(?:\u001b\\[|\u009b)[0-?]*[ -/]*[@-~]" // such as a colour
             + "|\u001b\\][^\u0007\u001b]*(?:\u0007|\u001b\\\\)?" // such as a window's title
             + "|\u001b[ -/]*[0-~]");
+    private static final Pattern CI_COMMAND = Pattern.compile("(?mU)^[^\\S\n]*+::(?=[A-Za-z])|##(?=[A-Za-z]*\\[)");
     private static final Pattern NOT_PRINTABLE = Pattern.compile("[\\p{Cc}\\p{Cf}\\p{Zl}\\p{Zp}&&[^\n\t]]");
 
     /** A text without the escape sequences of terminals. */
@@ -4175,12 +4182,34 @@ final class VmCtl {
     /**
      * A text from outside (the guest, a project, a mirror), made safe for a message: without escape sequences and
      * carriage returns. Control characters and those that change the direction of writing become '?'; newlines and tabs
-     * stay.
+     * stay. What CI systems take for a command, such as ::error:: and ##[group], gets a blank inside.
      */
     static String printable(String text) {
-        return NOT_PRINTABLE.matcher(withoutEscapes(text).replace("\r", "")).replaceAll("?");
+        String safe = NOT_PRINTABLE.matcher(withoutEscapes(text).replace("\r", "")).replaceAll("?");
+        return CI_COMMAND.matcher(safe).replaceAll(command -> command.group().replaceFirst("(?=.$)", " "));
     }
     // end shared:printable
+
+    // shared:written
+    /**
+     * A file or directory that the user named, to be written. 2 if the name is relative to the working directory and a
+     * link leads it out of there: the link may be a project's.
+     */
+    static Path written(Path file) throws IOException {
+        Path here = Path.of("").toAbsolutePath();
+        Path named = here.resolve(file).normalize();
+        Path there = named;
+        while (!Files.exists(there, LinkOption.NOFOLLOW_LINKS)) {
+            there = there.getParent();
+        }
+        boolean leaves = !Files.exists(there) || !there.toRealPath().startsWith(here.toRealPath());
+        if (leaves && named.startsWith(here) && !file.isAbsolute()) {
+            throw new VmException(2, file + " is a link that leads out of the working directory; if it is meant, write "
+                    + "the full path");
+        }
+        return named;
+    }
+    // end shared:written
 
     // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */

@@ -1205,6 +1205,7 @@ final class VmSetup implements Callable<Integer> {
             "(?:\u001b\\[|\u009b)[0-?]*[ -/]*[@-~]" // such as a colour
             + "|\u001b\\][^\u0007\u001b]*(?:\u0007|\u001b\\\\)?" // such as a window's title
             + "|\u001b[ -/]*[0-~]");
+    private static final Pattern CI_COMMAND = Pattern.compile("(?mU)^[^\\S\n]*+::(?=[A-Za-z])|##(?=[A-Za-z]*\\[)");
     private static final Pattern NOT_PRINTABLE = Pattern.compile("[\\p{Cc}\\p{Cf}\\p{Zl}\\p{Zp}&&[^\n\t]]");
 
     /** A text without the escape sequences of terminals. */
@@ -1215,10 +1216,11 @@ final class VmSetup implements Callable<Integer> {
     /**
      * A text from outside (the guest, a project, a mirror), made safe for a message: without escape sequences and
      * carriage returns. Control characters and those that change the direction of writing become '?'; newlines and tabs
-     * stay.
+     * stay. What CI systems take for a command, such as ::error:: and ##[group], gets a blank inside.
      */
     static String printable(String text) {
-        return NOT_PRINTABLE.matcher(withoutEscapes(text).replace("\r", "")).replaceAll("?");
+        String safe = NOT_PRINTABLE.matcher(withoutEscapes(text).replace("\r", "")).replaceAll("?");
+        return CI_COMMAND.matcher(safe).replaceAll(command -> command.group().replaceFirst("(?=.$)", " "));
     }
     // end shared:printable
 

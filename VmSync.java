@@ -226,7 +226,7 @@ final class VmSync implements Callable<Integer> {
     /** Files that are left out without an --exclude: named in the first summary. */
     private final Set<String> leftOut = new TreeSet<>();
     /** Files of git that hold credentials, by name, and what the guest gets instead. */
-    private final Map<String, String> gitConfigs = new TreeMap<>();
+    final Map<String, String> gitConfigs = new TreeMap<>();
     private boolean reported;
     private boolean rsyncHere;
     private long started;
@@ -336,6 +336,9 @@ final class VmSync implements Callable<Integer> {
 
     /** Decides where a pull may write, before anything is asked of the guest. */
     private Pull newPull(String remote, String local, String asked, long maxSize) throws IOException {
+        if (local != null) {
+            written(Path.of(local));
+        }
         boolean into = local != null && (local.endsWith("/") || Files.isDirectory(userPath(local)));
         Path place = local == null ? project.resolve(remote).normalize()
                 : asked != null && into ? path(userPath(local), asked) : userPath(local);
@@ -391,7 +394,7 @@ final class VmSync implements Callable<Integer> {
 
     /** A home directory holds its owner's keys, so it is sent only if --project names it. */
     private void refuseHome() throws IOException {
-        Path home = realPath(ROOT.resolve(System.getenv().getOrDefault("HOME", "")));
+        Path home = realPath(ROOT.resolve(System.getenv().getOrDefault("HOME", System.getProperty("user.home"))));
         if (home.startsWith(project) && !spec.commandLine().getParseResult().hasMatchedOption("--project")) {
             throw new VmException(2, "the project would be " + project + ", which is " + (project.equals(ROOT)
                     ? "everything" : "your home directory or above it") + ": set VM_PROJECT to a project, or name "
@@ -482,21 +485,28 @@ final class VmSync implements Callable<Integer> {
     }
 
     private static final Pattern CREDENTIALS = Pattern.compile(
-            "(?im)^[ \t]*(\\[.*\\])?[ \t]*[\\w-]{0,40}(extraheader|pass|secret|token)[\\w-]{0,40}[ \t]*=" // such keys
+            "(?im)^[\\s&&[^\n]]*(\\[.*\\])?[\\s&&[^\n]]*[\\w-]{0,40}" // such keys
+            + "(extraheader|pass|secret|token|api-?key|oauth|cookie)[\\w-]{0,40}[\\s&&[^\n]]*="
             + "|^[ \t]*(\\[.*\\])?[ \t]*helper[ \t]*=[ \t]*\"?!" // a script that prints them
+            + "|proxy[ \t]*=[ \t]*\"?[^/@\\s]+:[^/@\\s]+@|sshpass|authorization:|_token="
             + "|://[^/:@\\s]*:[^/@\\s]*@" // user:password
-            + "|https?://[^/@\\s]+@"); // a token
+            + "|(?<!ssh)://[^/@\\s]+@"); // a token
     /** What git needs to read a repository; the rest is about other machines. */
     private static final Pattern HARMLESS_SECTION = Pattern.compile(
             "(?i)\\[[ \t]*(core|extensions|filter|branch|submodule|index)\\b[^@:]*\\]");
-    private static final Pattern INCLUDED = Pattern.compile("(?im)^[ \t]*path[ \t]*=[ \t]*\"?([^\"\n]+)");
-    private static final Pattern HARMLESS_LINE = Pattern.compile("[\\w-]+([ \t]*=[^:@\\\\;#!=]*)?");
+    private static final Pattern HEADER = Pattern.compile(
+            "(?m)^([ \t]*\\[[^]\"\n]*(?:\"(?:\\\\.|[^\"\\\\\n])*\")?[^]\"\n]*\\])");
+    private static final Pattern INCLUDED = Pattern.compile(
+            "(?im)^[ \t]*(?:\\[.*\\])?[ \t]*path[ \t]*=[ \t]*(?:\"([^\"\n]+)\"|([^\"\n;#]+))");
+    /** Of core, no key whose value is a program with its arguments. */
+    private static final Pattern HARMLESS_LINE = Pattern.compile(
+            "(?i)(?!sshcommand|askpass|gitproxy|editor|pager)[a-z][\\w-]*([ \t]*=[^:@\\\\;#!=]*)?");
 
     /** Finds git's files with credentials, as checkouts by CI leave them: in .git, in submodules, in bare ones. */
-    private void findCredentials(Rules rules) {
+    void findCredentials(Rules rules) {
         Answer found = pipe(List.of("find", project.toString(), "(", "-name", "config", "-o", "-name",
-                "config.worktree", "-o", "-name", "credentials", "-o", "-name", ".git-credentials", ")", "-type", "f",
-                "-print0"), "");
+                "config.worktree", "-o", "-name", "credentials", "-o", "-name", ".git-credentials", "-o", "-path",
+                "*/.git/*logs/*", ")", "-type", "f", "-print0"), ""); // a log names the addresses that were pulled from
         List<Path> files = new ArrayList<>();
         for (String name : new String(found.out(), ISO_8859_1).split("\0")) {
             if (name.contains("/.git/") || !name.isEmpty() && Files.exists(path(ROOT, name).resolveSibling("HEAD"))) {
@@ -507,12 +517,16 @@ final class VmSync implements Callable<Integer> {
             Path file = files.get(i);
             String name = nameOf(project, file);
             try {
-                String text = Files.size(file) > 1 << 20 ? "" : Files.readString(file, ISO_8859_1);
+                // a line goes on after a backslash
+                String text = Files.size(file) > 1 << 20 ? ""
+                        : Files.readString(file, ISO_8859_1).replaceAll("\\\\\r?\n", "");
                 if (CREDENTIALS.matcher(text).find() && !rules.hidesPath(name)) {
                     gitConfigs.put(name, withoutCredentials(text));
                 }
                 INCLUDED.matcher(text).results()
-                        .map(match -> file.resolveSibling(path(Path.of(""), match.group(1).strip())).normalize())
+                        .map(match -> match.group(1) == null ? match.group(2).strip() : match.group(1))
+                        .map(include -> (include.startsWith("/") ? path(ROOT, include)
+                                : file.resolveSibling(path(Path.of(""), include))).normalize())
                         .filter(include -> include.startsWith(project) && !files.contains(include)
                                 && Files.isRegularFile(include, LinkOption.NOFOLLOW_LINKS)).forEach(files::add);
             } catch (IOException | IllegalArgumentException unreadable) { // the latter: no path
@@ -528,7 +542,7 @@ final class VmSync implements Callable<Integer> {
     static String withoutCredentials(String config) {
         StringBuilder kept = new StringBuilder();
         boolean harmless = false;
-        String headersAlone = config.replaceAll("(?m)^([ \t]*\\[[^]\n]*\\])", "$1\n");
+        String headersAlone = HEADER.matcher(config).replaceAll("$1\n");
         for (String line : headersAlone.lines().map(String::strip).toList()) {
             boolean header = line.startsWith("[");
             harmless = header ? HARMLESS_SECTION.matcher(line).matches() : harmless;
@@ -943,7 +957,8 @@ final class VmSync implements Callable<Integer> {
             throw new VmException(69, "the guest's sh did not answer as asked, but: "
                     + quoted(cut(text.replaceFirst("(?s)\n.*", ""))));
         }
-        return new Look(said.group(1), said.group(2), said.group(3));
+        String rsync = said.group(1).matches("/[\\w./+-]+") ? said.group(1) : ""; // it becomes an argument of ssh
+        return new Look(rsync, said.group(2), said.group(3));
     }
 
     /** All names with a NUL after each, one more NUL, then a line for each in the same order. */
@@ -2139,6 +2154,7 @@ final class VmSync implements Callable<Integer> {
             "(?:\u001b\\[|\u009b)[0-?]*[ -/]*[@-~]" // such as a colour
             + "|\u001b\\][^\u0007\u001b]*(?:\u0007|\u001b\\\\)?" // such as a window's title
             + "|\u001b[ -/]*[0-~]");
+    private static final Pattern CI_COMMAND = Pattern.compile("(?mU)^[^\\S\n]*+::(?=[A-Za-z])|##(?=[A-Za-z]*\\[)");
     private static final Pattern NOT_PRINTABLE = Pattern.compile("[\\p{Cc}\\p{Cf}\\p{Zl}\\p{Zp}&&[^\n\t]]");
 
     /** A text without the escape sequences of terminals. */
@@ -2149,12 +2165,34 @@ final class VmSync implements Callable<Integer> {
     /**
      * A text from outside (the guest, a project, a mirror), made safe for a message: without escape sequences and
      * carriage returns. Control characters and those that change the direction of writing become '?'; newlines and tabs
-     * stay.
+     * stay. What CI systems take for a command, such as ::error:: and ##[group], gets a blank inside.
      */
     static String printable(String text) {
-        return NOT_PRINTABLE.matcher(withoutEscapes(text).replace("\r", "")).replaceAll("?");
+        String safe = NOT_PRINTABLE.matcher(withoutEscapes(text).replace("\r", "")).replaceAll("?");
+        return CI_COMMAND.matcher(safe).replaceAll(command -> command.group().replaceFirst("(?=.$)", " "));
     }
     // end shared:printable
+
+    // shared:written
+    /**
+     * A file or directory that the user named, to be written. 2 if the name is relative to the working directory and a
+     * link leads it out of there: the link may be a project's.
+     */
+    static Path written(Path file) throws IOException {
+        Path here = Path.of("").toAbsolutePath();
+        Path named = here.resolve(file).normalize();
+        Path there = named;
+        while (!Files.exists(there, LinkOption.NOFOLLOW_LINKS)) {
+            there = there.getParent();
+        }
+        boolean leaves = !Files.exists(there) || !there.toRealPath().startsWith(here.toRealPath());
+        if (leaves && named.startsWith(here) && !file.isAbsolute()) {
+            throw new VmException(2, file + " is a link that leads out of the working directory; if it is meant, write "
+                    + "the full path");
+        }
+        return named;
+    }
+    // end shared:written
 
     // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */

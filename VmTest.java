@@ -417,16 +417,17 @@ final class VmTest implements Callable<Integer> {
         return directory;
     }
 
-    private void checkOptions() {
+    private void checkOptions() throws IOException {
         environment.keySet().stream().filter(name -> !name.matches("[A-Za-z_]\\w*")).forEach(name -> {
             throw new VmException(2, "--env: '" + name + "' is not the name of a variable");
         });
-        Stream.concat(Stream.ofNullable(junit), Stream.ofNullable(json)).forEach(file -> {
+        for (Path file : Stream.of(junit, json).filter(Objects::nonNull).toList()) {
+            written(file);
             if (Files.isDirectory(file) || !Files.isWritable(file.toAbsolutePath().getParent())) {
                 throw new VmException(2, "cannot write " + file
                         + ": name a file in a folder that exists and is writable");
             }
-        });
+        }
         Stream.ofNullable(settings.environment.get("NO_COLOR")).filter(value -> !value.isEmpty())
                 .forEach(value -> environment.putIfAbsent("NO_COLOR", value));
     }
@@ -1341,7 +1342,7 @@ final class VmTest implements Callable<Integer> {
                     + (standstill != null ? ": " + standstill : answers ? ", but the guest answers: run the suite again"
                     : "; vm-ctl " + (alive ? "restart" : "start") + " brings it back") + ". From " + console + ":"
                     + lines.subList(first, Math.min(first + 15, lines.size())).stream()
-                    .map(line -> "\n  | " + withoutCiCommands(line)).collect(Collectors.joining());
+                    .map(line -> "\n  | " + printable(line)).collect(Collectors.joining());
             return Verdict.LOST;
         }
 
@@ -2433,7 +2434,7 @@ final class VmTest implements Callable<Integer> {
             notes.stream().limit(20).forEach(note -> lines.add("   " + note));
             more(lines, notes.size() - 20);
             // line by line: a sequence without an end would swallow all that follows
-            return lines.stream().map(line -> withoutCiCommands(printable(line)) + "\n").collect(Collectors.joining());
+            return lines.stream().map(line -> printable(line) + "\n").collect(Collectors.joining());
         }
 
         private void addFailure(List<String> lines, Result failure) {
@@ -2702,14 +2703,6 @@ final class VmTest implements Callable<Integer> {
     }
 
     private static final int LONGEST_NAME = 1000;
-    /** "::error::" behind blanks, and "##[error]", "##vso[...]", "##teamcity[...]" anywhere in a line. */
-    private static final Pattern CI_COMMAND = Pattern.compile("(?U)^\\s*+::(?=[A-Za-z])|##(?=[A-Za-z]*\\[)");
-
-    /** Makes a line harmless for GitHub, Azure and TeamCity, which read commands from a job's output. */
-    static String withoutCiCommands(String line) {
-        return CI_COMMAND.matcher(line).replaceAll(command -> command.group().replaceFirst("(?=.$)", " "));
-    }
-
     // On a terminal
 
     /** Shows what the guest prints: on a terminal without control characters, elsewhere byte for byte. */
@@ -2882,6 +2875,7 @@ final class VmTest implements Callable<Integer> {
             "(?:\u001b\\[|\u009b)[0-?]*[ -/]*[@-~]" // such as a colour
             + "|\u001b\\][^\u0007\u001b]*(?:\u0007|\u001b\\\\)?" // such as a window's title
             + "|\u001b[ -/]*[0-~]");
+    private static final Pattern CI_COMMAND = Pattern.compile("(?mU)^[^\\S\n]*+::(?=[A-Za-z])|##(?=[A-Za-z]*\\[)");
     private static final Pattern NOT_PRINTABLE = Pattern.compile("[\\p{Cc}\\p{Cf}\\p{Zl}\\p{Zp}&&[^\n\t]]");
 
     /** A text without the escape sequences of terminals. */
@@ -2892,12 +2886,34 @@ final class VmTest implements Callable<Integer> {
     /**
      * A text from outside (the guest, a project, a mirror), made safe for a message: without escape sequences and
      * carriage returns. Control characters and those that change the direction of writing become '?'; newlines and tabs
-     * stay.
+     * stay. What CI systems take for a command, such as ::error:: and ##[group], gets a blank inside.
      */
     static String printable(String text) {
-        return NOT_PRINTABLE.matcher(withoutEscapes(text).replace("\r", "")).replaceAll("?");
+        String safe = NOT_PRINTABLE.matcher(withoutEscapes(text).replace("\r", "")).replaceAll("?");
+        return CI_COMMAND.matcher(safe).replaceAll(command -> command.group().replaceFirst("(?=.$)", " "));
     }
     // end shared:printable
+
+    // shared:written
+    /**
+     * A file or directory that the user named, to be written. 2 if the name is relative to the working directory and a
+     * link leads it out of there: the link may be a project's.
+     */
+    static Path written(Path file) throws IOException {
+        Path here = Path.of("").toAbsolutePath();
+        Path named = here.resolve(file).normalize();
+        Path there = named;
+        while (!Files.exists(there, LinkOption.NOFOLLOW_LINKS)) {
+            there = there.getParent();
+        }
+        boolean leaves = !Files.exists(there) || !there.toRealPath().startsWith(here.toRealPath());
+        if (leaves && named.startsWith(here) && !file.isAbsolute()) {
+            throw new VmException(2, file + " is a link that leads out of the working directory; if it is meant, write "
+                    + "the full path");
+        }
+        return named;
+    }
+    // end shared:written
 
     // shared:failure
     /** An expected failure: one line that says what happened and what to do, and the exit code that goes with it. */

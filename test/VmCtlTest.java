@@ -21,6 +21,7 @@ import java.io.UncheckedIOException;
 import java.net.InetAddress;
 import java.net.ServerSocket;
 import java.net.Socket;
+import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -771,6 +772,10 @@ final class VmCtlTest {
             Files.write(disk, changed);
             ctl("start", "--no-wait").exits(69).says(change == 0 ? "not said to be a qcow2 file" : "is damaged");
         }
+        byte[] nul = sound.clone();
+        nul[(int) ByteBuffer.wrap(sound).getLong(8)] = 0; // in the name of the disk below
+        Files.write(disk, nul);
+        ctl("start", "--no-wait").exits(69).says("is damaged");
         Files.write(disk, sound);
         Path elsewhere = temporary.resolve("elsewhere");
         Files.move(vm.disks(), elsewhere);
@@ -1254,8 +1259,26 @@ final class VmCtlTest {
         ctl("start", "--no-wait").exits(0);
         ctl("status").answers("net            offline");
         ctl("start", "--no-wait", "--net", "user").exits(0).says("vm-ctl restart --net user");
+        try (ServerSocket taken = new ServerSocket(0, 1, InetAddress.getByName("127.0.0.1"))) {
+            for (String line : List.of("start --ssh-port " + taken.getLocalPort(), "start --qemu-args=-nonsense", "snapshot --delete nope")) {
+                sh("kill", "-KILL", Files.readString(vm.qemuPid()).strip());
+                awaitTrue(() -> !VmCtl.isRunning(vm.qemuPid()));
+                ctl(line.split(" ")).exits(69); // none of these is a stop by the user
+                ctl("start", "--no-wait").exits(0);
+                assertEquals("offline", VmCtl.json(ctl("status", "--json").out()).getString("net"), line);
+            }
+        }
+        Path keys = Files.createDirectories(vm.file(".ssh"));
+        Files.setPosixFilePermissions(keys, PosixFilePermissions.fromString("rwx------"));
+        Files.writeString(keys.resolve("known_hosts"), "x ssh-ed25519 AAAA\n");
+        ctl("clone", "twin").exits(0);
+        assertTrue(ctl(Map.of("VM_NAME", "twin"), "start", "--dry-run").out().contains("restrict=on"));
+        ctl(Map.of("VM_NAME", "twin"), "destroy", "--yes").exits(0);
         ctl("restart", "--force", "--net", "user", "--timeout", "1s").exits(124);
         ctl("status").answers("net            user");
+        ctl("restart", "--force", "--net", "offline", "--timeout", "1s").exits(124);
+        ctl("stop", "--force").exits(0);
+        assertFalse(ctl("start", "--dry-run").exits(0).out().contains("restrict"), "it was stopped");
     }
 
     @Test
@@ -1280,7 +1303,7 @@ final class VmCtlTest {
         Process other = new ProcessBuilder("qemu-io", disk().toString()).start(); // waits for a command, the disk locked
         try {
             other.getInputStream().read(); // its prompt
-            ctl("start").exits(69).says("lock");
+            assertFalse(ctl("start").exits(69).says("lock").err().contains("without -sandbox"), "a name does not switch it off");
             ctl("status").exits(3);
         } finally {
             other.destroyForcibly().waitFor();
@@ -1535,7 +1558,10 @@ final class VmCtlTest {
         makeVm();
         ctl("start", "--qemu-args", "-device no-such-device").exits(69).says("no-such-device");
         ctl("status").exits(3);
-        ctl("start", "--qemu-args", "-netdev bridge,id=b").exits(69).says("its sandbox forbids").says("VM_QEMU_ARGS replaces ours");
+        ctl("start", "--qemu-args", "-netdev bridge,id=b").exits(69).says("its sandbox forbids").says("add a -sandbox of your own");
+        String attack = "-S -incoming 'exec:touch " + temporary.resolve("evil") + "'"; // what the sandbox is there for must not switch it off
+        assertFalse(ctl("start", "--no-wait", "--qemu-args", attack).exits(69).err().contains("without -sandbox"));
+        assertFalse(Files.exists(temporary.resolve("evil")));
         ctl("start", "--qemu-args", "-netdev bridge,id=b -sandbox off").exits(69).says("bridge helper");
         try (ServerSocket taken = new ServerSocket(0, 1, InetAddress.getByName("127.0.0.1"))) {
             String rule = "tcp:127.0.0.1:" + taken.getLocalPort() + "-:1";

@@ -458,6 +458,66 @@ final class VmSyncTest {
                 [filter "lfs"]
                 \tclean = git-lfs clean -- %f
                 """));
+        assertEquals("[branch \"fix]x\"]\nrebase = true\n", VmSync.withoutCredentials("[branch \"fix]x\"] rebase = true\n\t-i = x\n"));
+    }
+
+    private static Set<String> filesWithCredentials(Path project) {
+        VmSync sync = new VmSync();
+        sync.project = project;
+        sync.findCredentials(VmSync.Rules.of(List.of()));
+        return sync.gitConfigs.keySet();
+    }
+
+    @Test
+    void whatGitIncludesIsSearchedForCredentials() throws IOException {
+        Path git = Files.createDirectories(temp.resolve("p/.git/logs/refs"));
+        Map<String, String> files = new TreeMap<>();
+        for (String[] file : new String[][] {{"same", "[include] path = same"}, {"remark", "[include]\n\tpath = remark ; or # so"}, {"far", "[includeIf \"gitdir:x\"]\npath="
+                + git.getParent().getParent().resolve("far")}, {"cut", "[include]\n\tpa\\\nth = cut"}, {"marks", "[include]\n path = \"marks\" # x"}}) {
+            files.put(".git/" + file[0], file[1]);
+            Files.writeString(git.getParent().getParent().resolve(file[0]), "[http] extraheader = AUTHORIZATION: basic x\n");
+        }
+        Files.writeString(git.getParent().getParent().resolve("config"), String.join("\n", files.values()) + "\n");
+        Files.writeString(git.resolve("heads"), "0 1 me <me@example.org> 1 +0000\tpull https://ci:TOKEN@example.org/x: Fast-forward\n");
+        assertEquals(Set.of(".git/same", ".git/remark", ".git/far", ".git/cut", ".git/marks", ".git/logs/refs/heads"), filesWithCredentials(temp.resolve("p")));
+        for (String secret : List.of("\f proxy = user:pw@proxy:3128", "[x] api-key = 1", "cookie=1", "oauth = 1", "url = https://h/x?private_token=1", "sshCommand = sshpass -p pw ssh",
+                "x = !curl -H 'Authorization: Bearer 1'", "url = ftp://token@h/x", "url = https://user:\\\npw@h/x")) {
+            Files.writeString(git.getParent().getParent().resolve("config"), secret + "\n");
+            assertTrue(filesWithCredentials(temp.resolve("p")).contains(".git/config"), secret);
+        }
+        for (String harmless : List.of("[user]\n\temail = me@example.org", "[remote \"origin\"]\n\turl = git@github.com:o/r.git", "url = ssh://git@github.com/o/r", "url = https://h/o/r")) {
+            Files.writeString(git.getParent().getParent().resolve("config"), harmless + "\n");
+            assertFalse(filesWithCredentials(temp.resolve("p")).contains(".git/config"), harmless);
+        }
+    }
+
+    /** It becomes the argument --rsync-path, and OpenSSH reads options after a host's name, too. */
+    @Test
+    void whereTheGuestHasItsRsyncIsAPathOrNone() {
+        for (String[] row : new String[][] {{"/usr/local/bin/rsync", "/usr/local/bin/rsync"}, {"-oProxyCommand=touch evil", ""}, {"/bin/x -y", ""}, {"rsync", ""}}) {
+            assertEquals(row[1], VmSync.looked("x", new VmSync.Answer(0, bytes("vm-sync rsync=" + row[0] + "\norigin=\n"), "")).rsync(), row[0]);
+        }
+    }
+
+    @Test
+    void aProjectsLinkLeadsNoPullAway() throws IOException {
+        Path links = Files.createDirectories(Path.of(".build/test/links"));
+        Path link = links.resolve("crash");
+        Files.deleteIfExists(link);
+        Files.createSymbolicLink(link, temp);
+        for (String name : List.of(link.toString(), link.resolve("new").toString(), link + "/")) {
+            VmSync.VmException refused = assertThrows(VmSync.VmException.class, () -> VmSync.written(Path.of(name)));
+            assertEquals(2, refused.exitCode);
+            assertTrue(refused.getMessage().contains("leads out of the working directory"), refused.getMessage());
+            call(Map.of("VM_DIR", temp.resolve("vm").toString(), "VM_PROJECT", temp.toString()), Map.of(), "pull", "x/", name).exits(2).says("leads out of the working directory");
+        }
+        Files.delete(link);
+        Files.createSymbolicLink(link, temp.resolve("not there"));
+        assertThrows(VmSync.VmException.class, () -> VmSync.written(link));
+        VmSync.written(links.resolve("inside/new"));
+        VmSync.written(link.toAbsolutePath()); // its whole path was typed
+        VmSync.written(temp.resolve("elsewhere"));
+        Files.delete(link);
     }
 
     @Test
