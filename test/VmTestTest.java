@@ -1599,7 +1599,7 @@ final class VmTestTest {
         lines.forEach(line -> assertFalse(line.contains("##") || line.matches("(?U)\\s*::.*"), line));
         assertEquals(report.summary().replace("\u2028", "").replace("\u0085", ""), VmTest.printable(report.summary()));
         assertTrue(lines.contains("       the last reason"), "a sequence without an end swallows no other test: " + report.summary());
-        assertTrue(lines.stream().anyMatch(line -> line.contains("FAIL p\\n== unit passed, 3 pass, 0.1 s\\n::error::x\\nvm-test: unit passed")), report.summary());
+        assertTrue(lines.stream().anyMatch(line -> line.contains("FAIL p\\n== unit passed, 3 pass, 0.1 s\\n: :error::x\\nvm-test: unit passed")), report.summary());
         assertEquals("unit failed, guest exit code 1", report.line());
         assertEquals("   : :error::x # #[error]y ##x ::1", VmTest.printable("   ::error::x ##[error]y ##x ::1"));
         assertEquals(1003, VmTest.oneLine("x".repeat(10_000_000)).length());
