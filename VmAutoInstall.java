@@ -711,7 +711,8 @@ final class VmAutoInstall implements Callable<Integer> {
     void removeOldDisks() throws IOException {
         Files.deleteIfExists(file(".qcow2"));
         ProcessResult removed = run(Duration.ofMinutes(5),
-                List.of("rm", "-rf", file(".snapshots").toString(), file(".disks").toString()));
+                List.of("rm", "-rf", file(".offline").toString(), file(".snapshots").toString(),
+                file(".disks").toString()));
         if (removed.getExitValue() != 0) { // one that stays would build on a disk that is gone
             throw new VmException(69, "the old snapshots and their disks cannot be removed: "
                     + removed.outputUTF8().lines().findFirst().orElse(""));
@@ -1604,7 +1605,8 @@ final class VmAutoInstall implements Callable<Integer> {
     static List<Path> nearestScripts(Path directory) throws IOException {
         String another = "";
         for (Path above = directory; above != null; above = above.getParent()) {
-            List<Path> scripts = scriptsIn(above.resolve("phases"));
+            Path phases = above.resolve("phases");
+            List<Path> scripts = scriptsIn(Files.exists(phases) ? phases.toRealPath() : phases);
             if (scripts.stream().allMatch(script -> Files.isRegularFile(script, LinkOption.NOFOLLOW_LINKS))) {
                 boolean own = isOwn(scripts.get(0).getParent());
                 for (Path script : scripts) {
@@ -2393,6 +2395,8 @@ final class VmAutoInstall implements Callable<Integer> {
             }
         } catch (VmException wrongLine) {
             settings.problem = name + ", line " + number + ": " + wrongLine.getMessage();
+        } catch (InvalidPathException lostLetters) {
+            // which generalProblem tells
         } catch (IOException unreadable) {
             settings.problem = name + " cannot be read (" + reason(unreadable) + "): repair it, or move it away";
         }

@@ -649,17 +649,17 @@ final class VmCtl {
             throw new VmException(2, "screenshot: " + file
                     + " cannot be written: name a file in a directory that exists and that you can write to");
         }
-        written(file);
+        Path picture = written(file);
         openRunningVm();
         qemu.requireAnswer();
-        Path picture = Files.createTempFile(files.dir(), "." + files.name() + "-", ".png"); // QEMU has another umask
+        Path dump = Files.createTempFile(files.dir(), "." + files.name() + "-", ".png"); // QEMU has another umask
         try {
-            qemu.qmp("screendump", "filename", picture.toString(), "format", "png");
-            try (OutputStream out = Files.newOutputStream(file)) {
-                Files.copy(picture, out);
+            qemu.qmp("screendump", "filename", dump.toString(), "format", "png");
+            try (OutputStream out = Files.newOutputStream(picture)) {
+                Files.copy(dump, out);
             }
         } finally {
-            Files.delete(picture);
+            Files.delete(dump);
         }
         return 0;
     }
@@ -836,7 +836,8 @@ final class VmCtl {
         Running before = qemu.running().orElse(null);
         List<String> forwards = options.forwards != null ? options.forwards : before == null ? List.of()
                 : before.forwards();
-        String net = options.net != null ? options.net : Files.exists(files.offlineMark()) ? "offline" : "user";
+        String net = options.net != null ? options.net : Files.exists(files.offlineMark())
+                || before != null && before.net().equals("offline") ? "offline" : "user";
         int port = options.sshPort != null ? Integer.parseInt(options.sshPort) : before == null ? 0 : before.port();
         if (forwards.stream().anyMatch(forward -> forward.startsWith(port + ":"))) {
             throw new VmException(2, "--forward: port " + port + " is the one for ssh");
@@ -2886,7 +2887,7 @@ final class VmCtl {
                     return begin(plan, port, consoleAt, restored);
                 } else if (problem.contains("Cannot lock pid file") && System.nanoTime() < deadline) {
                     pause(20); // somebody asks whether it runs, which takes a moment
-                } else if (!sandbox.isEmpty() && problem.matches("(?s)\\S+: -sandbox\\b.*")) {
+                } else if (!sandbox.isEmpty() && problem.matches("(?sm)(.*^)?\\S+: -sandbox\\b.*")) {
                     say.accept("this QEMU was built without seccomp, so it runs without -sandbox: " + problem);
                     sandbox = List.of();
                 } else if (problem.contains("tcp:127.0.0.1:" + port + "-") && !plan.portIsFixed()) {
@@ -3313,12 +3314,16 @@ final class VmCtl {
                 return object("ramBytes", size, "ramCrc32c", crc.getValue());
             } catch (ClosedByInterruptException interrupted) {
                 throw new VmException(130, "interrupted");
-            } catch (IOException | VmException failed) {
+            } catch (VmException failed) {
+                boolean late = failed.exitCode == 69 && isRunning() && System.nanoTime() - started >= limit.toNanos();
+                throw late ? new VmException(124, "the RAM could not be saved: it took longer than "
+                        + limit.toSeconds() + " s; the guest goes on") : failed;
+            } catch (IOException failed) {
                 boolean full = String.valueOf(failed.getMessage()).contains("No space");
                 boolean late = !full && isRunning() && System.nanoTime() - started >= limit.toNanos();
                 throw new VmException(full ? 1 : late ? 124 : 69, "the RAM could not be saved: "
                         + (full ? "no space is left on " + Files.getFileStore(file.getParent())
-                        : late ? "it took longer than " + limit.toSeconds() + " s" : failed.getMessage())
+                        : late ? "it took longer than " + limit.toSeconds() + " s" : reason(failed))
                         + (isRunning() ? "; the guest goes on" : "; QEMU has ended"));
             } finally {
                 Files.deleteIfExists(socket);
@@ -4192,20 +4197,17 @@ final class VmCtl {
 
     // shared:written
     /**
-     * A file or directory that the user named, to be written. 2 if the name is relative to the working directory and a
-     * link leads it out of there: the link may be a project's.
+     * A file or directory that the user named, to be written. 2 if a link below the working directory is on the way: it
+     * may be a project's, and lead to keys, or to git's hooks.
      */
-    static Path written(Path file) throws IOException {
+    static Path written(Path file) {
         Path here = Path.of("").toAbsolutePath();
         Path named = here.resolve(file).normalize();
-        Path there = named;
-        while (!Files.exists(there, LinkOption.NOFOLLOW_LINKS)) {
-            there = there.getParent();
-        }
-        boolean leaves = !Files.exists(there) || !there.toRealPath().startsWith(here.toRealPath());
-        if (leaves && named.startsWith(here) && !file.isAbsolute()) {
-            throw new VmException(2, file + " is a link that leads out of the working directory; if it is meant, write "
-                    + "the full path");
+        for (Path way = named; way.startsWith(here) && !way.equals(here); way = way.getParent()) {
+            if (Files.isSymbolicLink(way)) {
+                throw new VmException(2, file + ": " + way + " is a link, and may be a project's; if it is meant, "
+                        + "write the path that it leads to");
+            }
         }
         return named;
     }
@@ -4396,6 +4398,8 @@ final class VmCtl {
             }
         } catch (VmException wrongLine) {
             settings.problem = name + ", line " + number + ": " + wrongLine.getMessage();
+        } catch (InvalidPathException lostLetters) {
+            // which generalProblem tells
         } catch (IOException unreadable) {
             settings.problem = name + " cannot be read (" + reason(unreadable) + "): repair it, or move it away";
         }

@@ -1409,6 +1409,8 @@ final class VmSetup implements Callable<Integer> {
             }
         } catch (VmException wrongLine) {
             settings.problem = name + ", line " + number + ": " + wrongLine.getMessage();
+        } catch (InvalidPathException lostLetters) {
+            // which generalProblem tells
         } catch (IOException unreadable) {
             settings.problem = name + " cannot be read (" + reason(unreadable) + "): repair it, or move it away";
         }

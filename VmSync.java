@@ -394,7 +394,8 @@ final class VmSync implements Callable<Integer> {
 
     /** A home directory holds its owner's keys, so it is sent only if --project names it. */
     private void refuseHome() throws IOException {
-        Path home = realPath(ROOT.resolve(System.getenv().getOrDefault("HOME", System.getProperty("user.home"))));
+        String variable = System.getenv().getOrDefault("HOME", "");
+        Path home = realPath(ROOT.resolve(variable.isEmpty() ? System.getProperty("user.home") : variable));
         if (home.startsWith(project) && !spec.commandLine().getParseResult().hasMatchedOption("--project")) {
             throw new VmException(2, "the project would be " + project + ", which is " + (project.equals(ROOT)
                     ? "everything" : "your home directory or above it") + ": set VM_PROJECT to a project, or name "
@@ -485,22 +486,25 @@ final class VmSync implements Callable<Integer> {
     }
 
     private static final Pattern CREDENTIALS = Pattern.compile(
-            "(?im)^[\\s&&[^\n]]*(\\[.*\\])?[\\s&&[^\n]]*[\\w-]{0,40}" // such keys
-            + "(extraheader|pass|secret|token|api-?key|oauth|cookie)[\\w-]{0,40}[\\s&&[^\n]]*="
-            + "|^[ \t]*(\\[.*\\])?[ \t]*helper[ \t]*=[ \t]*\"?!" // a script that prints them
-            + "|proxy[ \t]*=[ \t]*\"?[^/@\\s]+:[^/@\\s]+@|sshpass|authorization:|_token="
-            + "|://[^/:@\\s]*:[^/@\\s]*@" // user:password
-            + "|(?<!ssh)://[^/@\\s]+@"); // a token
+            "(?imd)^[^\\S\n]*+(\\[.*\\])?[^\\S\n]*+[\\w-]{0,40}" // such keys
+            + "(extraheader|pass|secret|token|api-?key|oauth|cookie)[\\w-]{0,40}[^\\S\n]*+="
+            + "|^[ \t]*+(\\[.*\\])?[ \t]*+helper[ \t]*+=[ \t]*\"?!" // a script that prints them
+            + "|proxy[ \t]*+=[ \t]*+\"?[^/:@\\s]{1,200}+:[^/@\\s]{1,200}+@|sshpass|authorization:|_token="
+            + "|://[^/:@\\s]{0,200}:[^/@\\s]{0,200}@" // user:password
+            + "|(?<!ssh)://[^/@\\s]{1,200}+@"); // a token
+    /** In git's logs: the address that was pulled from. */
+    private static final Pattern TOKEN_IN_URL = Pattern.compile("(?<!ssh)://[^/@\\s]{1,200}+@");
     /** What git needs to read a repository; the rest is about other machines. */
     private static final Pattern HARMLESS_SECTION = Pattern.compile(
             "(?i)\\[[ \t]*(core|extensions|filter|branch|submodule|index)\\b[^@:]*\\]");
     private static final Pattern HEADER = Pattern.compile(
-            "(?m)^([ \t]*\\[[^]\"\n]*(?:\"(?:\\\\.|[^\"\\\\\n])*\")?[^]\"\n]*\\])");
+            "(?md)^([ \t]*+\\[[^]\"\n]*+(?:\"(?:\\\\.|[^\"\\\\\n]){0,500}+\"[^]\"\n]*+)?+\\])");
     private static final Pattern INCLUDED = Pattern.compile(
-            "(?im)^[ \t]*(?:\\[.*\\])?[ \t]*path[ \t]*=[ \t]*(?:\"([^\"\n]+)\"|([^\"\n;#]+))");
+            "(?imd)^[ \t]*+(?:\\[.*\\])?[ \t]*+path[ \t]*+=[ \t]*+(?:\"([^\"\n]+)\"|([^\"\n;#]+))");
     /** Of core, no key whose value is a program with its arguments. */
     private static final Pattern HARMLESS_LINE = Pattern.compile(
-            "(?i)(?!sshcommand|askpass|gitproxy|editor|pager)[a-z][\\w-]*([ \t]*=[^:@\\\\;#!=]*)?");
+            "(?i)(?!sshcommand|askpass|gitproxy|editor|pager|fsmonitor|alternaterefs)"
+            + "[a-z][\\w-]*([ \t]*=[^:@\\\\;#!=]*)?");
 
     /** Finds git's files with credentials, as checkouts by CI leave them: in .git, in submodules, in bare ones. */
     void findCredentials(Rules rules) {
@@ -517,10 +521,11 @@ final class VmSync implements Callable<Integer> {
             Path file = files.get(i);
             String name = nameOf(project, file);
             try {
+                boolean tooLong = Files.size(file) > 1 << 20; // to be searched
                 // a line goes on after a backslash
-                String text = Files.size(file) > 1 << 20 ? ""
-                        : Files.readString(file, ISO_8859_1).replaceAll("\\\\\r?\n", "");
-                if (CREDENTIALS.matcher(text).find() && !rules.hidesPath(name)) {
+                String text = tooLong ? "" : Files.readString(file, ISO_8859_1).replaceAll("\\\\\r?\n", "");
+                Pattern wanted = name.contains("/logs/") ? TOKEN_IN_URL : CREDENTIALS;
+                if ((tooLong || wanted.matcher(text).find()) && !rules.hidesPath(name)) {
                     gitConfigs.put(name, withoutCredentials(text));
                 }
                 INCLUDED.matcher(text).results()
@@ -2175,20 +2180,17 @@ final class VmSync implements Callable<Integer> {
 
     // shared:written
     /**
-     * A file or directory that the user named, to be written. 2 if the name is relative to the working directory and a
-     * link leads it out of there: the link may be a project's.
+     * A file or directory that the user named, to be written. 2 if a link below the working directory is on the way: it
+     * may be a project's, and lead to keys, or to git's hooks.
      */
-    static Path written(Path file) throws IOException {
+    static Path written(Path file) {
         Path here = Path.of("").toAbsolutePath();
         Path named = here.resolve(file).normalize();
-        Path there = named;
-        while (!Files.exists(there, LinkOption.NOFOLLOW_LINKS)) {
-            there = there.getParent();
-        }
-        boolean leaves = !Files.exists(there) || !there.toRealPath().startsWith(here.toRealPath());
-        if (leaves && named.startsWith(here) && !file.isAbsolute()) {
-            throw new VmException(2, file + " is a link that leads out of the working directory; if it is meant, write "
-                    + "the full path");
+        for (Path way = named; way.startsWith(here) && !way.equals(here); way = way.getParent()) {
+            if (Files.isSymbolicLink(way)) {
+                throw new VmException(2, file + ": " + way + " is a link, and may be a project's; if it is meant, "
+                        + "write the path that it leads to");
+            }
         }
         return named;
     }
@@ -2379,6 +2381,8 @@ final class VmSync implements Callable<Integer> {
             }
         } catch (VmException wrongLine) {
             settings.problem = name + ", line " + number + ": " + wrongLine.getMessage();
+        } catch (InvalidPathException lostLetters) {
+            // which generalProblem tells
         } catch (IOException unreadable) {
             settings.problem = name + " cannot be read (" + reason(unreadable) + "): repair it, or move it away";
         }

@@ -421,8 +421,9 @@ final class VmTest implements Callable<Integer> {
         environment.keySet().stream().filter(name -> !name.matches("[A-Za-z_]\\w*")).forEach(name -> {
             throw new VmException(2, "--env: '" + name + "' is not the name of a variable");
         });
+        junit = junit == null ? null : written(junit);
+        json = json == null ? null : written(json);
         for (Path file : Stream.of(junit, json).filter(Objects::nonNull).toList()) {
-            written(file);
             if (Files.isDirectory(file) || !Files.isWritable(file.toAbsolutePath().getParent())) {
                 throw new VmException(2, "cannot write " + file
                         + ": name a file in a folder that exists and is writable");
@@ -2896,20 +2897,17 @@ final class VmTest implements Callable<Integer> {
 
     // shared:written
     /**
-     * A file or directory that the user named, to be written. 2 if the name is relative to the working directory and a
-     * link leads it out of there: the link may be a project's.
+     * A file or directory that the user named, to be written. 2 if a link below the working directory is on the way: it
+     * may be a project's, and lead to keys, or to git's hooks.
      */
-    static Path written(Path file) throws IOException {
+    static Path written(Path file) {
         Path here = Path.of("").toAbsolutePath();
         Path named = here.resolve(file).normalize();
-        Path there = named;
-        while (!Files.exists(there, LinkOption.NOFOLLOW_LINKS)) {
-            there = there.getParent();
-        }
-        boolean leaves = !Files.exists(there) || !there.toRealPath().startsWith(here.toRealPath());
-        if (leaves && named.startsWith(here) && !file.isAbsolute()) {
-            throw new VmException(2, file + " is a link that leads out of the working directory; if it is meant, write "
-                    + "the full path");
+        for (Path way = named; way.startsWith(here) && !way.equals(here); way = way.getParent()) {
+            if (Files.isSymbolicLink(way)) {
+                throw new VmException(2, file + ": " + way + " is a link, and may be a project's; if it is meant, "
+                        + "write the path that it leads to");
+            }
         }
         return named;
     }
@@ -3100,6 +3098,8 @@ final class VmTest implements Callable<Integer> {
             }
         } catch (VmException wrongLine) {
             settings.problem = name + ", line " + number + ": " + wrongLine.getMessage();
+        } catch (InvalidPathException lostLetters) {
+            // which generalProblem tells
         } catch (IOException unreadable) {
             settings.problem = name + " cannot be read (" + reason(unreadable) + "): repair it, or move it away";
         }

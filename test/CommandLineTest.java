@@ -653,6 +653,13 @@ final class CommandLineTest {
     }
 
     @Test
+    void lettersThatTheLocaleLosesLoseNoOtherSetting() throws IOException {
+        Files.writeString(temp.resolve("vm.env"), "VM_NAME=foo\nVM_NET=offline\nVM_PROJECT=übung\n");
+        settings.put("LC_ALL", "C");
+        run("vm-ctl status").isOneLine(2, "letters of VM_PROJECT in vm.env");
+    }
+
+    @Test
     void aVeryLongLineIsRefusedSoon() throws IOException {
         assertEquals("vm.env, line 1: this line is longer than 4096 characters", settings("", "VM_NAME=" + "x".repeat(900_000)).problem);
         assertEquals(10, settings("", "VM_X=1\n".repeat(90_000)).warnings.size());

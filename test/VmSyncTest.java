@@ -4,6 +4,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTimeoutPreemptively;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.ByteArrayInputStream;
@@ -485,6 +486,17 @@ final class VmSyncTest {
             Files.writeString(git.getParent().getParent().resolve("config"), secret + "\n");
             assertTrue(filesWithCredentials(temp.resolve("p")).contains(".git/config"), secret);
         }
+        Files.writeString(git.resolve("heads"), "0 1 me <me@example.org> 1 +0000\tcommit: Send the Authorization: header, use sshpass\n");
+        assertFalse(filesWithCredentials(temp.resolve("p")).contains(".git/logs/refs/heads"), "a message is no address");
+        Files.writeString(git.resolve("heads"), "x".repeat(2_000_000));
+        assertTrue(filesWithCredentials(temp.resolve("p")).contains(".git/logs/refs/heads"), "too long to be searched");
+        assertTimeoutPreemptively(Duration.ofSeconds(60), () -> {
+            for (String flood : List.of("\r".repeat(4000), "[core]\n" + " ".repeat(300_000), "proxy=" + ":".repeat(300_000), "[" + "a".repeat(300_000), "[".repeat(300_000),
+                    "token = 1\n[branch \"" + "a".repeat(300_000) + "\"]", "://".repeat(100_000), "a".repeat(300_000))) {
+                Files.writeString(git.getParent().getParent().resolve("config"), flood + "\n");
+                filesWithCredentials(temp.resolve("p"));
+            }
+        });
         for (String harmless : List.of("[user]\n\temail = me@example.org", "[remote \"origin\"]\n\turl = git@github.com:o/r.git", "url = ssh://git@github.com/o/r", "url = https://h/o/r")) {
             Files.writeString(git.getParent().getParent().resolve("config"), harmless + "\n");
             assertFalse(filesWithCredentials(temp.resolve("p")).contains(".git/config"), harmless);
@@ -508,14 +520,18 @@ final class VmSyncTest {
         for (String name : List.of(link.toString(), link.resolve("new").toString(), link + "/")) {
             VmSync.VmException refused = assertThrows(VmSync.VmException.class, () -> VmSync.written(Path.of(name)));
             assertEquals(2, refused.exitCode);
-            assertTrue(refused.getMessage().contains("leads out of the working directory"), refused.getMessage());
-            call(Map.of("VM_DIR", temp.resolve("vm").toString(), "VM_PROJECT", temp.toString()), Map.of(), "pull", "x/", name).exits(2).says("leads out of the working directory");
+            assertTrue(refused.getMessage().contains(" is a link, and may be a project's"), refused.getMessage());
+            call(Map.of("VM_DIR", temp.resolve("vm").toString(), "VM_PROJECT", temp.toString()), Map.of(), "pull", "x/", name).exits(2).says(" is a link, and may be a project's");
         }
         Files.delete(link);
         Files.createSymbolicLink(link, temp.resolve("not there"));
         assertThrows(VmSync.VmException.class, () -> VmSync.written(link));
+        assertThrows(VmSync.VmException.class, () -> VmSync.written(link.toAbsolutePath()));
+        Files.delete(link);
+        Files.createSymbolicLink(link, Path.of("../../.git/hooks")); // which git would run
+        assertThrows(VmSync.VmException.class, () -> VmSync.written(link));
+        assertEquals(links.resolve("file").toAbsolutePath(), VmSync.written(link.resolve("../file")), "what is opened is what was checked");
         VmSync.written(links.resolve("inside/new"));
-        VmSync.written(link.toAbsolutePath()); // its whole path was typed
         VmSync.written(temp.resolve("elsewhere"));
         Files.delete(link);
     }
