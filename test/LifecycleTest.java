@@ -254,7 +254,7 @@ final class LifecycleTest {
 
     /** The guest reaches this machine's loopback as 10.0.2.2, unless it is offline. Its RAM fits either network. */
     @Test
-    @Order(12)
+    @Order(13)
     void anOfflineGuestReachesNothingAndAnswersSsh() throws Exception {
         try (ServerSocket service = new ServerSocket(0, 5, InetAddress.getByName("127.0.0.1"))) {
             Thread answers = new Thread(() -> {
