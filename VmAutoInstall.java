@@ -2239,9 +2239,11 @@ final class VmAutoInstall implements Callable<Integer> {
         CommandLine all = new CommandLine(command);
         boolean dumb = "dumb".equals(System.getenv("TERM"));
         List<String> help = new ArrayList<>(all.getHelpSectionKeys());
-        // the footer, which is examples, before the exit codes
+        // the footer, which is examples, before the exit codes, which hold for all commands and only the top one shows
         Collections.rotate(help.subList(help.size() - 4, help.size()), 2);
-        return all.setHelpSectionKeys(help).setExpandAtFiles(false).setAllowSubcommandsAsOptionParameters(true)
+        all.setHelpSectionKeys(help).getSubcommands().values()
+                .forEach(sub -> sub.setHelpSectionKeys(help.subList(0, help.size() - 2)));
+        return all.setExpandAtFiles(false).setAllowSubcommandsAsOptionParameters(true)
                 .setColorScheme(CommandLine.Help.defaultColorScheme(dumb ? Ansi.OFF : Ansi.AUTO))
                 .setCaseInsensitiveEnumValuesAllowed(true).setDefaultValueProvider(settings)
                 .setExecutionStrategy(parsed -> {
@@ -2704,20 +2706,15 @@ final class VmAutoInstall implements Callable<Integer> {
                 Set.of(StandardOpenOption.CREATE, StandardOpenOption.READ, StandardOpenOption.WRITE),
                 PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
         if (channel.tryLock() == null) {
-            String holder;
             try (channel; InputStream in = Channels.newInputStream(channel)) {
-                JsonObject said = json(new String(in.readAllBytes(), UTF_8));
-                holder = said.getString("command") + " (pid " + said.getLong("pid") + ", since "
-                        + said.getString("since") + ")";
-            } catch (IOException beingWritten) {
-                holder = "another command";
+                String holder = new String(in.readNBytes(200), UTF_8).strip();
+                throw new VmException(69, (holder.isEmpty() ? "another command" : holder)
+                        + " is at work on this VM: wait for it, or stop it, and try again");
             }
-            throw new VmException(69, holder + " is at work on this VM: wait for it, or stop it, and try again");
         }
         try {
-            channel.truncate(0).write(ByteBuffer.wrap(JsonWriter.string().object().value("pid",
-                    ProcessHandle.current().pid())
-                    .value("command", command).value("since", Instant.now().toString()).end().done().getBytes(UTF_8)));
+            channel.truncate(0).write(UTF_8.encode(command + " (pid " + ProcessHandle.current().pid() + ", since "
+                    + Instant.now() + ")\n"));
         } catch (IOException full) {
             // the lock holds without its text, and what frees space must work on a full disk
         }

@@ -149,8 +149,9 @@ import picocli.CommandLine.UnmatchedArgumentException;
         footer = {"  vm-ctl start", "  vm-ctl exec -- uname -a", "  vm-ctl snapshot before-upgrade",
             "  vm-ctl restore before-upgrade    # no disk is copied", "  VM_NAME=other vm-ctl status"},
         exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage, or refused because --yes was missing",
-            "3:the VM is not running", "69:something needed is not available (QEMU, a disk, a port, the lock, ssh)",
-            "124:a time limit", "130, 143:interrupted"})
+            "3:the VM is not running; status: it is stopped or gone",
+            "69:something needed is not available (QEMU, a disk, a port, the lock, ssh), or the guest panicked or hangs",
+            "124:a time limit", "130, 143:interrupted", "N:ssh, exec: the exit code of the command in the guest"})
 final class VmCtl {
     static final String QEMU = "qemu-system-x86_64";
     static final String CLEAN = "clean";
@@ -335,10 +336,7 @@ final class VmCtl {
                     + "differ from then, or the guest does not answer: then it boots the disk. A paused VM goes on. "
                     + "VM_DIR/ssh_config is written: ssh -F VM_DIR/ssh_config NAME works for every tool."},
             footer = {"  vm-ctl start", "  vm-ctl start --memory 4G --forward 8080:80",
-                "  vm-ctl start --dry-run    # prints the commands, to be pasted into a shell"},
-            exitCodeList = {"0:the VM runs", "1:the job failed (disk full)", "2:wrong usage",
-                "69:something needed is not available (a disk, QEMU, a port, the lock), or the guest is in trouble",
-                "124:a time limit", "130, 143:interrupted"})
+                "  vm-ctl start --dry-run    # prints the commands, to be pasted into a shell"})
     int start(@Mixin MachineOptions options, @Mixin TimeoutOption limit, @Mixin ColdOption ram,
             @Option(names = "--no-wait", description = "Return as soon as QEMU runs; with restored RAM only after the "
                     + "clock is set.")
@@ -373,9 +371,7 @@ final class VmCtl {
             description = {"Shut the VM down: by ssh, else by the power button, else by QMP quit, else by SIGKILL.", "",
                 "It prints which of them worked. A guest that panicked gets no request. The working disk is kept, and "
                     + "the next start uses it."},
-            footer = {"  vm-ctl stop", "  vm-ctl stop --force"},
-            exitCodeList = {"0:done, or it did not run", "1:the guest cannot shut down: this machine's disk is full",
-                "2:wrong usage", "69:something needed is not available (VM_DIR, the lock)", "130, 143:interrupted"})
+            footer = {"  vm-ctl stop", "  vm-ctl stop --force"})
     int stop(@Option(names = "--force",
             description = "Do not ask the guest: what it has not written is lost.") boolean force)
             throws IOException {
@@ -394,10 +390,7 @@ final class VmCtl {
     @Command(name = "restart",
             description = {"Stop the VM and start it again.", "",
                 "It keeps the port, the forwards and the kind of network that it was started with."},
-            footer = {"  vm-ctl restart", "  vm-ctl restart --memory 4G --cpus 2"},
-            exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage",
-                "69:something needed is not available (a disk, QEMU, a port, the lock), or the guest is in trouble",
-                "124:a time limit", "130, 143:interrupted"})
+            footer = {"  vm-ctl restart", "  vm-ctl restart --memory 4G --cpus 2"})
     int restart(@Mixin MachineOptions options, @Mixin TimeoutOption limit,
             @Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.")
             boolean force)
@@ -419,10 +412,7 @@ final class VmCtl {
                     + "stopped). With it come what the VM was started with, the size of its disk (as the guest sees "
                     + "it, and here), how many layers lie under that disk, its snapshots, and which of them have RAM "
                     + "that can be used."},
-            footer = {"  vm-ctl status --guest", "  vm-ctl status --json"},
-            exitCodeList = {"0:it runs, starts or is paused", "2:wrong usage", "3:it is stopped or gone",
-                "69:it panicked or hangs",
-                "130, 143:interrupted"})
+            footer = {"  vm-ctl status --guest", "  vm-ctl status --json"})
     int status(@Option(names = "--json",
             description = "Print {name, state, reason, cloneOf, pid, port, accel, memory, cpus, "
                 + "forwards, net, uptimeSeconds, diskBytes, diskFileBytes, depth, snapshots, usableRam, guest}.")
@@ -451,9 +441,7 @@ final class VmCtl {
     }
 
     @Command(name = "list", description = "List all VMs in VM_DIR: name, state, port, and what it is a clone of.",
-            footer = {"  vm-ctl list", "  vm-ctl list --vm-dir /var/tmp/vms"},
-            exitCodeList = {"0:done", "2:wrong usage", "69:something needed is not available (VM_DIR)",
-                "130, 143:interrupted"})
+            footer = {"  vm-ctl list", "  vm-ctl list --vm-dir /var/tmp/vms"})
     int list() throws IOException {
         openVm();
         if (vmNames(files.dir()).isEmpty()) {
@@ -482,11 +470,7 @@ final class VmCtl {
                     + "and elsewhere wants --yes. Deleting one merges its layer into the disk that builds on it."},
             footer = {"  vm-ctl snapshot before-upgrade",
                 "  vm-ctl snapshot clean --yes    # from now on this is the clean state",
-                "  vm-ctl snapshot --list", "  vm-ctl snapshot --delete before-upgrade"},
-            exitCodeList = {"0:done", "1:the job failed (disk full)",
-                "2:wrong usage, or refused because --yes was missing",
-                "69:something needed is not available (a disk, QEMU, the lock, ssh), or clones build on the snapshot",
-                "124:a time limit", "130, 143:interrupted"})
+                "  vm-ctl snapshot --list", "  vm-ctl snapshot --delete before-upgrade"})
     int snapshot(@Parameters(arity = "0..1", paramLabel = "NAME",
             description = "The snapshot's name (default: clean).") String given,
             @Option(names = "--list", description = "List the snapshots: name, time, what is in it.") boolean list,
@@ -529,11 +513,7 @@ final class VmCtl {
                     + "without RAM leaves the VM running or stopped, as it was. The snapshots stay. A running VM keeps "
                     + "the port, the forwards and the kind of network that it was started with."},
             footer = {"  vm-ctl restore", "  vm-ctl restore before-upgrade",
-                "  vm-ctl restore --cold    # boot, do not use the RAM"},
-            exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage",
-                "69:something needed is not available (the snapshot, QEMU, a port, the lock), or the guest is in "
-                    + "trouble",
-                "124:a time limit", "130, 143:interrupted"})
+                "  vm-ctl restore --cold    # boot, do not use the RAM"})
     int restore(@Mixin MachineOptions options, @Mixin TimeoutOption limit, @Mixin ColdOption ram,
             @Parameters(arity = "0..1", paramLabel = "NAME", defaultValue = CLEAN,
                     description = "The snapshot (default: ${DEFAULT-VALUE}).") String name) throws IOException {
@@ -552,10 +532,7 @@ final class VmCtl {
                     + "snapshotted, but not cloned. While it exists, the snapshot that it builds on cannot be replaced "
                     + "or deleted."},
             footer = {"  vm-ctl clone one two", "  vm-ctl clone --snapshot before-upgrade --start trial",
-                "  vm-ctl clone --start one    # then: VM_NAME=one vm-ctl ssh"},
-            exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage",
-                "69:something needed is not available (the snapshot, a disk, the lock), or a VM of this name exists",
-                "124:a time limit", "130, 143:interrupted"})
+                "  vm-ctl clone --start one    # then: VM_NAME=one vm-ctl ssh"})
     int clone(@Mixin MachineOptions options, @Mixin TimeoutOption limit,
             @Parameters(arity = "1..*", paramLabel = "NAME", description = "The new VMs' names.") List<String> names,
             @Option(names = "--snapshot", defaultValue = CLEAN, paramLabel = "NAME",
@@ -612,10 +589,7 @@ final class VmCtl {
             description = {"Attach to the guest's serial console; Ctrl-] detaches.", "",
                 "It works when ssh does not. What the guest prints is also in VM_DIR/NAME.console.log, whether one is "
                     + "attached or not."},
-            footer = {"  vm-ctl console", "  vm-ctl console --log"},
-            exitCodeList = {"0:done: detached, or the VM stopped", "2:wrong usage",
-                "3:the VM is not running; with --log: it never ran",
-                "69:something needed is not available (the console)", "130, 143:interrupted"})
+            footer = {"  vm-ctl console", "  vm-ctl console --log"})
     int console(@Option(names = "--log",
             description = "Print the console's log from its beginning, and follow it until the VM stops.")
             boolean log)
@@ -636,10 +610,7 @@ final class VmCtl {
     }
 
     @Command(name = "screenshot", description = "Write what the guest's screen shows, as PNG.",
-            footer = "  vm-ctl screenshot now.png",
-            exitCodeList = {"0:done", "2:wrong usage", "3:the VM is not running",
-                "69:QEMU cannot write the file, or does not answer",
-                "130, 143:interrupted"})
+            footer = "  vm-ctl screenshot now.png")
     int screenshot(@Parameters(paramLabel = "FILE.png",
             description = "Where to; a file that is there is replaced.") Path file)
             throws IOException {
@@ -666,10 +637,7 @@ final class VmCtl {
 
     @Command(name = "ssh", description = {"Open a shell in the guest, as root.", "",
                 "It is ssh -F VM_DIR/ssh_config NAME: keys, port and host key are settled."},
-            footer = {"  vm-ctl ssh", "  vm-ctl ssh -- -t top", "  vm-ctl ssh -- -L 8080:127.0.0.1:80"},
-            exitCodeList = {"N:what the shell or the command in the guest ended with", "2:wrong usage",
-                "3:the VM is not running",
-                "69:the guest does not answer ssh", "130, 143:interrupted"})
+            footer = {"  vm-ctl ssh", "  vm-ctl ssh -- -t top", "  vm-ctl ssh -- -L 8080:127.0.0.1:80"})
     int ssh(@Parameters(arity = "0..*", paramLabel = "WORD",
             description = "A command for root's shell, or after -- options for "
                     + "ssh, too (default: none, a shell on this terminal).") List<String> words) throws IOException {
@@ -684,9 +652,7 @@ final class VmCtl {
                 "Several words are a command and its arguments, which reach it as they are. A single word is a line "
                     + "for the guest's sh. There is no terminal: vm-ctl ssh -- -t COMMAND gives one."},
             footer = {"  vm-ctl exec uname -a", "  vm-ctl exec 'cd /root/project && gmake 2>&1 | tail'",
-                "  vm-ctl exec --env GOFLAGS=-v --timeout 5m gmake -C /root/project test"},
-            exitCodeList = {"N:what the command in the guest ended with", "2:wrong usage", "3:the VM is not running",
-                "69:the guest does not answer ssh", "124:a time limit", "130, 143:interrupted"})
+                "  vm-ctl exec --env GOFLAGS=-v --timeout 5m gmake -C /root/project test"})
     int exec(@Parameters(arity = "1..*", paramLabel = "WORD",
             description = "The command and its arguments, or one line for sh. What follows its first word is its own.")
             List<String> words,
@@ -717,10 +683,7 @@ final class VmCtl {
             description = {"Delete the VM: disks, snapshots, keys, logs. The installer ISO stays.", "",
                 "It asks on a terminal, and elsewhere wants --yes. A running VM is killed. Other VMs in VM_DIR are "
                     + "left alone; a VM that has clones is not deleted before them."},
-            footer = {"  vm-ctl destroy", "  vm-ctl destroy --vm-name by-hand --yes"},
-            exitCodeList = {"0:done, or there is none", "2:wrong usage, or refused because --yes was missing",
-                "69:something needed is not available (VM_DIR, the lock), or clones build on its disks",
-                "130, 143:interrupted"})
+            footer = {"  vm-ctl destroy", "  vm-ctl destroy --vm-name by-hand --yes"})
     int destroy(@Option(names = "--yes", description = "Do not ask.") boolean yes) throws IOException {
         openVm();
         if (isMissing()) {
@@ -4242,9 +4205,11 @@ final class VmCtl {
         CommandLine all = new CommandLine(command);
         boolean dumb = "dumb".equals(System.getenv("TERM"));
         List<String> help = new ArrayList<>(all.getHelpSectionKeys());
-        // the footer, which is examples, before the exit codes
+        // the footer, which is examples, before the exit codes, which hold for all commands and only the top one shows
         Collections.rotate(help.subList(help.size() - 4, help.size()), 2);
-        return all.setHelpSectionKeys(help).setExpandAtFiles(false).setAllowSubcommandsAsOptionParameters(true)
+        all.setHelpSectionKeys(help).getSubcommands().values()
+                .forEach(sub -> sub.setHelpSectionKeys(help.subList(0, help.size() - 2)));
+        return all.setExpandAtFiles(false).setAllowSubcommandsAsOptionParameters(true)
                 .setColorScheme(CommandLine.Help.defaultColorScheme(dumb ? Ansi.OFF : Ansi.AUTO))
                 .setCaseInsensitiveEnumValuesAllowed(true).setDefaultValueProvider(settings)
                 .setExecutionStrategy(parsed -> {
@@ -4737,20 +4702,15 @@ final class VmCtl {
                 Set.of(StandardOpenOption.CREATE, StandardOpenOption.READ, StandardOpenOption.WRITE),
                 PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
         if (channel.tryLock() == null) {
-            String holder;
             try (channel; InputStream in = Channels.newInputStream(channel)) {
-                JsonObject said = json(new String(in.readAllBytes(), UTF_8));
-                holder = said.getString("command") + " (pid " + said.getLong("pid") + ", since "
-                        + said.getString("since") + ")";
-            } catch (IOException beingWritten) {
-                holder = "another command";
+                String holder = new String(in.readNBytes(200), UTF_8).strip();
+                throw new VmException(69, (holder.isEmpty() ? "another command" : holder)
+                        + " is at work on this VM: wait for it, or stop it, and try again");
             }
-            throw new VmException(69, holder + " is at work on this VM: wait for it, or stop it, and try again");
         }
         try {
-            channel.truncate(0).write(ByteBuffer.wrap(JsonWriter.string().object().value("pid",
-                    ProcessHandle.current().pid())
-                    .value("command", command).value("since", Instant.now().toString()).end().done().getBytes(UTF_8)));
+            channel.truncate(0).write(UTF_8.encode(command + " (pid " + ProcessHandle.current().pid() + ", since "
+                    + Instant.now() + ")\n"));
         } catch (IOException full) {
             // the lock holds without its text, and what frees space must work on a full disk
         }

@@ -118,7 +118,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
             "2:wrong usage", "3:the VM is not running",
             "69:the VM or the connection was lost, or something needed is not available (ssh, vm-ctl, vm-sync, the "
                 + "project in the guest, the lock)",
-            "124:a time limit", "130, 143:interrupted"})
+            "124:a time limit", "130, 143:interrupted", "N:run: the exit code of the command in the guest"})
 final class VmTest implements Callable<Integer> {
 
     @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = ScopeType.INHERIT,
@@ -348,8 +348,7 @@ final class VmTest implements Callable<Integer> {
             description = {"Show the suites, their commands, and the settings that gave them.", "",
                 "Reads the environment and vm.env, and nothing of the VM. Which command phase4 is depends on the "
                     + "project."},
-            footer = {"  vm-test list", "  VM_TEST_VET='go vet ./...' vm-test list"},
-            exitCodeList = {"0:done", "2:wrong usage"})
+            footer = {"  vm-test list", "  VM_TEST_VET='go vet ./...' vm-test list"})
     int list() {
         refuseSuites();
         new Suites(settings, userPath(projectOption)).all().forEach(suite -> spec.commandLine().getOut().printf(
@@ -366,11 +365,7 @@ final class VmTest implements Callable<Integer> {
                     + "it started is killed."},
             footer = {"  vm-test run ./scripts/capture-bsd-fixtures.sh",
                 "  vm-test run --env GOFLAGS=-v --timeout 5m go vet ./...",
-                "  vm-test run 'gmake check 2>&1 | tail'"},
-            exitCodeList = {"N:what the command in the guest ended with", "2:wrong usage", "3:the VM is not running",
-                "69:the VM or the connection was lost, or something needed is not available (ssh, the project in the "
-                    + "guest, the lock)",
-                "124:a time limit", "130, 143:interrupted"})
+                "  vm-test run 'gmake check 2>&1 | tail'"})
     int run(@Parameters(arity = "1..*", paramLabel = "CMD",
             description = "The command and its arguments, or one line for sh. Everything after the command's "
                     + "name is passed to it.")
@@ -2942,9 +2937,11 @@ final class VmTest implements Callable<Integer> {
         CommandLine all = new CommandLine(command);
         boolean dumb = "dumb".equals(System.getenv("TERM"));
         List<String> help = new ArrayList<>(all.getHelpSectionKeys());
-        // the footer, which is examples, before the exit codes
+        // the footer, which is examples, before the exit codes, which hold for all commands and only the top one shows
         Collections.rotate(help.subList(help.size() - 4, help.size()), 2);
-        return all.setHelpSectionKeys(help).setExpandAtFiles(false).setAllowSubcommandsAsOptionParameters(true)
+        all.setHelpSectionKeys(help).getSubcommands().values()
+                .forEach(sub -> sub.setHelpSectionKeys(help.subList(0, help.size() - 2)));
+        return all.setExpandAtFiles(false).setAllowSubcommandsAsOptionParameters(true)
                 .setColorScheme(CommandLine.Help.defaultColorScheme(dumb ? Ansi.OFF : Ansi.AUTO))
                 .setCaseInsensitiveEnumValuesAllowed(true).setDefaultValueProvider(settings)
                 .setExecutionStrategy(parsed -> {

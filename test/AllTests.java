@@ -4,7 +4,7 @@
 //SOURCES ../VmSetup.java ../VmAutoInstall.java ../VmCtl.java ../VmSync.java ../VmTest.java
 //SOURCES FakeVm.java GoGuest.java Guest.java GuestChecks.java KilledCommand.java Mirror.java Sshd.java
 //SOURCES PhaseShellTest.java VmSetupTest.java VmAutoInstallTest.java VmCtlTest.java VmSyncTest.java VmTestTest.java LintTest.java
-//SOURCES CommandLineTest.java JdkMissingTest.java ReadmeTest.java
+//SOURCES HelpTest.java CommandLineTest.java JdkMissingTest.java ReadmeTest.java
 //SOURCES InstallTest.java StandinTest.java StandinBootTest.java LifecycleTest.java SyncTest.java SuitesTest.java MakeTest.java ManualTest.java
 //SOURCES InstallFaultsTest.java ByHandTest.java LifecycleFaultsTest.java InterruptionsTest.java ManySnapshotsTest.java SyncFaultsTest.java WorkflowTest.java
 //SOURCES BisectTest.java GoVersionsTest.java JUnitReadersTest.java
@@ -59,7 +59,7 @@ final class AllTests {
 
     /** In the order in which they run: first InstallTest, whose VM many classes share. */
     private static final List<Class<?>> CLASSES = List.of(
-            InstallTest.class, LintTest.class, JdkMissingTest.class, ReadmeTest.class,
+            InstallTest.class, LintTest.class, HelpTest.class, JdkMissingTest.class, ReadmeTest.class,
             StandinTest.class, LifecycleTest.class, SyncTest.class, SuitesTest.class, MakeTest.class, ManualTest.class, LifecycleFaultsTest.class,
             WorkflowTest.class, JUnitReadersTest.class,
             // those in BESIDE: some that need no VM, as long as it is being installed; then the long ones; the last ones may be either JVM's
@@ -93,6 +93,8 @@ final class AllTests {
     private static final PrintStream STDERR = System.err;
     private static long passed;
     private static long failed;
+    /** A line for each test that failed: they are shown again at the end, where one looks. */
+    private static final List<String> FAILURES = new ArrayList<>();
 
     public static void main(String... args) throws Exception {
         checkThatEveryTestClassIsListed();
@@ -179,7 +181,7 @@ final class AllTests {
                 .redirectInput(new File("/dev/null")).redirectError(ProcessBuilder.Redirect.INHERIT).start();
         String directory = new String(build.getInputStream().readAllBytes(), UTF_8).strip();
         if (build.waitFor() != 0) {
-            STDOUT.println("the stand-in guest cannot be built");
+            FAILURES.add("FAILED: the stand-in guest cannot be built");
             failed++;
             classes.removeIf(type -> hasTag(type, "vm"));
             return;
@@ -230,11 +232,13 @@ final class AllTests {
     private static void addResult(int code) throws IOException {
         Path file = RESULTS.resolve("result.beside");
         if (!Files.exists(file)) {
-            STDOUT.println("the tests in the other JVM: it ended with exit code " + code + " and without a result");
+            FAILURES.add("FAILED: the other JVM ended with exit code " + code + " and without a result");
             failed++;
             return;
         }
-        String[] sum = Files.readString(file).split(" ");
+        List<String> lines = new ArrayList<>(Files.readAllLines(file));
+        String[] sum = lines.remove(lines.size() - 1).split(" ");
+        FAILURES.addAll(lines);
         passed += Long.parseLong(sum[0]);
         failed += Long.parseLong(sum[2]);
     }
@@ -276,7 +280,10 @@ final class AllTests {
         lines.println(name + ": " + good + " passed, " + (nothing ? 1 : bad) + " failed"
                 + (notRun == 0 ? "" : ", " + notRun + " not run") + ", " + time.toSeconds() + " s");
         measurements(log).forEach(lines::println);
+        summary.getFailures().forEach(failure -> FAILURES.add("FAILED " + name + ", " + failure.getTestIdentifier().getDisplayName() + ": "
+                + String.valueOf(failure.getException().getMessage()).lines().findFirst().orElse("")));
         if (nothing) {
+            FAILURES.add("FAILED " + name + ": no test ran");
             lines.println("  no test of this class ran; its output is in " + log);
         } else if (bad > 0) {
             summary.printFailuresTo(lines, 10);
@@ -304,7 +311,9 @@ final class AllTests {
 
     /** Ends everything: a test that hangs cannot be stopped for certain, and the classes after it may wait for what it holds. */
     private static void giveUp(String name, Path log) {
-        STDOUT.println(name + " did not end within " + LIMIT.toMinutes() + " minutes; its output is in " + log + "; its threads:");
+        String late = name + " did not end within " + LIMIT.toMinutes() + " minutes; its output is in " + log;
+        FAILURES.add("FAILED " + late);
+        STDOUT.println(late + "; its threads:");
         Thread.getAllStackTraces().forEach((thread, stack) -> {
             STDOUT.println(thread);
             Arrays.stream(stack).forEach(frame -> STDOUT.println("    at " + frame));
@@ -320,6 +329,7 @@ final class AllTests {
     }
 
     private static void writeResult() throws IOException {
-        Files.writeString(RESULT, passed + " passed, " + failed + " failed\n");
+        FAILURES.add(passed + " passed, " + failed + " failed");
+        Files.write(RESULT, FAILURES);
     }
 }

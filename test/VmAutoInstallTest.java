@@ -534,31 +534,6 @@ class VmAutoInstallTest {
         assertEquals(List.of(), installFiles(), "nothing is made");
     }
 
-    @ParameterizedTest
-    @ValueSource(strings = {"", "by-hand", "make-iso", "run-phase", "provision", "clean-phases"})
-    void everyHelpPageIsComplete(String command) {
-        CommandLine root = VmAutoInstall.commandLine(new VmAutoInstall.Settings(Map.of("VM_DISK_SIZE", "7G"), Map.of()));
-        assertEquals(5, root.getSubcommands().size(), "all are in the table");
-        CommandLine line = command.isEmpty() ? root : root.getSubcommands().get(command);
-        String help = line.getUsageMessage();
-        assertTrue(help.matches("(?s)Usage: vm-auto-install.*\n\nOptions:\n.*\n\nExamples:\n  .*\n\nExit codes:\n  0  .*"), help);
-        assertTrue(help.lines().allMatch(row -> row.length() <= 120), help);
-        String flat = help.replaceAll("\\s+", " ");
-        for (CommandLine.Model.OptionSpec option : line.getCommandSpec().options()) {
-            String variable = option.descriptionKey();
-            assertTrue(flat.contains(" " + option.longestName()), option.longestName());
-            assertTrue(!variable.matches("[A-Z_]+") || flat.contains("(" + variable + "; default: "), variable + " in " + help);
-        }
-        assertEquals(command.matches("|by-hand|run-phase"), flat.contains("(VM_DISK_SIZE; default: 7G, sparse)"));
-        List<String> examples = help.lines().filter(row -> row.startsWith("  vm-auto-install")).toList();
-        assertFalse(examples.isEmpty());
-        for (String example : examples) {
-            String[] words = example.strip().split("  ")[0].split(" ");
-            assertTrue(example.contains(" " + command), example);
-            VmAutoInstall.commandLine(new VmAutoInstall.Settings(Map.of(), Map.of())).parseArgs(Arrays.copyOfRange(words, 1, words.length));
-        }
-    }
-
     @Test
     void whatIsMissingIsSaid() throws IOException {
         assertEquals(69, run());

@@ -38,8 +38,6 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.concurrent.TimeUnit;
-import java.util.regex.Matcher;
-import java.util.regex.Pattern;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
@@ -47,7 +45,6 @@ import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
-import org.junit.jupiter.params.provider.MethodSource;
 import org.junit.jupiter.params.provider.ValueSource;
 import picocli.CommandLine;
 
@@ -173,33 +170,7 @@ final class VmCtlTest {
         ctl().exits(2);
         ctl("--help", "start").exits(0).answers("Commands:").answers("  stop ").answers("  start ");
         ctl("--vm-name", "x", "-h", "start").exits(0).answers("  stop ");
-        ctl("start", "--help").exits(0).answers("VM_MEMORY").answers("Examples:").answers("Exit codes:");
-    }
-
-    static Stream<CommandLine> commands() {
-        CommandLine all = VmCtl.commandLine(new VmCtl.Settings(Map.of("VM_DIR", "/var/vms"), Map.of()));
-        return Stream.concat(Stream.of(all), all.getSubcommands().values().stream());
-    }
-
-    @ParameterizedTest
-    @MethodSource("commands")
-    void everyHelpHasExamplesThatParseExitCodesAndTheDefaultOfEachVariable(CommandLine command) {
-        String help = command.getUsageMessage(CommandLine.Help.Ansi.OFF);
-        assertTrue(help.lines().allMatch(line -> line.length() <= 120), help);
-        Matcher page = Pattern.compile("(?s)Usage: .*\n\nOptions:\n.*\n\nExamples:\n(.*)\n\nExit codes:\n  [0N] .*\n  2 .*\n  69 .*")
-                .matcher(help);
-        assertTrue(page.matches(), help);
-        for (String example : page.group(1).lines().toList()) {
-            String[] words = example.replaceFirst(".*?vm-ctl ", "").replaceFirst(" *#.*", "").split(" ");
-            assertTrue(command.getParent() == null || words[0].equals(command.getCommandName()), example);
-            VmCtl.commandLine(new VmCtl.Settings(Map.of(), Map.of()), words).parseArgs(words);
-        }
-        String text = help.replaceAll("\\s+", " ");
-        command.getCommandSpec().options().stream().filter(option -> option.descriptionKey().matches("[A-Z_]+")).forEach(option -> {
-            String line = option.longestName() + "=\\S+ [^(]*\\(" + option.descriptionKey() + "; default: [^;)]+\\)";
-            assertTrue(Pattern.compile(line).matcher(text).find(), option.longestName() + " in " + help);
-        });
-        assertTrue(text.contains("(VM_DIR; default: /var/vms)"), "the default is the one that holds here: " + help);
+        ctl("start", "--help").exits(0).answers("VM_MEMORY").answers("Examples:");
     }
 
     @Test

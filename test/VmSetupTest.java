@@ -56,9 +56,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
-import org.junit.jupiter.params.provider.MethodSource;
 import org.junit.jupiter.params.provider.ValueSource;
-import picocli.CommandLine;
 
 /** VmSetup against a real HTTP server, real files, real processes. The images are small; everything else is as it is in use. */
 @Tag("unit")
@@ -1398,32 +1396,5 @@ final class VmSetupTest {
         for (Path directory : List.of(vmDir, vmDir.resolve("a"), made)) {
             assertEquals("rwx------", PosixFilePermissions.toString(Files.getPosixFilePermissions(directory)), directory.toString());
         }
-    }
-
-    private static CommandLine commandLine() {
-        return VmSetup.commandLine(new VmSetup(), new VmSetup.Settings(Map.of("VM_DISK_SIZE", "7G"), Map.of()));
-    }
-
-    static Stream<CommandLine> commands() {
-        return Stream.concat(Stream.of(commandLine()), commandLine().getSubcommands().values().stream());
-    }
-
-    @ParameterizedTest
-    @MethodSource("commands")
-    void everyHelpHasExamplesThatParseExitCodesAndTheDefaultOfEachVariable(CommandLine command) {
-        String help = command.getUsageMessage(CommandLine.Help.Ansi.OFF);
-        assertTrue(help.lines().allMatch(line -> line.length() <= 120), help);
-        Matcher page = Pattern.compile("(?s).*\n\nOptions:\n.*\n\nExamples:\n(.*)\n\nExit codes:\n  0 .*\n  2 .*\n  69 .*").matcher(help);
-        assertTrue(page.matches(), help);
-        for (String example : page.group(1).lines().toList()) {
-            String args = example.replaceFirst(".*?vm-setup ?", "").replaceFirst(" *#.*", "");
-            commandLine().parseArgs(args.isEmpty() ? new String[0] : args.split(" "));
-        }
-        String text = help.replaceAll("\\s+", " ");
-        command.getCommandSpec().options().stream().filter(option -> !option.hidden() && option.descriptionKey().matches("[A-Z_]+")).forEach(option -> {
-            String line = option.longestName() + "=\\S+ [^(]*\\(" + option.descriptionKey() + "; default: [^;)]+\\)";
-            assertTrue(Pattern.compile(line).matcher(text).find(), option.longestName() + " in " + help);
-        });
-        assertTrue(text.contains("(VM_DISK_SIZE; default: 7G, sparse)"), "the default is the one that holds here: " + help);
     }
 }

@@ -38,7 +38,6 @@ import java.util.TreeSet;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
-import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
@@ -55,9 +54,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
-import org.junit.jupiter.params.provider.MethodSource;
 import org.junit.jupiter.params.provider.ValueSource;
-import picocli.CommandLine;
 
 /**
  * VmSync without a VM. Both engines run against a real sshd on this machine (package openssh-server), whose sessions find a home of
@@ -275,33 +272,6 @@ final class VmSyncTest {
         Files.createFile(temp.resolve("jbang-catalog.json"));
         Files.createFile(temp.resolve("dfly-vm-clean.qcow2"));
         call(Map.of("VM_PROJECT", temp.toString(), "VM_DIR", temp.toString()), Map.of()).exits(3).says("warning: " + temp + " is the checkout");
-    }
-
-    static CommandLine commandLine() {
-        return VmSync.commandLine(new VmSync(), new VmSync.Settings(Map.of("VM_NAME", "mine"), Map.of()));
-    }
-
-    static Stream<CommandLine> commands() {
-        return Stream.concat(Stream.of(commandLine()), commandLine().getSubcommands().values().stream());
-    }
-
-    @ParameterizedTest
-    @MethodSource("commands")
-    void everyHelpHasExamplesThatParseExitCodesAndTheDefaultOfEachVariable(CommandLine command) {
-        String help = command.getUsageMessage(CommandLine.Help.Ansi.OFF);
-        assertTrue(help.lines().allMatch(line -> line.length() <= 120), help);
-        Matcher page = Pattern.compile("(?s).*\n\nOptions:\n.*\n\nExamples:\n(.*)\n\nExit codes:\n  0 .*\n  1 .*\n  2 .*\n  3 .*\n  69 .*").matcher(help);
-        assertTrue(page.matches(), help);
-        for (String example : page.group(1).lines().toList()) {
-            String args = example.replaceFirst(".*?vm-sync ?", "").replaceFirst(" *#.*", "");
-            commandLine().parseArgs(args.isEmpty() ? new String[0] : args.split(" "));
-        }
-        String text = help.replaceAll("\\s+", " ");
-        command.getCommandSpec().options().stream().filter(option -> option.descriptionKey().matches("[A-Z_]+")).forEach(option -> {
-            String line = option.longestName() + "=\\S+ [^(]*\\(" + option.descriptionKey() + "; default: [^;)]+\\)";
-            assertTrue(Pattern.compile(line).matcher(text).find(), option.longestName() + " in " + help);
-        });
-        assertTrue(text.contains("(VM_NAME; default: mine)"), "the default is the one that holds here: " + help);
     }
 
     @Test

@@ -36,8 +36,6 @@ import javax.xml.validation.SchemaFactory;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
-import org.junit.jupiter.params.ParameterizedTest;
-import org.junit.jupiter.params.provider.MethodSource;
 import org.w3c.dom.Document;
 import org.xml.sax.InputSource;
 import picocli.CommandLine;
@@ -158,36 +156,6 @@ final class VmTestTest {
         assertEquals(69, missing.code());
         assertEquals("vm-test: no suite was run: '/nonexistent/ctl restore' cannot be run here; set VM_CTL_CMD to the command that runs it, as "
                 + "VM_CTL_CMD='jbang vm-ctl@NAME' for a catalog that you added, or VM_CTL_CMD='jbang /path/to/VmCtl.java' for a copied file\n", missing.err());
-    }
-
-    private static CommandLine commandLine() {
-        return VmTest.commandLine(new VmTest.Settings(Map.of("VM_NAME", "other"), Map.of("VM_SYNC_CMD", "my-sync --now")));
-    }
-
-    static Stream<CommandLine> commands() {
-        return Stream.concat(Stream.of(commandLine()), commandLine().getSubcommands().values().stream());
-    }
-
-    @ParameterizedTest
-    @MethodSource("commands")
-    void everyHelpHasExamplesThatParseExitCodesAndTheDefaultOfEachVariable(CommandLine command) {
-        String help = command.getUsageMessage(CommandLine.Help.Ansi.OFF);
-        assertTrue(help.lines().allMatch(line -> line.length() <= 120), help);
-        Matcher page = Pattern.compile("(?s)Usage: vm-test .*\n\nOptions:\n.*\n\nExamples:\n(.*)\n\nExit codes:\n  [0N] .*\n  2 .*").matcher(help);
-        assertTrue(page.matches(), help);
-        for (String example : page.group(1).lines().toList()) {
-            String args = example.replaceFirst(".*?vm-test ", "").replaceFirst(" *#.*", "");
-            commandLine().parseArgs(Pattern.compile("'([^']*)'|\\S+").matcher(args).results()
-                    .map(word -> word.group(1) == null ? word.group() : word.group(1)).toArray(String[]::new));
-        }
-        String text = help.replaceAll("\\s+", " ");
-        command.getCommandSpec().options().stream().filter(option -> option.descriptionKey().matches("[A-Z_]+")).forEach(option -> {
-            String line = option.longestName() + "=\\S+ [^(]*\\(" + option.descriptionKey() + "; default: [^;)]+\\)";
-            assertTrue(Pattern.compile(line).matcher(text).find(), option.longestName() + " in " + help);
-        });
-        boolean list = command.getCommandName().equals("list");
-        assertEquals(!list, text.contains("(VM_NAME; default: other)"), "the default is the one that holds here: " + help);
-        assertEquals(!list, text.contains(", as 90s, 5m or 1h30m (default: 60m)"), help);
     }
 
     /** With a stand-in for ssh that runs the supervisor in this machine's sh: the verdict is told, whatever becomes of the reports. */
