@@ -68,7 +68,7 @@ final class BisectTest {
     void theFirstBadCommitIsFound() throws Exception {
         StringBuilder jbang = new StringBuilder("#!/bin/sh\nname=$1\nshift\ncase $name in\n");
         for (String[] tool : new String[][] {{"vm-sync", "VmSync"}, {"vm-test", "VmTest"}}) {
-            jbang.append(tool[0]).append("@*) set -- ").append(VmTest.shellQuoted(GoGuest.jar(tool[1]))).append(" \"$@\" ;;\n");
+            jbang.append(tool[0]).append("@*) set -- ").append(VmTest.shellQuoted(Script.command(tool[1]))).append(" \"$@\" ;;\n");
         }
         Path script = script(jbang + "esac\nexec \"$@\"\n");
         try (Sshd sshd = Sshd.withOwnProcesses()) {

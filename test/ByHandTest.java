@@ -108,7 +108,7 @@ final class ByHandTest {
     private static void end(Process tool, int code, String... says) throws Exception {
         boolean ended = tool.waitFor(10, TimeUnit.MINUTES);
         tool.destroyForcibly().waitFor();
-        new Guest.Result(ended ? tool.exitValue() : -1, "", Files.readString(LOG, java.nio.charset.StandardCharsets.ISO_8859_1), "by-hand")
+        new Script.Result("by-hand", ended ? tool.exitValue() : -1, "", Files.readString(LOG, java.nio.charset.StandardCharsets.ISO_8859_1))
                 .says(says).exits(code);
     }
 }

@@ -8,7 +8,6 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
-import java.io.File;
 import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.net.StandardProtocolFamily;
@@ -26,7 +25,6 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
-import java.util.concurrent.TimeUnit;
 import java.util.function.Consumer;
 import java.util.function.Predicate;
 import java.util.regex.MatchResult;
@@ -56,19 +54,6 @@ final class CommandLineTest {
     Path temp;
     private final Map<String, String> settings = new HashMap<>();
 
-    record Result(int exitCode, String out, String err) {
-        void is(int code, String says) {
-            assertTrue(exitCode == code && err.contains(says), () -> "not " + code + " and '" + says + "': " + this);
-        }
-
-        /** The fault is told in one line, and nothing else is. */
-        void isOneLine(int code, String says) {
-            is(code, says);
-            assertEquals(1, err.lines().count(), toString());
-            assertEquals("", out, toString());
-        }
-    }
-
     @BeforeAll
     static void aGuest() throws Exception {
         sshd = Sshd.withOwnProcesses();
@@ -89,43 +74,30 @@ final class CommandLineTest {
     }
 
     /** A command line in words, as vm-ctl status. An odd one, such as <&-, is for the shell, which arranges the streams. */
-    private Result run(String command, String... streams) {
+    private Script.Result run(String command, String... streams) {
         return run(List.of(command.split(" ")), streams);
     }
 
-    private Result run(List<String> words, String... streams) {
+    private Script.Result run(List<String> words, String... streams) {
         return start(jar(words), streams);
     }
 
     private static List<String> jar(List<String> words) {
-        String jar = TOP.resolve(".build/" + JARS.get(words.get(0))).toString();
-        List<String> command = new ArrayList<>(List.of("java", "-XX:TieredStopAtLevel=1", "-Xlog:disable",
-                "-XX:SharedArchiveFile=" + jar + ".jsa", "-jar", jar + ".jar"));
-        command.addAll(words.subList(1, words.size()));
-        return command;
+        return Script.command(JARS.get(words.get(0)), words.subList(1, words.size()).toArray(String[]::new));
     }
 
-    private Result start(List<String> command, String... streams) {
+    private Script.Result start(List<String> command, String... streams) {
         List<String> line = new ArrayList<>(List.of("sh", "-c", "exec \"$@\" " + String.join(" ", streams), "sh"));
         line.addAll(command);
-        try {
-            Path out = Files.createTempFile(temp, "out", null);
-            Path err = Files.createTempFile(temp, "err", null);
-            ProcessBuilder builder = new ProcessBuilder(line).directory(temp.toFile()).redirectInput(new File("/dev/null"))
-                    .redirectOutput(out.toFile()).redirectError(err.toFile());
-            builder.environment().keySet().removeIf(name -> name.matches("(VM|DFLY)_.*|MAKE.*|MFLAGS|ARGS|SYNC_ARGS"));
-            builder.environment().putAll(settings);
-            builder.environment().values().removeIf(String::isEmpty); // "" stands for a variable that is not set
-            Process process = builder.start();
-            assertTrue(process.waitFor(300, TimeUnit.SECONDS), () -> command + " hangs");
-            return new Result(process.exitValue(), Files.readString(out), Files.readString(err));
-        } catch (IOException | InterruptedException failed) {
-            throw new AssertionError(failed);
-        }
+        ProcessBuilder builder = new ProcessBuilder(line).directory(temp.toFile());
+        builder.environment().keySet().removeIf(name -> name.matches("(VM|DFLY)_.*|MAKE.*|MFLAGS|ARGS|SYNC_ARGS"));
+        builder.environment().putAll(settings);
+        builder.environment().values().removeIf(String::isEmpty); // "" stands for a variable that is not set
+        return Script.run(builder, Duration.ofMinutes(5));
     }
 
     /** The same on a terminal on which somebody types; the terminal's output is the result's. */
-    private Result onTerminal(String typed, List<String> words) throws Exception {
+    private Script.Result onTerminal(String typed, List<String> words) throws Exception {
         Path keys = Files.writeString(temp.resolve("keys"), typed);
         return start(List.of("script", "-qec", VmCtl.shellQuoted(jar(words)), "/dev/null"), "<" + VmCtl.shellQuoted(List.of(keys.toString())));
     }
@@ -184,12 +156,12 @@ final class CommandLineTest {
     @Test
     void anAnswerThatIsLostIsAFailure() throws IOException {
         forEach(answering(), command -> {
-            Result full = run(command, ">/dev/full");
-            full.is(1, command.split(" ")[0] + ": " + LOST);
+            Script.Result full = run(command, ">/dev/full");
+            full.exits(1).says(command.split(" ")[0] + ": " + LOST);
             assertEquals(1, full.err().lines().filter(line -> line.contains("written")).count(), full.err());
         });
-        run("vm-ctl status", ">/dev/full", "2>/dev/full").is(1, "");
-        run("vm-ctl console", ">/dev/full").is(69, ""); // there is no console here: that is told
+        run("vm-ctl status", ">/dev/full", "2>/dev/full").exits(1);
+        run("vm-ctl console", ">/dev/full").exits(69); // there is no console here: that is told
     }
 
     /** On a terminal control characters are made visible; elsewhere every byte comes through, whatever the other stream is. */
@@ -201,14 +173,14 @@ final class CommandLineTest {
         String shown = "a?\ufffd";
         for (int terminal = 1; terminal <= 2; terminal++) {
             Path file = temp.resolve("bytes");
-            Result ran = start(List.of("script", "-qec", VmCtl.shellQuoted(jar(words)) + " " + (3 - terminal) + ">" + VmCtl.shellQuoted(List.of(file.toString())),
+            Script.Result ran = start(List.of("script", "-qec", VmCtl.shellQuoted(jar(words)) + " " + (3 - terminal) + ">" + VmCtl.shellQuoted(List.of(file.toString())),
                     "/dev/null"));
-            ran.is(0, "");
+            ran.exits(0);
             assertArrayEquals(bytes, Files.readAllBytes(file));
             assertEquals(shown, ran.out().strip());
         }
         settings.put("VM_TEST_UNIT", "printf half");
-        Result half = run("vm-test unit");
+        Script.Result half = run("vm-test unit");
         assertTrue(half.out().startsWith("half\n== unit passed, "), half.toString());
         assertEquals("half", run(List.of("vm-test", "run", "printf half")).out());
     }
@@ -226,26 +198,26 @@ final class CommandLineTest {
         }
         settings.put("VM_REMOTE_DIR", remote.toString());
         settings.put("VM_PROJECT", projects.get(0).toString());
-        run("vm-sync").is(0, "");
+        run("vm-sync").exits(0);
         assertTrue(run("vm-test unit").out().startsWith("of w1\n"));
         Files.writeString(remote.resolve("result"), "x");
         settings.put("VM_PROJECT", projects.get(1).toString());
-        run("vm-test unit").is(69, projects.get(1).toString());
-        Result sync = run("vm-sync");
-        sync.is(0, "replaces " + remote + ", which came from ");
-        sync.is(0, projects.get(0).toString());
-        sync.is(0, "result");
+        run("vm-test unit").exits(69).says(projects.get(1).toString());
+        Script.Result sync = run("vm-sync");
+        sync.exits(0).says("replaces " + remote + ", which came from ");
+        sync.exits(0).says(projects.get(0).toString());
+        sync.exits(0).says("result");
         settings.put("VM_PROJECT", projects.get(0).toString());
         for (String command : List.of("vm-test unit", "vm-test run cat it")) {
-            Result refused = run(command);
-            refused.is(69, remote + " in the guest came from ");
+            Script.Result refused = run(command);
+            refused.exits(69).says(remote + " in the guest came from ");
             for (Path project : projects) {
-                refused.is(69, ":" + project);
+                refused.exits(69).says(":" + project);
             }
             assertEquals("", refused.out());
         }
         settings.put("VM_SYNC_CMD", VmCtl.shellQuoted(jar(List.of("vm-sync"))));
-        Result synced = run("vm-test --sync unit");
+        Script.Result synced = run("vm-test --sync unit");
         assertTrue(synced.out().startsWith("of w1\n"), synced.toString());
     }
 
@@ -263,24 +235,24 @@ final class CommandLineTest {
         }
         settings.put("PATH", bin.toString());
         settings.put("VM_SYNC_CMD", "jbang vm-sync");
-        run("vm-test --sync unit").isOneLine(69, "vm-test: no suite was run: 'jbang vm-sync' cannot be run here; set VM_SYNC_CMD to the command that runs it, as "
+        run("vm-test --sync unit").exits(69).saysOnly("vm-test: no suite was run: 'jbang vm-sync' cannot be run here; set VM_SYNC_CMD to the command that runs it, as "
                 + "VM_SYNC_CMD='jbang vm-sync@NAME' for a catalog that you added, or VM_SYNC_CMD='jbang /path/to/VmSync.java' for a copied file\n");
         settings.put("VM_REMOTE_DIR", "/nonexistent/project");
-        run("vm-test unit").is(69, "vm-test: the project is not in the guest: there is no /nonexistent/project; vm-test --sync (or vm-sync) brings it\n");
-        run("vm-test run true").isOneLine(69, "the project is not in the guest: there is no /nonexistent/project");
+        run("vm-test unit").exits(69).says("vm-test: the project is not in the guest: there is no /nonexistent/project; vm-test --sync (or vm-sync) brings it\n");
+        run("vm-test run true").exits(69).saysOnly("the project is not in the guest: there is no /nonexistent/project");
     }
 
     @Test
     void aStreamThatIsClosedCountsAsDevNull() throws IOException {
         forEach(answering().stream().filter(command -> !command.matches(".*(--help|--json|--quiet|--dry-run)")).toList(),
-                command -> run(command, ">&-").is(0, ""));
+                command -> run(command, ">&-").exits(0));
         assertEquals("", run("vm-ctl exec cat", "<&-").out());
         assertEquals("", run("vm-ctl ssh cat", "<&-").out());
         assertEquals("", run("vm-test run cat", "<&-").out());
-        run("vm-ctl exec cat", "<&-", ">&-", "2>&-").is(0, "");
-        run("vm-ctl strat", "2>&-").is(2, "");
+        run("vm-ctl exec cat", "<&-", ">&-", "2>&-").exits(0);
+        run("vm-ctl strat", "2>&-").exits(2);
         assertEquals(0, run("vm-setup disk --vm-name blank --yes", "<&-", ">&-", "2>&-").exitCode());
-        start(List.of("qemu-img", "check", "-q", sshd.vmDir.resolve("blank.install/by-hand.qcow2").toString())).is(0, "");
+        start(List.of("qemu-img", "check", "-q", sshd.vmDir.resolve("blank.install/by-hand.qcow2").toString())).exits(0);
     }
 
     @Test
@@ -297,7 +269,7 @@ final class CommandLineTest {
                 }
             });
             guest.start();
-            run("vm-ctl console", "<&-").is(0, "");
+            run("vm-ctl console", "<&-").exits(0);
             guest.join();
             assertEquals(List.of(-1), typed, "the end of input, and nothing before it");
         } finally {
@@ -312,7 +284,7 @@ final class CommandLineTest {
         for (List<String> command : List.of(List.of("vm-ctl", "console", "--log"), List.of("vm-ctl", "exec", "yes"), List.of("vm-test", "run", "yes"),
                 List.of("vm-test", "run", "echo; sleep 1000"), List.of("vm-sync", "--watch", "--engine", "tar", "--force"))) {
             String line = VmCtl.shellQuoted(jar(command));
-            Result result = start(List.of("sh", "-c", "{ " + line + "; echo $? >code; } | head -n 1"));
+            Script.Result result = start(List.of("sh", "-c", "{ " + line + "; echo $? >code; } | head -n 1"));
             assertEquals("1", Files.readString(temp.resolve("code")).strip(), result.toString());
             assertTrue(result.err().contains(LOST), result.toString());
         }
@@ -334,9 +306,9 @@ final class CommandLineTest {
             {"vm-test run echo -v -h --timeout -- x", "-v -h --timeout -- x\n"}, {"vm-test run --env A=b -- echo -v --", "-v --\n"},
             {"vm-test run --timeout 90 echo -q --env", "-q --env\n"}}) {
             List<String> words = Stream.of(row[0].split("(?<!\\\\) ")).map(word -> word.replace("\\ ", " ").replace("FILE", file)).toList();
-            Result result = run(words);
+            Script.Result result = run(words);
             if (row[1] != null) {
-                assertEquals(new Result(0, row[1], ""), result, row[0]);
+                result.is(0, row[1], "");
             }
         }
     }
@@ -348,26 +320,26 @@ final class CommandLineTest {
         Path dir = Files.createDirectories(temp.resolve("vm"));
         Files.setPosixFilePermissions(dir, PosixFilePermissions.fromString("rwx------"));
         VmAutoInstall.writeIso(dir.resolve("dfly-6.4.2.iso"), new TreeMap<>(Map.of("a", "a".getBytes(UTF_8))));
-        start(List.of("qemu-img", "create", "-q", "-f", "qcow2", dir.resolve("dfly-vm-clean.qcow2").toString(), "1M")).is(0, "");
+        start(List.of("qemu-img", "create", "-q", "-f", "qcow2", dir.resolve("dfly-vm-clean.qcow2").toString(), "1M")).exits(0);
         start(List.of("qemu-img", "create", "-q", "-f", "qcow2", Files.createDirectory(dir.resolve("blank.install"))
-                .resolve("by-hand.qcow2").toString(), "1M")).is(0, "");
+                .resolve("by-hand.qcow2").toString(), "1M")).exits(0);
         List<String> prompts = List.of("vm-setup disk --vm-name blank", "vm-auto-install --force --accel tcg",
                 "vm-auto-install by-hand --accel tcg",
                 "vm-ctl snapshot clean", "vm-ctl destroy");
         for (String prompt : prompts) {
             List<String> words = List.of(prompt.split(" "));
             List<String> before = vmDir().stream().filter(kept()).toList();
-            run(prompt).is(2, "to confirm it: --yes");
+            run(prompt).exits(2).says("to confirm it: --yes");
             for (String typed : List.of("no\n", "y\n", "\n", "yes please\n", "\u0004")) {
-                Result refused = onTerminal(typed, words);
-                refused.is(2, "");
+                Script.Result refused = onTerminal(typed, words);
+                refused.exits(2);
                 assertTrue(refused.out().contains("Type yes to go on") && refused.out().contains("not confirmed, nothing was changed"),
                         () -> prompt + " with '" + typed + "': " + refused);
             }
             assertEquals(before, vmDir().stream().filter(kept()).toList(), prompt);
         }
         for (String prompt : List.of("vm-setup disk --vm-name blank", "vm-ctl destroy")) {
-            Result confirmed = onTerminal("  yes \n", List.of(prompt.split(" ")));
+            Script.Result confirmed = onTerminal("  yes \n", List.of(prompt.split(" ")));
             assertEquals(0, confirmed.exitCode(), confirmed.toString());
         }
         assertFalse(Files.exists(dir.resolve("dfly-vm-clean.qcow2")), "destroyed");
@@ -390,7 +362,7 @@ final class CommandLineTest {
             {"make vm-snapshot ARGS=clean VM_NAME=other", "make VM_NAME=other vm-snapshot ARGS='clean --yes'"}}) {
             List<String> words = new ArrayList<>(Stream.of(row[0].split("(?<!\\\\) ")).map(word -> word.replace("\\ ", " ")).toList());
             words.addAll(1, List.of("-C", TOP.toString(), "--no-print-directory"));
-            start(words).is(2, "to confirm it: " + row[1] + "\n");
+            start(words).exits(2).says("to confirm it: " + row[1] + "\n");
         }
         assertEquals("x", Files.readString(dir.resolve("other-clean.qcow2")));
     }
@@ -399,7 +371,7 @@ final class CommandLineTest {
     void aDumbTerminalGetsPlainText() throws Exception {
         settings.putAll(Map.of("TERM", "dumb", "COLUMNS", "40"));
         for (String name : JARS.keySet()) {
-            Result help = onTerminal("", List.of(name, "--help"));
+            Script.Result help = onTerminal("", List.of(name, "--help"));
             assertTrue(help.exitCode() == 0 && help.out().contains("Usage: ") && !help.out().contains("\u001b"), help.toString());
         }
     }
@@ -449,7 +421,7 @@ final class CommandLineTest {
             List<String> words = new ArrayList<>(List.of(row[0].split(" ")));
             List<String> command = new ArrayList<>(words.get(0).contains("=") ? List.of("env", words.remove(0)) : List.of());
             command.addAll(jar(words));
-            start(command).isOneLine(2, words.get(0) + ": " + row[1]);
+            start(command).exits(2).saysOnly(words.get(0) + ": " + row[1]);
         });
         assertEquals(List.of(), vmDir(), "nothing was written");
     }
@@ -457,25 +429,25 @@ final class CommandLineTest {
     @Test
     void aLateRefusalNamesWhatTheUserWrote() throws IOException {
         String none = temp.resolve("none").toString();
-        run("vm-setup --image " + none).is(69, "vm-setup: --image: " + none + " is no file that can be read");
+        run("vm-setup --image " + none).exits(69).says("vm-setup: --image: " + none + " is no file that can be read");
         settings.put("VM_IMAGE", none);
-        run("vm-setup").is(69, "vm-setup: VM_IMAGE in the environment: " + none + " is no file");
-        run("vm-auto-install").is(69, "VM_IMAGE in the environment: there is no file " + none);
-        run("vm-auto-install --phases " + none).is(69, "--phases: " + none + " does not hold");
+        run("vm-setup").exits(69).says("vm-setup: VM_IMAGE in the environment: " + none + " is no file");
+        run("vm-auto-install").exits(69).says("VM_IMAGE in the environment: there is no file " + none);
+        run("vm-auto-install --phases " + none).exits(69).says("--phases: " + none + " does not hold");
         settings.put("VM_IMAGE", "");
         usersSettings("VM_IMAGE=" + none + "\n");
-        run("vm-setup").is(69, "vm-setup: VM_IMAGE in ~/.go-synth/vm.env: " + none + " is no file");
+        run("vm-setup").exits(69).says("vm-setup: VM_IMAGE in ~/.go-synth/vm.env: " + none + " is no file");
         Files.writeString(temp.resolve("vm.env"), "VM_MEMORY=1\n");
-        run("vm-ctl start").isOneLine(2, "vm-ctl: VM_MEMORY in vm.env: '1' is not a size");
+        run("vm-ctl start").exits(2).saysOnly("vm-ctl: VM_MEMORY in vm.env: '1' is not a size");
     }
 
     @Test
     void aVmMayBearTheNameOfACommand() throws IOException {
         for (String command : List.of("vm-ctl list", "vm-setup disk", "vm-auto-install clean-phases", "vm-test list")) {
             settings.put("VM_NAME", command.split(" ")[1]);
-            run(command).is(0, "");
+            run(command).exits(0);
         }
-        run("vm-ctl --vm-name status list").is(0, "");
+        run("vm-ctl --vm-name status list").exits(0);
     }
 
     @Test
@@ -490,7 +462,7 @@ final class CommandLineTest {
         });
         List<String> none = List.of("", "0", "0s", "-1", "1d", "5M", "5 m", " 5m", "1.5h", "1h30", "30m1h", "m", "721h", "2592001", "720h1s",
                 "99999999h", "99999999999999999999", "1e3", "\u0661m");
-        run("vm-auto-install --time-limit=2592000").is(2, "--time-limit: '2592000' has no unit");
+        run("vm-auto-install --time-limit=2592000").exits(2).says("--time-limit: '2592000' has no unit");
         List<String> options = List.of("vm-auto-install --time-limit=", "vm-auto-install provision --time-limit=", "vm-auto-install by-hand --time-limit=",
                 "vm-ctl start --timeout=", "vm-ctl restart --timeout=", "vm-ctl restore --timeout=", "vm-ctl clone x --timeout=", "vm-ctl exec --timeout=",
                 "vm-test unit --timeout=", "vm-test run --timeout=");
@@ -498,7 +470,7 @@ final class CommandLineTest {
         forEach(options, option -> { // run and exec need a word more, which comes last
             List<String> words = new ArrayList<>(List.of((option + "1.5h").split(" ")));
             words.add("x");
-            run(words).is(2, "'1.5h' is not a time from 1s to 30 days (720h), such as 90s, 5m or 1h30m");
+            run(words).exits(2).says("'1.5h' is not a time from 1s to 30 days (720h), such as 90s, 5m or 1h30m");
         });
     }
 
@@ -547,11 +519,11 @@ final class CommandLineTest {
         assertEquals("vm.env, line 1: this is not KEY=value", vmEnv("VM_TEST_X=a".getBytes(UTF_16)).problem);
         List<String> commands = List.of("vm-setup check", "vm-auto-install clean-phases", "vm-ctl status", "vm-sync", "vm-test list");
         Files.writeString(temp.resolve("vm.env"), "# mine\nVM_TEST_A=/home/o'neil/x\n");
-        forEach(commands, command -> run(command).isOneLine(2, command.split(" ")[0] + ": vm.env, line 2: the quote ' is not closed\n"));
-        run("vm-ctl --help").is(0, ""); // the way out
+        forEach(commands, command -> run(command).exits(2).saysOnly(command.split(" ")[0] + ": vm.env, line 2: the quote ' is not closed\n"));
+        run("vm-ctl --help").exits(0); // the way out
         Files.delete(temp.resolve("vm.env"));
         Files.createDirectory(temp.resolve("vm.env"));
-        forEach(commands, command -> run(command).isOneLine(2, "vm.env cannot be read ("));
+        forEach(commands, command -> run(command).exits(2).saysOnly("vm.env cannot be read ("));
     }
 
     private VmCtl.Settings vmEnv(byte[] text) throws IOException {
@@ -635,7 +607,7 @@ final class CommandLineTest {
         }
         Files.writeString(temp.resolve("vm.env"), "VM_QEMU_ARGS=-incoming exec:evil\n");
         forEach(List.of("vm-setup check", "vm-auto-install", "vm-ctl start", "vm-sync", "vm-test unit"), command ->
-                run(command).isOneLine(2, command.split(" ")[0] + ": vm.env, line 1: VM_QEMU_ARGS is read only from your own settings"));
+                run(command).exits(2).saysOnly(command.split(" ")[0] + ": vm.env, line 1: VM_QEMU_ARGS is read only from your own settings"));
     }
 
     /** picocli replaces ${env:NAME} and others in a default value, and takes _NULL_ for none. */
@@ -643,20 +615,20 @@ final class CommandLineTest {
     void nothingInAValueIsReplaced() throws IOException {
         for (String value : List.of("${env:HOME}", "${sys:user.home}", "$${env:HOME}", "${", "${}", "$", "a$$b", "${bundle:x}", "$HOME", "${DEFAULT-VALUE}")) {
             settings.put("VM_NAME", value);
-            run("vm-ctl status").is(2, "vm-ctl: VM_NAME in the environment: '" + value + "' is not a name");
+            run("vm-ctl status").exits(2).says("vm-ctl: VM_NAME in the environment: '" + value + "' is not a name");
         }
         settings.put("VM_NAME", "");
         Files.writeString(temp.resolve("vm.env"), "VM_PROJECT=${sys:user.home}\n");
-        run("vm-sync").isOneLine(2, "vm-sync: VM_PROJECT in vm.env: " + temp + "/${sys:user.home} is not a directory");
+        run("vm-sync").exits(2).saysOnly("vm-sync: VM_PROJECT in vm.env: " + temp + "/${sys:user.home} is not a directory");
         Files.writeString(temp.resolve("vm.env"), "VM_PROJECT=_NULL_\n");
-        forEach(ANY, command -> run(command).isOneLine(2, ": _NULL_ is no value of a setting: leave the setting empty\n"));
+        forEach(ANY, command -> run(command).exits(2).saysOnly(": _NULL_ is no value of a setting: leave the setting empty\n"));
     }
 
     @Test
     void lettersThatTheLocaleLosesLoseNoOtherSetting() throws IOException {
         Files.writeString(temp.resolve("vm.env"), "VM_NAME=foo\nVM_NET=offline\nVM_PROJECT=übung\n");
         settings.put("LC_ALL", "C");
-        run("vm-ctl status").isOneLine(2, "letters of VM_PROJECT in vm.env");
+        run("vm-ctl status").exits(2).saysOnly("letters of VM_PROJECT in vm.env");
     }
 
     @Test
@@ -672,7 +644,7 @@ final class CommandLineTest {
                 + "(did you mean DFLY_VERSION?)"), settings("VM_MEMORI=1G", "VM_NAME=x\nVM_PORJECT=/etc\nVM_COLOUR=red\nNO_COLOR=1",
                 "DFLY_VERSON", "1", "VM_TEST_NAMES", "2", "VM_SOMEBODY_ELSES", "3", "VMS", "4").warnings);
         usersSettings("VM_MEMORI=1G\n");
-        run("vm-ctl list").is(0, "vm-ctl: warning: ~/.go-synth/vm.env, line 1: there is no setting VM_MEMORI (did you mean VM_MEMORY?)\n");
+        run("vm-ctl list").exits(0).says("vm-ctl: warning: ~/.go-synth/vm.env, line 1: there is no setting VM_MEMORI (did you mean VM_MEMORY?)\n");
         assertEquals("", run("vm-ctl --help").err());
     }
 
@@ -680,13 +652,13 @@ final class CommandLineTest {
     void aFileOfSettingsIsAFileOfItsUser() throws Exception {
         Path own = usersSettings("VM_NAME=mine\n");
         Files.setPosixFilePermissions(own, PosixFilePermissions.fromString("rw-rw-rw-"));
-        run("vm-ctl list").isOneLine(2, "vm-ctl: ~/.go-synth/vm.env cannot be read (another user owns it or can write to it: chown and chmod go-w make it yours)");
+        run("vm-ctl list").exits(2).saysOnly("vm-ctl: ~/.go-synth/vm.env cannot be read (another user owns it or can write to it: chown and chmod go-w make it yours)");
         Files.delete(own);
         assertEquals(0, new ProcessBuilder("mkfifo", own.toString()).start().waitFor());
-        run("vm-ctl list").isOneLine(2, "vm-ctl: ~/.go-synth/vm.env cannot be read (it is not a file of at most 1 MB)");
+        run("vm-ctl list").exits(2).saysOnly("vm-ctl: ~/.go-synth/vm.env cannot be read (it is not a file of at most 1 MB)");
         Files.delete(own);
         Files.createSymbolicLink(temp.resolve("vm.env"), Path.of("/dev/zero"));
-        run("vm-ctl list").isOneLine(2, "vm-ctl: vm.env cannot be read (it is not a file of at most 1 MB)");
+        run("vm-ctl list").exits(2).saysOnly("vm-ctl: vm.env cannot be read (it is not a file of at most 1 MB)");
     }
 
     @Test
@@ -716,7 +688,7 @@ final class CommandLineTest {
         List<String> test = List.of("java", "-jar", alone.getParent().resolve("VmTest.jar").toString(), "--fresh", "unit");
         for (String project : List.of("", temp.toString(), temp.getParent().toString(), Files.createDirectories(temp.resolve("src")).toString())) {
             settings.put("VM_PROJECT", project);
-            start(test).isOneLine(69, "vm-test: no suite was run: there is no VmCtl.java here or above that only you can change, in a directory apart from "
+            start(test).exits(69).saysOnly("vm-test: no suite was run: there is no VmCtl.java here or above that only you can change, in a directory apart from "
                     + "the project; set VM_CTL_CMD to the command that runs it, as VM_CTL_CMD='jbang vm-ctl@NAME'");
             assertFalse(Files.exists(temp.resolve("ran")));
         }
@@ -724,7 +696,7 @@ final class CommandLineTest {
         for (String script : List.of("VmSync.java", "VmCtl.java")) {
             Files.writeString(temp.resolve(script), "class X {}");
         }
-        start(test).is(1, "no suite was run: 'jbang " + temp.resolve("VmCtl.java") + " restore' failed with exit code 1");
+        start(test).exits(1).says("no suite was run: 'jbang " + temp.resolve("VmCtl.java") + " restore' failed with exit code 1");
         assertEquals(temp.resolve("VmCtl.java") + " restore\n", Files.readString(temp.resolve("ran")));
     }
 
@@ -738,12 +710,12 @@ final class CommandLineTest {
         }
         assertEquals(0, new ProcessBuilder("chown", "-R", "54321", phases.toString()).start().waitFor());
         settings.put("VM_PHASES", "");
-        run("vm-auto-install").isOneLine(69, "here or above (not " + phases + ", because other users own it or can write to it)");
+        run("vm-auto-install").exits(69).saysOnly("here or above (not " + phases + ", because other users own it or can write to it)");
         List<String> make = jar(List.of("vm-auto-install"));
         make.add(1, "-Dvm.phases=" + phases);
-        start(make).is(69, "phases: " + phases + "\n");
+        start(make).exits(69).says("phases: " + phases + "\n");
         settings.put("VM_PHASES", phases.toString()); // by hand
-        run("vm-auto-install").is(69, "phases: " + phases + "\n");
+        run("vm-auto-install").exits(69).says("phases: " + phases + "\n");
     }
 
     private static void copy(Path from, Path to) {
@@ -767,18 +739,18 @@ final class CommandLineTest {
             List<String> words = List.of(command.split(" "));
             String name = words.get(0);
             for (String lost : List.of("TestÜnïcode", "日", "Test??n??code")) { // JBang hands on the last for the first
-                run(plus(words, lost)).isOneLine(2, name + ": letters of an argument" + LETTERS + "ANSI_X3.4-1968, not UTF-8: set LC_ALL=C.UTF-8\n");
+                run(plus(words, lost)).exits(2).saysOnly(name + ": letters of an argument" + LETTERS + "ANSI_X3.4-1968, not UTF-8: set LC_ALL=C.UTF-8\n");
             }
             List<String> there = List.of("sh", "-c", "cd ünï && exec \"$@\"", "sh");
-            start(concat(there, jar(words))).isOneLine(2, name + ": letters of the working directory" + LETTERS);
-            start(concat(there, jar(List.of(name, "--help")))).is(0, "");
+            start(concat(there, jar(words))).exits(2).saysOnly(name + ": letters of the working directory" + LETTERS);
+            start(concat(there, jar(List.of(name, "--help")))).exits(0);
             for (String setting : List.of("HOME", "VM_DIR", "PATH")) {
                 start(concat(List.of("env", setting + "=" + beyond + ":" + System.getenv("PATH")), jar(words)))
-                        .isOneLine(2, name + ": letters of " + setting + " in the environment" + LETTERS);
+                        .exits(2).saysOnly(name + ": letters of " + setting + " in the environment" + LETTERS);
             }
         });
         Files.writeString(temp.resolve("vm.env"), "# ünï\nVM_TEST_UNIT=go test -run TestÜnïcode\n");
-        forEach(ANY, command -> run(command).isOneLine(2, ": letters of VM_TEST_UNIT in vm.env" + LETTERS));
+        forEach(ANY, command -> run(command).exits(2).saysOnly(": letters of VM_TEST_UNIT in vm.env" + LETTERS));
         Files.delete(temp.resolve("vm.env"));
         assertEquals(List.of(), vmDir(), "nothing was written");
     }
@@ -787,11 +759,11 @@ final class CommandLineTest {
     void everyLocaleIsUtf8OrRefuses() throws Exception {
         settings.put("LC_ALL", "C.UTF-8");
         forEach(ANY, command -> start(concat(List.of("sh", "-c", "exec \"$@\" \"$(printf '\\374')\"", "sh"), jar(List.of(command.split(" ")))))
-                .isOneLine(2, "letters of an argument are not in UTF-8 and would be lost: write it in UTF-8"));
+                .exits(2).saysOnly("letters of an argument are not in UTF-8 and would be lost: write it in UTF-8"));
         for (Map<String, String> locale : List.of(Map.of("LC_ALL", "xx_XX.UTF-8"), // which is not installed
                 Map.of("LC_ALL", "", "LC_CTYPE", "", "LANG", ""), Map.of("LC_CTYPE", "POSIX", "LANG", "C.UTF-8"), latin1())) {
             settings.putAll(locale);
-            run("vm-ctl exec echo ü").isOneLine(2, "vm-ctl: letters of an argument" + LETTERS);
+            run("vm-ctl exec echo ü").exits(2).saysOnly("vm-ctl: letters of an argument" + LETTERS);
         }
     }
 
@@ -815,9 +787,9 @@ final class CommandLineTest {
     void whatIsTypedIsWhatIsSent() throws IOException {
         useGuest();
         settings.putAll(Map.of("LC_ALL", "C.UTF-8", "VM_TEST_UNIT", "printf '%s\\n' ünï日"));
-        assertEquals(new Result(0, "ünï日?", ""), run("vm-ctl exec printf %s ünï日?"));
-        assertEquals(new Result(0, "ünï日?", ""), run("vm-test run printf %s ünï日?"));
-        assertEquals(new Result(0, "ü", ""), run(List.of("vm-ctl", "exec", "--env", "K=ü", "sh", "-c", "printf $K")));
+        run("vm-ctl exec printf %s ünï日?").is(0, "ünï日?", "");
+        run("vm-test run printf %s ünï日?").is(0, "ünï日?", "");
+        run(List.of("vm-ctl", "exec", "--env", "K=ü", "sh", "-c", "printf $K")).is(0, "ü", "");
         assertTrue(run("vm-test unit").out().contains("ünï日\n"));
     }
 
@@ -829,7 +801,7 @@ final class CommandLineTest {
         Path text = Files.writeString(temp.resolve("text"), "ünï日\n");
         // the guest's VM_DIR and its project, by paths in ASCII
         Path dir = Files.createDirectories(temp.resolve("vm"), PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rwx------")));
-        start(List.of("cp", "-R", sshd.vmDir.resolve("dfly-vm.ssh").toString(), dir.toString())).is(0, "");
+        start(List.of("cp", "-R", sshd.vmDir.resolve("dfly-vm.ssh").toString(), dir.toString())).exits(0);
         for (String file : List.of("dfly-vm.ssh/config", "ssh_config")) {
             Files.writeString(dir.resolve(file), Files.readString(sshd.vmDir.resolve(file)).replace(sshd.vmDir.toString(), dir.toString()));
         }
@@ -840,7 +812,7 @@ final class CommandLineTest {
                 settings.put("LC_ALL", locale);
                 for (String command : List.of("vm-ctl exec cat " + text, "vm-ctl ssh cat " + text, "vm-test run cat " + text, "vm-test unit",
                         "vm-sync --engine tar --dry-run --force", "vm-sync --engine rsync --dry-run --force")) {
-                    Result result = run(command);
+                    Script.Result result = run(command);
                     assertTrue(result.exitCode() == 0 && result.out().contains("ünï日"), () -> command + " in " + locale + ": " + result);
                 }
             }
@@ -855,10 +827,10 @@ final class CommandLineTest {
             settings.putAll(Map.of("LC_ALL", locale, "LANG", ""));
             assertEquals("ünï?\n", start(plus(plus(make, "vm-test-run"), "ARGS=printf '%s\\n' ünï?")).out(), locale);
             settings.put("VM_TEST_MY_SUITE", "go test -run ünï");
-            Result list = start(plus(make, "vm-test-list"));
+            Script.Result list = start(plus(make, "vm-test-list"));
             assertTrue(list.exitCode() == 0 && list.out().contains("ünï") && list.out().startsWith("build "), list::toString);
         }
-        start(plus(make, "vm-test-run")).is(2, "'CMD'; see: make vm-test-run ARGS=--help");
+        start(plus(make, "vm-test-run")).exits(2).says("'CMD'; see: make vm-test-run ARGS=--help");
     }
 
     // Home and other users
@@ -866,20 +838,20 @@ final class CommandLineTest {
     @Test
     void homeIsWhatTheEnvironmentSays() throws IOException {
         settings.putAll(Map.of("VM_DIR", "", "HOME", temp.resolve("home").toString()));
-        run("vm-setup disk").is(0, "");
+        run("vm-setup disk").exits(0);
         assertTrue(Files.exists(temp.resolve("home/.go-synth/vm/dfly-vm.install/by-hand.qcow2")));
-        run("vm-ctl --vm-dir ~root/x list").isOneLine(2, "only ~ and ~/ stand for a home directory");
+        run("vm-ctl --vm-dir ~root/x list").exits(2).saysOnly("only ~ and ~/ stand for a home directory");
         settings.put("HOME", "relative");
-        run("vm-ctl list").isOneLine(69, "HOME is not set to a full path");
+        run("vm-ctl list").exits(69).saysOnly("HOME is not set to a full path");
         settings.put("HOME", "");
         Path project = Files.createDirectories(temp.resolve("project"));
         for (String command : List.of("vm-ctl status", "vm-setup disk", "vm-auto-install clean-phases", "vm-sync --project " + project,
                 "vm-test unit", "vm-ctl --vm-dir ~/vm status")) {
-            run(command).isOneLine(69, "HOME is not set to a full path");
+            run(command).exits(69).saysOnly("HOME is not set to a full path");
         }
         settings.put("VM_DIR", temp.resolve("vm").toString());
-        run("vm-setup disk").is(0, "");
-        run("vm-ctl --help").is(0, "");
+        run("vm-setup disk").exits(0);
+        run("vm-ctl --help").exits(0);
         assertFalse(Files.exists(temp.resolve("?")));
         assertFalse(Files.exists(temp.resolve("~")));
     }
@@ -899,13 +871,13 @@ final class CommandLineTest {
         for (String command : List.of("vm-ctl status", "vm-sync", "vm-sync pull x", "vm-test unit", "vm-auto-install provision", "vm-setup check")) {
             assertEquals(0, new ProcessBuilder("chown", "54321", others.toString()).start().waitFor());
             settings.put("VM_DIR", others.toString());
-            run(command).is(69, others + " belongs to 54321");
+            run(command).exits(69).says(others + " belongs to 54321");
             assertEquals(0, new ProcessBuilder("chown", "root", others.toString()).start().waitFor());
             for (Path dir : List.of(others, closed)) {
                 settings.put("VM_DIR", dir.toString());
                 List<String> words = new ArrayList<>(user);
                 words.addAll(jar(List.of(command.split(" "))));
-                start(words).is(69, dir.equals(others) ? others + " belongs to root" : closed.getParent() + " is closed to you");
+                start(words).exits(69).says(dir.equals(others) ? others + " belongs to root" : closed.getParent() + " is closed to you");
             }
             assertFalse(Files.exists(temp.resolve("evil")), "its ssh_config was used");
         }

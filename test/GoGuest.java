@@ -4,6 +4,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import java.io.File;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.time.Duration;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
@@ -55,8 +56,8 @@ final class GoGuest implements AutoCloseable {
         copy(Path.of("test/outcomes"), project);
         settings.putAll(Map.of("VM_DIR", sshd.vmDir.toString(), "VM_PROJECT", project.toString(), "VM_REMOTE_DIR",
                 sshd.base.resolve("home/outcomes").toString(), "VM_TEST_BUILD", "true", "VM_SYNC_CMD",
-                VmTest.shellQuoted(jar("VmSync"))));
-        assertEquals(0, run(jar("VmSync"), Map.of()).exitCode());
+                VmTest.shellQuoted(Script.command("VmSync"))));
+        assertEquals(0, run(Script.command("VmSync"), Map.of()).exitCode());
     }
 
     /** A version of Go, and the directory of its go command. */
@@ -90,30 +91,20 @@ final class GoGuest implements AutoCloseable {
         Files.deleteIfExists(junit);
         Map<String, String> more = new HashMap<>();
         suites.forEach((name, command) -> more.put("VM_TEST_" + name.toUpperCase().replace('-', '_'), command));
-        List<String> command = jar("VmTest");
+        List<String> command = Script.command("VmTest");
         command.addAll(List.of("--junit", junit.toString(), "--env", "PATH=" + go.bin() + ":/usr/bin:/bin",
                 "--env", "GOCACHE=" + TOP.resolve(".build/go-cache-" + go.version()), "--env", "GOPROXY=off", "--env", "GOTOOLCHAIN=local"));
         command.addAll(List.of(arguments));
         return run(command, more);
     }
 
-    static List<String> jar(String script) {
-        String jar = TOP.resolve(".build").resolve(script).toString();
-        return new ArrayList<>(List.of("java", "-XX:TieredStopAtLevel=1", "-Xlog:disable", "-XX:SharedArchiveFile=" + jar + ".jsa",
-                "-jar", jar + ".jar"));
-    }
-
     private Result run(List<String> command, Map<String, String> more) throws Exception {
-        Path out = Files.createTempFile(sshd.base, "out", null);
-        Path err = Files.createTempFile(sshd.base, "err", null);
-        ProcessBuilder builder = new ProcessBuilder(command).directory(project.toFile()).redirectInput(new File("/dev/null"))
-                .redirectOutput(out.toFile()).redirectError(err.toFile());
+        ProcessBuilder builder = new ProcessBuilder(command).directory(project.toFile());
         builder.environment().keySet().removeIf(name -> name.matches("(VM|DFLY)_.*"));
         builder.environment().putAll(settings);
         builder.environment().putAll(more);
-        Process process = builder.start();
-        assertTrue(process.waitFor(10, TimeUnit.MINUTES), () -> command + " hangs");
-        return new Result(process.exitValue(), Files.readString(out), Files.readString(err), entries(junit));
+        Script.Result result = Script.run(builder, Duration.ofMinutes(10));
+        return new Result(result.exitCode(), result.out(), result.err(), entries(junit));
     }
 
     private static List<Entry> entries(Path junit) throws Exception {

@@ -1,6 +1,5 @@
 import static java.nio.charset.StandardCharsets.ISO_8859_1;
 import static java.nio.charset.StandardCharsets.UTF_8;
-import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
@@ -13,13 +12,10 @@ import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.time.Duration;
-import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.Comparator;
 import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
-import java.util.concurrent.TimeUnit;
 import java.util.stream.Stream;
 
 /**
@@ -38,36 +34,6 @@ record Guest(Map<String, String> settings) {
     /** Ends whatever hangs. An installation takes three minutes on two idle cores without KVM, three times that on busy ones. */
     private static final Duration LIMIT = Duration.ofMinutes(15);
 
-    /** What a finished command left. */
-    record Result(int exitCode, String out, String err, String commandLine) {
-        Result exits(int expected) {
-            assertEquals(expected, exitCode, () -> commandLine + "\n--- stdout\n" + tail(out) + "\n--- stderr\n" + tail(err));
-            return this;
-        }
-
-        /** On stderr, where messages belong. */
-        Result says(String... parts) {
-            return holds("stderr", err, parts);
-        }
-
-        /** On stdout, where answers belong. */
-        Result answers(String... parts) {
-            return holds("stdout", out, parts);
-        }
-
-        private Result holds(String stream, String text, String... parts) {
-            for (String part : parts) {
-                assertTrue(text.contains(part), () -> commandLine + ": '" + part + "' is not on " + stream + ":\n" + tail(text)
-                        + (stream.equals("stdout") ? "\n--- stderr\n" + tail(err) : "\n--- stdout\n" + tail(out)));
-            }
-            return this;
-        }
-
-        private static String tail(String text) {
-            return text.length() <= 6000 ? text : "..." + text.substring(text.length() - 6000);
-        }
-    }
-
     /** The VM that InstallTest installs and the other tests share. Its directory's name holds what paths trip over. */
     static Guest installed() {
         return in(BUILD.resolve("test/vm's dir, \u00e9"));
@@ -76,9 +42,9 @@ record Guest(Map<String, String> settings) {
     static Guest in(Path vmDir) {
         Map<String, String> settings = new TreeMap<>(Map.of("VM_DIR", vmDir.toString(), "VM_NAME", "guest", "VM_MEMORY", "1G",
                 "VM_PROJECT", SAMPLE.toString(), "VM_PHASES", Path.of("phases").toAbsolutePath().toString()));
-        settings.put("VM_SETUP_CMD", "java -XX:TieredStopAtLevel=1 -jar '" + BUILD.resolve("VmSetup.jar") + "'");
-        settings.put("VM_CTL_CMD", "java -XX:TieredStopAtLevel=1 -jar '" + BUILD.resolve("VmCtl.jar") + "'");
-        settings.put("VM_SYNC_CMD", "java -XX:TieredStopAtLevel=1 -jar '" + BUILD.resolve("VmSync.jar") + "'");
+        settings.put("VM_SETUP_CMD", VmCtl.shellQuoted(Script.command("VmSetup")));
+        settings.put("VM_CTL_CMD", VmCtl.shellQuoted(Script.command("VmCtl")));
+        settings.put("VM_SYNC_CMD", VmCtl.shellQuoted(Script.command("VmSync")));
         return new Guest(settings);
     }
 
@@ -106,23 +72,23 @@ record Guest(Map<String, String> settings) {
         return vmDir().resolve(settings.get("VM_NAME") + suffix);
     }
 
-    Result setup(String... arguments) {
+    Script.Result setup(String... arguments) {
         return run("VmSetup", arguments);
     }
 
-    Result install(String... arguments) {
+    Script.Result install(String... arguments) {
         return run("VmAutoInstall", arguments);
     }
 
-    Result ctl(String... arguments) {
+    Script.Result ctl(String... arguments) {
         return run("VmCtl", arguments);
     }
 
-    Result sync(String... arguments) {
+    Script.Result sync(String... arguments) {
         return run("VmSync", arguments);
     }
 
-    Result test(String... arguments) {
+    Script.Result test(String... arguments) {
         return run("VmTest", arguments);
     }
 
@@ -167,62 +133,33 @@ record Guest(Map<String, String> settings) {
     }
 
     /** A command in the guest's sh; the shell's text is one argument all the way. */
-    Result sh(String text) {
+    Script.Result sh(String text) {
         return ctl("exec", "--", "sh", "-c", text);
     }
 
-    /** A script's command line, as make runs it. */
-    static List<String> command(String script, String... arguments) {
-        List<String> command = new ArrayList<>(List.of("java", "-XX:TieredStopAtLevel=1", "-jar", BUILD.resolve(script + ".jar").toString()));
-        command.addAll(Arrays.asList(arguments));
-        return command;
+    Script.Result run(String script, String... arguments) {
+        return run(Script.command(script, arguments));
     }
 
-    Result run(String script, String... arguments) {
-        return run(command(script, arguments));
-    }
-
-    Result run(List<String> command) {
-        Path directory = BUILD.resolve("test/work"); // holds no vm.env
-        try {
-            Files.createDirectories(directory);
-            Path out = Files.createTempFile(directory, "out", ".txt");
-            Path err = Files.createTempFile(directory, "err", ".txt");
-            Process process = builder(command, directory).redirectInput(new java.io.File("/dev/null"))
-                    .redirectOutput(out.toFile()).redirectError(err.toFile()).start();
-            boolean ended = process.waitFor(LIMIT.toSeconds(), TimeUnit.SECONDS);
-            if (!ended) {
-                process.destroyForcibly().waitFor();
-            }
-            Result result = new Result(process.exitValue(), Files.readString(out), Files.readString(err), String.join(" ", command));
-            Files.delete(out);
-            Files.delete(err);
-            assertTrue(ended, () -> result.commandLine() + " hangs\n" + result.out() + "\n" + result.err());
-            return result;
-        } catch (IOException failure) {
-            throw new UncheckedIOException(failure);
-        } catch (InterruptedException interrupted) {
-            throw new IllegalStateException(interrupted);
-        }
+    Script.Result run(List<String> command) {
+        return Script.run(builder(command), LIMIT);
     }
 
     /** A script in the background, to be killed or waited for; its output goes to a file. */
     Process start(Path output, String script, String... arguments) throws IOException {
-        Path directory = Files.createDirectories(BUILD.resolve("test/work"));
-        return builder(command(script, arguments), directory).redirectInput(new java.io.File("/dev/null"))
+        return builder(Script.command(script, arguments)).redirectInput(new java.io.File("/dev/null"))
                 .redirectErrorStream(true).redirectOutput(output.toFile()).start();
     }
 
     /** The same with a keyboard: its standard input is the process's output stream here. */
     Process attach(Path output, String script, String... arguments) throws IOException {
-        return builder(command(script, arguments), Files.createDirectories(BUILD.resolve("test/work")))
+        return builder(Script.command(script, arguments))
                 .redirectErrorStream(true).redirectOutput(output.toFile()).start();
     }
 
     /** The same at a terminal of its own. */
     Process atTerminal(Path output, String script, String... arguments) throws IOException {
-        List<String> words = command(script, arguments).stream().map(word -> "'" + word.replace("'", "'\\''") + "'").toList();
-        return builder(List.of("script", "-qec", String.join(" ", words), "/dev/null"), Files.createDirectories(BUILD.resolve("test/work")))
+        return builder(List.of("script", "-qec", VmCtl.shellQuoted(Script.command(script, arguments)), "/dev/null"))
                 .redirectErrorStream(true).redirectOutput(output.toFile()).start();
     }
 
@@ -262,7 +199,9 @@ record Guest(Map<String, String> settings) {
         throw new AssertionError("'" + text + "' never came:\n" + Files.readString(log, ISO_8859_1));
     }
 
-    private ProcessBuilder builder(List<String> command, Path directory) {
+    private ProcessBuilder builder(List<String> command) {
+        Path directory = BUILD.resolve("test/work"); // holds no vm.env
+        directory.toFile().mkdirs();
         ProcessBuilder builder = new ProcessBuilder(command).directory(directory.toFile());
         builder.environment().keySet().removeIf(name -> name.startsWith("VM_") || name.startsWith("DFLY_"));
         builder.environment().put("HOME", BUILD.resolve("test/home").toString()); // not the developer's, which may hold settings

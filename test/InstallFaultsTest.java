@@ -224,7 +224,7 @@ final class InstallFaultsTest {
         List<String> all = new ArrayList<>(Arrays.asList(says));
         all.addAll(List.of("phase " + phase + " failed at " + where, "\nthe last console lines:\n  | ", "\nwhole log: " + log + "\n",
                 "\nscreenshot: " + picture + "\n"));
-        new Guest.Result(code, "", read(OUTPUT), "vm-auto-install").says(all.toArray(String[]::new));
+        new Script.Result("vm-auto-install", code, "", read(OUTPUT)).says(all.toArray(String[]::new));
         assertEquals("\u0089PNG", read(picture).substring(0, 4));
         assertEquals(before, disks());
         assertEquals(List.of(), TWIN.qemus());
@@ -235,7 +235,7 @@ final class InstallFaultsTest {
         await(tool, INSTALL.resolve("phase" + phase + ".log"), "STEP 1: come up");
         TWIN.qemus().forEach(ProcessHandle::destroyForcibly);
         assertEquals(69, end(tool), () -> read(OUTPUT));
-        new Guest.Result(69, "", read(OUTPUT), "vm-auto-install").says("phase " + phase + " failed at step 1 (come up) after ",
+        new Script.Result("vm-auto-install", 69, "", read(OUTPUT)).says("phase " + phase + " failed at step 1 (come up) after ",
                 "QEMU ended by itself with signal 9", "  | STEP 1: come up\n", " --from " + phase + "\n");
     }
 

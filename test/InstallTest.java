@@ -129,7 +129,7 @@ final class InstallTest {
     @Order(7)
     void anEditedPhase3RerunsPhase3Only() throws IOException {
         FileTime phase2 = Files.getLastModifiedTime(GUEST.file(".install").resolve("phase2.qcow2"));
-        Guest.Result result = edited().install("--yes").exits(0).says("phase 3 done in ");
+        Script.Result result = edited().install("--yes").exits(0).says("phase 3 done in ");
         assertFalse(result.err().contains("phase 2 done"), result.err());
         assertEquals(phase2, Files.getLastModifiedTime(GUEST.file(".install").resolve("phase2.qcow2")));
         String log = Files.readString(GUEST.file(".install").resolve("phase3.log"), ISO_8859_1);

@@ -87,7 +87,7 @@ final class InterruptionsTest {
         });
     }
 
-    private static Guest.Result killed(KilledCommand.Way way, String step, String... arguments) {
+    private static Script.Result killed(KilledCommand.Way way, String step, String... arguments) {
         return KilledCommand.run(GUEST, way, step, 1, arguments);
     }
 
@@ -124,7 +124,7 @@ final class InterruptionsTest {
         write();
         String record = Files.readString(FILES.record("cut"));
         int depth = depth();
-        Guest.Result cut = killed(way, step, "snapshot", "cut", "--yes");
+        Script.Result cut = killed(way, step, "snapshot", "cut", "--yes");
         boolean taken = !record.equals(Files.readString(FILES.record("cut")));
         if (!step.equals("overlay in use") || way == KilledCommand.Way.HALT) { // else it may still come to write the record
             assertEquals(FREEZE.indexOf(step) >= FREEZE.indexOf("recorded"), taken, "whether the snapshot was taken");
@@ -193,7 +193,7 @@ final class InterruptionsTest {
 
     private static void cutRestore(KilledCommand.Way way, String step, int number) throws IOException {
         write();
-        Guest.Result cut = killed(way, step, "restore", "cut");
+        Script.Result cut = killed(way, step, "restore", "cut");
         boolean untouched = step.equals("overlay made") && way != KilledCommand.Way.QEMU;
         if (way != KilledCommand.Way.QEMU) {
             cut.exits(way == KilledCommand.Way.HALT ? 137 : 130);
@@ -252,7 +252,7 @@ final class InterruptionsTest {
             write();
             GUEST.ctl("snapshot", "gone", "--yes").exits(0);
             int depth = depth();
-            Guest.Result cut = killed(way, "deleted", "snapshot", "--delete", "gone");
+            Script.Result cut = killed(way, "deleted", "snapshot", "--delete", "gone");
             cut.exits(switch (way) {
                 case HALT -> 137;
                 case SIGINT -> 130;

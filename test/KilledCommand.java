@@ -32,15 +32,15 @@ final class KilledCommand {
     }
 
     /** Runs vm-ctl with these arguments until it comes to the step for the nth time. */
-    static Guest.Result run(Guest guest, Way way, String step, int nth, String... arguments) {
+    static Script.Result run(Guest guest, Way way, String step, int nth, String... arguments) {
         String classPath = Arrays.stream(System.getProperty("java.class.path").split(File.pathSeparator))
                 .map(entry -> Path.of(entry).toAbsolutePath().toString()).collect(Collectors.joining(File.pathSeparator));
         List<String> command = new ArrayList<>(List.of("java", "-XX:TieredStopAtLevel=1", "-cp", classPath,
                 KilledCommand.class.getName(), way.name(), step, String.valueOf(nth)));
         command.addAll(List.of(arguments));
-        Guest.Result ended = guest.run(command);
-        Guest.Result result = new Guest.Result(ended.exitCode(), ended.out(), ended.err(), String.join(" ", arguments) + ", " + way + " at '"
-                + step + "'");
+        Script.Result ended = guest.run(command);
+        Script.Result result = new Script.Result(String.join(" ", arguments) + ", " + way + " at '" + step + "'", ended.exitCode(),
+                ended.out(), ended.err());
         assertNotEquals(NEVER_REACHED, result.exitCode(), () -> "it never came to '" + step + "': " + result);
         return result;
     }

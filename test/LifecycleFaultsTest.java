@@ -131,7 +131,7 @@ final class LifecycleFaultsTest {
                     KilledCommand.run(GUEST, KilledCommand.Way.HALT, "link moved", 1, "restore", "kept").exits(137); // start needs not boot
                     Process other = GUEST.start(LOG, "VmCtl", "start");
                     awaitTrue(() -> !GUEST.qemus().isEmpty());
-                    Guest.Result second = GUEST.ctl("start");
+                    Script.Result second = GUEST.ctl("start");
                     assertTrue(second.exitCode() == 0 || second.exits(69).err().contains("vm-ctl start (pid " + other.pid()), second.err());
                     assertTrue(other.waitFor(5, TimeUnit.MINUTES), "the first start hangs");
                     assertEquals(0, other.exitValue());
@@ -381,8 +381,8 @@ final class LifecycleFaultsTest {
                             kill $! && exit $code
                             echo "the stranger is dead" >&2; exit 99
                             """, "sh", pid));
-                    command.addAll(Guest.command("VmCtl", words.toArray(String[]::new)));
-                    Guest.Result inside = guest.run(command).exits(0);
+                    command.addAll(Script.command("VmCtl", words.toArray(String[]::new)));
+                    Script.Result inside = guest.run(command).exits(0);
                     switch (words.get(0)) {
                         case "status" -> inside.answers("running");
                         case "start" -> inside.says("runs already");

@@ -49,7 +49,7 @@ final class LifecycleTest {
     @Order(1)
     void whatNeedsARunningVmSaysHowToStartIt() {
         GUEST.ctl("status").exits(3).answers("stopped");
-        for (Guest.Result result : List.of(GUEST.ctl("exec", "--", "true"), GUEST.sync(), GUEST.test("unit"))) {
+        for (Script.Result result : List.of(GUEST.ctl("exec", "--", "true"), GUEST.sync(), GUEST.test("unit"))) {
             result.exits(3).says("vm-ctl start");
         }
         GUEST.ctl("stop").exits(0);
@@ -108,13 +108,13 @@ final class LifecycleTest {
     @Test
     @Order(5)
     void aCommandInTheGuestEndsWithTheOneThatRunsIt() throws IOException, InterruptedException {
-        String tool = VmCtl.shellQuoted(Guest.command("VmCtl", "exec", "--", "echo begun; sleep 4322 & sleep 4322"));
+        String tool = VmCtl.shellQuoted(Script.command("VmCtl", "exec", "--", "echo begun; sleep 4322 & sleep 4322"));
         for (String signal : List.of("INT", "TERM")) {
             for (String target : List.of("$!", "-$!")) {
                 // setsid gives the tool a process group; the shell lets no background process get SIGINT otherwise
                 String script = "said=$(mktemp); env --default-signal=INT setsid " + tool + " >$said & until grep -q begun $said; do sleep 0.1; done; "
                         + "kill -" + signal + " " + target + "; wait $!; echo $?; rm $said";
-                Guest.Result result = GUEST.run(List.of("sh", "-c", script));
+                Script.Result result = GUEST.run(List.of("sh", "-c", script));
                 assertEquals(signal.equals("INT") ? "130\n" : "143\n", result.exits(0).out(), result.err());
                 GUEST.sh("ps -axww -o pid,command | grep '[s]leep 4322'").exits(1);
             }
@@ -127,7 +127,7 @@ final class LifecycleTest {
     @Test
     @Order(5)
     void theConsoleTakesItsInputFromAPipe() {
-        GUEST.run(List.of("sh", "-c", "echo | " + VmCtl.shellQuoted(Guest.command("VmCtl", "console")))).exits(0).answers("login: ");
+        GUEST.run(List.of("sh", "-c", "echo | " + VmCtl.shellQuoted(Script.command("VmCtl", "console")))).exits(0).answers("login: ");
     }
 
     @Test
@@ -136,7 +136,7 @@ final class LifecycleTest {
         ssh("echo from $(hostname)").exits(0).answers("from ");
     }
 
-    private static Guest.Result ssh(String command) {
+    private static Script.Result ssh(String command) {
         return GUEST.run(List.of("ssh", "-F", GUEST.vmDir().resolve("ssh_config").toString(), "guest", command));
     }
 
@@ -149,7 +149,7 @@ final class LifecycleTest {
         GUEST.ctl("snapshot", "one", "--yes").exits(0).says("kept disk and RAM", "the guest stood still for "); // as if ten minutes ago
         GUEST.sh("echo two >/root/state").exits(0);
         // Linux takes the new random bytes in without using them at once; a real DragonFly gives different numbers after each restore.
-        Guest.Result restored = GUEST.ctl("restore", "one").exits(0);
+        Script.Result restored = GUEST.ctl("restore", "one").exits(0);
         assertFalse(restored.err().contains("the guest answers, but"), restored.err());
         GUEST.sh("sysctl kern.seedenable; cat /root/state").exits(0).answers("kern.seedenable: 0", "one");
         assertEquals(boot, GUEST.sh("cat /proc/sys/kernel/random/boot_id").exits(0).out(), "it booted anew");
@@ -184,7 +184,7 @@ final class LifecycleTest {
     void clonesAreVmsOfTheirOwn() {
         GUEST.sh("echo source >/root/state; sync").exits(0);
         int port = number("port");
-        Guest.Result made = GUEST.ctl("clone", "--snapshot", "one", "--start", "left", "right").exits(0);
+        Script.Result made = GUEST.ctl("clone", "--snapshot", "one", "--start", "left", "right").exits(0);
         // Linux takes the new random bytes in without using them at once; a real DragonFly's clones give different numbers.
         assertFalse(made.err().contains("the guest answers, but"), made.err());
         List<Guest> clones = List.of(GUEST.with("VM_NAME", "left"), GUEST.with("VM_NAME", "right"));
@@ -289,7 +289,7 @@ final class LifecycleTest {
         assertTrue(restore < boot, "a restore takes " + restore + " s, a boot " + boot + " s");
     }
 
-    private static double seconds(Guest.Result result, String before) {
+    private static double seconds(Script.Result result, String before) {
         Matcher match = Pattern.compile(Pattern.quote(before) + "([0-9.]+) s").matcher(result.err());
         assertTrue(match.find(), result.err());
         return Double.parseDouble(match.group(1));

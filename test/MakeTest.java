@@ -39,7 +39,7 @@ final class MakeTest {
         assertEquals(List.of(), GUEST.qemus());
     }
 
-    private static Guest.Result make(String... arguments) {
+    private static Script.Result make(String... arguments) {
         List<String> command = new ArrayList<>(List.of("make", "-C", TOP.toString(), "--no-print-directory"));
         command.addAll(Arrays.asList(arguments));
         return GUEST.run(command);

@@ -121,7 +121,7 @@ final class ManualTest {
     @Order(3)
     void aFailureIsShownAsTheReadmeShowsIt() {
         guest.ctl("start").exits(0);
-        Guest.Result result = guest.test("--sync", "unit", "--env", "SAMPLE_FAIL=1").exits(1);
+        Script.Result result = guest.test("--sync", "unit", "--env", "SAMPLE_FAIL=1").exits(1);
         shows("== unit failed", result.out() + result.err());
     }
 
@@ -152,14 +152,14 @@ final class ManualTest {
         return lines;
     }
 
-    private static Guest.Result type(Guest where, Path directory, String line) {
+    private static Script.Result type(Guest where, Path directory, String line) {
         String typed = line.replaceAll("(~|\\$HOME|/tmp)/", scratch + "/").replace("dfly-vm", "guest")
                 .replace("TestParse", "TestCount").replace("8080:", Guest.freePort() + ":");
         // The pinned sums are those of a release.
         String trusting = typed.replaceAll("^make vm-setup$", "make vm-setup ARGS=--trust-mirror");
         long started = System.nanoTime();
         Guest typist = line.startsWith("jbang vm-test --") ? where.with("VM_CTL_CMD", "", "VM_SYNC_CMD", "") : where; // it finds them
-        Guest.Result result = typist.run(List.of("bash", "-c", "cd \"$0\" && " + trusting, directory.toString()));
+        Script.Result result = typist.run(List.of("bash", "-c", "cd \"$0\" && " + trusting, directory.toString()));
         System.err.printf("%4d s  $ %s%n", (System.nanoTime() - started) / 1_000_000_000, trusting);
         return result;
     }

@@ -34,7 +34,7 @@ final class SuitesTest {
     static void aFreshGuestWithTheSample() throws Exception {
         GUEST.fresh();
         GUEST.sh("touch /root/before-fresh").exits(0);
-        Guest.Result result = GUEST.with("VM_TEST_CONNECTIONS", "test ! -e /root/before-fresh && ps -axo command | grep -c '[s]shd: root@'",
+        Script.Result result = GUEST.with("VM_TEST_CONNECTIONS", "test ! -e /root/before-fresh && ps -axo command | grep -c '[s]shd: root@'",
                         "VM_TEST_ORPHANING", "go test -c -tags=scenario -o /root/orphaning.test ./scenario/orphaning && "
                                 + "go test -c -tags=scenario -o /root/flooding.test ./scenario/flooding")
                 .test("--fresh", "--sync", "--junit", JUNIT.toString(), "--json", JSON.toString(), "unit", "phase4", "procctl", "orphans", "orphaning",
@@ -72,7 +72,7 @@ final class SuitesTest {
     void everyKindOfTestGetsItsOutcome() throws Exception {
         String packages = Stream.of("failing", "skipping", "panicking", "nobuild", "novet", "nesting", "racing", "many", "ending")
                 .map(name -> " ./scenario/" + name).reduce("", String::concat);
-        Guest.Result result = UNBUILT.with("VM_TEST_SCENARIO", "go test -v -count=1 -tags=scenario" + packages)
+        Script.Result result = UNBUILT.with("VM_TEST_SCENARIO", "go test -v -count=1 -tags=scenario" + packages)
                 .test("scenario", "--junit", JUNIT.toString(), "--json", JSON.toString()).exits(1)
                 .says("vm-test: scenario failed, guest exit code")
                 .answers("FAIL sample/scenario/failing TestFailsInSubtest/bad", "the subtest's reason",
