@@ -51,7 +51,7 @@ import org.junit.platform.reporting.legacy.xml.LegacyXmlReportGeneratingListener
  * InstallTest installs in .build/test; InstallTest runs first if they need it and it is not there. While these run, those that do
  * not use it run in another JVM.
  *
- * <p>It prints a line for each class, what the class measured, and what failed. For each class, .build/test has NAME.log with all its
+ * <p>It prints a line for each class, its table of faults, and what failed. For each class, .build/test has NAME.log with all its
  * output and NAME.xml/ with JUnit's own report. The sum goes to .build/test/result. The exit code is 0 if tests ran and all passed, 1
  * if one failed, and 2 if a name is unknown.
  */
@@ -279,7 +279,7 @@ final class AllTests {
         PrintWriter lines = new PrintWriter(text);
         lines.println(name + ": " + good + " passed, " + (nothing ? 1 : bad) + " failed"
                 + (notRun == 0 ? "" : ", " + notRun + " not run") + ", " + time.toSeconds() + " s");
-        measurements(log).forEach(lines::println);
+        tables(log).forEach(lines::println);
         summary.getFailures().forEach(failure -> FAILURES.add("FAILED " + name + ", " + failure.getTestIdentifier().getDisplayName() + ": "
                 + String.valueOf(failure.getException().getMessage()).lines().findFirst().orElse("")));
         if (nothing) {
@@ -294,10 +294,10 @@ final class AllTests {
         STDOUT.flush();
     }
 
-    /** What a class measured, and its table of faults. */
-    private static List<String> measurements(Path log) {
+    /** A class's table of faults. */
+    private static List<String> tables(Path log) {
         try (Stream<String> lines = Files.lines(log)) {
-            return lines.filter(line -> line.startsWith("| ") || line.startsWith("cold boot ")).toList();
+            return lines.filter(line -> line.startsWith("| ")).toList();
         } catch (IOException noLog) {
             throw new UncheckedIOException(noLog);
         }
