@@ -11,6 +11,14 @@
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
+# The path of this file, which may hold blanks. Only vm-help works from another directory (make -f).
+makefile := $(strip $(MAKEFILE_LIST))
+ifeq ($(wildcard VmSetup.java),)
+ifneq ($(filter-out vm-help,$(MAKECMDGOALS)),)
+$(error This Makefile works in its own directory only: make -C '$(patsubst %/Makefile,%,$(makefile))' $(MAKECMDGOALS))
+endif
+endif
+
 ARGS =
 # What `make test` runs: tags and class names, e.g. make test TESTS='VmCtlTest LifecycleTest'
 TESTS = unit core
@@ -189,7 +197,7 @@ bench: export BENCH_VmAutoInstall = $(call java,VmAutoInstall)
 bench: export BENCH_VmCtl = $(call java,VmCtl)
 bench: export BENCH_VmSync = $(call java,VmSync)
 bench: export BENCH_VmTest = $(call java,VmTest)
-bench: ## Measure it all, an hour long, into README.md and bench/chart.svg (ARGS='--merge restore': one group of it)
+bench: ## Measure it all, an hour long, into bench/README.md and chart.svg (ARGS='--merge restore': one group of it)
 	@test/install-packages
 	@$(MAKE) --no-print-directory --silent $(JARS) $(ARCHIVES)
 	@.build/jbang --quiet bench/Bench.java $(ARGS)
@@ -208,7 +216,7 @@ clean: ## Remove what was built (not VM_DIR)
 vm-help: ## This list
 	@awk '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
 	  /^[a-z-]+:.*## / { split($$0, a, /:.*## /); printf "  %-24s %s\n", a[1], a[2] } \
-	  /^#: / { print "  " substr($$0, 4) }' Makefile
+	  /^#: / { print "  " substr($$0, 4) }' '$(makefile)'
 
 # In a directory of its own, then moved into place: make believes a jar that is there, and an archive (below) of classes believes
 # a library only as long as nobody writes it anew. -proc:none: javac must not run code from a library before its sum is compared.
@@ -242,22 +250,25 @@ $(ARCHIVES): .build/%.jsa: .build/%.jar
 	elif ! command -v javac >/dev/null; then \
 	  echo "There is a Java runtime, but no compiler: javac is not in PATH. $$install" >&2; exit 69; \
 	fi; \
-	mkdir -p .build; java=$$(readlink -f "$$(command -v java)"); \
+	java=$$(readlink -f "$$(command -v java)"); \
 	if ! echo "$$java" | cmp -s - $@; then \
 	  version=$$(javac -version 2>&1 | sed -n 's/^javac //p'); \
 	  if [ "$${version%%[!0-9]*}" -lt 17 ]; then echo "javac is of version $$version. $$install" >&2; exit 69; fi; \
-	  echo "$$java" >$@; \
+	  if ! { mkdir -p .build && echo "$$java" >$@; } 2>/dev/null; then \
+	    echo "make cannot write to $(CURDIR)/.build, where it builds the scripts: copy this checkout to a directory of your own" >&2; exit 69; \
+	  fi; \
 	fi
 
 .PHONY: always
 always:
 
 # JBang from PATH, else its jar by Maven coordinates. The jar prints the command to run and exits with 255.
+# noreset: Maven 3.8 ends with the escape sequence ESC[0m, also where its output is no terminal, and with colours off.
 .build/jbang: | .build/java
 	@if command -v jbang >/dev/null 2>&1; then \
 	  printf '#!/bin/sh\nexec "%s" "$$@"\n' "$$(command -v jbang)" >$@.new; \
 	elif command -v mvn >/dev/null 2>&1; then \
-	  mvn -q -B -Dstyle.color=never org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy -Dmdep.stripVersion=true -DoutputDirectory=.build \
+	  MAVEN_OPTS="$$MAVEN_OPTS -Djansi.noreset=true" mvn -q -B org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy -Dmdep.stripVersion=true -DoutputDirectory=.build \
 	    -Dartifact=dev.jbang:jbang-cli:$(JBANG_VERSION):jar:all >&2 && \
 	  echo "$(JBANG_SHA256)  .build/jbang-cli-all.jar" | $(sha256) --check --quiet - && \
 	  printf '%s\n' '#!/bin/sh' 'out=$$(java -jar "$${0%/*}/jbang-cli-all.jar" "$$@"); code=$$?' \

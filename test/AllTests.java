@@ -4,7 +4,7 @@
 //SOURCES ../VmSetup.java ../VmAutoInstall.java ../VmCtl.java ../VmSync.java ../VmTest.java
 //SOURCES FakeVm.java GoGuest.java Guest.java GuestChecks.java KilledCommand.java Mirror.java Script.java Sshd.java
 //SOURCES PhaseShellTest.java VmSetupTest.java VmAutoInstallTest.java VmCtlTest.java VmSyncTest.java VmTestTest.java LintTest.java
-//SOURCES HelpTest.java CommandLineTest.java JdkMissingTest.java ReadmeTest.java
+//SOURCES HelpTest.java CommandLineTest.java MakefileTest.java ReadmeTest.java
 //SOURCES InstallTest.java StandinTest.java StandinBootTest.java LifecycleTest.java SyncTest.java SuitesTest.java MakeTest.java ManualTest.java
 //SOURCES InstallFaultsTest.java ByHandTest.java LifecycleFaultsTest.java InterruptionsTest.java ManySnapshotsTest.java SyncFaultsTest.java WorkflowTest.java
 //SOURCES BisectTest.java GoVersionsTest.java JUnitReadersTest.java
@@ -59,7 +59,7 @@ final class AllTests {
 
     /** In the order in which they run: first InstallTest, whose VM many classes share. */
     private static final List<Class<?>> CLASSES = List.of(
-            InstallTest.class, LintTest.class, HelpTest.class, JdkMissingTest.class, ReadmeTest.class,
+            InstallTest.class, LintTest.class, HelpTest.class, MakefileTest.class, ReadmeTest.class,
             StandinTest.class, LifecycleTest.class, SyncTest.class, SuitesTest.class, MakeTest.class, ManualTest.class, LifecycleFaultsTest.class,
             WorkflowTest.class, JUnitReadersTest.class,
             // those in BESIDE: some that need no VM, as long as it is being installed; then the long ones; the last ones may be either JVM's
