@@ -127,7 +127,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * <name>.disks/} and {@code <name>.snapshots/} of an older installation. What is not finished is called {@code .part}:
  * a kill -9 leaves nothing that the next run trips on.
  */
-@Command(name = "vm-auto-install", scope = INHERIT, mixinStandardHelpOptions = true, version = "1",
+@Command(name = "vm-auto-install", scope = INHERIT, mixinStandardHelpOptions = true, version = "1.0",
         usageHelpWidth = 120,
         abbreviateSynopsis = true, sortOptions = false, parameterListHeading = "%n", optionListHeading = "%nOptions:%n",
         commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",

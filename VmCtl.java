@@ -136,7 +136,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * <name>.lock}, {@code <name>.pid}, {@code <name>.ssh/config}, {@code ssh_config}, sockets and logs as {@link VmFiles}
  * names them.
  */
-@Command(name = "vm-ctl", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1",
+@Command(name = "vm-ctl", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1.0",
         usageHelpWidth = 120,
         addMethodSubcommands = false, // commandLine() does it
         abbreviateSynopsis = true, parameterListHeading = "%n", descriptionHeading = "%n",

@@ -123,7 +123,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * write {@code accel.json}: which accelerator works here, why, and with which QEMU and access to /dev/kvm that was
  * measured.
  */
-@Command(name = "vm-setup", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1",
+@Command(name = "vm-setup", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1.0",
         usageHelpWidth = 120, descriptionHeading = "%n", optionListHeading = "%nOptions:%n",
         commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
         description = {"Check this machine and download the DragonFlyBSD installer", "",

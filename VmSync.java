@@ -144,7 +144,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * asks QEMU over {@code <name>.qmp} for the guest's state. Writes {@code <name>.sync/}: for each remote directory a
  * file, which is the lock and says what the next sync sends again.
  */
-@Command(name = "vm-sync", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1",
+@Command(name = "vm-sync", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1.0",
         usageHelpWidth = 120, abbreviateSynopsis = true, parameterListHeading = "%n", descriptionHeading = "%n",
         optionListHeading = "%nOptions:%n",
         commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",

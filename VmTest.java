@@ -93,7 +93,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * last-run}, the suites of the last call, and {@code <suite>.json}, a suite's last results, which --failed reads.
  * {@code <name>.test/lock} keeps a second vm-test away from the VM.
  */
-@Command(name = "vm-test", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1",
+@Command(name = "vm-test", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1.0",
         usageHelpWidth = 120,
         descriptionHeading = "%n", parameterListHeading = "%n", optionListHeading = "%nOptions:%n",
         commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",

@@ -23,7 +23,17 @@ final class LintTest {
             ///usr/bin/env jbang "$0" "$@" ; exit $?
             //DESCRIPTION Does A
             //JAVA 17+
+            @NAME.Command(name = "a", version = "1.2",
+                    description = "Does A")
             final class NAME {
+                @interface Command {
+                    String name();
+
+                    String version();
+
+                    String description();
+                }
+
                 public static void main(String... args) {
                     System.out.println(answer());
                 }
@@ -45,6 +55,7 @@ final class LintTest {
         Files.writeString(tree.resolve("VmA.java"), SCRIPT.replace("NAME", "VmA"));
         Files.writeString(tree.resolve("VmB.java"), SCRIPT.replace("NAME", "VmB"));
         Files.writeString(tree.resolve("jbang-catalog.json"), "{\"description\": \"Does A\"}");
+        Files.writeString(tree.resolve("CHANGELOG.md"), "# Changelog\n\n## 1.2 (not released)\n\n## 1.1\n");
         Files.createDirectory(tree.resolve("phases"));
         Files.writeString(tree.resolve("phases/phase1.sh"), "#!/bin/sh\necho \"$1\"\n");
         new ProcessBuilder("git", "init", "-q", tree.toString()).inheritIO().start().onExit().join();
@@ -92,6 +103,12 @@ final class LintTest {
     void aDescriptionThatDiffersFromTheCatalogIsAFinding() throws Exception {
         edit("VmA.java", "Does A", "Does B");
         lint(1, "VmA.java: jbang-catalog.json describes it in other words");
+    }
+
+    @Test
+    void aVersionThatIsNotTheChangelogsIsAFinding() throws Exception {
+        edit("VmB.java", "version = \"1.2\"", "version = \"1.1\"");
+        lint(1, "VmB.java: --version does not say 1.2, as CHANGELOG.md does");
     }
 
     @Test
