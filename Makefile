@@ -222,7 +222,7 @@ vm-help: ## This list
 # a library only as long as nobody writes it anew. -proc:none: javac must not run code from a library before its sum is compared.
 $(SCRIPTS:%=.build/%.jar): .build/%.jar: %.java .build/jbang .build/java
 	@new=.build/new-$*-$$$$; \
-	.build/jbang --quiet export portable --compile-option=-proc:none --force --output "$$new/$*.jar" $< && mkdir -p .build/lib && \
+	.build/jbang --quiet export portable --compile-option=-proc:none --compile-option=-J-XX:TieredStopAtLevel=1 --force --output "$$new/$*.jar" $< && mkdir -p .build/lib && \
 	if (cd "$$new/lib" && $(sha256) *.jar) | grep -vxFf test/jars.sha256 >&2; then \
 	  echo "The libraries of $< above are not in test/jars.sha256. If you changed //DEPS, run test/lint --jars; else do not trust them." >&2; false; fi && \
 	for library in "$$new"/lib/*; do [ -e ".build/lib/$${library##*/}" ] || mv "$$library" .build/lib/; done && \

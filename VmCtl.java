@@ -150,7 +150,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
             "  vm-ctl restore before-upgrade    # no disk is copied", "  VM_NAME=other vm-ctl status"},
         exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage, or refused because --yes was missing",
             "3:the VM is not running; status: it is stopped or gone",
-            "69:something needed is not available (QEMU, a disk, a port, the lock, ssh), or the guest panicked or hangs",
+            "69:something needed is not available (QEMU, a disk, a port, the lock, ssh), or the guest is in trouble",
             "124:a time limit", "130, 143:interrupted", "N:ssh, exec: the exit code of the command in the guest"})
 final class VmCtl {
     static final String QEMU = "qemu-system-x86_64";

@@ -8,6 +8,7 @@
 //SOURCES InstallTest.java StandinTest.java StandinBootTest.java LifecycleTest.java SyncTest.java SuitesTest.java MakeTest.java ManualTest.java
 //SOURCES InstallFaultsTest.java ByHandTest.java LifecycleFaultsTest.java InterruptionsTest.java ManySnapshotsTest.java SyncFaultsTest.java WorkflowTest.java
 //SOURCES BisectTest.java GoVersionsTest.java JUnitReadersTest.java
+//JAVAC_OPTIONS -J-XX:TieredStopAtLevel=1
 //DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
 
 import static java.nio.charset.StandardCharsets.UTF_8;

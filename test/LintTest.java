@@ -66,55 +66,26 @@ final class LintTest {
         lint(0, "lint: clean");
     }
 
+    /** All in one tree, as each look at one takes seconds. */
     @Test
-    void aCompilerWarningIsAFinding() throws Exception {
+    void eachFaultIsAFinding() throws Exception {
+        String block = "\n    // shared:NAME\n    private static int NAME() {\n        return 1;\n    }\n    // end shared:NAME\n";
+        String grown = block.replace("NAME", "grown").replace("return 1;", "int n = 0;\n" + "n++;\n".repeat(30) + "return n;");
+        String both = block.replace("NAME", "drifted") + block.replace("NAME", "open") + grown;
+        edit("VmA.java", "// end shared:answer\n", "// end shared:answer\n" + both);
+        edit("VmB.java", "// end shared:answer\n", "// end shared:answer\n" + both.replace("return 1;\n    }\n    // end shared:drifted", "return 2;\n    }\n    // end shared:drifted")
+                .replace("    // end shared:open\n", ""));
         edit("VmA.java", "return 42;", "return (int) 42;"); // -Xlint:cast
         edit("VmB.java", "return 42;", "return (int) 42;");
-        lint(1, "lint: VmA.java: javac");
-    }
-
-    @Test
-    void aDriftedSharedBlockIsAFinding() throws Exception {
-        edit("VmB.java", "return 42;", "return 43;");
-        lint(1, "VmB.java: shared:answer differs from VmA.java");
-    }
-
-    @Test
-    void aSharedBlockWithoutItsEndIsAFinding() throws Exception {
-        edit("VmB.java", "    // end shared:answer\n", "");
-        lint(1, "VmB.java: a shared block without its end");
-    }
-
-    @Test
-    void aSharedBlockThatGrewIsAFinding() throws Exception {
-        String lines = "System.out.print(1);\n".repeat(30) + "return 42;";
-        edit("VmA.java", "return 42;", lines);
-        edit("VmB.java", "return 42;", lines);
-        lint(1, "30 at most");
-    }
-
-    @Test
-    void aDirectiveThatAFormatterBrokeIsAFinding() throws Exception {
         edit("VmA.java", "//JAVA 17+", "//JAVA 17+\n// DEPS info.picocli:picocli:4.7.7");
-        lint(1, "VmA.java: a directive that a formatter broke");
-    }
-
-    @Test
-    void aDescriptionThatDiffersFromTheCatalogIsAFinding() throws Exception {
-        edit("VmA.java", "Does A", "Does B");
-        lint(1, "VmA.java: jbang-catalog.json describes it in other words");
-    }
-
-    @Test
-    void aVersionThatIsNotTheChangelogsIsAFinding() throws Exception {
+        edit("VmA.java", "//DESCRIPTION Does A", "//DESCRIPTION Does B");
         edit("VmB.java", "version = \"1.2\"", "version = \"1.1\"");
-        lint(1, "VmB.java: --version does not say 1.2, as CHANGELOG.md does");
-    }
-
-    @Test
-    void aShellFaultIsAFinding() throws Exception {
+        edit("VmB.java", "System.out.println(answer());", "System.out.println(answer() + \"" + "x".repeat(100) + "\");");
         edit("phases/phase1.sh", "echo \"$1\"", "cd $1");
-        lint(1, "lint: shellcheck");
+        lint(1, "lint: VmA.java: javac", "lint: VmB.java: javac", "lint: VmA.java: a directive that a formatter broke",
+                "lint: VmA.java: jbang-catalog.json describes it in other words", "lint: VmB.java: --version does not say 1.2, as CHANGELOG.md does",
+                "lint: VmB.java: a line longer than 120 columns", "lint: VmB.java: shared:drifted differs from VmA.java",
+                "lint: VmB.java: a shared block without its end", "lint: VmA.java: shared:grown has 34 lines of code, 30 at most", "lint: shellcheck");
     }
 
     @Test
