@@ -34,7 +34,7 @@ import java.util.stream.Stream;
 import org.apache.commons.compress.compressors.bzip2.BZip2CompressorInputStream;
 
 /**
- * Measures the scripts on the stand-in guest, and writes what it found into README.md and bench/chart.svg. {@code make bench} runs it.
+ * Measures the scripts on the stand-in guest, and writes what it found into bench/README.md and bench/chart.svg. {@code make bench} runs it.
  *
  * <p>A figure is a comparison: our command and the other one in turn, as whole processes, once to warm up and then as often as the
  * table says. What is compared with a target is the median over the pairs, of the ratio or of the difference. That holds on a
@@ -49,7 +49,7 @@ final class Bench {
     private static final Path WORK = TOP.resolve(".build/bench");
     private static final Path VM_DIR = WORK.resolve("vm");
     private static final String NAME = "bench";
-    private static final Path README = Path.of("README.md");
+    private static final Path README = Path.of("bench/README.md");
     private static final Path CHART = Path.of("bench/chart.svg");
     /** An installer as large as DragonFly 6.4.2's. */
     private static final long ISO_BYTES = 783_974_400;
@@ -135,7 +135,7 @@ final class Bench {
         List<String> chosen = arguments.stream().filter(word -> !word.equals("--merge")).toList();
         if (!groups.keySet().containsAll(chosen)) {
             System.err.println("bench: the groups are " + String.join(" ", groups.keySet()) 
-                    + "; before them --merge, to write what they measured into README.md");
+                    + "; before them --merge, to write what they measured into bench/README.md");
             System.exit(2);
         }
         Files.createDirectories(WORK);
@@ -799,7 +799,7 @@ final class Bench {
         }
     }
 
-    /** The text for README. Of an earlier one it keeps the lines that were not measured again. */
+    /** The tables of bench/README.md. Of an earlier one it keeps the lines that were not measured again. */
     private String table(String earlier) throws IOException {
         String cpu = Files.readString(Path.of("/proc/cpuinfo")).lines().filter(line -> line.startsWith("model name")).findFirst()
                 .orElse(": unknown").replaceAll(".*: ", "");

@@ -26,7 +26,7 @@ final class BisectTest {
 
     /** The script, and a jbang that stands before it in PATH. */
     private Path script(String jbang) throws Exception {
-        List<String> scripts = ReadmeTest.fences("sh").stream().filter(fence -> fence.startsWith("#!")).toList();
+        List<String> scripts = ReadmeTest.fences("README.md", "sh").stream().filter(fence -> fence.startsWith("#!")).toList();
         assertEquals(1, scripts.size(), "scripts in the README");
         Path script = Files.writeString(temp.resolve("bisect.sh"), scripts.get(0));
         Path program = Files.writeString(Files.createDirectories(temp.resolve("bin")).resolve("jbang"), jbang);

@@ -27,8 +27,6 @@ import java.util.Map;
 import java.util.TreeMap;
 import java.util.function.Consumer;
 import java.util.function.Predicate;
-import java.util.regex.MatchResult;
-import java.util.regex.Pattern;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.AfterAll;
@@ -496,11 +494,11 @@ final class CommandLineTest {
             assertEquals(Arrays.asList(null, row[1]), Arrays.asList(read.problem, read.get("VM_TEST_X")), row[0]);
         }
         assertEquals("a", vmEnv("# f\u00fcr mich\nVM_TEST_X=a # \u00fc".getBytes(ISO_8859_1)).get("VM_TEST_X"), "a comment is not read");
-        List<MatchResult> rows = Pattern.compile("(?m)^\\| `((?:export )?(VM_\\w+)=.*)` \\| `(.*)` \\|$").matcher(Files.readString(TOP.resolve("README.md")))
-                .results().toList();
-        assertTrue(rows.size() >= 4, rows::toString);
-        for (MatchResult row : rows) {
-            assertEquals(row.group(3), settings(row.group(1), null).get(row.group(2)), "as the README says");
+        for (String[] row : new String[][] {
+            {"VM_MEMORY=8G # eight", "VM_MEMORY", "8G"}, {"VM_IMAGE=\"/tmp/a b.iso\"", "VM_IMAGE", "/tmp/a b.iso"},
+            {"VM_TEST_A='my tool' --flag 'x y'", "VM_TEST_A", "'my tool' --flag 'x y'"},
+            {"export VM_TEST_B=echo \"#1\" # say", "VM_TEST_B", "echo \"#1\""}, {"VM_TEST_C=#1", "VM_TEST_C", "#1"}}) {
+            assertEquals(row[2], settings(row[0], null).get(row[1]), row[0]);
         }
     }
 

@@ -9,7 +9,7 @@ import java.nio.file.attribute.PosixFilePermissions;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Set;
-import java.util.function.Predicate;
+import java.util.regex.Pattern;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.AfterAll;
@@ -21,8 +21,8 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.TestMethodOrder;
 
 /**
- * The README's commands, taken from the README and run as a person would type them, on the VM that InstallTest installed; and what it
- * shows of their output. Only names are others: the VM's, its directory's, the project's, a test's, and those of files in /tmp.
+ * The commands in the fences of README and CONTRIBUTING, run as a person would type them, on the VM that InstallTest installed. Only names
+ * are others: the VM's, its directory's, the project's, a test's, and those of files in the home directory.
  */
 @Tag("core")
 @Tag("vm")
@@ -30,8 +30,18 @@ import org.junit.jupiter.api.TestMethodOrder;
 final class ManualTest {
 
     private static final Path TOP = Path.of("").toAbsolutePath();
+    /** Of the lines in fences those that are run here. The others need no VM, wait for a person, change the machine, or do what these do. */
+    private static final Pattern ON_A_VM = Pattern.compile("make vm-(setup|auto-install|start|restore|quick|test-unit .*|test-all)|VM_PROJECT=\\S+ make .*"
+            + "|(VM_NAME=one )?jbang vm-ctl (exec|start|restart|snapshot|restore|screenshot|clone|destroy) .*|jbang vm-sync( pull .*)?|jbang vm-test (run|--) ?.*"
+            + "|(ssh|scp) -F .*");
     /** These make a VM; the others use the one that is there. */
-    private static final Predicate<String> INSTALLS = line -> line.matches(".*(--to 1|run-phase .*|--from 3 --yes)");
+    private static final Pattern INSTALLS = Pattern.compile("jbang vm-auto-install (--to 1|run-phase .*|--from 3 --yes)");
+    /** What the texts name, but not in a fence. */
+    private static final List<String> IN_TEXT = List.of("make vm-test-procctl", "make vm-test-procfind", "make vm-test-orphans",
+            "jbang vm-test --leaks=warn orphans", "jbang vm-ctl exec ps axo pid,ppid,stat,command", "jbang vm-ctl restore", "jbang vm-ctl start",
+            "jbang vm-auto-install provision", "jbang vm-ctl snapshot clean --yes", "jbang vm-sync --dry-run", "jbang vm-ctl start --dry-run",
+            "rsync -az --delete --exclude /vm/ --exclude '*.db' -e \"ssh -F $HOME/.go-synth/vm/ssh_config\" ~/go-synth/ dfly-vm:/root/by-rsync/",
+            "ssh -F ~/.go-synth/vm/ssh_config dfly-vm 'cd /root/by-rsync && gmake build'", "VM_MEMORY=4G VM_CPUS=4 make vm-start", "make vm-stop");
     private static Path scratch;
     private static Mirror mirror;
     private static Guest guest;
@@ -72,22 +82,21 @@ final class ManualTest {
         for (String script : List.of("VmCtl.java", "VmSync.java", "VmTest.java")) {
             Files.copy(TOP.resolve(script), tools.resolve(script));
         }
-        Files.writeString(project.resolve("Makefile"), only("make", "vm-test-%"));
-        Files.writeString(project.resolve("vm.env"), only("ini", "VM_TEST_VET"));
-        Guest there = guest.with("VM_PROJECT", "", "VM_SETUP_CMD", "", "VM_CTL_CMD", "", "VM_SYNC_CMD", "");
-        type(there, project, "make vm-start").exits(0);
-        for (String line : lines(ReadmeTest.IN_THE_EXAMPLE, line -> true)) {
-            type(there, project, line).exits(0).answers("vet passed", "unit passed", "root passed");
-        }
+        Files.writeString(project.resolve("vm.env"), "VM_TEST_BUILD=go build ./...\nVM_TEST_VET=go vet ./...\n"
+                + "VM_TEST_ROOT=doas go test -v -tags=integration ./environment/...\n");
+        Guest there = guest.with("VM_PROJECT", "", "VM_SETUP_CMD", "", "VM_CTL_CMD", "jbang tools/VmCtl.java", "VM_SYNC_CMD", "jbang tools/VmSync.java");
+        type(there, project, "jbang tools/VmCtl.java start").exits(0);
+        type(there, project, "jbang tools/VmTest.java --sync unit vet root").exits(0).answers("vet passed", "unit passed", "root passed");
         guest.sh("test -e /root/hello/tools/VmCtl.java").exits(0);
-        type(there, project, "make vm-stop").exits(0);
+        type(there, project, "jbang tools/VmCtl.java stop").exits(0);
     }
 
-    /** In the README's order on one VM: a line that fails ends it, as those behind it want what it did. */
+    /** In the texts' order on one VM: a line that fails ends it, as those behind it want what it did. */
     @Test
     @Order(2)
     void theLinesThatUseTheVm() throws IOException {
-        Set<String> lines = lines(ReadmeTest.ON_A_VM, INSTALLS.negate());
+        Set<String> lines = lines(ON_A_VM);
+        lines.addAll(IN_TEXT);
         int number = 0;
         for (String line : lines) {
             number++;
@@ -102,13 +111,16 @@ final class ManualTest {
         assertTrue(Files.readString(scratch.resolve("coverage.out")).startsWith("mode: "));
     }
 
+    /** By Ctrl-] twice. */
+    @Test
+    @Order(5)
+    void anInstallationByHandCanBeEnded() {
+        Guest byHand = guest.with("VM_NAME", "by-hand");
+        type(byHand, TOP, "printf '\\035\\035' | make vm-install").exits(2).says("sh /mnt/setup.sh", "the disk is empty");
+        byHand.ctl("destroy", "--yes").exits(0);
+    }
+
     private static void typeOnTheVm(String line) {
-        if (line.equals("make vm-install")) { // ended by Ctrl-] twice
-            Guest byHand = guest.with("VM_NAME", "by-hand");
-            type(byHand, TOP, "printf '\\035\\035' | " + line).exits(2).says("sh /mnt/setup.sh", "the disk is empty");
-            byHand.ctl("destroy", "--yes").exits(0);
-            return;
-        }
         // Setting up is done with the VM down, and a start is one; what is so already needs no command that says it.
         boolean down = line.matches(".*make vm-(setup|auto-install|start)");
         if (guest.qemus().isEmpty() != down) {
@@ -119,10 +131,15 @@ final class ManualTest {
 
     @Test
     @Order(3)
-    void aFailureIsShownAsTheReadmeShowsIt() {
+    void aFailureIsSummedUp() {
         guest.ctl("start").exits(0);
         Script.Result result = guest.test("--sync", "unit", "--env", "SAMPLE_FAIL=1").exits(1);
-        shows("== unit failed", result.out() + result.err());
+        shows("""
+                == unit failed, guest exit code 1, 1 fail, 9 pass, 3 skip, 2.3 s
+                   FAIL sample/internal/words TestFailsWhenTold
+                           words_test.go:46: SAMPLE_FAIL=1: failing as told
+                vm-test: build passed; unit failed, guest exit code 1
+                """, result.out() + result.err());
     }
 
     /**
@@ -138,16 +155,26 @@ final class ManualTest {
         second.link(guest);
         second.install("make-iso", TOP.resolve("phases/phase2-update.sh").toString(), scratch.resolve("p2.iso").toString()).exits(0);
         String last = "";
-        for (String line : lines(ReadmeTest.ON_A_VM, INSTALLS)) {
+        for (String line : lines(INSTALLS)) {
             last = type(second, TOP, line).exits(0).err();
         }
-        shows("phase 3; its console", last);
+        shows("""
+                phase 3; its console: tail -f /home/me/.go-synth/vm/dfly-vm.install/phase3.log
+                [6 s] phase 3, the boot loader
+                [11 s] phase 3, pfi
+                [11 s] phase 3, step 1 (read the settings)
+                [21 s] phase 3, power-off
+                phase 3 done in 22 s
+                flattening the disk
+                booting it once, to see that it answers
+                dfly-vm is installed: DragonFly 6.4.2-RELEASE x86_64, go version go1.19.8 linux/amd64; start it: vm-ctl start
+                """, last);
         second.ctl("destroy", "--yes").exits(0);
     }
 
-    private static Set<String> lines(List<String> patterns, Predicate<String> wanted) {
-        Set<String> lines = ReadmeTest.commands().stream().filter(line -> patterns.stream().anyMatch(line::matches)).filter(wanted)
-                .collect(Collectors.toCollection(LinkedHashSet::new));
+    private static Set<String> lines(Pattern wanted) {
+        Set<String> lines = Stream.of("README.md", "CONTRIBUTING.md").flatMap(text -> ReadmeTest.commands(text).stream())
+                .filter(wanted.asMatchPredicate()).collect(Collectors.toCollection(LinkedHashSet::new));
         assertFalse(lines.isEmpty());
         return lines;
     }
@@ -164,17 +191,10 @@ final class ManualTest {
         return result;
     }
 
-    private static String only(String language, String holds) {
-        List<String> found = ReadmeTest.fences(language).stream().filter(text -> text.contains(holds)).toList();
-        assertEquals(1, found.size(), language + " with " + holds);
-        return found.get(0);
-    }
-
-    /** The README's text that holds this is in the output, but for numbers, directories, and lines left out. */
-    private static void shows(String holds, String output) {
+    /** Its lines are in the output, but for numbers and directories. */
+    private static void shows(String lines, String output) {
         String said = plain(output);
-        Stream.of(only("text", holds).split("\n")).filter(line -> !line.equals("..."))
-                .forEach(line -> assertTrue(said.contains(plain(line)), line + "\n--- is not in\n" + output));
+        lines.lines().forEach(line -> assertTrue(said.contains(plain(line)), line + "\n--- is not in\n" + output));
     }
 
     private static String plain(String text) {
