@@ -6,6 +6,7 @@
 # slice with a UFS /boot (the boot blocks read it), swap, and a HAMMER2 root; the system comes from a second, untouched copy
 # of the installer's CD, because the running one has memory file systems over /etc, /var and /root; then the settings, the
 # keys and the accounts; last rc.d/pfi, so that the next boots look for the discs of phases 2 and 3, however often.
+# Phases through PFI, and the second copy of the CD, are ideas of golang/build (env/dragonfly-amd64).
 #
 # A second run starts over with an empty disk, so nothing of a failed one is in its way.
 set -eu
