@@ -44,7 +44,7 @@ final class BisectTest {
         builder.environment().putAll(settings);
         builder.environment().put("PATH", temp.resolve("bin") + ":" + System.getenv("PATH"));
         Process process = builder.start();
-        assertTrue(process.waitFor(5, TimeUnit.MINUTES), () -> String.join(" ", command) + " hangs");
+        assertTrue(process.waitFor(10, TimeUnit.MINUTES), () -> String.join(" ", command) + " hangs");
         return new Result(process.exitValue(), Files.readString(output));
     }
 

@@ -219,7 +219,7 @@ final class InstallFaultsTest {
         assertEquals(code, end(tool), () -> read(OUTPUT));
         Duration took = Duration.ofNanos(System.nanoTime() - seen);
         System.out.println("phase " + phase + ", " + sign + ": ended " + took.toMillis() + " ms after it");
-        assertTrue(took.toSeconds() < 10 + silence, "it took " + took);
+        assertTrue(took.toSeconds() < 60 + silence, "it took " + took);
         Path picture = INSTALL.resolve("phase" + phase + ".png");
         List<String> all = new ArrayList<>(Arrays.asList(says));
         all.addAll(List.of("phase " + phase + " failed at " + where, "\nthe last console lines:\n  | ", "\nwhole log: " + log + "\n",
@@ -245,11 +245,11 @@ final class InstallFaultsTest {
         List<ProcessHandle> qemus = TWIN.qemus();
         tool.destroyForcibly().waitFor();
         assertEquals(1, qemus.size());
-        qemus.get(0).onExit().get(10, TimeUnit.SECONDS);
+        qemus.get(0).onExit().get(5, TimeUnit.MINUTES);
     }
 
     private static int end(Process tool) throws InterruptedException {
-        boolean ended = tool.waitFor(5, TimeUnit.MINUTES);
+        boolean ended = tool.waitFor(15, TimeUnit.MINUTES);
         tool.destroyForcibly().waitFor();
         assertTrue(ended, "vm-auto-install hangs");
         return tool.exitValue();
@@ -276,7 +276,7 @@ final class InstallFaultsTest {
     }
 
     private static void await(Process tool, Path log, String text) throws InterruptedException {
-        long limit = System.nanoTime() + Duration.ofMinutes(5).toNanos(); // two phases on a busy machine
+        long limit = System.nanoTime() + Duration.ofMinutes(15).toNanos(); // two phases on a busy machine
         while (!read(log).contains(text)) {
             boolean going = tool.isAlive() && System.nanoTime() < limit;
             assertTrue(going || read(log).contains(text), () -> "'" + text + "' never came:\n" + read(log) + "\n" + read(OUTPUT));

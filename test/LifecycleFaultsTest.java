@@ -109,7 +109,7 @@ final class LifecycleFaultsTest {
                     Process exec = GUEST.start(LOG, "VmCtl", "exec", "--", "echo started; sleep 600");
                     Guest.await(LOG, "started");
                     qemu().destroyForcibly();
-                    assertTrue(exec.waitFor(3, TimeUnit.MINUTES), "exec hangs");
+                    assertTrue(exec.waitFor(10, TimeUnit.MINUTES), "exec hangs");
                     assertEquals(69, exec.exitValue(), Files.readString(LOG));
                     GUEST.ctl("status").exits(3).answers("gone");
                 }),
@@ -133,14 +133,14 @@ final class LifecycleFaultsTest {
                     awaitTrue(() -> !GUEST.qemus().isEmpty());
                     Script.Result second = GUEST.ctl("start");
                     assertTrue(second.exitCode() == 0 || second.exits(69).err().contains("vm-ctl start (pid " + other.pid()), second.err());
-                    assertTrue(other.waitFor(5, TimeUnit.MINUTES), "the first start hangs");
+                    assertTrue(other.waitFor(10, TimeUnit.MINUTES), "the first start hangs");
                     assertEquals(0, other.exitValue());
                 }),
                 fault("start during stop", () -> {
                     Process stop = GUEST.start(LOG, "VmCtl", "stop");
                     awaitTrue(() -> Files.readString(GUEST.file(".lock")).contains("vm-ctl stop"));
                     GUEST.ctl("start").exits(69).says("vm-ctl stop (pid " + stop.pid());
-                    assertTrue(stop.waitFor(5, TimeUnit.MINUTES), "stop hangs");
+                    assertTrue(stop.waitFor(10, TimeUnit.MINUTES), "stop hangs");
                     assertEquals(0, stop.exitValue());
                     assertEquals(List.of(), GUEST.qemus());
                 }));
@@ -195,7 +195,7 @@ final class LifecycleFaultsTest {
                     Process suite = GUEST.with("VM_TEST_BUILD", "true", "VM_TEST_SLEEPY", "echo started; sleep 600").start(LOG, "VmTest", "sleepy");
                     Guest.await(LOG, "started");
                     qemu().destroyForcibly();
-                    assertTrue(suite.waitFor(5, TimeUnit.MINUTES), "vm-test hangs");
+                    assertTrue(suite.waitFor(10, TimeUnit.MINUTES), "vm-test hangs");
                     assertEquals(69, suite.exitValue(), Files.readString(LOG));
                 }));
     }

@@ -234,7 +234,7 @@ final class LifecycleTest {
         try (OutputStream keys = console.getOutputStream()) {
             Guest.type(keys, log, "\r", "login:");
         }
-        assertTrue(console.waitFor(1, TimeUnit.MINUTES), "the console does not end with its input");
+        assertTrue(console.waitFor(10, TimeUnit.MINUTES), "the console does not end with its input");
         assertEquals(0, console.exitValue());
     }
 

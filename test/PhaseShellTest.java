@@ -80,7 +80,7 @@ final class PhaseShellTest {
     }
 
     private List<String> end(Process script, int exitCode) throws Exception {
-        boolean ended = script.waitFor(30, TimeUnit.SECONDS);
+        boolean ended = script.waitFor(5, TimeUnit.MINUTES);
         script.destroyForcibly();
         assertTrue(ended, "the script hangs");
         assertEquals(exitCode, script.exitValue(), Files.readString(log));

@@ -96,7 +96,7 @@ final class StandinBootTest {
 
         /** Waits until a text follows what was waited for before; all that came between, with the text. */
         String await(String text) throws InterruptedException {
-            long deadline = System.nanoTime() + Duration.ofMinutes(3).toNanos();
+            long deadline = System.nanoTime() + Duration.ofMinutes(10).toNanos();
             synchronized (console) {
                 for (int at = console.indexOf(text, read); ; at = console.indexOf(text, read)) {
                     if (at >= 0) {

@@ -68,7 +68,7 @@ final class StandinTest {
         long said = System.nanoTime();
         String console = console(before, "Rebooting...\r\n");
         long took = (System.nanoTime() - said) / 1_000_000_000;
-        assertTrue(took >= 10 && took < 60, "it rebooted after " + took + " s"); // the guest's clock may be ahead of ours
+        assertTrue(took >= 10 && took < 180, "it rebooted after " + took + " s"); // the guest's clock may be ahead of ours
         assertFalse(console.contains("Debugger("), console);
         GUEST.ctl("stop", "--force").exits(0);
     }
@@ -95,7 +95,7 @@ final class StandinTest {
     }
 
     private static String console(int from, String until) throws Exception {
-        for (long deadline = System.nanoTime() + Duration.ofMinutes(2).toNanos(); System.nanoTime() < deadline; Thread.sleep(100)) {
+        for (long deadline = System.nanoTime() + Duration.ofMinutes(10).toNanos(); System.nanoTime() < deadline; Thread.sleep(100)) {
             String since = consoleLog().substring(from);
             if (since.contains(until)) {
                 return since;

@@ -144,7 +144,7 @@ final class SuitesTest {
                 "== make failed, guest exit code 2");
         make.test("unit", "-q", "--packages", "./internal/...", "--", "-run", "TestCount$").exits(0).answers("== unit passed, 6 pass, ");
         Process raw = make.start(LOG, "VmTest", "run", "--", "printf 'a\\000\\001\\377\\n\\r'; exit 7");
-        assertTrue(raw.waitFor(3, TimeUnit.MINUTES), "vm-test hangs");
+        assertTrue(raw.waitFor(10, TimeUnit.MINUTES), "vm-test hangs");
         assertEquals(7, raw.exitValue(), read(LOG));
         assertArrayEquals(new byte[] {'a', 0, 1, (byte) 0xff, '\n', '\r'}, Files.readAllBytes(LOG));
     }
@@ -172,7 +172,7 @@ final class SuitesTest {
                 GUEST.test("unit").exits(69).says("another vm-test uses VM");
                 GUEST.run(List.of("kill", "-INT", Long.toString(suite.pid()))).exits(0);
             }
-            assertTrue(suite.waitFor(3, TimeUnit.MINUTES), "vm-test hangs");
+            assertTrue(suite.waitFor(10, TimeUnit.MINUTES), "vm-test hangs");
             assertEquals(cut ? 69 : 130, suite.exitValue(), read(LOG));
             assertTrue(read(LOG).contains(cut ? "the connection was lost" : "== orphans interrupted"), read(LOG));
             await(() -> survivors().isEmpty(), "the end of all that it started");
@@ -188,8 +188,8 @@ final class SuitesTest {
     }
 
     private static void await(Condition condition, String what) throws Exception {
-        for (long end = System.nanoTime() + TimeUnit.MINUTES.toNanos(3); !condition.holds(); Thread.sleep(100)) {
-            assertTrue(System.nanoTime() < end, () -> "no " + what + " after three minutes: " + read(LOG));
+        for (long end = System.nanoTime() + TimeUnit.MINUTES.toNanos(10); !condition.holds(); Thread.sleep(100)) {
+            assertTrue(System.nanoTime() < end, () -> "no " + what + " after ten minutes: " + read(LOG));
         }
     }
 
