@@ -5,7 +5,6 @@
 //DEPS org.zeroturnaround:zt-exec:1.13.0
 //DEPS com.grack:nanojson:1.10
 //DEPS org.apache.commons:commons-compress:1.28.0
-//DEPS commons-codec:commons-codec:1.19.0
 //DEPS me.tongfei:progressbar:0.10.2
 //DEPS org.slf4j:slf4j-nop:2.0.17 // zt-exec logs; without a binding slf4j warns on stderr
 
@@ -20,7 +19,6 @@ import com.sun.management.OperatingSystemMXBean;
 import java.io.BufferedInputStream;
 import java.io.EOFException;
 import java.io.File;
-import java.io.FilterOutputStream;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
@@ -50,19 +48,20 @@ import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.Files;
 import java.nio.file.InvalidPathException;
 import java.nio.file.NoSuchFileException;
-import java.nio.file.OpenOption;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
 import java.nio.file.attribute.PosixFilePermissions;
+import java.security.MessageDigest;
+import java.security.NoSuchAlgorithmException;
 import java.time.Duration;
 import java.time.Instant;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.Collection;
 import java.util.Collections;
 import java.util.Comparator;
 import java.util.HashMap;
+import java.util.HexFormat;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
@@ -73,6 +72,7 @@ import java.util.concurrent.ExecutionException;
 import java.util.concurrent.FutureTask;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
+import java.util.function.Consumer;
 import java.util.function.LongSupplier;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
@@ -83,7 +83,6 @@ import me.tongfei.progressbar.DelegatingProgressBarConsumer;
 import me.tongfei.progressbar.ProgressBar;
 import me.tongfei.progressbar.ProgressBarBuilder;
 import me.tongfei.progressbar.ProgressBarStyle;
-import org.apache.commons.codec.digest.DigestUtils;
 import org.apache.commons.compress.compressors.bzip2.BZip2CompressorInputStream;
 import org.zeroturnaround.exec.ProcessExecutor;
 import org.zeroturnaround.exec.ProcessResult;
@@ -104,24 +103,23 @@ import picocli.CommandLine.TypeConversionException;
 import picocli.CommandLine.UnmatchedArgumentException;
 
 /**
- * Puts DragonFlyBSD's installer ISO into VM_DIR, verified; makes a blank disk; tells what this machine lacks.
+ * Downloads and verifies DragonFlyBSD's installer ISO, makes blank disks, and checks what this machine lacks.
  *
  * <p>{@code fetch}, in order:
  * <ol>
- * <li>An ISO that is there is the answer, if its sum is the one known here, or none is known.
- * <li>For one mirror after the other: {@code md5.txt} is read and compared with the sums known here, before any
- *     download.
- * <li>{@code dfly-<version>.iso.bz2.<its md5>.part} grows, over as many connections as it takes; the next run goes on
- *     with it, from this mirror or another that has the same file.
- * <li>When its sums hold, it is unpacked into {@code dfly-<version>.iso.part}. When that one's sum holds too, it gets
- *     the ISO's name. Of what fails a check nothing is kept.
+ * <li>If {@code dfly-<version>.iso} exists and has the known checksum, or none is known, there is nothing to do.
+ * <li>Mirror by mirror, until one works: reads {@code md5.txt} and compares it with the known checksums.
+ * <li>Downloads into {@code dfly-<version>.iso.bz2.<its md5>.part}, over as many connections as it takes. The next run
+ *     resumes it, from the same mirror or from another one with the same file.
+ * <li>Verifies the archive, unpacks it into {@code dfly-<version>.iso.part}, verifies that, and renames it. A file that
+ *     fails verification is deleted.
  * </ol>
- * Each of these files is complete, or recognised as incomplete by the next run: the process can be killed at any point.
- * {@code dfly-<version>.iso.lock}, which stays, keeps a second one out.
- * {@code disk} writes {@code <name>.install/by-hand.qcow2}, under {@code <name>.lock}. {@code check} reads {@code
- * <name>.pid} and looks for {@code <name>-clean.qcow2}. {@code check}, and {@code fetch} if there is none that counts,
- * write {@code accel.json}: which accelerator works here, why, and with which QEMU and access to /dev/kvm that was
- * measured.
+ * The process can be killed at any point: every file is complete, or the next run sees that it is not. {@code
+ * dfly-<version>.iso.lock} keeps a second fetch out; it is not deleted.
+ *
+ * <p>{@code disk} writes {@code <name>.install/by-hand.qcow2}, under {@code <name>.lock}. {@code check} reads {@code
+ * <name>.pid} and looks for {@code <name>-clean.qcow2}. {@code check} writes {@code accel.json}, and so does {@code
+ * fetch} if there is no valid one: which accelerator works here, why, and for which QEMU and access to /dev/kvm.
  */
 @Command(name = "vm-setup", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1.0",
         usageHelpWidth = 120, descriptionHeading = "%n", optionListHeading = "%nOptions:%n",
@@ -132,35 +130,14 @@ import picocli.CommandLine.UnmatchedArgumentException;
         footer = {"  vm-setup check    # what is missing on this machine, and how to fix it",
             "  vm-setup          # the installer, into VM_DIR",
             "  VM_MIRROR=https://avalon.dragonflybsd.org/iso-images/ vm-setup"},
-        exitCodeList = {"0:done, or already there", "1:the job failed (a wrong sum, a damaged file, disk full)",
-            "2:wrong usage, or refused because --yes was missing",
-            "69:something needed is not available (a mirror, QEMU, the lock)",
+        exitCodeList = {"0:done, or already there", "1:the job failed (a wrong checksum, a damaged file, disk full)",
+            "2:wrong usage, or refused because --yes or --trust-mirror was missing",
+            "69:something needed is not available (a mirror, QEMU, VM_DIR, the lock), or check found it missing",
             "124:a time limit", "130, 143:interrupted"})
 final class VmSetup implements Callable<Integer> {
     private static final String QEMU = "qemu-system-x86_64";
     private static final long MB = 1_000_000; // as mirrors and disks count
     private static final long GB = 1L << 30; // as QEMU counts
-    /** Connections in a row that bring nothing new before a mirror is given up. */
-    private static final int ATTEMPTS = 5;
-
-    /** Sums of a release's .iso.bz2 and .iso; null where none is known. */
-    record Sums(String archiveMd5, String archiveSha256, String isoMd5) {
-        static final Sums NONE = new Sums(null, null, null);
-    }
-
-    /**
-     * From other places than the mirrors: golang/build, dragonfly-packer, cross-platform-actions, a download that
-     * agreed; the SHA-256 of 6.4.0 from kevemueller/ksysroot. DragonFly itself publishes MD5 only.
-     */
-    static final Map<String, Sums> PINNED = Map.of(
-            "6.4.2", new Sums("906095312c4a4ac0577fb91d5eb87033",
-                    "373150a21eeb7ce0f20c7faf1b8129145bf3bf0463a45d0dc18aad274f7ed661",
-                    "fdab09ac37cf427b8c01de5d54bfd1d7"),
-            "6.4.0", new Sums("5dbf894d9120664a675030c475f25040",
-                    "c213cc20ba1284efafe017c16db1974c154728e2e757c649af91d0e2a246a0dd",
-                    "ff4d500c7c75b1f88ca4237a6aa861d1"),
-            "6.2.2", new Sums("b391a29c8e9c1cc33f2441ff1f0d98a0", null, null),
-            "6.0.0", new Sums("252fc700803dbadce1de928432373bbb", null, null));
 
     @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = ScopeType.INHERIT,
             paramLabel = "DIR", description = "Where everything about the VMs lies (VM_DIR; default: "
@@ -174,26 +151,26 @@ final class VmSetup implements Callable<Integer> {
 
     @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = ScopeType.INHERIT,
             paramLabel = "NAME", description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
-    String name;
+    String vmName;
 
     @Option(names = "--mirror", descriptionKey = "VM_MIRROR", split = "[,\\s]+", scope = ScopeType.INHERIT,
-            converter = Web.class, defaultValue = """
+            converter = MirrorConverter.class, defaultValue = """
                 https://mirror-master.dragonflybsd.org/iso-images/
                 https://avalon.dragonflybsd.org/iso-images/
                 https://pub.allbsd.org/DragonFly/iso-images/
                 https://mirror.sjtu.edu.cn/dragonflybsd/iso-images/""", paramLabel = "URL,...", hideParamSyntax = true,
             description = {"fetch, check: where md5.txt and the images lie, tried in this order",
                 "(VM_MIRROR; default: ${DEFAULT-VALUE})."})
-    List<URI> mirrors;
+    List<URI> mirrorOption;
 
     @Option(names = "--image", descriptionKey = "VM_IMAGE", scope = ScopeType.INHERIT, paramLabel = "FILE",
             description = "fetch, check: a local .iso or .iso.bz2 instead of a mirror (VM_IMAGE; default: none).")
     String imageOption;
 
     @Option(names = "--trust-mirror", scope = ScopeType.INHERIT,
-            description = "fetch: skip the sums known to this script and believe the mirror's md5.txt, or VM_IMAGE: "
-                    + "for an image that is not the release whose name it bears, such as a stand-in for tests, and for "
-                    + "a version without known sums from an http mirror.")
+            description = "fetch, check: do not compare with the checksums known to this script, but believe the "
+                    + "mirror's md5.txt, or the local image. For an image that is not the release whose name it has, "
+                    + "such as a stand-in for tests; for a version without known checksums from an http mirror.")
     boolean trustMirror;
 
     @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "40G", scope = ScopeType.INHERIT,
@@ -208,33 +185,24 @@ final class VmSetup implements Callable<Integer> {
     @Spec
     CommandSpec spec;
 
-    Path vmDir;
-    private Path image;
-    /**
-     * Tests change these: the pause before a second connection, how long one may be silent, how often the progress of
-     * the download is printed, the largest files (releases have 260 and 784 MB), the known sums, the proxies, where
-     * programs and KVM are.
-     */
-    Duration pause = Duration.ofSeconds(1);
-    Duration silence = Duration.ofSeconds(60);
-    Duration report = Duration.ofSeconds(10);
-    long largestArchive = 2 * GB;
-    long largestIso = 4 * GB;
-    Map<String, Sums> known = PINNED;
+    // Tests replace these.
+    Limits limits = new Limits(Duration.ofSeconds(60), Duration.ofSeconds(1), Duration.ofSeconds(10), 2 * GB, 4 * GB);
+    Map<String, Sums> known = Sums.KNOWN;
     Map<String, String> environment = System.getenv();
-    String searchPath = System.getenv().getOrDefault("PATH", "");
+    Programs programs = new Programs(System.getenv().getOrDefault("PATH", ""));
     Path kvm = Path.of("/dev/kvm");
 
     public static void main(String... args) {
         replaceClosedStreams();
-        Authenticator.setDefault(new ProxyUser());
-        System.setProperty("jdk.http.auth.tunneling.disabledSchemes", ""); // or no proxy for https is told a password
+        System.setProperty("jdk.http.auth.tunneling.disabledSchemes", ""); // or no proxy for https gets a password
         exit("vm-setup", commandLine().execute(args));
     }
 
     static CommandLine commandLine() {
         return commandLine(new VmSetup(), readSettings(System.getenv(), Path.of("")));
     }
+
+    // Commands
 
     @Override
     public Integer call() throws Exception {
@@ -244,33 +212,32 @@ final class VmSetup implements Callable<Integer> {
     @Command(name = "fetch",
             description = {"Download, verify and unpack the installer: what vm-setup does without a command. Prints "
                     + "the ISO's path.", "",
-                "Writes dfly-VERSION.iso in VM_DIR, which gets its name once all sums hold. What came so far lies "
-                    + "beside it in a .part file, and the next run goes on with it. Uses https_proxy, http_proxy, "
+                "Writes dfly-VERSION.iso in VM_DIR once all checksums are verified. An interrupted download stays "
+                    + "beside it in a .part file, and the next run resumes it. Uses https_proxy, http_proxy, "
                     + "no_proxy, and for a known release lbzip2 or pbzip2 if installed. At the end it records in "
                     + "accel.json which accelerator works here, if that is not known."},
             footer = {"  vm-setup fetch --dfly-version 6.4.0",
-                "  vm-setup fetch --image ~/Downloads/dfly-x86_64-6.4.2_REL.iso.bz2"},
-            exitCodeList = {"0:done, or already there", "1:the job failed (a wrong sum, a damaged file, disk full)",
-                "2:wrong usage, or refused because --trust-mirror was missing",
-                "69:something needed is not available (a mirror that has it, VM_IMAGE, VM_DIR, the lock)",
-                "130, 143:interrupted"})
+                "  vm-setup fetch --image ~/Downloads/dfly-x86_64-6.4.2_REL.iso.bz2"})
     int fetch() throws Exception {
-        vmDir = privateDirectory(vmDirectory(userPath(dirOption)));
-        image = imageOption == null ? null : userPath(imageOption);
-        if (image != null || !isThere()) {
+        Path vmDir = privateDirectory(vmDirectory(userPath(dirOption)));
+        Installer installer = new Installer(vmDir, release(), limits, programs, this::say);
+        if (imageOption != null || !installer.isThere()) {
             try {
-                FileChannel lock = lock(iso(".lock"), "vm-setup fetch");
+                FileChannel lock = lock(installer.file(".lock"), "vm-setup fetch");
                 try (lock) {
-                    take();
+                    if (imageOption != null) {
+                        installer.takeImage(userPath(imageOption), originOf(spec, "--image"));
+                    } else {
+                        installer.download(mirrors(this::say));
+                    }
                 }
-            } catch (UncheckedIOException | IOException full) { // what a network does is a VmException by now
-                throw new VmException(1, "cannot write to " + vmDir + " ("
-                        + reason(full instanceof UncheckedIOException kept ? kept.getCause() : (IOException) full)
+            } catch (UncheckedIOException | IOException full) { // failures of a network are VmExceptions by now
+                throw new VmException(1, "cannot write to " + vmDir + " (" + message(full)
                         + "): make room (about 1100 MB in all) and run it again: what came is kept");
             }
         }
-        spec.commandLine().getOut().println(iso());
-        measureUnlessRecorded();
+        print(installer.iso());
+        recordAccelerator(vmDir);
         return 0;
     }
 
@@ -279,19 +246,13 @@ final class VmSetup implements Callable<Integer> {
                 "vm-auto-install by-hand makes one itself if there is none. You need this only to start over with a "
                     + "blank disk. Writes NAME.install/by-hand.qcow2 in VM_DIR; replacing one that is there asks on a "
                     + "terminal, and elsewhere wants --yes. The disk of an installed VM is not touched."},
-            footer = {"  vm-setup disk --disk-size 40G", "  vm-setup disk --vm-name mine --yes"},
-            exitCodeList = {"0:done", "1:the job failed (disk full)",
-                "2:wrong usage, or refused because --yes was missing",
-                "69:something needed is not available (qemu-img, VM_DIR, the lock), or the disk is in use",
-                "124:a time limit",
-                "130, 143:interrupted"})
-    int disk(@Option(names = "--yes",
-            description = "Replace a disk that is there without asking.") boolean yes) throws Exception {
-        vmDir = privateDirectory(vmDirectory(userPath(dirOption)));
-        Path disk = privateDirectory(vmDir.resolve(name + ".install")).resolve("by-hand.qcow2");
-        Path tempFile = disk.resolveSibling("by-hand.part");
-        FileChannel lock = lock(vmDir.resolve(name + ".lock"), "vm-setup disk");
-        try {
+            footer = {"  vm-setup disk --disk-size 40G", "  vm-setup disk --vm-name mine --yes"})
+    int disk(@Option(names = "--yes", description = "Replace a disk that is there without asking.") boolean yes)
+            throws Exception {
+        Path vmDir = privateDirectory(vmDirectory(userPath(dirOption)));
+        Path disk = privateDirectory(vmDir.resolve(vmName + ".install")).resolve("by-hand.qcow2");
+        FileChannel lock = lock(vmDir.resolve(vmName + ".lock"), "vm-setup disk");
+        try (lock) {
             if (Files.exists(disk)) {
                 ProcessResult info = run(Duration.ofMinutes(1), List.of("qemu-img", "info", disk.toString()));
                 if (info.getExitValue() != 0 && info.outputUTF8().contains("\" lock")) { // QEMU locks the disks it uses
@@ -299,6 +260,15 @@ final class VmSetup implements Callable<Integer> {
                 }
                 confirm("replace " + disk + " (" + Files.size(disk) / MB + " MB) with a blank disk", yes);
             }
+            makeDisk(disk);
+        }
+        print(disk);
+        return 0;
+    }
+
+    private void makeDisk(Path disk) throws IOException {
+        Path tempFile = disk.resolveSibling("by-hand.part");
+        try {
             ProcessResult made = run(Duration.ofMinutes(1),
                     List.of("qemu-img", "create", "-q", "-f", "qcow2", tempFile.toString(), diskSize));
             if (made.getExitValue() != 0) {
@@ -308,10 +278,7 @@ final class VmSetup implements Callable<Integer> {
             Files.move(tempFile, disk, StandardCopyOption.ATOMIC_MOVE);
         } finally {
             Files.deleteIfExists(tempFile);
-            lock.close();
         }
-        spec.commandLine().getOut().println(disk);
-        return 0;
     }
 
     @Command(name = "check",
@@ -320,13 +287,11 @@ final class VmSetup implements Callable<Integer> {
                 "A line begins with ok, note (it works, but not as well as it could) or fail. It also runs a tiny "
                     + "guest to find out which accelerator works, and records that in VM_DIR/accel.json, which the "
                     + "other scripts read. If VM_ACCEL names one, that is tried, too."},
-            footer = {"  vm-setup check", "  VM_MEMORY=4G vm-setup check --json", "  vm-setup check --accel"},
-            exitCodeList = {"0:nothing is missing, notes or not", "2:wrong usage", "69:something is missing",
-                "130, 143:interrupted"})
+            footer = {"  vm-setup check", "  VM_MEMORY=4G vm-setup check --json", "  vm-setup check --accel"})
     int check(@Option(names = "--json", description = {"Print {ok, checks: [{name, state, detail, fix}]};",
                 "with --accel what accel.json holds: {name, reason, qemu, kvm}."}) boolean json,
             @Option(names = "--accel", description = "Only find out which accelerator works, and record it.")
-            boolean measure,
+            boolean accelOnly,
             @Option(names = "--memory", descriptionKey = "VM_MEMORY", paramLabel = "SIZE",
                     description = "As 2G or 512M (VM_MEMORY; default: a quarter of the host's within 2G-8G).")
             String memory,
@@ -336,363 +301,375 @@ final class VmSetup implements Callable<Integer> {
             @Option(names = "--wanted-accel", hidden = true, descriptionKey = "VM_ACCEL",
                     defaultValue = "auto") String accel)
             throws Exception {
-        vmDir = vmDirectory(userPath(dirOption));
-        image = imageOption == null ? null : userPath(imageOption);
-        if (measure) {
-            return measureAccelerator(json);
+        Path vmDir = vmDirectory(userPath(dirOption));
+        Optional<AcceleratorProbe> probe = probe(vmDir);
+        if (accelOnly) {
+            JsonObject record = probe.orElseThrow(() -> new VmException(69, QEMU + " is not on PATH: "
+                    + programs.installCommand("qemu"))).measureAndRecord();
+            print(json ? JsonWriter.string(record) : AcceleratorProbe.describe(record));
+            return 0;
         }
-        long total = ManagementFactory.getPlatformMXBean(OperatingSystemMXBean.class).getTotalMemorySize();
-        long wanted = memory != null ? bytes(memory) : Math.max(2 * GB, Math.min(8 * GB, total / 4));
+        HostCheck host = new HostCheck(vmDir, vmName, programs);
+        Installer installer = new Installer(vmDir, release(), limits, programs, this::say);
+        long ram = memory != null ? bytes(memory) : Math.max(2 * GB, Math.min(8 * GB, HostCheck.totalMemory() / 4));
+        List<Callable<Finding>> checks = List.of(host::java, () -> host.program("fail", "qemu", QEMU, "--version"),
+                () -> host.program("fail", "qemu", "qemu-img", "--version"), () -> host.accelerator(probe, accel),
+                () -> host.memory(ram), () -> host.space(ram + installer.missingBytes(), bytes(diskSize)),
+                () -> host.port(sshPort), () -> imageOption == null ? host.installer(installer, mirrors(text -> { }))
+                : host.image(userPath(imageOption), originOf(spec, "--image")), host::ssh,
+                () -> host.program("note", "rsync", "rsync", "--version"));
         boolean ok = true;
         JsonArray all = new JsonArray();
-        for (Callable<Check> next : List.<Callable<Check>>of(this::checkJava, () ->
-                checkProgram("fail", "qemu", QEMU, "--version"),
-                () -> checkProgram("fail", "qemu", "qemu-img", "--version"), () -> checkAccelerator(accel),
-                () -> checkMemory(wanted, total), () -> checkSpace(wanted), () -> checkPort(sshPort),
-                this::checkInstaller, () -> checkProgram("fail", "ssh", "ssh", "-V"), () ->
-                checkProgram("note", "rsync", "rsync", "--version"))) {
-            Check check = next.call();
-            ok &= !check.state.equals("fail");
-            all.add(JsonObject.builder().value("name", check.name).value("state", check.state).value("detail",
-                    check.detail)
-                    .value("fix", check.fix).done());
-            if (!json) { // at once: some take seconds
-                spec.commandLine().getOut().printf("%-4s  %-18s  %s%s%n", check.state, check.name, check.detail,
-                        check.fix.isEmpty() ? "" : " -> " + check.fix);
+        for (Callable<Finding> check : checks) {
+            Finding finding = check.call();
+            ok &= !finding.state.equals("fail");
+            all.add(finding.toJson());
+            if (!json) { // at once, because some checks take seconds
+                print(finding);
             }
         }
         if (json) {
-            spec.commandLine().getOut().println(JsonWriter.string().object().value("ok", ok).value("checks", all).end()
-                    .done());
+            print(JsonWriter.string().object().value("ok", ok).value("checks", all).end().done());
         }
         return ok ? 0 : 69;
     }
 
-    private Path iso(String... suffix) {
-        return vmDir.resolve("dfly-" + version + ".iso" + String.join("", suffix));
+    private Release release() {
+        return new Release(version, known.get(version), trustMirror);
     }
 
-    private String archiveName() {
-        return "dfly-x86_64-" + version + "_REL.iso.bz2";
+    private Mirrors mirrors(Consumer<String> progress) {
+        return new Mirrors(mirrorOption, release(), new Http(environment, limits.silence), progress);
     }
 
-    /** The sums to hold beside those of md5.txt: none if none are known, or the mirror is trusted. */
-    private Sums pinned() {
-        return trustMirror ? Sums.NONE : known.getOrDefault(version, Sums.NONE);
+    private Optional<AcceleratorProbe> probe(Path vmDir) {
+        return programs.find(QEMU).map(qemu -> new AcceleratorProbe(qemu.toString(), kvm, vmDir));
     }
 
-    /**
-     * Whether the ISO is there. It had its name only after its check; where its sum is known it is checked again, in
-     * seconds.
-     */
-    private boolean isThere() throws IOException {
-        if (Files.exists(iso()) && pinned().isoMd5 != null) {
-            String md5 = md5(iso());
-            if (!md5.equals(pinned().isoMd5)) {
-                throw new VmException(1, iso() + " is not the DragonFly " + version
-                        + " that is known here (its MD5 is " + md5
-                        + "): delete it to download the released one, or use " + withOption("--trust-mirror"));
+    /** After a download. Without QEMU there is nothing to measure, and a failure here does not fail the download. */
+    private void recordAccelerator(Path vmDir) {
+        try {
+            Optional<AcceleratorProbe> probe = probe(vmDir);
+            if (probe.isPresent() && !probe.get().isRecorded()) {
+                say(AcceleratorProbe.describe(probe.get().measureAndRecord()));
+            }
+        } catch (VmException | IOException failed) {
+            say("the accelerator is not known yet (" + message(failed) + "): vm-setup check tells more");
+        }
+    }
+
+    private void print(Object answer) {
+        spec.commandLine().getOut().println(answer);
+    }
+
+    private void say(String text) {
+        spec.commandLine().getErr().println("vm-setup: " + printable(text));
+    }
+
+    // The installer
+
+    /** What ends a download, and how often its progress is printed. A release's files have 260 and 784 MB. */
+    record Limits(Duration silence, Duration retryPause, Duration report, long archive, long iso) {}
+
+    /** Checksums of a release's .iso.bz2 and .iso; null where none is known. */
+    record Sums(String archiveMd5, String archiveSha256, String isoMd5) {
+        static final Sums NONE = new Sums(null, null, null);
+        /**
+         * From other places than the mirrors: golang/build, dragonfly-packer, cross-platform-actions, a download that
+         * agreed; the SHA-256 of 6.4.0 from kevemueller/ksysroot. DragonFly itself publishes MD5 only.
+         */
+        static final Map<String, Sums> KNOWN = Map.of(
+                "6.4.2", new Sums("906095312c4a4ac0577fb91d5eb87033",
+                        "373150a21eeb7ce0f20c7faf1b8129145bf3bf0463a45d0dc18aad274f7ed661",
+                        "fdab09ac37cf427b8c01de5d54bfd1d7"),
+                "6.4.0", new Sums("5dbf894d9120664a675030c475f25040",
+                        "c213cc20ba1284efafe017c16db1974c154728e2e757c649af91d0e2a246a0dd",
+                        "ff4d500c7c75b1f88ca4237a6aa861d1"),
+                "6.2.2", new Sums("b391a29c8e9c1cc33f2441ff1f0d98a0", null, null),
+                "6.0.0", new Sums("252fc700803dbadce1de928432373bbb", null, null));
+
+        /** Fails if there is something to compare, and it differs. */
+        static void require(String what, String algorithm, String actual, String expected) {
+            if (actual != null && expected != null && !actual.equals(expected)) {
+                throw new VmException(1, what + " has the " + algorithm + " " + actual + ", not " + expected
+                        + ": damaged, or another file");
             }
         }
-        return Files.exists(iso());
+
+        static String digest(Path file, String algorithm) throws IOException {
+            try (InputStream in = Files.newInputStream(file)) {
+                MessageDigest digest = MessageDigest.getInstance(algorithm);
+                byte[] buffer = new byte[1 << 16];
+                for (int read = in.read(buffer); read >= 0; read = in.read(buffer)) {
+                    digest.update(buffer, 0, read);
+                }
+                return HexFormat.of().formatHex(digest.digest());
+            } catch (NoSuchAlgorithmException impossible) {
+                throw new IllegalStateException(impossible); // every JDK has MD5 and SHA-256
+            }
+        }
     }
 
-    /** From VM_IMAGE, or from the first mirror that gives it. */
-    private void take() throws IOException, InterruptedException {
-        String rest = image != null ? "" : ": only the mirror's own md5.txt is compared";
-        if (!known.containsKey(version)) {
-            say("no sums are known here for DragonFly " + version + rest);
-        } else if (trustMirror) {
-            say("WARNING: --trust-mirror: the sums known for DragonFly " + version + " are NOT checked" + rest);
+    /** A release of DragonFly: the name of its archive, and the checksums that it must have. */
+    record Release(String version, Sums known, boolean trustMirror) {
+        String archive() {
+            return "dfly-x86_64-" + version + "_REL.iso.bz2";
         }
-        if (image != null) {
-            if (!(Files.isRegularFile(image) && Files.isReadable(image))) {
-                throw new VmException(69, originOf(spec, "--image") + ": " + image + " is no file that can be read");
+
+        /** The checksums to compare with, beside a mirror's md5.txt. */
+        Sums pinned() {
+            return trustMirror || known == null ? Sums.NONE : known;
+        }
+    }
+
+    /** Makes dfly-VERSION.iso. A file gets this name only when all its checksums are verified. */
+    record Installer(Path vmDir, Release release, Limits limits, Programs programs, Consumer<String> say) {
+        Path file(String suffix) {
+            return vmDir.resolve("dfly-" + release.version + ".iso" + suffix);
+        }
+
+        Path iso() {
+            return file("");
+        }
+
+        /** An estimate for the archive and the ISO together. */
+        long missingBytes() {
+            return Files.exists(iso()) ? 0 : 1100 * MB;
+        }
+
+        /** Whether the ISO exists. Where its checksum is known it is verified again, which takes seconds. */
+        boolean isThere() throws IOException {
+            if (Files.exists(iso()) && release.pinned().isoMd5 != null) {
+                String md5 = Sums.digest(iso(), "MD5");
+                if (!md5.equals(release.pinned().isoMd5)) {
+                    throw new VmException(1, iso() + " is not the DragonFly " + release.version
+                            + " that is known here (its MD5 is " + md5
+                            + "): delete it to download the released one, or use " + withOption("--trust-mirror"));
+                }
             }
-            makeIso(image, image.toString().endsWith(".bz2"), image.toString(), Sums.NONE);
-            return;
+            return Files.exists(iso());
         }
-        List<String> problems = new ArrayList<>();
-        int code = 69;
-        for (URI mirror : mirrors) {
-            if (!problems.isEmpty()) {
-                say(problems.get(problems.size() - 1) + "; trying the next mirror");
+
+        void takeImage(Path image, String origin) throws IOException, InterruptedException {
+            warnOfUnverified("");
+            if (!isReadableFile(image)) {
+                throw new VmException(69, origin + ": " + image + " is no file that can be read");
+            }
+            makeIso(image, image.toString().endsWith(".bz2"), image.toString(), release.pinned());
+        }
+
+        void download(Mirrors mirrors) throws IOException, InterruptedException {
+            warnOfUnverified(": only the mirror's own md5.txt is compared");
+            try {
+                mirrors.first(mirror -> downloadFrom(mirrors, mirror));
+            } catch (VmException failed) {
+                boolean kept = parts().stream().anyMatch(part -> part.toFile().length() > 0);
+                throw new VmException(failed.exitCode, failed.getMessage() + (kept
+                        ? ". What came is kept: run it again to go on"
+                        : ". Another mirror: VM_MIRROR; a local file: VM_IMAGE"));
+            }
+        }
+
+        private void warnOfUnverified(String instead) {
+            if (release.known == null) {
+                say.accept("no sums are known here for DragonFly " + release.version + instead);
+            } else if (release.trustMirror) {
+                say.accept("WARNING: --trust-mirror: the sums known for DragonFly " + release.version
+                        + " are NOT checked" + instead);
+            }
+        }
+
+        private void downloadFrom(Mirrors mirrors, URI mirror) throws IOException, InterruptedException {
+            Sums expected = mirrors.sums(mirror);
+            URI uri = mirror.resolve(release.archive());
+            Path part = file(".bz2." + expected.archiveMd5 + ".part");
+            boolean resumed = Files.exists(part);
+            for (Path other : parts()) {
+                if (!other.equals(part)) {
+                    Files.delete(other); // another file was published, or a mirror lies: it only takes up room
+                }
             }
             try {
-                takeFrom(mirror);
-                return;
+                new Download(mirrors.http, uri, part, limits).run("DragonFly " + release.version, say);
+                makeIso(part, true, uri.toString(), expected);
             } catch (VmException problem) {
-                code = Math.min(code, problem.exitCode);
-                problems.add(problem.getMessage());
-            }
-        }
-        throw new VmException(code, String.join("; ", problems) + ". "
-                + (parts().stream().allMatch(part -> part.toFile().length() == 0)
-                ? "Another mirror: VM_MIRROR; a local file: VM_IMAGE" : "What came is kept: run it again to go on"));
-    }
-
-    private void takeFrom(URI mirror) throws IOException, InterruptedException {
-        Map<String, String> listed = published(mirror);
-        Sums sums = new Sums(listed.get(archiveName()), null, listed.get(archiveName().replace(".bz2", "")));
-        compare(mirror + "md5.txt: " + archiveName(), sums, pinned());
-        URI uri = mirror.resolve(archiveName());
-        Path part = iso(".bz2." + sums.archiveMd5 + ".part");
-        boolean resumed = Files.exists(part);
-        for (Path other : parts()) {
-            if (!other.equals(part)) {
-                Files.delete(other); // another file was published, or a mirror lies: it only takes up room
-            }
-        }
-        try {
-            new Download(uri, part).run();
-            makeIso(part, true, uri.toString(), sums);
-        } catch (VmException problem) {
-            if (problem.exitCode != 1) {
-                throw problem; // what came so far is good for the next mirror, or the next run
+                if (problem.exitCode != 1) {
+                    throw problem; // what came so far is good for the next mirror, or the next run
+                }
+                Files.delete(part);
+                if (!resumed) {
+                    throw problem;
+                }
+                say.accept(problem.getMessage() + "; once more from the start");
+                downloadFrom(mirrors, mirror);
+                return;
             }
             Files.delete(part);
-            if (!resumed) {
-                throw problem;
+        }
+
+        /** The incomplete archives of this version. */
+        private List<Path> parts() throws IOException {
+            String prefix = file(".bz2.").getFileName().toString();
+            try (Stream<Path> files = Files.list(vmDir)) {
+                return files.filter(file -> file.getFileName().toString().startsWith(prefix)).toList();
             }
-            say(problem.getMessage() + "; once more from the start");
-            takeFrom(mirror);
-            return;
         }
-        Files.delete(part);
-    }
 
-    /** The beginnings of archives of this version that are here. */
-    private List<Path> parts() throws IOException {
-        try (Stream<Path> files = Files.list(vmDir)) {
-            return files.filter(file -> file.getFileName().toString().matches("dfly-\\Q" + version
-                    + "\\E\\.iso\\.bz2\\..*part")).toList();
+        /** Verifies an archive and unpacks it, or copies an image; verifies the ISO, and gives it its name. */
+        private void makeIso(Path source, boolean packed, String what, Sums expected) throws IOException,
+                InterruptedException {
+            Path part = file(".part");
+            try {
+                if (packed) {
+                    Sums.require(what, "MD5", Sums.digest(source, "MD5"), expected.archiveMd5);
+                    Sums.require(what, "SHA-256", Sums.digest(source, "SHA-256"), expected.archiveSha256);
+                }
+                Optional<Path> tool = packed ? unpacker(expected) : Optional.empty();
+                new Unpack(what, source, packed, tool, limits.iso).to(part);
+                Sums.require(what + ", unpacked,", "MD5", Sums.digest(part, "MD5"), expected.isoMd5);
+                requireIso9660(part, what);
+                Files.move(part, iso(), StandardCopyOption.ATOMIC_MOVE);
+            } finally {
+                Files.deleteIfExists(part); // on a full disk the download needs the room
+            }
+            say.accept(iso() + " is complete, "
+                    + (expected.equals(Sums.NONE) ? "unchecked" : "its sums hold"));
         }
-    }
 
-    /** Verifies an archive and unpacks it, or copies an image. Once that is verified it gets the ISO's name. */
-    private void makeIso(Path source, boolean packed, String what, Sums listed) throws IOException,
-            InterruptedException {
-        Path part = iso(".part");
-        try {
-            verify(what, packed ? archiveSums(source) : Sums.NONE, listed);
-            unpack(source, packed, pinned().archiveMd5 != null || trustMirror && listed.archiveMd5 != null, what);
-            verify(what, new Sums(null, null, md5(part)), listed);
-            try (FileChannel channel = FileChannel.open(part, StandardOpenOption.READ, StandardOpenOption.WRITE)) {
+        /**
+         * A fast unpacker for an archive with this verified checksum. lbzip2 and pbzip2 are not memory safe, so they
+         * only get an archive whose checksum this script knows, or --trust-mirror accepts.
+         */
+        private Optional<Path> unpacker(Sums verified) {
+            boolean trusted = release.trustMirror || release.known != null;
+            return trusted && verified.archiveMd5 != null
+                    ? programs.find("lbzip2").or(() -> programs.find("pbzip2")) : Optional.empty();
+        }
+
+        private static void requireIso9660(Path file, String what) throws IOException {
+            try (FileChannel channel = FileChannel.open(file, StandardOpenOption.READ, StandardOpenOption.WRITE)) {
                 ByteBuffer magic = ByteBuffer.allocate(5);
                 channel.read(magic, 0x8001);
                 if (!new String(magic.array(), UTF_8).equals("CD001")) {
                     throw new VmException(1, what + " holds no ISO 9660 image");
                 }
-                channel.force(true); // or a power failure could leave a verified name on an empty file
-            }
-            Files.move(part, iso(), StandardCopyOption.ATOMIC_MOVE);
-        } finally {
-            Files.deleteIfExists(part); // on a full disk the download needs the room
-        }
-        say(iso() + " is complete, " + (listed == Sums.NONE && pinned() == Sums.NONE ? "unchecked" : "its sums hold"));
-    }
-
-    private void verify(String what, Sums found, Sums listed) {
-        compare(what, found, listed);
-        compare(what, found, pinned());
-    }
-
-    private static Sums archiveSums(Path archive) throws IOException {
-        try (InputStream in = Files.newInputStream(archive)) {
-            return new Sums(md5(archive), DigestUtils.sha256Hex(in), null);
-        }
-    }
-
-    private static String md5(Path file) throws IOException {
-        try (InputStream in = Files.newInputStream(file)) {
-            return DigestUtils.md5Hex(in);
-        }
-    }
-
-    /** Ends what would fill the disk; no release comes near the limits. */
-    private static void requireSize(String what, long size, long most) {
-        if (size > most) {
-            throw new VmException(1, what + " is larger than " + most / MB + " MB, so it is no release of DragonFly");
-        }
-    }
-
-    /** Fails for the first sum that is known and not met. */
-    static void compare(String what, Sums found, Sums wanted) {
-        String[][] pairs = {{"MD5", found.archiveMd5, wanted.archiveMd5},
-            {"SHA-256", found.archiveSha256, wanted.archiveSha256}, {"MD5, unpacked,", found.isoMd5, wanted.isoMd5}};
-        for (String[] pair : pairs) {
-            if (pair[1] != null && pair[2] != null && !pair[1].equals(pair[2])) {
-                throw new VmException(1, what + " has the " + pair[0] + " " + pair[1] + ", not " + pair[2]
-                        + ": damaged, or another file");
+                channel.force(true); // or a power failure could leave an empty file with the name of a verified one
             }
         }
     }
 
-    /** What a mirror's md5.txt says, by file; 69 if it does not know the version. */
-    private Map<String, String> published(URI mirror) throws InterruptedException {
-        if (mirror.getScheme().equals("http") && !trustMirror && !known.containsKey(version)) {
-            throw new VmException(2, mirror + " is not asked: no sums are known here for DragonFly " + version
-                    + ", and without https anybody on the way could replace it: use an https mirror, or "
-                    + withOption("--trust-mirror"));
+    /** The mirrors: in which order they are tried, and what each publishes. */
+    record Mirrors(List<URI> uris, Release release, Http http, Consumer<String> progress) {
+        interface Action {
+            void accept(URI mirror) throws IOException, InterruptedException;
         }
-        try {
-            String text = text(mirror.resolve("md5.txt"));
-            Map<String, String> sums = sums(text);
-            if (sums.isEmpty()) {
-                throw new VmException(69, mirror + "md5.txt holds no sums" + webPage(text.contains("<html")));
-            } else if (!sums.containsKey(archiveName())) {
-                String releases = Pattern.compile("dfly-x86_64-(\\d{1,4}(?:\\.\\d{1,4}){1,3})_REL\\.iso\\.bz2")
-                        .matcher(text(mirror)).results()
-                        .map(name -> ModuleDescriptor.Version.parse(name.group(1))).distinct()
-                        .sorted(Comparator.reverseOrder()).limit(20)
-                        .map(Object::toString).collect(Collectors.joining(", "));
-                throw new VmException(69, mirror + " has no DragonFly " + version + ", but " + releases
-                        + " (choose with DFLY_VERSION)");
+
+        /** The first mirror with which the action succeeds. Of the exit codes of all failures the lowest counts. */
+        URI first(Action action) throws IOException, InterruptedException {
+            List<String> problems = new ArrayList<>();
+            int exitCode = 69;
+            for (URI mirror : uris) {
+                if (!problems.isEmpty()) {
+                    progress.accept(problems.get(problems.size() - 1) + "; trying the next mirror");
+                }
+                try {
+                    action.accept(mirror);
+                    return mirror;
+                } catch (VmException problem) {
+                    exitCode = Math.min(exitCode, problem.exitCode);
+                    problems.add(problem.getMessage());
+                }
             }
-            return sums;
-        } catch (IOException unreachable) {
-            throw new VmException(69, mirror + " cannot be reached (" + cause(unreachable) + ")");
+            throw new VmException(exitCode, String.join("; ", problems));
         }
-    }
 
-    /** Lines like "MD5 (name) = sum". */
-    static Map<String, String> sums(String text) {
-        return Pattern.compile("(?m)^MD5 \\((.+)\\) = ([0-9a-f]{32})\\s*$").matcher(text).results()
-                .collect(Collectors.toMap(line -> line.group(1), line -> line.group(2), (first, again) -> again));
-    }
-
-    private static String webPage(boolean is) {
-        return is ? ", but a web page (a network that wants a login?)" : "";
-    }
-
-    private static String cause(IOException failure) {
-        return (failure instanceof UnknownHostException ? "unknown host " : "") + reason(failure);
-    }
-
-    private String text(URI uri) throws IOException, InterruptedException {
-        return withMinimumRate(uri, () -> 0, () -> {
-            try (InputStream body = open(uri, 0).getInputStream()) {
-                return new String(body.readNBytes(1 << 20), UTF_8);
+        /** The checksums of a mirror's archive: those of its md5.txt, which the known ones must not contradict. */
+        Sums sums(URI mirror) throws InterruptedException {
+            if (mirror.getScheme().equals("http") && !release.trustMirror && release.known == null) {
+                throw new VmException(2, mirror + " is not asked: no sums are known here for DragonFly "
+                        + release.version + ", and without https anybody on the way could replace it: use an https "
+                        + "mirror, or " + withOption("--trust-mirror"));
             }
-        });
-    }
+            Map<String, String> listed = listed(mirror);
+            String archive = release.archive();
+            Sums pinned = release.pinned();
+            Sums.require(mirror + "md5.txt: " + archive, "MD5", listed.get(archive), pinned.archiveMd5);
+            String isoMd5 = listed.get(archive.replace(".bz2", ""));
+            Sums.require(mirror + "md5.txt: " + archive + ", unpacked,", "MD5", isoMd5, pinned.isoMd5);
+            return new Sums(listed.get(archive), pinned.archiveSha256, isoMd5 == null ? pinned.isoMd5 : isoMd5);
+        }
 
-    /**
-     * Runs a request in a thread of its own, and gives it up when {@code received} grows by less than a kilobyte a
-     * second. The timeouts of a socket apply to single reads only, so a server that sends a byte a minute never hits
-     * them.
-     */
-    private <T> T withMinimumRate(URI uri, LongSupplier received, Callable<T> exchange) throws IOException,
-            InterruptedException {
-        FutureTask<T> task = new FutureTask<>(exchange);
-        Thread thread = new Thread(task, "download");
-        thread.setDaemon(true); // one that was given up does not keep this process
-        thread.start();
-        long millis = 2 * silence.toMillis(); // silence itself is noticed before, by the socket
-        for (long before = 0;;) {
+        /** What a mirror's md5.txt lists: MD5 by file. 69 if the archive is not in it. */
+        private Map<String, String> listed(URI mirror) throws InterruptedException {
             try {
-                return task.get(millis, TimeUnit.MILLISECONDS);
-            } catch (TimeoutException stillRunning) {
-                if (received.getAsLong() - before < millis) {
-                    throw new VmException(69, uri + " sends less than a kilobyte a second");
+                String text = http.text(mirror.resolve("md5.txt"));
+                Map<String, String> sums = parse(text);
+                if (sums.isEmpty()) {
+                    throw new VmException(69, mirror + "md5.txt holds no sums" + webPage(text.contains("<html")));
+                } else if (!sums.containsKey(release.archive())) {
+                    throw new VmException(69, mirror + " has no DragonFly " + release.version + ", but "
+                            + versions(http.text(mirror)) + " (choose with DFLY_VERSION)");
                 }
-                before = received.getAsLong();
-            } catch (ExecutionException failed) {
-                if (failed.getCause() instanceof IOException ended) {
-                    throw ended;
-                }
-                throw failed.getCause() instanceof RuntimeException other ? other : new IllegalStateException(failed);
+                return sums;
+            } catch (IOException unreachable) {
+                throw new VmException(69, mirror + " cannot be reached (" + Http.cause(unreachable) + ")");
             }
         }
-    }
 
-    /** An answer with 200, 206 or 416, to a request for all from a position on. */
-    private HttpURLConnection open(URI uri, long position) throws IOException {
-        Optional<Matcher> proxy = proxy(uri.getScheme(), uri.getHost(), environment);
-        HttpURLConnection connection = (HttpURLConnection) (proxy.isEmpty() ? uri.toURL().openConnection()
-                : uri.toURL().openConnection(
-                new Proxy(Proxy.Type.HTTP, new InetSocketAddress(proxy.get().group(3),
-                        Integer.parseInt(proxy.get().group(4))))));
-        connection.setConnectTimeout((int) Math.min(15_000, silence.toMillis()));
-        connection.setReadTimeout((int) silence.toMillis());
-        if (position > 0) {
-            connection.setRequestProperty("Range", "bytes=" + position + "-");
+        /** Lines like "MD5 (name) = sum". */
+        static Map<String, String> parse(String text) {
+            return Pattern.compile("(?m)^MD5 \\((.+)\\) = ([0-9a-f]{32})\\s*$").matcher(text).results()
+                    .collect(Collectors.toMap(line -> line.group(1), line -> line.group(2), (first, again) -> again));
         }
-        int status = connection.getResponseCode();
-        if (status == 408 || status == 429 || status >= 500) {
-            throw new IOException(uri + " answered " + status);
-        } else if (status != 200 && status != 206 && status != 416) {
-            throw new VmException(69, uri + " answered " + status + (status == 404 ? ", not found" : status / 100 == 3
-                    ? String.format(", it moved to %.200s", connection.getHeaderField("Location")) : ""));
-        }
-        return connection;
-    }
 
-    /** The host, port, user and password of the proxy that the environment sets for an address, if it does. */
-    static Optional<Matcher> proxy(String scheme, String host, Map<String, String> environment) {
-        String setting = either(environment, scheme + "_proxy");
-        if (setting.isEmpty() || Arrays.stream(("localhost,127.0.0.1," + either(environment, "no_proxy"))
-                .split("[,\\s]+"))
-                .anyMatch(direct -> direct.equals("*") || ("." + host).endsWith(direct.replaceFirst("^\\.?", ".")))) {
-            return Optional.empty();
-        }
-        Matcher proxy = Pattern.compile("(?:http://)?(?:([^:/@]+):([^/@]*)@)?([^:/@]+):("
-                + VALUES.get("VM_SSH_PORT").get(0) + ")/?").matcher(setting);
-        if (!proxy.matches()) {
-            throw new VmException(2, scheme + "_proxy is not http://[user:password@]host:port");
-        }
-        return Optional.of(proxy);
-    }
-
-    private static String either(Map<String, String> environment, String key) {
-        return environment.getOrDefault(key, environment.getOrDefault(key.toUpperCase(Locale.ROOT), ""));
-    }
-
-    private static final class ProxyUser extends Authenticator {
-        @Override
-        protected PasswordAuthentication getPasswordAuthentication() {
-            return getRequestorType() != RequestorType.PROXY ? null
-                    : proxy(getRequestingURL().getProtocol(), getRequestingURL().getHost(), System.getenv())
-                            .filter(proxy -> proxy.group(1) != null).map(proxy -> new PasswordAuthentication(
-                                    URLDecoder.decode(proxy.group(1), UTF_8), URLDecoder.decode(proxy.group(2), UTF_8)
-                                    .toCharArray()))
-                            .orElse(null);
+        /** The newest releases in a mirror's index page. */
+        private static String versions(String index) {
+            return Pattern.compile("dfly-x86_64-(\\d{1,4}(?:\\.\\d{1,4}){1,3})_REL\\.iso\\.bz2").matcher(index)
+                    .results().map(name -> ModuleDescriptor.Version.parse(name.group(1))).distinct()
+                    .sorted(Comparator.reverseOrder()).limit(20).map(Object::toString)
+                    .collect(Collectors.joining(", "));
         }
     }
 
-    /** Completes the part file of an archive. */
-    private final class Download {
+    /** Completes the part file of an archive, over as many connections as it takes. */
+    static final class Download {
+        /** Connections in a row that bring nothing new before a mirror is given up. */
+        private static final int ATTEMPTS = 5;
+        private static final Pattern CONTENT_RANGE = Pattern.compile("bytes (\\d{1,18})-\\d{1,18}/(\\d{1,18})");
+
+        private final Http http;
         private final URI uri;
         private final Path part;
+        private final Limits limits;
         private volatile long position;
         private volatile long total = -1;
-        /** Also what a server without ranges sends again. */
+        /** All bytes of responses, also those that a server without ranges sends again. */
         private volatile long received;
 
-        Download(URI uri, Path part) {
+        Download(Http http, URI uri, Path part, Limits limits) {
+            this.http = http;
             this.uri = uri;
             this.part = part;
+            this.limits = limits;
         }
 
-        /** Over as many connections as it takes, unless many in a row bring next to nothing. */
-        void run() throws IOException, InterruptedException {
+        void run(String title, Consumer<String> say) throws IOException, InterruptedException {
             position = Files.exists(part) ? Files.size(part) : 0;
-            try (OutputStream file = kept(part, StandardOpenOption.CREATE, StandardOpenOption.APPEND);
-                    ProgressBar bar = progress()) {
+            try (OutputStream file = Files.newOutputStream(part, StandardOpenOption.CREATE, StandardOpenOption.APPEND);
+                    ProgressBar bar = progressBar(title, say)) {
                 for (int fruitless = 0;;) {
                     long before = position;
-                    received = 0;
                     try {
-                        withMinimumRate(uri, () -> received, () -> receive(file, bar));
+                        http.withMinimumRate(uri, () -> received, () -> receive(file, bar));
                         return;
                     } catch (IOException ended) {
                         fruitless = position - before < 1 << 16 ? fruitless + 1 : 0;
                         if (fruitless == ATTEMPTS) {
-                            throw new VmException(69, uri + " failed " + ATTEMPTS + " times in a row (" + cause(ended)
-                                    + ")");
+                            throw new VmException(69, uri + " failed " + ATTEMPTS + " times in a row ("
+                                    + Http.cause(ended) + ")");
                         }
                         // once, 2, 4, 8 times the pause
-                        Thread.sleep(fruitless == 0 ? 0 : pause.toMillis() << fruitless - 1);
+                        Thread.sleep(fruitless == 0 ? 0 : limits.retryPause.toMillis() << fruitless - 1);
                     }
                 }
             }
@@ -700,32 +677,29 @@ final class VmSetup implements Callable<Integer> {
 
         /** Appends what one connection brings; an IOException if that is not all. */
         private Void receive(OutputStream file, ProgressBar bar) throws IOException {
-            HttpURLConnection response = open(uri, position);
+            HttpURLConnection response = http.open(uri, position);
             int status = response.getResponseCode();
-            Matcher range = Pattern.compile("bytes (\\d{1,18})-\\d{1,18}/(\\d{1,18})")
-                    .matcher(String.valueOf(response.getHeaderField("Content-Range")));
+            Matcher range = CONTENT_RANGE.matcher(String.valueOf(response.getHeaderField("Content-Range")));
             if (status == 206 && !(range.matches() && Long.parseLong(range.group(1)) == position)) {
                 throw new IOException(uri + " sent another range than it was asked for");
             }
-            // 416: all is here, or of another file, which the sums tell
-            total = status == 206 ? Long.parseLong(range.group(2)) : status == 416 ? position
-                    : response.getContentLengthLong();
-            requireSize(uri.toString(), total, largestArchive);
-            if (total >= 0 && total <= position) {
-                return null;
+            total = status == 206 ? Long.parseLong(range.group(2)) : response.getContentLengthLong();
+            requireSize(uri.toString(), total, limits.archive);
+            if (status == 416 || total >= 0 && total <= position) {
+                return null; // all is here, or it is of another file, which the checksums tell
             }
-            byte[] buffer = new byte[1 << 16];
             long again = status == 206 ? 0 : position; // what a server without ranges sends once more
+            byte[] buffer = new byte[1 << 16];
             try (InputStream body = response.getInputStream()) {
                 for (int read = body.read(buffer); read >= 0; read = body.read(buffer)) {
                     if (position == 0 && read > 0 && buffer[0] != 'B') { // bzip2 begins with "BZh"
                         throw new VmException(69, uri + " is not a bzip2 file" + webPage(buffer[0] == '<'));
                     }
+                    received += read;
                     int skip = (int) Math.min(again, read);
                     again -= skip;
-                    received += read;
-                    requireSize(uri.toString(), position + read - skip, largestArchive);
-                    file.write(buffer, skip, read - skip);
+                    requireSize(uri.toString(), position + read - skip, limits.archive);
+                    write(file, buffer, skip, read - skip);
                     position += read - skip;
                     bar.maxHint(total).stepTo(position);
                 }
@@ -737,345 +711,496 @@ final class VmSetup implements Callable<Integer> {
         }
 
         /** Rate and time left: a bar on a terminal, a line now and then elsewhere. */
-        private ProgressBar progress() throws IOException, InterruptedException {
-            ProgressBarBuilder builder = new ProgressBarBuilder().setTaskName("DragonFly " + version).setInitialMax(-1)
-                    .setUnit(" MB", MB).startsFrom(position, Duration.ZERO)
-                    .setStyle(ProgressBarStyle.ASCII).showSpeed();
-            return (isTerminal(2)
-                    ? builder.setUpdateIntervalMillis(500).setConsumer(new ConsoleProgressBarConsumer(System.err, 79))
-                    : builder.setUpdateIntervalMillis((int) report.toMillis())
+        private ProgressBar progressBar(String title, Consumer<String> say) {
+            ProgressBarBuilder builder = new ProgressBarBuilder().setTaskName(title).setInitialMax(-1)
+                    .setUnit(" MB", MB).startsFrom(position, Duration.ZERO).setStyle(ProgressBarStyle.ASCII)
+                    .showSpeed();
+            if (isTerminal(2)) {
+                return builder.setUpdateIntervalMillis(500)
+                        .setConsumer(new ConsoleProgressBarConsumer(System.err, 79)).build();
+            }
+            return builder.setUpdateIntervalMillis((int) limits.report.toMillis())
                     .setConsumer(new DelegatingProgressBarConsumer(line -> {
                         if (position > 0 && position < total) {
-                            say(line);
+                            say.accept(line);
                         }
-                    }, 100))).build();
+                    }, 100)).build();
         }
     }
 
-    /** A file on which any failure (a full disk) is unchecked, and so told from those of a network or an unpacker. */
-    private static OutputStream kept(Path file, OpenOption... options) {
-        try {
-            return new FilterOutputStream(Files.newOutputStream(file, options)) {
-                @Override
-                public void write(byte[] bytes, int offset, int length) {
-                    try {
-                        out.write(bytes, offset, length);
-                    } catch (IOException full) {
-                        throw new UncheckedIOException(full);
-                    }
+    /**
+     * Makes GET requests, directly or through the proxy of the environment, and gives up servers that are silent or
+     * send very little. In Java 17 HttpClient has no timeout for a body, and does not say why it cannot connect.
+     */
+    record Http(Map<String, String> environment, Duration silence) {
+        String text(URI uri) throws IOException, InterruptedException {
+            return withMinimumRate(uri, () -> 0, () -> {
+                try (InputStream body = open(uri, 0).getInputStream()) {
+                    return new String(body.readNBytes(1 << 20), UTF_8);
                 }
-            };
+            });
+        }
+
+        /**
+         * Runs a request in a thread of its own, and gives it up when {@code received} grows by less than a kilobyte a
+         * second. The timeouts of a socket apply to single reads only, so a server that sends a byte a minute never
+         * hits them.
+         */
+        <T> T withMinimumRate(URI uri, LongSupplier received, Callable<T> exchange) throws IOException,
+                InterruptedException {
+            FutureTask<T> task = new FutureTask<>(exchange);
+            Thread thread = new Thread(task, "download");
+            thread.setDaemon(true); // one that was given up does not keep this process
+            thread.start();
+            long millis = 2 * silence.toMillis(); // silence itself is noticed before, by the socket
+            for (long before = received.getAsLong();;) {
+                try {
+                    return task.get(millis, TimeUnit.MILLISECONDS);
+                } catch (TimeoutException stillRunning) {
+                    long now = received.getAsLong();
+                    if (now - before < millis) {
+                        throw new VmException(69, uri + " sends less than a kilobyte a second");
+                    }
+                    before = now;
+                } catch (ExecutionException failed) {
+                    if (failed.getCause() instanceof IOException ended) {
+                        throw ended;
+                    }
+                    throw failed.getCause() instanceof RuntimeException other ? other
+                            : new IllegalStateException(failed);
+                }
+            }
+        }
+
+        /** A response with 200, 206 or 416, to a request for all from a position on. */
+        HttpURLConnection open(URI uri, long position) throws IOException {
+            HttpURLConnection connection = connection(uri);
+            connection.setConnectTimeout((int) Math.min(15_000, silence.toMillis()));
+            connection.setReadTimeout((int) silence.toMillis());
+            if (position > 0) {
+                connection.setRequestProperty("Range", "bytes=" + position + "-");
+            }
+            int status = connection.getResponseCode();
+            if (status == 408 || status == 429 || status >= 500) {
+                throw new IOException(uri + " answered " + status);
+            } else if (status != 200 && status != 206 && status != 416) {
+                throw new VmException(69, uri + " answered " + status + (status == 404 ? ", not found"
+                        : status / 100 == 3 ? String.format(", it moved to %.200s",
+                        connection.getHeaderField("Location")) : ""));
+            }
+            return connection;
+        }
+
+        private HttpURLConnection connection(URI uri) throws IOException {
+            Optional<Matcher> setting = proxy(uri.getScheme(), uri.getHost(), environment);
+            if (setting.isEmpty()) {
+                return (HttpURLConnection) uri.toURL().openConnection();
+            }
+            Matcher proxy = setting.get();
+            InetSocketAddress address = new InetSocketAddress(proxy.group("host"),
+                    Integer.parseInt(proxy.group("port")));
+            HttpURLConnection connection = (HttpURLConnection) uri.toURL()
+                    .openConnection(new Proxy(Proxy.Type.HTTP, address));
+            if (proxy.group("user") != null) {
+                connection.setAuthenticator(new ProxyUser(URLDecoder.decode(proxy.group("user"), UTF_8),
+                        URLDecoder.decode(proxy.group("password"), UTF_8)));
+            }
+            return connection;
+        }
+
+        private static final class ProxyUser extends Authenticator {
+            private final PasswordAuthentication credentials;
+
+            ProxyUser(String user, String password) {
+                credentials = new PasswordAuthentication(user, password.toCharArray());
+            }
+
+            @Override
+            protected PasswordAuthentication getPasswordAuthentication() {
+                return getRequestorType() == RequestorType.PROXY ? credentials : null;
+            }
+        }
+
+        /** The proxy that the environment sets for an address, if it does: user, password, host, port. */
+        static Optional<Matcher> proxy(String scheme, String host, Map<String, String> environment) {
+            String setting = either(environment, scheme + "_proxy");
+            String direct = "localhost,127.0.0.1," + either(environment, "no_proxy");
+            if (setting.isEmpty() || Stream.of(direct.split("[,\\s]+")).anyMatch(domain -> domain.equals("*")
+                    || ("." + host).endsWith(domain.startsWith(".") ? domain : "." + domain))) {
+                return Optional.empty();
+            }
+            Matcher proxy = Pattern.compile("(?:http://)?(?:(?<user>[^:/@]+):(?<password>[^/@]*)@)?(?<host>[^:/@]+):"
+                    + "(?<port>" + VALUES.get("VM_SSH_PORT").get(0) + ")/?").matcher(setting);
+            if (!proxy.matches()) {
+                throw new VmException(2, scheme + "_proxy is not http://[user:password@]host:port");
+            }
+            return Optional.of(proxy);
+        }
+
+        private static String either(Map<String, String> environment, String key) {
+            return environment.getOrDefault(key, environment.getOrDefault(key.toUpperCase(Locale.ROOT), ""));
+        }
+
+        static String cause(IOException failure) {
+            return (failure instanceof UnknownHostException ? "unknown host " : "") + reason(failure);
+        }
+    }
+
+    /** Unpacks an archive with a program or the built-in unpacker, or copies an image. */
+    record Unpack(String what, Path source, boolean packed, Optional<Path> tool, long limit) {
+        void to(Path target) throws IOException, InterruptedException {
+            try (OutputStream out = Files.newOutputStream(target)) {
+                if (tool.isPresent()) {
+                    runTool(out);
+                    return;
+                }
+                try (InputStream in = new BufferedInputStream(Files.newInputStream(source), 1 << 16)) {
+                    copy(packed ? new BZip2CompressorInputStream(in, true) : in, out);
+                } catch (UncheckedIOException | VmException explained) {
+                    throw explained;
+                } catch (IOException | RuntimeException damage) { // the unpacker may trip over a bad archive in any way
+                    throw damaged(damage instanceof IOException told ? reason(told) : damage.toString());
+                }
+            }
+        }
+
+        private void runTool(OutputStream out) throws IOException, InterruptedException {
+            List<String> command = List.of(tool.get().toString(), "-d", "-c");
+            if (verbose) {
+                System.err.println("+ " + shellQuoted(command) + " <" + shellQuoted(List.of(source.toString())));
+            }
+            Process process = new ProcessBuilder(command).redirectInput(source.toFile())
+                    .redirectError(Redirect.DISCARD).start();
+            try (InputStream in = process.getInputStream()) {
+                copy(in, out);
+                if (process.waitFor() != 0) {
+                    throw damaged(tool.get().getFileName() + " ended with " + process.exitValue());
+                }
+            } finally {
+                process.destroyForcibly();
+            }
+        }
+
+        private void copy(InputStream in, OutputStream out) throws IOException {
+            byte[] buffer = new byte[1 << 16];
+            long size = 0;
+            for (int read = in.read(buffer); read >= 0; read = in.read(buffer)) {
+                size += read;
+                requireSize(what + ", unpacked,", size, limit);
+                write(out, buffer, 0, read);
+            }
+        }
+
+        private VmException damaged(String reason) {
+            return new VmException(1, what + " cannot be unpacked (" + reason + "): truncated, or damaged");
+        }
+    }
+
+    /** Writes to a file in VM_DIR. A failure (a full disk) is unchecked, unlike that of a network or an archive. */
+    private static void write(OutputStream file, byte[] bytes, int offset, int length) {
+        try {
+            file.write(bytes, offset, length);
         } catch (IOException full) {
             throw new UncheckedIOException(full);
         }
     }
 
-    /**
-     * Unpacks an archive, or copies an image, to the ISO's part file. lbzip2 and pbzip2 are fast, but not memory safe:
-     * they only get an archive with a sum that this script knows, or that --trust-mirror accepts.
-     */
-    private void unpack(Path source, boolean packed, boolean trusted, String what)
-            throws IOException, InterruptedException {
-        Optional<Path> tool = !packed || !trusted ? Optional.empty()
-                : Stream.of("lbzip2", "pbzip2").map(this::onPath).flatMap(Optional::stream).findFirst();
-        List<String> command = tool.map(file -> List.of(file.toString(), "-d", "-c")).orElse(List.of());
-        if (verbose && tool.isPresent()) {
-            System.err.println("+ " + shellQuoted(command) + " <" + shellQuoted(List.of(source.toString())));
-        }
-        Process process = tool.isEmpty() ? null : new ProcessBuilder(command).redirectInput(source.toFile())
-                .redirectError(Redirect.DISCARD).start();
-        try (InputStream file = new BufferedInputStream(Files.newInputStream(source), 1 << 16);
-                InputStream plain = process != null ? process.getInputStream()
-                        : packed ? new BZip2CompressorInputStream(file, true) : file;
-                OutputStream iso = kept(iso(".part"))) {
-            byte[] buffer = new byte[1 << 16];
-            long size = 0;
-            for (int read = plain.read(buffer); read >= 0; read = plain.read(buffer)) {
-                size += read;
-                requireSize(what + ", unpacked,", size, largestIso);
-                iso.write(buffer, 0, read);
-            }
-            if (process != null && process.waitFor() != 0) {
-                throw new IOException(tool.get().getFileName() + " ended with " + process.exitValue());
-            }
-        } catch (UncheckedIOException | VmException explained) {
-            throw explained;
-        } catch (IOException | RuntimeException damage) { // a decompressor may trip over a bad archive in any way
-            throw new VmException(1, what + " cannot be unpacked ("
-                    + (damage instanceof IOException told ? reason(told) : damage) + "): truncated, or damaged");
-        } finally {
-            if (process != null) {
-                process.destroyForcibly();
-            }
+    /** Ends what would fill the disk; no release comes near the limits. */
+    private static void requireSize(String what, long size, long limit) {
+        if (size > limit) {
+            throw new VmException(1, what + " is larger than " + limit / MB + " MB, so it is no release of DragonFly");
         }
     }
 
-    /** One finding of the doctor: "ok", "note" or "fail"; how to fix it, or "". */
-    record Check(String name, String state, String detail, String fix) {
-        Check {
+    private static String webPage(boolean is) {
+        return is ? ", but a web page (a network that wants a login?)" : "";
+    }
+
+    // This machine
+
+    /** What one check found. The state is ok, note or fail; fix says what to do, or is empty. */
+    record Finding(String name, String state, String detail, String fix) {
+        Finding {
             detail = printable(detail); // a mirror's words may be in it
         }
 
-        static Check of(String name, boolean good, String otherwise, String detail, String fix) {
-            return new Check(name, good ? "ok" : otherwise, detail, good ? "" : fix);
+        static Finding of(String name, boolean good, String otherwise, String detail, String fix) {
+            return new Finding(name, good ? "ok" : otherwise, detail, good ? "" : fix);
+        }
+
+        JsonObject toJson() {
+            return JsonObject.builder().value("name", name).value("state", state).value("detail", detail)
+                    .value("fix", fix).done();
+        }
+
+        @Override
+        public String toString() {
+            return String.format("%-4s  %-18s  %s%s", state, name, detail, fix.isEmpty() ? "" : " -> " + fix);
         }
     }
 
-    private Check checkJava() {
-        boolean compiler = Files.exists(Path.of(System.getProperty("java.home"), "bin/javac"));
-        return Check.of("java", compiler, "note", "Java " + Runtime.version()
-                + (compiler ? "" : " without javac, which JBang and make want"), install("jdk"));
-    }
-
-    private Check checkProgram(String missing, String packages, String program, String argument) throws IOException {
-        Optional<Path> file = onPath(program);
-        try {
-            ProcessResult result = file.isEmpty() ? null : run(Duration.ofSeconds(20),
-                    List.of(file.get().toString(), argument));
-            String detail = result == null ? "not on PATH" : result.outputUTF8().lines().findFirst()
-                    .orElse(file.get() + " ends with " + result.getExitValue());
-            return Check.of(program, result != null && result.getExitValue() == 0, missing, detail,
-                    install(packages));
-        } catch (VmException broken) {
-            return new Check(program, missing, broken.getMessage(), install(packages));
+    /** Checks what the VM needs on this machine: a method for each requirement. */
+    record HostCheck(Path vmDir, String vmName, Programs programs) {
+        Finding java() {
+            boolean compiler = Files.exists(Path.of(System.getProperty("java.home"), "bin/javac"));
+            return Finding.of("java", compiler, "note", "Java " + Runtime.version()
+                    + (compiler ? "" : " without javac, which JBang and make want"), programs.installCommand("jdk"));
         }
-    }
 
-    // The accelerator. The other scripts go by accel.json, so that only this one measures.
-
-    /** What keeps Linux from KVM before a probe could tell, and the command that changes it. */
-    record Obstacle(String what, String fix) {}
-
-    /** Measures, records the result, and with VM_ACCEL also tries what is set. */
-    private Check checkAccelerator(String wanted) throws IOException {
-        String qemu = onPath(QEMU).map(Path::toString).orElse(null);
-        if (qemu == null) {
-            return new Check("accelerator", "note", "unknown without QEMU", "");
-        }
-        Accelerator found = probe(qemu);
-        String unrecorded = "";
-        try {
-            record(found, qemuVersion(qemu));
-        } catch (VmException refused) {
-            unrecorded = " (not recorded in accel.json: " + refused.getMessage() + ")";
-        } catch (IOException refused) {
-            unrecorded = " (not recorded in accel.json: " + reason(refused) + ")";
-        }
-        if (!wanted.equals("auto")) {
-            boolean runs = bootSectorMillis(qemu, wanted, Duration.ofSeconds(10)) >= 0;
-            String detail = wanted + ", as set, runs " + (runs ? "a" : "no") + " guest here" + unrecorded;
-            return Check.of("accelerator", runs, "fail", detail, "unset VM_ACCEL: then what works is used");
-        }
-        boolean emulates = found.name.equals("tcg");
-        String detail = found.name + (emulates ? ", which is slow: " : ": ") + found.reason + unrecorded;
-        return Check.of("accelerator", !emulates, "note", detail, !isMac() && !opens(kvm) ? obstacle().fix
-                : "emulation, which is slow, is used; a KVM on the bare machine would work");
-    }
-
-    /** For the other scripts, which ask for this when accel.json does not fit any more. */
-    private int measureAccelerator(boolean asJson) throws IOException {
-        String qemu = onPath(QEMU).map(Path::toString)
-                .orElseThrow(() -> new VmException(69, QEMU + " is not on PATH: " + install("qemu")));
-        Accelerator found = probe(qemu);
-        JsonObject record = record(found, qemuVersion(qemu));
-        spec.commandLine().getOut().println(asJson ? JsonWriter.string(record)
-                : "accelerator: " + found.name + " (" + found.reason + ")");
-        return 0;
-    }
-
-    /** After a download. Without QEMU there is nothing to measure; what fails here is no failure of the download. */
-    private void measureUnlessRecorded() {
-        String qemu = onPath(QEMU).map(Path::toString).orElse(null);
-        try {
-            String version = qemu == null ? null : qemuVersion(qemu);
-            if (version != null && recordedAccelerator(vmDir, version, opens(kvm)).isEmpty()) {
-                Accelerator found = probe(qemu);
-                record(found, version);
-                say("accelerator: " + found.name + " (" + found.reason + ")");
+        Finding program(String missing, String packages, String program, String argument) throws IOException {
+            String fix = programs.installCommand(packages);
+            Optional<Path> file = programs.find(program);
+            if (file.isEmpty()) {
+                return new Finding(program, missing, "not on PATH", fix);
             }
-        } catch (VmException | IOException failed) {
-            say("the accelerator is not known yet (" + failed.getMessage() + "): vm-setup check tells more");
-        }
-    }
-
-    private JsonObject record(Accelerator found, String qemuVersion) throws IOException {
-        JsonObject record = JsonObject.builder().value("name", found.name).value("reason", found.reason)
-                .value("qemu", qemuVersion).value("kvm", opens(kvm)).done();
-        writeFile(privateDirectory(vmDir).resolve("accel.json"), JsonWriter.string(record) + "\n", "rw-------");
-        return record;
-    }
-
-    private static String qemuVersion(String qemu) throws IOException {
-        return run(Duration.ofSeconds(20), List.of(qemu, "--version")).outputUTF8().lines().findFirst().orElse("");
-    }
-
-    /** Trusts a running guest, not the device: one that opens may still crawl (seen: 17 times slower than TCG). */
-    private Accelerator probe(String qemu) throws IOException {
-        String virtual = isMac() ? "hvf" : "kvm";
-        if (!isMac() && !opens(kvm)) {
-            return new Accelerator("tcg", obstacle().what);
-        }
-        long emulated = bootSectorMillis(qemu, "tcg", Duration.ofSeconds(10));
-        for (int attempt = 1; attempt <= 2; attempt++) { // a busy machine may slow one down, hardly two
-            long limit = 3 * Math.max(emulated, 100);
-            long millis = bootSectorMillis(qemu, virtual, Duration.ofMillis(limit + 1000));
-            if (millis >= 0 && millis <= limit) {
-                return new Accelerator(virtual, "a probe ran in " + millis + " ms (" + emulated + " ms emulated)");
-            }
-        }
-        return new Accelerator("tcg", virtual + " is there but a probe guest failed or crawled in it (emulated: "
-                + emulated + " ms)");
-    }
-
-    private static boolean isMac() {
-        return System.getProperty("os.name").startsWith("Mac");
-    }
-
-    /**
-     * Milliseconds until a 512-byte guest has written 0x10 to the debug port, which ends QEMU with 33; -1 if it does
-     * not.
-     */
-    private static long bootSectorMillis(String qemu, String accelerator, Duration limit) throws IOException {
-        // mov al,0x10; out 0xf4,al; jmp $
-        byte[] code = {(byte) 0xb0, 0x10, (byte) 0xe6, (byte) 0xf4, (byte) 0xeb, (byte) 0xfe};
-        byte[] sector = Arrays.copyOf(code, 512);
-        sector[510] = 0x55;
-        sector[511] = (byte) 0xaa;
-        Path image = Files.write(Files.createTempFile("vm-probe", ".img"), sector);
-        try {
-            long start = System.nanoTime();
-            int status = run(limit, List.of(qemu, "-machine", "pc", "-accel", accelerator, "-m", "16",
-                    "-no-user-config", "-nodefaults", "-display", "none",
-                    "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04",
-                    "-drive", "format=raw,file=" + image.toString().replace(",", ",,"))).getExitValue();
-            return status == 33 ? Duration.ofNanos(System.nanoTime() - start).toMillis() : -1;
-        } catch (VmException tooLong) {
-            return -1;
-        } finally {
-            Files.delete(image);
-        }
-    }
-
-    private Obstacle obstacle() throws IOException {
-        Path cpuinfo = Path.of("/proc/cpuinfo");
-        return obstacle(Files.exists(kvm), Files.exists(cpuinfo) ? Files.readString(cpuinfo) : "");
-    }
-
-    static Obstacle obstacle(boolean exists, String cpuinfo) {
-        boolean capable = Pattern.compile("\\b(vmx|svm)\\b").matcher(cpuinfo).find();
-        if (exists) {
-            return new Obstacle("no permission for /dev/kvm", "sudo usermod -aG kvm $USER, then log out and in again");
-        }
-        return capable
-                ? new Obstacle("no /dev/kvm, its module is not loaded",
-                        "sudo modprobe kvm_intel || sudo modprobe kvm_amd")
-                : new Obstacle("no /dev/kvm, and the processor shows no virtualization",
-                        "switch it on in the firmware, or for this VM");
-    }
-
-    private static Check checkMemory(long wanted, long total) throws IOException {
-        Path meminfo = Path.of("/proc/meminfo"); // what the JDK calls free leaves out the page cache
-        long free = !Files.exists(meminfo) ? total : Math.min(total, Pattern.compile("MemAvailable: *(\\d+)")
-                .matcher(Files.readString(meminfo)).results().mapToLong(line -> Long.parseLong(line.group(1)) << 10)
-                .sum());
-        return Check.of("memory", wanted <= free, wanted > total ? "fail" : "note",
-                String.format("the VM gets %dM; %dM of %dM are free",
-                wanted >> 20, free >> 20, total >> 20), "set VM_MEMORY lower, or close programs");
-    }
-
-    /**
-     * Estimated generously: an installed system with Go is about 3 GB, there once in phases and once flattened; a RAM
-     * snapshot.
-     */
-    private Check checkSpace(long memory) {
-        Path there = vmDir;
-        while (!Files.exists(there)) {
-            there = there.getParent();
-        }
-        long needed = (Files.exists(iso()) ? 0 : 1100 * MB)
-                + (Files.exists(vmDir.resolve(name + "-clean.qcow2")) ? 0 : 6 * GB) + memory;
-        long free = there.toFile().getUsableSpace();
-        boolean usable = Files.isDirectory(there) && Files.isWritable(there);
-        String detail = String.format("%d MB are free in %s%s; %d are needed, up to %d more as the VM's disk fills",
-                free / MB, vmDir, usable ? "" : ", which cannot be written", needed / MB, bytes(diskSize) / MB);
-        return Check.of("space", usable && free >= needed + bytes(diskSize), usable && free >= needed ? "note" : "fail",
-                detail,
-                "make room, or choose another place with VM_DIR");
-    }
-
-    private Check checkPort(String portOption) throws IOException {
-        int port = portOption != null ? Integer.parseInt(portOption) : 2222;
-        try (ServerSocket socket = new ServerSocket(port, 1, InetAddress.getByName("127.0.0.1"))) {
-            return new Check("port", "ok", socket.getLocalPort() + " is free", "");
-        } catch (BindException taken) {
-            String holder = port >= 1024 || taken.getMessage().contains("in use") // in the user's language
-                    ? portHolder(port) : "root alone (" + taken.getMessage() + ")";
-            boolean own = holder.endsWith("(pid " + readJson(vmDir.resolve(name + ".pid")).getInt("pid") + ")");
-            return Check.of("port", own || portOption == null, "fail", port + " is taken by " + holder
-                    + (own ? ", the VM " + name + " itself"
-                    : portOption == null ? "; the next free one will be used" : ""),
-                    "choose another port with --ssh-port or VM_SSH_PORT, or none");
-        }
-    }
-
-    /** Who listens on a port of this host, as far as this user may know. */
-    private String portHolder(int port) throws IOException {
-        try {
-            String listeners = run(Duration.ofSeconds(20), List.of("ss", "-Hltnp", "sport = :" + port)).outputUTF8();
-            Matcher user = Pattern.compile("\"(.*?)\",pid=(\\d+)").matcher(listeners);
-            return user.find() ? user.group(1) + " (pid " + user.group(2) + ")" : "another user's process";
-        } catch (VmException noSs) {
-            return "another process";
-        }
-    }
-
-    private Check checkInstaller() throws InterruptedException {
-        if (Files.exists(iso())) {
-            return new Check("installer", "ok", iso() + " is there", "");
-        } else if (image != null) {
-            return Check.of("installer", Files.isRegularFile(image) && Files.isReadable(image), "fail", "from " + image,
-                    originOf(spec, "--image") + " must name a file that can be read");
-        }
-        List<String> problems = new ArrayList<>();
-        for (URI mirror : mirrors) {
             try {
-                published(mirror);
-                return new Check("installer", "ok", mirror + " has DragonFly " + version, "");
-            } catch (VmException refused) {
-                problems.add(refused.getMessage());
+                ProcessResult result = run(Duration.ofSeconds(20), List.of(file.get().toString(), argument));
+                String detail = result.outputUTF8().lines().findFirst()
+                        .orElse(file.get() + " ends with " + result.getExitValue());
+                return Finding.of(program, result.getExitValue() == 0, missing, detail, fix);
+            } catch (VmException broken) {
+                return new Finding(program, missing, broken.getMessage(), fix);
             }
         }
-        return new Check("installer", "fail", String.join("; ", problems), "set https_proxy, VM_MIRROR or VM_IMAGE");
-    }
 
-    /** The content of a JSON file; empty if there is none. */
-    private static JsonObject readJson(Path file) {
-        try {
-            return json(Files.readString(file));
-        } catch (IOException none) {
-            return new JsonObject();
+        /** In a container a process may have a user id without an entry in /etc/passwd, and ssh refuses to run then. */
+        Finding ssh() throws IOException {
+            Finding found = program("fail", "ssh", "ssh", "-V");
+            Matcher unknown = Pattern.compile("No user exists for uid (\\d+)").matcher(found.detail);
+            return !unknown.matches() ? found : new Finding("ssh", "fail", "ssh refuses to run for a user without an "
+                    + "entry in the user database: " + found.detail, "run this as a user with an entry, or add one as "
+                    + "root: useradd --uid " + unknown.group(1) + " vm");
+        }
+
+        Finding accelerator(Optional<AcceleratorProbe> optional, String wanted) throws IOException {
+            if (optional.isEmpty()) {
+                return new Finding("accelerator", "note", "unknown without QEMU", "");
+            }
+            AcceleratorProbe probe = optional.get();
+            Accelerator found = probe.measure();
+            String unrecorded = "";
+            try {
+                probe.record(found);
+            } catch (VmException | IOException refused) {
+                unrecorded = " (not recorded in accel.json: " + message(refused) + ")";
+            }
+            if (!wanted.equals("auto")) {
+                boolean runs = probe.bootMillis(wanted, Duration.ofSeconds(10)) >= 0;
+                String detail = wanted + ", as set, runs " + (runs ? "a" : "no") + " guest here" + unrecorded;
+                return Finding.of("accelerator", runs, "fail", detail, "unset VM_ACCEL: then what works is used");
+            }
+            boolean emulates = found.name.equals("tcg");
+            String detail = found.name + (emulates ? ", which is slow: " : ": ") + found.reason + unrecorded;
+            return Finding.of("accelerator", !emulates, "note", detail, probe.fix());
+        }
+
+        static long totalMemory() {
+            return ManagementFactory.getPlatformMXBean(OperatingSystemMXBean.class).getTotalMemorySize();
+        }
+
+        Finding memory(long wanted) throws IOException {
+            long total = totalMemory();
+            Path meminfo = Path.of("/proc/meminfo"); // what the JDK calls free leaves out the page cache
+            long free = !Files.exists(meminfo) ? total : Math.min(total, Pattern.compile("MemAvailable: *(\\d+)")
+                    .matcher(Files.readString(meminfo)).results()
+                    .mapToLong(line -> Long.parseLong(line.group(1)) << 10).sum());
+            return Finding.of("memory", wanted <= free, wanted > total ? "fail" : "note",
+                    String.format("the VM gets %dM; %dM of %dM are free", wanted >> 20, free >> 20, total >> 20),
+                    "set VM_MEMORY lower, or close programs");
+        }
+
+        /**
+         * Estimated generously: an installed system with Go is about 3 GB, there once in phases and once flattened.
+         * A snapshot takes as much as the RAM.
+         */
+        Finding space(long other, long diskSize) {
+            Path there = vmDir;
+            while (!Files.exists(there)) {
+                there = there.getParent();
+            }
+            long needed = other + (Files.exists(vmDir.resolve(vmName + "-clean.qcow2")) ? 0 : 6 * GB);
+            long free = there.toFile().getUsableSpace();
+            boolean usable = Files.isDirectory(there) && Files.isWritable(there);
+            String detail = String.format("%d MB are free in %s%s; %d are needed, up to %d more as the VM's disk fills",
+                    free / MB, vmDir, usable ? "" : ", which cannot be written", needed / MB, diskSize / MB);
+            return Finding.of("space", usable && free >= needed + diskSize, usable && free >= needed ? "note" : "fail",
+                    detail, "make room, or choose another place with VM_DIR");
+        }
+
+        Finding port(String portOption) throws IOException {
+            int port = portOption != null ? Integer.parseInt(portOption) : 2222;
+            try (ServerSocket socket = new ServerSocket(port, 1, InetAddress.getByName("127.0.0.1"))) {
+                return new Finding("port", "ok", socket.getLocalPort() + " is free", "");
+            } catch (BindException taken) {
+                String holder = port >= 1024 || taken.getMessage().contains("in use") // in the user's language
+                        ? portHolder(port) : "root alone (" + taken.getMessage() + ")";
+                boolean own = holder.endsWith("(pid " + runningPid() + ")");
+                return Finding.of("port", own || portOption == null, "fail", port + " is taken by " + holder
+                        + (own ? ", the VM " + vmName + " itself"
+                        : portOption == null ? "; the next free one will be used" : ""),
+                        "choose another port with --ssh-port or VM_SSH_PORT, or none");
+            }
+        }
+
+        /** Who listens on a port of this host, as far as this user may know. */
+        private static String portHolder(int port) throws IOException {
+            try {
+                ProcessResult listeners = run(Duration.ofSeconds(20), List.of("ss", "-Hltnp", "sport = :" + port));
+                Matcher user = Pattern.compile("\"(.*?)\",pid=(\\d+)").matcher(listeners.outputUTF8());
+                return user.find() ? user.group(1) + " (pid " + user.group(2) + ")" : "another user's process";
+            } catch (VmException noSs) {
+                return "another process";
+            }
+        }
+
+        /** The pid that vm-ctl recorded for the running VM, or 0. */
+        private int runningPid() {
+            try {
+                return json(Files.readString(vmDir.resolve(vmName + ".pid"))).getInt("pid");
+            } catch (IOException notRunning) {
+                return 0;
+            }
+        }
+
+        Finding installer(Installer installer, Mirrors mirrors) throws IOException, InterruptedException {
+            if (Files.exists(installer.iso())) {
+                return new Finding("installer", "ok", installer.iso() + " is there", "");
+            }
+            try {
+                URI mirror = mirrors.first(mirrors::sums);
+                return new Finding("installer", "ok", mirror + " has DragonFly " + installer.release.version, "");
+            } catch (VmException refused) {
+                return new Finding("installer", "fail", refused.getMessage(), "set https_proxy, VM_MIRROR or VM_IMAGE");
+            }
+        }
+
+        Finding image(Path image, String origin) {
+            return Finding.of("installer", isReadableFile(image), "fail", "from " + image,
+                    origin + " must name a file that can be read");
         }
     }
 
-    private Optional<Path> onPath(String program) {
-        return Arrays.stream(searchPath.split(":")).filter(directory -> !directory.isEmpty())
-                .map(directory -> Path.of(directory, program)).filter(Files::isExecutable).findFirst();
+    /** Runs a tiny guest to find out which accelerator works, and records it for the other scripts in accel.json. */
+    record AcceleratorProbe(String qemu, Path kvm, Path vmDir) {
+        /** What keeps Linux from using KVM, and how to change that. */
+        record Obstacle(String what, String fix) {}
+
+        boolean isRecorded() throws IOException {
+            return recordedAccelerator(vmDir, version(), opens(kvm)).isPresent();
+        }
+
+        JsonObject measureAndRecord() throws IOException {
+            return record(measure());
+        }
+
+        JsonObject record(Accelerator found) throws IOException {
+            JsonObject record = JsonObject.builder().value("name", found.name).value("reason", found.reason)
+                    .value("qemu", version()).value("kvm", opens(kvm)).done();
+            writeFile(privateDirectory(vmDir).resolve("accel.json"), JsonWriter.string(record) + "\n", "rw-------");
+            return record;
+        }
+
+        static String describe(JsonObject record) {
+            return "accelerator: " + record.getString("name") + " (" + record.getString("reason") + ")";
+        }
+
+        private String version() throws IOException {
+            return run(Duration.ofSeconds(20), List.of(qemu, "--version")).outputUTF8().lines().findFirst().orElse("");
+        }
+
+        /** Measures a guest, because a device that opens may still be useless (seen: 17 times slower than TCG). */
+        Accelerator measure() throws IOException {
+            String virtual = isMac() ? "hvf" : "kvm";
+            if (!isMac() && !opens(kvm)) {
+                return new Accelerator("tcg", obstacle().what);
+            }
+            long emulated = bootMillis("tcg", Duration.ofSeconds(10));
+            for (int attempt = 1; attempt <= 2; attempt++) { // a busy machine may slow one down, hardly two
+                long limit = 3 * Math.max(emulated, 100);
+                long millis = bootMillis(virtual, Duration.ofMillis(limit + 1000));
+                if (millis >= 0 && millis <= limit) {
+                    return new Accelerator(virtual, "a probe ran in " + millis + " ms (" + emulated + " ms emulated)");
+                }
+            }
+            return new Accelerator("tcg", virtual + " is there but a probe guest failed or crawled in it (emulated: "
+                    + emulated + " ms)");
+        }
+
+        /** Milliseconds until a 512-byte guest has ended QEMU with 33, by writing 0x10 to the debug port; -1 if not. */
+        long bootMillis(String accelerator, Duration limit) throws IOException {
+            byte[] code = HexFormat.of().parseHex("b010e6f4ebfe"); // mov al,0x10; out 0xf4,al; jmp $
+            byte[] sector = ByteBuffer.allocate(512).put(code).putShort(510, (short) 0x55aa).array();
+            Path image = Files.write(Files.createTempFile("vm-probe", ".img"), sector);
+            try {
+                long start = System.nanoTime();
+                int status = run(limit, List.of(qemu, "-machine", "pc", "-accel", accelerator, "-m", "16",
+                        "-no-user-config", "-nodefaults", "-display", "none",
+                        "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04",
+                        "-drive", "format=raw,file=" + image.toString().replace(",", ",,"))).getExitValue();
+                return status == 33 ? Duration.ofNanos(System.nanoTime() - start).toMillis() : -1;
+            } catch (VmException tooLong) {
+                return -1;
+            } finally {
+                Files.delete(image);
+            }
+        }
+
+        /** What to do where only emulation works. */
+        String fix() throws IOException {
+            return !isMac() && !opens(kvm) ? obstacle().fix
+                    : "emulation, which is slow, is used; a KVM on the bare machine would work";
+        }
+
+        private Obstacle obstacle() throws IOException {
+            Path cpuinfo = Path.of("/proc/cpuinfo");
+            return obstacle(Files.exists(kvm), Files.exists(cpuinfo) ? Files.readString(cpuinfo) : "");
+        }
+
+        static Obstacle obstacle(boolean exists, String cpuinfo) {
+            if (exists) {
+                return new Obstacle("no permission for /dev/kvm",
+                        "sudo usermod -aG kvm $USER, then log out and in again");
+            }
+            return Pattern.compile("\\b(vmx|svm)\\b").matcher(cpuinfo).find()
+                    ? new Obstacle("no /dev/kvm, its module is not loaded",
+                            "sudo modprobe kvm_intel || sudo modprobe kvm_amd")
+                    : new Obstacle("no /dev/kvm, and the processor shows no virtualization",
+                            "switch it on in the firmware, or for this VM");
+        }
+
+        private static boolean isMac() {
+            return System.getProperty("os.name").startsWith("Mac");
+        }
     }
 
-    /** The command that installs something, with the package manager that is here. */
-    private String install(String what) {
-        String[][] managers = {{"apt-get", "sudo apt-get install ", "qemu-system-x86 qemu-utils", "openssh-client",
-            "default-jdk"},
-            {"dnf", "sudo dnf install ", "qemu-system-x86-core qemu-img", "openssh-clients", "java-devel"},
-            {"pacman", "sudo pacman -S ", "qemu-base", "openssh", "jdk-openjdk"},
-            {"brew", "brew install ", "qemu", "openssh", "openjdk"}};
-        int column = 2 + List.of("qemu", "ssh", "jdk").indexOf(what);
-        return Arrays.stream(managers).filter(manager -> onPath(manager[0]).isPresent()).findFirst()
-                .map(manager -> manager[1] + (column < 2 ? what : manager[column])).orElse("install " + what);
+    /** Finds programs, and says how to install a missing one with the package manager of this machine. */
+    record Programs(String searchPath) {
+        Optional<Path> find(String program) {
+            return Stream.of(searchPath.split(":")).filter(directory -> !directory.isEmpty())
+                    .map(directory -> Path.of(directory, program)).filter(Files::isExecutable).findFirst();
+        }
+
+        String installCommand(String what) {
+            String[][] managers = {{"apt-get", "sudo apt-get install ", "qemu-system-x86 qemu-utils", "openssh-client",
+                "default-jdk"},
+                {"dnf", "sudo dnf install ", "qemu-system-x86-core qemu-img", "openssh-clients", "java-devel"},
+                {"pacman", "sudo pacman -S ", "qemu-base", "openssh", "jdk-openjdk"},
+                {"brew", "brew install ", "qemu", "openssh", "openjdk"}};
+            int column = 2 + List.of("qemu", "ssh", "jdk").indexOf(what);
+            return Stream.of(managers).filter(manager -> find(manager[0]).isPresent()).findFirst()
+                    .map(manager -> manager[1] + (column < 2 ? what : manager[column])).orElse("install " + what);
+        }
     }
 
-    private void say(String text) {
-        spec.commandLine().getErr().println("vm-setup: " + printable(text));
+    // Values
+
+    private static boolean isReadableFile(Path file) {
+        return Files.isRegularFile(file) && Files.isReadable(file);
+    }
+
+    private static String message(Exception failure) {
+        return failure instanceof IOException refused ? reason(refused)
+                : failure instanceof UncheckedIOException refused ? reason(refused.getCause()) : failure.getMessage();
     }
 
     /** 40G or 512M in bytes. */
@@ -1085,7 +1210,7 @@ final class VmSetup implements Callable<Integer> {
     }
 
     /** A directory of a mirror. */
-    static final class Web implements ITypeConverter<URI> {
+    static final class MirrorConverter implements ITypeConverter<URI> {
         @Override
         public URI convert(String value) {
             try {
