@@ -26,18 +26,14 @@ import java.io.PrintStream;
 import java.io.UncheckedIOException;
 import java.lang.ProcessBuilder.Redirect;
 import java.lang.management.ManagementFactory;
-import java.lang.module.ModuleDescriptor;
 import java.net.Authenticator;
 import java.net.BindException;
 import java.net.HttpURLConnection;
 import java.net.InetAddress;
-import java.net.InetSocketAddress;
 import java.net.PasswordAuthentication;
-import java.net.Proxy;
 import java.net.ServerSocket;
 import java.net.URI;
 import java.net.URISyntaxException;
-import java.net.URLDecoder;
 import java.net.UnknownHostException;
 import java.nio.ByteBuffer;
 import java.nio.channels.Channels;
@@ -52,6 +48,7 @@ import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
 import java.nio.file.attribute.PosixFilePermissions;
+import java.security.DigestInputStream;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.time.Duration;
@@ -109,8 +106,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * <ol>
  * <li>If {@code dfly-<version>.iso} exists and has the known checksum, or none is known, there is nothing to do.
  * <li>Mirror by mirror, until one works: reads {@code md5.txt} and compares it with the known checksums.
- * <li>Downloads into {@code dfly-<version>.iso.bz2.<its md5>.part}, over as many connections as it takes. The next run
- *     resumes it, from the same mirror or from another one with the same file.
+ * <li>Downloads into {@code dfly-<version>.iso.bz2.part}, over as many connections as it takes. The next run, or the
+ *     next mirror, resumes it. If that gives a file with a wrong checksum, it is downloaded once more from the start.
  * <li>Verifies the archive, unpacks it into {@code dfly-<version>.iso.part}, verifies that, and renames it. A file that
  *     fails verification is deleted.
  * </ol>
@@ -168,9 +165,8 @@ final class VmSetup implements Callable<Integer> {
     String imageOption;
 
     @Option(names = "--trust-mirror", scope = ScopeType.INHERIT,
-            description = "fetch, check: do not compare with the checksums known to this script, but believe the "
-                    + "mirror's md5.txt, or the local image. For an image that is not the release whose name it has, "
-                    + "such as a stand-in for tests; for a version without known checksums from an http mirror.")
+            description = "fetch, check: do not compare with the checksums in this script, as for an image that only "
+                    + "has a release's name; also allow an http mirror for a version without known checksums.")
     boolean trustMirror;
 
     @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "40G", scope = ScopeType.INHERIT,
@@ -186,7 +182,7 @@ final class VmSetup implements Callable<Integer> {
     CommandSpec spec;
 
     // Tests replace these.
-    Limits limits = new Limits(Duration.ofSeconds(60), Duration.ofSeconds(1), Duration.ofSeconds(10), 2 * GB, 4 * GB);
+    Limits limits = new Limits(Duration.ofSeconds(60), Duration.ofSeconds(1), 2 * GB, 4 * GB);
     Map<String, Sums> known = Sums.KNOWN;
     Map<String, String> environment = System.getenv();
     Programs programs = new Programs(System.getenv().getOrDefault("PATH", ""));
@@ -212,10 +208,9 @@ final class VmSetup implements Callable<Integer> {
     @Command(name = "fetch",
             description = {"Download, verify and unpack the installer: what vm-setup does without a command. Prints "
                     + "the ISO's path.", "",
-                "Writes dfly-VERSION.iso in VM_DIR once all checksums are verified. An interrupted download stays "
-                    + "beside it in a .part file, and the next run resumes it. Uses https_proxy, http_proxy, "
-                    + "no_proxy, and for a known release lbzip2 or pbzip2 if installed. At the end it records in "
-                    + "accel.json which accelerator works here, if that is not known."},
+                "Writes dfly-VERSION.iso in VM_DIR once all checksums are verified. The next run resumes an "
+                    + "interrupted download. Uses https_proxy, http_proxy, no_proxy, and for a known release lbzip2 "
+                    + "or pbzip2 if installed. Then records in accel.json which accelerator works here."},
             footer = {"  vm-setup fetch --dfly-version 6.4.0",
                 "  vm-setup fetch --image ~/Downloads/dfly-x86_64-6.4.2_REL.iso.bz2"})
     int fetch() throws Exception {
@@ -243,9 +238,9 @@ final class VmSetup implements Callable<Integer> {
 
     @Command(name = "disk",
             description = {"Make the blank disk that vm-auto-install by-hand begins with. Prints its path.", "",
-                "vm-auto-install by-hand makes one itself if there is none. You need this only to start over with a "
-                    + "blank disk. Writes NAME.install/by-hand.qcow2 in VM_DIR; replacing one that is there asks on a "
-                    + "terminal, and elsewhere wants --yes. The disk of an installed VM is not touched."},
+                "Only needed to start over with a blank disk: vm-auto-install by-hand makes the first one itself. "
+                    + "Writes NAME.install/by-hand.qcow2 in VM_DIR; asks before it replaces one, or needs --yes. "
+                    + "The disk of an installed VM is not touched."},
             footer = {"  vm-setup disk --disk-size 40G", "  vm-setup disk --vm-name mine --yes"})
     int disk(@Option(names = "--yes", description = "Replace a disk that is there without asking.") boolean yes)
             throws Exception {
@@ -284,9 +279,9 @@ final class VmSetup implements Callable<Integer> {
     @Command(name = "check",
             description = {"Check what is missing on this machine for the VM as configured, a line each, and "
                     + "how to fix it.", "",
-                "A line begins with ok, note (it works, but not as well as it could) or fail. It also runs a tiny "
-                    + "guest to find out which accelerator works, and records that in VM_DIR/accel.json, which the "
-                    + "other scripts read. If VM_ACCEL names one, that is tried, too."},
+                "A line begins with ok, note (it works, but not as well as it could) or fail. Runs a tiny guest to "
+                    + "find out which accelerator works, and records that for the other scripts in VM_DIR/accel.json. "
+                    + "If VM_ACCEL names one, that is tried, too."},
             footer = {"  vm-setup check", "  VM_MEMORY=4G vm-setup check --json", "  vm-setup check --accel"})
     int check(@Option(names = "--json", description = {"Print {ok, checks: [{name, state, detail, fix}]};",
                 "with --accel what accel.json holds: {name, reason, qemu, kvm}."}) boolean json,
@@ -304,8 +299,9 @@ final class VmSetup implements Callable<Integer> {
         Path vmDir = vmDirectory(userPath(dirOption));
         Optional<AcceleratorProbe> probe = probe(vmDir);
         if (accelOnly) {
-            JsonObject record = probe.orElseThrow(() -> new VmException(69, QEMU + " is not on PATH: "
-                    + programs.installCommand("qemu"))).measureAndRecord();
+            AcceleratorProbe found = probe.orElseThrow(() -> new VmException(69, QEMU + " is not on PATH: "
+                    + programs.installCommand("qemu")));
+            JsonObject record = found.record(found.measure());
             print(json ? JsonWriter.string(record) : AcceleratorProbe.describe(record));
             return 0;
         }
@@ -339,7 +335,8 @@ final class VmSetup implements Callable<Integer> {
     }
 
     private Mirrors mirrors(Consumer<String> progress) {
-        return new Mirrors(mirrorOption, release(), new Http(environment, limits.silence), progress);
+        Http.useProxies(environment);
+        return new Mirrors(mirrorOption, release(), new Http(limits.silence), progress);
     }
 
     private Optional<AcceleratorProbe> probe(Path vmDir) {
@@ -351,7 +348,7 @@ final class VmSetup implements Callable<Integer> {
         try {
             Optional<AcceleratorProbe> probe = probe(vmDir);
             if (probe.isPresent() && !probe.get().isRecorded()) {
-                say(AcceleratorProbe.describe(probe.get().measureAndRecord()));
+                say(AcceleratorProbe.describe(probe.get().record(probe.get().measure())));
             }
         } catch (VmException | IOException failed) {
             say("the accelerator is not known yet (" + message(failed) + "): vm-setup check tells more");
@@ -368,8 +365,8 @@ final class VmSetup implements Callable<Integer> {
 
     // The installer
 
-    /** What ends a download, and how often its progress is printed. A release's files have 260 and 784 MB. */
-    record Limits(Duration silence, Duration retryPause, Duration report, long archive, long iso) {}
+    /** What ends a download, and the pause before a retry. A release's files have 260 and 784 MB. */
+    record Limits(Duration silence, Duration retryPause, long archive, long iso) {}
 
     /** Checksums of a release's .iso.bz2 and .iso; null where none is known. */
     record Sums(String archiveMd5, String archiveSha256, String isoMd5) {
@@ -397,11 +394,10 @@ final class VmSetup implements Callable<Integer> {
         }
 
         static String digest(Path file, String algorithm) throws IOException {
-            try (InputStream in = Files.newInputStream(file)) {
+            try {
                 MessageDigest digest = MessageDigest.getInstance(algorithm);
-                byte[] buffer = new byte[1 << 16];
-                for (int read = in.read(buffer); read >= 0; read = in.read(buffer)) {
-                    digest.update(buffer, 0, read);
+                try (InputStream in = new DigestInputStream(Files.newInputStream(file), digest)) {
+                    in.transferTo(OutputStream.nullOutputStream());
                 }
                 return HexFormat.of().formatHex(digest.digest());
             } catch (NoSuchAlgorithmException impossible) {
@@ -463,8 +459,7 @@ final class VmSetup implements Callable<Integer> {
             try {
                 mirrors.first(mirror -> downloadFrom(mirrors, mirror));
             } catch (VmException failed) {
-                boolean kept = parts().stream().anyMatch(part -> part.toFile().length() > 0);
-                throw new VmException(failed.exitCode, failed.getMessage() + (kept
+                throw new VmException(failed.exitCode, failed.getMessage() + (file(".bz2.part").toFile().length() > 0
                         ? ". What came is kept: run it again to go on"
                         : ". Another mirror: VM_MIRROR; a local file: VM_IMAGE"));
             }
@@ -482,13 +477,8 @@ final class VmSetup implements Callable<Integer> {
         private void downloadFrom(Mirrors mirrors, URI mirror) throws IOException, InterruptedException {
             Sums expected = mirrors.sums(mirror);
             URI uri = mirror.resolve(release.archive());
-            Path part = file(".bz2." + expected.archiveMd5 + ".part");
-            boolean resumed = Files.exists(part);
-            for (Path other : parts()) {
-                if (!other.equals(part)) {
-                    Files.delete(other); // another file was published, or a mirror lies: it only takes up room
-                }
-            }
+            Path part = file(".bz2.part");
+            boolean resumed = part.toFile().length() > 0; // perhaps a part of another file
             try {
                 new Download(mirrors.http, uri, part, limits).run("DragonFly " + release.version, say);
                 makeIso(part, true, uri.toString(), expected);
@@ -502,17 +492,8 @@ final class VmSetup implements Callable<Integer> {
                 }
                 say.accept(problem.getMessage() + "; once more from the start");
                 downloadFrom(mirrors, mirror);
-                return;
             }
-            Files.delete(part);
-        }
-
-        /** The incomplete archives of this version. */
-        private List<Path> parts() throws IOException {
-            String prefix = file(".bz2.").getFileName().toString();
-            try (Stream<Path> files = Files.list(vmDir)) {
-                return files.filter(file -> file.getFileName().toString().startsWith(prefix)).toList();
-            }
+            Files.deleteIfExists(part);
         }
 
         /** Verifies an archive and unpacks it, or copies an image; verifies the ISO, and gives it its name. */
@@ -564,53 +545,46 @@ final class VmSetup implements Callable<Integer> {
             void accept(URI mirror) throws IOException, InterruptedException;
         }
 
-        /** The first mirror with which the action succeeds. Of the exit codes of all failures the lowest counts. */
+        /** The first mirror with which the action succeeds; else the failure of the last one. */
         URI first(Action action) throws IOException, InterruptedException {
-            List<String> problems = new ArrayList<>();
-            int exitCode = 69;
             for (URI mirror : uris) {
-                if (!problems.isEmpty()) {
-                    progress.accept(problems.get(problems.size() - 1) + "; trying the next mirror");
-                }
                 try {
                     action.accept(mirror);
                     return mirror;
                 } catch (VmException problem) {
-                    exitCode = Math.min(exitCode, problem.exitCode);
-                    problems.add(problem.getMessage());
+                    if (mirror.equals(uris.get(uris.size() - 1))) {
+                        throw problem;
+                    }
+                    progress.accept(problem.getMessage() + "; trying the next mirror");
                 }
             }
-            throw new VmException(exitCode, String.join("; ", problems));
+            throw new VmException(2, "no mirror is set");
         }
 
-        /** The checksums of a mirror's archive: those of its md5.txt, which the known ones must not contradict. */
+        /** The known checksums, completed by those of a mirror's md5.txt. Fails if the mirror has another archive. */
         Sums sums(URI mirror) throws InterruptedException {
+            String archive = release.archive();
             if (mirror.getScheme().equals("http") && !release.trustMirror && release.known == null) {
                 throw new VmException(2, mirror + " is not asked: no sums are known here for DragonFly "
                         + release.version + ", and without https anybody on the way could replace it: use an https "
                         + "mirror, or " + withOption("--trust-mirror"));
             }
-            Map<String, String> listed = listed(mirror);
-            String archive = release.archive();
-            Sums pinned = release.pinned();
-            Sums.require(mirror + "md5.txt: " + archive, "MD5", listed.get(archive), pinned.archiveMd5);
-            String isoMd5 = listed.get(archive.replace(".bz2", ""));
-            Sums.require(mirror + "md5.txt: " + archive + ", unpacked,", "MD5", isoMd5, pinned.isoMd5);
-            return new Sums(listed.get(archive), pinned.archiveSha256, isoMd5 == null ? pinned.isoMd5 : isoMd5);
-        }
-
-        /** What a mirror's md5.txt lists: MD5 by file. 69 if the archive is not in it. */
-        private Map<String, String> listed(URI mirror) throws InterruptedException {
             try {
                 String text = http.text(mirror.resolve("md5.txt"));
-                Map<String, String> sums = parse(text);
-                if (sums.isEmpty()) {
-                    throw new VmException(69, mirror + "md5.txt holds no sums" + webPage(text.contains("<html")));
-                } else if (!sums.containsKey(release.archive())) {
+                Map<String, String> listed = parse(text);
+                if (listed.isEmpty()) {
+                    throw new VmException(69, mirror + "md5.txt holds no sums" + (text.contains("<html")
+                            ? ", but a web page (a network that wants a login?)" : ""));
+                } else if (!listed.containsKey(archive)) {
                     throw new VmException(69, mirror + " has no DragonFly " + release.version + ", but "
-                            + versions(http.text(mirror)) + " (choose with DFLY_VERSION)");
+                            + listed.keySet().stream().filter(name -> name.endsWith(".iso.bz2"))
+                            .sorted(Comparator.reverseOrder()).limit(20).collect(Collectors.joining(", "))
+                            + " (choose with DFLY_VERSION)");
                 }
-                return sums;
+                Sums pinned = release.pinned();
+                Sums.require(mirror + "md5.txt: " + archive, "MD5", listed.get(archive), pinned.archiveMd5);
+                return new Sums(listed.get(archive), pinned.archiveSha256,
+                        pinned.isoMd5 != null ? pinned.isoMd5 : listed.get(archive.replace(".bz2", "")));
             } catch (IOException unreachable) {
                 throw new VmException(69, mirror + " cannot be reached (" + Http.cause(unreachable) + ")");
             }
@@ -618,16 +592,8 @@ final class VmSetup implements Callable<Integer> {
 
         /** Lines like "MD5 (name) = sum". */
         static Map<String, String> parse(String text) {
-            return Pattern.compile("(?m)^MD5 \\((.+)\\) = ([0-9a-f]{32})\\s*$").matcher(text).results()
+            return Pattern.compile("(?m)^MD5 \\(([\\w.-]{1,64})\\) = ([0-9a-f]{32})\\s*$").matcher(text).results()
                     .collect(Collectors.toMap(line -> line.group(1), line -> line.group(2), (first, again) -> again));
-        }
-
-        /** The newest releases in a mirror's index page. */
-        private static String versions(String index) {
-            return Pattern.compile("dfly-x86_64-(\\d{1,4}(?:\\.\\d{1,4}){1,3})_REL\\.iso\\.bz2").matcher(index)
-                    .results().map(name -> ModuleDescriptor.Version.parse(name.group(1))).distinct()
-                    .sorted(Comparator.reverseOrder()).limit(20).map(Object::toString)
-                    .collect(Collectors.joining(", "));
         }
     }
 
@@ -635,7 +601,6 @@ final class VmSetup implements Callable<Integer> {
     static final class Download {
         /** Connections in a row that bring nothing new before a mirror is given up. */
         private static final int ATTEMPTS = 5;
-        private static final Pattern CONTENT_RANGE = Pattern.compile("bytes (\\d{1,18})-\\d{1,18}/(\\d{1,18})");
 
         private final Http http;
         private final URI uri;
@@ -679,22 +644,16 @@ final class VmSetup implements Callable<Integer> {
         private Void receive(OutputStream file, ProgressBar bar) throws IOException {
             HttpURLConnection response = http.open(uri, position);
             int status = response.getResponseCode();
-            Matcher range = CONTENT_RANGE.matcher(String.valueOf(response.getHeaderField("Content-Range")));
-            if (status == 206 && !(range.matches() && Long.parseLong(range.group(1)) == position)) {
-                throw new IOException(uri + " sent another range than it was asked for");
-            }
-            total = status == 206 ? Long.parseLong(range.group(2)) : response.getContentLengthLong();
+            long again = status == 200 ? position : 0; // what a server without ranges sends once more
+            long length = response.getContentLengthLong();
+            total = length < 0 ? -1 : position - again + length;
             requireSize(uri.toString(), total, limits.archive);
             if (status == 416 || total >= 0 && total <= position) {
                 return null; // all is here, or it is of another file, which the checksums tell
             }
-            long again = status == 206 ? 0 : position; // what a server without ranges sends once more
             byte[] buffer = new byte[1 << 16];
             try (InputStream body = response.getInputStream()) {
                 for (int read = body.read(buffer); read >= 0; read = body.read(buffer)) {
-                    if (position == 0 && read > 0 && buffer[0] != 'B') { // bzip2 begins with "BZh"
-                        throw new VmException(69, uri + " is not a bzip2 file" + webPage(buffer[0] == '<'));
-                    }
                     received += read;
                     int skip = (int) Math.min(again, read);
                     again -= skip;
@@ -712,27 +671,24 @@ final class VmSetup implements Callable<Integer> {
 
         /** Rate and time left: a bar on a terminal, a line now and then elsewhere. */
         private ProgressBar progressBar(String title, Consumer<String> say) {
-            ProgressBarBuilder builder = new ProgressBarBuilder().setTaskName(title).setInitialMax(-1)
-                    .setUnit(" MB", MB).startsFrom(position, Duration.ZERO).setStyle(ProgressBarStyle.ASCII)
-                    .showSpeed();
-            if (isTerminal(2)) {
-                return builder.setUpdateIntervalMillis(500)
-                        .setConsumer(new ConsoleProgressBarConsumer(System.err, 79)).build();
-            }
-            return builder.setUpdateIntervalMillis((int) limits.report.toMillis())
-                    .setConsumer(new DelegatingProgressBarConsumer(line -> {
-                        if (position > 0 && position < total) {
-                            say.accept(line);
-                        }
-                    }, 100)).build();
+            boolean terminal = isTerminal(2);
+            return new ProgressBarBuilder().setTaskName(title).setInitialMax(-1).setUnit(" MB", MB).showSpeed()
+                    .startsFrom(position, Duration.ZERO).setStyle(ProgressBarStyle.ASCII)
+                    .setUpdateIntervalMillis(terminal ? 500 : 10_000)
+                    .setConsumer(terminal ? new ConsoleProgressBarConsumer(System.err, 79)
+                            : new DelegatingProgressBarConsumer(line -> {
+                                if (position > 0 && position < total) {
+                                    say.accept(line);
+                                }
+                            }, 100)).build();
         }
     }
 
     /**
-     * Makes GET requests, directly or through the proxy of the environment, and gives up servers that are silent or
-     * send very little. In Java 17 HttpClient has no timeout for a body, and does not say why it cannot connect.
+     * Makes GET requests, and gives up servers that are silent or send very little. HttpURLConnection, because in Java
+     * 17 HttpClient has no timeout for a response's body, and does not tell why it cannot connect.
      */
-    record Http(Map<String, String> environment, Duration silence) {
+    record Http(Duration silence) {
         String text(URI uri) throws IOException, InterruptedException {
             return withMinimumRate(uri, () -> 0, () -> {
                 try (InputStream body = open(uri, 0).getInputStream()) {
@@ -774,7 +730,7 @@ final class VmSetup implements Callable<Integer> {
 
         /** A response with 200, 206 or 416, to a request for all from a position on. */
         HttpURLConnection open(URI uri, long position) throws IOException {
-            HttpURLConnection connection = connection(uri);
+            HttpURLConnection connection = (HttpURLConnection) uri.toURL().openConnection();
             connection.setConnectTimeout((int) Math.min(15_000, silence.toMillis()));
             connection.setReadTimeout((int) silence.toMillis());
             if (position > 0) {
@@ -791,50 +747,36 @@ final class VmSetup implements Callable<Integer> {
             return connection;
         }
 
-        private HttpURLConnection connection(URI uri) throws IOException {
-            Optional<Matcher> setting = proxy(uri.getScheme(), uri.getHost(), environment);
-            if (setting.isEmpty()) {
-                return (HttpURLConnection) uri.toURL().openConnection();
+        /** Makes the JDK use the proxies that the environment names. */
+        static void useProxies(Map<String, String> environment) {
+            Map<String, String> users = new HashMap<>();
+            for (String scheme : List.of("http", "https")) {
+                String setting = either(environment, scheme + "_proxy");
+                if (!setting.isEmpty()) {
+                    URI proxy = httpAddress(setting.contains("://") ? setting : "http://" + setting)
+                            .filter(uri -> uri.getScheme().equals("http") && uri.getPort() > 0)
+                            .orElseThrow(() -> new VmException(2, scheme
+                                    + "_proxy is not http://[user:password@]host:port"));
+                    System.setProperty(scheme + ".proxyHost", proxy.getHost());
+                    System.setProperty(scheme + ".proxyPort", String.valueOf(proxy.getPort()));
+                    users.put(scheme, proxy.getUserInfo());
+                }
             }
-            Matcher proxy = setting.get();
-            InetSocketAddress address = new InetSocketAddress(proxy.group("host"),
-                    Integer.parseInt(proxy.group("port")));
-            HttpURLConnection connection = (HttpURLConnection) uri.toURL()
-                    .openConnection(new Proxy(Proxy.Type.HTTP, address));
-            if (proxy.group("user") != null) {
-                connection.setAuthenticator(new ProxyUser(URLDecoder.decode(proxy.group("user"), UTF_8),
-                        URLDecoder.decode(proxy.group("password"), UTF_8)));
-            }
-            return connection;
-        }
-
-        private static final class ProxyUser extends Authenticator {
-            private final PasswordAuthentication credentials;
-
-            ProxyUser(String user, String password) {
-                credentials = new PasswordAuthentication(user, password.toCharArray());
-            }
-
-            @Override
-            protected PasswordAuthentication getPasswordAuthentication() {
-                return getRequestorType() == RequestorType.PROXY ? credentials : null;
-            }
-        }
-
-        /** The proxy that the environment sets for an address, if it does: user, password, host, port. */
-        static Optional<Matcher> proxy(String scheme, String host, Map<String, String> environment) {
-            String setting = either(environment, scheme + "_proxy");
-            String direct = "localhost,127.0.0.1," + either(environment, "no_proxy");
-            if (setting.isEmpty() || Stream.of(direct.split("[,\\s]+")).anyMatch(domain -> domain.equals("*")
-                    || ("." + host).endsWith(domain.startsWith(".") ? domain : "." + domain))) {
-                return Optional.empty();
-            }
-            Matcher proxy = Pattern.compile("(?:http://)?(?:(?<user>[^:/@]+):(?<password>[^/@]*)@)?(?<host>[^:/@]+):"
-                    + "(?<port>" + VALUES.get("VM_SSH_PORT").get(0) + ")/?").matcher(setting);
-            if (!proxy.matches()) {
-                throw new VmException(2, scheme + "_proxy is not http://[user:password@]host:port");
-            }
-            return Optional.of(proxy);
+            System.setProperty("http.nonProxyHosts", Stream.of(either(environment, "no_proxy").split("[,\\s]+"))
+                    .map(domain -> domain.replaceFirst("^\\.", "")).filter(domain -> !domain.isEmpty())
+                    .map(domain -> "|" + domain + "|*." + domain)
+                    .collect(Collectors.joining("", "localhost|127.*", ""))); // for https, too
+            Authenticator.setDefault(new Authenticator() {
+                @Override
+                protected PasswordAuthentication getPasswordAuthentication() {
+                    String user = users.get(getRequestingURL().getProtocol());
+                    if (user == null || getRequestorType() != RequestorType.PROXY) {
+                        return null;
+                    }
+                    String[] parts = (user + ":").split(":", 3);
+                    return new PasswordAuthentication(parts[0], parts[1].toCharArray());
+                }
+            });
         }
 
         private static String either(Map<String, String> environment, String key) {
@@ -901,7 +843,7 @@ final class VmSetup implements Callable<Integer> {
         try {
             file.write(bytes, offset, length);
         } catch (IOException full) {
-            throw new UncheckedIOException(full);
+            throw new UncheckedIOException(full.getMessage(), full);
         }
     }
 
@@ -912,20 +854,13 @@ final class VmSetup implements Callable<Integer> {
         }
     }
 
-    private static String webPage(boolean is) {
-        return is ? ", but a web page (a network that wants a login?)" : "";
-    }
-
     // This machine
 
-    /** What one check found. The state is ok, note or fail; fix says what to do, or is empty. */
+    /** What one check found. The state is ok, note or fail; {@code fix} says what to do unless it is ok. */
     record Finding(String name, String state, String detail, String fix) {
         Finding {
             detail = printable(detail); // a mirror's words may be in it
-        }
-
-        static Finding of(String name, boolean good, String otherwise, String detail, String fix) {
-            return new Finding(name, good ? "ok" : otherwise, detail, good ? "" : fix);
+            fix = state.equals("ok") ? "" : fix;
         }
 
         JsonObject toJson() {
@@ -943,24 +878,25 @@ final class VmSetup implements Callable<Integer> {
     record HostCheck(Path vmDir, String vmName, Programs programs) {
         Finding java() {
             boolean compiler = Files.exists(Path.of(System.getProperty("java.home"), "bin/javac"));
-            return Finding.of("java", compiler, "note", "Java " + Runtime.version()
+            return new Finding("java", compiler ? "ok" : "note", "Java " + Runtime.version()
                     + (compiler ? "" : " without javac, which JBang and make want"), programs.installCommand("jdk"));
         }
 
-        Finding program(String missing, String packages, String program, String argument) throws IOException {
-            String fix = programs.installCommand(packages);
+        Finding program(String ifMissing, String packages, String program, String argument) throws IOException {
             Optional<Path> file = programs.find(program);
-            if (file.isEmpty()) {
-                return new Finding(program, missing, "not on PATH", fix);
+            String detail = "not on PATH";
+            boolean runs = false;
+            if (file.isPresent()) {
+                try {
+                    ProcessResult result = run(Duration.ofSeconds(20), List.of(file.get().toString(), argument));
+                    runs = result.getExitValue() == 0;
+                    detail = result.outputUTF8().lines().findFirst()
+                            .orElse(file.get() + " ends with " + result.getExitValue());
+                } catch (VmException broken) {
+                    detail = broken.getMessage();
+                }
             }
-            try {
-                ProcessResult result = run(Duration.ofSeconds(20), List.of(file.get().toString(), argument));
-                String detail = result.outputUTF8().lines().findFirst()
-                        .orElse(file.get() + " ends with " + result.getExitValue());
-                return Finding.of(program, result.getExitValue() == 0, missing, detail, fix);
-            } catch (VmException broken) {
-                return new Finding(program, missing, broken.getMessage(), fix);
-            }
+            return new Finding(program, runs ? "ok" : ifMissing, detail, programs.installCommand(packages));
         }
 
         /** In a container a process may have a user id without an entry in /etc/passwd, and ssh refuses to run then. */
@@ -984,14 +920,12 @@ final class VmSetup implements Callable<Integer> {
             } catch (VmException | IOException refused) {
                 unrecorded = " (not recorded in accel.json: " + message(refused) + ")";
             }
-            if (!wanted.equals("auto")) {
-                boolean runs = probe.bootMillis(wanted, Duration.ofSeconds(10)) >= 0;
-                String detail = wanted + ", as set, runs " + (runs ? "a" : "no") + " guest here" + unrecorded;
-                return Finding.of("accelerator", runs, "fail", detail, "unset VM_ACCEL: then what works is used");
-            }
-            boolean emulates = found.name.equals("tcg");
-            String detail = found.name + (emulates ? ", which is slow: " : ": ") + found.reason + unrecorded;
-            return Finding.of("accelerator", !emulates, "note", detail, probe.fix());
+            boolean set = !wanted.equals("auto");
+            boolean good = set ? probe.bootMillis(wanted, Duration.ofSeconds(10)) >= 0 : !found.name.equals("tcg");
+            String detail = set ? wanted + ", as set, runs " + (good ? "a" : "no") + " guest here"
+                    : found.name + (good ? ": " : ", which is slow: ") + found.reason;
+            return new Finding("accelerator", good ? "ok" : set ? "fail" : "note", detail + unrecorded,
+                    set ? "unset VM_ACCEL: then what works is used" : probe.fix());
         }
 
         static long totalMemory() {
@@ -1004,7 +938,7 @@ final class VmSetup implements Callable<Integer> {
             long free = !Files.exists(meminfo) ? total : Math.min(total, Pattern.compile("MemAvailable: *(\\d+)")
                     .matcher(Files.readString(meminfo)).results()
                     .mapToLong(line -> Long.parseLong(line.group(1)) << 10).sum());
-            return Finding.of("memory", wanted <= free, wanted > total ? "fail" : "note",
+            return new Finding("memory", wanted <= free ? "ok" : wanted <= total ? "note" : "fail",
                     String.format("the VM gets %dM; %dM of %dM are free", wanted >> 20, free >> 20, total >> 20),
                     "set VM_MEMORY lower, or close programs");
         }
@@ -1023,33 +957,32 @@ final class VmSetup implements Callable<Integer> {
             boolean usable = Files.isDirectory(there) && Files.isWritable(there);
             String detail = String.format("%d MB are free in %s%s; %d are needed, up to %d more as the VM's disk fills",
                     free / MB, vmDir, usable ? "" : ", which cannot be written", needed / MB, diskSize / MB);
-            return Finding.of("space", usable && free >= needed + diskSize, usable && free >= needed ? "note" : "fail",
-                    detail, "make room, or choose another place with VM_DIR");
+            String state = !usable || free < needed ? "fail" : free < needed + diskSize ? "note" : "ok";
+            return new Finding("space", state, detail, "make room, or choose another place with VM_DIR");
         }
 
         Finding port(String portOption) throws IOException {
             int port = portOption != null ? Integer.parseInt(portOption) : 2222;
-            try (ServerSocket socket = new ServerSocket(port, 1, InetAddress.getByName("127.0.0.1"))) {
+            try (ServerSocket socket = new ServerSocket(port, 1, InetAddress.getLoopbackAddress())) {
                 return new Finding("port", "ok", socket.getLocalPort() + " is free", "");
-            } catch (BindException taken) {
-                String holder = port >= 1024 || taken.getMessage().contains("in use") // in the user's language
-                        ? portHolder(port) : "root alone (" + taken.getMessage() + ")";
+            } catch (BindException refused) { // in use, or a port that only root may use
+                String holder = portHolder(port);
                 boolean own = holder.endsWith("(pid " + runningPid() + ")");
-                return Finding.of("port", own || portOption == null, "fail", port + " is taken by " + holder
-                        + (own ? ", the VM " + vmName + " itself"
+                return new Finding("port", own || portOption == null ? "ok" : "fail", port + " cannot be used: "
+                        + refused.getMessage() + holder + (own ? ", the VM " + vmName + " itself"
                         : portOption == null ? "; the next free one will be used" : ""),
                         "choose another port with --ssh-port or VM_SSH_PORT, or none");
             }
         }
 
-        /** Who listens on a port of this host, as far as this user may know. */
+        /** " by PROGRAM (pid N)", as far as this user may know who listens on a port; else "". */
         private static String portHolder(int port) throws IOException {
             try {
                 ProcessResult listeners = run(Duration.ofSeconds(20), List.of("ss", "-Hltnp", "sport = :" + port));
                 Matcher user = Pattern.compile("\"(.*?)\",pid=(\\d+)").matcher(listeners.outputUTF8());
-                return user.find() ? user.group(1) + " (pid " + user.group(2) + ")" : "another user's process";
+                return user.find() ? " by " + user.group(1) + " (pid " + user.group(2) + ")" : "";
             } catch (VmException noSs) {
-                return "another process";
+                return "";
             }
         }
 
@@ -1075,7 +1008,7 @@ final class VmSetup implements Callable<Integer> {
         }
 
         Finding image(Path image, String origin) {
-            return Finding.of("installer", isReadableFile(image), "fail", "from " + image,
+            return new Finding("installer", isReadableFile(image) ? "ok" : "fail", "from " + image,
                     origin + " must name a file that can be read");
         }
     }
@@ -1087,10 +1020,6 @@ final class VmSetup implements Callable<Integer> {
 
         boolean isRecorded() throws IOException {
             return recordedAccelerator(vmDir, version(), opens(kvm)).isPresent();
-        }
-
-        JsonObject measureAndRecord() throws IOException {
-            return record(measure());
         }
 
         JsonObject record(Accelerator found) throws IOException {
@@ -1199,8 +1128,7 @@ final class VmSetup implements Callable<Integer> {
     }
 
     private static String message(Exception failure) {
-        return failure instanceof IOException refused ? reason(refused)
-                : failure instanceof UncheckedIOException refused ? reason(refused.getCause()) : failure.getMessage();
+        return failure instanceof IOException refused ? reason(refused) : failure.getMessage();
     }
 
     /** 40G or 512M in bytes. */
@@ -1209,19 +1137,21 @@ final class VmSetup implements Callable<Integer> {
                 + 10 * "MGT".indexOf(size.charAt(size.length() - 1));
     }
 
-    /** A directory of a mirror. */
+    /** A mirror's directory: its address ends with a slash. */
     static final class MirrorConverter implements ITypeConverter<URI> {
         @Override
         public URI convert(String value) {
-            try {
-                URI uri = new URI(value.replaceFirst("/*$", "/"));
-                if (value.matches("https?://.*") && uri.getHost() != null && uri.getPort() <= 65535) {
-                    return uri;
-                }
-            } catch (URISyntaxException garbled) {
-                // which is no address either
-            }
-            throw new TypeConversionException("'" + value + "' is no http or https address");
+            return httpAddress(value.replaceFirst("/*$", "/"))
+                    .orElseThrow(() -> new TypeConversionException("'" + value + "' is no http or https address"));
+        }
+    }
+
+    private static Optional<URI> httpAddress(String text) {
+        try {
+            return Optional.of(new URI(text)).filter(uri -> text.matches("https?://.*") && uri.getHost() != null
+                    && uri.getPort() <= 65535);
+        } catch (URISyntaxException garbled) {
+            return Optional.empty();
         }
     }
 

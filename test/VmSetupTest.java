@@ -15,12 +15,17 @@ import java.io.InputStreamReader;
 import java.io.OutputStream;
 import java.io.PrintWriter;
 import java.io.StringWriter;
+import java.net.Authenticator;
 import java.net.InetAddress;
+import java.net.InetSocketAddress;
+import java.net.ProxySelector;
 import java.net.ServerSocket;
 import java.net.Socket;
+import java.net.URI;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.security.KeyStore;
 import java.security.MessageDigest;
@@ -76,7 +81,8 @@ final class VmSetupTest {
     private Path root;
     private Mirror mirror;
     private final Map<String, String> settings = new HashMap<>();
-    private String searchPath = System.getenv("PATH");
+    /** No QEMU, whose start takes longer than a whole download here. */
+    private String searchPath = "/nonexistent";
     private Duration silence = LIMIT;
     private long largestArchive = 1 << 30;
     private long largestIso = 1 << 30;
@@ -131,6 +137,16 @@ final class VmSetupTest {
     }
 
     @AfterEach
+    void useNoProxy() {
+        for (String scheme : List.of("http", "https")) {
+            System.clearProperty(scheme + ".proxyHost");
+            System.clearProperty(scheme + ".proxyPort");
+        }
+        System.clearProperty("http.nonProxyHosts");
+        Authenticator.setDefault(null);
+    }
+
+    @AfterEach
     void stopMirror() throws IOException {
         mirror.close();
         HttpsURLConnection.setDefaultSSLSocketFactory(USUAL);
@@ -145,7 +161,7 @@ final class VmSetupTest {
 
     private Result run(String... args) {
         VmSetup command = new VmSetup();
-        command.limits = new VmSetup.Limits(silence, Duration.ofMillis(2), Duration.ofMillis(500), largestArchive, largestIso);
+        command.limits = new VmSetup.Limits(silence, Duration.ofMillis(2), largestArchive, largestIso);
         command.known = known;
         command.environment = settings;
         command.programs = new VmSetup.Programs(searchPath);
@@ -161,8 +177,9 @@ final class VmSetupTest {
 
     /** As a person runs it, in a process of its own. */
     private ProcessBuilder process(String... args) throws IOException {
+        String jar = Path.of(".build/VmSetup").toAbsolutePath().toString();
         List<String> command = new ArrayList<>(List.of(Path.of(System.getProperty("java.home"), "bin/java").toString(),
-                "-XX:TieredStopAtLevel=1", "-cp", System.getProperty("java.class.path"), "VmSetup"));
+                "-XX:TieredStopAtLevel=1", "-Xlog:disable", "-XX:SharedArchiveFile=" + jar + ".jsa", "-jar", jar + ".jar"));
         command.addAll(always);
         command.addAll(List.of(args));
         ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true);
@@ -195,7 +212,7 @@ final class VmSetupTest {
     }
 
     private Path part() {
-        return vmDir.resolve("dfly-7.7.7.iso.bz2." + digest("MD5", archive) + ".part");
+        return vmDir.resolve("dfly-7.7.7.iso.bz2.part");
     }
 
     private static long size(Path file) throws IOException {
@@ -295,7 +312,7 @@ final class VmSetupTest {
     @CsvSource(delimiter = '|', textBlock = """
             archiveMd5    | md5.txt: dfly-x86_64-7.7.7_REL.iso.bz2 has the MD5 | 0
             archiveSha256 | dfly-x86_64-7.7.7_REL.iso.bz2 has the SHA-256      | 1
-            isoMd5        | md5.txt: dfly-x86_64-7.7.7_REL.iso.bz2, unpacked, has the MD5 | 0
+            isoMd5        | dfly-x86_64-7.7.7_REL.iso.bz2, unpacked, has the MD5 | 1
             """)
     void everyKnownSumCounts(String wrong, String words, int downloads) throws IOException {
         always = List.of();
@@ -317,10 +334,11 @@ final class VmSetupTest {
         assertFailed(run(), 1, ARCHIVE + ", unpacked, has the MD5 " + digest("MD5", image) + ", not 0000");
     }
 
+    /** Names with other characters cannot be a release's. */
     @Test
     void readsMd5Txt() {
         String sum = "0123456789abcdef0123456789abcdef";
-        assertEquals(Map.of("a b.iso", sum), VmSetup.Mirrors.parse("# x\nMD5 (a b.iso) = " + sum + "\r\nMD5 (d) = 12\n"));
+        assertEquals(Map.of("a-1.iso", sum), VmSetup.Mirrors.parse("# x\nMD5 (a-1.iso) = " + sum + "\r\nMD5 (d) = 12\nMD5 (a b) = " + sum + "\n"));
     }
 
     /** What a mirror may do, the exit code, the words of the one line that follows, and how often the archive was asked for. */
@@ -331,7 +349,7 @@ final class VmSetupTest {
             404=/iso-images/md5.txt              | 69 | md5.txt answered 404, not found                               | 0
             503=/iso-images/%s                   | 69 | failed 5 times in a row % answered 503                        | 5
             503=/iso-images/md5.txt              | 69 | cannot be reached % answered 503                              | 0
-            html=/iso-images/%s                  | 69 | is not a bzip2 file, but a web page (a network that wants a login?) | 1
+            html=/iso-images/%s                  |  1 | has the MD5 % damaged, or another file                        | 1
             html=/iso-images/md5.txt             | 69 | md5.txt holds no sums, but a web page                         | 0
             stall=/iso-images/md5.txt            | 69 | cannot be reached (Read timed out)                            | 0
             stall=/iso-images/%s                 | 69 | failed 5 times in a row (Read timed out)                      | 5
@@ -339,7 +357,7 @@ final class VmSetupTest {
             """)
     void saysWhatAMirrorDid(String fault, int code, String words, int downloads) throws IOException {
         mirror.fault(fault.replace("%s", ARCHIVE));
-        silence = fault.startsWith("stall") ? Duration.ofMillis(1500) : LIMIT; // md5.txt must come within
+        silence = fault.startsWith("stall") ? Duration.ofMillis(500) : LIMIT; // md5.txt must come within
         assertFailed(run(), code, words.split(" % "));
         assertEquals(downloads, downloads().size());
         assertEquals(0, size(part()));
@@ -365,11 +383,13 @@ final class VmSetupTest {
     }
 
     @Test
-    void namesTheVersionsThatThereAre() throws IOException {
-        for (String version : List.of("6.4.0", "6.10.1", "6.4.2")) {
-            Files.writeString(root.resolve("iso-images/dfly-x86_64-" + version + "_REL.iso.bz2"), "");
+    void namesTheReleasesThatThereAre() throws IOException {
+        Path sums = root.resolve("iso-images/md5.txt");
+        for (String version : List.of("6.4.0", "6.4.2")) {
+            Files.writeString(sums, "MD5 (dfly-x86_64-" + version + "_REL.iso.bz2) = " + "0".repeat(32) + "\n", StandardOpenOption.APPEND);
         }
-        assertFailed(run("--dfly-version", "9.9"), 69, "has no DragonFly 9.9, but 7.7.7, 6.10.1, 6.4.2, 6.4.0 (choose with DFLY_VERSION)");
+        assertFailed(run("--dfly-version", "9.9"), 69, "has no DragonFly 9.9, but " + ARCHIVE
+                + ", dfly-x86_64-6.4.2_REL.iso.bz2, dfly-x86_64-6.4.0_REL.iso.bz2 (choose with DFLY_VERSION)");
     }
 
     private static int freePort() throws IOException {
@@ -438,8 +458,10 @@ final class VmSetupTest {
         haveABeginning();
         byte[] newer = image(2);
         serve("7.7.7", newer, packed(newer));
-        assertEquals(0, run().code);
-        assertEquals(List.of("GET " + PATH + " 200"), downloads());
+        Result result = run();
+        assertEquals(0, result.code, result.err);
+        assertTrue(result.err.contains("; once more from the start"), result.err);
+        assertEquals("GET " + PATH + " 200", downloads().get(1));
         assertArrayEquals(newer, Files.readAllBytes(iso()));
         assertFalse(Files.exists(part()), "the old one's beginning is of no use");
     }
@@ -504,13 +526,13 @@ final class VmSetupTest {
     void needsTheSameMemoryForAnyImage() throws Exception {
         ByteArrayOutputStream iso = new ByteArrayOutputStream();
         ByteArrayOutputStream packed = new ByteArrayOutputStream();
-        for (int i = 0; i < 60; i++) { // 42 MB
+        for (int i = 0; i < 20; i++) { // 14 MB
             iso.write(image);
             packed.write(archive);
         }
         serve("7.7.7", iso.toByteArray(), packed.toByteArray());
         ProcessBuilder builder = process("fetch");
-        builder.command().add(1, "-Xmx24m");
+        builder.command().add(1, "-Xmx12m");
         Process process = builder.start();
         Pattern peak = Pattern.compile("VmHWM:\\s*(\\d+) kB");
         long[] kibibytes = {0};
@@ -531,11 +553,11 @@ final class VmSetupTest {
 
     @Test
     void goesOnAfterKillMinusNine() throws Exception {
-        mirror.fault("rate=200000"); // the whole archive takes 3.5 s
+        mirror.fault("rate=500000"); // the whole archive takes 1.4 s
         Random random = new Random();
-        for (int kill = 1; kill <= 5; kill++) {
+        for (int kill = 1; kill <= 3; kill++) {
             Process process = process("fetch").start();
-            long target = Math.min(archive.length - 1, size(part()) + random.nextInt(archive.length / 5));
+            long target = Math.min(archive.length - 1, size(part()) + random.nextInt(archive.length / 6));
             await(() -> !process.isAlive() || size(part()) > target);
             Thread.sleep(random.nextInt(30));
             assertTrue(process.isAlive(), () -> "it ended by itself");
@@ -548,9 +570,9 @@ final class VmSetupTest {
         Result last = ended(process("fetch").start());
         assertEquals(0, last.code, last.err);
         assertComplete();
-        // What the server sent and a killed process did not store is lost, no more: what is in the sockets, five times.
+        // What the server sent and a killed process did not store is lost, no more: what is in the sockets, three times.
         long extra = mirror.bytesSent() - archive.length;
-        assertTrue(extra < 5 * 65_536, extra + " bytes came twice: " + mirror.requests());
+        assertTrue(extra < 3 * 65_536, extra + " bytes came twice: " + mirror.requests());
     }
 
     @Test
@@ -755,34 +777,24 @@ final class VmSetupTest {
         }
     }
 
-    /** A few hundred bytes that become 20 MB, with the sum that they should have; by Java and by a native tool. */
+    /** A few hundred bytes that become 5 MB, with the sum that they should have; by Java and by a native tool. */
     @ParameterizedTest
     @ValueSource(booleans = {false, true})
     void aBombStopsAtTheLimitAndLeavesNothing(boolean nativeTool) throws IOException {
         assumeTrue(!nativeTool || Files.exists(Path.of("/usr/bin/bzip2")), "no bzip2 here");
         searchPath = nativeTool ? program("lbzip2", "touch '" + scratch + "/used'; exec /usr/bin/bzip2 -d -c").toString() : "/nonexistent";
         largestIso = 2_000_000;
-        serve("7.7.7", image, packed(new byte[20_000_000]));
+        serve("7.7.7", image, packed(new byte[5_000_000]));
         assertFailed(run(), 1, ARCHIVE + ", unpacked, is larger than 2 MB, so it is no release of DragonFly");
         assertEquals(nativeTool, Files.exists(scratch.resolve("used")));
         assertEquals(List.of(), parts());
-        settings.put("VM_IMAGE", Files.write(scratch.resolve("bomb.iso.bz2"), packed(new byte[20_000_000])).toString());
+        settings.put("VM_IMAGE", Files.write(scratch.resolve("bomb.iso.bz2"), packed(new byte[5_000_000])).toString());
         assertFailed(run(), 1, "bomb.iso.bz2, unpacked, is larger than 2 MB");
         settings.put("VM_IMAGE", Files.write(scratch.resolve("large.iso"), new byte[2_000_001]).toString());
         assertFailed(run(), 1, "large.iso, unpacked, is larger than 2 MB");
         settings.remove("VM_IMAGE");
         serve("7.7.7", image, archive);
         assertFetched(run());
-    }
-
-    @Test
-    void aBeginningOfAnotherFileMakesRoom() throws IOException {
-        haveABeginning();
-        Path other = vmDir.resolve("dfly-7.7.7.iso.bz2." + "0".repeat(32) + ".part");
-        Files.move(part(), other);
-        mirror.fault("ignore-ranges", "drop=400000");
-        assertFailed(run(), 69, "What came is kept");
-        assertEquals(List.of(part().getFileName().toString()), parts());
     }
 
     /** A tool that is not memory safe gets no archive but one whose sum held, and whose sum somebody else vouches for. */
@@ -924,12 +936,24 @@ final class VmSetupTest {
     }
 
     @ParameterizedTest
-    @ValueSource(strings = {"206 Partial Content % Content-Range: bytes 0-9/999999999999999999999999999999", "206 Partial Content",
-        "206 Partial Content % Content-Range: bytes 5-9/10", "600 Nonsense", "-1", "nonsense"})
+    @ValueSource(strings = {"600 Nonsense", "-1", "nonsense"})
     void anAnswerThatMakesNoSenseIsNoAnswer(String head) throws IOException {
-        try (RawMirror lying = lying(head.replace(" % ", " | "), "B", 0)) {
+        try (RawMirror lying = lying(head, "B", 0)) {
             settings.put("VM_MIRROR", lying.url());
             assertFailed(run(), 69, PATH);
+        }
+    }
+
+    /** The checksum tells, whatever the header says; and what was stored of it does not spoil the next mirror's file. */
+    @ParameterizedTest
+    @ValueSource(strings = {"206 Partial Content % Content-Range: bytes 0-9/999999999999999999999999999999", "206 Partial Content",
+        "206 Partial Content % Content-Range: bytes 5-9/10", "206 Partial Content % Content-Range: bytes 0-9/10 % Content-Length: 100000"})
+    void aWrongRangeIsFoundOut(String head) throws IOException {
+        largestArchive = 2_000_000;
+        haveABeginning();
+        try (RawMirror lying = lying(head.replace(" % ", " | "), "B".repeat(1000), 0)) {
+            settings.put("VM_MIRROR", lying.url() + "," + settings.get("VM_MIRROR"));
+            assertFetched(run());
         }
     }
 
@@ -970,32 +994,25 @@ final class VmSetupTest {
     }
 
     @Test
-    void anOddIndexIsNoList() throws IOException {
-        String sum = "0123456789abcdef0123456789abcdef";
-        String index = "<html>" + "dfly-x86_64-6..4_REL.iso.bz2 dfly-x86_64-6.99999999999999999999_REL.iso.bz2 dfly-x86_64-6.\u001b[2J_REL.iso.bz2\n"
-                + IntStream.range(0, 5000).mapToObj(i -> "dfly-x86_64-5." + i + "_REL.iso.bz2\n").collect(Collectors.joining());
-        try (RawMirror odd = RawMirror.start((request, from, out) -> send(out, "HTTP/1.0 200 OK\r\n\r\n"
-                + (request.contains("md5.txt") ? "MD5 (x) = " + sum + "\n" : index)))) {
-            settings.put("VM_MIRROR", odd.url());
-            Result result = run();
-            assertFailed(result, 69, "has no DragonFly 7.7.7, but 5.4999, 5.4998", "5.4980 (choose with DFLY_VERSION)");
-        }
+    void aLongMd5TxtIsAShortList() throws IOException {
+        Files.writeString(root.resolve("iso-images/md5.txt"), IntStream.range(1000, 6000)
+                .mapToObj(i -> "MD5 (dfly-x86_64-5." + i + "_REL.iso.bz2) = " + "0".repeat(32) + "\n").collect(Collectors.joining()));
+        Result result = run();
+        assertFailed(result, 69, "has no DragonFly 7.7.7, but dfly-x86_64-5.5999_REL.iso.bz2, ", "5.5980_REL.iso.bz2 (choose with DFLY_VERSION)");
     }
 
     // Proxies
 
     @ParameterizedTest
-    @CsvSource({"'',''", "john:p%40ss@,Basic am9objpwQHNz"})
+    @CsvSource({"'',''", "john:p%40ss@,Basic am9objpwQHNz", "john:p+s@,Basic am9objpwK3M=", "john@,Basic am9objo="})
     void goesThroughTheProxyOfTheEnvironment(String user, String authorization) throws Exception {
         settings.put("VM_MIRROR", "http://mirror.invalid/iso-images/");
         settings.put("http_proxy", mirror.url().replace("//", "//" + user));
         if (!authorization.isEmpty()) {
             mirror.fault("proxy=" + authorization);
         }
-        Result result = ended(process("fetch").start());
-        assertEquals(0, result.code, result.err);
+        assertFetched(run());
         assertTrue(downloads().contains("GET http://mirror.invalid" + PATH + " 200"), downloads().toString());
-        assertComplete();
     }
 
     @ParameterizedTest
@@ -1016,7 +1033,10 @@ final class VmSetupTest {
                 .collect(Collectors.toMap(pair -> pair[0], pair -> pair[1]));
         String found;
         try {
-            found = VmSetup.Http.proxy(scheme, host, environment).map(proxy -> proxy.group("host") + ":" + proxy.group("port")).orElse("direct");
+            VmSetup.Http.useProxies(environment);
+            found = ProxySelector.getDefault().select(URI.create(scheme + "://" + host)).stream()
+                    .map(proxy -> proxy.address() instanceof InetSocketAddress address ? address.getHostString() + ":" + address.getPort() : "direct")
+                    .collect(Collectors.joining());
         } catch (VmSetup.VmException refused) {
             assertEquals(2, refused.exitCode);
             found = refused.getMessage();
@@ -1167,7 +1187,7 @@ final class VmSetupTest {
             --memory=64M --disk-size=999T | space     | note | are needed, up to
             --vm-dir=/proc/x/y            | space     | fail | /proc/x/y
             --memory=64M                  | installer | ok   | iso-images/ has DragonFly 7.7.7
-            --dfly-version=1.0            | installer | fail | has no DragonFly 1.0, but 7.7.7
+            --dfly-version=1.0            | installer | fail | has no DragonFly 1.0, but dfly-x86_64-7.7.7_REL.iso.bz2
             --mirror=http://127.0.0.1:1/  | installer | fail | cannot be reached (Connection refused
             --image=/nonexistent          | installer | fail | /nonexistent
             --image=/etc/passwd           | installer | ok   | /etc/passwd
@@ -1184,7 +1204,7 @@ final class VmSetupTest {
         long pid = ProcessHandle.current().pid();
         try (ServerSocket socket = new ServerSocket(0, 1, InetAddress.getLoopbackAddress())) {
             settings.put("VM_SSH_PORT", Integer.toString(socket.getLocalPort()));
-            assertSays(checks(69), "port", "fail", socket.getLocalPort() + " is taken by java (pid " + pid + ")");
+            assertSays(checks(69), "port", "fail", socket.getLocalPort() + " cannot be used: Address already in use by java (pid " + pid + ")");
             Files.writeString(Files.createDirectories(vmDir).resolve("dfly-vm.pid"), "{\"pid\": " + pid + "}");
             assertSays(checks(69), "port", "ok", "(pid " + pid + "), the VM dfly-vm itself");
         }
@@ -1196,6 +1216,7 @@ final class VmSetupTest {
     @Test
     void theDoctorRunsTheRealPrograms() throws Exception {
         assumeTrue(Files.exists(Path.of("/usr/bin/qemu-system-x86_64")), "QEMU is not installed");
+        searchPath = System.getenv("PATH");
         Map<String, JsonObject> checks = checks(0, "--memory", "64M");
         assertSays(checks, "accelerator", "ok", "tcg, as set, runs a guest here");
         assertSays(checks, "qemu-system-x86_64", "ok", "QEMU emulator version");
@@ -1213,6 +1234,33 @@ final class VmSetupTest {
         assertSays(checks, "ssh", "fail", "broken");
         assertSays(checks, "qemu-img", "fail", "my bin/qemu-img ends with 3");
         assertSays(checks, "rsync", "note", "my bin/rsync ends with 127");
+    }
+
+    /** ssh is installed, but refuses to run: to install it would not help. */
+    @Test
+    void theDoctorKnowsThatSshRefusesAUserWithoutAnEntry() throws Exception {
+        searchPath = program("ssh", "echo 'No user exists for uid 54321' >&2; exit 255") + ":" + program("apt-get", "");
+        Map<String, JsonObject> checks = checks(69);
+        assertSays(checks, "ssh", "fail", "ssh refuses to run for a user without an entry in the user database: No user exists for uid 54321");
+        assertEquals("run this as a user with an entry, or add one as root: useradd --uid 54321 vm", checks.get("ssh").getString("fix"));
+    }
+
+    /** The same with the real ssh, which root starts as such a user. */
+    @Test
+    void theRealSshRefusesAUserWithoutAnEntry() throws Exception {
+        assumeTrue(Files.isExecutable(Path.of("/usr/bin/ssh")) && Files.isExecutable(Path.of("/usr/bin/setpriv"))
+                && ProcessHandle.current().info().user().orElse("").equals("root"), "needs root, setpriv and ssh");
+        searchPath = program("ssh", "exec setpriv --reuid 54321 --clear-groups /usr/bin/ssh \"$@\"").toString();
+        assertSays(checks(69), "ssh", "fail", "ssh refuses to run for a user without an entry in the user database: No user exists for uid 54321");
+    }
+
+    /** The option, if that was used; else the variable. */
+    @Test
+    void theDoctorNamesWhatTheUserWroteForAWrongImage() throws Exception {
+        assertEquals("--image must name a file that can be read", checks(69, "--image=/nonexistent").get("installer").getString("fix"));
+        settings.put("VM_IMAGE", "/nonexistent");
+        assertEquals("VM_IMAGE in the environment must name a file that can be read", checks(69).get("installer").getString("fix"));
+        assertEquals("--image must name a file that can be read", checks(69, "--image", "/none").get("installer").getString("fix"));
     }
 
     /** A QEMU that runs a guest at once, but under KVM as told; a node that is there. */
