@@ -299,20 +299,24 @@ final class VmSetup implements Callable<Integer> {
         Path vmDir = vmDirectory(userPath(dirOption));
         Optional<AcceleratorProbe> probe = probe(vmDir);
         if (accelOnly) {
-            AcceleratorProbe found = probe.orElseThrow(() -> new VmException(69, QEMU + " is not on PATH: "
-                    + programs.installCommand("qemu")));
-            JsonObject record = found.record(found.measure());
+            JsonObject record = probe.orElseThrow(() -> new VmException(69, QEMU + " is not on PATH: "
+                    + programs.installCommand("qemu"))).measureAndRecord();
             print(json ? JsonWriter.string(record) : AcceleratorProbe.describe(record));
             return 0;
         }
         HostCheck host = new HostCheck(vmDir, vmName, programs);
         Installer installer = new Installer(vmDir, release(), limits, programs, this::say);
-        long ram = memory != null ? bytes(memory) : Math.max(2 * GB, Math.min(8 * GB, HostCheck.totalMemory() / 4));
-        List<Callable<Finding>> checks = List.of(host::java, () -> host.program("fail", "qemu", QEMU, "--version"),
-                () -> host.program("fail", "qemu", "qemu-img", "--version"), () -> host.accelerator(probe, accel),
-                () -> host.memory(ram), () -> host.space(ram + installer.missingBytes(), bytes(diskSize)),
-                () -> host.port(sshPort), () -> imageOption == null ? host.installer(installer, mirrors(text -> { }))
-                : host.image(userPath(imageOption), originOf(spec, "--image")), host::ssh,
+        long ram = memory != null ? bytes(memory) : HostCheck.defaultMemory();
+        List<Callable<Finding>> checks = List.of(host::java,
+                () -> host.program("fail", "qemu", QEMU, "--version"),
+                () -> host.program("fail", "qemu", "qemu-img", "--version"),
+                () -> host.accelerator(probe, accel),
+                () -> host.memory(ram),
+                () -> host.space(ram + installer.missingBytes(), bytes(diskSize)),
+                () -> host.port(sshPort),
+                () -> imageOption == null ? host.installer(installer, mirrors(text -> { }))
+                        : host.image(userPath(imageOption), originOf(spec, "--image")),
+                host::ssh,
                 () -> host.program("note", "rsync", "rsync", "--version"));
         boolean ok = true;
         JsonArray all = new JsonArray();
@@ -348,7 +352,7 @@ final class VmSetup implements Callable<Integer> {
         try {
             Optional<AcceleratorProbe> probe = probe(vmDir);
             if (probe.isPresent() && !probe.get().isRecorded()) {
-                say(AcceleratorProbe.describe(probe.get().record(probe.get().measure())));
+                say(AcceleratorProbe.describe(probe.get().measureAndRecord()));
             }
         } catch (VmException | IOException failed) {
             say("the accelerator is not known yet (" + message(failed) + "): vm-setup check tells more");
@@ -518,13 +522,13 @@ final class VmSetup implements Callable<Integer> {
         }
 
         /**
-         * A fast unpacker for an archive with this verified checksum. lbzip2 and pbzip2 are not memory safe, so they
-         * only get an archive whose checksum this script knows, or --trust-mirror accepts.
+         * A program that unpacks faster than Java, if it may. lbzip2 and pbzip2 are not memory safe, so they only get a
+         * verified archive whose checksum this script knows, or --trust-mirror accepts.
          */
         private Optional<Path> unpacker(Sums verified) {
-            boolean trusted = release.trustMirror || release.known != null;
-            return trusted && verified.archiveMd5 != null
-                    ? programs.find("lbzip2").or(() -> programs.find("pbzip2")) : Optional.empty();
+            Sums trusted = release.trustMirror ? verified : release.pinned();
+            return trusted.archiveMd5 == null ? Optional.empty()
+                    : programs.find("lbzip2").or(() -> programs.find("pbzip2"));
         }
 
         private static void requireIso9660(Path file, String what) throws IOException {
@@ -792,17 +796,21 @@ final class VmSetup implements Callable<Integer> {
     record Unpack(String what, Path source, boolean packed, Optional<Path> tool, long limit) {
         void to(Path target) throws IOException, InterruptedException {
             try (OutputStream out = Files.newOutputStream(target)) {
+                unpack(out);
+            }
+        }
+
+        private void unpack(OutputStream out) throws InterruptedException {
+            try (InputStream in = new BufferedInputStream(Files.newInputStream(source), 1 << 16)) {
                 if (tool.isPresent()) {
                     runTool(out);
-                    return;
-                }
-                try (InputStream in = new BufferedInputStream(Files.newInputStream(source), 1 << 16)) {
+                } else {
                     copy(packed ? new BZip2CompressorInputStream(in, true) : in, out);
-                } catch (UncheckedIOException | VmException explained) {
-                    throw explained;
-                } catch (IOException | RuntimeException damage) { // the unpacker may trip over a bad archive in any way
-                    throw damaged(damage instanceof IOException told ? reason(told) : damage.toString());
                 }
+            } catch (UncheckedIOException | VmException explained) {
+                throw explained;
+            } catch (IOException | RuntimeException damage) { // the unpacker may trip over a bad archive in any way
+                throw new VmException(1, what + " cannot be unpacked (" + message(damage) + "): truncated, or damaged");
             }
         }
 
@@ -816,7 +824,7 @@ final class VmSetup implements Callable<Integer> {
             try (InputStream in = process.getInputStream()) {
                 copy(in, out);
                 if (process.waitFor() != 0) {
-                    throw damaged(tool.get().getFileName() + " ended with " + process.exitValue());
+                    throw new IOException(tool.get().getFileName() + " ended with " + process.exitValue());
                 }
             } finally {
                 process.destroyForcibly();
@@ -831,10 +839,6 @@ final class VmSetup implements Callable<Integer> {
                 requireSize(what + ", unpacked,", size, limit);
                 write(out, buffer, 0, read);
             }
-        }
-
-        private VmException damaged(String reason) {
-            return new VmException(1, what + " cannot be unpacked (" + reason + "): truncated, or damaged");
         }
     }
 
@@ -928,8 +932,12 @@ final class VmSetup implements Callable<Integer> {
                     set ? "unset VM_ACCEL: then what works is used" : probe.fix());
         }
 
-        static long totalMemory() {
+        private static long totalMemory() {
             return ManagementFactory.getPlatformMXBean(OperatingSystemMXBean.class).getTotalMemorySize();
+        }
+
+        static long defaultMemory() {
+            return Math.max(2 * GB, Math.min(8 * GB, totalMemory() / 4));
         }
 
         Finding memory(long wanted) throws IOException {
@@ -1020,6 +1028,10 @@ final class VmSetup implements Callable<Integer> {
 
         boolean isRecorded() throws IOException {
             return recordedAccelerator(vmDir, version(), opens(kvm)).isPresent();
+        }
+
+        JsonObject measureAndRecord() throws IOException {
+            return record(measure());
         }
 
         JsonObject record(Accelerator found) throws IOException {
@@ -1128,7 +1140,7 @@ final class VmSetup implements Callable<Integer> {
     }
 
     private static String message(Exception failure) {
-        return failure instanceof IOException refused ? reason(refused) : failure.getMessage();
+        return failure instanceof IOException refused ? reason(refused) : String.valueOf(failure.getMessage());
     }
 
     /** 40G or 512M in bytes. */

@@ -514,6 +514,14 @@ final class VmSetupTest {
         assertTrue(Files.exists(scratch.resolve("used")));
     }
 
+    @Test
+    void anUnpackingToolThatCannotBeStartedIsNamed() throws IOException {
+        Path directory = program("lbzip2", "");
+        Files.writeString(directory.resolve("lbzip2"), "#!/nonexistent\n");
+        searchPath = directory.toString();
+        assertFailed(run(), 1, ARCHIVE + " cannot be unpacked (Cannot run program", "my bin/lbzip2");
+    }
+
     /** Makes a program and returns its directory. */
     private Path program(String name, String body) throws IOException {
         Path file = Files.createDirectories(scratch.resolve("my bin")).resolve(name);
