@@ -30,7 +30,9 @@ import java.net.Authenticator;
 import java.net.BindException;
 import java.net.HttpURLConnection;
 import java.net.InetAddress;
+import java.net.InetSocketAddress;
 import java.net.PasswordAuthentication;
+import java.net.Proxy;
 import java.net.ServerSocket;
 import java.net.URI;
 import java.net.URISyntaxException;
@@ -318,6 +320,11 @@ final class VmSetup implements Callable<Integer> {
                         : host.image(userPath(imageOption), originOf(spec, "--image")),
                 host::ssh,
                 () -> host.program("note", "rsync", "rsync", "--version"));
+        return report(checks, json) ? 0 : 69;
+    }
+
+    /** Prints what the checks find; false if one of them failed. */
+    private boolean report(List<Callable<Finding>> checks, boolean json) throws Exception {
         boolean ok = true;
         JsonArray all = new JsonArray();
         for (Callable<Finding> check : checks) {
@@ -331,7 +338,7 @@ final class VmSetup implements Callable<Integer> {
         if (json) {
             print(JsonWriter.string().object().value("ok", ok).value("checks", all).end().done());
         }
-        return ok ? 0 : 69;
+        return ok;
     }
 
     private Release release() {
@@ -339,8 +346,7 @@ final class VmSetup implements Callable<Integer> {
     }
 
     private Mirrors mirrors(Consumer<String> progress) {
-        Http.useProxies(environment);
-        return new Mirrors(mirrorOption, release(), new Http(limits.silence), progress);
+        return new Mirrors(mirrorOption, release(), new Http(environment, limits.silence), progress);
     }
 
     private Optional<AcceleratorProbe> probe(Path vmDir) {
@@ -689,10 +695,11 @@ final class VmSetup implements Callable<Integer> {
     }
 
     /**
-     * Makes GET requests, and gives up servers that are silent or send very little. HttpURLConnection, because in Java
-     * 17 HttpClient has no timeout for a response's body, and does not tell why it cannot connect.
+     * Makes GET requests, directly or through the proxy of the environment, and gives up servers that are silent or
+     * send very little. HttpURLConnection, because in Java 17 HttpClient has no timeout for a response's body, and does
+     * not tell why it cannot connect.
      */
-    record Http(Duration silence) {
+    record Http(Map<String, String> environment, Duration silence) {
         String text(URI uri) throws IOException, InterruptedException {
             return withMinimumRate(uri, () -> 0, () -> {
                 try (InputStream body = open(uri, 0).getInputStream()) {
@@ -734,7 +741,7 @@ final class VmSetup implements Callable<Integer> {
 
         /** A response with 200, 206 or 416, to a request for all from a position on. */
         HttpURLConnection open(URI uri, long position) throws IOException {
-            HttpURLConnection connection = (HttpURLConnection) uri.toURL().openConnection();
+            HttpURLConnection connection = connection(uri);
             connection.setConnectTimeout((int) Math.min(15_000, silence.toMillis()));
             connection.setReadTimeout((int) silence.toMillis());
             if (position > 0) {
@@ -751,36 +758,39 @@ final class VmSetup implements Callable<Integer> {
             return connection;
         }
 
-        /** Makes the JDK use the proxies that the environment names. */
-        static void useProxies(Map<String, String> environment) {
-            Map<String, String> users = new HashMap<>();
-            for (String scheme : List.of("http", "https")) {
-                String setting = either(environment, scheme + "_proxy");
-                if (!setting.isEmpty()) {
-                    URI proxy = httpAddress(setting.contains("://") ? setting : "http://" + setting)
-                            .filter(uri -> uri.getScheme().equals("http") && uri.getPort() > 0)
-                            .orElseThrow(() -> new VmException(2, scheme
-                                    + "_proxy is not http://[user:password@]host:port"));
-                    System.setProperty(scheme + ".proxyHost", proxy.getHost());
-                    System.setProperty(scheme + ".proxyPort", String.valueOf(proxy.getPort()));
-                    users.put(scheme, proxy.getUserInfo());
-                }
+        /** With a proxy of its own: the JDK's settings for proxies connect directly if the proxy cannot be reached. */
+        private HttpURLConnection connection(URI uri) throws IOException {
+            Optional<URI> setting = proxy(uri.getScheme(), uri.getHost(), environment);
+            if (setting.isEmpty()) {
+                return (HttpURLConnection) uri.toURL().openConnection();
             }
-            System.setProperty("http.nonProxyHosts", Stream.of(either(environment, "no_proxy").split("[,\\s]+"))
-                    .map(domain -> domain.replaceFirst("^\\.", "")).filter(domain -> !domain.isEmpty())
-                    .map(domain -> "|" + domain + "|*." + domain)
-                    .collect(Collectors.joining("", "localhost|127.*", ""))); // for https, too
-            Authenticator.setDefault(new Authenticator() {
-                @Override
-                protected PasswordAuthentication getPasswordAuthentication() {
-                    String user = users.get(getRequestingURL().getProtocol());
-                    if (user == null || getRequestorType() != RequestorType.PROXY) {
-                        return null;
+            URI proxy = setting.get();
+            HttpURLConnection connection = (HttpURLConnection) uri.toURL().openConnection(
+                    new Proxy(Proxy.Type.HTTP, new InetSocketAddress(proxy.getHost(), proxy.getPort())));
+            if (proxy.getUserInfo() != null) {
+                String[] user = (proxy.getUserInfo() + ":").split(":", 3);
+                connection.setAuthenticator(new Authenticator() {
+                    @Override
+                    protected PasswordAuthentication getPasswordAuthentication() {
+                        return getRequestorType() != RequestorType.PROXY ? null
+                                : new PasswordAuthentication(user[0], user[1].toCharArray());
                     }
-                    String[] parts = (user + ":").split(":", 3);
-                    return new PasswordAuthentication(parts[0], parts[1].toCharArray());
-                }
-            });
+                });
+            }
+            return connection;
+        }
+
+        /** The proxy that the environment names for a host, if it does. */
+        static Optional<URI> proxy(String scheme, String host, Map<String, String> environment) {
+            String setting = either(environment, scheme + "_proxy");
+            String direct = "localhost,127.0.0.1," + either(environment, "no_proxy");
+            if (setting.isEmpty() || Stream.of(direct.split("[,\\s]+")).anyMatch(domain -> domain.equals("*")
+                    || ("." + host).endsWith(domain.startsWith(".") ? domain : "." + domain))) {
+                return Optional.empty();
+            }
+            return Optional.of(httpAddress(setting.contains("://") ? setting : "http://" + setting)
+                    .filter(proxy -> proxy.getScheme().equals("http") && proxy.getPort() > 0)
+                    .orElseThrow(() -> new VmException(2, scheme + "_proxy is not http://[user:password@]host:port")));
         }
 
         private static String either(Map<String, String> environment, String key) {

@@ -15,13 +15,9 @@ import java.io.InputStreamReader;
 import java.io.OutputStream;
 import java.io.PrintWriter;
 import java.io.StringWriter;
-import java.net.Authenticator;
 import java.net.InetAddress;
-import java.net.InetSocketAddress;
-import java.net.ProxySelector;
 import java.net.ServerSocket;
 import java.net.Socket;
-import java.net.URI;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -134,16 +130,6 @@ final class VmSetupTest {
         settings.put("VM_DIR", vmDir.toString());
         settings.put("VM_MIRROR", mirror.url() + "iso-images/");
         settings.put("DFLY_VERSION", "7.7.7");
-    }
-
-    @AfterEach
-    void useNoProxy() {
-        for (String scheme : List.of("http", "https")) {
-            System.clearProperty(scheme + ".proxyHost");
-            System.clearProperty(scheme + ".proxyPort");
-        }
-        System.clearProperty("http.nonProxyHosts");
-        Authenticator.setDefault(null);
     }
 
     @AfterEach
@@ -1023,6 +1009,17 @@ final class VmSetupTest {
         assertTrue(downloads().contains("GET http://mirror.invalid" + PATH + " 200"), downloads().toString());
     }
 
+    /** The mirror has another name here, because 127.0.0.1 needs no proxy. */
+    @Test
+    void aProxyThatCannotBeReachedIsNotBypassed() throws IOException {
+        settings.put("VM_MIRROR", mirror.url().replace("127.0.0.1", "[::ffff:127.0.0.1]") + "iso-images/");
+        settings.put("http_proxy", "127.0.0.1:" + freePort());
+        assertFailed(run(), 69, "cannot be reached (Connection refused");
+        assertEquals(List.of(), mirror.requests());
+        settings.remove("http_proxy");
+        assertFetched(run());
+    }
+
     @ParameterizedTest
     @CsvSource(delimiter = '|', textBlock = """
             https | mirror.bsd.org  | https_proxy=http://u:p@proxy.example:3128/ | proxy.example:3128
@@ -1041,10 +1038,7 @@ final class VmSetupTest {
                 .collect(Collectors.toMap(pair -> pair[0], pair -> pair[1]));
         String found;
         try {
-            VmSetup.Http.useProxies(environment);
-            found = ProxySelector.getDefault().select(URI.create(scheme + "://" + host)).stream()
-                    .map(proxy -> proxy.address() instanceof InetSocketAddress address ? address.getHostString() + ":" + address.getPort() : "direct")
-                    .collect(Collectors.joining());
+            found = VmSetup.Http.proxy(scheme, host, environment).map(proxy -> proxy.getHost() + ":" + proxy.getPort()).orElse("direct");
         } catch (VmSetup.VmException refused) {
             assertEquals(2, refused.exitCode);
             found = refused.getMessage();
