@@ -217,7 +217,7 @@ final class VmSetup implements Callable<Integer> {
                 "  vm-setup fetch --image ~/Downloads/dfly-x86_64-6.4.2_REL.iso.bz2"})
     int fetch() throws Exception {
         Path vmDir = privateDirectory(vmDirectory(userPath(dirOption)));
-        Installer installer = new Installer(vmDir, release(), limits, programs, this::say);
+        Installer installer = installer(vmDir);
         if (imageOption != null || !installer.isThere()) {
             try {
                 FileChannel lock = lock(installer.file(".lock"), "vm-setup fetch");
@@ -225,7 +225,7 @@ final class VmSetup implements Callable<Integer> {
                     if (imageOption != null) {
                         installer.takeImage(userPath(imageOption), originOf(spec, "--image"));
                     } else {
-                        installer.download(mirrors(this::say));
+                        installer.download(mirrors());
                     }
                 }
             } catch (UncheckedIOException | IOException full) { // failures of a network are VmExceptions by now
@@ -307,7 +307,7 @@ final class VmSetup implements Callable<Integer> {
             return 0;
         }
         HostCheck host = new HostCheck(vmDir, vmName, programs);
-        Installer installer = new Installer(vmDir, release(), limits, programs, this::say);
+        Installer installer = installer(vmDir);
         long ram = memory != null ? bytes(memory) : HostCheck.defaultMemory();
         List<Callable<Finding>> checks = List.of(host::java,
                 () -> host.program("fail", "qemu", QEMU, "--version"),
@@ -316,7 +316,7 @@ final class VmSetup implements Callable<Integer> {
                 () -> host.memory(ram),
                 () -> host.space(ram + installer.missingBytes(), bytes(diskSize)),
                 () -> host.port(sshPort),
-                () -> imageOption == null ? host.installer(installer, mirrors(text -> { }))
+                () -> imageOption == null ? host.installer(installer, mirrors())
                         : host.image(userPath(imageOption), originOf(spec, "--image")),
                 host::ssh,
                 () -> host.program("note", "rsync", "rsync", "--version"));
@@ -341,12 +341,16 @@ final class VmSetup implements Callable<Integer> {
         return ok;
     }
 
+    private Installer installer(Path vmDir) {
+        return new Installer(vmDir, release(), limits, programs, this::say);
+    }
+
     private Release release() {
         return new Release(version, known.get(version), trustMirror);
     }
 
-    private Mirrors mirrors(Consumer<String> progress) {
-        return new Mirrors(mirrorOption, release(), new Http(environment, limits.silence), progress);
+    private Mirrors mirrors() {
+        return new Mirrors(mirrorOption, release(), new Http(environment, limits.silence), this::say);
     }
 
     private Optional<AcceleratorProbe> probe(Path vmDir) {
@@ -550,12 +554,12 @@ final class VmSetup implements Callable<Integer> {
     }
 
     /** The mirrors: in which order they are tried, and what each publishes. */
-    record Mirrors(List<URI> uris, Release release, Http http, Consumer<String> progress) {
+    record Mirrors(List<URI> uris, Release release, Http http, Consumer<String> say) {
         interface Action {
             void accept(URI mirror) throws IOException, InterruptedException;
         }
 
-        /** The first mirror with which the action succeeds; else the failure of the last one. */
+        /** The first mirror with which the action succeeds. Says why others failed; of the last one it throws why. */
         URI first(Action action) throws IOException, InterruptedException {
             for (URI mirror : uris) {
                 try {
@@ -565,7 +569,7 @@ final class VmSetup implements Callable<Integer> {
                     if (mirror.equals(uris.get(uris.size() - 1))) {
                         throw problem;
                     }
-                    progress.accept(problem.getMessage() + "; trying the next mirror");
+                    say.accept(problem.getMessage() + "; trying the next mirror");
                 }
             }
             throw new VmException(2, "no mirror is set");
@@ -1149,6 +1153,7 @@ final class VmSetup implements Callable<Integer> {
         return Files.isRegularFile(file) && Files.isReadable(file);
     }
 
+    /** Why something failed, without the kind of exception. */
     private static String message(Exception failure) {
         return failure instanceof IOException refused ? reason(refused) : String.valueOf(failure.getMessage());
     }

@@ -1227,6 +1227,14 @@ final class VmSetupTest {
         assertSays(checks, "rsync", "note", "my bin/rsync ends with 127");
     }
 
+    @Test
+    void theDoctorSaysWhyEachMirrorFailed() throws Exception {
+        settings.put("VM_MIRROR", "http://mirror.invalid/ http://127.0.0.1:" + freePort() + "/");
+        Result result = run("check", "--memory=64M");
+        assertTrue(result.err.contains("vm-setup: http://mirror.invalid/ cannot be reached (unknown host mirror.invalid"), result.err);
+        assertTrue(result.out.contains("/ cannot be reached (Connection refused"), result.out);
+    }
+
     /** ssh is installed, but refuses to run: to install it would not help. */
     @Test
     void theDoctorKnowsThatSshRefusesAUserWithoutAnEntry() throws Exception {
