@@ -89,9 +89,9 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * <li>A summary, the --junit and --json files, and the verdict as exit code.
  * </ol>
  * Reads {@code <name>.pid}, the lock on {@code <name>.qemu-pid}, {@code ssh_config} (ssh does), {@code
- * <name>.console.log}; asks QEMU over {@code <name>.qmp} for the guest's state. Writes {@code <name>.test/}: {@code
- * last-run}, the suites of the last call, and {@code <suite>.json}, a suite's last results, which --failed reads.
- * {@code <name>.test/lock} keeps a second vm-test away from the VM.
+ * <name>.console.log}; asks QEMU over {@code <name>.qmp} for the guest's state. Writes {@code
+ * <name>.test/last-run.json}, the last run's results, which --failed reads. {@code <name>.test/lock} keeps a second
+ * vm-test away from the VM.
  */
 @Command(name = "vm-test", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1.0",
         usageHelpWidth = 120,
@@ -286,8 +286,7 @@ final class VmTest implements Callable<Integer> {
         List<Job> whole = suites.jobs(names, callerArgs); // with --failed it checks the names
         checkOptions();
         vmDir = vmDirectory(userPath(dirOption));
-        LastRun last = new LastRun(vmDir.resolve(vmName + ".test"), projectOrigin(project),
-                requireTests);
+        LastRun last = new LastRun(vmDir.resolve(vmName + ".test"), projectOrigin(project), callerArgs);
         List<Job> jobs = onlyFailed ? last.failedJobs(suites, suites.chosen(names)) : whole;
         if (jobs.isEmpty()) {
             System.err.println("vm-test: nothing failed in the last run, so there is nothing to run again");
@@ -304,7 +303,7 @@ final class VmTest implements Callable<Integer> {
             boolean named = spec.commandLine().getParseResult().hasMatchedOption("--project");
             runSibling("VM_SYNC_CMD", syncing, named ? new String[] {"--project", project.toString()} : new String[0]);
         }
-        last.begin(jobs, onlyFailed);
+        last.begin(jobs);
         return runJobs(jobs, last);
     }
 
@@ -319,8 +318,8 @@ final class VmTest implements Callable<Integer> {
                 screen.endLine();
                 spec.commandLine().getOut().print(report.summary());
                 spec.commandLine().getOut().flush();
-                last.write(report);
-                boolean broken = job.isBuild() && report.verdict() != Verdict.PASSED;
+                last.add(report);
+                boolean broken = job.suite().isBuild() && report.verdict() != Verdict.PASSED;
                 if (broken || report.verdict().compareTo(Verdict.INTERRUPTED) >= 0) {
                     break;
                 }
@@ -562,7 +561,11 @@ final class VmTest implements Callable<Integer> {
     // Suites
 
     /** A suite: its command, or the suites that it stands for; and the setting that gave it, or "". */
-    record Suite(String name, String command, List<String> parts, String setting) {}
+    record Suite(String name, String command, List<String> parts, String setting) {
+        boolean isBuild() {
+            return name.equals("build");
+        }
+    }
 
     /** What the caller adds to the suites of one call: the words after --, --packages, and --require-tests. */
     record CallerArgs(List<String> words, List<String> packages, boolean requireTests) {
@@ -578,11 +581,7 @@ final class VmTest implements Callable<Integer> {
      * failure, because the caller chose the tests.
      */
     record Job(Suite suite, String command, boolean isGoTest, boolean needsTests, CallerArgs callerArgs,
-            Map<String, List<String>> repeated) {
-        boolean isBuild() {
-            return suite.name().equals("build");
-        }
-    }
+            Map<String, List<String>> repeated) {}
 
     /** The suites by name: the built-in ones, changed and extended by VM_TEST_<SUITE>. */
     static final class Suites {
@@ -676,7 +675,7 @@ final class VmTest implements Callable<Integer> {
             List<Job> jobs = new ArrayList<>();
             List<Suite> chosen = chosen(names);
             for (Suite suite : chosen) {
-                if (!suite.name().equals("build")) {
+                if (!suite.isBuild()) {
                     jobs.add(job(suite, callerArgs));
                 }
             }
@@ -903,60 +902,57 @@ final class VmTest implements Callable<Integer> {
     // What failed last time
 
     /**
-     * The suites of the last call ({@code last-run}) and the results of each ({@code <suite>.json}) in one directory.
-     * A suite's results count only if they bear the call's id: a suite without any runs whole again.
+     * The last run in one file: its project, the caller's flags, and of each suite the verdict and the failed tests. It
+     * is written before anything runs, so that a run that is cut off is known too, and after each suite.
      */
     static final class LastRun {
-        private final Path directory;
+        private final Path file;
         private final String project;
-        private final boolean requireTests;
-        private final String id = UUID.randomUUID().toString();
+        private CallerArgs callerArgs;
+        private final JsonObject results = new JsonObject(); // by suite
 
-        LastRun(Path directory, String project, boolean requireTests) {
-            this.directory = directory;
+        LastRun(Path directory, String project, CallerArgs callerArgs) {
+            file = directory.resolve("last-run.json");
             this.project = project;
-            this.requireTests = requireTests;
+            this.callerArgs = callerArgs;
         }
 
         /** What failed in the last run, of these suites, or of all if there are none. */
         List<Job> failedJobs(Suites suites, List<Suite> chosen) throws IOException {
-            JsonObject last = read("last-run");
+            JsonObject last = read();
             if (last == null) {
                 throw new VmException(2, "--failed: there was no run yet: run a suite first");
             } else if (!project.equals(last.getString("project"))) {
                 throw new VmException(2, "--failed: the last run was that of another project, " + printable(
                         last.getString("project", "?")) + ", not " + project + ": run a suite of this one first");
             }
-            JsonObject calls = last.getObject("suites", new JsonObject());
-            chosen.stream().filter(suite -> !calls.has(suite.name())).forEach(suite -> {
-                throw new VmException(2, "--failed: suite " + suite.name() + " was not in the last run, only "
-                        + printable(String.join(", ", calls.keySet())));
-            });
+            callerArgs = new CallerArgs(strings(last.getArray("words")), strings(last.getArray("packages")),
+                    last.getBoolean("requireTests") || callerArgs.requireTests());
+            results.putAll(last.getObject("suites", new JsonObject()));
             List<Job> jobs = new ArrayList<>();
-            for (String name : calls.keySet()) {
-                boolean wanted = chosen.isEmpty() || chosen.stream().anyMatch(suite -> suite.name().equals(name));
-                if (wanted && !name.equals("build")) {
-                    Suite suite = suites.all().stream().filter(it -> it.name().equals(name)).findFirst()
-                            .orElseThrow(() -> new VmException(2, "--failed: there is no suite " + printable(name)
-                            + " any more, which the last run had: set its VM_TEST_... again, or name other suites"));
-                    failedJob(suites, suite, calls.getString(name), last).ifPresent(jobs::add);
+            for (String name : chosen.isEmpty() ? results.keySet() : chosen.stream().map(Suite::name).toList()) {
+                Suite suite = suites.byName.get(name);
+                if (!results.has(name)) {
+                    throw new VmException(2, "--failed: suite " + name + " was not in the last run, only "
+                            + printable(String.join(", ", results.keySet())));
+                } else if (suite == null) {
+                    throw new VmException(2, "--failed: there is no suite " + printable(name) + " any more, which the "
+                            + "last run had: set its VM_TEST_... again, or name other suites");
+                } else if (!suite.isBuild()) {
+                    failedJob(suites, suite).ifPresent(jobs::add);
                 }
             }
-            JsonObject build = read("build.json");
-            boolean buildFailed = calls.has("build") && (build == null || !"passed".equals(build.getString("verdict"))
-                    || !build.getString("id", "").equals(calls.getString("build")));
+            boolean buildFailed = results.has("build") && !"passed".equals(
+                    results.getObject("build").getString("verdict"));
             if (!jobs.isEmpty() || buildFailed) {
                 suites.build(buildFailed).ifPresent(job -> jobs.add(0, job));
             }
             return jobs;
         }
 
-        private Optional<Job> failedJob(Suites suites, Suite suite, String call, JsonObject last) throws IOException {
-            CallerArgs callerArgs = new CallerArgs(strings(last.getArray("words")), strings(last.getArray("packages")),
-                    last.getBoolean("requireTests") || requireTests);
-            JsonObject result = read(suite.name() + ".json");
-            boolean ended = result != null && result.getString("id", "").equals(call);
-            boolean same = ended && suite.command().equals(result.getString("suiteCommand"));
+        private Optional<Job> failedJob(Suites suites, Suite suite) {
+            JsonObject result = results.getObject(suite.name());
+            boolean same = suite.command().equals(result.getString("command"));
             if (same && "passed".equals(result.getString("verdict"))) {
                 return Optional.empty();
             }
@@ -966,9 +962,9 @@ final class VmTest implements Callable<Integer> {
                         failed.put(pkg, strings((JsonArray) tests)));
             }
             if (failed.isEmpty()) {
-                System.err.println("vm-test: suite " + suite.name() + " runs whole, because " + (!ended
-                        ? "it has no result of the last run" : same ? "it is not known which of its tests failed"
-                        : "its command has changed"));
+                System.err.println("vm-test: suite " + suite.name() + " runs whole, because " + (!same
+                        ? "its command has changed" : result.has("verdict")
+                        ? "it is not known which of its tests failed" : "it has no result of the last run"));
             }
             return Optional.of(suites.again(suite, failed, callerArgs));
         }
@@ -977,47 +973,43 @@ final class VmTest implements Callable<Integer> {
             return array == null ? List.of() : array.stream().map(String::valueOf).toList();
         }
 
-        private JsonObject read(String file) throws IOException {
+        private JsonObject read() throws IOException {
             try {
-                return JsonParser.object().from(Files.readString(directory.resolve(file)));
+                return JsonParser.object().from(Files.readString(file));
             } catch (NoSuchFileException none) {
                 return null;
             } catch (JsonParserException damaged) {
-                throw new VmException(69, directory.resolve(file) + " is damaged: delete it, and run the suite again");
+                throw new VmException(69, file + " is damaged: delete it, and run the suites again");
             }
         }
 
-        /** Before anything runs, so that a run that is cut off is known too. With --failed the other suites stay. */
-        void begin(List<Job> jobs, boolean onlyFailed) throws IOException {
-            JsonObject last = onlyFailed ? read("last-run") : null;
-            JsonObject suites = last == null ? new JsonObject() : last.getObject("suites", new JsonObject());
-            jobs.forEach(job -> suites.put(job.suite().name(), id));
-            CallerArgs callerArgs = jobs.get(jobs.size() - 1).callerArgs();
-            replace("last-run", file -> JsonWriter.indent("  ").on(file).object().value("project", project)
-                    .object("suites", suites).array("words", callerArgs.words())
-                    .array("packages", callerArgs.packages())
-                    .value("requireTests", callerArgs.requireTests()).end().done());
+        /** Before these jobs run. What --failed has read of other suites stays. */
+        void begin(List<Job> jobs) {
+            jobs.forEach(job -> results.put(job.suite().name(),
+                    new JsonObject(Map.of("command", job.suite().command()))));
+            write();
         }
 
-        void write(Report report) {
-            replace(report.job().suite().name() + ".json", file -> report.json(id, file));
+        void add(Report report) {
+            results.getObject(report.job().suite().name()).putAll(Map.of("verdict", report.verdict().toString(),
+                    "failed", report.failedTests()));
+            write();
         }
 
         /** If it cannot be written, the old file goes: else --failed would take the run before for this one. */
-        private void replace(String file, Consumer<Writer> text) {
-            Path temporary = directory.resolve(file + ".new");
-            try (FileOutputStream stream = new FileOutputStream(temporary.toFile());
-                    // replaces half a surrogate pair, which a test may print
-                    Writer writer = new OutputStreamWriter(stream, UTF_8)) {
-                text.accept(writer);
-                writer.write("\n");
-                writer.flush();
+        private void write() {
+            Path temporary = file.resolveSibling(file.getFileName() + ".new");
+            String text = JsonWriter.indent("  ").string().object().value("project", project)
+                    .array("words", callerArgs.words()).array("packages", callerArgs.packages())
+                    .value("requireTests", callerArgs.requireTests()).object("suites", results).end().done();
+            try (FileOutputStream stream = new FileOutputStream(temporary.toFile())) {
+                stream.write((text + "\n").getBytes(UTF_8));
                 stream.getFD().sync();
-                Files.move(temporary, directory.resolve(file), StandardCopyOption.ATOMIC_MOVE);
-            } catch (IOException | JsonWriterException refused) {
-                System.err.println("vm-test: " + directory.resolve(file) + " cannot be written, so --failed will run "
-                        + "more than what failed: " + refused.getMessage());
-                directory.resolve(file).toFile().delete();
+                Files.move(temporary, file, StandardCopyOption.ATOMIC_MOVE);
+            } catch (IOException refused) {
+                System.err.println("vm-test: " + file + " cannot be written, so --failed will not know what failed: "
+                        + reason(refused));
+                file.toFile().delete();
             }
         }
     }
@@ -2287,7 +2279,7 @@ final class VmTest implements Callable<Integer> {
                     ? again(job, tests, output.events) : Map.of();
             if (tests.isEmpty() && suiteResults.isEmpty() || ended != Verdict.PASSED && !failed) {
                 Outcome outcome = ended == Verdict.PASSED ? Outcome.PASS : ended != Verdict.FAILED ? Outcome.UNFINISHED
-                        : job.isBuild() ? Outcome.NOT_BUILT : Outcome.FAIL;
+                        : job.suite().isBuild() ? Outcome.NOT_BUILT : Outcome.FAIL;
                 suiteResults.add(0, result(job, "", outcome, plain));
             }
             if (guest.standstill != null) {
@@ -2449,21 +2441,6 @@ final class VmTest implements Callable<Integer> {
             return lines.size() <= 180 ? lines : Stream.of(lines.subList(0, 90),
                     List.of("... (" + (lines.size() - 170) + " lines)"),
                     lines.subList(lines.size() - 80, lines.size())).flatMap(List::stream).toList();
-        }
-
-        /** The result as it is kept in VM_DIR. */
-        void json(String id, Appendable file) {
-            var json = JsonWriter.indent("  ").on(file).object().value("id", id).value("suite", job.suite().name())
-                    .value("suiteCommand", job.suite().command()).value("command", job.command())
-                    .value("verdict", verdict.toString()).value("guestExitCode", guestCode)
-                    .value("started", started.toString()).value("seconds", seconds).object("failed");
-            failedTests.forEach(json::array);
-            json.end().array("tests");
-            Stream.concat(tests.stream(), suiteResults.stream()).forEach(test -> json.object()
-                    .value("package", test.pkg()).value("test", test.name())
-                    .value("outcome", test.outcome().toString()).value("seconds", test.seconds())
-                    .value("runs", test.runs().size()).value("output", reason(test)).end());
-            json.end().end().done();
         }
 
         /** Why a test failed, or its output. */

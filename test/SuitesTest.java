@@ -45,7 +45,7 @@ final class SuitesTest {
         valid(JUNIT, "<testcase classname=\"phase4.sample/internal/worker\" name=\"TestMount\"", "<testcase classname=\"unit.sample/internal/worker\" name=\"TestMount\"",
                 "name=\"build\"");
         assertTrue(Files.lines(JSON).allMatch(line -> line.startsWith("{\"Time\":")), "what go test -json said, and nothing else");
-        assertTrue(Files.readString(GUEST.file(".test").resolve("phase4.json")).contains("\"verdict\":\"passed\""));
+        assertTrue(Files.readString(GUEST.file(".test").resolve("last-run.json")).contains("\"verdict\":\"passed\""));
     }
 
     @AfterAll
