@@ -212,11 +212,11 @@ final class VmTest implements Callable<Integer> {
     Path vmDir;
     Path project;
     private final Screen screen = new Screen();
-    private final OutputLimits kept = new OutputLimits();
+    private final MemoryLimits limits = new MemoryLimits();
     private final CompletableFuture<Void> finished = new CompletableFuture<>();
     private volatile boolean interrupted;
-    private volatile Process sibling;
-    private List<String> vmCtl;
+    private volatile Process otherScript; // vm-ctl or vm-sync
+    private Script vmCtl;
     private FileChannel lock; // held until this process ends
 
     VmTest(Settings settings) {
@@ -245,8 +245,7 @@ final class VmTest implements Callable<Integer> {
         line.getSubcommands().get("run").setStopAtPositional(true); // the rest is passed to the command
         IParameterExceptionHandler usual = line.getParameterExceptionHandler();
         return line.setParameterExceptionHandler((failure, args) -> {
-            String word = failure instanceof UnmatchedArgumentException unmatched ? unmatched.getUnmatched().get(0)
-                    : "";
+            String word = failure instanceof UnmatchedArgumentException it ? it.getUnmatched().get(0) : "";
             if (!word.matches("-[a-z][a-z.]+(=.*)?")) {
                 return usual.handleParseException(failure, args);
             }
@@ -262,9 +261,11 @@ final class VmTest implements Callable<Integer> {
     private void interrupt() {
         interrupted = true;
         if (!finished.isDone()) {
-            long limit = 2 * GuestRun.STOPPING.toSeconds() + 10; // to dump, to kill, to tell
+            long limit = 2 * GuestRun.MAX_STOPPING.toSeconds() + 10; // to dump, to kill, to tell
             System.err.println("vm-test: interrupted; stopping what runs in the guest (at most " + limit + " s)");
-            Stream.ofNullable(sibling).forEach(Process::destroy);
+            if (otherScript != null) {
+                otherScript.destroy();
+            }
             finished.completeOnTimeout(null, limit, TimeUnit.SECONDS).join();
         }
     }
@@ -281,10 +282,9 @@ final class VmTest implements Callable<Integer> {
             throw new ParameterException(spec.commandLine(),
                     "--failed uses the packages and flags of the last run: leave out --packages and what follows --");
         }
-        project = project();
+        checkOptions();
         Suites suites = new Suites(settings, project);
         List<Job> whole = suites.jobs(names, callerArgs); // with --failed it checks the names
-        checkOptions();
         vmDir = vmDirectory(userPath(dirOption));
         LastRun last = new LastRun(vmDir.resolve(vmName + ".test"), projectOrigin(project), callerArgs);
         List<Job> jobs = onlyFailed ? last.failedJobs(suites, suites.chosen(names)) : whole;
@@ -292,16 +292,16 @@ final class VmTest implements Callable<Integer> {
             System.err.println("vm-test: nothing failed in the last run, so there is nothing to run again");
             return 0;
         }
-        vmCtl = fresh || freeze ? siblingCommand("VM_CTL_CMD", ctlCommand, "VmCtl") : null;
-        List<String> syncing = sync || fresh || names.stream().anyMatch(suites::needsSync)
-                ? siblingCommand("VM_SYNC_CMD", syncCommand, "VmSync") : null;
+        vmCtl = fresh || freeze ? script("VmCtl", ctlCommand) : null;
+        Script vmSync = sync || fresh || names.stream().anyMatch(suites::needsSync)
+                ? script("VmSync", syncCommand) : null;
         lockVm();
         if (fresh) {
-            runSibling("VM_CTL_CMD", vmCtl, "restore");
+            runScript(NOTHING_RAN, vmCtl, "restore");
         }
-        if (syncing != null) { // vm-sync sends a home directory only if --project names it, not VM_PROJECT
+        if (vmSync != null) { // it sends a home directory only if --project names it, not VM_PROJECT
             boolean named = spec.commandLine().getParseResult().hasMatchedOption("--project");
-            runSibling("VM_SYNC_CMD", syncing, named ? new String[] {"--project", project.toString()} : new String[0]);
+            runScript(NOTHING_RAN, vmSync, named ? new String[] {"--project", project.toString()} : new String[0]);
         }
         last.begin(jobs);
         return runJobs(jobs, last);
@@ -311,7 +311,7 @@ final class VmTest implements Callable<Integer> {
     private int runJobs(List<Job> jobs, LastRun last) throws Exception {
         List<Report> reports = new ArrayList<>();
         List<String> cutOff = new ArrayList<>();
-        try (ReportFile events = new ReportFile(json, ReportFile.LIMIT)) {
+        try (ReportFile events = new ReportFile(json, ReportFile.MAX_BYTES)) {
             for (Job job : jobs) {
                 Report report = runSuite(job, reports.isEmpty(), events);
                 reports.add(report);
@@ -319,22 +319,22 @@ final class VmTest implements Callable<Integer> {
                 spec.commandLine().getOut().print(report.summary());
                 spec.commandLine().getOut().flush();
                 last.add(report);
-                boolean broken = job.suite().isBuild() && report.verdict() != Verdict.PASSED;
-                if (broken || report.verdict().compareTo(Verdict.INTERRUPTED) >= 0) {
+                boolean broken = job.suite().isBuild() && report.verdict != Verdict.PASSED;
+                if (broken || report.verdict.compareTo(Verdict.INTERRUPTED) >= 0) {
                     break;
                 }
             }
             events.problem().ifPresent(cutOff::add);
         }
         if (junit != null) {
-            try (ReportFile file = new ReportFile(junit, ReportFile.LIMIT)) {
+            try (ReportFile file = new ReportFile(junit, ReportFile.MAX_BYTES)) {
                 JUnit.write(reports, vmName, file);
                 file.problem().ifPresent(cutOff::add);
             } catch (IOException refused) {
                 cutOff.add("cannot write " + junit + ": " + reason(refused));
             }
         }
-        Verdict worst = reports.stream().map(Report::verdict).max(Comparator.naturalOrder()).orElseThrow();
+        Verdict worst = reports.stream().map(report -> report.verdict).max(Comparator.naturalOrder()).orElseThrow();
         if (worst == Verdict.FAILED || worst == Verdict.TIMED_OUT) {
             System.err.println("vm-test: to run again what failed: vm-test --failed");
         }
@@ -373,12 +373,11 @@ final class VmTest implements Callable<Integer> {
         if (String.join("", command).isBlank()) {
             throw new ParameterException(spec.commandLine(), "the command is blank");
         }
-        project = project();
         checkOptions();
         vmDir = vmDirectory(userPath(dirOption));
         lockVm();
         GuestRun guest = new GuestRun(place(), command.size() == 1 ? command.get(0) : shellQuoted(command),
-                environment, timeout, () -> interrupted);
+                environment, timeout, null, () -> interrupted);
         Verdict verdict = guest.run(bytes -> screen.print(1, bytes), bytes -> screen.print(2, bytes));
         return switch (verdict) {
             case LOST -> throw new VmException(69, guest.trouble);
@@ -400,31 +399,27 @@ final class VmTest implements Callable<Integer> {
 
     // Before the suites
 
-    private Path project() {
-        Path directory = userPath(projectOption);
-        if (!Files.isDirectory(directory)) {
-            throw new VmException(2, originOf(spec, "--project") + ": " + directory + " is not a directory");
+    private void checkOptions() {
+        project = userPath(projectOption);
+        if (!Files.isDirectory(project)) {
+            throw new VmException(2, originOf(spec, "--project") + ": " + project + " is not a directory");
         } else if (remoteDir != null && !remoteDir.startsWith("/")) {
             throw new VmException(2, originOf(spec, "--remote-dir") + ": '" + remoteDir
                     + "' is no absolute path, as /root/project is");
         }
-        return directory;
-    }
-
-    private void checkOptions() throws IOException {
         environment.keySet().stream().filter(name -> !name.matches("[A-Za-z_]\\w*")).forEach(name -> {
             throw new VmException(2, "--env: '" + name + "' is not the name of a variable");
         });
-        junit = junit == null ? null : written(junit);
-        json = json == null ? null : written(json);
-        for (Path file : Stream.of(junit, json).filter(Objects::nonNull).toList()) {
-            if (Files.isDirectory(file) || !Files.isWritable(file.toAbsolutePath().getParent())) {
-                throw new VmException(2, "cannot write " + file
-                        + ": name a file in a folder that exists and is writable");
-            }
+        junit = writable(junit);
+        json = writable(json);
+    }
+
+    private static Path writable(Path file) {
+        Path named = file == null ? null : written(file);
+        if (named != null && (Files.isDirectory(named) || !Files.isWritable(named.getParent()))) {
+            throw new VmException(2, "cannot write " + named + ": name a file in a folder that exists and is writable");
         }
-        Stream.ofNullable(settings.environment.get("NO_COLOR")).filter(value -> !value.isEmpty())
-                .forEach(value -> environment.putIfAbsent("NO_COLOR", value));
+        return named;
     }
 
     /** Waits for the guest and takes the lock: two runs on one VM would kill each other's processes. */
@@ -448,56 +443,55 @@ final class VmTest implements Callable<Integer> {
         return remoteDir != null ? remoteDir : "/root/" + Path.of("/").relativize(project).getFileName();
     }
 
-    private List<String> siblingCommand(String setting, String value, String script) throws IOException {
-        List<String> command = sibling(value, script, userPath(""), project);
+    private static final String NOTHING_RAN = "no suite was run";
+
+    /** Another one of these scripts, and the command that runs it. */
+    record Script(String name, List<String> command) {
+        /** What to do if it cannot be run. */
+        static String remedy(String name) {
+            String alias = name.equals("VmCtl") ? "vm-ctl" : "vm-sync";
+            String setting = name.equals("VmCtl") ? "VM_CTL_CMD" : "VM_SYNC_CMD";
+            return "; set " + setting + " to the command that runs it, as " + setting + "='jbang " + alias
+                    + "@NAME' for a catalog that you added, or " + setting + "='jbang /path/to/" + name
+                    + ".java' for a copied file";
+        }
+    }
+
+    private Script script(String name, String setting) throws IOException {
+        List<String> command = sibling(setting, name, userPath(""), project);
         if (command == null) {
-            throw new VmException(69, "no suite was run: there is no " + script + ".java here or above that only you "
-                    + "can change, in a directory apart from the project; " + remedy(setting));
+            throw new VmException(69, NOTHING_RAN + ": there is no " + name + ".java here or above that only you can "
+                    + "change, in a directory apart from the project" + Script.remedy(name));
         }
-        return command;
+        return new Script(name, command);
     }
 
-    /** Runs vm-ctl or vm-sync with the same settings. It has time limits of its own. Its output goes to stderr. */
-    private void runSibling(String setting, List<String> command, String... arguments) throws IOException,
-            InterruptedException {
-        String line = "no suite was run: '" + shellQuoted(with(command, arguments)) + "' ";
-        OptionalInt code = runSibling(command, arguments);
-        if (code.isEmpty()) {
-            throw new VmException(69, line + "cannot be run here; " + remedy(setting));
-        } else if (code.getAsInt() != 0) {
-            throw new VmException(Set.of(1, 2, 3, 124, 130, 143).contains(code.getAsInt()) ? code.getAsInt() : 69,
-                    line + "failed with exit code " + code.getAsInt());
-        }
-    }
-
-    private static String remedy(String setting) {
-        boolean ctl = setting.equals("VM_CTL_CMD");
-        return "set " + setting + " to the command that runs it, as " + setting + "='jbang "
-                + (ctl ? "vm-ctl" : "vm-sync") + "@NAME' for a catalog that you added, or " + setting
-                + "='jbang /path/to/" + (ctl ? "VmCtl" : "VmSync") + ".java' for a copied file";
-    }
-
-    /** The exit code; none if the command is not there. */
-    private OptionalInt runSibling(List<String> command, String... arguments) throws IOException,
+    /**
+     * Runs another script with the same settings. It has time limits of its own. Its output goes to stderr. A failure's
+     * message begins with what follows from it.
+     */
+    private void runScript(String consequence, Script script, String... arguments) throws IOException,
             InterruptedException {
         if (interrupted) {
-            throw new VmException(130, "interrupted");
+            throw new VmException(130, consequence + ": interrupted");
         }
-        ProcessBuilder builder = new ProcessBuilder(with(command, arguments));
+        List<String> command = Stream.concat(script.command().stream(), Stream.of(arguments)).toList();
+        String what = consequence + ": '" + shellQuoted(command) + "' ";
+        ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true);
         builder.environment().putAll(Map.of("VM_DIR", vmDir.toString(), "VM_NAME", vmName,
                 "VM_PROJECT", project.toString(), "VM_REMOTE_DIR", guestDirectory()));
         try {
-            sibling = start(builder.redirectErrorStream(true), verbose);
+            otherScript = start(builder, verbose);
         } catch (VmException missing) {
-            return OptionalInt.empty();
+            throw new VmException(69, what + "cannot be run here" + Script.remedy(script.name()));
         }
-        sibling.getOutputStream().close();
-        sibling.getInputStream().transferTo(System.err);
-        return OptionalInt.of(sibling.waitFor());
-    }
-
-    private static List<String> with(List<String> command, String... arguments) {
-        return Stream.concat(command.stream(), Stream.of(arguments)).toList();
+        otherScript.getOutputStream().close();
+        otherScript.getInputStream().transferTo(System.err);
+        int code = otherScript.waitFor();
+        if (code != 0) {
+            throw new VmException(Set.of(1, 2, 3, 124, 130, 143).contains(code) ? code : 69,
+                    what + "failed with exit code " + code);
+        }
     }
 
     private static Process start(ProcessBuilder builder, boolean verbose) {
@@ -517,9 +511,9 @@ final class VmTest implements Callable<Integer> {
     /** Runs a suite. If the project is not in the guest, the first suite ends the command with 69. */
     private Report runSuite(Job job, boolean first, ReportFile events) throws IOException, InterruptedException {
         System.err.println("== " + job.suite().name() + ": " + printable(job.command()));
-        SuiteOutput output = new SuiteOutput(events::print, kept);
-        GuestRun guest = new GuestRun(place(), job.command(), environment, timeout, () -> interrupted);
-        guest.leftovers = leaks == Leaks.ignore ? null : new Leftovers();
+        SuiteOutput output = new SuiteOutput(events::print, limits);
+        GuestRun guest = new GuestRun(place(), job.command(), environment, timeout,
+                leaks == Leaks.ignore ? null : new Leftovers(), () -> interrupted);
         guest.beforeKill = freeze ? () -> freeze(job.suite()) : null;
         Instant started = Instant.now();
         Verdict verdict = guest.run(bytes -> show(1, output.take(1, bytes)), bytes -> show(2, output.take(2, bytes)));
@@ -527,10 +521,10 @@ final class VmTest implements Callable<Integer> {
             throw new VmException(69, guest.trouble);
         }
         show(1, output.end());
-        Report report = Report.of(job, verdict, guest, output, started, leaks);
-        if (freeze && report.verdict() == Verdict.FAILED) {
+        Report report = new Report(job, verdict, guest, output, started, leaks);
+        if (freeze && report.verdict == Verdict.FAILED) {
             freeze(job.suite());
-        } else if (freeze && report.verdict() == Verdict.LOST) {
+        } else if (freeze && report.verdict == Verdict.LOST) {
             System.err.println("vm-test: no snapshot failed-" + job.suite().name() + ": the connection was lost");
         }
         return report;
@@ -546,13 +540,10 @@ final class VmTest implements Callable<Integer> {
     private void freeze(Suite suite) {
         String snapshot = "failed-" + suite.name();
         try {
-            OptionalInt code = runSibling(vmCtl, "snapshot", "--yes", snapshot);
-            System.err.println("vm-test: " + (code.equals(OptionalInt.of(0)) ? "the VM is kept as " + suite.name()
-                    + " left it: vm-ctl restore " + snapshot
-                    : "no snapshot " + snapshot + ": '" + shellQuoted(vmCtl) + "' " + (code.isEmpty()
-                    ? "cannot be run here; " + remedy("VM_CTL_CMD") : "failed with exit code " + code.getAsInt())));
+            runScript("no snapshot " + snapshot, vmCtl, "snapshot", "--yes", snapshot);
+            System.err.println("vm-test: the VM is kept as " + suite.name() + " left it: vm-ctl restore " + snapshot);
         } catch (IOException | VmException refused) {
-            System.err.println("vm-test: no snapshot " + snapshot + ": " + refused.getMessage());
+            System.err.println("vm-test: " + refused.getMessage());
         } catch (InterruptedException ending) {
             Thread.currentThread().interrupt();
         }
@@ -991,8 +982,8 @@ final class VmTest implements Callable<Integer> {
         }
 
         void add(Report report) {
-            results.getObject(report.job().suite().name()).putAll(Map.of("verdict", report.verdict().toString(),
-                    "failed", report.failedTests()));
+            results.getObject(report.job.suite().name()).putAll(Map.of("verdict", report.verdict.toString(),
+                    "failed", report.failedTests));
             write();
         }
 
@@ -1066,8 +1057,8 @@ final class VmTest implements Callable<Integer> {
      * </ul>
      */
     static final class Supervisor {
-        /** A listing has at most so many lines of a kind; a guest must not fill this machine's memory. */
-        static final int LISTED = 200_000;
+        /** If more lines than this were there before, nobody can tell which ones are new. */
+        private static final int MAX_LISTED = 200_000;
         /** How many seconds a process may live on after the suite's end: git gc --auto ends by itself. */
         private static final int GRACE = 5;
 
@@ -1077,14 +1068,22 @@ final class VmTest implements Callable<Integer> {
             say() { printf '%s\\n' "$mark$*" >&3; }
             nap() { sleep 0.2; }
             table() { ps -axww -o pid,ppid,stat,command; }
-            listing() { # lines of $1: what a suite may leave behind, beside processes
-                {
-                    printf '%s\\n' "$mark$1"
-                    { mount || echo 'cannot be listed'; } | head -n $listed | sed 's/^/mount /'
-                    [ ! -d /build ] || find /build -xdev | head -n $listed | sed 's/^/file /'
-                    ls -A /tmp | head -n $listed | sed 's/^/tmp /'
-                    echo 'end of it'
-                } | LC_ALL=C awk 'NR == 1 { mark = $0; next } { print mark " " $0 }' >&3
+            listing() { # what a suite may leave behind, beside processes
+                { mount || echo 'cannot be listed'; } | sed 's/^/mount /'
+                [ ! -d /build ] || find /build -xdev | sed 's/^/file /'
+                ls -A /tmp | sed 's/^/tmp /'
+            }
+            added() { # tells what was not in the listing $was; the same mount twice is two
+                { printf '%s\\n' "$listed" "$mark" "$was" ''; listing; } | LC_ALL=C awk '
+                    NR == 1 { listed = $0; next }
+                    NR == 2 { mark = $0; next }
+                    /^$/ { now = 1; next }
+                    !now { old[$0]++; n++; next }
+                    n < listed && old[$0]-- <= 0 && new++ < 1000 { print mark "left " $0 }
+                    END {
+                        if (n >= listed) print mark "left unknown: " n " lines or more were there before"
+                        print mark "left end"
+                    }' >&3
             }
             # Prints PID and COMMAND of every new process that descends from $1, or whose ancestor's parent is init.
             mine() {
@@ -1135,7 +1134,7 @@ final class VmTest implements Callable<Integer> {
             while ps -axww -o pid,ppid,command | awk -v self=$$ '
                     $1 != self && $2 != self && /[s]h -c eval .*dd bs=1 count=/ { other = 1 } END { exit !other }'
             do nap; n=$((n - 1)); [ $n -gt 0 ] || { say busy; exit; }; done
-            [ -z "$leftovers" ] || listing before
+            [ -z "$leftovers" ] || was=$(listing | head -n $listed)
             before=$(table)
             (
                 watcher=$(sh -c 'echo $PPID')
@@ -1153,8 +1152,8 @@ final class VmTest implements Callable<Integer> {
             end=$(($(date +%s) + grace))
             while left=$(mine none) || left='? the processes could not be listed'
                 [ -n "$left" ] && [ "$(date +%s)" -lt $end ]; do nap; done
-            [ -z "$left" ] || printf '%s\\n' "$left" | while read -r process; do say process "$process"; done
-            [ -z "$leftovers" ] || listing after
+            [ -z "$left" ] || printf '%s\\n' "$left" | while read -r process; do say left process "$process"; done
+            [ -z "$leftovers" ] || added
             say exit $code
             say exit $code 3>&1
             """;
@@ -1169,7 +1168,7 @@ final class VmTest implements Callable<Integer> {
                     + shellQuoted(List.of(variable.getValue())) + "\n").collect(Collectors.joining())
                     + "exec /bin/sh -c " + shellQuoted(List.of(command));
             Map<String, String> variables = Map.of("mark", mark, "dir", place.directory(), "origin", place.origin(),
-                    "start", start, "leftovers", leftovers ? "yes" : "", "listed", String.valueOf(LISTED + 1),
+                    "start", start, "leftovers", leftovers ? "yes" : "", "listed", String.valueOf(MAX_LISTED),
                     "grace", String.valueOf(leftovers ? GRACE : 0));
             return variables.entrySet().stream().map(variable -> variable.getKey() + "="
                     + shellQuoted(List.of(variable.getValue())) + "\n").collect(Collectors.joining()) + SCRIPT;
@@ -1190,20 +1189,19 @@ final class VmTest implements Callable<Integer> {
      * the VM or the connection is lost. The guest's bytes are handed on as strings of one character for each byte.
      */
     static final class GuestRun {
-        static final Duration STOPPING = Duration.ofSeconds(60); // the supervisor takes 20 s at most
+        static final Duration MAX_STOPPING = Duration.ofSeconds(60); // the supervisor takes 20 s at most
         /** The supervisor's lines are shorter. A longer one was made by a suite that knows the mark. */
-        private static final int LONGEST_LINE = 1 << 16;
+        private static final int MAX_LINE = 1 << 16;
 
         final String mark = "\u001e" + UUID.randomUUID() + " ";
         private final Place place;
-        private final String command;
-        private final Map<String, String> environment;
+        private final byte[] script;
         private final Duration timeout;
         private final BooleanSupplier interrupted;
         private final Path console;
         private final long consoleStart;
-        /** Takes what is there before and after the command; null: nobody asks. */
-        Leftovers leftovers;
+        /** Takes what the command left behind; null: nobody asks. */
+        final Leftovers leftovers;
         /** At the time limit, after the goroutine dumps and before the kill; null: nothing. */
         Runnable beforeKill;
         volatile Integer code;
@@ -1218,25 +1216,24 @@ final class VmTest implements Callable<Integer> {
         /** Why the guest stood still when the time limit came or the connection was lost. */
         String standstill;
 
-        GuestRun(Place place, String command, Map<String, String> environment, Duration timeout,
+        GuestRun(Place place, String command, Map<String, String> environment, Duration timeout, Leftovers leftovers,
                 BooleanSupplier interrupted) {
             this.place = place;
-            this.command = command;
-            this.environment = environment;
             this.timeout = timeout;
+            this.leftovers = leftovers;
             this.interrupted = interrupted;
+            script = Supervisor.script(mark, place, command, environment, leftovers != null).getBytes(UTF_8);
             console = place.vmDir().resolve(place.vmName() + ".console.log");
-            consoleStart = Files.exists(console) ? console.toFile().length() : 0;
+            consoleStart = console.toFile().length();
         }
 
         Verdict run(Consumer<String> stdout, Consumer<String> stderr) throws IOException, InterruptedException {
-            byte[] script = Supervisor.script(mark, place, command, environment, leftovers != null).getBytes(UTF_8);
+            List<String> command = new ArrayList<>(Supervisor.sshCommand(place.vmDir(), place.vmName(), script.length));
             // ssh gets a session of its own: else Ctrl-C would end it too, and nothing could be stopped in the guest
             String path = System.getenv().getOrDefault("PATH", "/usr/bin:/bin");
-            Stream<String> setsid = Stream.of(path.split(":")).map(dir -> dir + "/setsid")
-                    .filter(file -> Files.isExecutable(Path.of(file))).limit(1);
-            Process process = start(new ProcessBuilder(Stream.concat(setsid, Supervisor.sshCommand(place.vmDir(),
-                    place.vmName(), script.length).stream()).toList()), place.verbose());
+            Stream.of(path.split(":")).map(dir -> dir + "/setsid").filter(file -> Files.isExecutable(Path.of(file)))
+                    .findFirst().ifPresent(setsid -> command.add(0, setsid));
+            Process process = start(new ProcessBuilder(command), place.verbose());
             CountDownLatch open = new CountDownLatch(2);
             pump(process.getInputStream(), stdout, open);
             pump(process.getErrorStream(), stderr, open);
@@ -1264,7 +1261,6 @@ final class VmTest implements Callable<Integer> {
             long deadline = System.nanoTime() + timeout.toNanos();
             Verdict stopped = null;
             boolean killed = false;
-            boolean asked = false; // after the text of a kernel panic: whether sshd still answers
             StandstillWatch standstillWatch = new StandstillWatch(place);
             while (!open.await(100, TimeUnit.MILLISECONDS)) {
                 boolean late = System.nanoTime() > deadline;
@@ -1275,36 +1271,32 @@ final class VmTest implements Callable<Integer> {
                     stopped = interrupt ? Verdict.INTERRUPTED : Verdict.TIMED_OUT;
                     standstill = interrupt ? null : standstillWatch.why;
                     trouble = standstill == null ? trouble : standstill;
-                    deadline = System.nanoTime() + STOPPING.toNanos();
-                    orders.write((interrupt || beforeKill == null ? "stop\n" : "keep\n").getBytes(UTF_8));
-                    orders.flush();
+                    order(orders, interrupt || beforeKill == null ? "stop" : "keep");
+                    deadline = System.nanoTime() + MAX_STOPPING.toNanos();
                 } else if (stopped != null && !killed && (dumped || late)) {
-                    if (stopped == Verdict.TIMED_OUT && beforeKill != null) {
-                        if (dumped) {
-                            beforeKill.run();
-                        } else {
-                            System.err.println("vm-test: no snapshot: the guest did not answer the order to stop");
-                        }
+                    if (stopped == Verdict.TIMED_OUT && beforeKill != null && dumped) {
+                        beforeKill.run();
+                    } else if (stopped == Verdict.TIMED_OUT && beforeKill != null) {
+                        System.err.println("vm-test: no snapshot: the guest did not answer the order to stop");
                     }
                     killed = true;
-                    deadline = System.nanoTime() + STOPPING.toNanos();
-                    orders.write("kill\n".getBytes(UTF_8));
+                    order(orders, "kill");
                     orders.close();
+                    deadline = System.nanoTime() + MAX_STOPPING.toNanos();
                 } else if (late) {
                     trouble = trouble != null ? trouble : "the guest did not answer the order to stop, so the "
                             + "suite may still run in it; vm-ctl restart ends it";
                     break;
                 } else if (!place.isAlive()) {
                     break;
-                } else if (!asked && kernelPanic(console(consoleStart)) >= 0) {
-                    asked = true;
-                    JsonObject vm = runningVm(place.vmDir(), place.vmName());
-                    if (vm == null || !hasBanner(vm.getInt("port"), 5000)) {
-                        break; // ssh itself would notice after a minute
-                    }
                 }
             }
             return stopped;
+        }
+
+        private static void order(OutputStream orders, String word) throws IOException {
+            orders.write((word + "\n").getBytes(UTF_8));
+            orders.flush();
         }
 
         private Verdict lost() {
@@ -1318,18 +1310,17 @@ final class VmTest implements Callable<Integer> {
             }
             String text = console(consoleStart);
             int panic = kernelPanic(text);
-            List<String> lines = (panic < 0 ? console(0) : text.substring(panic)).lines()
-                    .filter(line -> !line.isBlank()).toList();
-            int first = panic < 0 ? Math.max(0, lines.size() - 10) : 0;
             GuestState guest = panic < 0 ? place.guestState() : null;
             standstill = guest == null ? null : guest.why();
             boolean alive = guest != null || place.isAlive();
             boolean answers = guest != null && standstill == null && hasBanner(guest.vm().getInt("port"), 5000);
+            List<String> lines = (panic < 0 ? console(0) : text.substring(panic)).lines()
+                    .filter(line -> !line.isBlank()).toList();
             trouble = (panic >= 0 ? "the guest panicked" : alive ? "the connection was lost"
                     : "VM " + place.vmName() + " ended")
                     + (standstill != null ? ": " + standstill : answers ? ", but the guest answers: run the suite again"
                     : "; vm-ctl " + (alive ? "restart" : "start") + " brings it back") + ". From " + console + ":"
-                    + lines.subList(first, Math.min(first + 15, lines.size())).stream()
+                    + lines.stream().skip(panic < 0 ? Math.max(0, lines.size() - 10) : 0).limit(15)
                     .map(line -> "\n  | " + printable(line)).collect(Collectors.joining());
             return Verdict.LOST;
         }
@@ -1350,8 +1341,10 @@ final class VmTest implements Callable<Integer> {
                 byte[] buffer = new byte[1 << 16];
                 StringBuilder held = new StringBuilder();
                 try (in) {
-                    for (int n = in.read(buffer); n >= 0 && sift(held.append(new String(buffer, 0, n, ISO_8859_1)),
-                            sink); n = in.read(buffer)) { }
+                    int n = in.read(buffer);
+                    while (n >= 0 && sift(held.append(new String(buffer, 0, n, ISO_8859_1)), sink)) {
+                        n = in.read(buffer);
+                    }
                 } catch (IOException closed) {
                     // ssh has ended
                 } finally {
@@ -1370,25 +1363,29 @@ final class VmTest implements Callable<Integer> {
             if (over) {
                 return false;
             }
-            for (int start = held.indexOf(mark); start >= 0; start = held.indexOf(mark)) {
-                int end = held.indexOf("\n", start);
-                if (end < 0 && held.length() - start < LONGEST_LINE) {
-                    break;
+            int start = held.indexOf(mark);
+            while (start >= 0) {
+                pass(held, start, rest);
+                int end = held.indexOf("\n");
+                if (end < 0 && held.length() < MAX_LINE) {
+                    return true; // its end is still to come
                 }
                 end = end < 0 ? held.length() : end;
-                rest.accept(held.substring(0, start));
-                String line = new String(held.substring(start + mark.length(), end).getBytes(ISO_8859_1), UTF_8);
-                held.delete(0, Math.min(end + 1, held.length()));
+                String line = new String(held.substring(mark.length(), end).getBytes(ISO_8859_1), UTF_8);
+                held.delete(0, end + 1);
                 if (!report(line.split(" ", 2))) {
                     return false;
                 }
+                start = held.indexOf(mark);
             }
-            int own = held.indexOf(mark) >= 0 ? held.indexOf(mark) : held.lastIndexOf("\u001e");
-            int ready = own >= 0 && (mark.startsWith(held.substring(own)) || held.indexOf(mark) == own) ? own
-                    : held.length();
-            rest.accept(held.substring(0, ready));
-            held.delete(0, ready);
+            int half = held.lastIndexOf("\u001e"); // of a mark whose rest is still to come
+            pass(held, half >= 0 && mark.startsWith(held.substring(half)) ? half : held.length(), rest);
             return true;
+        }
+
+        private static void pass(StringBuilder held, int length, Consumer<String> rest) {
+            rest.accept(held.substring(0, length));
+            held.delete(0, length);
         }
 
         /** A line of the supervisor's; false if it is its last on this stream. */
@@ -1404,11 +1401,8 @@ final class VmTest implements Callable<Integer> {
                 case "origin" -> refuse(place.directory() + " in the guest came from "
                         + oneLine(text.replaceFirst(" (\\S+)$", " ($1)")) + ", and this project is " + place.origin()
                         + ": vm-test --sync (or vm-sync) brings this one, or give it a VM_REMOTE_DIR of its own");
-                default -> {
-                    if (leftovers != null) {
-                        leftovers.take(line[0], text);
-                    }
-                }
+                case "left" -> Optional.ofNullable(leftovers).ifPresent(left -> left.take(text));
+                default -> { } // a suite that knows the mark
             }
             return !line[0].equals("exit");
         }
@@ -1471,73 +1465,35 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    /** What a suite left behind: the guest's listings before and after it, compared, and the processes that live on. */
+    /** What a suite left behind: processes that live on, and mounts and files that were not there before. */
     static final class Leftovers {
-        private static final Set<String> KINDS = Set.of("mount", "file", "tmp");
         /** Temporary files of go test and of vm-sync. */
-        private static final Pattern TEMPORARY = Pattern.compile("go-build\\d.*|vm-sync\\..*");
+        private static final Pattern TEMPORARY = Pattern.compile("tmp (go-build\\d.*|vm-sync\\..*)");
+        private static final int MAX_LINES = 1200; // the supervisor sends no more
+        private static final int MAX_LINE = 2000; // characters
 
-        private static final int NAMED = 1000;
-        private static final int LONGEST_LINE = 2000; // characters
-        private static final int LARGEST_LISTING = 16_000_000; // characters
-
-        /** How often a line with its kind was there before, and not yet after. The same mount twice is two. */
-        private final Map<String, Integer> before = new HashMap<>();
-        private final Map<String, Integer> counts = new HashMap<>(); // of lines before, and of new ones, by kind
-        private final Map<String, List<String>> added = new HashMap<>();
-        private final List<String> processes = new ArrayList<>();
-        private final Set<String> cutOff = new TreeSet<>();
-        private final Set<String> complete = new TreeSet<>();
-        private int size;
+        private final List<String> lines = new ArrayList<>();
+        private boolean complete;
 
         /** Takes a line of the supervisor. It comes from the guest: its length and the number of lines are limited. */
-        synchronized void take(String word, String line) {
-            String text = line.substring(0, Math.min(line.length(), LONGEST_LINE));
-            String kind = text.split(" ", 2)[0];
-            if (word.equals("process") && processes.size() < 200) {
-                processes.add("process " + text);
-            } else if (Set.of("before", "after").contains(word) && kind.equals("end")) {
-                complete.add(word);
-            } else if (word.equals("before") && KINDS.contains(kind)) {
-                size += text.length();
-                if (counts.merge(kind, 1, Integer::sum) > Supervisor.LISTED || size > LARGEST_LISTING) {
-                    cutOff.add(kind);
-                } else {
-                    before.merge(text, 1, Integer::sum);
-                }
-            } else if (word.equals("after") && KINDS.contains(kind)) {
-                int there = before.getOrDefault(text, 0);
-                if (there > 0) {
-                    before.put(text, there - 1);
-                } else if (counts.merge("new " + kind, 1, Integer::sum) <= NAMED) {
-                    added.computeIfAbsent(kind, it -> new ArrayList<>()).add(text);
-                }
+        synchronized void take(String line) {
+            complete |= line.equals("end");
+            if (lines.size() < MAX_LINES) {
+                lines.add(line.substring(0, Math.min(line.length(), MAX_LINE)));
             }
         }
 
-        /** Processes, mounts and files under /build: these fail a suite, and so does a listing that was cut off. */
+        /** What fails a suite: processes, mounts and files under /build. So does what could not be listed. */
         List<String> failing() {
-            List<String> left = new ArrayList<>(processes);
-            if (complete.size() < 2) {
-                left.add("unknown: the guest did not list all that was there before and after");
-            }
-            for (String kind : List.of("mount", "file")) {
-                left.addAll(added(kind));
-                if (cutOff.contains(kind)) {
-                    left.add("unknown: more than " + Supervisor.LISTED + " lines (" + kind + ") were there before");
-                }
-            }
-            return left;
+            Stream<String> unknown = Stream.of("unknown: the guest did not list all that was there before and after");
+            return Stream.concat(lines.stream().filter(line -> line.matches("(process|mount|file|unknown:) .*")),
+                    complete ? Stream.empty() : unknown).toList();
         }
 
         /** New files in /tmp: these are only reported. */
-        List<String> named() {
-            return added("tmp").stream().map(line -> "/tmp/" + line.replaceFirst("^tmp ", ""))
-                    .filter(file -> !TEMPORARY.matcher(file.substring("/tmp/".length())).matches()).toList();
-        }
-
-        private List<String> added(String kind) {
-            return cutOff.contains(kind) ? List.of() : added.getOrDefault(kind, List.of());
+        List<String> inTmp() {
+            return lines.stream().filter(line -> line.startsWith("tmp ") && !TEMPORARY.matcher(line).matches())
+                    .map(line -> line.replaceFirst("tmp ", "/tmp/")).toList();
         }
     }
 
@@ -1547,61 +1503,54 @@ final class VmTest implements Callable<Integer> {
      * Limits how much of the suites' results and output is kept in memory, because a guest may send without end. All
      * of it fits into a JVM with 256 MB, also if every character takes two bytes.
      */
-    static final class OutputLimits {
-        private static final int LONGEST_LINE = 1 << 16; // characters
+    static final class MemoryLimits {
+        private static final int MAX_LINE = 1 << 16; // characters
 
         /** Runs of tests and packages: twice what the largest Go projects have. */
-        final int mostRuns;
+        final int maxRuns;
         /** Characters of their names, each with its package's, as the reports have them. */
-        final int mostNames;
+        final int maxNames;
+        /** Characters of lines that have no end yet. */
+        final int maxLines;
         /** Characters of output. Tests that passed keep none. */
-        final int mostOutput;
-        private final int mostLines; // characters of lines that have no end yet
+        final int maxOutput;
         private int runs;
         private long names;
-        private long output;
         private long lines;
-        /** Whether something was dropped for lack of room, so that a result may be lost. */
-        boolean lost;
+        private long output;
+        /** Whether there was no room for a run or a line, so that a result may be lost. */
+        boolean exceeded;
 
-        OutputLimits() {
+        MemoryLimits() {
             this(1);
         }
 
         /** For a test: one part of this many. */
-        OutputLimits(int parts) {
-            mostRuns = 200_000 / parts;
-            mostNames = 16_000_000 / parts;
-            mostOutput = 8_000_000 / parts;
-            mostLines = 2_000_000 / parts;
+        MemoryLimits(int parts) {
+            maxRuns = 200_000 / parts;
+            maxNames = 16_000_000 / parts;
+            maxLines = 2_000_000 / parts;
+            maxOutput = 8_000_000 / parts;
         }
 
         /** Whether there is room for another run. */
-        boolean takes(String pkg, String test) {
+        boolean addRun(String pkg, String test) {
             runs++;
             names += pkg.length() + test.length();
-            lost |= runs > mostRuns || names > mostNames;
-            return !lost;
-        }
-
-        /**
-         * How many characters one output may keep now. When half of the total is used, each gets only 2,000, so that
-         * many can keep some; when all is used, none.
-         */
-        private int room() {
-            return output <= mostOutput / 2 ? 2 * Tail.LENGTH : output <= mostOutput ? 2000 : 0;
+            exceeded |= runs > maxRuns || names > maxNames;
+            return !exceeded;
         }
 
         /** Adds to a line that may have no end yet; of a long one the last part is kept. */
         void append(StringBuilder line, String piece) {
             lines -= line.length();
             line.append(piece);
-            if (line.length() > 2 * LONGEST_LINE) {
-                line.delete(0, line.length() - LONGEST_LINE).trimToSize();
+            if (line.length() > 2 * MAX_LINE) {
+                line.delete(0, line.length() - MAX_LINE).trimToSize();
             }
             lines += line.length();
-            if (lines > mostLines) {
-                lost = true;
+            if (lines > maxLines) {
+                exceeded = true;
                 clear(line);
             }
         }
@@ -1613,42 +1562,41 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    /**
-     * The end of a text, from the start of a line: its last 64,000 characters or more, or fewer if {@link OutputLimits}
-     * has little room left.
-     */
+    /** The end of an output, from the start of a line. */
     static final class Tail {
-        private static final int LENGTH = 64_000; // characters
-        private final OutputLimits kept;
-        private final StringBuilder end = new StringBuilder();
+        private static final int LENGTH = 64_000; // characters that are kept at least, as long as there is room
+        private final MemoryLimits limits;
+        private StringBuilder end; // null: nothing
         long cut;
 
-        Tail(OutputLimits kept) {
-            this.kept = kept;
+        Tail(MemoryLimits limits) {
+            this.limits = limits;
         }
 
+        /** When half of the total is used, each output gets only 2,000 characters; when all is used, none. */
         void add(String text) {
+            end = end == null ? new StringBuilder() : end;
             end.append(text);
-            kept.output += text.length();
-            int room = kept.room();
+            limits.output += text.length();
+            int room = limits.output <= limits.maxOutput / 2 ? 2 * LENGTH : limits.output <= limits.maxOutput ? 2000 : 0;
             if (end.length() > room) {
                 int start = end.indexOf("\n", end.length() - room / 2) + 1;
                 start = start == 0 ? end.length() - room / 2 : start;
                 cut += start;
-                kept.output -= start;
+                limits.output -= start;
                 end.delete(0, start).trimToSize();
             }
         }
 
         void clear() {
-            kept.output -= end.length();
-            end.setLength(0);
-            end.trimToSize();
+            limits.output -= end == null ? 0 : end.length();
+            end = null;
+            cut = 0;
         }
 
         @Override
         public String toString() {
-            return (cut == 0 ? "" : "(the first " + cut + " characters are left out)\n") + end;
+            return (cut == 0 ? "" : "(the first " + cut + " characters are left out)\n") + (end == null ? "" : end);
         }
     }
 
@@ -1657,96 +1605,93 @@ final class VmTest implements Callable<Integer> {
      * Strings that begin as "bytes" hold one character for each byte.
      */
     static final class SuiteOutput {
-        /** The longest line that is parsed. A longer one is shown at once and counts as unreadable. */
-        private static final int LONGEST_EVENT = 1 << 20;
+        private static final int MAX_LINE = 1 << 20; // a longer line is no event, and is shown at once
         /** How an event of go test begins. It may stand behind a text that has no newline. */
         private static final String EVENT = "{\"Time\":\"";
         private static final Pattern LINE = Pattern.compile("(?<=\n)|(?=\\{\"Time\":\")");
-        /** The beginnings of go test's lines for a failure. */
-        private static final String[] FAILURES = {"--- FAIL: ", "FAIL\t", "FAIL\r", "FAIL"};
+        /** How a line begins by which go test tells of a failure. */
+        private static final Pattern FAILURE = Pattern.compile("--- FAIL: .*|FAIL([\t\r].*)?");
+        private static final int START = 12; // characters of a line that are enough to see this
 
         final TestEvents events;
         /** Everything that is no event. */
-        final Tail plain = new Tail(new OutputLimits());
+        final Tail plain = new Tail(new MemoryLimits());
         /** Lines that began as an event and are none: a result may be lost. */
         int unreadable;
         /** Whether a line outside the events told of a failed test. */
         boolean tellsFailure;
         private final Consumer<String> eventLines;
         private final LiveOutput live = new LiveOutput();
-        private final Map<Integer, StringBuilder> partial = new TreeMap<>();
-        private final Map<Integer, StringBuilder> lineStarts = new HashMap<>();
+        private final StringBuilder[] held = {null, new StringBuilder(), new StringBuilder()}; // by descriptor
+        private final StringBuilder[] lineStarts = {null, new StringBuilder(), new StringBuilder()};
 
-        SuiteOutput(Consumer<String> eventLines, OutputLimits kept) {
+        SuiteOutput(Consumer<String> eventLines, MemoryLimits limits) {
             this.eventLines = eventLines;
-            events = new TestEvents(kept);
+            events = new TestEvents(limits);
         }
 
         /** Takes a piece of a stream; returns what to show now. A line that may become an event waits for its end. */
         String take(int stream, String bytes) {
-            StringBuilder held = partial.computeIfAbsent(stream, it -> new StringBuilder());
-            boolean waits = held.length() > 0 && bytes.indexOf('\n') < 0;
-            held.append(bytes);
-            if (waits && held.length() <= LONGEST_EVENT) { // not searched again for each byte that comes
+            StringBuilder text = held[stream];
+            boolean waits = text.length() > 0 && bytes.indexOf('\n') < 0;
+            text.append(bytes);
+            if (waits && text.length() <= MAX_LINE) { // not searched again for each byte that comes
                 return "";
             }
-            boolean maybeEvents = held.indexOf("{") == 0 || held.indexOf("\n{") >= 0 || held.indexOf(EVENT) >= 0;
-            int end = maybeEvents ? held.lastIndexOf("\n") + 1 : 0;
-            List<String> lines = LINE.splitAsStream(held.substring(0, end)).toList();
-            held.delete(0, end);
-            List<String> maybe = lines.stream().filter(line -> line.startsWith("{")).map(SuiteOutput::text).toList();
-            Iterator<JsonObject> objects = objects(maybe).iterator();
-            for (String line : lines) {
-                JsonObject object = line.startsWith("{") ? objects.next() : null;
-                if (object == null || !event(text(line), object)) {
-                    pass(stream, line, object != null && object.isEmpty());
-                }
-            }
-            int event = held.indexOf("{") == 0 ? 0 : held.indexOf(EVENT);
-            int brace = held.lastIndexOf("{");
-            event = event < 0 && brace >= 0 && EVENT.startsWith(held.substring(brace)) ? brace : event;
-            int ready = event < 0 || held.length() > LONGEST_EVENT ? held.length() : event;
-            pass(stream, held.substring(0, ready), true);
-            held.delete(0, ready);
+            boolean maybeEvents = text.indexOf("{") == 0 || text.indexOf("\n{") >= 0 || text.indexOf(EVENT) >= 0;
+            int end = maybeEvents ? text.lastIndexOf("\n") + 1 : 0;
+            LINE.splitAsStream(text.substring(0, end)).forEach(line -> takeLine(stream, line));
+            text.delete(0, end);
+            int event = text.indexOf("{") == 0 ? 0 : text.indexOf(EVENT);
+            int brace = text.lastIndexOf("{");
+            event = event < 0 && brace >= 0 && EVENT.startsWith(text.substring(brace)) ? brace : event;
+            int ready = event < 0 || text.length() > MAX_LINE ? text.length() : event;
+            takeLine(stream, text.substring(0, ready));
+            text.delete(0, ready);
             return live.take();
         }
 
         /** After the last piece. */
         String end() {
-            partial.forEach((stream, held) -> pass(stream, held.toString(), true));
-            partial.clear();
-            lineStarts.values().forEach(this::lookAtLine);
+            for (int stream = 1; stream <= 2; stream++) {
+                takeLine(stream, held[stream].toString());
+                held[stream].setLength(0);
+                tellsFailure |= FAILURE.matcher(lineStarts[stream]).matches();
+            }
             events.finish();
             live.flushAll();
             return live.take();
         }
 
-        private static String text(String bytes) {
-            return new String(bytes.getBytes(ISO_8859_1), UTF_8);
+        /** Takes a line, or a piece of one that cannot become an event. */
+        private void takeLine(int stream, String bytes) {
+            String line = new String(bytes.getBytes(ISO_8859_1), UTF_8);
+            JsonObject json = line.startsWith("{") ? parsed(line) : null;
+            if (json != null && events.take(json)) {
+                eventLines.accept(line);
+                show(json);
+                return;
+            }
+            boolean beganAsEvent = line.startsWith("{\"Time\":") || line.startsWith("{\"Action\":");
+            unreadable += beganAsEvent && json == null ? 1 : 0;
+            plain.add(line);
+            live.passBytes(bytes);
+            lookForFailure(lineStarts[stream], bytes);
         }
 
         /**
-         * What lines hold, parsed together: the parser takes 64 KB for each text. An empty object for what is no JSON.
-         * Deep nesting overflows its stack, and converting a number of a million digits would take minutes, so numbers
-         * are converted only when they are read.
+         * A line's JSON, or null. Deep nesting overflows the parser's stack. Numbers are converted when they are read:
+         * one of a million digits would take minutes.
          */
-        private static Stream<JsonObject> objects(List<String> lines) {
-            JsonArray all = new JsonArray();
+        private static JsonObject parsed(String line) {
             try {
-                all = JsonParser.array().withLazyNumbers().from("[" + String.join(",", lines) + "]");
-            } catch (JsonParserException | StackOverflowError notAll) {
-                // one by one, then
+                return JsonParser.object().withLazyNumbers().from(line);
+            } catch (JsonParserException | StackOverflowError none) {
+                return null;
             }
-            boolean oneEach = all.size() == lines.size() && all.stream().allMatch(JsonObject.class::isInstance);
-            return oneEach ? all.stream().map(JsonObject.class::cast) : lines.size() == 1 ? Stream.of(new JsonObject())
-                    : lines.stream().flatMap(line -> objects(List.of(line)));
         }
 
-        private boolean event(String line, JsonObject event) {
-            if (!events.take(event)) {
-                return false;
-            }
-            eventLines.accept(line);
+        private void show(JsonObject event) {
             String pkg = event.getString("Package", "");
             String output = event.getString("Output", "");
             if (pkg.isEmpty()) { // of a build
@@ -1757,32 +1702,18 @@ final class VmTest implements Callable<Integer> {
                     .contains(event.getString("Action"))) {
                 live.ended(pkg);
             }
-            return true;
         }
 
-        private void pass(int stream, String bytes, boolean noJson) {
-            plain.add(text(bytes));
-            live.passBytes(bytes);
-            if (noJson && (bytes.startsWith("{\"Time\":") || bytes.startsWith("{\"Action\":"))) {
-                unreadable++;
-            }
-            StringBuilder start = lineStarts.computeIfAbsent(stream, it -> new StringBuilder());
+        private void lookForFailure(StringBuilder lineStart, String bytes) {
             for (int from = 0, end; from < bytes.length(); from = end + 1) {
                 int newline = bytes.indexOf('\n', from);
                 end = newline < 0 ? bytes.length() : newline;
-                start.append(bytes, from, Math.min(end, from + FAILURES[0].length()));
+                lineStart.append(bytes, from, Math.min(end, from + START - lineStart.length()));
                 if (newline >= 0) {
-                    lookAtLine(start);
-                    start.setLength(0);
-                } else if (start.length() > 1000) {
-                    start.setLength(1000); // a line without end
+                    tellsFailure |= FAILURE.matcher(lineStart).matches();
+                    lineStart.setLength(0);
                 }
             }
-        }
-
-        private void lookAtLine(CharSequence start) {
-            String line = start.toString();
-            tellsFailure |= line.equals("FAIL") || Stream.of(FAILURES).limit(3).anyMatch(line::startsWith);
         }
     }
 
@@ -1791,11 +1722,11 @@ final class VmTest implements Callable<Integer> {
      * {@code go test -v}.
      */
     static final class LiveOutput {
-        private static final int WAITING = 1 << 22; // characters of all packages; when more wait, all are shown
+        private static final int MAX_WAITING = 1 << 22; // characters of all packages; when more wait, all are shown
         private static final int ENTRY = 100; // what a package counts beside its text
         private final Map<String, StringBuilder> waiting = new LinkedHashMap<>();
         private final StringBuilder ended = new StringBuilder(); // of packages that ended after the one that is shown
-        private final StringBuilder ready = new StringBuilder();
+        private final StringBuilder ready = new StringBuilder(); // bytes
         private int size; // of what waits
         private String shown; // the package on the screen
 
@@ -1819,7 +1750,7 @@ final class VmTest implements Callable<Integer> {
             StringBuilder text = waiting.computeIfAbsent(pkg, it -> new StringBuilder());
             size += output.length() + (text.length() == 0 ? pkg.length() + ENTRY : 0);
             text.append(output);
-            if (size > WAITING) {
+            if (size > MAX_WAITING) {
                 flushAll();
             }
         }
@@ -1884,41 +1815,19 @@ final class VmTest implements Callable<Integer> {
     static final class Run {
         Outcome outcome = Outcome.RUNNING;
         double seconds;
-        private final OutputLimits kept;
-        private Tail output; // null: none
+        final Tail output;
         /** The result in its line, such as {@code --- FAIL: TestX (0.00s)}. It counts if there is no end event. */
         private Outcome line;
 
-        Run(OutputLimits kept) {
-            this.kept = kept;
-        }
-
-        void print(String text) {
-            output = output == null ? new Tail(kept) : output;
-            output.add(text);
-        }
-
-        String output() {
-            return output == null ? "" : output.toString();
-        }
-
-        /** How many characters of its output are lost. */
-        long cut() {
-            return output == null ? 0 : output.cut;
-        }
-
-        private void dropOutput() {
-            if (output != null) {
-                output.clear();
-                output = null;
-            }
+        Run(MemoryLimits limits) {
+            output = new Tail(limits);
         }
 
         void end(Outcome how, double took) {
             outcome = how;
             seconds = took;
             if (how == Outcome.PASS) {
-                dropOutput(); // it is not reported
+                output.clear(); // it is not reported
             }
         }
 
@@ -1958,9 +1867,13 @@ final class VmTest implements Callable<Integer> {
             return runs.stream().mapToDouble(run -> run.seconds).sum();
         }
 
-        /** The test that it is a subtest of, or the package. */
+        String fullName() {
+            return pkg + " " + name;
+        }
+
+        /** The full name of the test that it is a subtest of, or of the package. */
         String parent() {
-            return name.isEmpty() ? null : name.substring(0, Math.max(0, name.lastIndexOf('/')));
+            return isTest() ? pkg + " " + name.substring(0, Math.max(0, name.lastIndexOf('/'))) : null;
         }
 
         /** Its output without go test's own lines. Of several runs the failed or worst ones, each with a heading. */
@@ -1970,7 +1883,8 @@ final class VmTest implements Callable<Integer> {
             for (int i = 0; i < runs.size(); i++) {
                 if (runs.get(i).outcome == worst || runs.get(i).outcome.isFailure()) {
                     text.append(runs.size() == 1 ? "" : "run " + (i + 1) + " of " + runs.size() + ":\n");
-                    text.append(name.isEmpty() ? runs.get(i).output() : withoutFrame(runs.get(i).output()));
+                    String output = runs.get(i).output.toString();
+                    text.append(isTest() ? withoutFrame(output) : output);
                 }
             }
             return text.toString();
@@ -2004,15 +1918,15 @@ final class VmTest implements Callable<Integer> {
 
         private static final double LONGEST = Duration.ofDays(365).toSeconds();
 
-        private final OutputLimits kept;
+        final MemoryLimits limits;
         private final Map<String, List<PackageRun>> packages = new TreeMap<>();
         private final Map<String, PackageRun> open = new HashMap<>(); // the newest run of a package that has no end yet
         private final PackageRun withoutRoom;
         private final Map<String, Run> builds = new HashMap<>(); // their output
 
-        TestEvents(OutputLimits kept) {
-            this.kept = kept;
-            withoutRoom = new PackageRun("", kept, null);
+        TestEvents(MemoryLimits limits) {
+            this.limits = limits;
+            withoutRoom = new PackageRun("", limits, null);
         }
 
         /** False if this is no event of go test. */
@@ -2027,8 +1941,8 @@ final class VmTest implements Callable<Integer> {
             double seconds = Math.max(0, Math.min(LONGEST, event.getDouble("Elapsed", 0)));
             switch (action) {
                 case "build-output" -> {
-                    if (builds.containsKey(build) || kept.takes("", build)) {
-                        builds.computeIfAbsent(build, it -> new Run(kept)).print(event.getString("Output", ""));
+                    if (builds.containsKey(build) || limits.addRun("", build)) {
+                        builds.computeIfAbsent(build, it -> new Run(limits)).output.add(event.getString("Output", ""));
                     }
                 }
                 case "start" -> begin(pkg);
@@ -2049,10 +1963,10 @@ final class VmTest implements Callable<Integer> {
         }
 
         private PackageRun begin(String pkg) {
-            if (!kept.takes(pkg, "")) {
+            if (!limits.addRun(pkg, "")) {
                 return withoutRoom;
             }
-            PackageRun run = new PackageRun(pkg, kept, open.get(pkg));
+            PackageRun run = new PackageRun(pkg, limits, open.get(pkg));
             packages.computeIfAbsent(pkg, it -> new ArrayList<>(1)).add(run);
             open.put(pkg, run);
             return run;
@@ -2071,7 +1985,7 @@ final class VmTest implements Callable<Integer> {
 
         /** A package that was not built, as Go before 1.24 tells it. */
         void notBuilt(String pkg) {
-            List<PackageRun> runs = packages.computeIfAbsent(pkg, it -> List.of(new PackageRun(pkg, kept, null)));
+            List<PackageRun> runs = packages.computeIfAbsent(pkg, it -> List.of(new PackageRun(pkg, limits, null)));
             if (runs.stream().allMatch(run -> run.tests.isEmpty())) {
                 runs.forEach(run -> run.self.outcome = Outcome.NOT_BUILT);
             }
@@ -2113,7 +2027,7 @@ final class VmTest implements Callable<Integer> {
         /** The line that is being printed. test2json cuts lines of more than 1,024 bytes into several outputs. */
         private final StringBuilder line = new StringBuilder();
         private final String name;
-        private final OutputLimits kept;
+        private final MemoryLimits limits;
         /** An earlier run of the package that has no end yet. */
         final PackageRun older;
         private int pieces;
@@ -2121,11 +2035,11 @@ final class VmTest implements Callable<Integer> {
         /** Whether PASS or FAIL came, which go test prints after all tests, and nothing of a test after it. */
         boolean complete;
 
-        PackageRun(String name, OutputLimits kept, PackageRun older) {
+        PackageRun(String name, MemoryLimits limits, PackageRun older) {
             this.name = name;
-            this.kept = kept;
+            this.limits = limits;
             this.older = older;
-            self = new Run(kept);
+            self = new Run(limits);
         }
 
         void begin(String test) {
@@ -2133,30 +2047,36 @@ final class VmTest implements Callable<Integer> {
             addRun(test);
         }
 
-        /** Null if there is no room for it. */
+        /** A new run of a test. It is not kept if there is no room for it. */
         private Run addRun(String test) {
-            if (!kept.takes(name, test)) {
-                return null;
+            Run run = new Run(limits);
+            if (limits.addRun(name, test)) {
+                tests.computeIfAbsent(test, it -> new ArrayList<>(1)).add(run);
             }
-            Run run = new Run(kept);
-            tests.computeIfAbsent(test, it -> new ArrayList<>(1)).add(run);
             return run;
         }
 
+        /** The newest run of a test; null if it did not begin. */
+        private Run newest(String test) {
+            List<Run> runs = tests.get(test);
+            return runs == null ? null : runs.get(runs.size() - 1);
+        }
+
+        private static boolean isRunning(Run run) {
+            return run != null && run.outcome == Outcome.RUNNING;
+        }
+
         void output(String test, String output) {
-            List<Run> runs = tests.get(known(test));
-            (runs == null ? self : runs.get(runs.size() - 1)).print(output);
+            Objects.requireNonNullElse(newest(known(test)), self).output.add(output);
             complete = test.isEmpty() && (complete || output.equals("PASS\n") || output.equals("FAIL\n"));
             pieces++;
-            if (pieces == 1 && output.endsWith("\n")) {
-                lookAtLine(output);
-                pieces = 0;
-                return;
+            boolean ends = output.endsWith("\n");
+            if (!ends || pieces > 1) {
+                limits.append(line, output);
             }
-            kept.append(line, output);
-            if (output.endsWith("\n")) {
-                lookAtLine(line.toString());
-                kept.clear(line);
+            if (ends) {
+                lookAtLine(pieces == 1 ? output : line.toString());
+                limits.clear(line);
                 pieces = 0;
             }
         }
@@ -2167,57 +2087,44 @@ final class VmTest implements Callable<Integer> {
             Matcher result = RESULT_LINE.matcher(start);
             Matcher benchmark = BENCHMARK_LINE.matcher(start);
             if (pieces > 1 && run.matches()) {
-                beginByLine(run.group(1));
+                Run last = newest(run.group(1));
+                if (!isRunning(last) || last.line != null) { // else there was an event, too: up to 4,085 bytes there is
+                    begin(run.group(1));
+                }
             } else if (NOT_BUILT_LINE.matcher(start).matches()) {
                 notBuilt = tests.isEmpty();
             } else if (start.contains("--- ") && result.find()) {
-                String test = known(result.group(2));
-                Outcome outcome = Outcome.of(result.group(1).toLowerCase(Locale.ROOT));
-                if (tests.containsKey(test)) {
-                    tests.get(test).get(tests.get(test).size() - 1).line = outcome;
+                Run last = newest(known(result.group(2)));
+                if (last != null) {
+                    last.line = Outcome.of(result.group(1).toLowerCase(Locale.ROOT));
                 }
             } else if (benchmark.lookingAt()) {
-                List<Run> runs = tests.get(benchmark.group(1));
-                Run last = runs == null ? addRun(benchmark.group(1)) : runs.get(runs.size() - 1);
-                if (last != null && last.outcome == Outcome.RUNNING) {
-                    last.end(Outcome.PASS, 0);
+                Run last = newest(benchmark.group(1));
+                if (last == null || isRunning(last)) {
+                    (last == null ? addRun(benchmark.group(1)) : last).end(Outcome.PASS, 0);
                 }
-            }
-        }
-
-        /** Unless there was an event, too: up to 4,085 bytes there is. */
-        private void beginByLine(String test) {
-            List<Run> runs = tests.get(test);
-            Run last = runs == null ? null : runs.get(runs.size() - 1);
-            if (last == null || last.outcome != Outcome.RUNNING || last.line != null) {
-                begin(test);
             }
         }
 
         /** BenchmarkX for BenchmarkX-2, its name with the number of processors, unless that is a name of its own. */
         private String known(String test) {
-            String name = test.startsWith("Benchmark") ? test.replaceFirst("-\\d+$", "") : test;
-            return tests.containsKey(test) ? test : name;
+            return test.startsWith("Benchmark") && !tests.containsKey(test) ? test.replaceFirst("-\\d+$", "") : test;
         }
 
         void end(String test, Outcome how, double seconds) {
             complete = false;
             String name = known(test);
-            List<Run> runs = tests.get(name);
-            Run last = runs == null ? null : runs.get(runs.size() - 1);
-            if (last != null && last.outcome == Outcome.RUNNING) {
+            Run last = newest(name);
+            if (isRunning(last)) {
                 last.end(how, seconds);
             } else if (name.matches("(Benchmark|Fuzz).*")) { // has no run event in Go 1.19
-                Run run = addRun(name);
-                if (run != null) {
-                    run.end(how, seconds);
-                }
+                addRun(name).end(how, seconds);
             } else if (last == null && how == Outcome.FAIL) {
-                if (unclaimed.containsKey(name) || kept.takes(this.name, name)) {
-                    unclaimed.computeIfAbsent(name, it -> new Run(kept)).end(how, seconds);
+                if (unclaimed.containsKey(name) || limits.addRun(this.name, name)) {
+                    unclaimed.computeIfAbsent(name, it -> new Run(limits)).end(how, seconds);
                 }
             } else if (last != null && last.outcome != how) {
-                last.print("two different results came for this run: " + last.outcome + " and " + how + "\n");
+                last.output.add("two different results came for this run: " + last.outcome + " and " + how + "\n");
                 last.outcome = Outcome.FAIL;
             }
         }
@@ -2232,8 +2139,8 @@ final class VmTest implements Callable<Integer> {
             boolean built = passed || failedBuild == null && !notBuilt;
             self.end(built ? how : Outcome.NOT_BUILT, seconds);
             if (!built && failedBuild != null) { // a copy, as the packages that a build serves are many
-                self.dropOutput();
-                self.print(failedBuild.output());
+                self.output.clear();
+                self.output.add(failedBuild.output.toString());
             }
         }
 
@@ -2248,136 +2155,155 @@ final class VmTest implements Callable<Integer> {
     // What is told and written of a suite
 
     /**
-     * What became of a suite: the results of its tests, those of the suite itself (its command, what it left behind,
-     * the VM), what failed and why, and the verdict that follows. In doubt the verdict is not "passed".
+     * What became of a suite: the results of its tests and of the suite itself, what failed and why, and the verdict
+     * that follows. In doubt the verdict is not "passed".
      */
-    record Report(Job job, Verdict verdict, List<Result> tests, List<Result> suiteResults,
-            Map<Result, String> failures, Integer guestCode, List<String> remarks, List<String> notes,
-            Map<String, List<String>> failedTests, Instant started, double seconds) {
-
-        private static final int SHOWN = 1000; // failures in the summary
-        private static final int LONGEST_COMMAND = 50_000; // characters of names for --failed: sh has its limit
+    static final class Report {
+        private static final int MAX_FAILURES = 1000; // in the summary
+        private static final int MAX_AGAIN = 50_000; // characters of names for --failed: sh has its limit
         private static final Pattern NOT_BUILT = Pattern.compile("(?m)^FAIL\t(\\S+) \\[(?:build|setup) failed]$");
 
-        static Report of(Job job, Verdict ended, GuestRun guest, SuiteOutput output, Instant started, Leaks leaks) {
+        final Job job;
+        final Verdict verdict;
+        /** Tests, and under the name "" packages. */
+        final List<Result> tests;
+        /** The results of the suite itself: of its command, what it left behind, the VM. */
+        final List<Result> suiteResults = new ArrayList<>();
+        /** What failed, each with the reason. */
+        final Map<Result, String> failures;
+        /** What --failed runs: failed tests by package. No names: the whole package. Empty: the whole suite. */
+        final Map<String, List<String>> failedTests;
+        final Instant started;
+        private final double seconds;
+        private final Integer guestCode;
+        private String remark = ""; // in the last line
+        private final List<String> notes = new ArrayList<>(); // in the summary
+
+        Report(Job job, Verdict ended, GuestRun guest, SuiteOutput output, Instant started, Leaks leaks) {
+            this.job = job;
+            this.started = started;
+            seconds = Duration.between(started, Instant.now()).toMillis() / 1000.0;
+            guestCode = guest.code;
             String plain = output.plain.toString();
             if (ended == Verdict.FAILED) {
                 NOT_BUILT.matcher(plain).results().forEach(match -> output.events.notBuilt(match.group(1)));
             }
-            List<Result> tests = output.events.results();
-            List<String> remarks = new ArrayList<>(); // in the last line
-            List<String> notes = new ArrayList<>(); // in the summary
-            List<Result> suiteResults = new ArrayList<>();
-            Stream.of(lostEvents(job, output), ended == Verdict.PASSED ? hiddenFailure(job, output, plain) : null,
-                    ended == Verdict.PASSED ? noTests(job, tests, remarks) : null,
-                    guest.code == null ? null : notRepeated(job, tests),
-                    guest.code == null ? null : leftBehind(job, guest.leftovers, leaks, notes),
-                    guest.trouble == null ? null : result(job, "VM", Outcome.UNFINISHED, guest.trouble))
-                    .filter(Objects::nonNull).forEach(suiteResults::add);
+            tests = output.events.results();
+            checkThatNothingWasLost(output);
+            if (ended == Verdict.PASSED) {
+                checkForHiddenFailure(output, plain);
+                checkThatTestsRan();
+            }
+            if (guestCode != null) {
+                checkThatFailedTestsRanAgain();
+                checkLeftovers(guest.leftovers, leaks);
+            }
+            if (guest.trouble != null) {
+                suiteResults.add(result("VM", Outcome.UNFINISHED, guest.trouble));
+            }
             boolean failed = Stream.concat(tests.stream(), suiteResults.stream()).anyMatch(Result::failed);
-            Map<String, List<String>> again = ended == Verdict.FAILED && suiteResults.isEmpty()
-                    ? again(job, tests, output.events) : Map.of();
+            verdict = ended == Verdict.PASSED && failed ? Verdict.FAILED : ended;
+            failedTests = ended == Verdict.FAILED && suiteResults.isEmpty() ? failedTests(output.events) : Map.of();
             if (tests.isEmpty() && suiteResults.isEmpty() || ended != Verdict.PASSED && !failed) {
                 Outcome outcome = ended == Verdict.PASSED ? Outcome.PASS : ended != Verdict.FAILED ? Outcome.UNFINISHED
                         : job.suite().isBuild() ? Outcome.NOT_BUILT : Outcome.FAIL;
-                suiteResults.add(0, result(job, "", outcome, plain));
+                suiteResults.add(0, result("", outcome, plain));
             }
-            if (guest.standstill != null) {
-                remarks.add(guest.standstill);
-            }
-            Verdict verdict = ended == Verdict.PASSED && failed ? Verdict.FAILED : ended;
-            long cut = tests.stream().flatMap(test -> test.runs().stream()).mapToLong(Run::cut).sum()
+            failures = new FailureReasons(tests, plain).of(suiteResults);
+            remark += guest.standstill == null ? "" : ": " + guest.standstill;
+            long cut = tests.stream().flatMap(test -> test.runs().stream()).mapToLong(run -> run.output.cut).sum()
                     + (verdict == Verdict.PASSED ? 0 : output.plain.cut);
             if (cut > 0) {
                 notes.add(0, "output: " + cut + " characters are left out here and in the reports");
             }
-            return new Report(job, verdict, tests, suiteResults, Failures.of(tests, suiteResults, plain), guest.code,
-                    remarks, notes, again, started, Duration.between(started, Instant.now()).toMillis() / 1000.0);
         }
 
-        private static Result result(Job job, String name, Outcome outcome, String output) {
-            Run run = new Run(new OutputLimits());
+        private Result result(String name, Outcome outcome, String output) {
+            Run run = new Run(new MemoryLimits());
             run.outcome = outcome;
-            run.print(output);
+            run.output.add(output);
             return new Result(job.suite().name(), name, List.of(run));
         }
 
-        private static Result lostEvents(Job job, SuiteOutput output) {
-            OutputLimits kept = output.events.kept;
+        private void checkThatNothingWasLost(SuiteOutput output) {
+            MemoryLimits limits = output.events.limits;
             String why = (output.unreadable == 0 ? "" : output.unreadable + " lines that began as events of go test "
                     + "-json could not be read, so a result may be lost\n")
-                    + (!kept.lost ? "" : "more came than is kept (" + kept.mostRuns + " tests, " + kept.mostNames
-                    + " characters of their names, " + kept.mostLines + " of lines without an end): results may be "
-                    + "lost\n");
-            return why.isEmpty() ? null : result(job, "events of go test", Outcome.UNFINISHED, why);
-        }
-
-        private static Result hiddenFailure(Job job, SuiteOutput output, String plain) {
-            return job.isGoTest() || !output.tellsFailure ? null : result(job, "failures", Outcome.FAIL,
-                    "the command ended with 0, but go test reported failures (in a pipe, bash's 'set -o pipefail' "
-                    + "keeps the exit code):\n" + plain);
-        }
-
-        /** Remarks that no test ran, or that all were skipped. That is a failure where the caller asked for tests. */
-        private static Result noTests(Job job, List<Result> tests, List<String> remarks) {
-            boolean requireTests = job.callerArgs().requireTests();
-            boolean counted = job.isGoTest() || !tests.isEmpty();
-            long ran = tests.stream().filter(Result::isTest).count();
-            boolean skipped = tests.stream().filter(Result::isTest).allMatch(test -> test.outcome() == Outcome.SKIP);
-            if (!counted && !requireTests || !skipped) { // of none, all were skipped
-                return null;
+                    + (!limits.exceeded ? "" : "more came than is kept (" + limits.maxRuns + " tests, "
+                    + limits.maxNames + " characters of their names, " + limits.maxLines + " of lines without an end): "
+                    + "results may be lost\n");
+            if (!why.isEmpty()) {
+                suiteResults.add(result("events of go test", Outcome.UNFINISHED, why));
             }
-            remarks.add(!counted ? "no test could be counted" : ran == 0 ? "0 tests ran" : "all tests skipped");
-            return requireTests || ran == 0 && job.needsTests() ? result(job, "tests", Outcome.FAIL, remarks.get(0)
-                    + ", but " + (requireTests ? "--require-tests asks for some" : "some were chosen")) : null;
+        }
+
+        private void checkForHiddenFailure(SuiteOutput output, String plain) {
+            if (!job.isGoTest() && output.tellsFailure) {
+                suiteResults.add(result("failures", Outcome.FAIL, "the command ended with 0, but go test reported "
+                        + "failures (in a pipe, bash's 'set -o pipefail' keeps the exit code):\n" + plain));
+            }
+        }
+
+        /** That no test ran, or all were skipped, is a remark. It is a failure where the caller asked for tests. */
+        private void checkThatTestsRan() {
+            boolean required = job.callerArgs().requireTests();
+            boolean counted = job.isGoTest() || !tests.isEmpty();
+            boolean none = tests.stream().noneMatch(Result::isTest);
+            boolean skipped = tests.stream().filter(Result::isTest).allMatch(test -> test.outcome() == Outcome.SKIP);
+            if (skipped && (counted || required)) { // of none, all were skipped
+                String what = !counted ? "no test could be counted" : none ? "0 tests ran" : "all tests skipped";
+                remark = ", " + what;
+                if (required || none && job.needsTests()) {
+                    suiteResults.add(result("tests", Outcome.FAIL, what + ", but "
+                            + (required ? "--require-tests asks for some" : "some were chosen")));
+                }
+            }
         }
 
         /** With --failed every test that failed last time has to run, or its failure would be forgotten. */
-        private static Result notRepeated(Job job, List<Result> tests) {
-            List<String> missing = new ArrayList<>();
-            Set<String> ran = tests.stream().map(test -> test.pkg() + " " + test.name()).collect(Collectors.toSet());
-            job.repeated().forEach((pkg, names) -> names.forEach(name -> missing.add(pkg + " " + name)));
-            missing.removeAll(ran);
-            return missing.isEmpty() ? null : result(job, "failed last time", Outcome.UNFINISHED,
-                    "these tests did not run (were they renamed, or does a build tag lack?):\n"
-                    + String.join("\n", missing));
+        private void checkThatFailedTestsRanAgain() {
+            Set<String> ran = tests.stream().map(Result::fullName).collect(Collectors.toSet());
+            String missing = job.repeated().entrySet().stream()
+                    .flatMap(pkg -> pkg.getValue().stream().map(name -> pkg.getKey() + " " + name))
+                    .filter(test -> !ran.contains(test)).collect(Collectors.joining("\n"));
+            if (!missing.isEmpty()) {
+                suiteResults.add(result("failed last time", Outcome.UNFINISHED,
+                        "these tests did not run (were they renamed, or does a build tag lack?):\n" + missing));
+            }
         }
 
-        private static Result leftBehind(Job job, Leftovers leftovers, Leaks leaks, List<String> notes) {
+        private void checkLeftovers(Leftovers leftovers, Leaks leaks) {
             if (leftovers == null) {
-                return null;
+                return;
             }
             List<String> left = leftovers.failing();
-            boolean fails = leaks == Leaks.fail && !left.isEmpty();
-            if (!fails) {
+            if (leaks == Leaks.fail && !left.isEmpty()) {
+                suiteResults.add(result("left behind", Outcome.FAIL, String.join("\n", left)));
+            } else {
                 left.forEach(what -> notes.add("left behind: " + what));
             }
-            leftovers.named().forEach(file -> notes.add("left in /tmp: " + file));
-            return fails ? result(job, "left behind", Outcome.FAIL, String.join("\n", left)) : null;
+            leftovers.inTmp().forEach(file -> notes.add("left in /tmp: " + file));
         }
 
-        /**
-         * What --failed runs: the failed tests of each package. No names: the whole package, because it was not built
-         * or not all its tests ran. An empty map: the whole suite.
-         */
-        private static Map<String, List<String>> again(Job job, List<Result> tests, TestEvents events) {
-            Map<String, List<String>> again = new LinkedHashMap<>();
+        /** A package runs whole if it was not built, or if not all its tests ran. */
+        private Map<String, List<String>> failedTests(TestEvents events) {
+            Map<String, List<String>> failed = new LinkedHashMap<>();
             for (Result test : tests.stream().filter(Result::failed).toList()) {
                 if (test.pkg().equals("command-line-arguments") || !test.pkg().matches("[\\w./~+][\\w./~+-]*")) {
                     return Map.of(); // it was named by its files
                 }
-                List<String> names = again.computeIfAbsent(test.pkg(), it -> new ArrayList<>());
-                if (test.isTest() && test.parent().isEmpty()) {
+                List<String> names = failed.computeIfAbsent(test.pkg(), it -> new ArrayList<>());
+                if (test.isTest() && !test.name().contains("/")) {
                     names.add(test.name());
                 }
             }
-            again.forEach((pkg, names) -> {
+            failed.forEach((pkg, names) -> {
                 boolean byName = names.stream().allMatch(name -> name.matches("(Test|Fuzz|Example)[\\p{L}\\p{N}_]*"));
                 if (!events.isComplete(pkg) || !byName || job.command().contains("failfast")) {
                     names.clear();
                 }
             });
-            return again.toString().length() > LONGEST_COMMAND ? Map.of() : again; // empty: --failed runs all of it
+            return failed.toString().length() > MAX_AGAIN ? Map.of() : failed;
         }
 
         /** The verdict in one line. */
@@ -2385,14 +2311,7 @@ final class VmTest implements Callable<Integer> {
             boolean notBuilt = verdict == Verdict.FAILED && failures.keySet().stream().allMatch(test ->
                     test.outcome() == Outcome.NOT_BUILT);
             return job.suite().name() + " " + verdict + (notBuilt ? " (build failed)" : "")
-                    + (verdict == Verdict.PASSED || guestCode == null ? "" : ", guest exit code " + guestCode)
-                    + remarks.stream().map(remark -> (remark.matches("\\d.*|all .*|no .*") ? ", " : ": ") + remark)
-                    .collect(Collectors.joining());
-        }
-
-        private static Set<String> parents(Stream<Result> tests) {
-            return tests.filter(Result::isTest).map(test -> test.pkg() + " " + test.parent())
-                    .collect(Collectors.toSet());
+                    + (verdict == Verdict.PASSED || guestCode == null ? "" : ", guest exit code " + guestCode) + remark;
         }
 
         /**
@@ -2400,23 +2319,20 @@ final class VmTest implements Callable<Integer> {
          * line begins with a text from the guest.
          */
         String summary() {
-            Map<Outcome, Long> counts = tests.stream().filter(Result::isTest)
-                    .collect(Collectors.groupingBy(Result::outcome, TreeMap::new, Collectors.counting()));
             List<String> lines = new ArrayList<>();
+            Map<String, Long> counts = tests.stream().filter(Result::isTest).collect(Collectors.groupingBy(test ->
+                    test.outcome().toString(), TreeMap::new, Collectors.counting()));
             lines.add("== " + line() + counts.entrySet().stream().map(count -> ", " + count.getValue() + " "
-                    + count.getKey()).sorted(Comparator.comparing(count -> count.replaceFirst(", \\d+ ", "")))
-                    .collect(Collectors.joining()) + String.format(Locale.ROOT, ", %.1f s", seconds));
-            failures.keySet().stream().filter(failure -> !suiteResults.contains(failure)).limit(SHOWN)
-                    .forEach(failure -> addFailure(lines, failure));
-            long ofSuite = suiteResults.stream().filter(Result::failed).count();
-            more(lines, failures.size() - (int) ofSuite - SHOWN);
+                    + count.getKey()).collect(Collectors.joining()) + String.format(Locale.ROOT, ", %.1f s", seconds));
+            List<Result> failed = failures.keySet().stream().filter(test -> !suiteResults.contains(test)).toList();
+            failed.stream().limit(MAX_FAILURES).forEach(failure -> addFailure(lines, failure));
+            more(lines, failed.size() - MAX_FAILURES);
             suiteResults.stream().filter(Result::failed).forEach(failure -> addFailure(lines, failure));
             tests.stream().filter(test -> test.outcome() == Outcome.SKIP && test.isTest()).limit(50)
                     .forEach(test -> lines.add("   " + test + test.output().lines().map(line -> ": " + line.strip())
                     .reduce("", (first, last) -> last)));
-            Set<String> parents = parents(tests.stream());
-            tests.stream().filter(test -> test.seconds() >= 0.1 && test.isTest()
-                    && !parents.contains(test.pkg() + " " + test.name()))
+            Set<String> parents = tests.stream().map(Result::parent).collect(Collectors.toSet());
+            tests.stream().filter(test -> test.seconds() >= 0.1 && test.isTest() && !parents.contains(test.fullName()))
                     .sorted(Comparator.comparingDouble(test -> -test.seconds())).limit(5)
                     .forEach(test -> lines.add("   slow: " + test));
             notes.stream().limit(20).forEach(note -> lines.add("   " + note));
@@ -2425,9 +2341,17 @@ final class VmTest implements Callable<Integer> {
             return lines.stream().map(line -> printable(line) + "\n").collect(Collectors.joining());
         }
 
+        /** The failure, and of its reason the first 90 and the last 80 lines. */
         private void addFailure(List<String> lines, Result failure) {
             lines.add("   " + failure);
-            shortened(failures.get(failure)).forEach(line -> lines.add("       " + line));
+            List<String> reason = failures.get(failure).lines().filter(line -> !line.isBlank()).toList();
+            for (int i = 0; i < reason.size(); i++) {
+                if (i == 90 && reason.size() > 180) {
+                    i = reason.size() - 80;
+                    lines.add("       ... (" + (i - 90) + " lines)");
+                }
+                lines.add("       " + reason.get(i));
+            }
         }
 
         private static void more(List<String> lines, int count) {
@@ -2435,45 +2359,36 @@ final class VmTest implements Callable<Integer> {
                 lines.add("   ... and " + count + " more");
             }
         }
-
-        private static List<String> shortened(String text) {
-            List<String> lines = text.lines().filter(line -> !line.isBlank()).toList();
-            return lines.size() <= 180 ? lines : Stream.of(lines.subList(0, 90),
-                    List.of("... (" + (lines.size() - 170) + " lines)"),
-                    lines.subList(lines.size() - 80, lines.size())).flatMap(List::stream).toList();
-        }
-
-        /** Why a test failed, or its output. */
-        String reason(Result test) {
-            String reason = failures.get(test);
-            return reason == null ? test.output() : reason;
-        }
     }
 
     /** Finds what failed in a suite, and why. */
-    static final class Failures {
+    static final class FailureReasons {
         /** Characters of shared output (a package's or the build's) that are repeated, for all failures together. */
-        private static final int SHARED = 2_000_000;
-        private final Map<String, Result> packages;
-        private final Map<String, String> buildErrors;
-        private final String plain;
-        private int room = SHARED;
+        private static final int MAX_SHARED = 2_000_000;
+        /** "# PKG", "# PKG [...]", or "# OTHER [PKG.test]". "# [PKG]" is a second header, which go vet prints. */
+        private static final Pattern HEADER = Pattern.compile("# ([^\\[ ]\\S*+)(?: \\[(\\S+)\\.test])?.*");
 
-        private Failures(List<Result> tests, String plain) {
-            packages = tests.stream().filter(test -> !test.isTest()).collect(Collectors.toMap(Result::pkg, it -> it));
-            buildErrors = buildErrors(plain);
+        private final List<Result> tests;
+        private final Map<String, Result> packages;
+        private final String plain;
+        private final Map<String, StringBuilder> plainErrors;
+        private int room = MAX_SHARED;
+
+        FailureReasons(List<Result> tests, String plain) {
+            this.tests = tests;
             this.plain = plain;
+            packages = tests.stream().filter(test -> !test.isTest()).collect(Collectors.toMap(Result::pkg, it -> it));
+            plainErrors = buildErrors(plain);
         }
 
         /** Each with its reason. A test whose subtest failed is left out, unless it has output of its own. */
-        static Map<Result, String> of(List<Result> tests, List<Result> suiteResults, String plain) {
+        Map<Result, String> of(List<Result> suiteResults) {
             Map<Result, String> failures = new LinkedHashMap<>();
-            Failures reasons = new Failures(tests, plain);
-            Set<String> parents = Report.parents(tests.stream().filter(Result::failed));
-            for (Result test : tests) {
-                boolean isParent = test.failed() && parents.contains(test.pkg() + " " + test.name());
-                if (test.failed() && (!isParent || test.isTest() && !test.output().isBlank())) {
-                    failures.put(test, reasons.reason(test));
+            List<Result> failed = tests.stream().filter(Result::failed).toList();
+            Set<String> parents = failed.stream().map(Result::parent).collect(Collectors.toSet());
+            for (Result test : failed) {
+                if (!parents.contains(test.fullName()) || test.isTest() && !test.output().isBlank()) {
+                    failures.put(test, reason(test));
                 }
             }
             suiteResults.stream().filter(Result::failed).forEach(result -> failures.put(result, result.output()));
@@ -2484,13 +2399,12 @@ final class VmTest implements Callable<Integer> {
         private String reason(Result test) {
             String output = test.output();
             if (test.outcome() == Outcome.NOT_BUILT) {
-                String errors = buildErrors(output).getOrDefault(test.pkg(), "")
-                        + buildErrors.getOrDefault(test.pkg(), "");
-                return !errors.isEmpty() ? errors : output + shared(plain);
+                String errors = Stream.of(buildErrors(output), plainErrors).map(all -> all.get(test.pkg()))
+                        .filter(Objects::nonNull).collect(Collectors.joining());
+                return errors.isEmpty() ? output + shared(plain) : errors;
             }
-            boolean saysLittle = test.outcome() == Outcome.UNFINISHED || output.isBlank();
-            return !saysLittle || !test.isTest() || room == 0 ? output
-                    : output + shared(packages.get(test.pkg()).output());
+            boolean saysLittle = test.isTest() && (test.outcome() == Outcome.UNFINISHED || output.isBlank());
+            return saysLittle && room > 0 ? output + shared(packages.get(test.pkg()).output()) : output;
         }
 
         /** Nothing as soon as there is no room: a text that is told thousands of times would fill the disk. */
@@ -2499,52 +2413,40 @@ final class VmTest implements Callable<Integer> {
             return room == 0 ? "" : text;
         }
 
-        /**
-         * The compiler's lines below "# PKG", by package. Go 1.24 sends them as events, older versions as plain text.
-         * "# [PKG]" is a second header, which go vet prints; it is left out.
-         */
-        private static Map<String, String> buildErrors(String text) {
-            Map<String, String> errors = new HashMap<>();
-            Map<String, StringBuilder> sections = new HashMap<>();
+        /** The compiler's lines by package. Go 1.24 sends them as events, older versions as plain text. */
+        private static Map<String, StringBuilder> buildErrors(String text) {
+            Map<String, StringBuilder> errors = new HashMap<>();
             List<StringBuilder> current = List.of();
             for (String line : text.lines().toList()) {
-                if (line.startsWith("# ") && !line.startsWith("# [")) {
-                    current = packagesOf(line.substring(2)).stream()
-                            .map(pkg -> sections.computeIfAbsent(pkg, it -> new StringBuilder())).toList();
+                Matcher header = HEADER.matcher(line);
+                if (header.matches()) {
+                    current = Stream.of(header.group(1), header.group(2)).filter(Objects::nonNull).distinct()
+                            .map(pkg -> errors.computeIfAbsent(pkg, it -> new StringBuilder())).toList();
                 } else if (line.startsWith("FAIL\t")) {
                     current = List.of();
                 } else if (!line.startsWith("# [")) {
                     current.forEach(section -> section.append(line).append('\n'));
                 }
             }
-            sections.forEach((pkg, section) -> errors.put(pkg, section.toString()));
             return errors;
-        }
-
-        /** Of "PKG", "PKG [...]", and "OTHER [PKG.test]". */
-        private static Set<String> packagesOf(String header) {
-            int bracket = header.indexOf(" [");
-            String tested = header.endsWith(".test]") ? header.substring(header.lastIndexOf(" [") + 2,
-                    header.length() - ".test]".length()) : "";
-            return new HashSet<>(List.of(bracket < 0 ? header : header.substring(0, bracket), tested));
         }
     }
 
     /** A file of --json or --junit. A full disk does not stop the run: {@link #problem} reports it at the end. */
     static final class ReportFile extends PrintWriter {
         /** 200 MB of short lines are 2 GB of events. The guest decides how many come, and must not fill this disk. */
-        static final long LIMIT = 4_000_000_000L; // bytes
+        static final long MAX_BYTES = 4_000_000_000L; // bytes
         private final Path path;
-        private final Limited bytes;
+        private final LimitedOutput bytes;
 
         /** Without a path what is written goes nowhere. */
         ReportFile(Path path, long limit) throws IOException {
-            this(path, new Limited(path == null ? OutputStream.nullOutputStream() : Files.newOutputStream(path),
+            this(path, new LimitedOutput(path == null ? OutputStream.nullOutputStream() : Files.newOutputStream(path),
                     limit));
         }
 
-        private ReportFile(Path path, Limited bytes) {
-            super(path == null ? Writer.nullWriter() : new OutputStreamWriter(bytes, UTF_8));
+        private ReportFile(Path path, LimitedOutput bytes) {
+            super(bytes, false, UTF_8);
             this.path = path;
             this.bytes = bytes;
         }
@@ -2556,11 +2458,11 @@ final class VmTest implements Callable<Integer> {
                     : "cannot write all of " + path + ": make room, or choose another place");
         }
 
-        private static final class Limited extends FilterOutputStream {
+        private static final class LimitedOutput extends FilterOutputStream {
             private final long limit;
             private long room;
 
-            Limited(OutputStream stream, long limit) {
+            LimitedOutput(OutputStream stream, long limit) {
                 super(stream);
                 this.limit = limit;
                 room = limit;
@@ -2595,15 +2497,15 @@ final class VmTest implements Callable<Integer> {
             junit.xml.writeStartDocument();
             junit.begin("testsuites");
             for (Report report : reports) {
-                Map<String, List<Result>> packages = report.tests().stream()
-                        .filter(test -> test.isTest() || report.failures().containsKey(test))
+                String suite = report.job.suite().name();
+                Map<String, List<Result>> packages = report.tests.stream()
+                        .filter(test -> test.isTest() || report.failures.containsKey(test))
                         .collect(Collectors.groupingBy(Result::pkg, LinkedHashMap::new, Collectors.toList()));
                 for (Map.Entry<String, List<Result>> pkg : packages.entrySet()) {
-                    junit.suite(report, pkg.getKey(), report.job().suite().name() + "." + pkg.getKey(), pkg.getValue());
+                    junit.suite(report, pkg.getKey(), suite + "." + pkg.getKey(), pkg.getValue());
                 }
-                if (!report.suiteResults().isEmpty()) {
-                    String suite = report.job().suite().name();
-                    junit.suite(report, suite, suite, report.suiteResults());
+                if (!report.suiteResults.isEmpty()) {
+                    junit.suite(report, suite, suite, report.suiteResults);
                 }
             }
             junit.xml.writeEndDocument();
@@ -2612,10 +2514,9 @@ final class VmTest implements Callable<Integer> {
 
         private void suite(Report report, String name, String className, List<Result> tests) throws XMLStreamException {
             Map<String, Long> kinds = tests.stream().collect(Collectors.groupingBy(JUnit::kind, Collectors.counting()));
-            double seconds = tests.stream().filter(test -> test.parent() == null || test.parent().isEmpty())
-                    .mapToDouble(Result::seconds).sum();
-            begin("testsuite", "id", id++, "package", report.job().suite().name(), "name", name, "hostname", host,
-                    "timestamp", report.started().truncatedTo(ChronoUnit.SECONDS).toString().replace("Z", ""),
+            double seconds = tests.stream().filter(test -> !test.name().contains("/")).mapToDouble(Result::seconds).sum();
+            begin("testsuite", "id", id++, "package", report.job.suite().name(), "name", name, "hostname", host,
+                    "timestamp", report.started.truncatedTo(ChronoUnit.SECONDS).toString().replace("Z", ""),
                     "time", seconds, "tests", tests.size(), "failures", kinds.getOrDefault("failure", 0L),
                     "errors", kinds.getOrDefault("error", 0L), "skipped", kinds.getOrDefault("skipped", 0L));
             element("", "properties");
@@ -2627,7 +2528,7 @@ final class VmTest implements Callable<Integer> {
                     String reason = test.output().strip(); // a reader takes an empty one for a test that passed
                     element("", kind, "message", reason.isEmpty() ? "skipped" : reason);
                 } else if (!kind.isEmpty()) {
-                    element(report.reason(test), kind, "type", test.outcome(), "message", test);
+                    element(report.failures.getOrDefault(test, ""), kind, "type", test.outcome(), "message", test);
                 }
                 xml.writeEndElement();
             }
