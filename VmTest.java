@@ -14,16 +14,15 @@ import com.grack.nanojson.JsonParser;
 import com.grack.nanojson.JsonParserException;
 import com.grack.nanojson.JsonWriter;
 import com.grack.nanojson.JsonWriterException;
+import java.io.BufferedOutputStream;
 import java.io.BufferedReader;
+import java.io.Closeable;
 import java.io.FileDescriptor;
 import java.io.FileOutputStream;
-import java.io.FilterOutputStream;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
-import java.io.OutputStreamWriter;
 import java.io.PrintStream;
-import java.io.PrintWriter;
 import java.io.Writer;
 import java.net.InetAddress;
 import java.net.InetSocketAddress;
@@ -37,6 +36,7 @@ import java.nio.channels.FileChannel;
 import java.nio.channels.FileLock;
 import java.nio.channels.SocketChannel;
 import java.nio.charset.Charset;
+import java.nio.charset.CharsetDecoder;
 import java.nio.charset.CodingErrorAction;
 import java.nio.file.*;
 import java.nio.file.attribute.PosixFilePermissions;
@@ -51,9 +51,11 @@ import java.util.concurrent.TimeUnit;
 import java.util.concurrent.locks.LockSupport;
 import java.util.function.BooleanSupplier;
 import java.util.function.Consumer;
+import java.util.regex.MatchResult;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
+import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import javax.xml.stream.XMLOutputFactory;
 import javax.xml.stream.XMLStreamException;
@@ -211,7 +213,8 @@ final class VmTest implements Callable<Integer> {
     private final Settings settings;
     Path vmDir;
     Path project;
-    private final Screen screen = new Screen();
+    private final Screen stdout = new Screen(System.out, 1);
+    private final Screen stderr = new Screen(System.err, 2);
     private final MemoryLimits limits = new MemoryLimits();
     private final CompletableFuture<Void> finished = new CompletableFuture<>();
     private volatile boolean interrupted;
@@ -310,12 +313,14 @@ final class VmTest implements Callable<Integer> {
     /** Runs the build and the suites, and tells and writes what became of them. */
     private int runJobs(List<Job> jobs, LastRun last) throws Exception {
         List<Report> reports = new ArrayList<>();
-        List<String> cutOff = new ArrayList<>();
-        try (ReportFile events = new ReportFile(json, ReportFile.MAX_BYTES)) {
+        List<String> problems = new ArrayList<>(); // of the report files
+        EventFile events = new EventFile(json, EventFile.MAX_BYTES);
+        try (events) {
             for (Job job : jobs) {
                 Report report = runSuite(job, reports.isEmpty(), events);
                 reports.add(report);
-                screen.endLine();
+                stdout.endLine();
+                stderr.endLine();
                 spec.commandLine().getOut().print(report.summary());
                 spec.commandLine().getOut().flush();
                 last.add(report);
@@ -324,14 +329,15 @@ final class VmTest implements Callable<Integer> {
                     break;
                 }
             }
-            events.problem().ifPresent(cutOff::add);
+        }
+        if (events.problem != null) {
+            problems.add(events.problem);
         }
         if (junit != null) {
-            try (ReportFile file = new ReportFile(junit, ReportFile.MAX_BYTES)) {
+            try (Writer file = Files.newBufferedWriter(junit)) {
                 JUnit.write(reports, vmName, file);
-                file.problem().ifPresent(cutOff::add);
-            } catch (IOException refused) {
-                cutOff.add("cannot write " + junit + ": " + reason(refused));
+            } catch (IOException | XMLStreamException full) {
+                problems.add(EventFile.cannotWrite(junit));
             }
         }
         Verdict worst = reports.stream().map(report -> report.verdict).max(Comparator.naturalOrder()).orElseThrow();
@@ -339,8 +345,8 @@ final class VmTest implements Callable<Integer> {
             System.err.println("vm-test: to run again what failed: vm-test --failed");
         }
         System.err.println("vm-test: " + reports.stream().map(Report::line).collect(Collectors.joining("; ")));
-        cutOff.forEach(problem -> System.err.println("vm-test: " + problem));
-        return worst == Verdict.PASSED && !cutOff.isEmpty() ? 1 : worst.exitCode;
+        problems.forEach(problem -> System.err.println("vm-test: " + problem));
+        return worst == Verdict.PASSED && !problems.isEmpty() ? 1 : worst.exitCode;
     }
 
     @Command(name = "list", customSynopsis = "vm-test list [--project=DIR]",
@@ -378,7 +384,7 @@ final class VmTest implements Callable<Integer> {
         lockVm();
         GuestRun guest = new GuestRun(place(), command.size() == 1 ? command.get(0) : shellQuoted(command),
                 environment, timeout, null, () -> interrupted);
-        Verdict verdict = guest.run(bytes -> screen.print(1, bytes), bytes -> screen.print(2, bytes));
+        Verdict verdict = guest.run(stdout::print, stderr::print);
         return switch (verdict) {
             case LOST -> throw new VmException(69, guest.trouble);
             case TIMED_OUT -> throw new VmException(124, "the command did not end within " + timeout.toSeconds() + " s"
@@ -509,18 +515,19 @@ final class VmTest implements Callable<Integer> {
     // One suite
 
     /** Runs a suite. If the project is not in the guest, the first suite ends the command with 69. */
-    private Report runSuite(Job job, boolean first, ReportFile events) throws IOException, InterruptedException {
+    private Report runSuite(Job job, boolean first, EventFile events) throws IOException, InterruptedException {
         System.err.println("== " + job.suite().name() + ": " + printable(job.command()));
-        SuiteOutput output = new SuiteOutput(events::print, limits);
+        SuiteOutput output = new SuiteOutput(events::write, limits);
         GuestRun guest = new GuestRun(place(), job.command(), environment, timeout,
                 leaks == Leaks.ignore ? null : new Leftovers(), () -> interrupted);
         guest.beforeKill = freeze ? () -> freeze(job.suite()) : null;
         Instant started = Instant.now();
-        Verdict verdict = guest.run(bytes -> show(1, output.take(1, bytes)), bytes -> show(2, output.take(2, bytes)));
+        Verdict verdict = guest.run(bytes -> show(stdout, output.take(1, bytes)),
+                bytes -> show(stderr, output.take(2, bytes)));
         if (first && guest.refused) {
             throw new VmException(69, guest.trouble);
         }
-        show(1, output.end());
+        show(stdout, output.end());
         Report report = new Report(job, verdict, guest, output, started, leaks);
         if (freeze && report.verdict == Verdict.FAILED) {
             freeze(job.suite());
@@ -530,9 +537,9 @@ final class VmTest implements Callable<Integer> {
         return report;
     }
 
-    private void show(int descriptor, String bytes) {
+    private void show(Screen screen, String bytes) {
         if (!quiet) {
-            screen.print(descriptor, bytes);
+            screen.print(bytes);
         }
     }
 
@@ -565,14 +572,24 @@ final class VmTest implements Callable<Integer> {
         boolean isEmpty() {
             return words.isEmpty() && packages.isEmpty();
         }
+
+        boolean chooseTests() {
+            return !packages.isEmpty()
+                    || words.stream().anyMatch(word -> GoTest.isFlag(word) && GoTest.nameOf(word).equals("run"));
+        }
     }
 
     /**
-     * A suite as it is run: the line for the guest's sh, whether it is a go test with -json, and whether 0 tests are a
-     * failure, because the caller chose the tests.
+     * A suite as it is run: the line for the guest's sh, whether it is a go test with -json, and the tests that failed
+     * last time, by package, if only these run again.
      */
-    record Job(Suite suite, String command, boolean isGoTest, boolean needsTests, CallerArgs callerArgs,
-            Map<String, List<String>> repeated) {}
+    record Job(Suite suite, String command, boolean isGoTest, CallerArgs callerArgs,
+            Map<String, List<String>> repeated) {
+        /** Whether 0 tests are a failure, because the tests were chosen. */
+        boolean needsTests() {
+            return isGoTest && (callerArgs.chooseTests() || !repeated.isEmpty());
+        }
+    }
 
     /** The suites by name: the built-in ones, changed and extended by VM_TEST_<SUITE>. */
     static final class Suites {
@@ -687,8 +704,7 @@ final class VmTest implements Callable<Integer> {
         private static Job job(Suite suite, CallerArgs callerArgs) {
             GoTest goTest = GoTest.parse(suite.command());
             if (goTest != null) {
-                GoTest changed = goTest.with(callerArgs);
-                return new Job(suite, changed.line(), true, changed.chosenByCaller(), callerArgs, Map.of());
+                return new Job(suite, goTest.with(callerArgs).line(), true, callerArgs, Map.of());
             } else if (!callerArgs.packages().isEmpty()) {
                 throw new VmException(2, "--packages is for suites of the form 'go test FLAGS PACKAGES', and "
                         + suite.name() + " is another command: " + suite.command());
@@ -697,7 +713,7 @@ final class VmTest implements Callable<Integer> {
                         + " has a # comment, in which the words after -- would be lost: " + suite.command());
             }
             String added = callerArgs.words().isEmpty() ? "" : " " + shellQuoted(callerArgs.words());
-            return new Job(suite, suite.command() + added, false, false, callerArgs, Map.of());
+            return new Job(suite, suite.command() + added, false, callerArgs, Map.of());
         }
 
         /** The suite's failed tests, by package; of a package without names all tests. */
@@ -720,7 +736,7 @@ final class VmTest implements Callable<Integer> {
             });
             String command = lines.size() == 1 ? lines.get(0) : "code=0; " + lines.stream()
                     .map(line -> line + " || code=$?; ").collect(Collectors.joining()) + "exit $code";
-            return new Job(suite, command, true, true, callerArgs, failed);
+            return new Job(suite, command, true, callerArgs, failed);
         }
     }
 
@@ -729,7 +745,7 @@ final class VmTest implements Callable<Integer> {
      * command is opaque: it runs whole. An unknown flag takes the next word as its value, so that too few words count
      * as packages, never too many.
      */
-    record GoTest(String start, List<String> flags, String packages, String args, boolean chosenByCaller) {
+    record GoTest(String start, List<String> flags, String packages, String args) {
 
         /** The flags of go test and go build that take no value: after any other, the next word is its value. */
         private static final Set<String> NO_VALUE = Set.of("a", "artifacts", "asan", "benchmem", "buildvcs", "cover",
@@ -738,7 +754,7 @@ final class VmTest implements Callable<Integer> {
 
         /** Null if the command is opaque. */
         static GoTest parse(String command) {
-            List<Shell.Word> words = Shell.split(command);
+            List<Shell.Word> words = Shell.words(command);
             int go = 0;
             while (go < words.size() && words.get(go).raw().matches("[A-Za-z_]\\w*=(?s:.*)")) {
                 go++;
@@ -764,7 +780,7 @@ final class VmTest implements Callable<Integer> {
                 refuseLostPackages(packages.stream().map(Shell.Word::value).dropWhile(it -> !isFlag(it)).toList());
                 return null;
             }
-            return new GoTest(raw(words.subList(0, go + 2)), flags, raw(packages), "", false);
+            return new GoTest(raw(words.subList(0, go + 2)), flags, raw(packages), "");
         }
 
         private static String raw(List<Shell.Word> words) {
@@ -809,8 +825,6 @@ final class VmTest implements Callable<Integer> {
             callerArgs.packages().stream().filter(it -> it.isBlank() || isFlag(it)).forEach(word -> {
                 throw new VmException(2, "--packages: '" + word + "' is no package");
             });
-            boolean chosen = chosenByCaller || !callerArgs.packages().isEmpty()
-                    || words.stream().anyMatch(word -> isFlag(word) && nameOf(word).equals("run"));
             for (int i = 0; i < end; i += flagLength(words.get(i))) {
                 String flag = words.get(i);
                 if (Set.of("c", "n", "list").contains(nameOf(flag))) {
@@ -826,7 +840,7 @@ final class VmTest implements Callable<Integer> {
             }
             return new GoTest(start, more,
                     callerArgs.packages().isEmpty() ? packages : shellQuoted(callerArgs.packages()),
-                    end < words.size() ? shellQuoted(words.subList(end, words.size())) : args, chosen);
+                    end < words.size() ? shellQuoted(words.subList(end, words.size())) : args);
         }
 
         String line() {
@@ -837,49 +851,26 @@ final class VmTest implements Callable<Integer> {
 
     /** What vm-test has to know of sh's grammar. */
     static final class Shell {
-        /** Outside quotes these make more than words of a line. */
-        private static final String SPECIAL = ";&|<>$#`()[]{}*?\n\r";
-        private static final String QUOTED = "(?s)\\\\.|'[^']*'|\"(\\\\.|[^\"\\\\])*\"";
+        /** What stands for itself, also with a blank or a special character in it. */
+        private static final String QUOTED = "\\\\[^\n]|'[^']*'|\"[^\"$`\\\\]*\"";
+        private static final Pattern WORD = Pattern.compile("(?:" + QUOTED + "|[^ \t'\"\\\\]+)+");
 
         /** A word as it was written, and what sh makes of it. */
         record Word(String raw, String value) {}
 
         /** The words of a simple command; none if it is more than that, or its quotes are not closed. */
-        static List<Word> split(String line) {
-            List<Word> words = new ArrayList<>();
-            StringBuilder value = new StringBuilder();
-            int start = -1; // of the word
-            char quote = 0;
-            for (int i = 0; i <= line.length(); i++) {
-                char c = i < line.length() ? line.charAt(i) : ' ';
-                if (quote == 0 && (c == ' ' || c == '\t')) {
-                    if (start >= 0) {
-                        words.add(new Word(line.substring(start, i), value.toString()));
-                        value.setLength(0);
-                        start = -1;
-                    }
-                    continue;
-                }
-                start = start < 0 ? i : start;
-                boolean expands = quote == '"' && "$`\\".indexOf(c) >= 0;
-                if (expands || quote == 0 && SPECIAL.indexOf(c) >= 0 || i == line.length()) {
-                    return List.of();
-                } else if (quote == 0 && c == '\\' && i + 1 < line.length() && line.charAt(i + 1) != '\n') {
-                    value.append(line.charAt(++i));
-                } else if (quote == 0 && (c == '"' || c == '\'')) {
-                    quote = c;
-                } else if (c == quote) {
-                    quote = 0;
-                } else {
-                    value.append(c);
-                }
+        static List<Word> words(String line) {
+            IntStream unquoted = line.replaceAll(QUOTED, "").chars();
+            if (unquoted.anyMatch(c -> ";&|<>$#`()[]{}*?\n\r'\"\\".indexOf(c) >= 0)) {
+                return List.of();
             }
-            return words;
+            return WORD.matcher(line).results().map(MatchResult::group)
+                    .map(word -> new Word(word, split(word).get(0))).toList();
         }
 
         /** Whether a # outside quotes begins a comment. */
         static boolean hasComment(String line) {
-            return line.replaceAll(QUOTED, "x").matches("(?s)(.*[ \t\n;&|()])?#.*");
+            return line.replaceAll("(?s)\\\\.|'[^']*'|\"(\\\\.|[^\"\\\\])*\"", "x").matches("(?s)(.*[ \t\n;&|()])?#.*");
         }
     }
 
@@ -1164,14 +1155,16 @@ final class VmTest implements Callable<Integer> {
          */
         static String script(String mark, Place place, String command, Map<String, String> environment,
                 boolean leftovers) {
-            String start = environment.entrySet().stream().map(variable -> "export " + variable.getKey() + "="
-                    + shellQuoted(List.of(variable.getValue())) + "\n").collect(Collectors.joining())
-                    + "exec /bin/sh -c " + shellQuoted(List.of(command));
             Map<String, String> variables = Map.of("mark", mark, "dir", place.directory(), "origin", place.origin(),
-                    "start", start, "leftovers", leftovers ? "yes" : "", "listed", String.valueOf(MAX_LISTED),
+                    "start", assignments("export ", environment) + "exec /bin/sh -c " + shellQuoted(List.of(command)),
+                    "leftovers", leftovers ? "yes" : "", "listed", String.valueOf(MAX_LISTED),
                     "grace", String.valueOf(leftovers ? GRACE : 0));
-            return variables.entrySet().stream().map(variable -> variable.getKey() + "="
-                    + shellQuoted(List.of(variable.getValue())) + "\n").collect(Collectors.joining()) + SCRIPT;
+            return assignments("", variables) + SCRIPT;
+        }
+
+        private static String assignments(String before, Map<String, String> variables) {
+            return variables.entrySet().stream().map(variable -> before + variable.getKey() + "="
+                    + shellQuoted(List.of(variable.getValue())) + "\n").collect(Collectors.joining());
         }
 
         /**
@@ -1208,12 +1201,13 @@ final class VmTest implements Callable<Integer> {
         /** How many of the two streams came to the supervisor's last line: nothing of them was lost. */
         private volatile int ended;
         private volatile boolean dumped;
-        private boolean over;
+        private volatile boolean over;
         /** The project is not in the guest, or another one is: nothing was run. */
         volatile boolean refused;
         /** Why there is no result, and what to do. */
         volatile String trouble;
-        /** Why the guest stood still when the time limit came or the connection was lost. */
+        private volatile String standstillNow; // why the guest stands still; null while it goes on
+        /** Why it stood still when the time limit came or the connection was lost. */
         String standstill;
 
         GuestRun(Place place, String command, Map<String, String> environment, Duration timeout, Leftovers leftovers,
@@ -1249,7 +1243,7 @@ final class VmTest implements Callable<Integer> {
                 process.destroy();
             }
             open.await(4, TimeUnit.SECONDS);
-            synchronized (this) { // a reader that still works takes nothing more into a result
+            synchronized (this) { // a thread that still works takes nothing more into a result
                 over = true;
             }
             return stopped != null ? stopped : refused || code == null || ended < 2 ? lost()
@@ -1261,15 +1255,14 @@ final class VmTest implements Callable<Integer> {
             long deadline = System.nanoTime() + timeout.toNanos();
             Verdict stopped = null;
             boolean killed = false;
-            StandstillWatch standstillWatch = new StandstillWatch(place);
+            daemon(this::watchStandstill);
             while (!open.await(100, TimeUnit.MILLISECONDS)) {
                 boolean late = System.nanoTime() > deadline;
                 // if nobody reads stdout, the suite is stopped as by Ctrl-C
                 boolean interrupt = interrupted.getAsBoolean() || !canAnswer();
-                standstillWatch.look();
                 if (stopped == null && (interrupt || late)) {
                     stopped = interrupt ? Verdict.INTERRUPTED : Verdict.TIMED_OUT;
-                    standstill = interrupt ? null : standstillWatch.why;
+                    standstill = interrupt ? null : standstillNow;
                     trouble = standstill == null ? trouble : standstill;
                     order(orders, interrupt || beforeKill == null ? "stop" : "keep");
                     deadline = System.nanoTime() + MAX_STOPPING.toNanos();
@@ -1292,6 +1285,26 @@ final class VmTest implements Callable<Integer> {
                 }
             }
             return stopped;
+        }
+
+        /** Asks QEMU every 2 s whether the guest is paused, in a thread of its own: QEMU may not answer. */
+        private void watchStandstill() {
+            long since = 0; // when it began to stand still
+            boolean told = false;
+            while (!over) {
+                GuestState guest = place.guestState();
+                String why = guest == null ? null : guest.why();
+                long now = System.nanoTime();
+                since = standstillNow == null ? now : since;
+                standstillNow = why;
+                told &= why != null;
+                boolean diskFull = why != null && guest.word().equals("io-error");
+                if (why != null && !told && (diskFull || now - since > snapshotPause.toNanos())) {
+                    told = true;
+                    System.err.println("vm-test: " + why);
+                }
+                LockSupport.parkNanos(2_000_000_000L);
+            }
         }
 
         private static void order(OutputStream orders, String word) throws IOException {
@@ -1337,7 +1350,7 @@ final class VmTest implements Callable<Integer> {
         }
 
         private void pump(InputStream in, Consumer<String> sink, CountDownLatch open) {
-            Thread thread = new Thread(() -> {
+            daemon(() -> {
                 byte[] buffer = new byte[1 << 16];
                 StringBuilder held = new StringBuilder();
                 try (in) {
@@ -1351,6 +1364,10 @@ final class VmTest implements Callable<Integer> {
                     open.countDown();
                 }
             });
+        }
+
+        private static void daemon(Runnable work) {
+            Thread thread = new Thread(work);
             thread.setDaemon(true);
             thread.start();
         }
@@ -1422,46 +1439,6 @@ final class VmTest implements Callable<Integer> {
         private void refuse(String why) {
             refused = true;
             trouble = why;
-        }
-    }
-
-    /**
-     * Asks QEMU every 2 s, while a command runs, whether the guest is paused, so that a time limit can be explained.
-     */
-    private static final class StandstillWatch {
-        private static final Duration INTERVAL = Duration.ofSeconds(2);
-        private final Place place;
-        private CompletableFuture<GuestState> response; // null: nothing was asked
-        private long askedAt = System.nanoTime() - INTERVAL.toNanos();
-        private long since; // when it began to stand still
-        private boolean told;
-        String why; // null while the guest goes on
-
-        StandstillWatch(Place place) {
-            this.place = place;
-        }
-
-        /** Never waits for QEMU, because the loop that calls it also handles the time limit and Ctrl-C. */
-        void look() {
-            long now = System.nanoTime();
-            if (response == null && now - askedAt >= INTERVAL.toNanos()) {
-                askedAt = now;
-                response = CompletableFuture.supplyAsync(place::guestState);
-            } else if (response != null && response.isDone()) {
-                take(response.join(), now);
-                response = null;
-            }
-        }
-
-        private void take(GuestState guest, long now) {
-            since = why == null ? now : since;
-            why = guest == null ? null : guest.why();
-            if (why == null) {
-                told = false;
-            } else if (!told && (guest.word().equals("io-error") || now - since > snapshotPause.toNanos())) {
-                told = true;
-                System.err.println("vm-test: " + why);
-            }
         }
     }
 
@@ -1578,7 +1555,7 @@ final class VmTest implements Callable<Integer> {
             end = end == null ? new StringBuilder() : end;
             end.append(text);
             limits.output += text.length();
-            int room = limits.output <= limits.maxOutput / 2 ? 2 * LENGTH : limits.output <= limits.maxOutput ? 2000 : 0;
+            int room = limits.output > limits.maxOutput ? 0 : limits.output > limits.maxOutput / 2 ? 2000 : 2 * LENGTH;
             if (end.length() > room) {
                 int start = end.indexOf("\n", end.length() - room / 2) + 1;
                 start = start == 0 ? end.length() - room / 2 : start;
@@ -1610,7 +1587,7 @@ final class VmTest implements Callable<Integer> {
         private static final String EVENT = "{\"Time\":\"";
         private static final Pattern LINE = Pattern.compile("(?<=\n)|(?=\\{\"Time\":\")");
         /** How a line begins by which go test tells of a failure. */
-        private static final Pattern FAILURE = Pattern.compile("--- FAIL: .*|FAIL([\t\r].*)?");
+        private static final Pattern FAILURE = Pattern.compile("(?s)--- FAIL: .*|FAIL([\t\r].*)?");
         private static final int START = 12; // characters of a line that are enough to see this
 
         final TestEvents events;
@@ -1795,7 +1772,16 @@ final class VmTest implements Callable<Integer> {
 
     /** What became of a test, a package or a suite; from good to bad. */
     enum Outcome {
-        PASS, SKIP, RUNNING, UNFINISHED, FAIL, NOT_BUILT;
+        PASS("pass", ""), SKIP("skip", "SKIP "), RUNNING("running", ""), UNFINISHED("unfinished", "DID NOT FINISH "),
+        FAIL("fail", "FAIL "), NOT_BUILT("broken", "BUILD FAILED ");
+
+        private final String word;
+        private final String heading;
+
+        Outcome(String word, String heading) {
+            this.word = word;
+            this.heading = heading;
+        }
 
         boolean isFailure() {
             return compareTo(RUNNING) >= 0;
@@ -1807,7 +1793,7 @@ final class VmTest implements Callable<Integer> {
 
         @Override
         public String toString() {
-            return this == NOT_BUILT ? "broken" : name().toLowerCase(Locale.ROOT);
+            return word;
         }
     }
 
@@ -1897,12 +1883,10 @@ final class VmTest implements Callable<Integer> {
 
         @Override
         public String toString() {
-            String word = Map.of(Outcome.SKIP, "SKIP ", Outcome.FAIL, "FAIL ", Outcome.UNFINISHED, "DID NOT FINISH ",
-                    Outcome.NOT_BUILT, "BUILD FAILED ").getOrDefault(outcome(), "");
             String took = seconds() < 0.005 ? "" : String.format(Locale.ROOT, " (%.2fs)", seconds());
             long failed = runs.stream().filter(run -> run.outcome.isFailure()).count();
             String some = runs.size() == 1 || failed == 0 ? "" : ", " + failed + " of " + runs.size() + " runs";
-            return word + oneLine(pkg) + (name.isEmpty() ? "" : " " + oneLine(name)) + took + some;
+            return outcome().heading + oneLine(pkg) + (isTest() ? " " + oneLine(name) : "") + took + some;
         }
     }
 
@@ -1913,10 +1897,7 @@ final class VmTest implements Callable<Integer> {
      * ends BenchmarkX as BenchmarkX-2.
      */
     static final class TestEvents {
-        private static final Set<String> ACTIONS = Set.of("start", "run", "pause", "cont", "bench", "output", "attr",
-                "artifacts", "pass", "fail", "skip", "build-output", "build-fail");
-
-        private static final double LONGEST = Duration.ofDays(365).toSeconds();
+        private static final double MAX_SECONDS = Duration.ofDays(365).toSeconds();
 
         final MemoryLimits limits;
         private final Map<String, List<PackageRun>> packages = new TreeMap<>();
@@ -1932,32 +1913,35 @@ final class VmTest implements Callable<Integer> {
         /** False if this is no event of go test. */
         boolean take(JsonObject event) {
             String action = event.getString("Action", "");
-            String build = event.getString("ImportPath", "");
-            String pkg = event.getString("Package", "");
-            if (!ACTIONS.contains(action) || (action.startsWith("build-") ? build : pkg).isEmpty()) {
+            String pkg = event.getString(action.startsWith("build-") ? "ImportPath" : "Package", "");
+            String test = event.getString("Test", "");
+            String output = event.getString("Output", "");
+            if (pkg.isEmpty()) {
                 return false;
             }
-            String test = event.getString("Test", "");
-            double seconds = Math.max(0, Math.min(LONGEST, event.getDouble("Elapsed", 0)));
             switch (action) {
-                case "build-output" -> {
-                    if (builds.containsKey(build) || limits.addRun("", build)) {
-                        builds.computeIfAbsent(build, it -> new Run(limits)).output.add(event.getString("Output", ""));
-                    }
-                }
                 case "start" -> begin(pkg);
                 case "run" -> current(pkg).begin(test);
-                case "output" -> current(pkg).output(test, event.getString("Output", ""));
+                case "output" -> current(pkg).output(test, output);
                 case "pass", "fail", "skip", "bench" -> {
-                    if (!test.isEmpty()) {
-                        current(pkg).end(test, Outcome.of(action), seconds);
-                    } else {
-                        Run failedBuild = builds.get(event.getString("FailedBuild", ""));
+                    double seconds = Math.max(0, Math.min(MAX_SECONDS, event.getDouble("Elapsed", 0)));
+                    Run failedBuild = builds.get(event.getString("FailedBuild", ""));
+                    if (test.isEmpty()) {
                         current(pkg).end(Outcome.of(action), seconds, failedBuild);
                         open.computeIfPresent(pkg, (name, run) -> run.older);
+                    } else {
+                        current(pkg).end(test, Outcome.of(action), seconds);
                     }
                 }
-                default -> { } // nothing follows from it
+                case "build-output" -> {
+                    if (builds.containsKey(pkg) || limits.addRun("", pkg)) {
+                        builds.computeIfAbsent(pkg, it -> new Run(limits)).output.add(output);
+                    }
+                }
+                case "pause", "cont", "attr", "artifacts", "build-fail" -> { } // nothing follows from it
+                default -> {
+                    return false;
+                }
             }
             return true;
         }
@@ -2432,50 +2416,50 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    /** A file of --json or --junit. A full disk does not stop the run: {@link #problem} reports it at the end. */
-    static final class ReportFile extends PrintWriter {
+    /** The file of --json. A full disk does not stop the run: what is wrong is told at the end. */
+    static final class EventFile implements Closeable {
         /** 200 MB of short lines are 2 GB of events. The guest decides how many come, and must not fill this disk. */
-        static final long MAX_BYTES = 4_000_000_000L; // bytes
+        static final long MAX_BYTES = 4_000_000_000L;
         private final Path path;
-        private final LimitedOutput bytes;
+        private final long limit;
+        private final OutputStream stream;
+        private long size;
+        /** Why it is not complete, or null. */
+        String problem;
 
         /** Without a path what is written goes nowhere. */
-        ReportFile(Path path, long limit) throws IOException {
-            this(path, new LimitedOutput(path == null ? OutputStream.nullOutputStream() : Files.newOutputStream(path),
-                    limit));
-        }
-
-        private ReportFile(Path path, LimitedOutput bytes) {
-            super(bytes, false, UTF_8);
+        EventFile(Path path, long limit) throws IOException {
             this.path = path;
-            this.bytes = bytes;
+            this.limit = limit;
+            stream = path == null ? OutputStream.nullOutputStream()
+                    : new BufferedOutputStream(Files.newOutputStream(path));
         }
 
-        /** Why it is not complete. */
-        Optional<String> problem() {
-            return path == null || !checkError() ? Optional.empty() : Optional.of(bytes.room < 0
-                    ? path + " is cut off: the suites printed more than " + bytes.limit + " bytes for it"
-                    : "cannot write all of " + path + ": make room, or choose another place");
-        }
-
-        private static final class LimitedOutput extends FilterOutputStream {
-            private final long limit;
-            private long room;
-
-            LimitedOutput(OutputStream stream, long limit) {
-                super(stream);
-                this.limit = limit;
-                room = limit;
-            }
-
-            @Override
-            public void write(byte[] bytes, int from, int length) throws IOException {
-                room -= length;
-                if (room < 0) {
-                    throw new IOException("the limit");
+        void write(String line) {
+            byte[] bytes = line.getBytes(UTF_8);
+            size += bytes.length;
+            try {
+                if (path != null && size > limit) {
+                    problem = path + " is cut off: the suites printed more than " + limit + " bytes for it";
+                } else if (problem == null) {
+                    stream.write(bytes);
                 }
-                out.write(bytes, from, length);
+            } catch (IOException full) {
+                problem = cannotWrite(path);
             }
+        }
+
+        @Override
+        public void close() {
+            try {
+                stream.close();
+            } catch (IOException full) {
+                problem = cannotWrite(path);
+            }
+        }
+
+        static String cannotWrite(Path file) {
+            return "cannot write all of " + file + ": make room, or choose another place";
         }
     }
 
@@ -2514,7 +2498,8 @@ final class VmTest implements Callable<Integer> {
 
         private void suite(Report report, String name, String className, List<Result> tests) throws XMLStreamException {
             Map<String, Long> kinds = tests.stream().collect(Collectors.groupingBy(JUnit::kind, Collectors.counting()));
-            double seconds = tests.stream().filter(test -> !test.name().contains("/")).mapToDouble(Result::seconds).sum();
+            double seconds = tests.stream().filter(test -> !test.name().contains("/")).mapToDouble(Result::seconds)
+                    .sum();
             begin("testsuite", "id", id++, "package", report.job.suite().name(), "name", name, "hostname", host,
                     "timestamp", report.started.truncatedTo(ChronoUnit.SECONDS).toString().replace("Z", ""),
                     "time", seconds, "tests", tests.size(), "failures", kinds.getOrDefault("failure", 0L),
@@ -2522,7 +2507,7 @@ final class VmTest implements Callable<Integer> {
             element("", "properties");
             for (Result test : tests) {
                 String kind = kind(test);
-                begin("testcase", "classname", className, "name", test.name().isEmpty() ? test.pkg() : test.name(),
+                begin("testcase", "classname", className, "name", test.isTest() ? test.name() : test.pkg(),
                         "time", test.seconds());
                 if (kind.equals("skipped")) {
                     String reason = test.output().strip(); // a reader takes an empty one for a test that passed
@@ -2563,8 +2548,7 @@ final class VmTest implements Callable<Integer> {
 
         /** Without the characters that XML 1.0 cannot hold even escaped. */
         private static String legal(String text) {
-            boolean escapes = text.indexOf('\u001b') >= 0 || text.indexOf('\u009b') >= 0; // seldom, and slow to find
-            return ILLEGAL.matcher(escapes ? withoutEscapes(text) : text).replaceAll("");
+            return ILLEGAL.matcher(withoutEscapes(text)).replaceAll("");
         }
     }
 
@@ -2572,47 +2556,46 @@ final class VmTest implements Callable<Integer> {
 
     /** A text from the guest in one line of at most 1,000 characters, so that it cannot look like a line of ours. */
     static String oneLine(String text) {
-        String start = text.length() > LONGEST_NAME ? text.substring(0, LONGEST_NAME) + "..." : text;
+        String start = text.length() > MAX_NAME ? text.substring(0, MAX_NAME) + "..." : text;
         return printable(start).replace("\n", "\\n");
     }
 
-    private static final int LONGEST_NAME = 1000;
-    // On a terminal
+    private static final int MAX_NAME = 1000;
 
-    /** Shows what the guest prints: on a terminal without control characters, elsewhere byte for byte. */
+    /** Shows what the guest prints to one of its streams: on a terminal without control characters, else as it is. */
     static final class Screen {
-        private final boolean[] terminal = {false, isTerminal(1), isTerminal(2)};
-        private final ByteBuffer[] rest = {null, ByteBuffer.allocate(0), ByteBuffer.allocate(0)};
-        private final boolean[] inLine = new boolean[3];
+        private final PrintStream stream;
+        private final boolean terminal;
+        private final CharsetDecoder decoder = UTF_8.newDecoder().onMalformedInput(CodingErrorAction.REPLACE);
+        private ByteBuffer rest = ByteBuffer.allocate(0); // the first bytes of a character, which wait for the others
+        private boolean inLine;
 
-        /** Both streams' threads and the summary come here. */
-        synchronized void print(int descriptor, String text) {
-            byte[] bytes = text.getBytes(ISO_8859_1);
-            if (bytes.length == 0) {
-                return;
+        Screen(PrintStream stream, int descriptor) {
+            this.stream = stream;
+            terminal = isTerminal(descriptor);
+        }
+
+        /** Both a stream's thread and the summary come here. */
+        synchronized void print(String bytes) {
+            if (!bytes.isEmpty()) {
+                inLine = !bytes.endsWith("\n");
+                byte[] raw = bytes.getBytes(ISO_8859_1);
+                byte[] shown = terminal ? printable(decoded(raw)).getBytes(UTF_8) : raw;
+                stream.write(shown, 0, shown.length);
+                stream.flush();
             }
-            inLine[descriptor] = bytes[bytes.length - 1] != '\n';
-            byte[] shown = terminal[descriptor] ? printable(decode(descriptor, bytes)).getBytes(UTF_8) : bytes;
-            (descriptor == 1 ? System.out : System.err).write(shown, 0, shown.length);
-            (descriptor == 1 ? System.out : System.err).flush();
         }
 
         /** So that what comes next begins a line. */
         synchronized void endLine() {
-            for (int descriptor = 1; descriptor <= 2; descriptor++) {
-                if (inLine[descriptor]) {
-                    print(descriptor, "\n");
-                }
-            }
+            print(inLine ? "\n" : "");
         }
 
-        /** A character may come in two pieces: its first bytes wait for the rest. */
-        private String decode(int descriptor, byte[] bytes) {
-            ByteBuffer in = ByteBuffer.allocate(rest[descriptor].remaining() + bytes.length)
-                    .put(rest[descriptor]).put(bytes).flip();
+        private String decoded(byte[] bytes) {
+            ByteBuffer in = ByteBuffer.allocate(rest.remaining() + bytes.length).put(rest).put(bytes).flip();
             CharBuffer out = CharBuffer.allocate(in.remaining());
-            UTF_8.newDecoder().onMalformedInput(CodingErrorAction.REPLACE).decode(in, out, false);
-            rest[descriptor] = in;
+            decoder.decode(in, out, false);
+            rest = in;
             return out.flip().toString();
         }
 
