@@ -220,7 +220,7 @@ final class VmTest implements Callable<Integer> {
     private volatile boolean interrupted;
     private volatile Process otherScript; // vm-ctl or vm-sync
     private Script vmCtl;
-    private FileChannel lock; // held until this process ends
+    FileChannel lock; // held until this process ends
 
     VmTest(Settings settings) {
         this.settings = settings;
@@ -265,7 +265,7 @@ final class VmTest implements Callable<Integer> {
         interrupted = true;
         if (!finished.isDone()) {
             long limit = 2 * GuestRun.MAX_STOPPING.toSeconds() + 10; // to dump, to kill, to tell
-            System.err.println("vm-test: interrupted; stopping what runs in the guest (at most " + limit + " s)");
+            tell("interrupted; stopping what runs in the guest (at most " + limit + " s)");
             if (otherScript != null) {
                 otherScript.destroy();
             }
@@ -292,7 +292,7 @@ final class VmTest implements Callable<Integer> {
         LastRun last = new LastRun(vmDir.resolve(vmName + ".test"), projectOrigin(project), callerArgs);
         List<Job> jobs = onlyFailed ? last.failedJobs(suites, suites.chosen(names)) : whole;
         if (jobs.isEmpty()) {
-            System.err.println("vm-test: nothing failed in the last run, so there is nothing to run again");
+            tell("nothing failed in the last run, so there is nothing to run again");
             return 0;
         }
         vmCtl = fresh || freeze ? script("VmCtl", ctlCommand) : null;
@@ -342,17 +342,16 @@ final class VmTest implements Callable<Integer> {
         }
         Verdict worst = reports.stream().map(report -> report.verdict).max(Comparator.naturalOrder()).orElseThrow();
         if (worst == Verdict.FAILED || worst == Verdict.TIMED_OUT) {
-            System.err.println("vm-test: to run again what failed: vm-test --failed");
+            tell("to run again what failed: vm-test --failed");
         }
-        System.err.println("vm-test: " + reports.stream().map(Report::line).collect(Collectors.joining("; ")));
-        problems.forEach(problem -> System.err.println("vm-test: " + problem));
+        tell(reports.stream().map(Report::line).collect(Collectors.joining("; ")));
+        problems.forEach(VmTest::tell);
         return worst == Verdict.PASSED && !problems.isEmpty() ? 1 : worst.exitCode;
     }
 
     @Command(name = "list", customSynopsis = "vm-test list [--project=DIR]",
             description = {"Show the suites, their commands, and the settings that gave them.", "",
-                "Reads the environment and vm.env, and nothing of the VM. Which command phase4 is depends on the "
-                    + "project."},
+                "Which command phase4 is depends on the project."},
             footer = {"  vm-test list", "  VM_TEST_VET='go vet ./...' vm-test list"})
     int list() {
         refuseSuites();
@@ -366,14 +365,12 @@ final class VmTest implements Callable<Integer> {
             description = {"Run a command in VM_REMOTE_DIR in the guest, as root, without input; its exit code is the "
                     + "exit code.", "",
                 "Several words are a command and its arguments, which reach it as they are. A single word is a line "
-                    + "for the guest's sh. At the time limit, on Ctrl-C, or when the connection ends, everything that "
-                    + "it started is killed."},
+                    + "for the guest's sh. It ends as a suite does, with everything that it started."},
             footer = {"  vm-test run ./scripts/capture-bsd-fixtures.sh",
                 "  vm-test run --env GOFLAGS=-v --timeout 5m go vet ./...",
                 "  vm-test run 'gmake check 2>&1 | tail'"})
     int run(@Parameters(arity = "1..*", paramLabel = "CMD",
-            description = "The command and its arguments, or one line for sh. Everything after the command's "
-                    + "name is passed to it.")
+            description = "The command. Everything after its name is passed to it.")
             List<String> command) throws Exception {
         refuseSuites();
         if (String.join("", command).isBlank()) {
@@ -500,6 +497,10 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
+    static void tell(String line) {
+        System.err.println("vm-test: " + line);
+    }
+
     private static Process start(ProcessBuilder builder, boolean verbose) {
         if (verbose) {
             System.err.println("+ " + shellQuoted(builder.command()));
@@ -516,7 +517,7 @@ final class VmTest implements Callable<Integer> {
 
     /** Runs a suite. If the project is not in the guest, the first suite ends the command with 69. */
     private Report runSuite(Job job, boolean first, EventFile events) throws IOException, InterruptedException {
-        System.err.println("== " + job.suite().name() + ": " + printable(job.command()));
+        System.err.println("== " + job.name() + ": " + printable(job.command()));
         SuiteOutput output = new SuiteOutput(events::write, limits);
         GuestRun guest = new GuestRun(place(), job.command(), environment, timeout,
                 leaks == Leaks.ignore ? null : new Leftovers(), () -> interrupted);
@@ -531,8 +532,6 @@ final class VmTest implements Callable<Integer> {
         Report report = new Report(job, verdict, guest, output, started, leaks);
         if (freeze && report.verdict == Verdict.FAILED) {
             freeze(job.suite());
-        } else if (freeze && report.verdict == Verdict.LOST) {
-            System.err.println("vm-test: no snapshot failed-" + job.suite().name() + ": the connection was lost");
         }
         return report;
     }
@@ -548,9 +547,9 @@ final class VmTest implements Callable<Integer> {
         String snapshot = "failed-" + suite.name();
         try {
             runScript("no snapshot " + snapshot, vmCtl, "snapshot", "--yes", snapshot);
-            System.err.println("vm-test: the VM is kept as " + suite.name() + " left it: vm-ctl restore " + snapshot);
+            tell("the VM is kept as " + suite.name() + " left it: vm-ctl restore " + snapshot);
         } catch (IOException | VmException refused) {
-            System.err.println("vm-test: " + refused.getMessage());
+            tell(refused.getMessage());
         } catch (InterruptedException ending) {
             Thread.currentThread().interrupt();
         }
@@ -585,6 +584,10 @@ final class VmTest implements Callable<Integer> {
      */
     record Job(Suite suite, String command, boolean isGoTest, CallerArgs callerArgs,
             Map<String, List<String>> repeated) {
+        String name() {
+            return suite.name();
+        }
+
         /** Whether 0 tests are a failure, because the tests were chosen. */
         boolean needsTests() {
             return isGoTest && (callerArgs.chooseTests() || !repeated.isEmpty());
@@ -680,13 +683,9 @@ final class VmTest implements Callable<Integer> {
 
         /** What to run for these names, the build first. */
         List<Job> jobs(List<String> names, CallerArgs callerArgs) {
-            List<Job> jobs = new ArrayList<>();
             List<Suite> chosen = chosen(names);
-            for (Suite suite : chosen) {
-                if (!suite.isBuild()) {
-                    jobs.add(job(suite, callerArgs));
-                }
-            }
+            List<Job> jobs = new ArrayList<>(chosen.stream().filter(suite -> !suite.isBuild())
+                    .map(suite -> job(suite, callerArgs)).toList());
             if (jobs.isEmpty() && !callerArgs.isEmpty()) {
                 throw new VmException(2, "--packages and what follows -- cannot be used with the build alone");
             }
@@ -722,17 +721,13 @@ final class VmTest implements Callable<Integer> {
             if (goTest == null || failed.isEmpty()) {
                 return job(suite, callerArgs);
             }
-            GoTest changed = goTest.with(callerArgs);
+            Map<String, List<String>> packages = new LinkedHashMap<>(); // by the pattern of their failed tests
+            failed.forEach((pkg, tests) -> packages.computeIfAbsent(String.join("|", tests), it -> new ArrayList<>())
+                    .add(pkg));
             List<String> lines = new ArrayList<>();
-            List<String> whole = failed.keySet().stream().filter(pkg -> failed.get(pkg).isEmpty()).toList();
-            if (!whole.isEmpty()) {
-                lines.add(changed.with(new CallerArgs(List.of(), whole, false)).line());
-            }
-            failed.forEach((pkg, tests) -> {
-                if (!tests.isEmpty()) {
-                    List<String> run = List.of("-run", "^(" + String.join("|", tests) + ")$");
-                    lines.add(changed.with(new CallerArgs(run, List.of(pkg), false)).line());
-                }
+            packages.forEach((pattern, named) -> {
+                List<String> run = pattern.isEmpty() ? List.of() : List.of("-run", "^(" + pattern + ")$");
+                lines.add(goTest.with(callerArgs).with(new CallerArgs(run, named, false)).line());
             });
             String command = lines.size() == 1 ? lines.get(0) : "code=0; " + lines.stream()
                     .map(line -> line + " || code=$?; ").collect(Collectors.joining()) + "exit $code";
@@ -944,9 +939,7 @@ final class VmTest implements Callable<Integer> {
                         failed.put(pkg, strings((JsonArray) tests)));
             }
             if (failed.isEmpty()) {
-                System.err.println("vm-test: suite " + suite.name() + " runs whole, because " + (!same
-                        ? "its command has changed" : result.has("verdict")
-                        ? "it is not known which of its tests failed" : "it has no result of the last run"));
+                tell("suite " + suite.name() + " runs whole, because it is not known which of its tests failed");
             }
             return Optional.of(suites.again(suite, failed, callerArgs));
         }
@@ -967,13 +960,13 @@ final class VmTest implements Callable<Integer> {
 
         /** Before these jobs run. What --failed has read of other suites stays. */
         void begin(List<Job> jobs) {
-            jobs.forEach(job -> results.put(job.suite().name(),
+            jobs.forEach(job -> results.put(job.name(),
                     new JsonObject(Map.of("command", job.suite().command()))));
             write();
         }
 
         void add(Report report) {
-            results.getObject(report.job.suite().name()).putAll(Map.of("verdict", report.verdict.toString(),
+            results.getObject(report.job.name()).putAll(Map.of("verdict", report.verdict.toString(),
                     "failed", report.failedTests));
             write();
         }
@@ -989,7 +982,7 @@ final class VmTest implements Callable<Integer> {
                 stream.getFD().sync();
                 Files.move(temporary, file, StandardCopyOption.ATOMIC_MOVE);
             } catch (IOException refused) {
-                System.err.println("vm-test: " + file + " cannot be written, so --failed will not know what failed: "
+                tell(file + " cannot be written, so --failed will not know what failed: "
                         + reason(refused));
                 file.toFile().delete();
             }
@@ -1048,6 +1041,8 @@ final class VmTest implements Callable<Integer> {
      * </ul>
      */
     static final class Supervisor {
+        /** The program. A test names another one. */
+        static String ssh = "ssh";
         /** If more lines than this were there before, nobody can tell which ones are new. */
         private static final int MAX_LISTED = 200_000;
         /** How many seconds a process may live on after the suite's end: git gc --auto ends by itself. */
@@ -1172,7 +1167,7 @@ final class VmTest implements Callable<Integer> {
          * as sh does.
          */
         static List<String> sshCommand(Path vmDir, String vmName, int scriptBytes) {
-            return List.of("ssh", "-F", vmDir.resolve("ssh_config").toString(), "-T", vmName,
+            return List.of(ssh, "-F", vmDir.resolve("ssh_config").toString(), "-T", vmName,
                     "exec sh -c 'eval \"$(dd bs=1 count=" + scriptBytes + " 2>/dev/null)\"'");
         }
     }
@@ -1269,8 +1264,6 @@ final class VmTest implements Callable<Integer> {
                 } else if (stopped != null && !killed && (dumped || late)) {
                     if (stopped == Verdict.TIMED_OUT && beforeKill != null && dumped) {
                         beforeKill.run();
-                    } else if (stopped == Verdict.TIMED_OUT && beforeKill != null) {
-                        System.err.println("vm-test: no snapshot: the guest did not answer the order to stop");
                     }
                     killed = true;
                     order(orders, "kill");
@@ -1287,7 +1280,7 @@ final class VmTest implements Callable<Integer> {
             return stopped;
         }
 
-        /** Asks QEMU every 2 s whether the guest is paused, in a thread of its own: QEMU may not answer. */
+        /** Asks QEMU now and then whether the guest is paused, in a thread of its own: QEMU may not answer. */
         private void watchStandstill() {
             long since = 0; // when it began to stand still
             boolean told = false;
@@ -1301,9 +1294,9 @@ final class VmTest implements Callable<Integer> {
                 boolean diskFull = why != null && guest.word().equals("io-error");
                 if (why != null && !told && (diskFull || now - since > snapshotPause.toNanos())) {
                     told = true;
-                    System.err.println("vm-test: " + why);
+                    tell(why);
                 }
-                LockSupport.parkNanos(2_000_000_000L);
+                LockSupport.parkNanos(snapshotPause.dividedBy(30).toNanos()); // 2 s
             }
         }
 
@@ -1326,13 +1319,12 @@ final class VmTest implements Callable<Integer> {
             GuestState guest = panic < 0 ? place.guestState() : null;
             standstill = guest == null ? null : guest.why();
             boolean alive = guest != null || place.isAlive();
-            boolean answers = guest != null && standstill == null && hasBanner(guest.vm().getInt("port"), 5000);
             List<String> lines = (panic < 0 ? console(0) : text.substring(panic)).lines()
                     .filter(line -> !line.isBlank()).toList();
             trouble = (panic >= 0 ? "the guest panicked" : alive ? "the connection was lost"
                     : "VM " + place.vmName() + " ended")
-                    + (standstill != null ? ": " + standstill : answers ? ", but the guest answers: run the suite again"
-                    : "; vm-ctl " + (alive ? "restart" : "start") + " brings it back") + ". From " + console + ":"
+                    + (standstill != null ? ": " + standstill : alive ? "; if vm-ctl ssh fails, too, vm-ctl restart "
+                    + "brings it back" : "; vm-ctl start brings it back") + ". From " + console + ":"
                     + lines.stream().skip(panic < 0 ? Math.max(0, lines.size() - 10) : 0).limit(15)
                     .map(line -> "\n  | " + printable(line)).collect(Collectors.joining());
             return Verdict.LOST;
@@ -1428,8 +1420,8 @@ final class VmTest implements Callable<Integer> {
         private void exit(String text) {
             Integer number = text.matches("\\d{1,3}") && Integer.parseInt(text) < 256 ? Integer.valueOf(text) : null;
             if (number == null || ended > 0 && !number.equals(code)) {
-                trouble = trouble != null ? trouble : (number == null ? "the guest sent no exit code, but '"
-                        : "the guest sent two exit codes, the second is '") + oneLine(text) + "': run the suite again";
+                trouble = trouble != null ? trouble : "the guest sent an exit code that is none, or another one than "
+                        + "before, '" + oneLine(text) + "': run the suite again";
                 number = null;
             }
             code = number;
@@ -2206,15 +2198,15 @@ final class VmTest implements Callable<Integer> {
             Run run = new Run(new MemoryLimits());
             run.outcome = outcome;
             run.output.add(output);
-            return new Result(job.suite().name(), name, List.of(run));
+            return new Result(job.name(), name, List.of(run));
         }
 
         private void checkThatNothingWasLost(SuiteOutput output) {
             MemoryLimits limits = output.events.limits;
             String why = (output.unreadable == 0 ? "" : output.unreadable + " lines that began as events of go test "
                     + "-json could not be read, so a result may be lost\n")
-                    + (!limits.exceeded ? "" : "more came than is kept (" + limits.maxRuns + " tests, "
-                    + limits.maxNames + " characters of their names, " + limits.maxLines + " of lines without an end): "
+                    + (!limits.exceeded ? "" : "more came than is kept (" + limits.maxRuns + " tests with "
+                    + limits.maxNames + " characters of names, or " + limits.maxLines + " of lines without an end): "
                     + "results may be lost\n");
             if (!why.isEmpty()) {
                 suiteResults.add(result("events of go test", Outcome.UNFINISHED, why));
@@ -2294,7 +2286,7 @@ final class VmTest implements Callable<Integer> {
         String line() {
             boolean notBuilt = verdict == Verdict.FAILED && failures.keySet().stream().allMatch(test ->
                     test.outcome() == Outcome.NOT_BUILT);
-            return job.suite().name() + " " + verdict + (notBuilt ? " (build failed)" : "")
+            return job.name() + " " + verdict + (notBuilt ? " (build failed)" : "")
                     + (verdict == Verdict.PASSED || guestCode == null ? "" : ", guest exit code " + guestCode) + remark;
         }
 
@@ -2355,14 +2347,15 @@ final class VmTest implements Callable<Integer> {
         private final List<Result> tests;
         private final Map<String, Result> packages;
         private final String plain;
-        private final Map<String, StringBuilder> plainErrors;
+        private final Map<String, StringBuilder> buildErrors = new HashMap<>(); // by package
         private int room = MAX_SHARED;
 
         FailureReasons(List<Result> tests, String plain) {
             this.tests = tests;
             this.plain = plain;
             packages = tests.stream().filter(test -> !test.isTest()).collect(Collectors.toMap(Result::pkg, it -> it));
-            plainErrors = buildErrors(plain);
+            Stream<Result> notBuilt = tests.stream().filter(test -> test.outcome() == Outcome.NOT_BUILT);
+            Stream.concat(notBuilt.map(Result::output), Stream.of(plain)).distinct().forEach(this::addBuildErrors);
         }
 
         /** Each with its reason. A test whose subtest failed is left out, unless it has output of its own. */
@@ -2383,9 +2376,8 @@ final class VmTest implements Callable<Integer> {
         private String reason(Result test) {
             String output = test.output();
             if (test.outcome() == Outcome.NOT_BUILT) {
-                String errors = Stream.of(buildErrors(output), plainErrors).map(all -> all.get(test.pkg()))
-                        .filter(Objects::nonNull).collect(Collectors.joining());
-                return errors.isEmpty() ? output + shared(plain) : errors;
+                StringBuilder errors = buildErrors.get(test.pkg());
+                return errors == null || errors.length() == 0 ? output + shared(plain) : errors.toString();
             }
             boolean saysLittle = test.isTest() && (test.outcome() == Outcome.UNFINISHED || output.isBlank());
             return saysLittle && room > 0 ? output + shared(packages.get(test.pkg()).output()) : output;
@@ -2398,21 +2390,19 @@ final class VmTest implements Callable<Integer> {
         }
 
         /** The compiler's lines by package. Go 1.24 sends them as events, older versions as plain text. */
-        private static Map<String, StringBuilder> buildErrors(String text) {
-            Map<String, StringBuilder> errors = new HashMap<>();
+        private void addBuildErrors(String text) {
             List<StringBuilder> current = List.of();
             for (String line : text.lines().toList()) {
                 Matcher header = HEADER.matcher(line);
                 if (header.matches()) {
                     current = Stream.of(header.group(1), header.group(2)).filter(Objects::nonNull).distinct()
-                            .map(pkg -> errors.computeIfAbsent(pkg, it -> new StringBuilder())).toList();
+                            .map(pkg -> buildErrors.computeIfAbsent(pkg, it -> new StringBuilder())).toList();
                 } else if (line.startsWith("FAIL\t")) {
                     current = List.of();
                 } else if (!line.startsWith("# [")) {
                     current.forEach(section -> section.append(line).append('\n'));
                 }
             }
-            return errors;
         }
     }
 
@@ -2481,7 +2471,7 @@ final class VmTest implements Callable<Integer> {
             junit.xml.writeStartDocument();
             junit.begin("testsuites");
             for (Report report : reports) {
-                String suite = report.job.suite().name();
+                String suite = report.job.name();
                 Map<String, List<Result>> packages = report.tests.stream()
                         .filter(test -> test.isTest() || report.failures.containsKey(test))
                         .collect(Collectors.groupingBy(Result::pkg, LinkedHashMap::new, Collectors.toList()));
@@ -2500,7 +2490,7 @@ final class VmTest implements Callable<Integer> {
             Map<String, Long> kinds = tests.stream().collect(Collectors.groupingBy(JUnit::kind, Collectors.counting()));
             double seconds = tests.stream().filter(test -> !test.name().contains("/")).mapToDouble(Result::seconds)
                     .sum();
-            begin("testsuite", "id", id++, "package", report.job.suite().name(), "name", name, "hostname", host,
+            begin("testsuite", "id", id++, "package", report.job.name(), "name", name, "hostname", host,
                     "timestamp", report.started.truncatedTo(ChronoUnit.SECONDS).toString().replace("Z", ""),
                     "time", seconds, "tests", tests.size(), "failures", kinds.getOrDefault("failure", 0L),
                     "errors", kinds.getOrDefault("error", 0L), "skipped", kinds.getOrDefault("skipped", 0L));

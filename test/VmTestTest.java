@@ -9,6 +9,7 @@ import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
 import com.grack.nanojson.JsonObject;
 import com.grack.nanojson.JsonWriter;
+import java.io.PrintStream;
 import java.io.PrintWriter;
 import java.io.StringReader;
 import java.io.StringWriter;
@@ -21,6 +22,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
+import java.util.concurrent.FutureTask;
 import java.util.concurrent.TimeUnit;
 import java.util.function.IntConsumer;
 import java.util.regex.Matcher;
@@ -32,6 +34,7 @@ import javax.xml.XMLConstants;
 import javax.xml.parsers.DocumentBuilderFactory;
 import javax.xml.transform.stream.StreamSource;
 import javax.xml.validation.SchemaFactory;
+import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -121,7 +124,6 @@ final class VmTestTest {
 
     @Test
     void aGuestThatStandsStillIsNotWaitedFor() throws Exception {
-        Duration before = VmTest.snapshotPause;
         VmTest.snapshotPause = Duration.ofMillis(500);
         try (FakeVm vm = new FakeVm(dir, "dfly-vm")) {
             vm.qmp("stop");
@@ -132,8 +134,6 @@ final class VmTestTest {
             vm.pretend("io-error");
             assertEquals(new Ran(1, "", "vm-test: the disk of this machine is full, so the guest stands still: free some space, "
                     + "then vm-ctl start\n"), vmTest("unit"));
-        } finally {
-            VmTest.snapshotPause = before;
         }
     }
 
@@ -165,14 +165,13 @@ final class VmTestTest {
         try (FakeVm vm = new FakeVm(dir, "dfly-vm")) {
             for (String report : List.of("--json", "--junit")) {
                 for (String exit : List.of("0", "5")) {
-                    Process process = start(GUEST_HERE, "yes '{\"Action\":\"pass\",\"Package\":\"p\"}' | head -n 2000; seq 20000; exit " + exit,
-                            "it", report, full.toString());
-                    assertTrue(process.waitFor(60, TimeUnit.SECONDS));
+                    int code = exitCode(start(GUEST_HERE, "yes '{\"Action\":\"pass\",\"Package\":\"p\"}' | head -n 2000; seq 20000; exit " + exit,
+                            "it", report, full.toString()));
                     String said = Files.readString(dir.resolve("err"));
                     assertEquals((exit.equals("0") ? "vm-test: it passed, 0 tests ran" : "vm-test: to run again what failed: vm-test --failed\n"
                             + "vm-test: it failed, guest exit code 5") + "\nvm-test: cannot write all of " + full
                             + ": make room, or choose another place\n", said.replaceFirst("(?s).*?(?=vm-test: )", ""));
-                    assertEquals(1, process.exitValue(), said);
+                    assertEquals(1, code, said);
                 }
             }
         }
@@ -186,26 +185,40 @@ final class VmTestTest {
     /** One that begins to run a command and then loses the connection, as soon as there is a file "go". */
     private static final String CONNECTION_BREAKS = "touch \"$VM_DIR/begun\"; until [ -e \"$VM_DIR/go\" ]; do sleep 0.1; done; exit 255\n";
 
-    /** VmTest as a process whose ssh is this script; its one suite, "it", runs this command. A pause of a second is too long for it. */
-    private Process start(String ssh, String command, String... args) throws Exception {
+    private final PrintStream outBefore = System.out;
+    private final PrintStream errBefore = System.err;
+    private final Duration pauseBefore = VmTest.snapshotPause;
+
+    /** VmTest in this process, whose ssh is this script; its one suite, "it", runs this command. A pause of a second is too long for it. */
+    private FutureTask<Integer> start(String ssh, String command, String... args) throws Exception {
         needsOwnProcesses();
         Path bin = Files.createDirectories(dir.resolve("bin"));
-        assertTrue(Files.writeString(bin.resolve("ssh"), "#!/bin/sh\n" + ssh).toFile().setExecutable(true));
+        String head = "#!/bin/sh\nexport VM_DIR='" + dir + "' PATH='" + bin + "':\"$PATH\"\n";
+        assertTrue(Files.writeString(bin.resolve("ssh"), head + ssh).toFile().setExecutable(true));
         // Another test may remount something on this machine meanwhile.
         assertTrue(Files.writeString(bin.resolve("mount"), "#!/bin/sh\necho '/dev/da0s1d on / (hammer2, local)'\n").toFile().setExecutable(true));
-        ProcessBuilder builder = new ProcessBuilder(Path.of(System.getProperty("java.home"), "bin/java").toString(), "-XX:TieredStopAtLevel=1",
-                "-cp", System.getProperty("java.class.path"), "VmTestTest$Impatient");
-        builder.command().addAll(List.of(args));
-        builder.environment().putAll(Map.of("VM_DIR", dir.toString(), "VM_REMOTE_DIR", dir.toString(), "VM_TEST_BUILD", "true",
-                "VM_TEST_IT", command, "PATH", bin + ":" + System.getenv("PATH")));
-        return builder.redirectOutput(dir.resolve("out").toFile()).redirectError(dir.resolve("err").toFile()).start();
+        VmTest.snapshotPause = Duration.ofSeconds(1);
+        VmTest.Supervisor.ssh = bin.resolve("ssh").toString();
+        System.setOut(new PrintStream(Files.newOutputStream(dir.resolve("out")), true, UTF_8));
+        System.setErr(new PrintStream(Files.newOutputStream(dir.resolve("err")), true, UTF_8));
+        CommandLine line = VmTest.commandLine(new VmTest.Settings(Map.of("VM_DIR", dir.toString(), "VM_REMOTE_DIR", dir.toString(),
+                "VM_TEST_BUILD", "true", "VM_TEST_IT", command), Map.of()));
+        FutureTask<Integer> task = new FutureTask<>(() -> {
+            int code = line.execute(args);
+            VmTest vmTest = line.getCommand();
+            vmTest.lock.close(); // as the end of a process would
+            return code;
+        });
+        new Thread(task).start();
+        return task;
     }
 
-    static final class Impatient {
-        public static void main(String... args) {
-            VmTest.snapshotPause = Duration.ofSeconds(1);
-            VmTest.main(args);
-        }
+    @AfterEach
+    void asBefore() {
+        System.setOut(outBefore);
+        System.setErr(errBefore);
+        VmTest.snapshotPause = pauseBefore;
+        VmTest.Supervisor.ssh = "ssh";
     }
 
     /** Waits until a file is there and has this text. */
@@ -215,9 +228,8 @@ final class VmTestTest {
         }
     }
 
-    private int exitCode(Process process) throws Exception {
-        assertTrue(process.waitFor(60, TimeUnit.SECONDS));
-        return process.exitValue();
+    private static int exitCode(FutureTask<Integer> command) throws Exception {
+        return command.get(60, TimeUnit.SECONDS);
     }
 
     private static final String PAUSED = "the guest stands still (paused): vm-ctl start lets it go on";
@@ -226,13 +238,13 @@ final class VmTestTest {
     @Test
     void aStandstillIsToldOnceAndTheSuiteGoesOnAfterIt() throws Exception {
         try (FakeVm vm = new FakeVm(dir, "dfly-vm")) {
-            Process process = start(GUEST_HERE, UNTIL_GO, "it");
+            FutureTask<Integer> process = start(GUEST_HERE, UNTIL_GO, "it");
             await("begun", "");
             vm.qmp("stop");
             await("err", PAUSED);
-            Thread.sleep(5000); // two more looks
+            Thread.sleep(500); // more looks
             vm.qmp("cont");
-            Thread.sleep(5000);
+            Thread.sleep(500);
             vm.pretend("io-error");
             await("err", "the disk of this machine is full, so the guest stands still: free some space, then vm-ctl start");
             Files.createFile(dir.resolve("go"));
@@ -245,7 +257,7 @@ final class VmTestTest {
     @Test
     void theVerdictNamesTheStandstillInWhichTheTimeLimitCame() throws Exception {
         try (FakeVm vm = new FakeVm(dir, "dfly-vm")) {
-            Process process = start(GUEST_HERE, UNTIL_GO, "--timeout", "6s", "it");
+            FutureTask<Integer> process = start(GUEST_HERE, UNTIL_GO, "--timeout", "6s", "it");
             await("begun", "");
             vm.qmp("stop");
             assertEquals(124, exitCode(process));
@@ -266,7 +278,7 @@ final class VmTestTest {
     @Test
     void aConnectionThatIsLostInAStandstillNamesIt() throws Exception {
         try (FakeVm vm = new FakeVm(dir, "dfly-vm")) {
-            Process process = start(CONNECTION_BREAKS, "true", "it");
+            FutureTask<Integer> process = start(CONNECTION_BREAKS, "true", "it");
             await("begun", "");
             vm.qmp("stop");
             Files.createFile(dir.resolve("go"));
@@ -279,7 +291,7 @@ final class VmTestTest {
             process = start(CONNECTION_BREAKS, "true", "it");
             assertEquals(69, exitCode(process));
             out = Files.readString(dir.resolve("out"));
-            assertTrue(out.contains("the connection was lost; vm-ctl restart brings it back"), out);
+            assertTrue(out.contains("the connection was lost; if vm-ctl ssh fails, too, vm-ctl restart brings it back"), out);
             Files.delete(dir.resolve("go"));
             Files.delete(dir.resolve("begun"));
             process = start(CONNECTION_BREAKS, "true", "it");
@@ -562,7 +574,8 @@ final class VmTestTest {
         Process process = new ProcessBuilder(Stream.concat(OWN_PROCESSES.stream(), Stream.of("sh", "-c",
                 String.join(" & sleep 1; ", both))).toList()).start();
         process.getOutputStream().close();
-        assertTrue(new String(process.getInputStream().readAllBytes(), UTF_8).contains("in turn\n"));
+        assertTrue(process.inputReader().lines().anyMatch("in turn"::equals));
+        process.destroy();
     }
 
     /** A leftover is one whatever its name is: only the system's own daemons do not count. */
@@ -1514,10 +1527,10 @@ final class VmTestTest {
     void anOddWordOfTheSupervisorIsNoVerdictAndNoStackTrace() throws Exception {
         Object[][] rows = { // what comes on stderr and on stdout, the exit code, the message
             {"exit 0", "exit 0", 0, null}, {"exit 255", "exit 255", 255, null},
-            {"exit", "exit", null, "no exit code, but ''"}, {"exit ", "exit 0", null, "no exit code, but ''"}, {"exit 0", "exit -1", null, "but '-1'"},
-            {"exit 256", "exit 256", null, "but '256'"}, {"exit 99999999999999999999", "exit 0", null, "but '99999999999999999999'"},
-            {"exit 0x0", "exit 0x0", null, "but '0x0'"}, {"exit \u0660", "exit \u0660", null, "but '\u0660'"}, {"exit 0 0", "exit 0 0", null, "but '0 0'"},
-            {"exit 0", "exit 1", null, "second is '1'"}, {"exit 1", "exit 0", null, "second is '0'"}, {"exit \u001b[2J\u009b\u202e\u0000", "exit 0", null, "but '"},
+            {"exit", "exit", null, "before, ''"}, {"exit ", "exit 0", null, "before, ''"}, {"exit 0", "exit -1", null, "before, '-1'"},
+            {"exit 256", "exit 256", null, "before, '256'"}, {"exit 99999999999999999999", "exit 0", null, "before, '99999999999999999999'"},
+            {"exit 0x0", "exit 0x0", null, "before, '0x0'"}, {"exit \u0660", "exit \u0660", null, "before, '\u0660'"}, {"exit 0 0", "exit 0 0", null, "before, '0 0'"},
+            {"exit 0", "exit 1", null, "before, '1'"}, {"exit 1", "exit 0", null, "before, '0'"}, {"exit \u001b[2J\u009b\u202e\u0000", "exit 0", null, "before, '"},
             {"exit " + "9".repeat(5000), "exit 0", null, "9..."}, {"origin\nexit 0", "exit 0", 0, "in the guest came from , and this"},
             {"origin \u001b[31mx\u202e" + "y".repeat(5000) + "\nexit 0", "exit 0", 0, "x?yyyy"}, {"nowhere 1 2\nbusy\nexit 0", "exit 0", 0, "an earlier vm-test"},
             {"dumped\ndumped x\nleft process\nleft process 1\nleft process abc\n\n left\nleft\nleft file\nleft end\nleft x y\nend\nunknown \u0000\nexit 3",
@@ -1539,10 +1552,10 @@ final class VmTestTest {
         }
         if (ended(Stream.concat(OWN_PROCESSES.stream(), Stream.of("true")).toList())) {
             try (FakeVm vm = new FakeVm(dir, "dfly-vm")) {
-                Process process = start("mark=$(sed -n \"s/^mark='\\(.*\\)'$/\\1/p;/^say exit .* 3>&1/q\"); echo \"${mark}exit x\" | tee /dev/stderr\n", "true", "it");
+                FutureTask<Integer> process = start("mark=$(sed -n \"s/^mark='\\(.*\\)'$/\\1/p;/^say exit .* 3>&1/q\"); echo \"${mark}exit x\" | tee /dev/stderr\n", "true", "it");
                 assertEquals(69, exitCode(process));
                 String out = Files.readString(dir.resolve("out"));
-                assertTrue(out.contains("       the guest sent no exit code, but 'x': run the suite again\n"), out);
+                assertTrue(out.contains("       the guest sent an exit code that is none, or another one than before, 'x': run the suite again\n"), out);
                 String err = Files.readString(dir.resolve("err"));
                 assertTrue(err.contains("vm-test: it lost") && !err.contains("Exception"), err);
             }
