@@ -13,7 +13,6 @@ import com.grack.nanojson.JsonObject;
 import com.grack.nanojson.JsonParser;
 import com.grack.nanojson.JsonParserException;
 import com.grack.nanojson.JsonWriter;
-import com.grack.nanojson.JsonWriterException;
 import java.io.BufferedOutputStream;
 import java.io.BufferedReader;
 import java.io.Closeable;
@@ -314,7 +313,7 @@ final class VmTest implements Callable<Integer> {
     private int runJobs(List<Job> jobs, LastRun last) throws Exception {
         List<Report> reports = new ArrayList<>();
         List<String> problems = new ArrayList<>(); // of the report files
-        EventFile events = new EventFile(json, EventFile.MAX_BYTES);
+        EventFile events = json == null ? null : new EventFile(json, EventFile.MAX_BYTES);
         try (events) {
             for (Job job : jobs) {
                 Report report = runSuite(job, reports.isEmpty(), events);
@@ -330,7 +329,7 @@ final class VmTest implements Callable<Integer> {
                 }
             }
         }
-        if (events.problem != null) {
+        if (events != null && events.problem != null) {
             problems.add(events.problem);
         }
         if (junit != null) {
@@ -451,7 +450,7 @@ final class VmTest implements Callable<Integer> {
     /** Another one of these scripts, and the command that runs it. */
     record Script(String name, List<String> command) {
         /** What to do if it cannot be run. */
-        static String remedy(String name) {
+        String remedy() {
             String alias = name.equals("VmCtl") ? "vm-ctl" : "vm-sync";
             String setting = name.equals("VmCtl") ? "VM_CTL_CMD" : "VM_SYNC_CMD";
             return "; set " + setting + " to the command that runs it, as " + setting + "='jbang " + alias
@@ -461,12 +460,12 @@ final class VmTest implements Callable<Integer> {
     }
 
     private Script script(String name, String setting) throws IOException {
-        List<String> command = sibling(setting, name, userPath(""), project);
-        if (command == null) {
+        Script script = new Script(name, sibling(setting, name, userPath(""), project));
+        if (script.command() == null) {
             throw new VmException(69, NOTHING_RAN + ": there is no " + name + ".java here or above that only you can "
-                    + "change, in a directory apart from the project" + Script.remedy(name));
+                    + "change, in a directory apart from the project" + script.remedy());
         }
-        return new Script(name, command);
+        return script;
     }
 
     /**
@@ -486,7 +485,7 @@ final class VmTest implements Callable<Integer> {
         try {
             otherScript = start(builder, verbose);
         } catch (VmException missing) {
-            throw new VmException(69, what + "cannot be run here" + Script.remedy(script.name()));
+            throw new VmException(69, what + "cannot be run here" + script.remedy());
         }
         otherScript.getOutputStream().close();
         otherScript.getInputStream().transferTo(System.err);
@@ -518,7 +517,7 @@ final class VmTest implements Callable<Integer> {
     /** Runs a suite. If the project is not in the guest, the first suite ends the command with 69. */
     private Report runSuite(Job job, boolean first, EventFile events) throws IOException, InterruptedException {
         System.err.println("== " + job.name() + ": " + printable(job.command()));
-        SuiteOutput output = new SuiteOutput(events::write, limits);
+        SuiteOutput output = new SuiteOutput(events == null ? line -> { } : events::write, limits);
         GuestRun guest = new GuestRun(place(), job.command(), environment, timeout,
                 leaks == Leaks.ignore ? null : new Leftovers(), () -> interrupted);
         guest.beforeKill = freeze ? () -> freeze(job.suite()) : null;
@@ -750,17 +749,13 @@ final class VmTest implements Callable<Integer> {
         /** Null if the command is opaque. */
         static GoTest parse(String command) {
             List<Shell.Word> words = Shell.words(command);
-            int go = 0;
-            while (go < words.size() && words.get(go).raw().matches("[A-Za-z_]\\w*=(?s:.*)")) {
-                go++;
-            }
-            go += go < words.size() && words.get(go).raw().equals("doas") ? 1 : 0;
-            if (go + 1 >= words.size() || !words.get(go).raw().matches("(\\S*/)?go")
-                    || !words.get(go + 1).raw().equals("test")) {
+            int go = (int) words.stream().takeWhile(word -> word.raw().matches("[A-Za-z_]\\w*=(?s:.*)")).count();
+            go += raw(words.subList(go, words.size())).startsWith("doas ") ? 1 : 0;
+            int next = go + 2;
+            if (next > words.size() || !raw(words.subList(go, next)).matches("(\\S*/)?go test")) {
                 return null;
             }
             List<String> flags = new ArrayList<>();
-            int next = go + 2;
             while (next < words.size() && isFlag(words.get(next).value())) {
                 int length = flagLength(words.get(next).value());
                 String flag = nameOf(words.get(next).value());
@@ -1310,31 +1305,31 @@ final class VmTest implements Callable<Integer> {
                 return Verdict.LOST;
             }
             // QEMU may be ending, and the last console lines still be on their way
-            for (long start = System.nanoTime(); place.isAlive() && kernelPanic(console(consoleStart)) < 0
-                    && System.nanoTime() - start < 2e9;) {
+            long start = System.nanoTime();
+            while (place.isAlive() && kernelPanic(console()) < 0 && System.nanoTime() - start < 2e9) {
                 LockSupport.parkNanos(100_000_000);
             }
-            String text = console(consoleStart);
+            String text = console();
             int panic = kernelPanic(text);
             GuestState guest = panic < 0 ? place.guestState() : null;
             standstill = guest == null ? null : guest.why();
             boolean alive = guest != null || place.isAlive();
-            List<String> lines = (panic < 0 ? console(0) : text.substring(panic)).lines()
-                    .filter(line -> !line.isBlank()).toList();
+            List<String> lines = text.substring(Math.max(0, panic)).lines().filter(line -> !line.isBlank()).toList();
             trouble = (panic >= 0 ? "the guest panicked" : alive ? "the connection was lost"
                     : "VM " + place.vmName() + " ended")
-                    + (standstill != null ? ": " + standstill : alive ? "; if vm-ctl ssh fails, too, vm-ctl restart "
-                    + "brings it back" : "; vm-ctl start brings it back") + ". From " + console + ":"
+                    + (standstill != null ? ": " + standstill : panic >= 0 && alive ? "; vm-ctl restart brings it back"
+                    : alive ? "; if vm-ctl ssh fails, too, vm-ctl restart brings it back"
+                    : "; vm-ctl start brings it back") + ". From " + console + ":"
                     + lines.stream().skip(panic < 0 ? Math.max(0, lines.size() - 10) : 0).limit(15)
-                    .map(line -> "\n  | " + printable(line)).collect(Collectors.joining());
+                    .map(line -> "\n  | " + line).collect(Collectors.joining());
             return Verdict.LOST;
         }
 
-        /** The console log from this position, at most its last 64 KB. A log shorter than that was rotated. */
-        private String console(long from) {
+        /** What came to the console log, at most its last 64 KB. A log shorter than before was rotated. */
+        private String console() {
             try (FileChannel log = FileChannel.open(console)) {
                 ByteBuffer text = ByteBuffer.allocate(1 << 16);
-                log.read(text, Math.max(log.size() < from ? 0 : from, log.size() - text.capacity()));
+                log.read(text, Math.max(log.size() < consoleStart ? 0 : consoleStart, log.size() - text.capacity()));
                 return printable(new String(text.array(), 0, text.position(), UTF_8));
             } catch (IOException none) {
                 return "";
@@ -2291,8 +2286,8 @@ final class VmTest implements Callable<Integer> {
         }
 
         /**
-         * What is printed after the suite: the verdict, the failures, at most 50 skipped tests, the slowest, notes. No
-         * line begins with a text from the guest.
+         * What is printed after the suite: the verdict, the failures, at most 50 skipped tests, notes. No line
+         * begins with a text from the guest.
          */
         String summary() {
             List<String> lines = new ArrayList<>();
@@ -2307,10 +2302,6 @@ final class VmTest implements Callable<Integer> {
             tests.stream().filter(test -> test.outcome() == Outcome.SKIP && test.isTest()).limit(50)
                     .forEach(test -> lines.add("   " + test + test.output().lines().map(line -> ": " + line.strip())
                     .reduce("", (first, last) -> last)));
-            Set<String> parents = tests.stream().map(Result::parent).collect(Collectors.toSet());
-            tests.stream().filter(test -> test.seconds() >= 0.1 && test.isTest() && !parents.contains(test.fullName()))
-                    .sorted(Comparator.comparingDouble(test -> -test.seconds())).limit(5)
-                    .forEach(test -> lines.add("   slow: " + test));
             notes.stream().limit(20).forEach(note -> lines.add("   " + note));
             more(lines, notes.size() - 20);
             // line by line: a sequence without an end would swallow all that follows
@@ -2417,19 +2408,17 @@ final class VmTest implements Callable<Integer> {
         /** Why it is not complete, or null. */
         String problem;
 
-        /** Without a path what is written goes nowhere. */
         EventFile(Path path, long limit) throws IOException {
             this.path = path;
             this.limit = limit;
-            stream = path == null ? OutputStream.nullOutputStream()
-                    : new BufferedOutputStream(Files.newOutputStream(path));
+            stream = new BufferedOutputStream(Files.newOutputStream(path));
         }
 
         void write(String line) {
             byte[] bytes = line.getBytes(UTF_8);
             size += bytes.length;
             try {
-                if (path != null && size > limit) {
+                if (size > limit) {
                     problem = path + " is cut off: the suites printed more than " + limit + " bytes for it";
                 } else if (problem == null) {
                     stream.write(bytes);
