@@ -1759,15 +1759,18 @@ final class VmTest implements Callable<Integer> {
 
     /** What became of a test, a package or a suite; from good to bad. */
     enum Outcome {
-        PASS("pass", ""), SKIP("skip", "SKIP "), RUNNING("running", ""), UNFINISHED("unfinished", "DID NOT FINISH "),
-        FAIL("fail", "FAIL "), NOT_BUILT("broken", "BUILD FAILED ");
+        PASS("pass", "", ""), SKIP("skip", "SKIP ", "skipped"), RUNNING("running", "", "error"),
+        UNFINISHED("unfinished", "DID NOT FINISH ", "error"), FAIL("fail", "FAIL ", "failure"),
+        NOT_BUILT("broken", "BUILD FAILED ", "error");
 
         private final String word;
-        private final String heading;
+        private final String heading; // in the summary
+        private final String junit; // its element
 
-        Outcome(String word, String heading) {
+        Outcome(String word, String heading, String junit) {
             this.word = word;
             this.heading = heading;
+            this.junit = junit;
         }
 
         boolean isFailure() {
@@ -2170,15 +2173,15 @@ final class VmTest implements Callable<Integer> {
                 checkLeftovers(guest.leftovers, leaks);
             }
             if (guest.trouble != null) {
-                suiteResults.add(result("VM", Outcome.UNFINISHED, guest.trouble));
+                add("VM", Outcome.UNFINISHED, guest.trouble);
             }
-            boolean failed = Stream.concat(tests.stream(), suiteResults.stream()).anyMatch(Result::failed);
+            boolean failed = !suiteResults.isEmpty() || tests.stream().anyMatch(Result::failed);
             verdict = ended == Verdict.PASSED && failed ? Verdict.FAILED : ended;
             failedTests = ended == Verdict.FAILED && suiteResults.isEmpty() ? failedTests(output.events) : Map.of();
-            if (tests.isEmpty() && suiteResults.isEmpty() || ended != Verdict.PASSED && !failed) {
+            if (tests.isEmpty() && suiteResults.isEmpty() || ended != Verdict.PASSED && !failed) { // else it is told
                 Outcome outcome = ended == Verdict.PASSED ? Outcome.PASS : ended != Verdict.FAILED ? Outcome.UNFINISHED
                         : job.suite().isBuild() ? Outcome.NOT_BUILT : Outcome.FAIL;
-                suiteResults.add(0, result("", outcome, plain));
+                add("", outcome, plain);
             }
             failures = new FailureReasons(tests, plain).of(suiteResults);
             remark += guest.standstill == null ? "" : ": " + guest.standstill;
@@ -2189,11 +2192,11 @@ final class VmTest implements Callable<Integer> {
             }
         }
 
-        private Result result(String name, Outcome outcome, String output) {
+        private void add(String name, Outcome outcome, String output) {
             Run run = new Run(new MemoryLimits());
             run.outcome = outcome;
             run.output.add(output);
-            return new Result(job.name(), name, List.of(run));
+            suiteResults.add(new Result(job.name(), name, List.of(run)));
         }
 
         private void checkThatNothingWasLost(SuiteOutput output) {
@@ -2204,14 +2207,14 @@ final class VmTest implements Callable<Integer> {
                     + limits.maxNames + " characters of names, or " + limits.maxLines + " of lines without an end): "
                     + "results may be lost\n");
             if (!why.isEmpty()) {
-                suiteResults.add(result("events of go test", Outcome.UNFINISHED, why));
+                add("events of go test", Outcome.UNFINISHED, why);
             }
         }
 
         private void checkForHiddenFailure(SuiteOutput output, String plain) {
             if (!job.isGoTest() && output.tellsFailure) {
-                suiteResults.add(result("failures", Outcome.FAIL, "the command ended with 0, but go test reported "
-                        + "failures (in a pipe, bash's 'set -o pipefail' keeps the exit code):\n" + plain));
+                add("failures", Outcome.FAIL, "the command ended with 0, but go test reported failures (in a pipe, "
+                        + "bash's 'set -o pipefail' keeps the exit code):\n" + plain);
             }
         }
 
@@ -2225,8 +2228,8 @@ final class VmTest implements Callable<Integer> {
                 String what = !counted ? "no test could be counted" : none ? "0 tests ran" : "all tests skipped";
                 remark = ", " + what;
                 if (required || none && job.needsTests()) {
-                    suiteResults.add(result("tests", Outcome.FAIL, what + ", but "
-                            + (required ? "--require-tests asks for some" : "some were chosen")));
+                    add("tests", Outcome.FAIL, what + ", but "
+                            + (required ? "--require-tests asks for some" : "some were chosen"));
                 }
             }
         }
@@ -2238,8 +2241,8 @@ final class VmTest implements Callable<Integer> {
                     .flatMap(pkg -> pkg.getValue().stream().map(name -> pkg.getKey() + " " + name))
                     .filter(test -> !ran.contains(test)).collect(Collectors.joining("\n"));
             if (!missing.isEmpty()) {
-                suiteResults.add(result("failed last time", Outcome.UNFINISHED,
-                        "these tests did not run (were they renamed, or does a build tag lack?):\n" + missing));
+                add("failed last time", Outcome.UNFINISHED,
+                        "these tests did not run (were they renamed, or does a build tag lack?):\n" + missing);
             }
         }
 
@@ -2249,7 +2252,7 @@ final class VmTest implements Callable<Integer> {
             }
             List<String> left = leftovers.failing();
             if (leaks == Leaks.fail && !left.isEmpty()) {
-                suiteResults.add(result("left behind", Outcome.FAIL, String.join("\n", left)));
+                add("left behind", Outcome.FAIL, String.join("\n", left));
             } else {
                 left.forEach(what -> notes.add("left behind: " + what));
             }
@@ -2476,7 +2479,8 @@ final class VmTest implements Callable<Integer> {
         }
 
         private void suite(Report report, String name, String className, List<Result> tests) throws XMLStreamException {
-            Map<String, Long> kinds = tests.stream().collect(Collectors.groupingBy(JUnit::kind, Collectors.counting()));
+            Map<String, Long> kinds = tests.stream().collect(Collectors.groupingBy(test -> test.outcome().junit,
+                    Collectors.counting()));
             double seconds = tests.stream().filter(test -> !test.name().contains("/")).mapToDouble(Result::seconds)
                     .sum();
             begin("testsuite", "id", id++, "package", report.job.name(), "name", name, "hostname", host,
@@ -2485,7 +2489,7 @@ final class VmTest implements Callable<Integer> {
                     "errors", kinds.getOrDefault("error", 0L), "skipped", kinds.getOrDefault("skipped", 0L));
             element("", "properties");
             for (Result test : tests) {
-                String kind = kind(test);
+                String kind = test.outcome().junit;
                 begin("testcase", "classname", className, "name", test.isTest() ? test.name() : test.pkg(),
                         "time", test.seconds());
                 if (kind.equals("skipped")) {
@@ -2499,15 +2503,6 @@ final class VmTest implements Callable<Integer> {
             element("", "system-out"); // Ant's schema wants all three
             element("", "system-err");
             xml.writeEndElement();
-        }
-
-        private static String kind(Result test) {
-            return switch (test.outcome()) {
-                case PASS -> "";
-                case SKIP -> "skipped";
-                case FAIL -> "failure";
-                default -> "error";
-            };
         }
 
         private void begin(String name, Object... attributes) throws XMLStreamException {
@@ -2533,13 +2528,13 @@ final class VmTest implements Callable<Integer> {
 
     // Texts from the guest in lines of ours
 
-    /** A text from the guest in one line of at most 1,000 characters, so that it cannot look like a line of ours. */
+    private static final int MAX_NAME = 1000; // characters
+
+    /** A text from the guest in one short line, so that it cannot look like a line of ours. */
     static String oneLine(String text) {
         String start = text.length() > MAX_NAME ? text.substring(0, MAX_NAME) + "..." : text;
         return printable(start).replace("\n", "\\n");
     }
-
-    private static final int MAX_NAME = 1000;
 
     /** Shows what the guest prints to one of its streams: on a terminal without control characters, else as it is. */
     static final class Screen {
