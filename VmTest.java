@@ -1688,8 +1688,8 @@ final class VmTest implements Callable<Integer> {
     static final class LiveOutput {
         private static final int MAX_WAITING = 1 << 22; // characters of all packages; when more wait, all are shown
         private static final int ENTRY = 100; // what a package counts beside its text
+        private static final String ENDED = ""; // instead of a name: the packages that ended before the one on screen
         private final Map<String, StringBuilder> waiting = new LinkedHashMap<>();
-        private final StringBuilder ended = new StringBuilder(); // of packages that ended after the one that is shown
         private final StringBuilder ready = new StringBuilder(); // bytes
         private int size; // of what waits
         private String shown; // the package on the screen
@@ -1709,14 +1709,18 @@ final class VmTest implements Callable<Integer> {
             }
             if (shown.equals(pkg)) {
                 pass(output);
-                return;
+            } else {
+                add(pkg, output);
             }
-            StringBuilder text = waiting.computeIfAbsent(pkg, it -> new StringBuilder());
-            size += output.length() + (text.length() == 0 ? pkg.length() + ENTRY : 0);
-            text.append(output);
             if (size > MAX_WAITING) {
                 flushAll();
             }
+        }
+
+        private void add(String pkg, String output) {
+            StringBuilder text = waiting.computeIfAbsent(pkg, it -> new StringBuilder());
+            size += output.length() + (text.length() == 0 ? pkg.length() + ENTRY : 0);
+            text.append(output);
         }
 
         private String remove(String pkg) {
@@ -1728,22 +1732,17 @@ final class VmTest implements Callable<Integer> {
         /** After the package on the screen comes the output of those that ended meanwhile, then whoever prints next. */
         void ended(String pkg) {
             String text = remove(pkg);
-            ended.append(text);
-            size += text.length();
+            if (!text.isEmpty()) {
+                add(ENDED, text);
+            }
             if (pkg.equals(shown)) {
                 shown = null;
-                flushEnded();
+                pass(remove(ENDED));
             }
         }
 
-        private void flushEnded() {
-            pass(ended.toString());
-            size -= ended.length();
-            ended.setLength(0);
-        }
-
         void flushAll() {
-            flushEnded();
+            pass(remove(ENDED));
             List.copyOf(waiting.keySet()).forEach(pkg -> pass(remove(pkg)));
         }
 
@@ -1821,12 +1820,8 @@ final class VmTest implements Callable<Integer> {
                 "\u0016?(=== (RUN|PAUSE|CONT|NAME) |--- (PASS|FAIL|SKIP): )");
 
         Outcome outcome() {
-            boolean passed = false;
-            Outcome worst = Outcome.PASS;
-            for (Run run : runs) {
-                passed |= run.outcome == Outcome.PASS;
-                worst = run.outcome.compareTo(worst) > 0 ? run.outcome : worst;
-            }
+            Outcome worst = runs.stream().map(run -> run.outcome).max(Comparator.naturalOrder()).orElseThrow();
+            boolean passed = runs.stream().anyMatch(run -> run.outcome == Outcome.PASS);
             return passed && worst == Outcome.SKIP ? Outcome.PASS : worst;
         }
 
