@@ -1245,6 +1245,7 @@ final class VmTest implements Callable<Integer> {
             long deadline = System.nanoTime() + timeout.toNanos();
             Verdict stopped = null;
             boolean killed = false;
+            boolean asked = false; // whether sshd still answers after the text of a kernel panic
             daemon(this::watchStandstill);
             while (!open.await(100, TimeUnit.MILLISECONDS)) {
                 boolean late = System.nanoTime() > deadline;
@@ -1270,6 +1271,12 @@ final class VmTest implements Callable<Integer> {
                     break;
                 } else if (!place.isAlive()) {
                     break;
+                } else if (!asked && kernelPanic(console()) >= 0) {
+                    asked = true; // once, as programs may print what a panic prints
+                    JsonObject vm = runningVm(place.vmDir(), place.vmName());
+                    if (vm == null || !hasBanner(vm.getInt("port"), 5000)) {
+                        break; // ssh itself would notice after a minute
+                    }
                 }
             }
             return stopped;
