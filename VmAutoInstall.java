@@ -27,6 +27,7 @@ import com.grack.nanojson.JsonParserException;
 import com.grack.nanojson.JsonWriter;
 import com.sun.management.OperatingSystemMXBean;
 import java.io.ByteArrayInputStream;
+import java.io.ByteArrayOutputStream;
 import java.io.File;
 import java.io.IOException;
 import java.io.InputStream;
@@ -45,7 +46,6 @@ import java.nio.channels.FileLock;
 import java.nio.channels.SocketChannel;
 import java.nio.charset.Charset;
 import java.nio.file.AccessDeniedException;
-import java.nio.file.DirectoryStream;
 import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.Files;
 import java.nio.file.InvalidPathException;
@@ -55,16 +55,15 @@ import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
 import java.nio.file.attribute.PosixFilePermissions;
-import java.security.DigestOutputStream;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.security.SecureRandom;
 import java.time.Duration;
 import java.time.Instant;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.Collection;
 import java.util.Collections;
+import java.util.Comparator;
 import java.util.HashMap;
 import java.util.HashSet;
 import java.util.HexFormat;
@@ -88,12 +87,12 @@ import java.util.stream.Collectors;
 import java.util.stream.Stream;
 import org.zeroturnaround.exec.ProcessExecutor;
 import org.zeroturnaround.exec.ProcessResult;
-import org.zeroturnaround.exec.stream.LogOutputStream;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Help.Ansi;
 import picocli.CommandLine.IDefaultValueProvider;
 import picocli.CommandLine.ITypeConverter;
+import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.ArgSpec;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Model.OptionSpec;
@@ -144,21 +143,18 @@ import picocli.CommandLine.UnmatchedArgumentException;
             "  vm-auto-install --to 2                  prepare the disk of phase 2, and leave the VM as it is",
             "  vm-auto-install --vm-name big --disk-size 60G --memory 8G"},
         exitCodeList = {"0:done, or nothing to do", "1:a phase failed, or the disk is full",
-            "2:wrong usage, or refused because --yes was missing",
+            "2:wrong usage, or refused because --yes was missing", "3:the VM is not running (provision)",
             "69:something needed is not available (ISO, QEMU, phase scripts, the lock), or the VM runs",
-            "124:a time limit",
-            "130, 143:interrupted"})
+            "124:a time limit", "130, 143:interrupted"})
 final class VmAutoInstall implements Callable<Integer> {
     static final List<String> SCRIPTS = List.of("phase1-install.sh", "phase2-update.sh", "phase3-provision.sh");
     private static final int LAST = SCRIPTS.size();
-    private static final String QEMU = "qemu-system-x86_64";
-    private static final String UNFINISHED = ".*\\.(part|iso|vnc)"; // a CD holds a password
 
     @Spec
     CommandSpec spec;
 
-    private volatile boolean interrupted;
-    private volatile boolean asking;
+    private static volatile boolean interrupted;
+    private final CountDownLatch done = new CountDownLatch(1);
 
     @Option(names = "--from", paramLabel = "PHASE", converter = PhaseNumber.class,
             description = "Begin at this phase; those before it are taken as they are (default: the first that "
@@ -178,81 +174,96 @@ final class VmAutoInstall implements Callable<Integer> {
     @Option(names = "--vm-dir", descriptionKey = "VM_DIR", defaultValue = "~/.go-synth/vm", scope = INHERIT,
             paramLabel = "DIR",
             description = "Where everything about the VMs lies (VM_DIR; default: ${DEFAULT-VALUE}).")
-    String dirOption;
+    String vmDir;
 
     @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = INHERIT,
             paramLabel = "NAME", description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
-    String name;
+    String vmName;
 
-    @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2", scope = INHERIT,
-            paramLabel = "VERSION", description = "Which installer (DFLY_VERSION; default: ${DEFAULT-VALUE}).")
-    String version;
+    @Mixin
+    MachineOptions machine;
 
-    @Option(names = "--image", descriptionKey = "VM_IMAGE", scope = INHERIT, paramLabel = "FILE",
-            description = "A local installer ISO instead (VM_IMAGE; default: VM_DIR/dfly-VERSION.iso).")
-    String image;
+    @Mixin
+    PhasesOption phases;
 
-    @Option(names = "--phases", descriptionKey = "VM_PHASES", scope = INHERIT, paramLabel = "DIR",
-            description = "The phase scripts (VM_PHASES; default: the nearest phases/ upwards that is yours).")
-    String phasesOption;
+    @Mixin
+    DportsOption dports;
 
-    @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "40G", scope = INHERIT,
-            paramLabel = "SIZE",
-            description = "The blank disk's size (VM_DISK_SIZE; default: ${DEFAULT-VALUE}, sparse).")
-    String diskSize;
-
-    @Option(names = "--memory", descriptionKey = "VM_MEMORY", scope = INHERIT, paramLabel = "SIZE",
-            description = "As 2G or 512M (VM_MEMORY; default: a quarter of the host's within 2G-8G).")
-    String memory;
-
-    @Option(names = "--cpus", descriptionKey = "VM_CPUS", scope = INHERIT, paramLabel = "N",
-            description = "Processors (VM_CPUS; default: half the host's within 2-4, emulated 1).")
-    String cpus;
-
-    @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", scope = INHERIT, paramLabel = "NAME",
-            description = "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}: what vm-setup found to work).")
-    String accel;
-
-    @Option(names = "--setup-cmd", descriptionKey = "VM_SETUP_CMD", scope = INHERIT, paramLabel = "CMD",
-            description = "How to run vm-setup, for the accelerator (VM_SETUP_CMD; default: VmSetup beside this "
-                    + "script).")
-    String setupCommand;
-
-    @Option(names = "--cpu", descriptionKey = "VM_CPU", scope = INHERIT, paramLabel = "MODEL",
-            description = "QEMU's CPU model (VM_CPU; default: kvm Broadwell-v4,+hypervisor,pmu=off, hvf host, tcg "
-                    + "qemu64).")
-    String cpu;
-
-    @Option(names = "--qemu-args", descriptionKey = "VM_QEMU_ARGS", defaultValue = "", scope = INHERIT,
-            paramLabel = "ARGS",
-            description = "Appended to QEMU's arguments, split like a shell does (VM_QEMU_ARGS; default: none).")
-    String qemuArgs;
-
-    @Option(names = "--dports-clone", descriptionKey = "VM_DPORTS_CLONE", defaultValue = "no", fallbackValue = "yes",
-            arity = "0..1", scope = INHERIT, paramLabel = "yes|no",
-            description = "Whether phase 3 clones DPorts into /usr/dports (VM_DPORTS_CLONE; default: "
-                    + "${DEFAULT-VALUE}).")
-    String dportsClone;
-
-    @Option(names = "--time-limit", descriptionKey = "VM_TIME_LIMIT", scope = INHERIT, paramLabel = "TIME",
-            converter = TimeLimit.class,
-            description = "For each phase, the check of the new disk, and provision, as 90m or 2h; the console may be "
-                    + "silent a sixth of that (VM_TIME_LIMIT; default: 60m, emulated 4h).")
-    Duration timeLimit;
+    @Mixin
+    LimitOption limit;
 
     @Option(names = "-v", scope = INHERIT, defaultValue = "false", description = "Echo every external command.")
     static boolean verbose;
 
-    private String project = ""; // VM_PROJECT, by default the working directory: no script in it is run
+    /** What is installed, and on which hardware. */
+    static final class MachineOptions {
+        @Option(names = "--dfly-version", descriptionKey = "DFLY_VERSION", defaultValue = "6.4.2",
+                paramLabel = "VERSION", description = "Which installer (DFLY_VERSION; default: ${DEFAULT-VALUE}).")
+        String version;
 
-    /** The inherited options that a subcommand goes by; it refuses the others. by-hand takes all. */
-    private static final Map<String, List<String>> ACCEPTED_OPTIONS = Map.of(
-            "make-iso", List.of("--vm-dir", "--vm-name", "--dports-clone", "-v"),
-            "run-phase", List.of("--vm-dir", "--vm-name", "--dfly-version", "--image", "--disk-size", "--memory",
-                    "--cpus", "--accel",
-                    "--setup-cmd", "--cpu", "--qemu-args", "--time-limit", "-v"),
-            "provision", List.of("--vm-dir", "--vm-name", "--phases", "--dports-clone", "--time-limit", "-v"),
-            "clean-phases", List.of("--vm-dir", "--vm-name", "-v"));
+        @Option(names = "--image", descriptionKey = "VM_IMAGE", paramLabel = "FILE",
+                description = "A local installer ISO instead (VM_IMAGE; default: VM_DIR/dfly-VERSION.iso).")
+        String image;
+
+        @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "40G", paramLabel = "SIZE",
+                description = "The blank disk's size (VM_DISK_SIZE; default: ${DEFAULT-VALUE}, sparse).")
+        String diskSize;
+
+        @Option(names = "--memory", descriptionKey = "VM_MEMORY", paramLabel = "SIZE",
+                description = "As 2G or 512M (VM_MEMORY; default: a quarter of the host's within 2G-8G).")
+        String memory;
+
+        @Option(names = "--cpus", descriptionKey = "VM_CPUS", paramLabel = "N",
+                description = "Processors (VM_CPUS; default: half the host's within 2-4, emulated 1).")
+        String cpus;
+
+        @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", paramLabel = "NAME",
+                description = "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}: what vm-setup found to "
+                        + "work).")
+        String accel;
+
+        @Option(names = "--setup-cmd", descriptionKey = "VM_SETUP_CMD", paramLabel = "CMD",
+                description = "How to run vm-setup, for the accelerator (VM_SETUP_CMD; default: VmSetup beside this "
+                        + "script).")
+        String setupCommand;
+
+        @Option(names = "--cpu", descriptionKey = "VM_CPU", paramLabel = "MODEL", description = "QEMU's CPU model "
+                + "(VM_CPU; default: kvm Broadwell-v4,+hypervisor,pmu=off, hvf host, tcg qemu64).")
+        String cpu;
+
+        @Option(names = "--qemu-args", descriptionKey = "VM_QEMU_ARGS", defaultValue = "", paramLabel = "ARGS",
+                description = "Appended to QEMU's arguments, split like a shell does (VM_QEMU_ARGS; default: none).")
+        String qemuArgs;
+    }
+
+    /** Where the phase scripts are. */
+    static final class PhasesOption {
+        @Option(names = "--phases", descriptionKey = "VM_PHASES", paramLabel = "DIR",
+                description = "The phase scripts (VM_PHASES; default: the nearest phases/ upwards that is yours).")
+        String directory;
+    }
+
+    /** What a phase's CD tells phase 3. */
+    static final class DportsOption {
+        @Option(names = "--dports-clone", descriptionKey = "VM_DPORTS_CLONE", defaultValue = "no",
+                fallbackValue = "yes", arity = "0..1", paramLabel = "yes|no",
+                description = "Whether phase 3 clones DPorts into /usr/dports (VM_DPORTS_CLONE; default: "
+                        + "${DEFAULT-VALUE}).")
+        String clone;
+    }
+
+    /** How long a guest may take. */
+    static final class LimitOption {
+        @Option(names = "--time-limit", descriptionKey = "VM_TIME_LIMIT", paramLabel = "TIME",
+                converter = TimeLimit.class,
+                description = "For each phase, the check of the new disk, and provision, as 90m or 2h; the console may "
+                        + "be silent a sixth of that (VM_TIME_LIMIT; default: 60m, emulated 4h).")
+        Duration time;
+
+        Duration with(String accel) {
+            return time != null ? time : Duration.ofHours(accel.matches("kvm|hvf") ? 1 : 4);
+        }
+    }
 
     public static void main(String... args) {
         replaceClosedStreams();
@@ -264,14 +275,7 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     static CommandLine commandLine(Settings settings) {
-        VmAutoInstall tool = new VmAutoInstall();
-        tool.project = Optional.ofNullable(settings.get("VM_PROJECT")).orElse("");
-        CommandLine line = commandLine(tool, settings);
-        line.getSubcommands().forEach((name, command) -> List.copyOf(command.getCommandSpec().options()).stream()
-                .filter(option -> option.inherited() && ACCEPTED_OPTIONS.containsKey(name)
-                        && !ACCEPTED_OPTIONS.get(name).contains(option.longestName()))
-                .forEach(command.getCommandSpec()::remove));
-        return line;
+        return commandLine(new VmAutoInstall(), settings);
     }
 
     @Override
@@ -279,38 +283,34 @@ final class VmAutoInstall implements Callable<Integer> {
         if (from != null && from > to) {
             throw new VmException(2, "--from " + from + " --to " + to + ": the last phase comes before the first");
         }
-        checkHardware(spec, memory, cpus);
-        List<Path> scripts = findScripts();
-        Path iso = installer();
-        return locked("vm-auto-install", () -> {
-            JsonObject ledger = readLedger();
-            List<Phase> phases = new ArrayList<>();
-            for (Path script : scripts) {
-                phases.add(phase(phases.size() + 1, script, iso, ledger));
-            }
-            Path clean = file("-clean.qcow2");
-            Start changed = firstChange(phases, part(part(ledger, "installed"), "phases"));
-            if (Files.exists(clean) && changed.why.isEmpty() && !force && from == null && to == LAST) {
-                say(name + " is installed, and nothing it was made from has changed; install it again: "
-                        + commandWith("--force"));
-                return clean;
+        VmFiles files = files(machine);
+        List<Path> scripts = findScripts(phases);
+        Path iso = installer(files, machine);
+        return locked(files, "vm-auto-install", () -> {
+            Installation installation = new Installation(files);
+            List<Phase> all = phases(files, scripts, iso);
+            Start changed = installation.firstChange(all, Installation.VM);
+            if (changed.phase > LAST && !force && from == null && to == LAST) {
+                say(vmName + " is installed, and nothing it was made from has changed; to install it again: "
+                        + withOption("--force"));
+                return files.clean();
             }
             Start start = force ? new Start(1, "--force") : from != null ? new Start(from, "--from")
-                    : firstChange(phases, part(ledger, "phases"));
-            if (Files.exists(clean) && !changed.equals(start) && !changed.why.isEmpty()) {
-                say("phase " + changed.phase + " of the installed VM " + changed.why);
+                    : installation.firstChange(all, Installation.DISKS);
+            if (Files.exists(files.clean()) && !changed.equals(start) && changed.phase <= LAST) {
+                say("phase " + changed.phase + " of the installed VM: " + changed.why);
             }
             say(start.phase > to ? "phases 1 to " + to + " are done" : "beginning at phase " + start.phase + ": "
                     + start.why);
             if (to == LAST) {
-                confirmReplacing();
+                confirmReplacing(files, yes);
             }
-            chooseAccelerator(false);
-            for (Phase phase : phases.subList(Math.min(start.phase - 1, to), to)) {
-                Path cd = writeIso(install("phase" + phase.number + ".iso"), phase.disc);
-                run(phase, iso, cd, ledger, commandWith("--from " + phase.number));
+            Job job = job(files, machine, limit);
+            for (Phase phase : all.subList(Math.min(start.phase - 1, to), to)) {
+                Path cd = PhaseDisc.write(files.install("phase" + phase.number + ".iso"), phase.disc);
+                job.runPhase(phase, iso, cd);
             }
-            return to < LAST ? install("phase" + to + ".qcow2") : replaceCleanDisk(flatten(), false, iso, ledger);
+            return to < LAST ? files.disk(to) : job.replaceCleanDisk(job.flatten(), Purpose.CHECK, iso);
         });
     }
 
@@ -320,509 +320,32 @@ final class VmAutoInstall implements Callable<Integer> {
             + "it becomes the VM's disk. Otherwise it stays in VM_DIR/NAME.install/by-hand.qcow2, and the same command "
             + "continues with it; vm-setup disk makes it blank again. Ctrl-] shuts the machine down, a second Ctrl-] "
             + "kills it. The screen is VNC on a unix socket."},
-            footer = {"  vm-auto-install by-hand", "  vm-auto-install by-hand --vm-name mine --disk-size 60G"},
-            exitCodeList = {"0:done: vm-ctl start starts it",
-                "1:the disk is empty or not provisioned yet, the machine did not shut itself down, or this host's disk "
-                    + "is full",
-                "2:wrong usage, or refused because --yes was missing",
-                "69:something needed is not available (ISO, QEMU, phase scripts, the lock), or the VM runs",
-                "124:a time limit of the check", "130, 143:interrupted"})
-    int byHand(@Option(names = "--yes", description = "Replace an installed VM, its disk and its snapshots, without "
-            + "asking.") boolean replace) throws Exception {
-        yes |= replace;
-        checkHardware(spec, memory, cpus);
-        List<Path> scripts = findScripts();
-        Path iso = installer();
-        return locked("vm-auto-install by-hand", () -> {
-            confirmReplacing();
-            chooseAccelerator(false);
-            Path disk = install("by-hand.qcow2");
+            footer = {"  vm-auto-install by-hand", "  vm-auto-install by-hand --vm-name mine --disk-size 60G"})
+    int byHand(@Mixin MachineOptions machine, @Mixin PhasesOption phases, @Mixin DportsOption dports,
+            @Mixin LimitOption limit, @Option(names = "--yes", description = "Replace an installed VM, its disk and "
+            + "its snapshots, without asking.") boolean yes) throws Exception {
+        VmFiles files = files(machine);
+        List<Path> scripts = findScripts(phases);
+        Path iso = installer(files, machine);
+        return locked(files, "vm-auto-install by-hand", () -> {
+            confirmReplacing(files, yes);
+            Job job = job(files, machine, limit);
+            Path disk = files.install("by-hand.qcow2");
             if (!Files.exists(disk)) {
-                Path part = install("by-hand.part");
-                qemuImg(createDisk(part, diskSize, null));
-                Files.setPosixFilePermissions(part, PosixFilePermissions.fromString("rw-------"));
-                Files.move(part, disk);
+                Disk.finish(Disk.create(files, "by-hand.part", machine.diskSize, null), disk, "rw-------");
             }
-            requirePlainDisk(disk);
-            Path cd = writeIso(install("by-hand.iso"), byHandDisc(scripts, ownData()));
-            try (Guest guest = new Guest(BY_HAND, disk, List.of(iso, cd, iso), 0)) {
-                say(String.format(BY_HAND_HELP, guest.screen, file(".ssh").resolve("root_password")));
-                String reason = guest.runConsole(disk);
-                if (isEmpty(disk)) {
-                    throw new VmException(1, "nothing is installed, the disk is empty. " + keptAndContinue(disk));
-                } else if (!"guest-shutdown".equals(reason)) {
-                    throw new VmException(1, "the guest did not shut itself down (" + (reason.equals("host-qmp-quit")
-                            ? "you ended it" : "it was ended from outside") + "), so its last writes may be missing. "
-                            + keptAndContinue(disk));
-                }
+            Disk.checkPlain(files, disk);
+            Path cd = PhaseDisc.write(files.install("by-hand.iso"),
+                    PhaseDisc.forHand(scripts, Credentials.files(files, dports.clone)));
+            try (InstallGuest guest = new InstallGuest(job, Purpose.BY_HAND, disk, List.of(iso, cd, iso), 0)) {
+                say(String.format(BY_HAND_HELP, files.install("by-hand.vnc"), files.key("root_password")));
+                guest.attach(disk + " is kept. To continue: " + job.goOn);
             }
-            return replaceCleanDisk(disk, true, iso, readLedger());
+            Disk.checkPlain(files, disk); // once more, after QEMU had it
+            return job.replaceCleanDisk(disk, Purpose.CHECK_BY_HAND, iso);
         });
     }
 
-    @Command(name = "make-iso", description = {"Write the CD of a phase, as the guest's rc.d/pfi looks for it", "",
-        "It holds pfi.conf, the script as phaseN.sh, and the files of DATA_DIR. Only its owner may read it. Its path "
-            + "is printed."},
-            footer = {"  vm-auto-install make-iso phases/phase1-install.sh p1.iso",
-                "  vm-auto-install make-iso ./mine.sh mine.iso files/"},
-            exitCodeList = {"0:done", "1:the disk is full",
-                "2:wrong usage: the script or a data file does not fit on such a CD",
-                "69:something needed is not available (VM_DIR, the lock)", "130, 143:interrupted"})
-    int makeIso(@Parameters(paramLabel = "SCRIPT", description = "An executable sh script.") Path script,
-            @Parameters(paramLabel = "OUT", description = "The ISO to write.") Path out,
-            @Parameters(paramLabel = "DATA_DIR", arity = "0..1",
-                    description = "A directory of plain files (default: this VM's own keys, root password and "
-                            + "vm.conf).") Path data)
-            throws Exception {
-        // a refused one leaves nothing
-        SortedMap<String, byte[]> disc = discOf(script, data == null ? new TreeMap<>() : filesOf(data));
-        Path iso = out.toAbsolutePath().normalize();
-        boolean swept = iso.startsWith(file(".install")); // every command removes the CDs there
-        if (swept || Files.isDirectory(iso) || !Files.isWritable(iso.getParent())) {
-            throw new VmException(2, "cannot write the CD to " + iso + ": name a file in a directory of yours");
-        }
-        return locked("vm-auto-install make-iso", () -> {
-            if (data == null) {
-                disc.putAll(ownData());
-            }
-            return writeIso(iso, disc);
-        });
-    }
-
-    @Command(name = "run-phase", description = {"Run one phase from a CD that make-iso wrote", "",
-        "Phase 1 boots the installer with a blank disk, a later one the disk of the phase before. The new disk is "
-            + "kept, and its path printed: vm-auto-install --from N+1 goes on from it."},
-            footer = {"  vm-auto-install run-phase 1 p1.iso",
-                "  vm-auto-install run-phase 1 p1.iso --dry-run"},
-            exitCodeList = {"0:done", "1:the phase failed, or the disk is full", "2:wrong usage",
-                "69:something needed is not available (ISO, QEMU, the disk of the phase before, the lock)",
-                "124:a time limit",
-                "130, 143:interrupted"})
-    int runPhase(@Parameters(paramLabel = "N", converter = PhaseNumber.class,
-            description = "1, 2 or 3.") int number,
-            @Parameters(paramLabel = "ISO", description = "The phase's CD.") Path disc,
-            @Option(names = "--dry-run", description = "Print what would be run, shell-quoted, and do nothing.")
-            boolean dryRun)
-            throws Exception {
-        checkHardware(spec, memory, cpus);
-        Path iso = number == 1 ? installer() : null;
-        Path cd = disc.toAbsolutePath();
-        checkIso(cd, "the phase's CD " + cd + " is missing: write it with vm-auto-install make-iso");
-        if (dryRun) {
-            Path part = install("phase" + number + ".part");
-            answer(shellQuoted(createDisk(part, diskSize, backing(number))));
-            chooseAccelerator(true);
-            answer(shellQuoted(qemuCommand(name + "-phase" + number, part, cds(number, iso, cd), install("qmp"), 0,
-                    null)));
-            return 0;
-        }
-        Phase phase = new Phase(number, null, object("the CD of run-phase", cd.toString()));
-        return locked("vm-auto-install run-phase " + number, () -> {
-            chooseAccelerator(false);
-            return run(phase, iso, cd, readLedger(), commandWith(""));
-        });
-    }
-
-    @Command(name = "provision", description = {"Do phase 3's work again, over ssh, in the running VM", "",
-        "After a change to phase3-provision.sh, instead of another installation. The VM must not be offline. "
-            + "vm-ctl snapshot clean then keeps the result as the clean state."},
-            footer = {"  vm-auto-install provision",
-                "  vm-ctl restore && vm-ctl start && vm-auto-install provision && vm-ctl snapshot clean --yes"},
-            exitCodeList = {"0:done", "1:the script failed", "2:wrong usage", "3:the VM is not running",
-                "69:something needed is not available (ssh, phase scripts, the lock)", "124:a time limit",
-                "130, 143:interrupted"})
-    int provision() throws Exception {
-        Path script = findScripts().get(LAST - 1);
-        if (!isRunning(file(".qemu-pid"))) {
-            throw notRunning(vmDir(), name);
-        }
-        return locked("vm-auto-install provision", () -> {
-            JsonObject ledger = readLedger();
-            Phase phase = phase(LAST, script, null, ledger);
-            // A new ssh master would keep our stderr open, and we would wait for it.
-            List<String> ssh = List.of("ssh", "-F", vmDir().resolve("ssh_config").toString(), "-o", "ControlMaster=no",
-                    name, "sh -s");
-            int code = feed(limit(), vmDir(), ssh, guestScript(phase.disc), this::say);
-            if (code == 255) {
-                throw new VmException(69, "ssh to " + name + " failed: vm-ctl status tells how the VM is");
-            } else if (code != 0) {
-                throw new VmException(1, "phase " + LAST + " failed with exit code " + code + ", see above");
-            }
-            ledger.put("provisioned", object("inputs", phase.inputs, "finished", Instant.now().toString()));
-            saveLedger(ledger);
-            say("provisioned; to keep it as the clean state: vm-ctl snapshot clean --yes");
-            return null;
-        });
-    }
-
-    @Command(name = "clean-phases", description = {
-        "Remove the phase CDs and whatever is unfinished, with --disks the phases' disks too", "",
-        "The VM needs none of them. Without the disks a changed phase 3 begins at phase 1."},
-            footer = {"  vm-auto-install clean-phases --disks"},
-            exitCodeList = {"0:done", "1:the disk is full", "2:wrong usage",
-                "69:something needed is not available (VM_DIR, the lock)",
-                "130, 143:interrupted"})
-    int cleanPhases(@Option(names = "--disks", description = "The phases' disks too.") boolean disks) throws Exception {
-        if (!Files.exists(install(""))) {
-            return 0;
-        }
-        return locked("vm-auto-install clean-phases", () -> {
-            if (disks) {
-                forget(1, readLedger());
-            }
-            return null;
-        });
-    }
-
-    // What is to be done.
-
-    /** A phase and what its result depends on; {@code disc} is null where the CD was made elsewhere. */
-    record Phase(int number, SortedMap<String, byte[]> disc, JsonObject inputs) {}
-
-    /** Where to begin, and why. */
-    record Start(int phase, String why) {}
-
-    /**
-     * Runs a command that changes this VM, alone, and prints its answer, if any. Nothing unfinished stays, unless of a
-     * kill -9.
-     */
-    private int locked(String command, Callable<Path> work) throws Exception {
-        FileChannel lock = lock(privateDirectory(vmDir()).resolve(name + ".lock"), command);
-        privateDirectory(install(""));
-        CountDownLatch done = new CountDownLatch(1);
-        Runtime.getRuntime().addShutdownHook(new Thread(() -> {
-            interrupted = done.getCount() > 0;
-            try {
-                done.await(asking ? 0 : 10, TimeUnit.SECONDS); // the guest's end and the cleaning up take less than one
-            } catch (InterruptedException enough) {
-                // then it stays
-            }
-        }));
-        try {
-            removeInstall(UNFINISHED);
-            Path answer = work.call();
-            if (answer != null) {
-                answer(answer.toString());
-            }
-            return 0;
-        } catch (IOException failed) {
-            boolean full = ("" + failed.getMessage()).contains("No space left on device")
-                    || vmDir().toFile().getUsableSpace() < 1 << 20;
-            throw full ? new VmException(1, "no space left for " + vmDir() + ": free some, or choose another VM_DIR")
-                    : failed;
-        } finally {
-            try {
-                removeInstall(UNFINISHED);
-            } finally {
-                lock.close();
-                done.countDown();
-            }
-        }
-    }
-
-    /** This command as it was typed, or its make target, with one more option. */
-    private String commandWith(String option) {
-        String typed = shellQuoted(spec.root().commandLine().getParseResult().originalArgs());
-        String made = withOption(option);
-        return commandWith(option, made.equals(option) ? ("vm-auto-install " + typed).strip() + " " + option : made);
-    }
-
-    /** Removes a --force or --from that was typed before: it would contradict the option at the end. */
-    static String commandWith(String option, String line) {
-        String end = option.isEmpty() ? "|'?$" : ""; // then the last option was typed, too
-        return line.replaceAll("--(force|from[= ]\\d)(?= " + end + ") ?", "").replaceFirst(" (ARGS=('')?)?$", "");
-    }
-
-    private String keptAndContinue(Path disk) {
-        return disk + " is kept. To continue: " + commandWith("");
-    }
-
-    private SortedMap<String, byte[]> ownData() throws IOException {
-        return new TreeMap<>(provisioning(privateDirectory(file(".ssh")), name, dportsClone));
-    }
-
-    private Phase phase(int number, Path script, Path iso, JsonObject ledger) throws IOException {
-        SortedMap<String, byte[]> data = ownData();
-        SortedMap<String, byte[]> disc = discOf(script, data);
-        JsonObject inputs = object("its script", sha256(Files.newInputStream(script)));
-        if (number == 1) {
-            inputs.putAll(object("DFLY_VERSION", version, "the installer ISO", isoSum(iso, ledger), "VM_DISK_SIZE",
-                    diskSize));
-        } else if (number == LAST) {
-            inputs.put("VM_DPORTS_CLONE", dportsClone);
-            for (Map.Entry<String, byte[]> file : data.entrySet()) {
-                inputs.put(file.getKey(), sha256(new ByteArrayInputStream(file.getValue())));
-            }
-        }
-        return new Phase(number, disc, inputs);
-    }
-
-    /** The first phase that was not done from these inputs, and why; one past the last, and no reason, if all were. */
-    static Start firstChange(List<Phase> phases, JsonObject done) {
-        for (Phase phase : phases) {
-            JsonObject before = part(part(done, "" + phase.number), "inputs");
-            String changes = Stream.concat(phase.inputs.keySet().stream(), before.keySet().stream()).distinct().sorted()
-                    .filter(key -> !Objects.equals(phase.inputs.get(key), before.get(key)))
-                    .map(key -> key.matches("[A-Z_]+") && before.has(key) && phase.inputs.has(key)
-                            ? key + " (" + before.get(key) + " -> " + phase.inputs.get(key) + ")" : key)
-                    .collect(Collectors.joining(", "));
-            if (!changes.isEmpty()) {
-                return new Start(phase.number, before.isEmpty() ? "it was not done yet" : "changed since: " + changes);
-            }
-        }
-        return new Start(phases.size() + 1, "");
-    }
-
-    /** Asks before anything is replaced that a person may still want. */
-    private void confirmReplacing() throws IOException {
-        if (isRunning(file(".qemu-pid"))) {
-            throw new VmException(69, "VM " + name + " is running; stop it first: vm-ctl stop");
-        }
-        List<String> replaced = List.of("-clean.qcow2", ".qcow2", ".disks", ".snapshots");
-        if (replaced.stream().noneMatch(suffix -> Files.exists(file(suffix)))) {
-            return;
-        }
-        refuseIfCloned();
-        asking = true;
-        confirm("replace VM " + name + " with all its snapshots", yes);
-        asking = false;
-    }
-
-    /** A clone needs this VM's disks, so refuse to reinstall while clones exist. */
-    private void refuseIfCloned() throws IOException {
-        List<String> clones = new ArrayList<>();
-        try (DirectoryStream<Path> snapshots = Files.newDirectoryStream(vmDir(), "*.snapshots")) {
-            for (Path directory : snapshots) {
-                Path record = directory.resolve("clean/snapshot.json");
-                try {
-                    boolean own = directory.equals(file(".snapshots"));
-                    if (!own && name.equals(json(Files.readString(record)).getString("cloneOf"))) {
-                        clones.add(directory.getFileName().toString().replaceFirst("\\.snapshots$", ""));
-                    }
-                } catch (NoSuchFileException none) {
-                    // that VM was never started
-                } catch (IOException damaged) {
-                    throw new VmException(69, record + " cannot be read (" + reason(damaged)
-                            + "), so its VM may be a clone of "
-                            + name + ", whose disk would be lost: repair this file, or vm-ctl destroy that VM first");
-                }
-            }
-        }
-        if (!clones.isEmpty()) {
-            Collections.sort(clones);
-            throw new VmException(69, "another installation would destroy the disks of these clones of " + name + ": "
-                    + String.join(", ", clones) + "; destroy them first, each with vm-ctl destroy --vm-name CLONE");
-        }
-    }
-
-    // The phases.
-
-    /**
-     * Runs a phase. Its disk, and what the ledger says of it, change only after success; disks built on the old one go
-     * first.
-     */
-    private Path run(Phase phase, Path iso, Path cd, JsonObject ledger, String goOn) throws Exception {
-        int n = phase.number;
-        if (n > 1 && !part(ledger, "phases").has("" + (n - 1))) {
-            throw new VmException(69, "phase " + n + " needs the disk of phase " + (n - 1)
-                    + ": let vm-auto-install make it first");
-        }
-        Path part = install("phase" + n + ".part");
-        Path disk = install("phase" + n + ".qcow2");
-        long started = System.nanoTime();
-        if (n > 1) {
-            requireChain(install(backing(n)));
-        }
-        qemuImg(createDisk(part, diskSize, backing(n)));
-        try (Guest guest = new Guest(n, part, cds(n, iso, cd), 0)) {
-            Failure failure = guest.follow(false);
-            if (failure != null) {
-                throw guest.report(failure, goOn);
-            }
-        }
-        forget(n, ledger);
-        freeze(part, disk);
-        Duration taken = Duration.ofNanos(System.nanoTime() - started);
-        part(ledger, "phases").put("" + n, object("inputs", phase.inputs, "finished", Instant.now().toString(),
-                "seconds", taken.toMillis() / 1000.0));
-        saveLedger(ledger);
-        say("phase " + n + " done in " + text(taken));
-        return disk;
-    }
-
-    /** Removes the disks from this phase on, and what is known of them. */
-    private void forget(int phase, JsonObject ledger) throws IOException {
-        part(ledger, "phases").keySet().removeIf(done -> Integer.parseInt(done) >= phase);
-        saveLedger(ledger);
-        removeInstall("phase[" + phase + "-9]\\.qcow2");
-    }
-
-    /** A finished disk gets its name once all of it is on the host's disk: QEMU and qemu-img do not flush. */
-    private static void freeze(Path part, Path disk) throws IOException {
-        try (FileChannel channel = FileChannel.open(part, StandardOpenOption.WRITE)) {
-            channel.force(true);
-        }
-        Files.setPosixFilePermissions(part, PosixFilePermissions.fromString("r--------"));
-        Files.move(part, disk, StandardCopyOption.ATOMIC_MOVE);
-    }
-
-    private static String backing(int phase) {
-        return phase == 1 ? null : "phase" + (phase - 1) + ".qcow2";
-    }
-
-    /**
-     * The installer's root is cd0; pfi looks at cd0 and cd1; phase 1 copies from cd2, the same ISO without memory disks
-     * over it.
-     */
-    private static List<Path> cds(int phase, Path iso, Path cd) {
-        return phase == 1 ? List.of(iso, cd, iso) : List.of(cd);
-    }
-
-    /** The last phase's disk without the disks that it builds on. */
-    private Path flatten() throws IOException {
-        Path flat = install("clean.part");
-        say("flattening the disk");
-        Path last = install("phase" + LAST + ".qcow2");
-        requireChain(last);
-        qemuImg(List.of("qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", last.toString(), flat.toString()));
-        return flat;
-    }
-
-    /** Boots the disk once, reads the tools' versions, then moves it into place as the clean disk. */
-    private Path replaceCleanDisk(Path flat, boolean byHand, Path iso, JsonObject ledger) throws Exception {
-        Path clean = file("-clean.qcow2");
-        JsonObject versions = verify(flat, byHand);
-        // Should we be killed before the last line, readLedger tells by the disk's identity whether it got into place.
-        ledger.put("placing", object("version", version, "iso", iso.toString(), "isoSha256", isoSum(iso, ledger),
-                "versions", versions, "phases", byHand ? new JsonObject() : part(ledger, "phases"),
-                "accelerator", accel,
-                "finished", Instant.now().toString(), "disk", identity(flat),
-                "qemu", qemuVersion()));
-        saveLedger(ledger);
-        removeOldDisks();
-        freeze(flat, clean);
-        saveLedger(readLedger());
-        say(name + " is installed: " + versions.getString("uname") + ", " + versions.getString("go")
-                + "; start it: vm-ctl start");
-        return clean;
-    }
-
-    /** All that builds on the old clean disk. */
-    void removeOldDisks() throws IOException {
-        Files.deleteIfExists(file(".qcow2"));
-        ProcessResult removed = run(Duration.ofMinutes(5),
-                List.of("rm", "-rf", file(".offline").toString(), file(".snapshots").toString(),
-                file(".disks").toString()));
-        if (removed.getExitValue() != 0) { // one that stays would build on a disk that is gone
-            throw new VmException(69, "the old snapshots and their disks cannot be removed: "
-                    + removed.outputUTF8().lines().findFirst().orElse(""));
-        }
-    }
-
-    /**
-     * Boots a disk through a throw-away overlay and asks it over ssh, with the pinned host key, for its tools'
-     * versions.
-     */
-    private JsonObject verify(Path disk, boolean byHand) throws Exception {
-        say("booting it once, to see " + (byHand ? "whether it is provisioned" : "that it answers"));
-        Path overlay = install("verify.part");
-        requireChain(disk);
-        qemuImg(createDisk(overlay, "", disk.getFileName().toString()));
-        int port;
-        try (ServerSocket free = new ServerSocket(0, 1, InetAddress.getByName("127.0.0.1"))) {
-            port = free.getLocalPort();
-        }
-        try (Guest guest = new Guest(0, overlay, List.of(), port)) {
-            Failure failure = guest.follow(byHand);
-            if (failure == null) {
-                List<String> output = new ArrayList<>();
-                // Run in the key directory: relative names need none of ssh's quoting.
-                int code = feed(limit().dividedBy(4), file(".ssh"),
-                        List.of("ssh", "-F", "/dev/null", "-o", "BatchMode=yes",
-                        "-o", "ConnectTimeout=60", "-o", "StrictHostKeyChecking=yes", "-o",
-                        "UserKnownHostsFile=known_hosts",
-                        "-o", "GlobalKnownHostsFile=/dev/null", "-o", "HostKeyAlias=" + name, "-o",
-                        "IdentitiesOnly=yes",
-                        "-o", "IdentityFile=id_ed25519", "-p", "" + port, "root@127.0.0.1", "sh -s"), VERSIONS,
-                        line -> {
-                            if (output.size() < 100) {
-                                output.add(line);
-                            }
-                        });
-                JsonObject versions = new JsonObject();
-                output.stream().map(line -> line.split("=", 2)).filter(pair -> pair.length == 2 && !pair[1].isBlank())
-                        .forEach(pair -> versions.put(pair[0], pair[1]));
-                if (code == 0 && versions.keySet().containsAll(TOOLS)) {
-                    return versions;
-                }
-                List<String> missing = TOOLS.stream().filter(tool -> !versions.has(tool)).toList();
-                failure = code == 255 ? new Failure(69, "ssh with this VM's key and pinned host key: "
-                        + String.join(" ", output))
-                        : new Failure(1, "a tool is missing or broken: " + String.join(", ", missing)
-                        + "\nthe versions that were found:\n" + quoted(output));
-            }
-            boolean sawLogin = guest.watcher.done;
-            if (byHand && (sawLogin || guest.watcher.inLoader() && failure.code == 1)) {
-                throw new VmException(1, "the disk is " + (sawLogin ? "installed, but not provisioned ("
-                        : "not empty, but not provisioned (") + failure.cause.lines().findFirst().orElse("") + "). "
-                        + keptAndContinue(disk));
-            }
-            VmException report = guest.report(failure, commandWith(""));
-            throw !byHand ? report : new VmException(report.exitCode, "the disk is kept, but could not be checked: "
-                    + report.getMessage());
-        }
-    }
-
-    private static final List<String> TOOLS = List.of("go", "bash", "git", "rsync", "curl", "wget", "doas", "gmake");
-    private static final String VERSIONS = """
-            echo "uname=$(uname -srm)"
-            echo "go=$(go version)"
-            echo "bash=$(bash -c 'echo $BASH_VERSION')"
-            for tool in git rsync curl wget gmake; do
-              echo "$tool=$($tool --version | sed -n 1p)"
-            done
-            doas true && echo "doas=$(command -v doas)"
-            """;
-
-    /** A script for the guest's sh that unpacks a disc's files into a private directory and runs phase 3 from there. */
-    static String guestScript(SortedMap<String, byte[]> disc) {
-        StringBuilder script = new StringBuilder("umask 077\nd=/root/.pfi.$$\nmkdir $d || exit 1\n");
-        disc.forEach((file, content) -> script.append("cat >$d/" + file + " <<'END OF FILE'\n"
-                + new String(content, UTF_8).stripTrailing()
-                + "\nEND OF FILE\n"));
-        return script + "PFI_MEDIA=$d PFI_POWEROFF=no sh $d/phase" + LAST
-                + ".sh </dev/null 2>&1\ncode=$?\nrm -rf $d\nexit $code\n";
-    }
-
-    // The phase's CD.
-
-    /** What the CD of a phase holds: pfi.conf, the script, under its own name or as phaseN.sh, and the data files. */
-    static SortedMap<String, byte[]> discOf(Path script, SortedMap<String, byte[]> data) throws IOException {
-        if (!Files.isRegularFile(script)) {
-            throw new VmException(2, "there is no script " + script);
-        }
-        String text = Files.readString(script, ISO_8859_1);
-        String discName = discName(Path.of(script.getFileName().toString().replaceFirst("^(phase\\d)[^.]*(?=\\.sh$)",
-                "$1")));
-        if (!Files.isExecutable(script)) {
-            throw new VmException(2, script + " is not executable, and pfi silently skips such a script: chmod +x it");
-        } else if (!discName.endsWith(".sh")) {
-            throw new VmException(2, script + " would not be executable on the CD: name it NAME.sh");
-        } else if (text.indexOf('\r') >= 0) {
-            throw new VmException(2, script
-                    + " has CR line ends, which the guest's sh does not take: convert it to LF");
-        }
-        if (data.containsKey("pfi.conf") || data.containsKey(discName)) {
-            throw new VmException(2, "the CD's own pfi.conf and " + discName
-                    + " must not be among the data files, too");
-        }
-        SortedMap<String, byte[]> disc = new TreeMap<>(data);
-        disc.put("pfi.conf", ("pfi_script=" + discName + "\n").getBytes(UTF_8));
-        disc.put(discName, text.getBytes(ISO_8859_1));
-        return disc;
-    }
-
-    private static final int BY_HAND = -1; // the phase of a guest at whose console a person works
     private static final String BY_HAND_HELP = """
             This terminal is the machine's serial line. Ctrl-] shuts the machine down; a second one kills it.
             Its screen is VNC on the unix socket %s
@@ -838,227 +361,1016 @@ final class VmAutoInstall implements Callable<Integer> {
               mount_cd9660 /dev/cd1 /mnt && sh /mnt/setup.sh
             """;
 
-    /**
-     * The CD for an installation by hand. setup.sh configures the network if needed, then runs phases 2 and 3. There
-     * is no pfi.conf, because the installer would run it unattended.
-     */
-    static SortedMap<String, byte[]> byHandDisc(List<Path> scripts, SortedMap<String, byte[]> data) throws IOException {
-        SortedMap<String, byte[]> disc = new TreeMap<>(data);
-        for (Path script : scripts) {
-            disc.put(script.getFileName().toString().replaceAll("-.*", ".sh"), Files.readAllBytes(script));
+    @Command(name = "make-iso", description = {"Write the CD of a phase, as the guest's rc.d/pfi looks for it", "",
+        "It holds pfi.conf, the script as phaseN.sh, and the files of DATA_DIR. Only its owner may read it. Its path "
+            + "is printed."}, footer = "  vm-auto-install make-iso phases/phase1-install.sh p1.iso")
+    int makeIso(@Mixin DportsOption dports,
+            @Parameters(paramLabel = "SCRIPT", description = "An executable sh script.") Path script,
+            @Parameters(paramLabel = "OUT", description = "The ISO to write.") Path out,
+            @Parameters(paramLabel = "DATA_DIR", arity = "0..1", description = "A directory of plain files (default: "
+                    + "this VM's own keys, root password and vm.conf).") Path data) throws Exception {
+        // before anything is made: a refused CD leaves nothing
+        SortedMap<String, byte[]> disc = PhaseDisc.of(script, data == null ? Map.of() : PhaseDisc.filesIn(data));
+        VmFiles files = files(null);
+        Path iso = out.toAbsolutePath().normalize();
+        boolean swept = iso.startsWith(files.install("")); // every command removes the CDs there
+        if (swept || Files.isDirectory(iso) || !Files.isWritable(iso.getParent())) {
+            throw new VmException(2, "cannot write the CD to " + iso + ": name a file in a directory of yours");
         }
-        disc.put("setup.sh", """
-                #!/bin/sh
-                # As root, on the installed system: mount_cd9660 /dev/cd1 /mnt && sh /mnt/setup.sh
-                set -eu
-                . /mnt/vm.conf
-                grep -q '^ifconfig_vtnet0=' /etc/rc.conf || cat >>/etc/rc.conf <<CONF
-                hostname="$VM_HOSTNAME"
-                ifconfig_vtnet0="inet $VM_ADDRESS netmask $VM_NETMASK"
-                defaultrouter="$VM_GATEWAY"
-                CONF
-                grep -q '^console=' /boot/loader.conf 2>/dev/null || echo 'console="comconsole"' >>/boot/loader.conf
-                ifconfig vtnet0 inet "$VM_ADDRESS" netmask "$VM_NETMASK" up
-                route add default "$VM_GATEWAY" 2>/dev/null || true
-                echo "nameserver $VM_DNS" >/etc/resolv.conf
-                PFI_POWEROFF=no sh /mnt/phase2.sh
-                PFI_POWEROFF=no sh /mnt/phase3.sh
-                poweroff
-                """.getBytes(UTF_8));
-        return disc;
+        return locked(files, "vm-auto-install make-iso", () -> {
+            disc.putAll(data == null ? Credentials.files(files, dports.clone) : Map.of());
+            return PhaseDisc.write(iso, disc);
+        });
     }
 
-    private static SortedMap<String, byte[]> filesOf(Path directory) {
-        SortedMap<String, byte[]> files = new TreeMap<>();
-        try (Stream<Path> listed = Files.list(directory)) {
-            for (Path file : listed.toList()) {
-                files.put(discName(file), Files.readAllBytes(file));
+    @Command(name = "run-phase", description = {"Run one phase from a CD that make-iso wrote", "",
+        "Phase 1 boots the installer with a blank disk, a later one the disk of the phase before. The new disk is "
+            + "kept, and its path printed: vm-auto-install --from N+1 goes on from it."},
+            footer = {"  vm-auto-install run-phase 1 p1.iso", "  vm-auto-install run-phase 1 p1.iso --dry-run"})
+    int runPhase(@Mixin MachineOptions machine, @Mixin LimitOption limit,
+            @Parameters(paramLabel = "N", converter = PhaseNumber.class, description = "1, 2 or 3.") int number,
+            @Parameters(paramLabel = "ISO", description = "The phase's CD.") Path disc,
+            @Option(names = "--dry-run", description = "Print what would be run, shell-quoted, and do nothing.")
+            boolean dryRun) throws Exception {
+        VmFiles files = files(machine);
+        Path iso = number == 1 ? installer(files, machine) : null;
+        Path cd = PhaseDisc.require(disc.toAbsolutePath(), "the phase's CD " + disc
+                + " is missing: write it with vm-auto-install make-iso");
+        if (dryRun) {
+            Path part = files.install("phase" + number + ".part");
+            chooseAccelerator(files, machine, true);
+            answer(shellQuoted(Disk.createCommand(part, machine.diskSize, files.disk(number - 1))));
+            answer(shellQuoted(qemuCommand(machine, vmName + "-phase" + number, part, Job.cds(number, iso, cd),
+                    files.install("qmp"), 0, false)));
+            return 0;
+        }
+        SortedMap<String, String> inputs = new TreeMap<>(Map.of("the CD of run-phase", cd.toString()));
+        return locked(files, "vm-auto-install run-phase " + number, () ->
+                job(files, machine, limit).runPhase(new Phase(number, null, inputs), iso, cd));
+    }
+
+    @Command(name = "provision", description = {"Do phase 3's work again, over ssh, in the running VM", "",
+        "After a change to phase3-provision.sh, instead of another installation. The VM must not be offline. "
+            + "vm-ctl snapshot clean then keeps the result as the clean state."},
+            footer = {"  vm-auto-install provision",
+                "  vm-ctl restore && vm-ctl start && vm-auto-install provision && vm-ctl snapshot clean --yes"})
+    int provision(@Mixin PhasesOption phases, @Mixin DportsOption dports, @Mixin LimitOption limit) throws Exception {
+        VmFiles files = files(null);
+        Path script = findScripts(phases).get(LAST - 1);
+        if (!isRunning(files.file(".qemu-pid"))) {
+            throw notRunning(files.dir, vmName);
+        }
+        return locked(files, "vm-auto-install provision", () -> {
+            Phase phase = Phase.of(LAST, script, Credentials.files(files, dports.clone), dports.clone);
+            Provisioning.run(files, limit.with("auto"), phase.disc, this::say);
+            new Installation(files).provisioned(phase);
+            say("provisioned; to keep it as the clean state: vm-ctl snapshot clean --yes");
+            return null;
+        });
+    }
+
+    @Command(name = "clean-phases", description = {
+        "Remove the phase CDs and whatever is unfinished, with --disks the phases' disks too", "",
+        "The VM needs none of them. Without the disks a changed phase 3 begins at phase 1."},
+            footer = "  vm-auto-install clean-phases --disks")
+    int cleanPhases(@Option(names = "--disks", description = "The phases' disks too.") boolean disks) throws Exception {
+        VmFiles files = files(null);
+        return !Files.exists(files.install("")) ? 0 : locked(files, "vm-auto-install clean-phases", () -> {
+            if (disks) {
+                new Installation(files).forget(1);
             }
-            return files;
-        } catch (IOException unreadable) {
-            throw new VmException(2, directory + " must be a directory of plain files (" + reason(unreadable) + ")");
+            return null;
+        });
+    }
+
+    // What the commands share.
+
+    /** The files of the VM. 2 if an option of the installation stands before another command, which would ignore it. */
+    private VmFiles files(MachineOptions machine) {
+        ParseResult parsed = spec.commandLine().getParseResult();
+        for (OptionSpec option : parsed.hasSubcommand() ? parsed.matchedOptions() : List.<OptionSpec>of()) {
+            if (option.scopeType() != INHERIT) {
+                throw new VmException(2, option.longestName() + " belongs after "
+                        + parsed.subcommand().commandSpec().name());
+            }
+        }
+        if (machine != null) {
+            checkHardware(spec, machine.memory, machine.cpus);
+        }
+        return new VmFiles(vmDirectory(userPath(vmDir)), vmName);
+    }
+
+    /** The phase scripts: in the directory that the user names, or make, else in the nearest phases/ of this user. */
+    private List<Path> findScripts(PhasesOption option) throws IOException {
+        String named = option.directory != null ? option.directory : System.getProperty("vm.phases");
+        List<Path> scripts = named == null ? nearestScripts(userPath("")) : scriptsIn(userPath(named));
+        if (!scripts.stream().allMatch(Files::isRegularFile)) {
+            throw new VmException(69, (option.directory == null ? "" : originOf(spec, "--phases") + ": ")
+                    + scripts.get(0).getParent() + " does not hold " + String.join(", ", SCRIPTS));
+        }
+        say("phases: " + scripts.get(0).getParent());
+        return scripts;
+    }
+
+    /**
+     * The nearest phases/ upwards that only this user can change. Others are skipped: anybody can make a /tmp/phases,
+     * and its scripts would run in the new guest and see its keys.
+     */
+    static List<Path> nearestScripts(Path directory) throws IOException {
+        String another = "";
+        for (Path above = directory; above != null; above = above.getParent()) {
+            Path phases = above.resolve("phases");
+            List<Path> scripts = scriptsIn(Files.exists(phases) ? phases.toRealPath() : phases);
+            if (scripts.stream().allMatch(script -> Files.isRegularFile(script, LinkOption.NOFOLLOW_LINKS))) {
+                boolean own = isOwn(scripts.get(0).getParent());
+                for (Path script : scripts) {
+                    own &= isOwn(script);
+                }
+                if (own) {
+                    return scripts;
+                }
+                another = " (not " + scripts.get(0).getParent() + ", because other users own it or can write to it)";
+            }
+        }
+        throw new VmException(69, "no phases/ with " + String.join(", ", SCRIPTS) + " here or above" + another
+                + ": copy it from where vm-auto-install comes from, or name it with --phases or VM_PHASES");
+    }
+
+    private static List<Path> scriptsIn(Path directory) {
+        return SCRIPTS.stream().map(directory::resolve).toList();
+    }
+
+    private Path installer(VmFiles files, MachineOptions machine) throws IOException {
+        // vm-setup unpacks a .bz2 that VM_IMAGE names
+        boolean fetched = machine.image == null || machine.image.endsWith(".bz2");
+        Path iso = fetched ? files.dir.resolve("dfly-" + machine.version + ".iso") : userPath(machine.image);
+        return PhaseDisc.require(iso, fetched ? "the installer ISO " + iso + " is missing: run vm-setup"
+                : originOf(spec, "--image") + ": there is no file " + iso);
+    }
+
+    /** All phases of an installation. Of the ISO its beginning counts, where ISO 9660 has its size and its date. */
+    private List<Phase> phases(VmFiles files, List<Path> scripts, Path iso) throws Exception {
+        SortedMap<String, byte[]> data = Credentials.files(files, dports.clone);
+        List<Phase> phases = new ArrayList<>();
+        for (Path script : scripts) {
+            phases.add(Phase.of(phases.size() + 1, script, data, dports.clone));
+        }
+        try (InputStream image = Files.newInputStream(iso)) {
+            phases.get(0).inputs.putAll(Map.of("DFLY_VERSION", machine.version, "VM_DISK_SIZE", machine.diskSize,
+                    "the installer ISO", sha256(image.readNBytes(1 << 20))));
+        }
+        return phases;
+    }
+
+    /**
+     * Runs a command that changes this VM, alone, and prints its answer, if any. Nothing unfinished stays, unless of a
+     * kill -9.
+     */
+    private int locked(VmFiles files, String command, Callable<Path> work) throws Exception {
+        privateDirectory(files.dir);
+        FileChannel lock = lock(files.file(".lock"), command);
+        try (lock) {
+            privateDirectory(files.install(""));
+            try {
+                files.removeUnfinished();
+                Path answer = work.call();
+                if (answer != null) {
+                    answer(answer.toString());
+                }
+                return 0;
+            } finally {
+                files.removeUnfinished();
+            }
+        } finally {
+            done.countDown();
+        }
+    }
+
+    /** Asks before anything is replaced that a person may still want. A clone needs this VM's disks: refused. */
+    private static void confirmReplacing(VmFiles files, boolean yes) throws IOException {
+        if (isRunning(files.file(".qemu-pid"))) {
+            throw new VmException(69, "VM " + files.name + " is running; stop it first: vm-ctl stop");
+        }
+        List<String> replaced = List.of("-clean.qcow2", ".qcow2", ".disks", ".snapshots");
+        if (replaced.stream().noneMatch(suffix -> Files.exists(files.file(suffix)))) {
+            return;
+        }
+        List<String> clones = files.clones();
+        if (!clones.isEmpty()) {
+            throw new VmException(69, "another installation would destroy the disks of these clones of " + files.name
+                    + ": " + String.join(", ", clones)
+                    + "; destroy them first, each with vm-ctl destroy --vm-name CLONE");
+        }
+        confirm("replace VM " + files.name + " with all its snapshots", yes);
+    }
+
+    /** Turns "auto" into the accelerator that it stands for. In a dry run nothing is measured. */
+    private void chooseAccelerator(VmFiles files, MachineOptions machine, boolean dryRun) throws IOException {
+        String project = ((Settings) spec.commandLine().getDefaultValueProvider()).get("VM_PROJECT");
+        List<String> setup = dryRun ? null : sibling(machine.setupCommand, "VmSetup", userPath(""),
+                userPath(project == null ? "" : project));
+        Accelerator found = accelerator(machine.accel, files.dir, machine.accel.equals("auto") ? qemuVersion() : "",
+                setup, Path.of("/dev/kvm"));
+        say("accelerator: " + found.name() + " (" + found.reason() + ")");
+        machine.accel = found.name();
+    }
+
+    /** What runs guests. A signal that ends this process is delayed until they have ended and their files are gone. */
+    private Job job(VmFiles files, MachineOptions machine, LimitOption limit) throws IOException {
+        chooseAccelerator(files, machine, false);
+        Runtime.getRuntime().addShutdownHook(new Thread(() -> {
+            interrupted = done.getCount() > 0;
+            try {
+                done.await(10, TimeUnit.SECONDS); // it takes less than one
+            } catch (InterruptedException enough) {
+                // then they stay
+            }
+        }));
+        return new Job(files, new Installation(files), machine, limit.with(machine.accel), goOn(), this::say);
+    }
+
+    /** How to go on after a failure: this command, or its make target, as it was typed. */
+    private String goOn() {
+        String made = withOption("");
+        return withoutRestart(!made.isEmpty() ? made
+                : "vm-auto-install " + shellQuoted(spec.root().commandLine().getParseResult().originalArgs()));
+    }
+
+    /** A command line without --force and --from, which would do again what is done. */
+    static String withoutRestart(String line) {
+        return line.replaceAll("(?<=['= ])--(force|from[= ]\\d)( |(?='|$))", "").replaceFirst(" +(ARGS=('')?)?$", "");
+    }
+
+    private void answer(String text) {
+        spec.commandLine().getOut().println(text);
+    }
+
+    private void say(String text) {
+        spec.commandLine().getErr().println(printable(text));
+    }
+
+    // Parts, from the top down.
+
+    /** One run: makes the disks of phases and, from the last one, the clean disk. */
+    record Job(VmFiles files, Installation installation, MachineOptions machine, Duration limit, String goOn,
+            Consumer<String> say) {
+        /** Runs a phase. Only success changes its disk and the record of it; disks built on the old one go first. */
+        Path runPhase(Phase phase, Path iso, Path cd) throws Exception {
+            int n = phase.number;
+            if (n > 1 && installation.inputs(Installation.DISKS, n - 1).isEmpty()) {
+                throw new VmException(69, "phase " + n + " needs the disk of phase " + (n - 1)
+                        + ": let vm-auto-install make it first");
+            }
+            long started = System.nanoTime();
+            Path part = Disk.create(files, "phase" + n + ".part", machine.diskSize, files.disk(n - 1));
+            try (InstallGuest guest = new InstallGuest(this, Purpose.phase(n), part, cds(n, iso, cd), 0)) {
+                guest.follow();
+            }
+            installation.finish(phase, part);
+            say.accept("phase " + n + " done in " + text(Duration.ofNanos(System.nanoTime() - started)));
+            return files.disk(n);
+        }
+
+        /**
+         * The drives of a phase. The installer's root is cd0; pfi looks at cd0 and cd1; phase 1 copies from cd2, the
+         * same ISO without memory disks over it.
+         */
+        static List<Path> cds(int phase, Path iso, Path cd) {
+            return phase == 1 ? List.of(iso, cd, iso) : List.of(cd);
+        }
+
+        /** The last phase's disk without the disks that it builds on. */
+        Path flatten() throws IOException {
+            Path flat = files.install("clean.part");
+            say.accept("flattening the disk");
+            Disk.checkChain(files, files.disk(LAST));
+            Disk.qemuImg(List.of("qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", files.disk(LAST).toString(),
+                    flat.toString()));
+            return flat;
+        }
+
+        /** Checks a disk, then moves it into place as the clean disk, and records what it was made from. */
+        Path replaceCleanDisk(Path disk, Purpose check, Path iso) throws Exception {
+            JsonObject versions = check(disk, check);
+            installation.place(disk, check == Purpose.CHECK, object("version", machine.version, "iso", iso.toString(),
+                    "versions", versions, "accelerator", machine.accel, "qemu", qemuVersion(),
+                    "finished", Instant.now().toString()));
+            say.accept(files.name + " is installed: " + versions.getString("uname") + ", " + versions.getString("go")
+                    + "; start it: vm-ctl start");
+            return files.clean();
+        }
+
+        /** Boots a disk through a throw-away overlay and asks it over ssh for its tools' versions. */
+        private JsonObject check(Path disk, Purpose purpose) throws Exception {
+            say.accept("booting it once, to see whether it is provisioned");
+            Path overlay = Disk.create(files, "verify.part", "", disk);
+            int port;
+            try (ServerSocket free = new ServerSocket(0, 1, InetAddress.getByName("127.0.0.1"))) {
+                port = free.getLocalPort();
+            }
+            try (InstallGuest guest = new InstallGuest(this, purpose, overlay, List.of(), port)) {
+                guest.follow();
+                try {
+                    return Provisioning.versions(files, port, limit.dividedBy(4));
+                } catch (VmException failed) {
+                    throw guest.report(failed);
+                }
+            }
+        }
+    }
+
+    /** A phase, the files of its CD (null if that was made elsewhere), and what its result depends on. */
+    record Phase(int number, SortedMap<String, byte[]> disc, SortedMap<String, String> inputs) {
+        static Phase of(int number, Path script, SortedMap<String, byte[]> data, String dportsClone) throws Exception {
+            SortedMap<String, String> inputs = new TreeMap<>(Map.of("its script", sha256(Files.readAllBytes(script))));
+            if (number == LAST) {
+                inputs.put("VM_DPORTS_CLONE", dportsClone);
+                for (String file : data.keySet()) {
+                    inputs.put(file, sha256(data.get(file)));
+                }
+            }
+            return new Phase(number, PhaseDisc.of(script, data), inputs);
+        }
+    }
+
+    /** Where to begin, and why. */
+    record Start(int phase, String why) {}
+
+    /**
+     * What was made from what, and so which phase is next. A finished phase has a disk, phaseN.qcow2, and beside it a
+     * text file of its inputs, phaseN.inputs. Those of the installed VM are in installedN.inputs, and install.json says
+     * for people what was installed.
+     */
+    static final class Installation {
+        static final String DISKS = "phase";
+        static final String VM = "installed";
+        private final VmFiles files;
+        private final Path description;
+
+        Installation(VmFiles files) throws IOException {
+            this.files = files;
+            description = files.install("install.json");
+            if (Files.exists(description) && Files.readString(description).contains("\"phases\"")) {
+                throw new VmException(69, description + " is of an earlier version, which recorded the phases in it. "
+                        + "The VM can be used as before. To install it again, remove this file first");
+            }
+        }
+
+        /** What a phase's disk, or the installed VM's part of it, was made from; empty if it is not there. */
+        Map<String, String> inputs(String of, int phase) throws IOException {
+            Path record = record(of, phase);
+            Map<String, String> inputs = new TreeMap<>();
+            if (Files.exists(of.equals(VM) ? files.clean() : files.disk(phase)) && Files.exists(record)) {
+                for (String line : Files.readAllLines(record)) {
+                    String[] pair = line.split("=", 2);
+                    inputs.put(pair[0], pair[pair.length - 1]);
+                }
+            }
+            return inputs;
+        }
+
+        /** The first phase that was not made from these inputs, and why. If all were: one past the last, and "". */
+        Start firstChange(List<Phase> phases, String of) throws IOException {
+            for (Phase phase : phases) {
+                Map<String, String> before = inputs(of, phase.number);
+                Set<String> changed = new TreeSet<>(phase.inputs.keySet());
+                changed.addAll(before.keySet());
+                changed.removeIf(name -> Objects.equals(phase.inputs.get(name), before.get(name)));
+                if (!changed.isEmpty()) {
+                    return new Start(phase.number, before.isEmpty() ? "it was not done yet" : "changed since: "
+                            + changed.stream().map(name -> describe(name, before.get(name), phase.inputs.get(name)))
+                            .collect(Collectors.joining(", ")));
+                }
+            }
+            return new Start(phases.size() + 1, "");
+        }
+
+        /** The name of an input; of a setting the values, too. */
+        private static String describe(String name, String before, String now) {
+            boolean setting = name.matches("[A-Z_]+") && before != null && now != null;
+            return setting ? name + " (" + before + " -> " + now + ")" : name;
+        }
+
+        /** Gives a phase's disk its name, and records what it was made from. */
+        void finish(Phase phase, Path part) throws IOException {
+            forget(phase.number);
+            Disk.finish(part, files.disk(phase.number), "r--------");
+            write(DISKS, phase.number, phase.inputs);
+        }
+
+        /** Removes the disks from this phase on, first what is known of them. */
+        void forget(int phase) throws IOException {
+            files.remove("phase[" + phase + "-9]\\.inputs");
+            files.remove("phase[" + phase + "-9]\\.qcow2");
+        }
+
+        /** The VM has had a phase done again. */
+        void provisioned(Phase phase) throws IOException {
+            write(VM, phase.number, phase.inputs);
+        }
+
+        /**
+         * Replaces the clean disk, and all that builds on the old one. If it is killed meanwhile, nothing is recorded
+         * of the VM, and the next run places the disk once more.
+         */
+        void place(Path disk, boolean fromPhases, JsonObject text) throws IOException {
+            files.remove("install(ed\\d\\.inputs|\\.json)");
+            files.removeOldDisks();
+            Disk.finish(disk, files.clean(), "r--------");
+            writeFile(description, JsonWriter.indent("  ").string().value(text).done() + "\n", "rw-------");
+            for (int phase = 1; fromPhases && phase <= LAST; phase++) {
+                write(VM, phase, inputs(DISKS, phase));
+            }
+        }
+
+        private Path record(String of, int phase) {
+            return files.install(of + phase + ".inputs");
+        }
+
+        private void write(String of, int phase, Map<String, String> inputs) throws IOException {
+            String lines = inputs.entrySet().stream().map(input -> input + "\n").collect(Collectors.joining());
+            writeFile(record(of, phase), lines, "rw-------");
+        }
+    }
+
+    /** The VM's files in VM_DIR, by their names. */
+    record VmFiles(Path dir, String name) {
+        private static final String UNFINISHED = ".*\\.(part|iso|vnc)"; // a CD holds a password
+
+        Path file(String suffix) {
+            return dir.resolve(name + suffix);
+        }
+
+        Path clean() {
+            return file("-clean.qcow2");
+        }
+
+        Path install(String fileName) {
+            return file(".install").resolve(fileName);
+        }
+
+        /** What a phase makes; null for phase 0: phase 1 begins with a blank disk. */
+        Path disk(int phase) {
+            return phase == 0 ? null : install("phase" + phase + ".qcow2");
+        }
+
+        Path key(String fileName) {
+            return file(".ssh").resolve(fileName);
+        }
+
+        void removeUnfinished() throws IOException {
+            remove(UNFINISHED);
+        }
+
+        /** Removes the files of the installation whose names match. */
+        void remove(String pattern) throws IOException {
+            try (Stream<Path> files = Files.list(install(""))) {
+                for (Path file : files.filter(file -> file.getFileName().toString().matches(pattern)).toList()) {
+                    Files.delete(file);
+                }
+            }
+        }
+
+        /** Removes all that builds on the clean disk. */
+        void removeOldDisks() throws IOException {
+            for (Path old : List.of(file(".qcow2"), file(".offline"), file(".snapshots"), file(".disks"))) {
+                if (Files.exists(old, LinkOption.NOFOLLOW_LINKS)) {
+                    try (Stream<Path> tree = Files.walk(old)) {
+                        for (Path file : tree.sorted(Comparator.reverseOrder()).toList()) {
+                            Files.delete(file);
+                        }
+                    }
+                }
+            }
+        }
+
+        /** The VMs whose disks build on this one's. */
+        List<String> clones() {
+            List<String> clones = new ArrayList<>();
+            for (String other : vmNames(dir)) {
+                Path record = dir.resolve(other + ".snapshots/clean/snapshot.json");
+                try {
+                    if (!other.equals(name) && Files.exists(record)
+                            && name.equals(json(Files.readString(record)).get("cloneOf"))) {
+                        clones.add(other);
+                    }
+                } catch (IOException damaged) {
+                    throw new VmException(69, record + " cannot be read (" + reason(damaged) + "), so " + other
+                            + " may be a clone of " + name
+                            + ", whose disk would be lost: repair this file, or vm-ctl destroy that VM first");
+                }
+            }
+            return clones;
+        }
+    }
+
+    /** Makes and checks qcow2 disks by qemu-img. */
+    static final class Disk {
+        /** A blank disk of this size, or an overlay on a disk beside it. */
+        static List<String> createCommand(Path disk, String size, Path backing) {
+            List<String> from = backing == null ? List.of(disk.toString(), size)
+                    : List.of("-b", backing.getFileName().toString(), "-F", "qcow2", disk.toString());
+            return Stream.concat(Stream.of("qemu-img", "create", "-q", "-f", "qcow2"), from.stream()).toList();
+        }
+
+        static Path create(VmFiles files, String name, String size, Path backing) throws IOException {
+            if (backing != null) {
+                checkChain(files, backing);
+            }
+            qemuImg(createCommand(files.install(name), size, backing));
+            return files.install(name);
+        }
+
+        static void qemuImg(List<String> command) throws IOException {
+            ProcessResult result = run(Duration.ofHours(1), withUmask(command));
+            if (result.getExitValue() != 0) {
+                throw new VmException(1, "qemu-img failed: " + result.outputUTF8().strip());
+            }
+        }
+
+        /** A finished disk gets its name once all of it is on the host's disk: QEMU and qemu-img do not flush. */
+        static void finish(Path part, Path disk, String mode) throws IOException {
+            try (FileChannel channel = FileChannel.open(part, StandardOpenOption.WRITE)) {
+                channel.force(true);
+            }
+            Files.setPosixFilePermissions(part, PosixFilePermissions.fromString(mode));
+            Files.move(part, disk, StandardCopyOption.ATOMIC_MOVE);
+        }
+
+        /** 69 if the header of a disk makes QEMU use a file outside of VM_DIR. */
+        static void checkChain(VmFiles files, Path disk) throws IOException {
+            requireChain(disk, files.dir, "move it away, and run vm-auto-install again");
+        }
+
+        /** 69 if the header of a disk makes QEMU use any other file. */
+        static void checkPlain(VmFiles files, Path disk) throws IOException {
+            String remedy = "move it away, or let vm-setup disk --yes make a blank one";
+            requireChain(disk, files.dir, remedy);
+            if (backingFile(disk, remedy) != null) {
+                throw new VmException(69, disk + " is no disk of its own, as it builds on another one: " + remedy);
+            }
+        }
+    }
+
+    /** The CD of a phase: which files it holds, and how they are written. */
+    static final class PhaseDisc {
+        /** pfi.conf, the script as phaseN.sh or, of another name, script.sh, and the data files. */
+        static SortedMap<String, byte[]> of(Path script, Map<String, byte[]> data) throws IOException {
+            if (!Files.isRegularFile(script)) {
+                throw new VmException(2, "there is no script " + script);
+            }
+            byte[] content = Files.readAllBytes(script);
+            String file = script.getFileName().toString();
+            String name = file.matches("phase\\d.*\\.sh") ? file.substring(0, 6) + ".sh" : "script.sh";
+            if (new String(content, ISO_8859_1).contains("\r")) {
+                throw new VmException(2, script
+                        + " has CR line ends, which the guest's sh does not take: convert it to LF");
+            } else if (data.containsKey("pfi.conf") || data.containsKey(name)) {
+                throw new VmException(2, "the CD's own pfi.conf and " + name
+                        + " must not be among the data files, too");
+            }
+            SortedMap<String, byte[]> disc = new TreeMap<>(data);
+            disc.put("pfi.conf", ("pfi_script=" + name + "\n").getBytes(UTF_8));
+            disc.put(name, content);
+            return disc;
+        }
+
+        /**
+         * The CD for an installation by hand. setup.sh configures the network if needed, then runs phases 2 and 3.
+         * There is no pfi.conf, because the installer would run it unattended.
+         */
+        static SortedMap<String, byte[]> forHand(List<Path> scripts, Map<String, byte[]> data) throws IOException {
+            SortedMap<String, byte[]> disc = new TreeMap<>(data);
+            for (Path script : scripts) {
+                disc.put(script.getFileName().toString().replaceAll("-.*", ".sh"), Files.readAllBytes(script));
+            }
+            disc.put("setup.sh", """
+                    #!/bin/sh
+                    # As root, on the installed system: mount_cd9660 /dev/cd1 /mnt && sh /mnt/setup.sh
+                    set -eu
+                    . /mnt/vm.conf
+                    grep -q '^ifconfig_vtnet0=' /etc/rc.conf || cat >>/etc/rc.conf <<CONF
+                    hostname="$VM_HOSTNAME"
+                    ifconfig_vtnet0="inet $VM_ADDRESS netmask $VM_NETMASK"
+                    defaultrouter="$VM_GATEWAY"
+                    CONF
+                    grep -q '^console=' /boot/loader.conf 2>/dev/null || echo 'console="comconsole"' >>/boot/loader.conf
+                    ifconfig vtnet0 inet "$VM_ADDRESS" netmask "$VM_NETMASK" up
+                    route add default "$VM_GATEWAY" 2>/dev/null || true
+                    echo "nameserver $VM_DNS" >/etc/resolv.conf
+                    PFI_POWEROFF=no sh /mnt/phase2.sh
+                    PFI_POWEROFF=no sh /mnt/phase3.sh
+                    poweroff
+                    """.getBytes(UTF_8));
+            return disc;
+        }
+
+        /** The files in a directory. 2 unless their names are the same where the guest reads ISO 9660 level 2 alone. */
+        static SortedMap<String, byte[]> filesIn(Path directory) {
+            SortedMap<String, byte[]> files = new TreeMap<>();
+            try (Stream<Path> listed = Files.list(directory)) {
+                for (Path file : listed.toList()) {
+                    String name = file.getFileName().toString();
+                    if (name.length() > 30 || !name.matches("[a-z0-9_]+(\\.[a-z0-9_]+)?")) {
+                        throw new VmException(2, "the name " + name
+                                + " does not fit a phase's CD: at most 30 of a-z, 0-9 and _, and one dot");
+                    }
+                    files.put(name, Files.readAllBytes(file));
+                }
+                return files;
+            } catch (IOException unreadable) {
+                throw new VmException(2, directory + " must be a directory of plain files (" + reason(unreadable)
+                        + ")");
+            }
+        }
+
+        /** Writes an ISO 9660 image. The guest takes Rock Ridge only if its ER field says RRIP_1991A, as of mkisofs. */
+        static Path write(Path iso, SortedMap<String, byte[]> files) throws IOException {
+            Path part = iso.resolveSibling(iso.getFileName() + ".part");
+            Files.deleteIfExists(part);
+            createPrivate(part);
+            PrintStream stdout = System.out;
+            System.setOut(new PrintStream(OutputStream.nullOutputStream(), false, UTF_8)); // the library talks
+            try {
+                ISO9660RootDirectory root = new ISO9660RootDirectory();
+                for (Map.Entry<String, byte[]> file : files.entrySet()) {
+                    root.addFile(new ISO9660File(new ByteArrayDataReference(file.getValue()), file.getKey(),
+                            System.currentTimeMillis()));
+                }
+                ISO9660Config config = new ISO9660Config();
+                config.setInterchangeLevel(2);
+                config.setVolumeID("PFI");
+                RockRidgeConfig rockRidge = new RockRidgeConfig();
+                rockRidge.setMkisofsCompatibility(true);
+                rockRidge.addModeForPattern(".*\\.sh", 0555);
+                rockRidge.addModeForPattern("(?!.*\\.sh$).*", 0444);
+                new CreateISO(new ISOImageFileHandler(part.toFile()), root).process(config, rockRidge, null, null);
+            } catch (HandlerException | ConfigException failed) {
+                throw new IOException("cannot write " + iso + ": " + failed.getMessage(), failed);
+            } finally {
+                System.setOut(stdout);
+            }
+            return Files.move(part, iso, StandardCopyOption.ATOMIC_MOVE);
+        }
+
+        /** An ISO, after a look at whether it is one. */
+        static Path require(Path iso, String missing) throws IOException {
+            if (!Files.isRegularFile(iso)) {
+                throw new VmException(69, missing);
+            }
+            try (FileChannel channel = FileChannel.open(iso)) {
+                ByteBuffer mark = ByteBuffer.allocate(5);
+                channel.read(mark, 0x8001);
+                if (!new String(mark.array(), ISO_8859_1).equals("CD001")) {
+                    throw new VmException(69, iso + " is not an ISO 9660 image");
+                }
+            }
+            return iso;
+        }
+    }
+
+    /** The VM's keys and its root password, which are made once, and what a phase's CD tells the guest of them. */
+    static final class Credentials {
+        /** The CD's data files: who may log in, which host key to have, the addresses of QEMU's network. */
+        static SortedMap<String, byte[]> files(VmFiles files, String dportsClone) throws IOException {
+            Path keys = privateDirectory(files.key(""));
+            for (String key : List.of("id_ed25519", "host_key")) {
+                if (!Files.exists(keys.resolve(key)) || !Files.exists(keys.resolve(key + ".pub"))) {
+                    makeKey(keys, key, files.name);
+                }
+            }
+            if (!Files.exists(keys.resolve("root_password"))) {
+                writeFile(keys.resolve("root_password"), new BigInteger(128, new SecureRandom()).toString(36) + "\n",
+                        "rw-------");
+            }
+            String[] hostKey = Files.readString(keys.resolve("host_key.pub")).split("\\s");
+            writeFile(keys.resolve("known_hosts"), files.name + " " + hostKey[0] + " " + hostKey[1] + "\n",
+                    "rw-------");
+            String conf = String.join("\n", "VM_HOSTNAME=" + files.name.replace('_', '-'), "VM_ADDRESS=10.0.2.15",
+                    "VM_NETMASK=255.255.255.0", "VM_GATEWAY=10.0.2.2", "VM_DNS=10.0.2.3",
+                    "VM_ROOT_PASSWORD=" + Files.readString(keys.resolve("root_password")).strip(),
+                    "VM_DPORTS_CLONE=" + dportsClone, "");
+            return new TreeMap<>(Map.of("vm.conf", conf.getBytes(UTF_8),
+                    "authorized_keys", Files.readAllBytes(keys.resolve("id_ed25519.pub")),
+                    "hostkey", Files.readAllBytes(keys.resolve("host_key")),
+                    "hostkey.pub", Files.readAllBytes(keys.resolve("host_key.pub"))));
+        }
+
+        /** A pair counts once both halves are there: the public one is moved into place first. */
+        private static void makeKey(Path keys, String name, String comment) throws IOException {
+            Path half = keys.resolve("half");
+            Files.deleteIfExists(half);
+            Files.deleteIfExists(keys.resolve(name));
+            run(Duration.ofMinutes(1), List.of("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C",
+                    comment, "-f", half.toString()));
+            Files.move(keys.resolve("half.pub"), keys.resolve(name + ".pub"), StandardCopyOption.REPLACE_EXISTING);
+            Files.move(half, keys.resolve(name));
+        }
+    }
+
+    /** What is done over ssh: phase 3 in the running VM, and the look at a new disk's tools. */
+    static final class Provisioning {
+        private static final int LONGEST_LINE = 4000;
+        private static final List<String> TOOLS = List.of("go", "bash", "git", "rsync", "curl", "wget", "doas",
+                "gmake");
+        private static final String PRINT_VERSIONS = """
+                echo "uname=$(uname -srm)"
+                for tool in %s; do
+                  case $tool in
+                    go) version=$(go version) ;;
+                    doas) version=$(doas true && command -v doas) ;;
+                    *) version=$($tool --version | sed -n 1p) ;;
+                  esac
+                  echo "$tool=$version"
+                done
+                """.formatted(String.join(" ", TOOLS));
+
+        /** Runs phase 3 in the running VM. */
+        static void run(VmFiles files, Duration limit, SortedMap<String, byte[]> disc, Consumer<String> say)
+                throws IOException {
+            // A new ssh master would keep our stderr open, and we would wait for it.
+            List<String> ssh = List.of("ssh", "-F", files.dir.resolve("ssh_config").toString(), "-o",
+                    "ControlMaster=no", files.name, "sh -s");
+            int code = feed(limit, files.dir, ssh, guestScript(disc), say);
+            if (code == 255) {
+                throw new VmException(69, "ssh to " + files.name + " failed: vm-ctl status tells how the VM is");
+            } else if (code != 0) {
+                throw new VmException(1, "phase " + LAST + " failed with exit code " + code + ", see above");
+            }
+        }
+
+        /** A script for the guest's sh that unpacks a disc's files into a private directory and runs phase 3 there. */
+        static String guestScript(SortedMap<String, byte[]> disc) {
+            StringBuilder script = new StringBuilder("umask 077\nd=/root/.pfi.$$\nmkdir $d || exit 1\n");
+            disc.forEach((file, content) -> script.append("cat >$d/" + file + " <<'END OF FILE'\n"
+                    + new String(content, UTF_8).stripTrailing() + "\nEND OF FILE\n"));
+            return script + "PFI_MEDIA=$d PFI_POWEROFF=no sh $d/phase" + LAST
+                    + ".sh </dev/null 2>&1\ncode=$?\nrm -rf $d\nexit $code\n";
+        }
+
+        /** The versions of a guest's tools, asked with this VM's key and the pinned host key. */
+        static JsonObject versions(VmFiles files, int port, Duration limit) throws IOException {
+            // It runs in the directory of the keys: relative names need none of ssh's quoting.
+            String ssh = "ssh -F /dev/null -o BatchMode=yes -o ConnectTimeout=60 -o StrictHostKeyChecking=yes"
+                    + " -o UserKnownHostsFile=known_hosts -o GlobalKnownHostsFile=/dev/null -o IdentitiesOnly=yes"
+                    + " -o IdentityFile=id_ed25519 -o HostKeyAlias=" + files.name + " -p " + port
+                    + " root@127.0.0.1 sh -s";
+            List<String> output = new ArrayList<>();
+            JsonObject versions = new JsonObject();
+            int code = feed(limit, files.key(""), List.of(ssh.split(" ")), PRINT_VERSIONS, line -> {
+                String[] pair = line.split("=", 2);
+                if (output.size() < 100 && output.add(line) && pair.length == 2 && !pair[1].isBlank()) {
+                    versions.put(pair[0], pair[1]);
+                }
+            });
+            List<String> missing = TOOLS.stream().filter(tool -> !versions.has(tool)).toList();
+            if (code == 255) {
+                throw new VmException(69, "ssh with this VM's key and pinned host key: " + String.join(" ", output));
+            } else if (code != 0 || !missing.isEmpty()) {
+                throw new VmException(1, "a tool is missing or broken: " + String.join(", ", missing)
+                        + "\nthe versions that were found:\n" + quoted(output));
+            }
+            return versions;
+        }
+
+        /** Runs a program with an input, and hands on its output line by line. */
+        private static int feed(Duration limit, Path directory, List<String> command, String input,
+                Consumer<String> lines) throws IOException {
+            if (verbose) {
+                System.err.println("+ " + shellQuoted(command));
+            }
+            OutputStream output = new OutputStream() {
+                private final ByteArrayOutputStream line = new ByteArrayOutputStream();
+
+                @Override
+                public void write(int letter) {
+                    if (letter == '\n') {
+                        lines.accept(line.toString(UTF_8));
+                        line.reset();
+                    } else if (line.size() < LONGEST_LINE) { // the guest may never end one
+                        line.write(letter);
+                    }
+                }
+            };
+            try {
+                return new ProcessExecutor(command).directory(directory.toFile())
+                        .redirectInput(new ByteArrayInputStream(input.getBytes(UTF_8))).redirectOutput(output)
+                        .timeout(limit.toMillis(), TimeUnit.MILLISECONDS).destroyOnExit().execute().getExitValue();
+            } catch (TimeoutException late) {
+                throw new VmException(124, command.get(0) + " did not end within " + text(limit));
+            } catch (InterruptedException interrupted) {
+                throw new VmException(130, "interrupted");
+            }
+        }
+    }
+
+    /** What a guest is booted for: a phase, or the check of a new disk or a person's work, which have the number 0. */
+    record Purpose(int phase, String file, String title) {
+        static final Purpose CHECK = new Purpose(0, "verify", "the check of the installed disk");
+        static final Purpose CHECK_BY_HAND = new Purpose(0, "verify", "the check of the disk, which is kept,");
+        static final Purpose BY_HAND = new Purpose(0, "by-hand", "the installation by hand");
+
+        static Purpose phase(int number) {
+            return new Purpose(number, "phase" + number, "phase " + number);
         }
     }
 
     /**
-     * A file name that ISO 9660 level 2 holds and that reads the same where the guest, without Rock Ridge, lower-cases
-     * it.
+     * QEMU's command line. The serial console is QEMU's stdin and stdout. With several CDs it boots the first one. By
+     * hand it tries the disk first, a reboot does not end QEMU, and the screen is on a socket in its working directory.
      */
-    static String discName(Path file) {
-        String name = file.getFileName().toString();
-        if (name.length() > 30 || !name.matches("[a-z0-9_]+(\\.[a-z0-9_]+)?")) {
-            throw new VmException(2, "the name " + name
-                    + " does not fit a phase's CD: at most 30 of a-z, 0-9 and _, and one dot");
-        }
-        return name;
-    }
-
-    // QEMU.
-
-    /** A blank disk of this size, or an overlay on a disk beside it. */
-    static List<String> createDisk(Path disk, String size, String backing) {
-        List<String> from = backing == null ? List.of(disk.toString(), size)
-                : List.of("-b", backing, "-F", "qcow2", disk.toString());
-        return Stream.concat(Stream.of("qemu-img", "create", "-q", "-f", "qcow2"), from.stream()).toList();
-    }
-
-    /**
-     * The serial console is QEMU's stdin and stdout. With several CDs it boots the first one. By hand (screen != null)
-     * it tries the disk first, and a reboot does not end QEMU.
-     */
-    List<String> qemuCommand(String title, Path disk, List<Path> cds, Path qmp, int sshPort, Path screen) {
-        int cdOrder = cds.size() < 2 ? -1 : screen == null ? 0 : 1;
-        int processors = processors(cpus, accel);
-        String model = Map.of("kvm", "Broadwell-v4,+hypervisor,pmu=off", "hvf", "host", "tcg", "qemu64").get(accel);
+    static List<String> qemuCommand(MachineOptions machine, String title, Path disk, List<Path> cds, Path qmp,
+            int sshPort, boolean byHand) {
+        int cdOrder = cds.size() < 2 ? -1 : byHand ? 1 : 0;
+        int processors = processors(machine.cpus, machine.accel);
+        String model = Map.of("kvm", "Broadwell-v4,+hypervisor,pmu=off", "hvf", "host", "tcg", "qemu64")
+                .get(machine.accel);
         long host = ManagementFactory.getPlatformMXBean(OperatingSystemMXBean.class).getTotalMemorySize() >> 20;
         List<String> command = new ArrayList<>(List.of(QEMU, "-name", title, "-machine", "pc",
-                "-accel", accelArgument(accel, processors), "-cpu", cpu != null ? cpu : model,
-                "-m", memory != null ? memory : Math.max(2048, Math.min(8192, host / 4)) + "M",
+                "-accel", accelArgument(machine.accel, processors), "-cpu", machine.cpu != null ? machine.cpu : model,
+                "-m", machine.memory != null ? machine.memory : Math.max(2048, Math.min(8192, host / 4)) + "M",
                 "-smp", "" + processors,
-                "-nodefaults", "-no-user-config", "-vga", "std", "-display", "none",
-                "-chardev", "stdio,id=serial0,signal=off", "-serial", "chardev:serial0",
-                "-chardev", "socket,id=qmp0,server=on,wait=off,path=" + qmp.toString().replace(",", ",,"),
-                "-mon", "chardev=qmp0,mode=control",
+                "-chardev", "socket,id=qmp0,server=on,wait=off,path=" + escaped(qmp),
                 "-netdev", "user,id=net0" + (sshPort > 0 ? ",hostfwd=tcp:127.0.0.1:" + sshPort + "-:22" : ""),
-                "-device", "virtio-net-pci,netdev=net0", "-device", "virtio-scsi-pci,id=scsi0",
-                "-blockdev", JsonWriter.string(object("driver", "qcow2", "node-name", "disk0", "discard", "unmap",
-                        "detect-zeroes", "unmap", "cache", object("no-flush", screen == null),
-                        "file", object("driver", "file", "filename", disk.toString(), "discard", "unmap"))),
-                "-device", "scsi-hd,drive=disk0,bus=scsi0.0,bootindex=" + (cdOrder == 0 ? 1 : 0)));
-        command.addAll(screen == null ? List.of("-no-reboot")
-                : List.of("-vnc", "unix:" + screen.toString().replace(",", ",,")));
+                "-blockdev", "driver=qcow2,node-name=disk0,discard=unmap,detect-zeroes=unmap,cache.no-flush="
+                        + (byHand ? "off" : "on") + ",file.driver=file,file.discard=unmap,file.filename="
+                        + escaped(disk)));
+        command.addAll(List.of(("-nodefaults -no-user-config -vga std -display none -mon chardev=qmp0,mode=control"
+                + " -chardev stdio,id=serial0,signal=off -serial chardev:serial0"
+                + " -device virtio-net-pci,netdev=net0 -device virtio-scsi-pci,id=scsi0"
+                + " -device scsi-hd,drive=disk0,bus=scsi0.0,bootindex=" + (cdOrder == 0 ? 1 : 0)
+                + (byHand ? " -vnc unix:by-hand.vnc" : " -no-reboot")).split(" ")));
         for (int i = 0; i < cds.size(); i++) {
-            command.addAll(List.of("-blockdev", JsonWriter.string(object("driver", "raw", "node-name", "cd" + i,
-                    "read-only", true,
-                    "file", object("driver", "file", "filename", cds.get(i).toString()))),
+            command.addAll(List.of("-blockdev", "driver=raw,read-only=on,node-name=cd" + i
+                    + ",file.driver=file,file.filename=" + escaped(cds.get(i)),
                     "-device", "ide-cd,drive=cd" + i + ",bus=ide." + i / 2 + ",unit=" + i % 2
                     + (cdOrder >= 0 && i == 0 ? ",bootindex=" + cdOrder : "")));
         }
-        List<String> more = split(qemuArgs);
+        List<String> more = split(machine.qemuArgs);
         command.addAll(sandbox(more, true));
         command.addAll(more);
         return command;
     }
 
-    /** Turns "auto" into the accelerator that it stands for. In a dry run nothing is measured. */
-    private void chooseAccelerator(boolean dryRun) throws IOException {
-        List<String> setup = dryRun ? null : sibling(setupCommand, "VmSetup", userPath(""), userPath(project));
-        String qemuVersion = accel.equals("auto") ? qemuVersion() : "";
-        Accelerator found = accelerator(accel, vmDir(), qemuVersion, setup, Path.of("/dev/kvm"));
-        say("accelerator: " + found.name() + " (" + found.reason() + ")");
-        accel = found.name();
+    /** A path as the value of a QEMU option. */
+    private static String escaped(Path path) {
+        return path.toString().replace(",", ",,");
     }
 
-    /** Whether this QEMU knows -sandbox: it reads its options in order, and ends at --version. */
-    private boolean hasSandbox() throws IOException {
-        List<String> command = new ArrayList<>(List.of(QEMU));
-        command.addAll(sandbox(List.of(), true));
-        command.add("--version");
-        ProcessResult tried = run(Duration.ofSeconds(20), command);
-        boolean known = tried.getExitValue() == 0;
-        if (!known) {
-            say("this QEMU was built without seccomp, so it runs without -sandbox: " + tried.outputUTF8().strip());
-        }
-        return known;
-    }
+    private static final String QEMU = "qemu-system-x86_64";
 
     private static String qemuVersion() throws IOException {
         return run(Duration.ofSeconds(20), List.of(QEMU, "--version")).outputUTF8().lines().findFirst().orElse("");
     }
 
-    /** Why a run failed, and the exit code for it. */
-    record Failure(int code, String cause) {}
-
     /** A QEMU child process. Its console goes to the log file, keys go to its stdin, QMP to a socket. */
-    final class Guest implements AutoCloseable {
-        final Watcher watcher;
+    static final class InstallGuest implements AutoCloseable {
+        private static final char CTRL_BRACKET = 0x1d;
+        private final Job job;
+        private final Purpose purpose;
+        private final ConsoleWatcher watcher;
         private final Process process;
-        private final String title;
         private final Path log;
         private final Path picture;
-        private boolean pictured;
-        // VM_DIR's path may be too long for one
-        private final Path socket = Files.createTempDirectory("vm-install").resolve("qmp");
-        final Path screen; // of an installation by hand, else null
-        private final StringBuilder monitored = new StringBuilder(); // what the monitor said and nobody has read yet
-        private SocketChannel monitor;
-        private String shutdownReason; // of QEMU's SHUTDOWN event
-        private volatile int ctrlBracketCount; // how often Ctrl-] was typed
-        private final Duration limit = limit();
+        private final Qmp qmp = new Qmp();
         private final long started = System.nanoTime();
-        /** Whether one line, written over and over, tells how far the guest is. */
-        private final boolean live = isTerminal(2) && !"dumb".equals(System.getenv("TERM"));
-        private final String clear = live ? "\r\033[K" : "";
+        private boolean pictured;
+        private String shutdownReason; // of QEMU's SHUTDOWN event
+        private String problem; // why QEMU cannot go on
+        private volatile int ctrlBracketCount; // how often Ctrl-] was typed
 
-        /** Phase 0 is the check of the installed disk, BY_HAND an installation by hand. */
-        Guest(int phase, Path disk, List<Path> cds, int sshPort) throws IOException {
-            title = phase == BY_HAND ? "the installation by hand" : phase == 0 ? "the check of the installed disk"
-                    : "phase " + phase;
-            String file = phase > 0 ? "phase" + phase : phase == 0 ? "verify" : "by-hand";
-            Path vnc = install(file + ".vnc");
-            boolean fits = vnc.toString().getBytes(UTF_8).length < 104; // the least that a system allows for a socket
-            screen = phase != BY_HAND ? null : fits ? vnc : socket.resolveSibling("vnc");
-            log = install(file + ".log");
-            picture = install(file + ".png");
+        InstallGuest(Job job, Purpose purpose, Path disk, List<Path> cds, int sshPort) throws IOException {
+            this.job = job;
+            this.purpose = purpose;
+            watcher = new ConsoleWatcher(purpose, job.limit, where -> job.say.accept("[" + text(elapsed()) + "] "
+                    + purpose.title + ", " + where));
+            log = job.files.install(purpose.file + ".log");
+            picture = job.files.install(purpose.file + ".png");
             Files.deleteIfExists(picture);
-            watcher = new Watcher(phase, live ? step -> { } : step -> say(elapsed() + title + ", " + step));
+            Files.deleteIfExists(log);
+            createPrivate(log);
+            boolean byHand = purpose == Purpose.BY_HAND;
+            if (!byHand) {
+                job.say.accept(purpose.title + "; its console: tail -f " + shellQuoted(List.of(log.toString())));
+            }
             // On Linux the kernel ends QEMU when this process dies, even of kill -9.
             boolean linux = System.getProperty("os.name").equals("Linux");
             List<String> command = new ArrayList<>(linux ? List.of("setpriv", "--pdeathsig", "KILL") : List.of());
-            List<String> qemu = qemuCommand(name + "-" + file, disk, cds, socket, sshPort, screen);
-            if (!hasSandbox()) {
-                qemu.removeAll(sandbox(List.of(), true));
-            }
-            command.addAll(withUmask(qemu));
+            command.addAll(withUmask(qemuCommand(job.machine, job.files.name + "-" + purpose.file, disk, cds,
+                    qmp.socket, sshPort, byHand)));
+            removeUnknownSandbox(command);
             if (verbose) {
-                say("+ " + shellQuoted(command));
+                job.say.accept("+ " + shellQuoted(command));
             }
-            if (screen == null) {
-                say(title + "; its console: tail -f " + shellQuoted(List.of(log.toString())));
+            process = new ProcessBuilder(command).directory(log.getParent().toFile()).redirectErrorStream(true)
+                    .redirectOutput(log.toFile()).start();
+        }
+
+        /** A QEMU without seccomp does not know -sandbox. It reads its options in order, and ends at --version. */
+        private void removeUnknownSandbox(List<String> command) throws IOException {
+            List<String> sandbox = sandbox(List.of(), true);
+            List<String> question = new ArrayList<>(sandbox);
+            question.add(0, QEMU);
+            question.add("--version");
+            ProcessResult tried = run(Duration.ofSeconds(20), question);
+            if (tried.getExitValue() != 0) {
+                job.say.accept("this QEMU was built without seccomp, so it runs without -sandbox: "
+                        + tried.outputUTF8().strip());
+                command.removeAll(sandbox);
             }
-            Files.deleteIfExists(log);
-            Files.createFile(log, PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
-            process = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(log.toFile()).start();
+        }
+
+        private Duration elapsed() {
+            return Duration.ofNanos(System.nanoTime() - started);
+        }
+
+        /** What the console printed since the last time; null once QEMU has ended and everything is read. */
+        private byte[] read(InputStream console) throws IOException, InterruptedException {
+            boolean alive = process.isAlive(); // before reading, so that the last output is not missed
+            byte[] output = console.readNBytes(1 << 16);
+            ask(null);
+            if (interrupted) {
+                throw new VmException(130, "interrupted");
+            }
+            Thread.sleep(alive && output.length == 0 ? 20 : 0);
+            return alive || output.length > 0 ? output : null;
+        }
+
+        /** Watches until QEMU ends, or until the installed disk's login prompt. Throws a report if that went wrong. */
+        void follow() throws IOException, InterruptedException {
+            boolean pictureAsked = false;
+            try (InputStream console = Files.newInputStream(log)) {
+                for (byte[] output = read(console); output != null; output = read(console)) {
+                    watcher.feed(output, elapsed().toMillis() / 1000.0);
+                    if (problem != null) {
+                        watcher.fail(1, problem);
+                    }
+                    if (purpose.phase == 0 && watcher.done) {
+                        return;
+                    } else if (watcher.hasFailedFor(2)) { // what comes right after the failure tells more
+                        throw report(watcher.failure);
+                    } else if (!pictureAsked && (watcher.failure != null || watcher.rebooting)) {
+                        pictureAsked = true;
+                        takePicture(); // at once: a guest that reboots takes QEMU along
+                    }
+                    type(watcher.keys());
+                }
+            }
+            VmException failure = watcher.end(shutdownReason, process.exitValue());
+            if (failure != null) {
+                throw report(failure);
+            }
+        }
+
+        /** Takes a picture of the screen unless there is one, ends QEMU, and says what a person needs to know. */
+        VmException report(VmException failure) throws IOException, InterruptedException {
+            if (!pictured) {
+                takePicture();
+            }
+            for (int i = 0; i < 100 && !pictured && process.isAlive(); i++) { // 5 s
+                Thread.sleep(50);
+                ask(null);
+            }
+            close();
+            String advice = hangAdvice(job.machine.accel, processors(job.machine.cpus, job.machine.accel));
+            return new VmException(failure.exitCode, purpose.title + " failed at " + watcher.where + " after "
+                    + text(elapsed()) + ": " + failure.getMessage() + (failure.exitCode == 124 ? advice : "")
+                    + "\nthe last console lines:\n" + quoted(watcher.lastLines()) + "whole log: " + log
+                    + (Files.exists(picture) ? "\nscreenshot: " + picture : "") + "\nto go on from there: " + job.goOn);
+        }
+
+        private void takePicture() throws IOException {
+            ask("screendump", "filename", picture.toString(), "format", "png"); // PNG since QEMU 7.1
         }
 
         /**
-         * Lets a person work at the guest's console until QEMU ends. Returns the reason of QEMU's SHUTDOWN event. The
-         * end of the input does not stop the guest.
+         * Lets a person work at the guest's console until QEMU ends. The end of the input does not stop the guest. If
+         * the guest did not shut itself down, it fails and says what becomes of the disk.
          */
-        String runConsole(Path disk) throws IOException, InterruptedException {
+        void attach(String kept) throws IOException, InterruptedException {
             RawTerminal terminal = RawTerminal.enter();
-            Thread keys = new Thread(this::copyInput);
-            keys.setDaemon(true); // it waits for a key
-            keys.start();
-            try (InputStream console = Files.newInputStream(log)) {
+            try (terminal; InputStream console = Files.newInputStream(log)) {
+                Thread keys = new Thread(this::copyInput);
+                keys.setDaemon(true); // it waits for a key
+                keys.start();
                 int handled = 0;
-                while (true) {
-                    boolean alive = process.isAlive(); // before reading, so that the last output is not missed
-                    byte[] output = console.readNBytes(1 << 16);
+                for (byte[] output = read(console); output != null; output = read(console)) {
                     System.err.write(output);
                     System.err.flush();
-                    String problem = readEvents();
-                    if (interrupted) {
-                        throw new VmException(130, "interrupted");
-                    } else if (problem != null) {
-                        throw new VmException(1, problem + ", then run " + commandWith("")
-                                + "; it continues with this disk");
-                    } else if (!alive && output.length == 0) {
-                        if (shutdownReason == null) {
-                            throw new VmException(69, "QEMU ended by itself with " + exitText(process.exitValue())
-                                    + ". " + keptAndContinue(disk));
-                        }
-                        return shutdownReason;
-                    } else if (ctrlBracketCount > handled && monitor != null) {
-                        handled++;
-                        boolean first = handled == 1;
-                        System.err.print(first ? "\r\nshutting it down; Ctrl-] again ends it at once\r\n" : "\r\n");
-                        ask(JsonWriter.string(object("execute", first ? "system_powerdown" : "quit")) + "\n");
+                    if (problem != null) {
+                        throw new VmException(1, problem + ". " + kept);
+                    } else if (ctrlBracketCount > handled && qmp.channel != null) {
+                        System.err.print(handled == 0 ? "\r\nshutting it down; Ctrl-] again ends it at once\r\n"
+                                : "\r\n");
+                        ask(handled++ == 0 ? "system_powerdown" : "quit");
                     }
-                    Thread.sleep(output.length > 0 ? 0 : 20);
                 }
-            } finally {
-                terminal.close();
+            }
+            if (shutdownReason == null) {
+                throw new VmException(69, "QEMU ended by itself with " + exitText(process.exitValue()) + ". " + kept);
+            } else if (!shutdownReason.equals("guest-shutdown")) {
+                throw new VmException(1, "the guest did not shut itself down (" + shutdownReason
+                        + "), so its last writes may be missing. " + kept);
             }
         }
 
@@ -1068,204 +1380,101 @@ final class VmAutoInstall implements Callable<Integer> {
                 for (int count = System.in.read(typed); count >= 0; count = System.in.read(typed)) {
                     String keys = new String(typed, 0, count, ISO_8859_1);
                     ctrlBracketCount += (int) keys.chars().filter(key -> key == CTRL_BRACKET).count();
-                    process.getOutputStream().write(keys.replace("" + CTRL_BRACKET, "").getBytes(ISO_8859_1));
-                    process.getOutputStream().flush();
+                    type(keys.replace("" + CTRL_BRACKET, ""));
                 }
             } catch (IOException ended) {
-                // the terminal, or QEMU
-            }
-        }
-
-        /**
-         * Watches until QEMU ends, or until the installed disk's login prompt; null if that went well. If byHand: fails
-         * after at most 2 minutes of silence without kernel output, because the disk may not use the serial console.
-         */
-        Failure follow(boolean byHand) throws IOException, InterruptedException {
-            String advice = hangAdvice(accel, processors(cpus, accel));
-            boolean ignoresSilence = false;
-            boolean pictureAsked = false;
-            long lastOutput = started;
-            long failed = 0;
-            try (InputStream console = Files.newInputStream(log)) {
-                while (true) {
-                    boolean alive = process.isAlive(); // before reading, so that the last output is not missed
-                    byte[] output = console.readNBytes(1 << 16);
-                    long now = System.nanoTime();
-                    lastOutput = output.length > 0 ? now : lastOutput;
-                    watcher.feed(output);
-                    if (now - lastOutput > 1e9) { // a line is complete within a second, also when emulated
-                        watcher.pause();
-                    }
-                    String problem = readEvents();
-                    if (problem != null) {
-                        watcher.fail(1, problem);
-                    }
-                    if (interrupted) {
-                        throw new VmException(130, "interrupted");
-                    } else if (watcher.phase == 0 && watcher.done) {
-                        return null;
-                    } else if (!alive && output.length == 0) {
-                        return verdict(watcher, shutdownReason, process.exitValue());
-                    }
-                    if (alive) {
-                        type(watcher.keys());
-                    }
-                    // Under emulation the menu takes seconds. The script's output comes on the serial line in any case.
-                    if (!ignoresSilence && watcher.awaitsLoader()
-                            && (now - lastOutput > 120e9 || watcher.stage == Stage.SCRIPT)) {
-                        ignoresSilence = true;
-                        watcher.hints.add("the boot loader did not answer, so the console was not heard");
-                        print(clear);
-                        say("the boot loader does not answer on the serial line: going on blind, its menu "
-                                + "boots by itself");
-                    }
-                    if (byHand && watcher.inLoader() && now - lastOutput > Math.min(120e9, limit.toNanos() / 12)) {
-                        watcher.fail(1, "nothing of its kernel came over the serial line");
-                    } else if (!ignoresSilence && now - lastOutput > limit.toNanos() / 6) {
-                        String silent = "its console has been silent for " + text(limit.dividedBy(6));
-                        watcher.fail(124, watcher.hinted(silent + advice));
-                    } else if (now - started > limit.toNanos()) {
-                        watcher.fail(124, watcher.hinted("it did not end within " + text(limit) + advice));
-                    } else if (watcher.bytes > 200e6) {
-                        watcher.fail(1, "it floods its console, whose log fills this machine's disk");
-                    }
-                    if (failed == 0 && watcher.failure != null) {
-                        failed = now;
-                    }
-                    if (!pictureAsked && (failed != 0 || watcher.rebooting)) {
-                        pictureAsked = true;
-                        takePicture(); // at once: a guest that reboots takes QEMU along
-                    }
-                    if (failed != 0 && now - failed > 2e9) { // what comes right after tells more
-                        return watcher.failure;
-                    }
-                    show();
-                    Thread.sleep(output.length > 0 ? 0 : 50);
-                }
-            } finally {
-                print(clear);
+                // the terminal
             }
         }
 
         private void type(String keys) {
             try {
-                process.getOutputStream().write(keys.getBytes(UTF_8));
+                process.getOutputStream().write(keys.getBytes(ISO_8859_1));
                 process.getOutputStream().flush();
             } catch (IOException ended) {
                 // and the next look at QEMU tells how
             }
         }
 
-        /** Notes why QEMU ends, and returns why it cannot go on, or null. */
-        private String readEvents() throws IOException {
-            String problem = null;
-            for (JsonObject event : ask("")) {
-                JsonObject data = part(event, "data");
+        /** Sends a command to the monitor, or none (null), and notes what the monitor said since the last time. */
+        private void ask(String command, Object... arguments) throws IOException {
+            for (JsonObject event : qmp.exchange(command, object(arguments))) {
+                JsonObject data = event.getObject("data", new JsonObject());
+                pictured |= "screendump".equals(event.get("id"));
                 if ("SHUTDOWN".equals(event.get("event"))) {
                     shutdownReason = data.getString("reason");
                 } else if ("BLOCK_IO_ERROR".equals(event.get("event")) && "stop".equals(data.get("action"))) {
                     problem = "this machine cannot write the VM's disk (" + data.getString("reason")
-                            + "): free some space for " + vmDir();
+                            + "): free some space for " + job.files.dir;
                 }
             }
-            return problem;
-        }
-
-        /** Tells the monitor something, or nothing, and returns what it said since the last time. */
-        private List<JsonObject> ask(String request) throws IOException {
-            try {
-                if (monitor == null && Files.exists(socket)) {
-                    monitor = SocketChannel.open(UnixDomainSocketAddress.of(socket));
-                    monitor.configureBlocking(false);
-                    monitor.write(UTF_8.encode("{\"execute\": \"qmp_capabilities\"}\n"));
-                    Files.delete(socket); // a kill -9 leaves no litter
-                    Files.delete(socket.getParent());
-                } else if (monitor != null) {
-                    ByteBuffer buffer = ByteBuffer.allocate(8192);
-                    // an intruder in QEMU may never end a line
-                    while (monitored.length() < 1 << 20 && monitor.read(buffer.clear()) > 0) {
-                        monitored.append(ISO_8859_1.decode(buffer.flip())); // QEMU's JSON is ASCII
-                    }
-                    monitor.write(UTF_8.encode(request)); // after the last words of a QEMU that takes no more
-                }
-            } catch (IOException ended) {
-                // with QEMU, or it does not listen yet
-            }
-            List<JsonObject> events = new ArrayList<>();
-            for (int end = monitored.indexOf("\n"); end >= 0; end = monitored.indexOf("\n")) {
-                JsonObject event = json(monitored.substring(0, end));
-                pictured |= event.has("id");
-                events.add(event);
-                monitored.delete(0, end + 1);
-            }
-            return events;
-        }
-
-        private void show() {
-            if (live) {
-                String line = watcher.lastLines().stream().reduce("", (before, last) -> last);
-                String text = elapsed() + title + ", " + watcher.where + ", " + watcher.bytes / 1024 + " kB | " + line;
-                print("\r" + text.substring(0, Math.min(79, text.length())) + "\033[K");
-            }
-        }
-
-        private String elapsed() {
-            return "[" + text(Duration.ofNanos(System.nanoTime() - started)) + "] ";
-        }
-
-        private void takePicture() throws IOException {
-            JsonObject arguments = object("filename", picture.toString(), "format", "png"); // PNG since QEMU 7.1
-            ask(JsonWriter.string(object("execute", "screendump", "arguments", arguments, "id", "picture")) + "\n");
-        }
-
-        /** Takes a picture of the screen unless there is one, ends QEMU, and says what a person needs to know. */
-        VmException report(Failure failure, String goOn) throws IOException, InterruptedException {
-            if (!pictured) {
-                takePicture();
-            }
-            for (int i = 0; i < 100 && !pictured && process.isAlive(); i++) { // 5 s
-                Thread.sleep(50);
-                ask("");
-            }
-            close();
-            return new VmException(failure.code, title + " failed at " + watcher.where + " after "
-                    + text(Duration.ofNanos(System.nanoTime() - started)) + ": " + failure.cause
-                    + "\nthe last console lines:\n" + quoted(watcher.lastLines()) + "whole log: " + log
-                    + (Files.exists(picture) ? "\nscreenshot: " + picture : "") + "\nto go on from there: " + goOn);
         }
 
         @Override
         public void close() throws IOException {
             process.destroyForcibly().onExit().orTimeout(30, TimeUnit.SECONDS).join();
-            if (monitor != null) {
-                monitor.close();
+            qmp.close();
+        }
+    }
+
+    /** QEMU's monitor. Nothing is waited for: it may not listen yet, and it ends with QEMU. */
+    static final class Qmp implements AutoCloseable {
+        // in a directory of its own: VM_DIR's path may be too long for a socket
+        final Path socket = Files.createTempDirectory("vm-install").resolve("qmp");
+        private final StringBuilder received = new StringBuilder();
+        private SocketChannel channel;
+
+        Qmp() throws IOException {}
+
+        /** Sends a command, or none (null), and returns what the monitor said since the last time. */
+        List<JsonObject> exchange(String command, JsonObject arguments) throws IOException {
+            try {
+                if (channel == null && Files.exists(socket)) {
+                    channel = SocketChannel.open(UnixDomainSocketAddress.of(socket));
+                    channel.configureBlocking(false);
+                    send(object("execute", "qmp_capabilities"));
+                    removeSocket(); // a kill -9 leaves no litter
+                } else if (channel != null) {
+                    ByteBuffer buffer = ByteBuffer.allocate(8192);
+                    // an intruder in QEMU may never end a line
+                    while (received.length() < 1 << 20 && channel.read(buffer.clear()) > 0) {
+                        received.append(ISO_8859_1.decode(buffer.flip())); // QEMU's JSON is ASCII
+                    }
+                    if (command != null) { // after the last words of a QEMU that takes no more
+                        send(object("execute", command, "arguments", arguments, "id", command));
+                    }
+                }
+            } catch (IOException ended) {
+                // with QEMU, or it does not listen yet
             }
-            Files.deleteIfExists(screen != null ? screen : socket);
+            List<JsonObject> events = new ArrayList<>();
+            for (int end = received.indexOf("\n"); end >= 0; end = received.indexOf("\n")) {
+                events.add(json(received.substring(0, end)));
+                received.delete(0, end + 1);
+            }
+            return events;
+        }
+
+        private void send(JsonObject command) throws IOException {
+            channel.write(UTF_8.encode(JsonWriter.string(command) + "\n"));
+        }
+
+        private void removeSocket() throws IOException {
             Files.deleteIfExists(socket);
             Files.deleteIfExists(socket.getParent());
         }
-    }
 
-    private static final char CTRL_BRACKET = 0x1d;
+        @Override
+        public void close() throws IOException {
+            if (channel != null) {
+                channel.close();
+            }
+            removeSocket();
+        }
+    }
 
     private static String exitText(int exitCode) {
         return exitCode > 128 ? "signal " + (exitCode - 128) : "exit code " + exitCode;
-    }
-
-    /** What QEMU's end means. A phase is done if its script said so and the guest then powered itself off: null. */
-    static Failure verdict(Watcher watcher, String reason, int exitCode) {
-        if (watcher.failure != null) {
-            return watcher.failure;
-        } else if ("guest-reset".equals(reason)) {
-            return new Failure(1, watcher.hinted(Watcher.REBOOTED));
-        } else if (exitCode != 0 || reason == null && watcher.stage != Stage.OFF) {
-            return new Failure(69, "QEMU ended by itself with " + exitText(exitCode));
-        } else if (reason != null && !reason.equals("guest-shutdown")) {
-            return new Failure(69, "QEMU was ended from outside (" + reason + ")");
-        }
-        return watcher.done ? null : new Failure(1, watcher.hinted(watcher.phase == 0
-                ? "it powered off before a login prompt came"
-                : "the guest powered off, but its script did not report DONE"));
     }
 
     /** Where a guest is on its way, in the order in which it gets there, and what the console says then. */
@@ -1304,11 +1513,10 @@ final class VmAutoInstall implements Callable<Integer> {
      * <p>A false alarm would end an installation that works. So a line counts as a failure only if no healthy boot
      * prints it, and a prompt only once the console has been quiet for a moment: see {@link #pause}.
      */
-    static final class Watcher {
+    static final class ConsoleWatcher {
         private static final String PANIC = "the kernel panicked";
         private static final String NO_ROOT = "the kernel cannot mount its root file system";
         private static final String NO_KERNEL = "the loader cannot load the kernel";
-        private static final String REBOOTED = "the guest rebooted instead of powering off";
         /** Lines of the boot loader that mean failure. */
         private static final Map<Pattern, String> LOADER_FAILURES = patterns(
                 "can't (load|find) 'kernel'|no bootable kernel", NO_KERNEL);
@@ -1351,30 +1559,34 @@ final class VmAutoInstall implements Callable<Integer> {
         private static final Pattern MARK = Pattern.compile("^(?!\\+ ).*?"
                 + "(?:STEP (\\d+): *(.*)|DONE WITH PHASE (\\d+)\\.(?!['\"]).*|PHASE (\\d+) FAILED: *(.*))$");
 
-        final int phase;
+        private final Purpose purpose;
+        private final Duration limit;
         private final Consumer<String> passed;
         Stage stage = Stage.POWER_ON;
         String where = stage.title; // its stage, or the step of its script; where it failed
-        Failure failure;
+        VmException failure; // not thrown yet
         boolean done;
         boolean rebooting; // no failure yet: QEMU tells what becomes of it
-        long bytes;
+        private long bytes;
+        private double now; // in seconds, as the other times
+        private double lastOutput;
+        private double failedAt;
+        private boolean blind; // the boot loader's menu is not on the serial line
         private int prompts; // of the boot loader: its countdown is one, each OK another
         private int answered;
-        final Set<String> hints = new TreeSet<>();
+        private final Set<String> hints = new TreeSet<>();
         private String step = "";
-        private String pfi = "the guest booted without looking for the phase's CD (a stale /etc/pfi.conf, or no "
-                + "rc.d/pfi)";
+        private String pfi = ""; // what it said last
         private final byte[] line = new byte[4096];
         private int length; // of the line
         private boolean returned; // by a CR: LF ends the line, anything else overwrites it
         private boolean login; // a login prompt was printed
-        private String rootError = ""; // why the kernel could not mount its root file system
         private final List<String> last = new ArrayList<>(); // lines, without the empty ones
 
         /** Tells {@code passed} of each place that the guest reaches. */
-        Watcher(int phase, Consumer<String> passed) {
-            this.phase = phase;
+        ConsoleWatcher(Purpose purpose, Duration limit, Consumer<String> passed) {
+            this.purpose = purpose;
+            this.limit = limit;
             this.passed = passed;
         }
 
@@ -1386,27 +1598,41 @@ final class VmAutoInstall implements Callable<Integer> {
             return patterns;
         }
 
-        void feed(byte[] chunk) {
-            for (byte next : chunk) {
-                if (returned && next != '\n' && next != '\r') {
-                    length = 0;
-                }
-                returned = next == '\r';
-                if (next == '\b') { // the loader draws a spinner
-                    length = Math.max(0, length - 1);
-                } else if (next != '\n' && next != '\r') {
-                    line[length++] = next;
-                }
-                if (next == '\n' || length == line.length) {
-                    String text = text().stripTrailing();
-                    length = 0;
-                    keep(text);
-                    read(text);
-                } else if (next == ' ' && length < 200) { // prompts are short, and a flood of text must not cost
-                    prompt(text());
-                }
-            }
+        /** Takes what the console has printed, perhaps nothing, this many seconds after the start. */
+        void feed(byte[] chunk, double seconds) {
+            now = seconds;
+            lastOutput = chunk.length > 0 ? now : lastOutput;
             bytes += chunk.length;
+            for (byte next : chunk) {
+                feed(next);
+            }
+            if (now - lastOutput > 1) { // a line is complete within a second, also when emulated
+                pause();
+            }
+            checkTime(now - lastOutput);
+        }
+
+        private void feed(byte next) {
+            if (returned && next != '\n' && next != '\r') {
+                length = 0;
+            }
+            returned = next == '\r';
+            if (next == '\b') { // the loader draws a spinner
+                length = Math.max(0, length - 1);
+            } else if (next != '\n' && next != '\r') {
+                line[length++] = next;
+            }
+            if (next == '\n' || length == line.length) {
+                String text = text().stripTrailing();
+                length = 0;
+                if (!text.isEmpty()) {
+                    last.add(text);
+                    last.subList(0, Math.max(0, last.size() - 15)).clear();
+                    read(text);
+                }
+            } else if (next == ' ' && length < 200) { // prompts are short, and a flood of text must not cost
+                prompt(text());
+            }
         }
 
         private String text() {
@@ -1414,15 +1640,9 @@ final class VmAutoInstall implements Callable<Integer> {
             return printable(new String(line, 0, length, UTF_8).replaceAll("[^\b]\b|[\0\7]", ""));
         }
 
-        private void keep(String text) {
-            if (!text.isEmpty()) {
-                // it may stand after a long line
-                String shown = text.substring(Math.max(0, text.lastIndexOf("panic: ")));
-                last.add(text.length() <= 200 ? text : shown.substring(0, Math.min(200, shown.length())) + "...");
-            }
-            if (last.size() > 15) {
-                last.remove(0);
-            }
+        /** The line that is so many before the end, or "". */
+        private String lineBefore(int count) {
+            return last.size() < count ? "" : last.get(last.size() - count);
         }
 
         /** Notes a prompt as it appears. The boot loader counts down, so it is answered at once. */
@@ -1432,8 +1652,7 @@ final class VmAutoInstall implements Callable<Integer> {
             }
             // While the script runs, a program may print it; getty's comes after its banner, "DragonFly/x86_64 (host)
             // (ttyd0)".
-            boolean banner = !last.isEmpty() && last.get(last.size() - 1).startsWith("DragonFly/");
-            login |= text.equals("login: ") && (stage != Stage.SCRIPT || banner);
+            login |= text.equals("login: ") && (stage != Stage.SCRIPT || lineBefore(1).startsWith("DragonFly/"));
         }
 
         private boolean inLoader() {
@@ -1441,74 +1660,92 @@ final class VmAutoInstall implements Callable<Integer> {
         }
 
         /**
-         * To be called when the console has been quiet for a moment. Then the last line is a prompt, and not the
-         * beginning of a longer line: "login: " may go on with a kernel's panic. A login prompt stays noted, because
-         * other messages of the kernel may follow it in its line.
+         * The console has been quiet for a moment, so its last line is a prompt, and not the beginning of a longer
+         * line: "login: " may go on with a kernel's panic. A login prompt stays noted, because other messages of the
+         * kernel may follow it in its line.
          */
-        void pause() {
+        private void pause() {
             String text = text();
-            if (login && phase == 0) {
+            if (login && purpose.phase == 0) {
                 done = failure == null;
             } else if (login && !done) {
-                fail(hinted(stage == Stage.SCRIPT ? "the phase script ended without a word" : pfi));
-            } else if (inLoader() && text.equals("OK ") && (phase != 1 || prompts > ANSWERS.size())) {
+                fail(hinted(stage == Stage.SCRIPT ? "the phase script ended without a word"
+                        : "the phase script was skipped" + (pfi.isEmpty() ? "" : ": " + pfi)));
+            } else if (inLoader() && text.equals("OK ") && (purpose.phase != 1 || prompts > ANSWERS.size())) {
                 fail(NO_KERNEL + ": it is back at its prompt");
-            } else if (text.equals("db> ") && !last.isEmpty() && last.get(last.size() - 1).startsWith("Stopped at ")) {
+            } else if (text.equals("db> ") && lineBefore(1).startsWith("Stopped at ")) {
                 fail("the kernel sits in its debugger");
             } else if (stage.compareTo(Stage.SCRIPT) < 0) {
                 match(QUESTIONS, text, this::fail);
             }
         }
 
-        private void read(String text) {
-            if (text.isEmpty()) {
-                return;
+        private void checkTime(double silent) {
+            // Under emulation the menu takes seconds. The script's output comes on the serial line in any case.
+            if (!blind && awaitsLoader() && (silent > 120 || stage == Stage.SCRIPT)) {
+                blind = true;
+                hints.add("the boot loader did not answer, so the console was not heard");
+                passed.accept("the boot loader does not answer on the serial line: going on blind, its menu boots by "
+                        + "itself");
             }
+            Duration silence = limit.dividedBy(6);
+            // an installation by hand may not use the serial console
+            if (purpose == Purpose.CHECK_BY_HAND && inLoader() && silent > Math.min(120, limit.toSeconds() / 12.0)) {
+                fail("nothing of its kernel came over the serial line");
+            } else if (!blind && silent > silence.toSeconds()) {
+                fail(124, hinted("its console has been silent for " + VmAutoInstall.text(silence)));
+            } else if (now > limit.toSeconds()) {
+                fail(124, hinted("it did not end within " + VmAutoInstall.text(limit)));
+            } else if (bytes > 200e6) {
+                fail("it floods its console, whose log fills this machine's disk");
+            }
+        }
+
+        private void read(String text) {
             stage = stage.after(text);
             rebooting |= text.startsWith("Rebooting...");
-            rootError = text.contains("Root mount failed: ") ? text : rootError;
-            if (text.contains("Looking for pfi.conf")) {
-                pfi = "pfi did not find the phase's CD";
-            }
-            if (stage == Stage.PFI && text.contains(" found!")) {
-                pfi = "pfi found the phase's CD but did not run the script, or that printed nothing";
-            }
+            pfi = text.contains("pfi.conf") ? text : pfi;
+            match(HINTS, text, hints::add);
             Matcher mark = MARK.matcher(text);
-            boolean marked = phase > 0 && mark.matches();
-            step = marked && mark.group(1) != null ? "step " + mark.group(1) + " (" + mark.group(2) + ")" : step;
-            String now = stage == Stage.SCRIPT && !step.isEmpty() ? step : stage.title;
-            if (failure == null && !now.equals(where)) {
-                where = now;
+            if (purpose.phase > 0 && mark.matches()) {
+                readMark(text, mark);
+            }
+            String place = stage == Stage.SCRIPT && !step.isEmpty() ? step : stage.title;
+            if (failure == null && !place.equals(where)) {
+                where = place;
                 passed.accept(where);
             }
-            String over = marked ? mark.group(3) != null ? mark.group(3) : mark.group(4) : null;
-            if (over != null && !over.equals("" + phase) && !text.startsWith("DONE WITH PHASE ")
-                    && !text.startsWith("PHASE ")) {
-                over = null; // in the middle of a line it is no mark of another phase
-            }
-            if (over != null && !over.equals("" + phase)) {
-                fail("the CD holds the script of phase " + over);
-            } else if (over != null && mark.group(3) == null) { // what it printed before says why
-                String before = last.size() < 2 ? "" : ": " + last.get(last.size() - 2);
+            readFailures(text);
+        }
+
+        private void readMark(String text, Matcher mark) {
+            String ended = mark.group(3) != null ? mark.group(3) : mark.group(4);
+            boolean whole = text.startsWith("DONE WITH PHASE ") || text.startsWith("PHASE ");
+            if (ended == null) {
+                step = "step " + mark.group(1) + " (" + mark.group(2) + ")";
+            } else if (!ended.equals("" + purpose.phase)) {
+                if (whole) { // in the middle of a line it is no mark of another phase
+                    fail("the CD holds the script of phase " + ended);
+                }
+            } else if (mark.group(3) == null) { // what it printed before says why
+                String before = lineBefore(2).isEmpty() ? "" : ": " + lineBefore(2);
                 fail(hinted("its script gave up: " + mark.group(5) + before));
+            } else {
+                done = failure == null;
             }
-            done |= over != null && failure == null;
-            match(HINTS, text, hints::add);
+        }
+
+        private void readFailures(String text) {
             String recent = String.join("\n", last.subList(Math.max(0, last.size() - 4), last.size()));
             int panic = kernelPanic(recent);
             if (panic >= 0) {
                 String message = recent.substring(panic).lines().findFirst().orElse("");
                 fail((message.contains("Root mount failed") ? NO_ROOT : PANIC) + ": " + message);
             }
-            String reason = text.startsWith("Manual root") && !rootError.isEmpty() ? rootError : text;
-            Consumer<String> failed = cause -> fail(hinted(cause + ": " + reason));
+            Consumer<String> failed = cause -> fail(hinted(cause + ": " + text));
             match(FAILURES, text, failed);
-            if (inLoader()) {
-                match(LOADER_FAILURES, text, failed);
-            }
-            if (stage.compareTo(Stage.SCRIPT) < 0) {
-                match(BOOT_FAILURES, text, failed);
-            }
+            match(inLoader() ? LOADER_FAILURES : Map.of(), text, failed);
+            match(stage.compareTo(Stage.SCRIPT) < 0 ? BOOT_FAILURES : Map.of(), text, failed);
         }
 
         private static void match(Map<Pattern, String> patterns, String text, Consumer<String> then) {
@@ -1525,7 +1762,30 @@ final class VmAutoInstall implements Callable<Integer> {
 
         /** The first failure counts: it is the cause of the others. */
         void fail(int code, String cause) {
-            failure = failure == null ? new Failure(code, cause) : failure;
+            if (failure == null) {
+                failure = new VmException(code, cause);
+                failedAt = now;
+            }
+        }
+
+        boolean hasFailedFor(double seconds) {
+            return failure != null && now - failedAt > seconds;
+        }
+
+        /** What QEMU's end means. A phase is done if its script said so and the guest then powered itself off: null. */
+        VmException end(String reason, int exitCode) {
+            if (failure != null) {
+                return failure;
+            } else if ("guest-reset".equals(reason)) {
+                return new VmException(1, hinted("the guest rebooted instead of powering off"));
+            } else if (exitCode != 0 || reason == null && stage != Stage.OFF) {
+                return new VmException(69, "QEMU ended by itself with " + exitText(exitCode));
+            } else if (reason != null && !reason.equals("guest-shutdown")) {
+                return new VmException(69, "QEMU was ended from outside (" + reason + ")");
+            }
+            return done ? null : new VmException(1, hinted(purpose.phase == 0
+                    ? "it powered off before a login prompt came"
+                    : "the guest powered off, but its script did not report DONE"));
         }
 
         /** What to type now. A key that came before its prompt would be lost. */
@@ -1535,20 +1795,21 @@ final class VmAutoInstall implements Callable<Integer> {
 
         /** Whether the boot loader has yet to ask for something. */
         boolean awaitsLoader() {
-            return phase == 1 && answered < ANSWERS.size();
+            return purpose.phase == 1 && answered < ANSWERS.size();
         }
 
-        String hinted(String cause) {
+        private String hinted(String cause) {
             return hints.isEmpty() ? cause : cause + " (" + String.join("; ", hints) + ")";
         }
 
         /** The last lines, and what stands there without a line end. */
         List<String> lastLines() {
-            return Stream.concat(last.stream(), Stream.of(text()).filter(text -> !text.isBlank())).toList();
+            return Stream.concat(last.stream(), Stream.of(text()).filter(text -> !text.isBlank()))
+                    .map(text -> text.length() > 200 ? text.substring(0, 200) + "..." : text).toList();
         }
     }
 
-    // Files and small things.
+    // Values and small things.
 
     /** The number of a phase. */
     static final class PhaseNumber implements ITypeConverter<Integer> {
@@ -1573,223 +1834,12 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
-    private Path vmDir() {
-        return vmDirectory(userPath(dirOption));
+    private static void createPrivate(Path file) throws IOException {
+        Files.createFile(file, PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
     }
 
-    private Path file(String suffix) {
-        return vmDir().resolve(name + suffix);
-    }
-
-    private Path install(String fileName) {
-        return file(".install").resolve(fileName);
-    }
-
-    /** The phase scripts: in the directory that the user names, or make, else in the nearest phases/ of this user. */
-    private List<Path> findScripts() throws IOException {
-        String byMake = System.getProperty("vm.phases");
-        List<Path> scripts = phasesOption == null && byMake == null ? nearestScripts(userPath(""))
-                : scriptsIn(userPath(phasesOption == null ? byMake : phasesOption));
-        if (!scripts.stream().allMatch(Files::isRegularFile)) {
-            throw new VmException(69, (phasesOption == null ? "" : originOf(spec, "--phases") + ": ")
-                    + scripts.get(0).getParent() + " does not hold " + String.join(", ", SCRIPTS));
-        }
-        say("phases: " + scripts.get(0).getParent());
-        return scripts;
-    }
-
-    /**
-     * The nearest phases/ upwards that only this user can change. Others are skipped: anybody can make a /tmp/phases,
-     * and its scripts would run in the new guest and see its keys.
-     */
-    static List<Path> nearestScripts(Path directory) throws IOException {
-        String another = "";
-        for (Path above = directory; above != null; above = above.getParent()) {
-            Path phases = above.resolve("phases");
-            List<Path> scripts = scriptsIn(Files.exists(phases) ? phases.toRealPath() : phases);
-            if (scripts.stream().allMatch(script -> Files.isRegularFile(script, LinkOption.NOFOLLOW_LINKS))) {
-                boolean own = isOwn(scripts.get(0).getParent());
-                for (Path script : scripts) {
-                    own &= isOwn(script);
-                }
-                if (own) {
-                    return scripts;
-                }
-                another = " (not " + scripts.get(0).getParent() + ", because other users own it or can write to it)";
-            }
-        }
-        throw new VmException(69, "no phases/ with " + String.join(", ", SCRIPTS) + " here or above" + another
-                + ": copy it from where vm-auto-install comes from, or name it with --phases or VM_PHASES");
-    }
-
-    private static List<Path> scriptsIn(Path directory) {
-        return SCRIPTS.stream().map(directory::resolve).toList();
-    }
-
-    private Path installer() throws IOException {
-        // vm-setup unpacks a .bz2 that VM_IMAGE names
-        boolean fetched = image == null || image.endsWith(".bz2");
-        Path iso = fetched ? vmDir().resolve("dfly-" + version + ".iso") : userPath(image);
-        checkIso(iso, fetched ? "the installer ISO " + iso + " is missing: run vm-setup"
-                : originOf(spec, "--image") + ": there is no file " + iso);
-        return iso;
-    }
-
-    private static void checkIso(Path iso, String missing) throws IOException {
-        if (!Files.isRegularFile(iso)) {
-            throw new VmException(69, missing);
-        }
-        try (FileChannel channel = FileChannel.open(iso)) {
-            ByteBuffer mark = ByteBuffer.allocate(5);
-            channel.read(mark, 0x8001);
-            if (!new String(mark.array(), ISO_8859_1).equals("CD001")) {
-                throw new VmException(69, iso + " is not an ISO 9660 image");
-            }
-        }
-    }
-
-    /** 69 if the header of a disk makes QEMU use a file outside of VM_DIR. */
-    private void requireChain(Path disk) throws IOException {
-        requireChain(disk, vmDir(), "move it away, and run vm-auto-install again");
-    }
-
-    private void requirePlainDisk(Path disk) throws IOException {
-        String remedy = "move it away, or let vm-setup disk --yes make a blank one";
-        requireChain(disk, vmDir(), remedy);
-        if (backingFile(disk, remedy) != null) {
-            throw new VmException(69, disk + " is no disk of its own, as it builds on another one: " + remedy);
-        }
-    }
-
-    /** Whether a disk has no boot sector, so that nothing is installed on it. */
-    private boolean isEmpty(Path disk) throws IOException {
-        requirePlainDisk(disk); // once more, after QEMU had it
-        Path sector = install("sector.part");
-        qemuImg(List.of("qemu-img", "dd", "-f", "qcow2", "-O", "raw", "bs=512", "count=1", "if=" + disk,
-                "of=" + sector));
-        byte[] bytes = Files.readAllBytes(sector);
-        return bytes[510] != 0x55 || bytes[511] != (byte) 0xaa;
-    }
-
-    private void removeInstall(String pattern) throws IOException {
-        try (Stream<Path> files = Files.list(install(""))) {
-            for (Path file : files.filter(file -> file.getFileName().toString().matches(pattern)).toList()) {
-                Files.delete(file);
-            }
-        }
-    }
-
-    /**
-     * What is known of the phases whose disks are there, and of the clean disk: what was to become of it counts if it
-     * did.
-     */
-    private JsonObject readLedger() throws IOException {
-        Path file = install("install.json");
-        JsonObject ledger = Files.exists(file) ? json(Files.readString(file)) : new JsonObject();
-        ledger.putIfAbsent("phases", new JsonObject());
-        part(ledger, "phases").keySet().removeIf(phase -> !Files.exists(install("phase" + phase + ".qcow2")));
-        if (ledger.remove("placing") instanceof JsonObject placed && Files.exists(file("-clean.qcow2"))
-                && part(placed, "disk").equals(identity(file("-clean.qcow2")))) {
-            ledger.put("installed", placed);
-            ledger.remove("provisioned");
-        }
-        Path kept = file(".snapshots").resolve("clean/snapshot.json");
-        if (ledger.has("provisioned") && Files.exists(kept)) {
-            JsonObject snapshot = json(Files.readString(kept));
-            JsonObject provisioned = part(ledger, "provisioned");
-            if (!snapshot.getBoolean("automatic") && snapshot.getString("made")
-                    .compareTo(provisioned.getString("finished")) > 0) {
-                part(part(part(ledger, "installed"), "phases"), "" + LAST).put("inputs", provisioned.get("inputs"));
-                ledger.remove("provisioned");
-            }
-        }
-        return ledger;
-    }
-
-    private void saveLedger(JsonObject ledger) throws IOException {
-        writeFile(install("install.json"), JsonWriter.indent("  ").string().value(ledger).done() + "\n", "rw-------");
-    }
-
-    private static JsonObject part(JsonObject of, String key) {
-        return of.getObject(key, new JsonObject());
-    }
-
-    /** Enough of a file to know it again. */
-    private static JsonObject identity(Path file) throws IOException {
-        return object("size", "" + Files.size(file), "modified", Files.getLastModifiedTime(file).toString());
-    }
-
-    /** The ISO's SHA-256, looked up as long as the file is the same. */
-    private static String isoSum(Path iso, JsonObject ledger) throws IOException {
-        if (!identity(iso).equals(part(ledger, "iso").get("file"))) {
-            ledger.put("iso", object("file", identity(iso), "sha256", sha256(Files.newInputStream(iso))));
-        }
-        return part(ledger, "iso").getString("sha256");
-    }
-
-    private static String sha256(InputStream content) throws IOException {
-        try (content) {
-            MessageDigest digest = MessageDigest.getInstance("SHA-256");
-            content.transferTo(new DigestOutputStream(OutputStream.nullOutputStream(), digest));
-            return HexFormat.of().formatHex(digest.digest());
-        } catch (NoSuchAlgorithmException impossible) {
-            throw new AssertionError(impossible); // every Java has it
-        }
-    }
-
-    private static void qemuImg(List<String> command) throws IOException {
-        ProcessResult result = run(Duration.ofHours(1), withUmask(command));
-        if (result.getExitValue() != 0) {
-            throw new VmException(1, "qemu-img failed: " + result.outputUTF8().strip());
-        }
-    }
-
-    private static final int LONGEST_LINE = 4000;
-
-    /** Runs a program with an input, and hands on its output line by line. */
-    private int feed(Duration limit, Path directory, List<String> command, String input,
-            Consumer<String> lines) throws IOException {
-        if (verbose) {
-            say("+ " + shellQuoted(command));
-        }
-        try {
-            return new ProcessExecutor(command).directory(directory.toFile())
-                    .redirectInput(new ByteArrayInputStream(input.getBytes(UTF_8)))
-                    .redirectOutput(new LogOutputStream() {
-                        private int length;
-
-                        @Override
-                        public void write(int letter) throws IOException {
-                            length = letter == '\n' ? 0 : length + 1;
-                            if (length <= LONGEST_LINE) { // the guest may never end one
-                                super.write(letter);
-                            }
-                        }
-
-                        @Override
-                        public void write(byte[] letters, int from, int count) throws IOException {
-                            for (byte letter : Arrays.copyOfRange(letters, from, from + count)) {
-                                write(letter);
-                            }
-                        }
-
-                        @Override
-                        protected void processLine(String line) {
-                            lines.accept(line);
-                        }
-                    }).timeout(limit.toMillis(), TimeUnit.MILLISECONDS).destroyOnExit().execute().getExitValue();
-        } catch (TimeoutException late) {
-            throw new VmException(124, command.get(0) + " did not end within " + text(limit));
-        } catch (InterruptedException interrupted) {
-            throw new VmException(130, "interrupted");
-        } catch (IOException missing) {
-            throw new VmException(69, command.get(0) + " cannot be run (is it installed? 'vm-setup check' tells): "
-                    + missing.getMessage());
-        }
-    }
-
-    private Duration limit() {
-        return timeLimit != null ? timeLimit : Duration.ofHours(accel.matches("kvm|hvf") ? 1 : 4);
+    private static String sha256(byte[] content) throws NoSuchAlgorithmException {
+        return HexFormat.of().formatHex(MessageDigest.getInstance("SHA-256").digest(content));
     }
 
     private static String quoted(List<String> lines) {
@@ -1799,81 +1849,6 @@ final class VmAutoInstall implements Callable<Integer> {
     private static String text(Duration duration) {
         return duration.toMinutes() > 0 ? duration.toMinutes() + "m" + duration.toSecondsPart() + "s"
                 : duration.toSeconds() + " s";
-    }
-
-    private void answer(String text) {
-        spec.commandLine().getOut().println(text);
-    }
-
-    private void say(String text) {
-        spec.commandLine().getErr().println(printable(text));
-    }
-
-    private void print(String text) {
-        spec.commandLine().getErr().print(text);
-        spec.commandLine().getErr().flush();
-    }
-
-    /**
-     * Writes an ISO 9660 image. The guest's kernel takes Rock Ridge only if its ER field says RRIP_1991A: mkisofs
-     * compatibility.
-     */
-    static Path writeIso(Path iso, SortedMap<String, byte[]> files) throws IOException {
-        Path part = iso.resolveSibling(iso.getFileName() + ".part");
-        Files.deleteIfExists(part);
-        Files.createFile(part, PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
-        PrintStream stdout = System.out;
-        System.setOut(new PrintStream(OutputStream.nullOutputStream(), false, UTF_8)); // the library talks
-        try {
-            ISO9660RootDirectory root = new ISO9660RootDirectory();
-            for (Map.Entry<String, byte[]> file : files.entrySet()) {
-                root.addFile(new ISO9660File(new ByteArrayDataReference(file.getValue()), file.getKey(),
-                        System.currentTimeMillis()));
-            }
-            ISO9660Config config = new ISO9660Config();
-            config.setInterchangeLevel(2);
-            config.setVolumeID("PFI");
-            RockRidgeConfig rockRidge = new RockRidgeConfig();
-            rockRidge.setMkisofsCompatibility(true);
-            rockRidge.addModeForPattern(".*\\.sh", 0555);
-            rockRidge.addModeForPattern("(?!.*\\.sh$).*", 0444);
-            new CreateISO(new ISOImageFileHandler(part.toFile()), root).process(config, rockRidge, null, null);
-        } catch (HandlerException | ConfigException failed) {
-            throw new IOException("cannot write " + iso + ": " + failed.getMessage(), failed);
-        } finally {
-            System.setOut(stdout);
-        }
-        return Files.move(part, iso, StandardCopyOption.ATOMIC_MOVE);
-    }
-
-    /**
-     * What a phase's disc tells the guest: who may log in, which host key to have, the addresses of QEMU's network.
-     * Made once.
-     */
-    static Map<String, byte[]> provisioning(Path keys, String name, String dportsClone) throws IOException {
-        for (String key : List.of("id_ed25519", "host_key")) {
-            if (!Files.exists(keys.resolve(key)) || !Files.exists(keys.resolve(key + ".pub"))) {
-                Files.deleteIfExists(keys.resolve("half"));
-                Files.deleteIfExists(keys.resolve(key));
-                run(Duration.ofMinutes(1), List.of("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name,
-                        "-f", keys.resolve("half").toString()));
-                Files.move(keys.resolve("half.pub"), keys.resolve(key + ".pub"), StandardCopyOption.REPLACE_EXISTING);
-                Files.move(keys.resolve("half"), keys.resolve(key));
-            }
-        }
-        if (!Files.exists(keys.resolve("root_password"))) {
-            writeFile(keys.resolve("root_password"), new BigInteger(128, new SecureRandom()).toString(36) + "\n",
-                    "rw-------");
-        }
-        String[] hostKey = Files.readString(keys.resolve("host_key.pub")).split("\\s");
-        writeFile(keys.resolve("known_hosts"), name + " " + hostKey[0] + " " + hostKey[1] + "\n", "rw-------");
-        String conf = String.join("\n", "VM_HOSTNAME=" + name.replace('_', '-'), "VM_ADDRESS=10.0.2.15",
-                "VM_NETMASK=255.255.255.0", "VM_GATEWAY=10.0.2.2", "VM_DNS=10.0.2.3",
-                "VM_ROOT_PASSWORD=" + Files.readString(keys.resolve("root_password")).strip(),
-                "VM_DPORTS_CLONE=" + dportsClone, "");
-        return Map.of("authorized_keys", Files.readAllBytes(keys.resolve("id_ed25519.pub")), "vm.conf",
-                conf.getBytes(UTF_8), "hostkey", Files.readAllBytes(keys.resolve("host_key")), "hostkey.pub",
-                Files.readAllBytes(keys.resolve("host_key.pub")));
     }
 
     // shared:qcow2

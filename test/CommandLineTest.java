@@ -317,7 +317,7 @@ final class CommandLineTest {
     void everyPromptTakesYesAlone() throws Exception {
         Path dir = Files.createDirectories(temp.resolve("vm"));
         Files.setPosixFilePermissions(dir, PosixFilePermissions.fromString("rwx------"));
-        VmAutoInstall.writeIso(dir.resolve("dfly-6.4.2.iso"), new TreeMap<>(Map.of("a", "a".getBytes(UTF_8))));
+        VmAutoInstall.PhaseDisc.write(dir.resolve("dfly-6.4.2.iso"), new TreeMap<>(Map.of("a", "a".getBytes(UTF_8))));
         start(List.of("qemu-img", "create", "-q", "-f", "qcow2", dir.resolve("dfly-vm-clean.qcow2").toString(), "1M")).exits(0);
         start(List.of("qemu-img", "create", "-q", "-f", "qcow2", Files.createDirectory(dir.resolve("blank.install"))
                 .resolve("by-hand.qcow2").toString(), "1M")).exits(0);

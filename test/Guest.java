@@ -105,7 +105,11 @@ record Guest(Map<String, String> settings) {
         for (String file : List.of(".install/phase1.qcow2", ".install/phase2.qcow2", ".install/phase3.qcow2", "-clean.qcow2")) {
             Files.createLink(file(file), other.file(file));
         }
-        Files.copy(other.file(".install").resolve("install.json"), file(".install").resolve("install.json"));
+        try (Stream<Path> records = Files.list(other.file(".install"))) {
+            for (Path record : records.filter(file -> file.toString().matches(".*\\.(inputs|json)")).toList()) {
+                Files.copy(record, file(".install").resolve(record.getFileName()));
+            }
+        }
         for (String file : List.of("id_ed25519", "id_ed25519.pub", "host_key", "host_key.pub", "root_password")) {
             Files.copy(other.file(".ssh").resolve(file), file(".ssh").resolve(file), StandardCopyOption.COPY_ATTRIBUTES);
         }

@@ -114,7 +114,7 @@ final class InstallFaultsTest {
             guest.install().exits(69).says("vm-auto-install (pid " + tool.pid() + ", since ", "is at work on this VM");
         }
         fails(tool, phase, sign, code, code == 124 ? 30 : 0, where,
-                (cause + "; to go on from there: vm-auto-install --yes --to " + phase + " --from " + phase + "\n").split("; "));
+                (cause + "; to go on from there: vm-auto-install --yes --to " + phase + "\n").split("; "));
     }
 
     @Test
@@ -125,7 +125,7 @@ final class InstallFaultsTest {
         Path iso = Guest.BUILD.resolve("test/not executable.img");
         GUEST.run(List.of("xorriso", "-as", "mkisofs", "-quiet", "-R", "-o", iso.toString(), cd.toString())).exits(0);
         Process tool = begin(TWIN, "phase1", "run-phase", "1", iso.toString());
-        fails(tool, 1, "login: ", 1, 0, "pfi", "pfi found the phase's CD but did not run the script",
+        fails(tool, 1, "login: ", 1, 0, "pfi", "the phase script was skipped: Looking for pfi.conf on ",
                 "to go on from there: vm-auto-install run-phase 1 '" + iso + "'\n");
     }
 
@@ -236,7 +236,7 @@ final class InstallFaultsTest {
         TWIN.qemus().forEach(ProcessHandle::destroyForcibly);
         assertEquals(69, end(tool), () -> read(OUTPUT));
         new Script.Result("vm-auto-install", 69, "", read(OUTPUT)).says("phase " + phase + " failed at step 1 (come up) after ",
-                "QEMU ended by itself with signal 9", "  | STEP 1: come up\n", " --from " + phase + "\n");
+                "QEMU ended by itself with signal 9", "  | STEP 1: come up\n", "to go on from there: vm-auto-install ");
     }
 
     private static void killTool(Guest guest, int phase, String... arguments) throws Exception {

@@ -84,8 +84,7 @@ final class InstallTest {
         Files.createDirectories(GUEST.file(".install")); // what an installation of 6.4.0 left
         Files.createDirectories(GUEST.file(".snapshots").resolve("of 6.4.0"));
         Files.writeString(GUEST.file("-clean.qcow2"), "6.4.0");
-        Files.writeString(GUEST.file(".install").resolve("install.json"),
-                "{\"installed\": {\"phases\": {\"1\": {\"inputs\": {\"DFLY_VERSION\": \"6.4.0\"}}}}}");
+        Files.writeString(GUEST.file(".install").resolve("installed1.inputs"), "DFLY_VERSION=6.4.0\n");
         withMirror().install().exits(2).says("DFLY_VERSION (6.4.0 -> 6.4.2)", "replace VM guest with all its snapshots", "--yes");
         assertEquals("6.4.0", Files.readString(GUEST.file("-clean.qcow2")));
     }
