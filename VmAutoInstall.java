@@ -287,22 +287,11 @@ final class VmAutoInstall implements Callable<Integer> {
         List<Path> scripts = findScripts(phases);
         Path iso = installer(files, machine);
         return locked(files, "vm-auto-install", () -> {
-            Installation installation = new Installation(files);
             List<Phase> all = phases(files, scripts, iso);
-            Start changed = installation.firstChange(all, Installation.VM);
-            if (changed.phase > LAST && !force && from == null && to == LAST) {
-                say(vmName + " is installed, and nothing it was made from has changed; to install it again: "
-                        + withOption("--force"));
+            Start start = chooseStart(files, all);
+            if (start == null) {
                 return files.clean();
-            }
-            Start start = force ? new Start(1, "--force") : from != null ? new Start(from, "--from")
-                    : installation.firstChange(all, Installation.DISKS);
-            if (Files.exists(files.clean()) && !changed.equals(start) && changed.phase <= LAST) {
-                say("phase " + changed.phase + " of the installed VM: " + changed.why);
-            }
-            say(start.phase > to ? "phases 1 to " + to + " are done" : "beginning at phase " + start.phase + ": "
-                    + start.why);
-            if (to == LAST) {
+            } else if (to == LAST) {
                 confirmReplacing(files, yes);
             }
             Job job = job(files, machine, limit);
@@ -312,6 +301,25 @@ final class VmAutoInstall implements Callable<Integer> {
             }
             return to < LAST ? files.disk(to) : job.replaceCleanDisk(job.flatten(), Purpose.CHECK, iso);
         });
+    }
+
+    /** Says where the installation begins, and why; null if the VM is installed, and from the same inputs. */
+    private Start chooseStart(VmFiles files, List<Phase> all) throws IOException {
+        Installation installation = new Installation(files);
+        Start changed = installation.firstChange(all, Installation.VM);
+        if (changed.phase > LAST && !force && from == null && to == LAST) {
+            say(vmName + " is installed, and nothing it was made from has changed; to install it again: "
+                    + withOption("--force"));
+            return null;
+        }
+        Start start = force ? new Start(1, "--force") : from != null ? new Start(from, "--from")
+                : installation.firstChange(all, Installation.DISKS);
+        if (Files.exists(files.clean()) && !changed.equals(start) && changed.phase <= LAST) {
+            say("phase " + changed.phase + " of the installed VM: " + changed.why);
+        }
+        say(start.phase > to ? "phases 1 to " + to + " are done" : "beginning at phase " + start.phase + ": "
+                + start.why);
+        return start;
     }
 
     @Command(name = "by-hand", description = {"Install by hand, with the serial console on this terminal", "",
@@ -362,10 +370,10 @@ final class VmAutoInstall implements Callable<Integer> {
             """;
 
     @Command(name = "make-iso", description = {"Write the CD of a phase, as the guest's rc.d/pfi looks for it", "",
-        "It holds pfi.conf, the script as phaseN.sh, and the files of DATA_DIR. Only its owner may read it. Its path "
-            + "is printed."}, footer = "  vm-auto-install make-iso phases/phase1-install.sh p1.iso")
+        "It holds pfi.conf, the script as phaseN.sh or script.sh, and the files of DATA_DIR. Only its owner may read "
+            + "it. Its path is printed."}, footer = "  vm-auto-install make-iso phases/phase1-install.sh p1.iso")
     int makeIso(@Mixin DportsOption dports,
-            @Parameters(paramLabel = "SCRIPT", description = "An executable sh script.") Path script,
+            @Parameters(paramLabel = "SCRIPT", description = "A sh script.") Path script,
             @Parameters(paramLabel = "OUT", description = "The ISO to write.") Path out,
             @Parameters(paramLabel = "DATA_DIR", arity = "0..1", description = "A directory of plain files (default: "
                     + "this VM's own keys, root password and vm.conf).") Path data) throws Exception {
@@ -421,9 +429,10 @@ final class VmAutoInstall implements Callable<Integer> {
             throw notRunning(files.dir, vmName);
         }
         return locked(files, "vm-auto-install provision", () -> {
+            Installation installation = new Installation(files);
             Phase phase = Phase.of(LAST, script, Credentials.files(files, dports.clone), dports.clone);
             Provisioning.run(files, limit.with("auto"), phase.disc, this::say);
-            new Installation(files).provisioned(phase);
+            installation.provisioned(phase);
             say("provisioned; to keep it as the clean state: vm-ctl snapshot clean --yes");
             return null;
         });
@@ -463,12 +472,13 @@ final class VmAutoInstall implements Callable<Integer> {
     /** The phase scripts: in the directory that the user names, or make, else in the nearest phases/ of this user. */
     private List<Path> findScripts(PhasesOption option) throws IOException {
         String named = option.directory != null ? option.directory : System.getProperty("vm.phases");
-        List<Path> scripts = named == null ? nearestScripts(userPath("")) : scriptsIn(userPath(named));
+        Path directory = named == null ? nearestPhases(userPath("")) : userPath(named);
+        List<Path> scripts = SCRIPTS.stream().map(directory::resolve).toList();
         if (!scripts.stream().allMatch(Files::isRegularFile)) {
-            throw new VmException(69, (option.directory == null ? "" : originOf(spec, "--phases") + ": ")
-                    + scripts.get(0).getParent() + " does not hold " + String.join(", ", SCRIPTS));
+            throw new VmException(69, (option.directory == null ? "" : originOf(spec, "--phases") + ": ") + directory
+                    + " does not hold " + String.join(", ", SCRIPTS));
         }
-        say("phases: " + scripts.get(0).getParent());
+        say("phases: " + directory);
         return scripts;
     }
 
@@ -476,28 +486,24 @@ final class VmAutoInstall implements Callable<Integer> {
      * The nearest phases/ upwards that only this user can change. Others are skipped: anybody can make a /tmp/phases,
      * and its scripts would run in the new guest and see its keys.
      */
-    static List<Path> nearestScripts(Path directory) throws IOException {
+    static Path nearestPhases(Path directory) throws IOException {
         String another = "";
         for (Path above = directory; above != null; above = above.getParent()) {
             Path phases = above.resolve("phases");
-            List<Path> scripts = scriptsIn(Files.exists(phases) ? phases.toRealPath() : phases);
-            if (scripts.stream().allMatch(script -> Files.isRegularFile(script, LinkOption.NOFOLLOW_LINKS))) {
-                boolean own = isOwn(scripts.get(0).getParent());
-                for (Path script : scripts) {
-                    own &= isOwn(script);
+            if (SCRIPTS.stream().map(phases::resolve)
+                    .allMatch(script -> Files.isRegularFile(script, LinkOption.NOFOLLOW_LINKS))) {
+                boolean own = isOwn(phases.toRealPath());
+                for (String script : SCRIPTS) {
+                    own &= isOwn(phases.resolve(script));
                 }
                 if (own) {
-                    return scripts;
+                    return phases.toRealPath();
                 }
-                another = " (not " + scripts.get(0).getParent() + ", because other users own it or can write to it)";
+                another = " (not " + phases + ", because other users own it or can write to it)";
             }
         }
         throw new VmException(69, "no phases/ with " + String.join(", ", SCRIPTS) + " here or above" + another
                 + ": copy it from where vm-auto-install comes from, or name it with --phases or VM_PHASES");
-    }
-
-    private static List<Path> scriptsIn(Path directory) {
-        return SCRIPTS.stream().map(directory::resolve).toList();
     }
 
     private Path installer(VmFiles files, MachineOptions machine) throws IOException {
@@ -662,7 +668,7 @@ final class VmAutoInstall implements Callable<Integer> {
 
         /** Boots a disk through a throw-away overlay and asks it over ssh for its tools' versions. */
         private JsonObject check(Path disk, Purpose purpose) throws Exception {
-            say.accept("booting it once, to see whether it is provisioned");
+            say.accept("booting it once, to see that it answers");
             Path overlay = Disk.create(files, "verify.part", "", disk);
             int port;
             try (ServerSocket free = new ServerSocket(0, 1, InetAddress.getByName("127.0.0.1"))) {
@@ -1262,8 +1268,8 @@ final class VmAutoInstall implements Callable<Integer> {
             if (verbose) {
                 job.say.accept("+ " + shellQuoted(command));
             }
-            process = new ProcessBuilder(command).directory(log.getParent().toFile()).redirectErrorStream(true)
-                    .redirectOutput(log.toFile()).start();
+            process = new ProcessBuilder(command).directory(byHand ? log.getParent().toFile() : null)
+                    .redirectErrorStream(true).redirectOutput(log.toFile()).start();
         }
 
         /** A QEMU without seccomp does not know -sandbox. It reads its options in order, and ends at --version. */
@@ -1359,7 +1365,7 @@ final class VmAutoInstall implements Callable<Integer> {
                     System.err.flush();
                     if (problem != null) {
                         throw new VmException(1, problem + ". " + kept);
-                    } else if (ctrlBracketCount > handled && qmp.channel != null) {
+                    } else if (ctrlBracketCount > handled && qmp.isOpen()) {
                         System.err.print(handled == 0 ? "\r\nshutting it down; Ctrl-] again ends it at once\r\n"
                                 : "\r\n");
                         ask(handled++ == 0 ? "system_powerdown" : "quit");
@@ -1369,7 +1375,8 @@ final class VmAutoInstall implements Callable<Integer> {
             if (shutdownReason == null) {
                 throw new VmException(69, "QEMU ended by itself with " + exitText(process.exitValue()) + ". " + kept);
             } else if (!shutdownReason.equals("guest-shutdown")) {
-                throw new VmException(1, "the guest did not shut itself down (" + shutdownReason
+                String who = shutdownReason.equals("host-qmp-quit") ? "you ended it" : "it was ended from outside";
+                throw new VmException(1, "the guest did not shut itself down (" + who
                         + "), so its last writes may be missing. " + kept);
             }
         }
@@ -1425,6 +1432,10 @@ final class VmAutoInstall implements Callable<Integer> {
         private SocketChannel channel;
 
         Qmp() throws IOException {}
+
+        boolean isOpen() {
+            return channel != null;
+        }
 
         /** Sends a command, or none (null), and returns what the monitor said since the last time. */
         List<JsonObject> exchange(String command, JsonObject arguments) throws IOException {
@@ -1545,8 +1556,6 @@ final class VmAutoInstall implements Callable<Integer> {
                 "^Enter full pathname of shell or RETURN for /bin/sh:", "the guest went to single-user mode");
         /** Lines that are no failure by themselves, but that explain one. */
         private static final Map<Pattern, String> HINTS = patterns(
-                "^Can't work out which disk", "the loader did not know its boot disk",
-                "UNEXPECTED INCONSISTENCY", "fsck found damage that it does not repair by itself",
                 "smp_invltlb.*waited too long|excessive contended", "its processors wait for each other",
                 "No active remote repositories", "pkg has lost its repository file",
                 "lua script failed", "pkg's upgrade of itself failed in a lua script");

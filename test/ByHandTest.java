@@ -59,7 +59,7 @@ final class ByHandTest {
                 Guest.await(LOG, "login:");
                 Guest.type(keys, LOG, "root\r", "# ");
                 Guest.type(keys, LOG, "mount_cd9660 /dev/cd1 /mnt && sh /mnt/phase1.sh\r", "STEP 1");
-                end(terminal, 1, "booting it once, to see whether it is provisioned", "the check of the disk, which is kept, failed at ",
+                end(terminal, 1, "booting it once, to see that it answers", "the check of the disk, which is kept, failed at ",
                         "a tool is missing or broken: go, bash, git, ", "to go on from there: vm-auto-install by-hand\r\n");
             }
             guest.ctl("start").exits(69).says("the installation of guest by hand is not finished: vm-auto-install by-hand continues");
@@ -94,7 +94,7 @@ final class ByHandTest {
         OutputStream keys = tool.getOutputStream();
         keys.write(0x1d);
         keys.close(); // the end of the input ends nothing
-        Guest.await(LOG, "booting it once, to see whether it is provisioned");
+        Guest.await(LOG, "booting it once, to see that it answers");
         tool.destroy();
         end(tool, 143, "shutting it down; Ctrl-] again ends it at once", "Powering system off");
         assertTrue(Files.exists(DISK));
