@@ -408,7 +408,7 @@ final class VmAutoInstall implements Callable<Integer> {
             Path part = files.install("phase" + number + ".part");
             chooseAccelerator(files, machine, true);
             answer(shellQuoted(Disk.createCommand(part, machine.diskSize, files.disk(number - 1))));
-            answer(shellQuoted(qemuCommand(machine, vmName + "-phase" + number, part, Job.cds(number, iso, cd),
+            answer(shellQuoted(Qemu.command(machine, vmName + "-phase" + number, part, Job.cds(number, iso, cd),
                     files.install("qmp"), 0, false)));
             return 0;
         }
@@ -575,7 +575,7 @@ final class VmAutoInstall implements Callable<Integer> {
         String project = ((Settings) spec.commandLine().getDefaultValueProvider()).get("VM_PROJECT");
         List<String> setup = dryRun ? null : sibling(machine.setupCommand, "VmSetup", userPath(""),
                 userPath(project == null ? "" : project));
-        Accelerator found = accelerator(machine.accel, files.dir, machine.accel.equals("auto") ? qemuVersion() : "",
+        Accelerator found = accelerator(machine.accel, files.dir, machine.accel.equals("auto") ? Qemu.version() : "",
                 setup, Path.of("/dev/kvm"));
         say("accelerator: " + found.name() + " (" + found.reason() + ")");
         machine.accel = found.name();
@@ -659,7 +659,7 @@ final class VmAutoInstall implements Callable<Integer> {
         Path replaceCleanDisk(Path disk, Purpose check, Path iso) throws Exception {
             JsonObject versions = check(disk, check);
             installation.place(disk, check == Purpose.CHECK, object("version", machine.version, "iso", iso.toString(),
-                    "versions", versions, "accelerator", machine.accel, "qemu", qemuVersion(),
+                    "versions", versions, "accelerator", machine.accel, "qemu", Qemu.version(),
                     "finished", Instant.now().toString()));
             say.accept(files.name + " is installed: " + versions.getString("uname") + ", " + versions.getString("go")
                     + "; start it: vm-ctl start");
@@ -1181,52 +1181,71 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
-    /**
-     * QEMU's command line. The serial console is QEMU's stdin and stdout. With several CDs it boots the first one. By
-     * hand it tries the disk first, a reboot does not end QEMU, and the screen is on a socket in its working directory.
-     */
-    static List<String> qemuCommand(MachineOptions machine, String title, Path disk, List<Path> cds, Path qmp,
-            int sshPort, boolean byHand) {
-        int cdOrder = cds.size() < 2 ? -1 : byHand ? 1 : 0;
-        int processors = processors(machine.cpus, machine.accel);
-        String model = Map.of("kvm", "Broadwell-v4,+hypervisor,pmu=off", "hvf", "host", "tcg", "qemu64")
-                .get(machine.accel);
-        long host = ManagementFactory.getPlatformMXBean(OperatingSystemMXBean.class).getTotalMemorySize() >> 20;
-        List<String> command = new ArrayList<>(List.of(QEMU, "-name", title, "-machine", "pc",
-                "-accel", accelArgument(machine.accel, processors), "-cpu", machine.cpu != null ? machine.cpu : model,
-                "-m", machine.memory != null ? machine.memory : Math.max(2048, Math.min(8192, host / 4)) + "M",
-                "-smp", "" + processors,
-                "-chardev", "socket,id=qmp0,server=on,wait=off,path=" + escaped(qmp),
-                "-netdev", "user,id=net0" + (sshPort > 0 ? ",hostfwd=tcp:127.0.0.1:" + sshPort + "-:22" : ""),
-                "-blockdev", "driver=qcow2,node-name=disk0,discard=unmap,detect-zeroes=unmap,cache.no-flush="
-                        + (byHand ? "off" : "on") + ",file.driver=file,file.discard=unmap,file.filename="
-                        + escaped(disk)));
-        command.addAll(List.of(("-nodefaults -no-user-config -vga std -display none -mon chardev=qmp0,mode=control"
-                + " -chardev stdio,id=serial0,signal=off -serial chardev:serial0"
-                + " -device virtio-net-pci,netdev=net0 -device virtio-scsi-pci,id=scsi0"
-                + " -device scsi-hd,drive=disk0,bus=scsi0.0,bootindex=" + (cdOrder == 0 ? 1 : 0)
-                + (byHand ? " -vnc unix:by-hand.vnc" : " -no-reboot")).split(" ")));
-        for (int i = 0; i < cds.size(); i++) {
-            command.addAll(List.of("-blockdev", "driver=raw,read-only=on,node-name=cd" + i
-                    + ",file.driver=file,file.filename=" + escaped(cds.get(i)),
-                    "-device", "ide-cd,drive=cd" + i + ",bus=ide." + i / 2 + ",unit=" + i % 2
-                    + (cdOrder >= 0 && i == 0 ? ",bootindex=" + cdOrder : "")));
+    /** QEMU's arguments, and what it says of itself. */
+    static final class Qemu {
+        private static final String NAME = "qemu-system-x86_64";
+
+        /**
+         * QEMU's command line. The serial console is QEMU's stdin and stdout. With several CDs it boots the first one.
+         * By hand it tries the disk first, a reboot does not end QEMU, and the screen is on a socket in its working
+         * directory.
+         */
+        static List<String> command(MachineOptions machine, String title, Path disk, List<Path> cds, Path qmp,
+                int sshPort, boolean byHand) {
+            int cdOrder = cds.size() < 2 ? -1 : byHand ? 1 : 0;
+            int processors = processors(machine.cpus, machine.accel);
+            String model = Map.of("kvm", "Broadwell-v4,+hypervisor,pmu=off", "hvf", "host", "tcg", "qemu64")
+                    .get(machine.accel);
+            long host = ManagementFactory.getPlatformMXBean(OperatingSystemMXBean.class).getTotalMemorySize() >> 20;
+            List<String> command = new ArrayList<>(List.of(NAME, "-name", title, "-machine", "pc",
+                    "-accel", accelArgument(machine.accel, processors),
+                    "-cpu", machine.cpu != null ? machine.cpu : model,
+                    "-m", machine.memory != null ? machine.memory : Math.max(2048, Math.min(8192, host / 4)) + "M",
+                    "-smp", "" + processors,
+                    "-chardev", "socket,id=qmp0,server=on,wait=off,path=" + escaped(qmp),
+                    "-netdev", "user,id=net0" + (sshPort > 0 ? ",hostfwd=tcp:127.0.0.1:" + sshPort + "-:22" : ""),
+                    "-blockdev", "driver=qcow2,node-name=disk0,discard=unmap,detect-zeroes=unmap,cache.no-flush="
+                            + (byHand ? "off" : "on") + ",file.driver=file,file.discard=unmap,file.filename="
+                            + escaped(disk)));
+            command.addAll(List.of(("-nodefaults -no-user-config -vga std -display none -mon chardev=qmp0,mode=control"
+                    + " -chardev stdio,id=serial0,signal=off -serial chardev:serial0"
+                    + " -device virtio-net-pci,netdev=net0 -device virtio-scsi-pci,id=scsi0"
+                    + " -device scsi-hd,drive=disk0,bus=scsi0.0,bootindex=" + (cdOrder == 0 ? 1 : 0)
+                    + (byHand ? " -vnc unix:by-hand.vnc" : " -no-reboot")).split(" ")));
+            for (int i = 0; i < cds.size(); i++) {
+                command.addAll(List.of("-blockdev", "driver=raw,read-only=on,node-name=cd" + i
+                        + ",file.driver=file,file.filename=" + escaped(cds.get(i)),
+                        "-device", "ide-cd,drive=cd" + i + ",bus=ide." + i / 2 + ",unit=" + i % 2
+                        + (cdOrder >= 0 && i == 0 ? ",bootindex=" + cdOrder : "")));
+            }
+            List<String> more = split(machine.qemuArgs);
+            command.addAll(sandbox(more, true));
+            command.addAll(more);
+            return command;
         }
-        List<String> more = split(machine.qemuArgs);
-        command.addAll(sandbox(more, true));
-        command.addAll(more);
-        return command;
-    }
 
-    /** A path as the value of a QEMU option. */
-    private static String escaped(Path path) {
-        return path.toString().replace(",", ",,");
-    }
+        /** A path as the value of a QEMU option. */
+        private static String escaped(Path path) {
+            return path.toString().replace(",", ",,");
+        }
 
-    private static final String QEMU = "qemu-system-x86_64";
+        static String version() throws IOException {
+            return run(Duration.ofSeconds(20), List.of(NAME, "--version")).outputUTF8().lines().findFirst().orElse("");
+        }
 
-    private static String qemuVersion() throws IOException {
-        return run(Duration.ofSeconds(20), List.of(QEMU, "--version")).outputUTF8().lines().findFirst().orElse("");
+        /** A QEMU without seccomp does not know -sandbox. It reads its options in order, and ends at --version. */
+        static void removeUnknownSandbox(List<String> command, Consumer<String> say) throws IOException {
+            List<String> sandbox = sandbox(List.of(), true);
+            List<String> question = new ArrayList<>(sandbox);
+            question.add(0, NAME);
+            question.add("--version");
+            ProcessResult tried = run(Duration.ofSeconds(20), question);
+            if (tried.getExitValue() != 0) {
+                say.accept("this QEMU was built without seccomp, so it runs without -sandbox: "
+                        + tried.outputUTF8().strip());
+                command.removeAll(sandbox);
+            }
+        }
     }
 
     /** A QEMU child process. Its console goes to the log file, keys go to its stdin, QMP to a socket. */
@@ -1262,28 +1281,14 @@ final class VmAutoInstall implements Callable<Integer> {
             // On Linux the kernel ends QEMU when this process dies, even of kill -9.
             boolean linux = System.getProperty("os.name").equals("Linux");
             List<String> command = new ArrayList<>(linux ? List.of("setpriv", "--pdeathsig", "KILL") : List.of());
-            command.addAll(withUmask(qemuCommand(job.machine, job.files.name + "-" + purpose.file, disk, cds,
+            command.addAll(withUmask(Qemu.command(job.machine, job.files.name + "-" + purpose.file, disk, cds,
                     qmp.socket, sshPort, byHand)));
-            removeUnknownSandbox(command);
+            Qemu.removeUnknownSandbox(command, job.say);
             if (verbose) {
                 job.say.accept("+ " + shellQuoted(command));
             }
             process = new ProcessBuilder(command).directory(byHand ? log.getParent().toFile() : null)
                     .redirectErrorStream(true).redirectOutput(log.toFile()).start();
-        }
-
-        /** A QEMU without seccomp does not know -sandbox. It reads its options in order, and ends at --version. */
-        private void removeUnknownSandbox(List<String> command) throws IOException {
-            List<String> sandbox = sandbox(List.of(), true);
-            List<String> question = new ArrayList<>(sandbox);
-            question.add(0, QEMU);
-            question.add("--version");
-            ProcessResult tried = run(Duration.ofSeconds(20), question);
-            if (tried.getExitValue() != 0) {
-                job.say.accept("this QEMU was built without seccomp, so it runs without -sandbox: "
-                        + tried.outputUTF8().strip());
-                command.removeAll(sandbox);
-            }
         }
 
         private Duration elapsed() {

@@ -330,6 +330,56 @@ class VmAutoInstallTest {
         assertEquals(69, cut.end(null, 0).exitCode, "no power-off was seen");
     }
 
+    @Test
+    void aGuestThatIsSilentOrSlowFails() {
+        VmAutoInstall.ConsoleWatcher silent = watcher(2, step -> { });
+        silent.feed(KERNEL.getBytes(UTF_8), 10);
+        silent.feed(new byte[0], 609);
+        assertNull(silent.failure);
+        silent.feed(new byte[0], 611);
+        assertEquals("124 its console has been silent for 10m0s", silent.failure.exitCode + " " + silent.failure.getMessage());
+        assertFalse(silent.hasFailedFor(2));
+        silent.feed(new byte[0], 614);
+        assertTrue(silent.hasFailedFor(2));
+
+        VmAutoInstall.ConsoleWatcher slow = watcher(2, step -> { });
+        for (int minute = 0; minute <= 60; minute++) {
+            slow.feed("Fetching go\r\n".getBytes(UTF_8), 60 * minute);
+            assertNull(slow.failure);
+        }
+        slow.feed("Fetching go\r\n".getBytes(UTF_8), 3601);
+        assertEquals("124 it did not end within 60m0s", slow.failure.exitCode + " " + slow.failure.getMessage());
+    }
+
+    /** The loader's menu boots by itself, and then nothing may come before the phase script, which writes to the serial line. */
+    @Test
+    void aLoaderThatIsNotHeardIsNoFailure() {
+        List<String> seen = new ArrayList<>();
+        VmAutoInstall.ConsoleWatcher blind = watcher(1, seen::add);
+        blind.feed(new byte[0], 119);
+        assertEquals(List.of(), seen);
+        blind.feed(new byte[0], 121);
+        blind.feed(new byte[0], 3599);
+        assertTrue(seen.get(0).contains("going on blind") && seen.size() == 1 && blind.failure == null, seen.toString());
+        blind.feed(new byte[0], 3601);
+        assertTrue(blind.failure.getMessage().endsWith("(the boot loader did not answer, so the console was not heard)"));
+
+        VmAutoInstall.ConsoleWatcher byHand = new VmAutoInstall.ConsoleWatcher(VmAutoInstall.Purpose.CHECK_BY_HAND, Duration.ofMinutes(60), seen::add);
+        byHand.feed(new byte[0], 119);
+        assertNull(byHand.failure);
+        byHand.feed(new byte[0], 121);
+        assertEquals("nothing of its kernel came over the serial line", byHand.failure.getMessage());
+    }
+
+    @Test
+    void anOptionThatACommandWouldIgnoreIsRefused() {
+        assertEquals(2, run("--memory", "4G", "by-hand"));
+        says("--memory belongs after by-hand");
+        assertEquals(2, run("--force", "clean-phases"));
+        says("--force belongs after clean-phases");
+        assertEquals(0, run("--vm-name", "other", "clean-phases"), "that one is every command's");
+    }
+
     // The CD.
 
     private Path script(String name, String text) throws IOException {
@@ -619,7 +669,7 @@ class VmAutoInstallTest {
     }
 
     private static List<String> qemu(VmAutoInstall.MachineOptions machine, Path disk, List<Path> cds, Path qmp, int port, boolean byHand) {
-        return VmAutoInstall.qemuCommand(machine, "x", disk, cds, qmp, port, byHand);
+        return VmAutoInstall.Qemu.command(machine, "x", disk, cds, qmp, port, byHand);
     }
 
     @Test
