@@ -1640,8 +1640,7 @@ final class VmAutoInstall implements Callable<Integer> {
                 String text = text().stripTrailing();
                 length = 0;
                 if (!text.isEmpty()) {
-                    last.add(text);
-                    last.subList(0, Math.max(0, last.size() - 15)).clear();
+                    keep(text);
                     read(text);
                 }
             } else if (next == ' ' && length < 200) { // prompts are short, and a flood of text must not cost
@@ -1652,6 +1651,15 @@ final class VmAutoInstall implements Callable<Integer> {
         private String text() {
             // a backspace takes a character back; NUL and BEL are nothing to read
             return printable(new String(line, 0, length, UTF_8).replaceAll("[^\b]\b|[\0\7]", ""));
+        }
+
+        private void keep(String text) {
+            // a panic may stand after a long line
+            String shown = text.substring(Math.max(0, text.lastIndexOf("panic: ")));
+            last.add(text.length() <= 200 ? text : shown.substring(0, Math.min(200, shown.length())) + "...");
+            if (last.size() > 15) {
+                last.remove(0);
+            }
         }
 
         /** The line that is so many before the end, or "". */
@@ -1818,8 +1826,7 @@ final class VmAutoInstall implements Callable<Integer> {
 
         /** The last lines, and what stands there without a line end. */
         List<String> lastLines() {
-            return Stream.concat(last.stream(), Stream.of(text()).filter(text -> !text.isBlank()))
-                    .map(text -> text.length() > 200 ? text.substring(0, 200) + "..." : text).toList();
+            return Stream.concat(last.stream(), Stream.of(text()).filter(text -> !text.isBlank())).toList();
         }
     }
 

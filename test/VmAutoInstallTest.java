@@ -32,6 +32,7 @@ import java.util.TreeMap;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Consumer;
+import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
@@ -93,7 +94,7 @@ class VmAutoInstallTest {
         List<String> passed = List.of("the boot loader", "the kernel's start", "the root mount", "rc", "pfi",
                 "step 1 (look at the machine)", "step 2 (gr\u00fc\u00dfe)", "the shutdown", "power-off");
         byte[] phase = (LOADER + PROMPTS + KERNEL + SCRIPT + END).getBytes(UTF_8);
-        for (int chunk = 1; chunk <= phase.length; chunk++) {
+        for (int chunk : IntStream.concat(IntStream.rangeClosed(1, 70), IntStream.of(500, phase.length)).toArray()) {
             List<String> seen = new ArrayList<>();
             VmAutoInstall.ConsoleWatcher end = watch(1, phase, chunk, seen);
             seen.removeIf(place -> place.contains("going on blind")); // nobody answers the loader here
@@ -114,7 +115,7 @@ class VmAutoInstallTest {
         all.writeBytes(new byte[] {0, 0, (byte) 0xff, (byte) 0xc3, 'x', '\r', '\n', 27, '[', '3', '1', ';', '\r', '\n', 27});
         all.writeBytes("c[1/9] Fetching go: 10%\r[1/9] Fetching go: 99%\rdone\r\n".getBytes(UTF_8));
         all.writeBytes("Fatal trap 12: page fault\r\ncpuid = 0; lapic->id = 00000000\r\ndb> ".getBytes(UTF_8));
-        for (int chunk = 1; chunk <= all.size(); chunk++) {
+        for (int chunk : IntStream.concat(IntStream.rangeClosed(1, 70), IntStream.of(500, all.size())).toArray()) {
             VmAutoInstall.ConsoleWatcher end = watch(1, all.toByteArray(), chunk, new ArrayList<>());
             assertEquals("the kernel panicked: Fatal trap 12: page fault", end.failure.getMessage());
             assertEquals("step 2 (gr\u00fc\u00dfe)", end.where);
@@ -137,13 +138,13 @@ class VmAutoInstallTest {
     @Test
     void aFloodCostsNeitherMemoryNorTime() {
         long start = System.nanoTime();
-        for (String flood : List.of("x".repeat(3_000_000), "a: ".repeat(1_000_000), "\r.".repeat(1_000_000), "\033[".repeat(1_000_000))) {
+        for (String flood : List.of("x".repeat(1_000_000), "a: ".repeat(300_000), "\r.".repeat(300_000), "\033[".repeat(300_000))) {
             VmAutoInstall.ConsoleWatcher huge = watch(2, flood + "\r\nSTEP 4: after it\r\n" + "y\n".repeat(100));
             assertEquals("step 4 (after it)", huge.where);
             assertEquals(15, huge.lastLines().size());
             assertTrue(watch(2, flood).lastLines().stream().allMatch(line -> line.length() < 5000));
         }
-        assertTrue(System.nanoTime() - start < 60e9, "24 MB in a minute, on any machine");
+        assertTrue(System.nanoTime() - start < 20e9, "6 MB in 20 s, on any machine");
     }
 
     @ParameterizedTest
@@ -243,7 +244,7 @@ class VmAutoInstallTest {
     void aRealConsoleGivesTheRightAnswer(String log, int phase, String answer) throws IOException {
         byte[] bytes = Files.readAllBytes(Path.of("test/console").resolve(log));
         Random random = new Random(20);
-        for (int turn = 0; turn < 40; turn++) {
+        for (int turn = 0; turn < 10; turn++) {
             VmAutoInstall.ConsoleWatcher watcher = watcher(phase, step -> { });
             for (int from = 0, to; from < bytes.length; from = to) { // whole, byte by byte, then cut at random places
                 to = turn == 0 ? bytes.length : Math.min(bytes.length, from + (turn == 1 ? 1 : 1 + random.nextInt(4000)));
