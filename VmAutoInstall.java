@@ -340,7 +340,7 @@ final class VmAutoInstall implements Callable<Integer> {
             Job job = job(files, machine, limit);
             Path disk = files.install("by-hand.qcow2");
             if (!Files.exists(disk)) {
-                Disk.finish(Disk.create(files, "by-hand.part", machine.diskSize, null), disk, "rw-------");
+                Disk.create(files, "by-hand.qcow2", machine.diskSize, null);
             }
             Disk.checkPlain(files, disk);
             Path cd = PhaseDisc.write(files.install("by-hand.iso"),
@@ -760,7 +760,7 @@ final class VmAutoInstall implements Callable<Integer> {
         /** Gives a phase's disk its name, and records what it was made from. */
         void finish(Phase phase, Path part) throws IOException {
             forget(phase.number);
-            Disk.finish(part, files.disk(phase.number), "r--------");
+            Disk.finish(part, files.disk(phase.number));
             write(DISKS, phase.number, phase.inputs);
         }
 
@@ -782,7 +782,7 @@ final class VmAutoInstall implements Callable<Integer> {
         void place(Path disk, boolean fromPhases, JsonObject text) throws IOException {
             files.remove("install(ed\\d\\.inputs|\\.json)");
             files.removeOldDisks();
-            Disk.finish(disk, files.clean(), "r--------");
+            Disk.finish(disk, files.clean());
             writeFile(description, JsonWriter.indent("  ").string().value(text).done() + "\n", "rw-------");
             for (int phase = 1; fromPhases && phase <= LAST; phase++) {
                 write(VM, phase, inputs(DISKS, phase));
@@ -895,11 +895,11 @@ final class VmAutoInstall implements Callable<Integer> {
         }
 
         /** A finished disk gets its name once all of it is on the host's disk: QEMU and qemu-img do not flush. */
-        static void finish(Path part, Path disk, String mode) throws IOException {
+        static void finish(Path part, Path disk) throws IOException {
             try (FileChannel channel = FileChannel.open(part, StandardOpenOption.WRITE)) {
                 channel.force(true);
             }
-            Files.setPosixFilePermissions(part, PosixFilePermissions.fromString(mode));
+            Files.setPosixFilePermissions(part, PosixFilePermissions.fromString("r--------"));
             Files.move(part, disk, StandardCopyOption.ATOMIC_MOVE);
         }
 
@@ -1024,10 +1024,9 @@ final class VmAutoInstall implements Callable<Integer> {
             if (!Files.isRegularFile(iso)) {
                 throw new VmException(69, missing);
             }
-            try (FileChannel channel = FileChannel.open(iso)) {
-                ByteBuffer mark = ByteBuffer.allocate(5);
-                channel.read(mark, 0x8001);
-                if (!new String(mark.array(), ISO_8859_1).equals("CD001")) {
+            try (InputStream image = Files.newInputStream(iso)) {
+                image.skip(0x8001);
+                if (!new String(image.readNBytes(5), ISO_8859_1).equals("CD001")) {
                     throw new VmException(69, iso + " is not an ISO 9660 image");
                 }
             }
@@ -1040,11 +1039,8 @@ final class VmAutoInstall implements Callable<Integer> {
         /** The CD's data files: who may log in, which host key to have, the addresses of QEMU's network. */
         static SortedMap<String, byte[]> files(VmFiles files, String dportsClone) throws IOException {
             Path keys = privateDirectory(files.key(""));
-            for (String key : List.of("id_ed25519", "host_key")) {
-                if (!Files.exists(keys.resolve(key)) || !Files.exists(keys.resolve(key + ".pub"))) {
-                    makeKey(keys, key, files.name);
-                }
-            }
+            makeKey(keys.resolve("id_ed25519"), keys.resolve("id_ed25519.pub"), files.name);
+            makeKey(keys.resolve("host_key"), keys.resolve("host_key.pub"), files.name);
             if (!Files.exists(keys.resolve("root_password"))) {
                 writeFile(keys.resolve("root_password"), new BigInteger(128, new SecureRandom()).toString(36) + "\n",
                         "rw-------");
@@ -1062,15 +1058,13 @@ final class VmAutoInstall implements Callable<Integer> {
                     "hostkey.pub", Files.readAllBytes(keys.resolve("host_key.pub"))));
         }
 
-        /** A pair counts once both halves are there: the public one is moved into place first. */
-        private static void makeKey(Path keys, String name, String comment) throws IOException {
-            Path half = keys.resolve("half");
-            Files.deleteIfExists(half);
-            Files.deleteIfExists(keys.resolve(name));
-            run(Duration.ofMinutes(1), List.of("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C",
-                    comment, "-f", half.toString()));
-            Files.move(keys.resolve("half.pub"), keys.resolve(name + ".pub"), StandardCopyOption.REPLACE_EXISTING);
-            Files.move(half, keys.resolve(name));
+        /** Makes a pair of keys, unless there is one. ssh-keygen writes the public key last. */
+        private static void makeKey(Path key, Path publicKey, String comment) throws IOException {
+            if (!Files.exists(key) || !Files.exists(publicKey)) {
+                Files.deleteIfExists(key);
+                run(Duration.ofMinutes(1), List.of("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f",
+                        key.toString()));
+            }
         }
     }
 
@@ -1711,7 +1705,7 @@ final class VmAutoInstall implements Callable<Integer> {
                         + "itself");
             }
             Duration silence = limit.dividedBy(6);
-            // an installation by hand may not use the serial console
+            // a disk that was installed by hand may not use the serial console
             if (purpose == Purpose.CHECK_BY_HAND && inLoader() && silent > Math.min(120, limit.toSeconds() / 12.0)) {
                 fail("nothing of its kernel came over the serial line");
             } else if (!blind && silent > silence.toSeconds()) {
@@ -1729,31 +1723,28 @@ final class VmAutoInstall implements Callable<Integer> {
             pfi = text.contains("pfi.conf") ? text : pfi;
             match(HINTS, text, hints::add);
             Matcher mark = MARK.matcher(text);
-            if (purpose.phase > 0 && mark.matches()) {
-                readMark(text, mark);
-            }
+            boolean marked = purpose.phase > 0 && mark.matches();
+            step = marked && mark.group(1) != null ? "step " + mark.group(1) + " (" + mark.group(2) + ")" : step;
             String place = stage == Stage.SCRIPT && !step.isEmpty() ? step : stage.title;
             if (failure == null && !place.equals(where)) {
                 where = place;
                 passed.accept(where);
             }
+            if (marked && mark.group(1) == null) {
+                readEnd(text, mark.group(3), mark.group(4), mark.group(5));
+            }
             readFailures(text);
         }
 
-        private void readMark(String text, Matcher mark) {
-            String ended = mark.group(3) != null ? mark.group(3) : mark.group(4);
-            boolean whole = text.startsWith("DONE WITH PHASE ") || text.startsWith("PHASE ");
-            if (ended == null) {
-                step = "step " + mark.group(1) + " (" + mark.group(2) + ")";
-            } else if (!ended.equals("" + purpose.phase)) {
-                if (whole) { // in the middle of a line it is no mark of another phase
-                    fail("the CD holds the script of phase " + ended);
-                }
-            } else if (mark.group(3) == null) { // what it printed before says why
-                String before = lineBefore(2).isEmpty() ? "" : ": " + lineBefore(2);
-                fail(hinted("its script gave up: " + mark.group(5) + before));
-            } else {
+        /** A phase's script says that it is done, or that it failed; the number of the other phase is null. */
+        private void readEnd(String text, String donePhase, String failedPhase, String why) {
+            String own = "" + purpose.phase;
+            if (own.equals(donePhase)) {
                 done = failure == null;
+            } else if (own.equals(failedPhase)) { // what it printed before says why
+                fail(hinted("its script gave up: " + why + (lineBefore(2).isEmpty() ? "" : ": " + lineBefore(2))));
+            } else if (text.startsWith("DONE WITH PHASE ") || text.startsWith("PHASE ")) { // not quoted in a line
+                fail("the CD holds the script of phase " + (donePhase != null ? donePhase : failedPhase));
             }
         }
 

@@ -298,6 +298,7 @@ class VmAutoInstallTest {
         assertEquals("its script gave up: upgrade: mirror gone "
                 + "(pkg has lost its repository file; pkg's upgrade of itself failed in a lua script)", watcher.failure.getMessage());
         assertEquals("step 3 (upgrade)", watcher.where);
+        assertEquals("the phase script", watch(2, "PHASE 2 FAILED: without a step\n").where);
         String mended = "pkg: lua script failed\nNo active remote repositories configured.\nSTEP 4: go on\n";
         assertNull(watch(2, mended).failure, "phase 2 mends both");
     }
