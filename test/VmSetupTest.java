@@ -13,8 +13,6 @@ import java.io.Closeable;
 import java.io.IOException;
 import java.io.InputStreamReader;
 import java.io.OutputStream;
-import java.io.PrintWriter;
-import java.io.StringWriter;
 import java.net.InetAddress;
 import java.net.ServerSocket;
 import java.net.Socket;
@@ -87,8 +85,6 @@ final class VmSetupTest {
     private List<String> always = List.of("--trust-mirror");
     private Path kvm = Path.of("/nonexistent");
 
-    private record Result(int code, String out, String err) {}
-
     @BeforeAll
     static void makeImage() throws IOException {
         image = image(1);
@@ -145,7 +141,7 @@ final class VmSetupTest {
                 + ".bz2) = " + digest("MD5", packed) + "\n");
     }
 
-    private Result run(String... args) {
+    private Script.Result run(String... args) {
         VmSetup command = new VmSetup();
         command.limits = new VmSetup.Limits(silence, Duration.ofMillis(2), largestArchive, largestIso);
         command.known = known;
@@ -154,18 +150,12 @@ final class VmSetupTest {
         command.kvm = kvm;
         List<String> all = new ArrayList<>(always);
         all.addAll(List.of(args));
-        StringWriter out = new StringWriter();
-        StringWriter err = new StringWriter();
-        int code = VmSetup.commandLine(command, new VmSetup.Settings(settings, Map.of()))
-                .setOut(new PrintWriter(out, true)).setErr(new PrintWriter(err, true)).execute(all.toArray(String[]::new));
-        return new Result(code, out.toString(), err.toString());
+        return Script.call(VmSetup.commandLine(command, new VmSetup.Settings(settings, Map.of())), all.toArray(String[]::new));
     }
 
     /** As a person runs it, in a process of its own. */
     private ProcessBuilder process(String... args) throws IOException {
-        String jar = Path.of(".build/VmSetup").toAbsolutePath().toString();
-        List<String> command = new ArrayList<>(List.of(Path.of(System.getProperty("java.home"), "bin/java").toString(),
-                "-XX:TieredStopAtLevel=1", "-Xlog:disable", "-XX:SharedArchiveFile=" + jar + ".jsa", "-jar", jar + ".jar"));
+        List<String> command = Script.command("VmSetup");
         command.addAll(always);
         command.addAll(List.of(args));
         ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true);
@@ -179,10 +169,10 @@ final class VmSetupTest {
     }
 
     /** What a process prints, and the code it ends with. */
-    private static Result ended(Process process) throws Exception {
+    private static Script.Result ended(Process process) throws Exception {
         String output = new String(process.getInputStream().readAllBytes(), UTF_8);
         assertTrue(process.waitFor(LIMIT.toSeconds(), TimeUnit.SECONDS), "it hangs");
-        return new Result(process.exitValue(), "", output);
+        return new Script.Result("vm-setup", process.exitValue(), "", output);
     }
 
     private static void await(Callable<Boolean> condition) throws Exception {
@@ -205,9 +195,9 @@ final class VmSetupTest {
         return Files.exists(file) ? Files.size(file) : 0;
     }
 
-    private void assertFetched(Result result) throws IOException {
-        assertEquals(0, result.code, result.err);
-        assertEquals(iso() + "\n", result.out);
+    private void assertFetched(Script.Result result) throws IOException {
+        assertEquals(0, result.exitCode(), result.err());
+        assertEquals(iso() + "\n", result.out());
         assertComplete();
     }
 
@@ -219,14 +209,14 @@ final class VmSetupTest {
         }
     }
 
-    private void assertFailed(Result result, int code, String... words) throws IOException {
-        assertEquals(code, result.code, result.err);
-        assertEquals("", result.out);
-        String last = result.err.lines().reduce("", (first, second) -> second);
+    private void assertFailed(Script.Result result, int code, String... words) throws IOException {
+        assertEquals(code, result.exitCode(), result.err());
+        assertEquals("", result.out());
+        String last = result.err().lines().reduce("", (first, second) -> second);
         for (String word : words) {
-            assertTrue(last.contains(word), "'" + word + "' is missing in: " + result.err);
+            assertTrue(last.contains(word), "'" + word + "' is missing in: " + result.err());
         }
-        assertFalse(result.err.contains("\tat "), result.err);
+        assertFalse(result.err().contains("\tat "), result.err());
         if (Files.exists(vmDir)) {
             try (Stream<Path> files = Files.list(vmDir)) {
                 assertEquals(List.of(), files.filter(file -> file.toString().matches(".*iso(\\.part)?")).toList(), "it did not pass");
@@ -250,14 +240,14 @@ final class VmSetupTest {
 
     @Test
     void fetchesOnce() throws IOException {
-        Result first = run();
+        Script.Result first = run();
         assertFetched(first);
-        assertTrue(first.err.contains("no sums are known here for DragonFly 7.7.7: only the mirror's own md5.txt is compared"), first.err);
-        assertTrue(first.err.contains("is complete, its sums hold"), first.err);
+        assertTrue(first.err().contains("no sums are known here for DragonFly 7.7.7: only the mirror's own md5.txt is compared"), first.err());
+        assertTrue(first.err().contains("is complete, its sums hold"), first.err());
         assertEquals(List.of("GET " + PATH + " 200"), downloads());
         assertEquals("rwx------", PosixFilePermissions.toString(Files.getPosixFilePermissions(vmDir)));
         mirror.forgetRequests();
-        assertEquals(new Result(0, iso() + "\n", ""), run("fetch"));
+        run("fetch").is(0, iso() + "\n", "");
         assertEquals(List.of(), mirror.requests());
     }
 
@@ -278,15 +268,15 @@ final class VmSetupTest {
         always = List.of();
         settings.put("DFLY_VERSION", "6.4.2");
         serve("6.4.2", image, archive);
-        Result trusted = run("fetch", "--trust-mirror");
-        assertEquals(0, trusted.code, trusted.err);
-        assertTrue(trusted.err.contains("WARNING: --trust-mirror") && trusted.err.contains("NOT checked"), trusted.err);
+        Script.Result trusted = run("fetch", "--trust-mirror");
+        assertEquals(0, trusted.exitCode(), trusted.err());
+        assertTrue(trusted.err().contains("WARNING: --trust-mirror") && trusted.err().contains("NOT checked"), trusted.err());
         Path iso = vmDir.resolve("dfly-6.4.2.iso");
         assertArrayEquals(image, Files.readAllBytes(iso));
-        assertEquals(0, run("--trust-mirror").code);
-        Result later = run();
-        assertEquals(1, later.code, later.err);
-        assertTrue(later.err.contains(iso + " is not the DragonFly 6.4.2 that is known here (its MD5 is "), later.err);
+        assertEquals(0, run("--trust-mirror").exitCode());
+        Script.Result later = run();
+        assertEquals(1, later.exitCode(), later.err());
+        assertTrue(later.err().contains(iso + " is not the DragonFly 6.4.2 that is known here (its MD5 is "), later.err());
         assertArrayEquals(image, Files.readAllBytes(iso), "it is the user's to remove");
         Files.delete(iso);
         mirror.fault("md5=wrong");
@@ -389,11 +379,11 @@ final class VmSetupTest {
         try (Mirror broken = new Mirror(root).start().fault("404=" + PATH)) {
             settings.put("VM_MIRROR", "http://127.0.0.1:" + freePort() + "/, http://mirror.invalid " + broken.url() + "iso-images "
                     + mirror.url() + "iso-images");
-            Result result = run();
+            Script.Result result = run();
             assertFetched(result);
             for (String word : List.of("/ cannot be reached (Connection refused", "cannot be reached (unknown host mirror.invalid",
                     "answered 404, not found")) {
-                assertTrue(result.err.contains(word), result.err);
+                assertTrue(result.err().contains(word), result.err());
             }
         }
     }
@@ -444,9 +434,9 @@ final class VmSetupTest {
         haveABeginning();
         byte[] newer = image(2);
         serve("7.7.7", newer, packed(newer));
-        Result result = run();
-        assertEquals(0, result.code, result.err);
-        assertTrue(result.err.contains("; once more from the start"), result.err);
+        Script.Result result = run();
+        assertEquals(0, result.exitCode(), result.err());
+        assertTrue(result.err().contains("; once more from the start"), result.err());
         assertEquals("GET " + PATH + " 200", downloads().get(1));
         assertArrayEquals(newer, Files.readAllBytes(iso()));
         assertFalse(Files.exists(part()), "the old one's beginning is of no use");
@@ -460,9 +450,9 @@ final class VmSetupTest {
         byte[] bytes = Arrays.copyOf(Files.readAllBytes(part()), length);
         Arrays.fill(bytes, hole, 200_000, (byte) 0);
         Files.write(part(), bytes);
-        Result result = run();
+        Script.Result result = run();
         assertFetched(result);
-        assertTrue(result.err.contains("; once more from the start"), result.err);
+        assertTrue(result.err().contains("; once more from the start"), result.err());
         assertTrue(downloads().get(downloads().size() - 1).endsWith(PATH + " 200"), downloads().toString());
     }
 
@@ -538,7 +528,7 @@ final class VmSetupTest {
             }
             return !process.isAlive();
         });
-        assertEquals(0, ended(process).code);
+        assertEquals(0, ended(process).exitCode());
         assertEquals(iso.size(), Files.size(iso()));
         assertTrue(kibibytes[0] > 0 && kibibytes[0] < 256 << 10, kibibytes[0] + " KiB");
     }
@@ -561,8 +551,8 @@ final class VmSetupTest {
             assertFalse(Files.exists(iso()));
         }
         mirror.heal();
-        Result last = ended(process("fetch").start());
-        assertEquals(0, last.code, last.err);
+        Script.Result last = ended(process("fetch").start());
+        assertEquals(0, last.exitCode(), last.err());
         assertComplete();
         // What the server sent and a killed process did not store is lost, no more: what is in the sockets, three times.
         long extra = mirror.bytesSent() - archive.length;
@@ -575,9 +565,9 @@ final class VmSetupTest {
         Process first = process("fetch").start();
         try {
             await(() -> Files.exists(part()));
-            Result second = run("fetch");
-            assertEquals(69, second.code, second.err);
-            assertTrue(second.err.contains("vm-setup fetch (pid " + first.pid()), second.err);
+            Script.Result second = run("fetch");
+            assertEquals(69, second.exitCode(), second.err());
+            assertTrue(second.err().contains("vm-setup fetch (pid " + first.pid()), second.err());
         } finally {
             first.destroyForcibly().waitFor();
         }
@@ -599,14 +589,14 @@ final class VmSetupTest {
             assumeTrue(false, "no unshare here");
             return;
         }
-        Result result = ended(process);
-        assumeTrue(result.code != 99 && !result.err.startsWith("unshare:"), "no mounts here: " + result.err);
-        assertEquals(1, result.code, result.err);
-        assertFalse(result.err.contains("\tat "), result.err);
-        assertTrue(result.err.contains("cannot write to " + vmDir + " (No space left on device): make room"), result.err);
-        assertTrue(size.equals("4k") || result.err.contains(part().getFileName() + "\n"), result.err);
-        assertFalse(result.err.contains("iso.part\n"), result.err);
-        assertTrue(result.err.contains("is complete"), result.err);
+        Script.Result result = ended(process);
+        assumeTrue(result.exitCode() != 99 && !result.err().startsWith("unshare:"), "no mounts here: " + result.err());
+        assertEquals(1, result.exitCode(), result.err());
+        assertFalse(result.err().contains("\tat "), result.err());
+        assertTrue(result.err().contains("cannot write to " + vmDir + " (No space left on device): make room"), result.err());
+        assertTrue(size.equals("4k") || result.err().contains(part().getFileName() + "\n"), result.err());
+        assertFalse(result.err().contains("iso.part\n"), result.err());
+        assertTrue(result.err().contains("is complete"), result.err());
     }
 
     // VM_IMAGE
@@ -618,10 +608,10 @@ final class VmSetupTest {
         assertFetched(run());
         byte[] other = image(2);
         settings.put("VM_IMAGE", Files.write(scratch.resolve("other.iso.bz2"), packed(other)).toString());
-        assertEquals(0, run().code);
+        assertEquals(0, run().exitCode());
         assertArrayEquals(other, Files.readAllBytes(iso()));
         settings.remove("VM_IMAGE");
-        assertEquals(new Result(0, iso() + "\n", ""), run(), "VM_IMAGE is needed once only");
+        run().is(0, iso() + "\n", "");
     }
 
     @Test
@@ -638,9 +628,9 @@ final class VmSetupTest {
         always = List.of();
         settings.put("DFLY_VERSION", "6.4.2");
         assertFailed(run(), 1, "fdab09ac37cf427b8c01de5d54bfd1d7");
-        Result trusted = run("--trust-mirror");
-        assertEquals(0, trusted.code);
-        assertTrue(trusted.err.contains("are NOT checked\n") && trusted.err.contains("dfly-6.4.2.iso is complete, unchecked"), trusted.err);
+        Script.Result trusted = run("--trust-mirror");
+        assertEquals(0, trusted.exitCode());
+        assertTrue(trusted.err().contains("are NOT checked\n") && trusted.err().contains("dfly-6.4.2.iso is complete, unchecked"), trusted.err());
     }
 
     // A mirror that lies, and the road to it
@@ -759,15 +749,15 @@ final class VmSetupTest {
             if (inOneRun) {
                 settings.put("VM_MIRROR", hostile.url() + "iso-images," + honest);
             } else {
-                Result result = run();
+                Script.Result result = run();
                 assertFailed(result, bytes < archive.length ? 69 : 1);
                 assertEquals(bytes < archive.length ? 1 : 0, parts().size(), "a wrong file is not kept");
                 settings.put("VM_MIRROR", honest);
             }
-            Result result = run();
+            Script.Result result = run();
             assertFetched(result);
-            assertEquals(bytes < archive.length, result.err.contains("not " + digest("MD5", archive)
-                    + ": damaged, or another file; once more from the start"), result.err);
+            assertEquals(bytes < archive.length, result.err().contains("not " + digest("MD5", archive)
+                    + ": damaged, or another file; once more from the start"), result.err());
         }
     }
 
@@ -858,10 +848,10 @@ final class VmSetupTest {
         if (scheme.equals("https")) {
             useTls();
         }
-        Result result = run();
+        Script.Result result = run();
         if (code == 0) {
             assertFetched(result);
-            assertTrue(result.err.contains(words), result.err);
+            assertTrue(result.err().contains(words), result.err());
         } else {
             assertFailed(result, code, words.split(" % "));
             assertEquals(List.of(), downloads(), "it was refused before the download");
@@ -957,18 +947,18 @@ final class VmSetupTest {
         try (RawMirror rude = RawMirror.start((request, from, out) -> send(out,
                 "HTTP/1.1 302 Found\r\nLocation: https://x/\u001b[31mred\u001b]0;title\u0007\u009b2J" + "y".repeat(10_000) + "\r\n\r\n"))) {
             String honest = settings.put("VM_MIRROR", rude.url());
-            Result last = run();
+            Script.Result last = run();
             assertFailed(last, 69, "answered 302, it moved to https://x/red");
             settings.put("VM_MIRROR", rude.url() + "," + honest);
-            Result first = run();
+            Script.Result first = run();
             assertFetched(first);
-            assertTrue(first.err.contains("it moved to https://x/red") && first.err.contains("; trying the next mirror"), first.err);
+            assertTrue(first.err().contains("it moved to https://x/red") && first.err().contains("; trying the next mirror"), first.err());
             Files.delete(iso());
             settings.put("VM_MIRROR", rude.url());
             searchPath = "/nonexistent";
-            Result checked = run("check");
-            assertTrue(checked.out.contains("it moved to https://x/red"), checked.out);
-            for (String text : List.of(last.err, first.err, checked.out)) {
+            Script.Result checked = run("check");
+            assertTrue(checked.out().contains("it moved to https://x/red"), checked.out());
+            for (String text : List.of(last.err(), first.err(), checked.out())) {
                 assertTrue(text.chars().allMatch(letter -> letter == '\n' || !Character.isISOControl(letter)), text);
                 assertTrue(text.lines().allMatch(line -> line.length() < 1000), text);
             }
@@ -991,7 +981,7 @@ final class VmSetupTest {
     void aLongMd5TxtIsAShortList() throws IOException {
         Files.writeString(root.resolve("iso-images/md5.txt"), IntStream.range(1000, 6000)
                 .mapToObj(i -> "MD5 (dfly-x86_64-5." + i + "_REL.iso.bz2) = " + "0".repeat(32) + "\n").collect(Collectors.joining()));
-        Result result = run();
+        Script.Result result = run();
         assertFailed(result, 69, "has no DragonFly 7.7.7, but dfly-x86_64-5.5999_REL.iso.bz2, ", "5.5980_REL.iso.bz2 (choose with DFLY_VERSION)");
     }
 
@@ -1053,9 +1043,9 @@ final class VmSetupTest {
         assumeTrue(Files.exists(Path.of("/usr/bin/script")), "no script(1) here");
         mirror.fault("rate=500000");
         ProcessBuilder builder = process("fetch");
-        Result result = ended(builder.command("script", "-qec", VmSetup.shellQuoted(builder.command()), "/dev/null").start());
-        assertEquals(0, result.code, result.err);
-        assertTrue(Pattern.compile("\rDragonFly 7\\.7\\.7 +\\d+% \\[=+ .*\\d MB/s").matcher(result.err).find(), result.err);
+        Script.Result result = ended(builder.command("script", "-qec", VmSetup.shellQuoted(builder.command()), "/dev/null").start());
+        assertEquals(0, result.exitCode(), result.err());
+        assertTrue(Pattern.compile("\rDragonFly 7\\.7\\.7 +\\d+% \\[=+ .*\\d MB/s").matcher(result.err()).find(), result.err());
     }
 
     // Disk
@@ -1065,13 +1055,13 @@ final class VmSetupTest {
         assumeTrue(Files.exists(Path.of("/usr/bin/qemu-img")), "qemu-img is not installed");
         settings.put("VM_NAME", "my-vm");
         Path disk = vmDir.resolve("my-vm.install/by-hand.qcow2");
-        assertEquals(new Result(0, disk + "\n", ""), run("disk", "--disk-size", "3G"));
+        run("disk", "--disk-size", "3G").is(0, disk + "\n", "");
         assertEquals("rw-------", PosixFilePermissions.toString(Files.getPosixFilePermissions(disk)));
         assertEquals(3L << 30, virtualSize(disk));
         byte[] before = Files.readAllBytes(disk);
         assertFailed(run("disk"), 2, "this would replace " + disk + " (0 MB) with a blank disk; nothing was changed; to confirm it: --yes");
         assertArrayEquals(before, Files.readAllBytes(disk));
-        assertEquals(0, run("disk", "--yes").code); // CommandLineTest answers the prompt
+        assertEquals(0, run("disk", "--yes").exitCode()); // CommandLineTest answers the prompt
         assertEquals(40L << 30, virtualSize(disk));
         assertEquals(List.of("by-hand.qcow2"), List.of(disk.getParent().toFile().list()));
         assertEquals("rwx------", PosixFilePermissions.toString(Files.getPosixFilePermissions(disk.getParent())));
@@ -1086,7 +1076,7 @@ final class VmSetupTest {
     void refusesADiskInUse() throws Exception {
         assumeTrue(Files.exists(Path.of("/usr/bin/qemu-img")), "qemu-img is not installed");
         Path disk = vmDir.resolve("dfly-vm.install/by-hand.qcow2");
-        assertEquals(0, run("disk").code);
+        assertEquals(0, run("disk").exitCode());
         Process qemu = new ProcessBuilder("qemu-io", disk.toString()).start(); // locks the disk as a VM does
         try {
             qemu.getOutputStream().write("read 0 512\n".getBytes(UTF_8));
@@ -1125,7 +1115,7 @@ final class VmSetupTest {
         settings.put("VM_NAME", "block");
         Files.write(Files.createDirectories(vmDir.resolve("block.install")).resolve("by-hand.qcow2"), new byte[] {'Q', 'F', 'I', (byte) 0xfb, 0, 0, 0, 9});
         assertFailed(run("disk"), 2, "to confirm it: --yes");
-        assertEquals(0, run("disk", "--yes").code);
+        assertEquals(0, run("disk", "--yes").exitCode());
     }
 
     // The doctor
@@ -1134,9 +1124,9 @@ final class VmSetupTest {
         List<String> all = new ArrayList<>(List.of("check", "--json"));
         all.addAll(List.of(args));
         settings.putIfAbsent("VM_ACCEL", "tcg");
-        Result result = run(all.toArray(String[]::new));
-        assertEquals(code, result.code, result.out + result.err);
-        JsonObject said = JsonParser.object().from(result.out);
+        Script.Result result = run(all.toArray(String[]::new));
+        assertEquals(code, result.exitCode(), result.out() + result.err());
+        JsonObject said = JsonParser.object().from(result.out());
         assertEquals(code == 0, said.getBoolean("ok"));
         Map<String, JsonObject> checks = new HashMap<>();
         said.getArray("checks").forEach(check -> checks.put(((JsonObject) check).getString("name"), (JsonObject) check));
@@ -1163,10 +1153,10 @@ final class VmSetupTest {
         }
         assertSays(checks, "rsync", "note", "not on PATH"); // optional
         assertEquals(command, checks.get("ssh").getString("fix"));
-        Result text = run("check");
-        assertEquals(69, text.code);
-        assertTrue(text.out.contains("fail  ssh                 not on PATH -> " + command + "\n"), text.out);
-        assertEquals(10, text.out.lines().count());
+        Script.Result text = run("check");
+        assertEquals(69, text.exitCode());
+        assertTrue(text.out().contains("fail  ssh                 not on PATH -> " + command + "\n"), text.out());
+        assertEquals(10, text.out().lines().count());
         assertFalse(Files.exists(vmDir), "a doctor leaves nothing behind");
     }
 
@@ -1230,9 +1220,9 @@ final class VmSetupTest {
     @Test
     void theDoctorSaysWhyEachMirrorFailed() throws Exception {
         settings.put("VM_MIRROR", "http://mirror.invalid/ http://127.0.0.1:" + freePort() + "/");
-        Result result = run("check", "--memory=64M");
-        assertTrue(result.err.contains("vm-setup: http://mirror.invalid/ cannot be reached (unknown host mirror.invalid"), result.err);
-        assertTrue(result.out.contains("/ cannot be reached (Connection refused"), result.out);
+        Script.Result result = run("check", "--memory=64M");
+        assertTrue(result.err().contains("vm-setup: http://mirror.invalid/ cannot be reached (unknown host mirror.invalid"), result.err());
+        assertTrue(result.out().contains("/ cannot be reached (Connection refused"), result.out());
     }
 
     /** ssh is installed, but refuses to run: to install it would not help. */
@@ -1306,8 +1296,8 @@ final class VmSetupTest {
         settings.put("VM_ACCEL", "kvm"); // what is set is not what is asked
         reason = record(run("check", "--accel")).getString("reason");
         assertTrue(reason.startsWith("kvm is there but a probe guest failed"), reason);
-        Result json = run("check", "--accel", "--json");
-        JsonObject answer = JsonParser.object().from(json.out);
+        Script.Result json = run("check", "--accel", "--json");
+        JsonObject answer = JsonParser.object().from(json.out());
         assertEquals(Set.of("name", "reason", "qemu", "kvm"), answer.keySet());
         assertEquals(record(), answer);
         settings.put("VM_DIR", "/proc/nowhere");
@@ -1317,8 +1307,8 @@ final class VmSetupTest {
     }
 
     /** What accel.json holds, and that it is what was printed. */
-    private JsonObject record(Result result) throws Exception {
-        assertEquals(new Result(0, "accelerator: tcg (" + record().getString("reason") + ")\n", ""), result);
+    private JsonObject record(Script.Result result) throws Exception {
+        result.is(0, "accelerator: tcg (" + record().getString("reason") + ")\n", "");
         return record();
     }
 
@@ -1332,25 +1322,25 @@ final class VmSetupTest {
     @Test
     void fetchMeasuresOnceAndAgainForAnotherQemuOrOtherAccess() throws Exception {
         searchPath = qemu("QEMU 1", "exit 33").toString();
-        Result first = run();
-        assertEquals(0, first.code);
-        assertTrue(first.err.contains("vm-setup: accelerator: tcg (no /dev/kvm"), first.err);
-        assertEquals(new Result(0, iso() + "\n", ""), run());
+        Script.Result first = run();
+        assertEquals(0, first.exitCode());
+        assertTrue(first.err().contains("vm-setup: accelerator: tcg (no /dev/kvm"), first.err());
+        run().is(0, iso() + "\n", "");
         qemu("QEMU 2", "exit 33");
-        assertTrue(run().err.startsWith("vm-setup: accelerator: tcg (no /dev/kvm"));
+        assertTrue(run().err().startsWith("vm-setup: accelerator: tcg (no /dev/kvm"));
         kvm = Files.createFile(scratch.resolve("kvm"));
-        assertTrue(run().err.startsWith("vm-setup: accelerator: kvm (a probe ran in "));
+        assertTrue(run().err().startsWith("vm-setup: accelerator: kvm (a probe ran in "));
         assertEquals("QEMU 2", record().getString("qemu"));
         for (String broken : List.of("", "{", "{\"name\": 3, \"qemu\": \"QEMU 2\", \"kvm\": true}", "[]")) {
             Files.writeString(vmDir.resolve("accel.json"), broken);
-            assertTrue(run().err.startsWith("vm-setup: accelerator: kvm (a probe ran in "), broken);
+            assertTrue(run().err().startsWith("vm-setup: accelerator: kvm (a probe ran in "), broken);
         }
-        assertEquals(new Result(0, iso() + "\n", ""), run());
+        run().is(0, iso() + "\n", "");
         Files.delete(vmDir.resolve("accel.json"));
         Files.createDirectory(vmDir.resolve("accel.json")); // a failure here is none of the download
-        Result last = run();
-        assertEquals(0, last.code);
-        assertTrue(last.err.startsWith("vm-setup: the accelerator is not known yet ("), last.err);
+        Script.Result last = run();
+        assertEquals(0, last.exitCode());
+        assertTrue(last.err().startsWith("vm-setup: the accelerator is not known yet ("), last.err());
     }
 
     @ParameterizedTest
@@ -1379,9 +1369,9 @@ final class VmSetupTest {
         "VM_MIRROR,http://127.0.0.1:99999/", "VM_MIRROR,'http://[::1'", "VM_MIRROR,http:///x"})
     void aBadValueIsNamedByItsVariable(String variable, String value) throws IOException {
         settings.put(variable, value);
-        Result result = run("disk");
+        Script.Result result = run("disk");
         assertFailed(result, 2, variable);
-        assertEquals(1, result.err.lines().count(), result.err);
+        assertEquals(1, result.err().lines().count(), result.err());
         assertFalse(Files.exists(vmDir));
     }
 
@@ -1437,9 +1427,9 @@ final class VmSetupTest {
     @Test
     void aDirectoryOfThisUserIsUsedAsItIs() throws IOException {
         Guest.openDirectory(vmDir, "rwxr-xr-x");
-        assertEquals(0, run().code);
+        assertEquals(0, run().exitCode());
         settings.put("VM_DIR", Files.createSymbolicLink(scratch.resolve("link"), vmDir).toString());
-        assertEquals(new Result(0, scratch.resolve("link/dfly-7.7.7.iso") + "\n", ""), run());
+        run().is(0, scratch.resolve("link/dfly-7.7.7.iso") + "\n", "");
         assertEquals("rwxr-xr-x", PosixFilePermissions.toString(Files.getPosixFilePermissions(vmDir)));
     }
 
@@ -1450,8 +1440,8 @@ final class VmSetupTest {
         settings.putAll(Map.of("VM_DIR", made.toString(), "VM_IMAGE", "/nonexistent"));
         ProcessBuilder builder = process("fetch");
         builder.command().addAll(0, List.of("sh", "-c", "umask " + umask + "; exec \"$@\"", "sh"));
-        Result result = ended(builder.start());
-        assertEquals(69, result.code, result.err);
+        Script.Result result = ended(builder.start());
+        assertEquals(69, result.exitCode(), result.err());
         for (Path directory : List.of(vmDir, vmDir.resolve("a"), made)) {
             assertEquals("rwx------", PosixFilePermissions.toString(Files.getPosixFilePermissions(directory)), directory.toString());
         }

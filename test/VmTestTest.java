@@ -10,7 +10,6 @@ import static org.junit.jupiter.api.Assumptions.assumeTrue;
 import com.grack.nanojson.JsonObject;
 import com.grack.nanojson.JsonWriter;
 import java.io.PrintStream;
-import java.io.PrintWriter;
 import java.io.StringReader;
 import java.io.StringWriter;
 import java.nio.file.Files;
@@ -51,19 +50,11 @@ final class VmTestTest {
 
     // Command line
 
-    private record Ran(int code, String out, String err) {}
-
-    private static Ran vmTest(Map<String, String> environment, Map<String, String> file, String... args) {
-        VmTest.Settings settings = new VmTest.Settings(environment, file);
-        StringWriter out = new StringWriter();
-        StringWriter err = new StringWriter();
-        CommandLine line = VmTest.commandLine(settings).setOut(new PrintWriter(out)).setErr(new PrintWriter(err));
-        int code = line.execute(args);
-        line.getOut().flush();
-        return new Ran(code, out.toString(), err.toString());
+    private static Script.Result vmTest(Map<String, String> environment, Map<String, String> file, String... args) {
+        return Script.call(VmTest.commandLine(new VmTest.Settings(environment, file)), args);
     }
 
-    private Ran vmTest(String... args) {
+    private Script.Result vmTest(String... args) {
         return vmTest(Map.of("VM_DIR", dir.toString()), Map.of(), args);
     }
 
@@ -72,15 +63,15 @@ final class VmTestTest {
         for (String[] args : new String[][] {{}, {"--nonsense"}, {"unit", "--timeout", "soon"}, {"unit", "--timeout", "0"}, {"unti"}, {"--", "-run", "X"}, {"run", ""}, {"run", " ", ""}, {"unit", "--remote-dir", ""}, {"run", "--remote-dir", "x", "true"},
                 {"unit", "--leaks", "maybe"}, {"run"}, {"unit", "--junit", "/nonexistent/x.xml"}, {"unit", "--json", "."}, {"unit", "--env", "=x"},
                 {"unit", "list"}, {"all", "run", "--", "true"}, {"--sync", "run", "--", "true"}, {"--leaks", "warn", "list"}, {"list", "--timeout", "5m"}}) {
-            Ran ran = vmTest(args);
-            assertEquals(2, ran.code(), String.join(" ", args));
+            Script.Result ran = vmTest(args);
+            assertEquals(2, ran.exitCode(), String.join(" ", args));
             assertEquals(1, ran.err().lines().count(), ran.err());
             assertEquals("", ran.out());
         }
         assertTrue(vmTest("unti").err().contains("no suite 'unti' (did you mean unit?), only build, unit, "), vmTest("unti").err());
         assertTrue(vmTest("unit", "--junitt", "x").err().contains("--junit"));
         for (String setting : List.of("VM_TEST_LIST", "VM_TEST_RUN")) {
-            assertEquals(2, vmTest(Map.of(setting, "true"), Map.of(), "list").code(), setting);
+            assertEquals(2, vmTest(Map.of(setting, "true"), Map.of(), "list").exitCode(), setting);
         }
     }
 
@@ -88,8 +79,8 @@ final class VmTestTest {
     void aDirectoryThatOthersCanChangeIsRefused() throws Exception {
         for (Path refused : List.of(Guest.foreignDirectory(dir), Guest.openDirectory(dir.resolve("open"), "rwxrwxr-x"))) {
             for (String[] args : new String[][] {{"unit"}, {"--fresh", "unit"}, {"run", "--", "true"}}) {
-                Ran ran = vmTest(Map.of("VM_DIR", refused.toString()), Map.of(), args);
-                assertEquals(69, ran.code(), ran.err());
+                Script.Result ran = vmTest(Map.of("VM_DIR", refused.toString()), Map.of(), args);
+                assertEquals(69, ran.exitCode(), ran.err());
                 assertTrue(ran.err().contains(refused + " belongs to ") && ran.err().contains("chmod go-w"), ran.err());
                 assertEquals(1, ran.err().lines().count(), ran.err());
             }
@@ -99,26 +90,26 @@ final class VmTestTest {
 
     @Test
     void noLivePidIsThree() throws Exception {
-        assertEquals(new Ran(69, "", "vm-test: there is no VM dfly-vm in " + dir + ": vm-auto-install makes one\n"), vmTest("unit"));
+        vmTest("unit").is(69, "", "vm-test: there is no VM dfly-vm in " + dir + ": vm-auto-install makes one\n");
         Path disk = Files.createFile(dir.resolve("dfly-vm-clean.qcow2"));
-        assertEquals(new Ran(3, "", "vm-test: VM dfly-vm is not running; start it: vm-ctl start\n"), vmTest("unit"));
-        assertEquals(3, vmTest("run", "--", "true").code());
+        vmTest("unit").is(3, "", "vm-test: VM dfly-vm is not running; start it: vm-ctl start\n");
+        assertEquals(3, vmTest("run", "--", "true").exitCode());
         Files.delete(disk);
         assertEquals(0, dir.toFile().list().length, "nothing written");
         try (FakeVm vm = new FakeVm(dir, "other")) {
             Files.writeString(vm.file(".pid"), "{\"pid\":");
-            assertEquals(new Ran(69, "", "vm-test: VM other runs, but " + vm.file(".pid") + " cannot be read (not JSON: {\"pid\":): "
-                    + "vm-ctl stop --force, then vm-ctl start, writes it again\n"), vmTest("unit", "--vm-name", "other"));
+            vmTest("unit", "--vm-name", "other").is(69, "", "vm-test: VM other runs, but " + vm.file(".pid") + " cannot be read (not JSON: {\"pid\":): "
+                    + "vm-ctl stop --force, then vm-ctl start, writes it again\n");
             Files.delete(vm.file(".pid"));
-            assertEquals(3, vmTest("unit", "--vm-name", "other").code(), "not started yet");
+            assertEquals(3, vmTest("unit", "--vm-name", "other").exitCode(), "not started yet");
             Files.writeString(vm.file(".pid"), "{\"pid\":" + ProcessHandle.current().pid() + "}");
             vm.signal("KILL");
-            assertEquals(3, vmTest("unit", "--vm-name", "other").code(), "all its files are there, and its pid is somebody's");
+            assertEquals(3, vmTest("unit", "--vm-name", "other").exitCode(), "all its files are there, and its pid is somebody's");
         }
         Path pidFile = dir.resolve("loop.qemu-pid");
         Files.createSymbolicLink(pidFile, pidFile);
-        Ran unknown = vmTest("unit", "--vm-name", "loop");
-        assertEquals(69, unknown.code());
+        Script.Result unknown = vmTest("unit", "--vm-name", "loop");
+        assertEquals(69, unknown.exitCode());
         assertTrue(unknown.err().startsWith("vm-test: it is unknown whether the VM runs, as " + pidFile + " cannot be locked ("), unknown.err());
     }
 
@@ -127,13 +118,13 @@ final class VmTestTest {
         VmTest.snapshotPause = Duration.ofMillis(500);
         try (FakeVm vm = new FakeVm(dir, "dfly-vm")) {
             vm.qmp("stop");
-            assertEquals(new Ran(69, "", "vm-test: the guest stands still (paused): vm-ctl start lets it go on\n"), vmTest("unit"));
+            vmTest("unit").is(69, "", "vm-test: the guest stands still (paused): vm-ctl start lets it go on\n");
             vm.signal("STOP");
-            assertEquals(new Ran(69, "", "vm-test: QEMU (pid " + vm.pid() + ") does not answer: if it was stopped, kill -CONT " + vm.pid()
-                    + " lets it go on; vm-ctl stop --force ends it\n"), vmTest("run", "--", "true"));
+            vmTest("run", "--", "true").is(69, "", "vm-test: QEMU (pid " + vm.pid() + ") does not answer: if it was stopped, kill -CONT " + vm.pid()
+                    + " lets it go on; vm-ctl stop --force ends it\n");
             vm.pretend("io-error");
-            assertEquals(new Ran(1, "", "vm-test: the disk of this machine is full, so the guest stands still: free some space, "
-                    + "then vm-ctl start\n"), vmTest("unit"));
+            vmTest("unit").is(1, "", "vm-test: the disk of this machine is full, so the guest stands still: free some space, "
+                    + "then vm-ctl start\n");
         }
     }
 
@@ -144,15 +135,15 @@ final class VmTestTest {
             Files.writeString(ctl, "#!/bin/sh\necho \"$1 $VM_NAME $VM_REMOTE_DIR\" > \"$VM_DIR/said\"\nexit " + codes[0] + "\n");
             assertTrue(ctl.toFile().setExecutable(true));
             Path project = Files.createDirectories(dir.resolve("my project"));
-            Ran ran = vmTest("--fresh", "unit", "--vm-name", "x" + codes[0], "--project", project.toString(), "--ctl-cmd", "\"" + ctl + "\"",
+            Script.Result ran = vmTest("--fresh", "unit", "--vm-name", "x" + codes[0], "--project", project.toString(), "--ctl-cmd", "\"" + ctl + "\"",
                     "--sync-cmd", "false");
-            assertEquals(codes[1], ran.code(), ran.err());
+            assertEquals(codes[1], ran.exitCode(), ran.err());
             assertEquals("restore x" + codes[0] + " /root/my project\n", Files.readString(dir.resolve("said")));
         }
-        assertEquals(69, vmTest("--fresh", "unit", "--vm-name", "top", "--project", "/", "--ctl-cmd", "\"" + ctl + "\"", "--sync-cmd", "false").code());
+        assertEquals(69, vmTest("--fresh", "unit", "--vm-name", "top", "--project", "/", "--ctl-cmd", "\"" + ctl + "\"", "--sync-cmd", "false").exitCode());
         assertEquals("restore top /root/\n", Files.readString(dir.resolve("said")), "which vm-sync refuses");
-        Ran missing = vmTest("--fresh", "unit", "--ctl-cmd", "/nonexistent/ctl", "--sync-cmd", "false");
-        assertEquals(69, missing.code());
+        Script.Result missing = vmTest("--fresh", "unit", "--ctl-cmd", "/nonexistent/ctl", "--sync-cmd", "false");
+        assertEquals(69, missing.exitCode());
         assertEquals("vm-test: no suite was run: '/nonexistent/ctl restore' cannot be run here; set VM_CTL_CMD to the command that runs it, as "
                 + "VM_CTL_CMD='jbang vm-ctl@NAME' for a catalog that you added, or VM_CTL_CMD='jbang /path/to/VmCtl.java' for a copied file\n", missing.err());
     }
@@ -338,9 +329,9 @@ final class VmTestTest {
             assertEquals("build my-suite", chosen(mine, name));
         }
         assertEquals("build x", chosen(Map.of("VM_TEST_x", "true"), "x"));
-        Ran twice = vmTest(Map.of("VM_TEST_A_B", "true"), Map.of("VM_TEST_a_b", "false"), "list");
-        assertEquals(new Ran(2, "", "vm-test: VM_TEST_A_B and VM_TEST_a_b both name the suite a-b: remove one of them\n"), twice);
-        assertEquals(0, vmTest(Map.of("VM_TEST_A_B", "true"), Map.of("VM_TEST_A_B", "false"), "list").code(), "one beats the other");
+        Script.Result twice = vmTest(Map.of("VM_TEST_A_B", "true"), Map.of("VM_TEST_a_b", "false"), "list");
+        twice.is(2, "", "vm-test: VM_TEST_A_B and VM_TEST_a_b both name the suite a-b: remove one of them\n");
+        assertEquals(0, vmTest(Map.of("VM_TEST_A_B", "true"), Map.of("VM_TEST_A_B", "false"), "list").exitCode(), "one beats the other");
         assertEquals("vm-test: VM_TEST_X is blank: give the suite x a command\n", vmTest(Map.of("VM_TEST_X", "  "), Map.of(), "list").err());
         for (String setting : List.of("VM_TEST_", "VM_TEST__X", "VM_TEST_" + "A".repeat(65))) {
             assertTrue(vmTest(Map.of(setting, "true"), Map.of(), "list").err().startsWith("vm-test: " + setting + " names no suite: "), setting);
@@ -350,8 +341,8 @@ final class VmTestTest {
     @Test
     void flagsOfGoTestComeAfterTwoDashes() {
         for (String flag : List.of("-run", "-count=2", "-failfast", "-vet=off", "-quick")) {
-            Ran ran = vmTest("unit", flag, "TestX");
-            assertEquals(2, ran.code());
+            Script.Result ran = vmTest("unit", flag, "TestX");
+            assertEquals(2, ran.exitCode());
             assertEquals("vm-test: " + flag + " is no option of vm-test; flags of go test come after --, as in: vm-test unit -- " + flag
                     + (flag.equals("-run") ? " TestX" : "") + "\n", ran.err());
         }
