@@ -295,24 +295,18 @@ final class VmCtl {
         List<String> missingIn(Running running) {
             List<String> now = running.hardware();
             List<String> arguments = split(qemuArgs);
-            List<String> missing = new ArrayList<>();
-            addIfOther(missing, "--memory", memory, running.memory());
-            addIfOther(missing, "--cpus", cpus, running.cpus());
-            addIfOther(missing, "--cpu", cpu, now.size() > 4 ? now.get(4) : "");
-            addIfOther(missing, "--accel", accel.equals("auto") ? null : accel, running.accel());
-            addIfOther(missing, "--disk-cache", cache.equals("writeback") ? null : cache, running.cache());
-            addIfOther(missing, "--net", net, running.net());
-            addIfOther(missing, "--ssh-port", sshPort, "" + running.port());
-            if (!now.subList(Math.max(0, now.size() - arguments.size()), now.size()).equals(arguments)) {
-                missing.addAll(List.of("--qemu-args", qemuArgs));
-            }
-            return missing;
-        }
-
-        private static void addIfOther(List<String> options, String name, String wanted, String present) {
-            if (wanted != null && !wanted.equals(present)) {
-                options.addAll(List.of(name, wanted));
-            }
+            boolean same = now.subList(Math.max(0, now.size() - arguments.size()), now.size()).equals(arguments);
+            String[][] options = {
+                {"--memory", memory, running.json().getString("memory")},
+                {"--cpus", cpus, running.json().getString("cpus")},
+                {"--cpu", cpu, now.size() > 4 ? now.get(4) : ""},
+                {"--accel", accel.equals("auto") ? null : accel, running.accel()},
+                {"--disk-cache", cache.equals("writeback") ? null : cache, running.cache()},
+                {"--net", net, running.net()},
+                {"--ssh-port", sshPort, "" + running.port()},
+                {"--qemu-args", same ? null : qemuArgs, ""}};
+            return Stream.of(options).filter(option -> option[1] != null && !option[1].equals(option[2]))
+                    .flatMap(option -> Stream.of(option[0], option[1])).toList();
         }
     }
 
@@ -776,7 +770,7 @@ final class VmCtl {
         qemu = new Qemu(files, this::say);
         guestSsh = new GuestSsh(files, this::say);
         machine = new Machine(files, qemu, guestSsh, this::say);
-        snapshots = new Snapshots(files, machine, this::say);
+        snapshots = new Snapshots(files, machine, qemu, guestSsh, this::say);
     }
 
     /** Another VM of the same directory. */
@@ -823,7 +817,7 @@ final class VmCtl {
         List<String> hardware = new ArrayList<>(List.of(version));
         hardware.addAll(Qemu.hardware(accelerator, cpu, memory, cpus));
         hardware.addAll(more);
-        boolean fixed = options.sshPort != null || before != null && before.portIsFixed();
+        boolean fixed = options.sshPort != null || before != null && before.json().getBoolean("portIsFixed");
         return new Plan(hardware, chosen.reason(), options.cache, port, fixed, forwards, net, timeout, waits, cold);
     }
 
@@ -968,14 +962,6 @@ final class VmCtl {
             return hardware.get(2).split(",")[0];
         }
 
-        String memory() {
-            return hardware.get(6);
-        }
-
-        String cpus() {
-            return hardware.get(8);
-        }
-
         /** The same with what is left of its timeout. */
         Plan within(long begun) {
             Duration left = timeout.minusNanos(System.nanoTime() - begun);
@@ -995,49 +981,69 @@ final class VmCtl {
      */
     enum Act { NONE, RESTORING, FREEZING, STOPPING }
 
-    /**
-     * The record of a running VM, {@code <name>.pid}. ready: ssh has answered. restored: the snapshot whose RAM it
-     * began with.
-     */
-    record Running(long pid, int port, boolean portIsFixed, String accel, String memory, String cpus,
-            List<String> forwards, String net,
-            List<String> hardware, String cache, Instant started, long consoleAt, String qmp, String restored,
-            boolean ready, Act act) {
-
-        static Running of(JsonObject json) {
+    /** The record of a running VM, {@code <name>.pid}; a record with wrong members is refused. */
+    record Running(JsonObject json) {
+        Running {
             if (json.getLong("pid") < 1 || json.getLong("consoleAt") < 0 || json.getInt("port") < 1
                     || json.getInt("port") > 65535) {
                 throw new IllegalArgumentException("out of range");
             }
-            return new Running(json.getLong("pid"), json.getInt("port"), json.getBoolean("portIsFixed"),
-                    json.getString("accel", "?"),
-                    json.getString("memory", "?"), json.getString("cpus", "1"), strings(json, "forwards"),
-                    json.getString("net", "user"), strings(json, "hardware"), json.getString("cache", "writeback"),
-                    Instant.parse(json.getString("started", Instant.EPOCH.toString())), json.getLong("consoleAt"),
-                    json.getString("qmp"), json.getString("restored"), json.getBoolean("ready"),
-                    Act.valueOf(json.getString("act", "NONE")));
+            strings(json, "forwards");
+            strings(json, "hardware");
+            Instant.parse(json.getString("started", Instant.EPOCH.toString()));
+            Act.valueOf(json.getString("act", "NONE"));
         }
 
-        JsonObject json() {
-            return object("pid", pid, "port", port, "portIsFixed", portIsFixed, "accel", accel, "memory", memory,
-                    "cpus", cpus, "forwards", forwards, "net", net, "hardware", hardware, "cache", cache,
-                    "started", started.toString(), "consoleAt", consoleAt, "qmp", qmp, "restored", restored,
-                    "ready", ready, "act", act.name());
+        long pid() {
+            return json.getLong("pid");
         }
 
-        Running asReady() {
-            return new Running(pid, port, portIsFixed, accel, memory, cpus, forwards, net, hardware, cache, started,
-                    consoleAt, qmp, restored, true, Act.NONE);
+        int port() {
+            return json.getInt("port");
         }
 
-        Running withForwards(List<String> more) {
-            return new Running(pid, port, portIsFixed, accel, memory, cpus, more, net, hardware, cache, started,
-                    consoleAt, qmp, restored, ready, act);
+        String accel() {
+            return json.getString("accel", "?");
         }
 
-        Running during(Act now) {
-            return new Running(pid, port, portIsFixed, accel, memory, cpus, forwards, net, hardware, cache, started,
-                    consoleAt, qmp, restored, ready, now);
+        List<String> forwards() {
+            return strings(json, "forwards");
+        }
+
+        String net() {
+            return json.getString("net", "user");
+        }
+
+        List<String> hardware() {
+            return strings(json, "hardware");
+        }
+
+        String cache() {
+            return json.getString("cache", "writeback");
+        }
+
+        /** The size of the console's log at the start of this QEMU. */
+        long consoleAt() {
+            return json.getLong("consoleAt");
+        }
+
+        /** Whether ssh has answered. */
+        boolean isReady() {
+            return json.getBoolean("ready");
+        }
+
+        Act act() {
+            return Act.valueOf(json.getString("act", "NONE"));
+        }
+
+        Running with(String member, Object value) {
+            JsonObject changed = new JsonObject(json);
+            changed.put(member, value);
+            return new Running(changed);
+        }
+
+        Running during(Act act) {
+            return with("act", act.name());
         }
     }
 
@@ -1098,13 +1104,13 @@ final class VmCtl {
     /** A VM's state, the exit code of its status, why it is so (or null), and its record (null if it does not run). */
     record Report(String state, int exitCode, String reason, Running running) {
         JsonObject details() {
-            JsonObject known = running == null ? object() : running.json();
+            JsonObject record = running == null ? object() : running.json();
             JsonObject details = new JsonObject();
             for (String member : List.of("pid", "port", "accel", "memory", "cpus", "forwards", "net")) {
-                details.put(member, known.get(member));
+                details.put(member, record.get(member));
             }
-            details.put("uptimeSeconds", running == null ? null
-                    : Duration.between(running.started(), Instant.now()).toSeconds());
+            details.put("uptimeSeconds", running == null ? null : Duration.between(
+                    Instant.parse(record.getString("started")), Instant.now()).toSeconds());
             return details;
         }
     }
@@ -1312,25 +1318,11 @@ final class VmCtl {
     /**
      * A VM's snapshots and the disks under them: takes, restores, deletes and clones them, and starts the VM from them.
      */
-    static final class Snapshots {
+    record Snapshots(VmFiles files, Machine machine, Qemu qemu, GuestSsh ssh, Consumer<String> say) {
         /** A restored guest answers within a second or two; after this long it is booted instead. */
         private static final Duration RESTORE_LIMIT = Duration.ofSeconds(60);
         /** The same for an emulated guest. Tests shorten it. */
         static Duration emulatedRestoreLimit = Duration.ofSeconds(180);
-
-        private final VmFiles files;
-        private final Machine machine;
-        private final Qemu qemu;
-        private final GuestSsh ssh;
-        private final Consumer<String> say;
-
-        Snapshots(VmFiles files, Machine machine, Consumer<String> say) {
-            this.files = files;
-            this.machine = machine;
-            this.qemu = machine.qemu;
-            this.ssh = machine.ssh;
-            this.say = say;
-        }
 
         /** 69 if the installation has not come to an end, so that there is nothing to run. */
         void requireDisk() {
@@ -2141,7 +2133,7 @@ final class VmCtl {
     }
 
     /** A VM with its QEMU and its guest: waits until the guest answers, tells its state, stops it. */
-    static final class Machine {
+    record Machine(VmFiles files, Qemu qemu, GuestSsh ssh, Consumer<String> say) {
         /** rc.shutdown and init may take 150 s by their own limits. */
         private static final Duration SHUTDOWN_LIMIT = Duration.ofSeconds(160);
         /** A guest that shuts down has ended its sshd long before. */
@@ -2152,18 +2144,6 @@ final class VmCtl {
                 "Root mount failed: \\d+(?=\\s+Manual root filesystem specification)"
                 + "|no bootable kernel|can't (load|find) 'kernel'|Automatic file system check failed|ABORTING BOOT"
                 + "|Enter full pathname of shell|The operating system has halted|Stopped at .{0,500}(?=\\Rdb> \\z)");
-
-        final VmFiles files;
-        final Qemu qemu;
-        final GuestSsh ssh;
-        private final Consumer<String> say;
-
-        Machine(VmFiles files, Qemu qemu, GuestSsh ssh, Consumer<String> say) {
-            this.files = files;
-            this.qemu = qemu;
-            this.ssh = ssh;
-            this.say = say;
-        }
 
         /** For messages: how the running VM is reached. */
         String describe() throws IOException {
@@ -2180,7 +2160,7 @@ final class VmCtl {
          */
         void awaitGuest(Running running, Duration limit, boolean isClone) throws IOException {
             int port = running.port();
-            boolean restoring = running.restored() != null && !running.ready();
+            boolean restoring = running.json().getString("restored") != null && !running.isReady();
             String last = "sshd does not answer on port " + port;
             int refusals = 0;
             long deadline = System.nanoTime() + limit.toNanos();
@@ -2192,7 +2172,7 @@ final class VmCtl {
                     if (hasBanner(port, patience)) {
                         GuestSsh.Output first = ssh.greet(restoring, isClone);
                         if (first.ok()) {
-                            qemu.write(running.asReady());
+                            qemu.write(running.with("ready", true).during(Act.NONE));
                             return;
                         }
                         ssh.closeMaster(); // the next try has a connection of its own
@@ -2206,7 +2186,7 @@ final class VmCtl {
                     pause(50);
                 }
             }
-            String advice = hangAdvice(running.accel(), Integer.parseInt(running.cpus()));
+            String advice = hangAdvice(running.accel(), Integer.parseInt(running.json().getString("cpus", "1")));
             throw new GuestUnusable(124, "no answer after " + limit.toSeconds() + " s: " + last + advice
                     + consoleEnd(running));
         }
@@ -2283,7 +2263,7 @@ final class VmCtl {
                     qemu.addForward(forward);
                     List<String> all = new ArrayList<>(running.forwards());
                     all.add(forward);
-                    qemu.write(running.withForwards(all));
+                    qemu.write(running.with("forwards", all));
                     say.accept("forwarding port " + forward.replace(":", " of 127.0.0.1 to the guest's port "));
                 }
             }
@@ -2431,7 +2411,7 @@ final class VmCtl {
             int panic = kernelPanic(console);
             String reason = running.act() == Act.STOPPING || isShuttingDown(console) ? "it is shutting down"
                     : panic >= 0 && console.lastIndexOf(KERNEL_STARTS) > panic ? "rebooted after a panic" : null;
-            return new Report(running.ready() || hasBanner(running.port(), 500) ? "running" : "starting", 0, reason,
+            return new Report(running.isReady() || hasBanner(running.port(), 500) ? "running" : "starting", 0, reason,
                     running);
         }
 
@@ -2484,17 +2464,9 @@ final class VmCtl {
     // ssh.
 
     /** The guest by ssh, through the config that every tool can use; one connection is shared for a minute. */
-    static final class GuestSsh {
+    record GuestSsh(VmFiles files, Consumer<String> say) {
         /** How many bytes are kept of what a command in the guest prints. */
-        static final int MOST_OUTPUT = 1 << 16;
-
-        private final VmFiles files;
-        private final Consumer<String> say;
-
-        GuestSsh(VmFiles files, Consumer<String> say) {
-            this.files = files;
-            this.say = say;
-        }
+        static final int MAX_OUTPUT = 1 << 16;
 
         /**
          * RAM holds the ssh sessions of then, whose other end is gone. They would stay for hours; all but our own are
@@ -2534,7 +2506,7 @@ final class VmCtl {
             ByteArrayOutputStream kept = new ByteArrayOutputStream() { // the guest may print without end
                 @Override
                 public synchronized void write(byte[] bytes, int from, int count) {
-                    super.write(bytes, from, Math.min(count, MOST_OUTPUT - size()));
+                    super.write(bytes, from, Math.min(count, MAX_OUTPUT - size()));
                 }
             };
             if (verbose) {
@@ -2713,7 +2685,7 @@ final class VmCtl {
     // QEMU.
 
     /** The QEMU process of one VM: starts it, tells whether it lives, talks to its monitor, ends it. */
-    static final class Qemu {
+    record Qemu(VmFiles files, Consumer<String> say) {
         /**
          * Every 30 s, while this QEMU lives: if the console's log or QEMU's own is larger than 10 MB, keeps its last
          * 1 MB as .1 and empties it. Arguments: QEMU's pid file, its pid, the seconds, the logs.
@@ -2738,14 +2710,6 @@ final class VmCtl {
         private static final int KILLED_BY_SANDBOX = 159;
         /** Whether QEMU can start in a session of its own; macOS has no setsid. Tests clear it. */
         static boolean hasSetsid = onPath("setsid");
-
-        private final VmFiles files;
-        private final Consumer<String> say;
-
-        Qemu(VmFiles files, Consumer<String> say) {
-            this.files = files;
-            this.say = say;
-        }
 
         /** The arguments that make the machine, as the guest and its RAM see it. */
         static List<String> hardware(String accelerator, String cpu, String memory, int cpus) {
@@ -2942,10 +2906,12 @@ final class VmCtl {
         private Running begin(Plan plan, int port, long consoleAt, String restored) throws IOException {
             String pid = Files.readString(files.qemuPid()).strip();
             try {
-                Running running = write(new Running(Long.parseLong(pid), port, plan.portIsFixed(), plan.accel(),
-                        plan.memory(), plan.cpus(), plan.forwards(), plan.net(), plan.hardware(), plan.cache(),
-                        Instant.now(), consoleAt, files.socket(".qmp").toString(), restored, false,
-                        restored == null ? Act.NONE : Act.RESTORING));
+                Running running = write(new Running(object("pid", Long.parseLong(pid), "port", port,
+                        "portIsFixed", plan.portIsFixed(), "accel", plan.accel(), "memory", plan.hardware().get(6),
+                        "cpus", plan.hardware().get(8), "forwards", plan.forwards(), "net", plan.net(),
+                        "hardware", plan.hardware(), "cache", plan.cache(), "started", Instant.now().toString(),
+                        "consoleAt", consoleAt, "qmp", files.socket(".qmp").toString(), "restored", restored,
+                        "ready", false, "act", (restored == null ? Act.NONE : Act.RESTORING).name())));
                 run(SOON, withUmask(List.of("sh", "-c", LOG_KEEPER, "log-keeper", files.qemuPid().toString(), pid,
                         "" + logCheckSeconds, files.file(".console.log").toString(),
                         files.file(".qemu.log").toString())));
@@ -2963,7 +2929,7 @@ final class VmCtl {
         /** The record of the running VM; empty if it does not run, or if its start has not come that far. */
         Optional<Running> running() throws IOException {
             try {
-                return Optional.ofNullable(runningVm(files.dir(), files.name())).map(Running::of);
+                return Optional.ofNullable(runningVm(files.dir(), files.name())).map(Running::new);
             } catch (VmException locks) {
                 throw locks;
             } catch (IOException | RuntimeException damaged) { // of whatever kind
@@ -3707,7 +3673,7 @@ final class VmCtl {
     // Small things.
 
     private static List<String> strings(JsonObject object, String key) {
-        return object.has(key) ? object.getArray(key).stream().map(String.class::cast).toList() : List.of();
+        return object.has(key) ? ((List<?>) object.get(key)).stream().map(String.class::cast).toList() : List.of();
     }
 
     private static String seconds(long since) {

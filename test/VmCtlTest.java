@@ -152,7 +152,7 @@ final class VmCtlTest {
     private VmCtl.Snapshot snapshot(String name) {
         VmCtl.Qemu qemu = new VmCtl.Qemu(vm, message -> { });
         VmCtl.GuestSsh ssh = new VmCtl.GuestSsh(vm, message -> { });
-        return new VmCtl.Snapshots(vm, new VmCtl.Machine(vm, qemu, ssh, message -> { }), message -> { }).find(name).orElseThrow();
+        return new VmCtl.Snapshots(vm, new VmCtl.Machine(vm, qemu, ssh, message -> { }), qemu, ssh, message -> { }).find(name).orElseThrow();
     }
 
     /** An installed VM whose working disk is a fresh overlay. */
@@ -483,7 +483,7 @@ final class VmCtlTest {
         Files.writeString(dir.resolve("ssh_config"), "Host x\nProxyCommand sh " + flood + "\n");
         VmCtl.GuestSsh.Output output = new VmCtl.GuestSsh(vm, message -> { }).run(Duration.ofMinutes(1), "true");
         assertFalse(output.ok());
-        assertTrue(output.text().length() > 60_000 && output.text().length() <= VmCtl.GuestSsh.MOST_OUTPUT, output.text().length() + "");
+        assertTrue(output.text().length() > 60_000 && output.text().length() <= VmCtl.GuestSsh.MAX_OUTPUT, output.text().length() + "");
         assertFalse(output.text().matches("(?s).*[\u001b\u009b\u202e].*"));
         assertEquals("{}", VmCtl.Qemu.line(new StringReader("{}\n{}"), 2));
         assertThrows(IOException.class, () -> VmCtl.Qemu.line(new StringReader("{ }\n"), 2));
@@ -985,12 +985,15 @@ final class VmCtlTest {
 
     @Test
     void theRecordOfAVmIsReadBackAsItWasWritten() {
-        VmCtl.Running running = new VmCtl.Running(7, 2222, true, "tcg", "1G", "2", List.of("80:80"), "offline", List.of("QEMU", "-m"), "none",
-                Instant.parse("2026-01-02T03:04:05Z"), 6, "/q", "one", false, VmCtl.Act.FREEZING);
+        VmCtl.Running running = new VmCtl.Running(VmCtl.object("pid", 7L, "port", 2222, "accel", "tcg", "forwards", List.of("80:80"), "net", "offline",
+                "hardware", List.of("QEMU", "-m"), "cache", "none", "started", "2026-01-02T03:04:05Z", "consoleAt", 6L)).during(VmCtl.Act.FREEZING);
         String line = JsonWriter.string(running.json());
         assertFalse(line.contains(" ") || line.contains("\n"), "one line without blanks: " + line);
         try {
-            assertEquals(running, VmCtl.Running.of(VmCtl.json(line)));
+            VmCtl.Running read = new VmCtl.Running(VmCtl.json(line)).with("ready", true);
+            assertEquals(List.of(7L, 2222, "tcg", List.of("80:80"), "offline", List.of("QEMU", "-m"), "none", 6L, true, VmCtl.Act.FREEZING),
+                    List.of(read.pid(), read.port(), read.accel(), read.forwards(), read.net(), read.hardware(), read.cache(), read.consoleAt(),
+                            read.isReady(), read.act()));
         } catch (IOException garbled) {
             throw new UncheckedIOException(garbled);
         }
