@@ -44,8 +44,10 @@ import java.nio.channels.Channels;
 import java.nio.channels.ClosedByInterruptException;
 import java.nio.channels.FileChannel;
 import java.nio.channels.FileLock;
+import java.nio.channels.ReadableByteChannel;
 import java.nio.channels.ServerSocketChannel;
 import java.nio.channels.SocketChannel;
+import java.nio.channels.WritableByteChannel;
 import java.nio.charset.Charset;
 import java.nio.file.AccessDeniedException;
 import java.nio.file.FileAlreadyExistsException;
@@ -206,26 +208,27 @@ final class VmCtl {
         VmCtl ctl = new VmCtl();
         ctl.settings = settings;
         CommandSpec root = CommandSpec.forAnnotatedObject(ctl);
-        List<Method> named = Stream.of(VmCtl.class.getDeclaredMethods()) // a command's method bears its name
-                .filter(method -> List.of(args).contains(method.getName()) && method.isAnnotationPresent(Command.class))
-                .toList();
-        int first = named.stream().mapToInt(method -> List.of(args).indexOf(method.getName())).min().orElse(0);
-        if (List.of(args).subList(0, first).stream().anyMatch(arg -> arg.matches("--help|-[vV]*h[hvV]*"))) {
-            named = List.of(); // --help of all, whatever follows
-        }
-        if (first > 0 && !args[0].startsWith("-")) {
-            named = List.of(); // a mistyped command
-        }
-        boolean hint = named.isEmpty() && args.length > 0;
-        for (Method method : named.isEmpty() ? CommandLine.getCommandMethods(VmCtl.class, null) : named) {
-            CommandSpec command = hint ? CommandSpec.create() : CommandSpec.forAnnotatedObject(method);
-            command.usageMessage().description(method.getAnnotation(Command.class).description());
-            root.addSubcommand(method.getName(), command);
+        List<String> words = List.of(args);
+        List<Method> commands = CommandLine.getCommandMethods(VmCtl.class, null); // a method bears its command's name
+        List<String> before = words.stream().takeWhile(word -> !isCommand(word)).toList();
+        boolean named = before.size() < words.size() && (before.isEmpty() || before.get(0).startsWith("-"))
+                && before.stream().noneMatch(word -> word.matches("--help|-[vV]*h[hvV]*")); // that is the help of all
+        for (Method method : commands) {
+            if (!named || words.contains(method.getName())) {
+                CommandSpec command = named || args.length == 0 ? CommandSpec.forAnnotatedObject(method)
+                        : CommandSpec.create();
+                command.usageMessage().description(method.getAnnotation(Command.class).description());
+                root.addSubcommand(method.getName(), command);
+            }
         }
         CommandLine line = commandLine(root, settings);
         line.getSubcommands().forEach((name, command) -> // what follows the first word is the guest command's own
                 command.setStopAtPositional(List.of("exec", "ssh").contains(name)));
         return line;
+    }
+
+    private static boolean isCommand(String word) {
+        return !CommandLine.getCommandMethods(VmCtl.class, word).isEmpty();
     }
 
     /** Options of every command that starts a VM. */
@@ -285,7 +288,7 @@ final class VmCtl {
                 require("--forward", forward, "(" + port + "):(" + port + ")", "two ports such as 8080:80");
                 String host = forward.split(":")[0];
                 if (!hostPorts.add(host) || host.equals(sshPort)) {
-                    throw new VmException(2, "--forward: port " + host + (host.equals(sshPort) ? " is the one for ssh"
+                    throw wrongUsage("--forward: port " + host + (host.equals(sshPort) ? " is the one for ssh"
                             : " is named twice"));
                 }
             }
@@ -299,7 +302,7 @@ final class VmCtl {
             String[][] options = {
                 {"--memory", memory, running.json().getString("memory")},
                 {"--cpus", cpus, running.json().getString("cpus")},
-                {"--cpu", cpu, now.size() > 4 ? now.get(4) : ""},
+                {"--cpu", cpu, option(now, "-cpu")},
                 {"--accel", accel.equals("auto") ? null : accel, running.accel()},
                 {"--disk-cache", cache.equals("writeback") ? null : cache, running.cache()},
                 {"--net", net, running.net()},
@@ -317,6 +320,12 @@ final class VmCtl {
         Duration timeout;
     }
 
+    /** The option of every command that stops a VM. */
+    static final class ForceOption {
+        @Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.")
+        boolean force;
+    }
+
     /** The option of every command that may use a snapshot's RAM. */
     static final class ColdOption {
         @Option(names = "--cold", description = "Boot the disk; do not use a snapshot's RAM.")
@@ -327,8 +336,7 @@ final class VmCtl {
             description = {"Start the VM and wait until ssh answers.", "",
                 "The first start after an installation takes the snapshot clean, disk and RAM. If nothing was written "
                     + "since a snapshot, a start restores its RAM, unless QEMU, accelerator, CPU, memory or processors "
-                    + "differ from then, or the guest does not answer: then it boots the disk. A paused VM goes on. "
-                    + "VM_DIR/ssh_config is written: ssh -F VM_DIR/ssh_config NAME works for every tool."},
+                    + "differ from then, or the guest does not answer: then it boots the disk. A paused VM goes on."},
             footer = {"  vm-ctl start", "  vm-ctl start --memory 4G --forward 8080:80",
                 "  vm-ctl start --dry-run    # prints the commands, to be pasted into a shell"})
     int start(@Mixin MachineOptions options, @Mixin TimeoutOption limit, @Mixin ColdOption ram,
@@ -342,11 +350,11 @@ final class VmCtl {
         openExistingVm();
         Plan plan = plan(options, limit.timeout, !noWait, ram.cold, dryRun);
         if (dryRun) {
-            snapshots.startCommands(plan).forEach(command -> answer(shellQuoted(command)));
+            snapshots.startCommands(plan).forEach(command -> answer("%s", shellQuoted(command)));
             return 0;
         }
         locked("start", () -> {
-            if (qemu.isRunning() && machine.goOn(plan, snapshots.source().isPresent())) {
+            if (qemu.isRunning() && machine.goOn(plan)) {
                 say(files.name() + " runs already: " + machine.describe());
                 machine.addForwards(plan.forwards());
                 List<String> missing = options.missingIn(qemu.running().orElseThrow());
@@ -366,15 +374,13 @@ final class VmCtl {
                 "It prints which of them worked. A guest that panicked gets no request. The working disk is kept, and "
                     + "the next start uses it."},
             footer = {"  vm-ctl stop", "  vm-ctl stop --force"})
-    int stop(@Option(names = "--force",
-            description = "Do not ask the guest: what it has not written is lost.") boolean force)
-            throws IOException {
+    int stop(@Mixin ForceOption how) throws IOException {
         openVm();
         if (isMissing()) {
             return 0;
         }
         locked("stop", () -> {
-            machine.stop(force);
+            machine.stop(how.force);
             Files.deleteIfExists(files.offlineMark());
             snapshots.cleanUp();
         });
@@ -385,16 +391,13 @@ final class VmCtl {
             description = {"Stop the VM and start it again.", "",
                 "It keeps the port, the forwards and the kind of network that it was started with."},
             footer = {"  vm-ctl restart", "  vm-ctl restart --memory 4G --cpus 2"})
-    int restart(@Mixin MachineOptions options, @Mixin TimeoutOption limit,
-            @Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.")
-            boolean force)
-            throws IOException {
+    int restart(@Mixin MachineOptions options, @Mixin TimeoutOption limit, @Mixin ForceOption how) throws IOException {
         options.check(command());
         openExistingVm();
         Plan plan = plan(options, limit.timeout, true, false, false);
         locked("restart", () -> {
             qemu.requireStart(plan);
-            machine.stop(force);
+            machine.stop(how.force);
             snapshots.start(plan);
         });
         return 0;
@@ -417,7 +420,7 @@ final class VmCtl {
         openExistingVm();
         Report report = machine.report();
         JsonObject answer = object("name", files.name(), "state", report.state(), "reason", report.reason(),
-                "cloneOf", snapshots.source().map(Snapshot::origin).orElse(null));
+                "cloneOf", Snapshot.source(files).map(Snapshot::origin).orElse(null));
         answer.putAll(report.details());
         answer.putAll(snapshots.details());
         if (guest && report.running() != null) {
@@ -425,11 +428,10 @@ final class VmCtl {
                     .toList());
         }
         if (asJson) {
-            answer(JsonWriter.string(answer));
+            answer("%s", JsonWriter.string(answer));
         } else {
             answer.values().removeAll(Arrays.asList(null, List.of()));
-            answer.forEach((key, value) -> answer(String.format("%-14s %s", key,
-                    value.toString().replaceAll("^\\[|]$", ""))));
+            answer.forEach((key, value) -> answer("%-14s %s", key, value.toString().replaceAll("^\\[|]$", "")));
         }
         return report.exitCode();
     }
@@ -450,8 +452,8 @@ final class VmCtl {
                 report = new Report("unknown", 69, damaged.getMessage(), null);
             }
             String where = report.running() == null ? "" : "  port " + report.running().port();
-            String clone = other.snapshots.source().map(snapshot -> "  clone of " + snapshot.origin()).orElse("");
-            answer(String.format("%-20s %s%s%s", name, report.state(), where, clone));
+            String clone = Snapshot.source(other.files).map(snapshot -> "  clone of " + snapshot.origin()).orElse("");
+            answer("%-20s %s%s%s", name, report.state(), where, clone);
         }
         return 0;
     }
@@ -472,7 +474,7 @@ final class VmCtl {
             @Option(names = "--yes", description = "Replace a snapshot of this name without asking.") boolean yes)
             throws IOException {
         if (Stream.of(given != null, list, delete != null).filter(wanted -> wanted).count() > 1) {
-            throw new VmException(2, "snapshot takes a NAME, --list or --delete NAME: one of them");
+            throw wrongUsage("snapshot takes a NAME, --list or --delete NAME: one of them");
         }
         String name = given == null ? CLEAN : given;
         checkSnapshotName(delete == null ? name : delete);
@@ -482,14 +484,13 @@ final class VmCtl {
         openExistingVm();
         if (list) {
             for (Snapshot snapshot : snapshots.all()) {
-                answer(String.format("%-20s %.19s  %s", snapshot.name(), snapshot.made(), snapshot.contents()));
+                answer("%-20s %.19s  %s", snapshot.name(), snapshot.json().getString("made", "?"), snapshot.contents());
             }
-            snapshots.damaged().forEach(bad -> answer(String.format("%-20s its record is damaged: %s", bad,
-                    files.record(bad))));
+            snapshots.damaged().forEach(bad -> answer("%-20s its record is damaged: %s", bad, files.record(bad)));
         } else if (delete != null) {
             locked("snapshot --delete", () -> snapshots.delete(delete));
         } else {
-            if (snapshots.find(name).isPresent() || name.equals(CLEAN) && Files.exists(files.clean())) {
+            if (snapshots.find(name).isPresent()) {
                 confirm("replace snapshot " + name + " of " + files.name(), yes);
             }
             files.refuseOlderVersion();
@@ -536,47 +537,37 @@ final class VmCtl {
         names.forEach(name -> require("the clone's name", name, VALUES.get("VM_NAME").get(0),
                 VALUES.get("VM_NAME").get(1)));
         if (Set.copyOf(names).size() < names.size()) {
-            throw new VmException(2, "a clone's name is given twice: " + String.join(" ", names));
+            throw wrongUsage("a clone's name is given twice: " + String.join(" ", names));
         }
         options.check(command());
         for (String option : List.of("--forward", "--ssh-port")) {
             if (command().commandLine().getParseResult().hasMatchedOption(option)) {
-                throw new VmException(2, option + " does not go with clone: each clone has ports of its own (vm-ctl "
+                throw wrongUsage(option + " does not go with clone: each clone has ports of its own (vm-ctl "
                         + "restart " + option + ")");
             }
         }
         openExistingVm();
         Plan plan = start ? plan(options, limit.timeout, true, false, false).elsewhere() : null;
-        locked("clone", () -> snapshots.clone(snapshot, names));
+        locked("clone", () -> clones().make(snapshots.require(snapshot), names));
         return start ? startClones(names, plan) : 0;
     }
 
     /** Starts VMs at the same time, each under its own lock; the exit code is that of the first one that failed. */
-    private int startClones(List<String> names, Plan plan) throws IOException {
-        List<CompletableFuture<Void>> starts = new ArrayList<>();
-        for (String name : names) {
-            VmCtl clone = other(name);
-            starts.add(CompletableFuture.runAsync(() -> {
-                try {
-                    clone.locked("start", () -> clone.snapshots.start(plan));
-                } catch (IOException failed) {
-                    throw new VmException(69, reason(failed));
-                }
-            }, command -> new Thread(command, "start " + name).start()));
+    private int startClones(List<String> names, Plan plan) {
+        List<CompletableFuture<Integer>> starts = names.stream().map(name -> CompletableFuture.supplyAsync(
+                () -> startClone(name, plan), task -> new Thread(task, "start " + name).start())).toList();
+        return starts.stream().map(CompletableFuture::join).filter(exitCode -> exitCode != 0).findFirst().orElse(0);
+    }
+
+    private int startClone(String name, Plan plan) {
+        VmCtl clone = other(name);
+        try {
+            clone.locked("start", () -> clone.snapshots.start(plan));
+            return 0;
+        } catch (IOException | VmException failed) {
+            say(name + ": " + (failed instanceof IOException refused ? reason(refused) : failed.getMessage()));
+            return failed instanceof VmException expected ? expected.exitCode : 69;
         }
-        int exitCode = 0;
-        for (int i = 0; i < starts.size(); i++) {
-            try {
-                starts.get(i).join();
-            } catch (CompletionException failed) {
-                if (!(failed.getCause() instanceof VmException expected)) {
-                    throw failed;
-                }
-                say(names.get(i) + ": " + expected.getMessage());
-                exitCode = exitCode == 0 ? expected.exitCode : exitCode;
-            }
-        }
-        return exitCode;
     }
 
     @Command(name = "console",
@@ -611,12 +602,12 @@ final class VmCtl {
         Path directory = file.toAbsolutePath().getParent();
         require("screenshot", file.toString(), "(?s).*\\.png", "a file name that ends in .png");
         if (Files.isDirectory(file) || !Files.isDirectory(directory) || !Files.isWritable(directory)) {
-            throw new VmException(2, "screenshot: " + file
+            throw wrongUsage("screenshot: " + file
                     + " cannot be written: name a file in a directory that exists and that you can write to");
         }
         Path picture = written(file);
         openRunningVm();
-        qemu.requireAnswer();
+        qemu.requireState();
         Path dump = Files.createTempFile(files.dir(), "." + files.name() + "-", ".png"); // QEMU has another umask
         try {
             qemu.qmp("screendump", "filename", dump.toString(), "format", "png");
@@ -630,7 +621,7 @@ final class VmCtl {
     }
 
     @Command(name = "ssh", description = {"Open a shell in the guest, as root.", "",
-                "It is ssh -F VM_DIR/ssh_config NAME: keys, port and host key are settled."},
+                "It is ssh -F VM_DIR/ssh_config NAME, which works for every tool."},
             footer = {"  vm-ctl ssh", "  vm-ctl ssh -- -t top", "  vm-ctl ssh -- -L 8080:127.0.0.1:80"})
     int ssh(@Parameters(arity = "0..*", paramLabel = "WORD",
             description = "A command for root's shell, or after -- options for "
@@ -657,13 +648,13 @@ final class VmCtl {
                     + "it with its process group after this long, as 90s, 5m or 1h30m (default: none).") Duration limit)
             throws IOException {
         if (String.join("", words).isBlank()) {
-            throw new VmException(2, "exec: the command is empty");
+            throw wrongUsage("exec: the command is empty");
         }
         List<String> variables = environment == null ? List.of() : environment;
         variables.forEach(variable -> require("--env", variable, "(?s)[A-Za-z_]\\w*=.*", "a variable such as K=V"));
         openRunningVm();
         long started = System.nanoTime();
-        String mark = "vm-ctl-exec-" + Long.toHexString(new SecureRandom().nextLong());
+        String mark = "vm-ctl-exec-" + randomWord();
         String command = GuestSsh.remoteCommand(words, variables, limit, mark);
         // the guest kills it, if it can
         int code = interactive(guestSsh.command(command), limit == null ? null : limit.plusSeconds(15), mark);
@@ -685,7 +676,7 @@ final class VmCtl {
         }
         confirm("destroy " + files.name() + " with all its disks and snapshots", yes);
         locked("destroy", () -> {
-            snapshots.refuseIfCloned(null, "destroy " + files.name());
+            clones().refuseIfCloned(null, "destroy " + files.name());
             guestSsh.closeMaster();
             if (qemu.isRunning()) {
                 qemu.end();
@@ -723,8 +714,7 @@ final class VmCtl {
             held.truncate(0);
         } catch (IOException failed) {
             if (String.valueOf(failed.getMessage()).contains("No space left")) {
-                throw new VmException(1, "no space is left on " + Files.getFileStore(files.dir()) + " ("
-                        + reason(failed)
+                throw new VmException(1, noSpace(files.dir()) + " (" + reason(failed)
                         + "): free some, as with vm-ctl snapshot --delete NAME");
             }
             throw failed;
@@ -773,6 +763,10 @@ final class VmCtl {
         snapshots = new Snapshots(files, machine, qemu, guestSsh, this::say);
     }
 
+    private Clones clones() {
+        return new Clones(files, guestSsh, this::say);
+    }
+
     /** Another VM of the same directory. */
     private VmCtl other(String name) {
         VmCtl other = new VmCtl();
@@ -791,13 +785,13 @@ final class VmCtl {
                 .getTotalMemorySize() >> 20;
         String memory = options.memory == null ? Math.max(2048, Math.min(8192, mebibytes / 4)) + "M" : options.memory;
         Running before = qemu.running().orElse(null);
-        List<String> forwards = options.forwards != null ? options.forwards : before == null ? List.of()
-                : before.forwards();
-        String net = options.net != null ? options.net : Files.exists(files.offlineMark())
-                || before != null && before.net().equals("offline") ? "offline" : "user";
+        List<String> forwards = options.forwards != null ? options.forwards
+                : before == null ? List.of() : before.forwards();
+        boolean staysOffline = Files.exists(files.offlineMark()) || before != null && before.net().equals("offline");
+        String net = options.net != null ? options.net : staysOffline ? "offline" : "user";
         int port = options.sshPort != null ? Integer.parseInt(options.sshPort) : before == null ? 0 : before.port();
-        if (forwards.stream().anyMatch(forward -> forward.startsWith(port + ":"))) {
-            throw new VmException(2, "--forward: port " + port + " is the one for ssh");
+        if (forwards.stream().anyMatch(forward -> Ports.ofHost(forward) == port)) {
+            throw wrongUsage("--forward: port " + port + " is the one for ssh");
         }
         List<String> more = split(options.qemuArgs);
         snapshots.requireDisk();
@@ -833,7 +827,7 @@ final class VmCtl {
     /** Exit code 255 comes from ssh or from the guest's command; a second ssh call tells which. */
     private int sshResult(int code) throws IOException {
         if (code == 255 && !guestSsh.run(SOON, "true").ok()) {
-            throw new VmException(69, "the guest does not answer ssh: " + machine.whySilent());
+            throw unavailable("the guest does not answer ssh: " + machine.whySilent());
         }
         return code;
     }
@@ -849,7 +843,7 @@ final class VmCtl {
             process = (isTerminal(1) ? builder : builder.redirectOutput(Redirect.PIPE)).start();
         } catch (IOException refused) {
             // it names the program, and whether it is missing or its line too long
-            throw new VmException(69, refused.getMessage());
+            throw unavailable(refused.getMessage());
         }
         CountDownLatch interrupted = new CountDownLatch(1);
         Runtime.getRuntime().addShutdownHook(new Thread(() -> {
@@ -867,14 +861,14 @@ final class VmCtl {
                 int code = process.exitValue();
                 // Ctrl-C also reaches ssh, which may end before our shutdown hook runs: wait for the hook a moment.
                 if (interrupted.await(Set.of(130, 143, 255).contains(code) ? 500 : 0, TimeUnit.MILLISECONDS)) {
-                    throw new VmException(130, "interrupted");
+                    throw interrupted();
                 }
                 return code;
             }
             throw new VmException(124, "not done after " + limit.toSeconds() + " s, and the guest did not end it: "
                     + machine.whySilent());
         } catch (InterruptedException ended) {
-            throw new VmException(130, "interrupted");
+            throw interrupted();
         } finally {
             process.destroy();
         }
@@ -897,7 +891,7 @@ final class VmCtl {
     }
 
     private void followLog() throws IOException {
-        Path log = files.file(".console.log");
+        Path log = files.consoleLog();
         if (!Files.exists(log)) {
             throw new VmException(3, files.name() + " has not run yet; start it: vm-ctl start");
         }
@@ -917,11 +911,9 @@ final class VmCtl {
 
     /** {@code snapshot list} is a typo for {@code snapshot --list}, so names of options and commands are refused. */
     private void refuseCommandAsName(String name) {
-        boolean isCommand = Stream.of(VmCtl.class.getDeclaredMethods())
-                .anyMatch(method -> method.isAnnotationPresent(Command.class) && method.getName().equals(name));
-        String meant = command().findOption("--" + name) != null ? "snapshot --" + name : isCommand ? name : null;
+        String meant = command().findOption("--" + name) != null ? "snapshot --" + name : isCommand(name) ? name : null;
         if (meant != null) {
-            throw new VmException(2, "'" + name + "' cannot be a snapshot's name; did you mean vm-ctl " + meant + "?");
+            throw wrongUsage("'" + name + "' cannot be a snapshot's name; did you mean vm-ctl " + meant + "?");
         }
     }
 
@@ -938,7 +930,7 @@ final class VmCtl {
     /** Refuses a value that does not look like one, by the name of its setting. */
     private static void require(String setting, String value, String pattern, String expected) {
         if (!value.matches(pattern)) {
-            throw new VmException(2, setting + ": '" + value + "' is not " + expected);
+            throw wrongUsage(setting + ": '" + value + "' is not " + expected);
         }
     }
 
@@ -946,8 +938,8 @@ final class VmCtl {
         spec.commandLine().getErr().println(Progress.clearLine() + printable(message));
     }
 
-    private void answer(String line) {
-        spec.commandLine().getOut().println(line);
+    private void answer(String format, Object... values) {
+        spec.commandLine().getOut().println(String.format(format, values));
     }
 
     // Values.
@@ -959,14 +951,7 @@ final class VmCtl {
     record Plan(List<String> hardware, String accelReason, String cache, int port, boolean portIsFixed,
             List<String> forwards, String net, Duration timeout, boolean waits, boolean cold) {
         String accel() {
-            return hardware.get(2).split(",")[0];
-        }
-
-        /** The same with what is left of its timeout. */
-        Plan within(long begun) {
-            Duration left = timeout.minusNanos(System.nanoTime() - begun);
-            return new Plan(hardware, accelReason, cache, port, portIsFixed, forwards, net,
-                    left.compareTo(Duration.ofSeconds(1)) < 0 ? Duration.ofSeconds(1) : left, waits, cold);
+            return option(hardware, "-accel").split(",")[0];
         }
 
         /** The same for another VM, which has ports of its own. */
@@ -1049,8 +1034,21 @@ final class VmCtl {
 
     /** A snapshot: a disk that does not change any more and, unless the VM was stopped, the RAM that belongs to it. */
     record Snapshot(String name, Path disk, Path ram, JsonObject json) {
-        String made() {
-            return json.getString("made", "?");
+        /** A VM's snapshot by its name, if its record can be read. */
+        static Optional<Snapshot> find(VmFiles files, String name) {
+            try {
+                JsonObject json = VmCtl.json(Files.readString(files.record(name)));
+                Path ram = json.has("ram") ? files.inside(json.getString("ram")) : null;
+                strings(json, "hardware"); // fails if it is no list of words
+                return Optional.of(new Snapshot(name, files.inside(json.getString("disk")), ram, json));
+            } catch (IOException | RuntimeException none) {
+                return Optional.empty();
+            }
+        }
+
+        /** A clone's snapshot of the VM that it comes from. */
+        static Optional<Snapshot> source(VmFiles files) {
+            return find(files, CLEAN).filter(snapshot -> snapshot.cloneOf() != null);
         }
 
         /** Whether the first start took it, of the installation as it was made. */
@@ -1247,7 +1245,7 @@ final class VmCtl {
         @Override
         public String toString() {
             long seconds = Duration.ofNanos(System.nanoTime() - started).toSeconds();
-            return act + ": " + stage + (stage.isEmpty() ? "" : ", ") + seconds + " s";
+            return act + ": " + stage + ", " + seconds + " s";
         }
 
         @Override
@@ -1321,15 +1319,25 @@ final class VmCtl {
     record Snapshots(VmFiles files, Machine machine, Qemu qemu, GuestSsh ssh, Consumer<String> say) {
         /** A restored guest answers within a second or two; after this long it is booted instead. */
         private static final Duration RESTORE_LIMIT = Duration.ofSeconds(60);
-        /** The same for an emulated guest. Tests shorten it. */
+        /** What is left for a boot even if a restore took the whole time. */
+        private static final Duration MIN_BOOT = Duration.ofSeconds(1);
+        /** The limit of a restore for an emulated guest. Tests shorten it. */
         static Duration emulatedRestoreLimit = Duration.ofSeconds(180);
+
+        private GuestDisk disk() {
+            return new GuestDisk(qemu);
+        }
+
+        private GuestRam ram() {
+            return new GuestRam(qemu);
+        }
 
         /** 69 if the installation has not come to an end, so that there is nothing to run. */
         void requireDisk() {
             if (!Files.exists(files.link(), LinkOption.NOFOLLOW_LINKS) && !Files.exists(files.clean())
                     && find(CLEAN).isEmpty()) {
                 boolean byHand = Files.exists(files.file(".install").resolve("by-hand.qcow2"));
-                throw new VmException(69, byHand ? "the installation of " + files.name()
+                throw unavailable(byHand ? "the installation of " + files.name()
                         + " by hand is not finished: vm-auto-install by-hand continues it"
                         : "there is no disk for " + files.name() + " in " + files.dir() + ": run vm-auto-install");
             }
@@ -1346,51 +1354,34 @@ final class VmCtl {
                     .flatMap(Optional::stream).toList();
         }
 
-        /** A snapshot by its name, if its record can be read. */
+        /** The snapshot of this name; clean before the first start, which has no record, is the clean disk alone. */
         Optional<Snapshot> find(String name) {
-            try {
-                JsonObject json = json(Files.readString(files.record(name)));
-                Path ram = json.has("ram") ? files.inside(json.getString("ram")) : null;
-                strings(json, "hardware"); // fails if it is no list of words
-                return Optional.of(new Snapshot(name, files.inside(json.getString("disk")), ram, json));
-            } catch (IOException | RuntimeException none) {
-                return Optional.empty();
-            }
+            return name.equals(CLEAN) && !Files.exists(files.record(CLEAN)) && Files.exists(files.clean())
+                    ? Optional.of(new Snapshot(CLEAN, files.clean(), null, object("automatic", true)))
+                    : Snapshot.find(files, name);
         }
 
-        /** The snapshot of this name; empty for clean before the first start, when it is the clean disk alone. */
-        private Optional<Snapshot> require(String name) {
-            Optional<Snapshot> snapshot = find(name);
-            if (snapshot.isEmpty() && Files.exists(files.record(name))) {
-                throw new VmException(69, "the record of snapshot " + name + " is damaged: " + files.record(name)
-                        + "; vm-ctl snapshot --list names those that can be used");
-            } else if (snapshot.isEmpty() && !(name.equals(CLEAN) && Files.exists(files.clean()))) {
-                throw new VmException(69, files.name() + " has no snapshot " + name
-                        + ": vm-ctl snapshot --list names those it has");
-            }
-            return snapshot;
-        }
-
-        /** A clone's snapshot of the VM that it comes from. */
-        Optional<Snapshot> source() {
-            return find(CLEAN).filter(snapshot -> snapshot.cloneOf() != null);
+        Snapshot require(String name) {
+            return find(name).orElseThrow(() -> unavailable(Files.exists(files.record(name))
+                    ? "the record of snapshot " + name + " is damaged: " + files.record(name)
+                    + "; vm-ctl snapshot --list names those that can be used"
+                    : files.name() + " has no snapshot " + name + ": vm-ctl snapshot --list names those it has"));
         }
 
         /** For status: the working disk, the layers under it, the snapshots. */
         JsonObject details() throws IOException {
             Path disk = files.workingDisk().filter(Files::exists).orElse(null);
+            Disk image = disk == null ? null : Disk.find(disk).orElse(null);
             List<String> usable = new ArrayList<>();
             for (Snapshot snapshot : all()) {
                 if (snapshot.ram() != null && snapshot.damage() == null) {
                     usable.add(snapshot.name());
                 }
             }
-            Disk image = disk == null ? null : Disk.find(disk).orElse(null);
-            return object("diskBytes", image == null ? null : image.size(), "diskFileBytes", disk == null ? null
-                    : Files.size(disk),
-                    "depth", disk == null ? null : Disk.depth(disk), "snapshots",
-                    all().stream().map(Snapshot::name).toList(),
-                    "usableRam", usable);
+            return object("diskBytes", image == null ? null : image.size(),
+                    "diskFileBytes", disk == null ? null : Files.size(disk),
+                    "depth", disk == null ? null : Disk.depth(disk),
+                    "snapshots", all().stream().map(Snapshot::name).toList(), "usableRam", usable);
         }
 
         // Starting.
@@ -1403,11 +1394,11 @@ final class VmCtl {
         void start(Plan plan) throws IOException {
             long begun = System.nanoTime();
             cleanUp();
-            Snapshot below = below().orElse(null);
             if (files.workingDisk().isEmpty()) {
-                files.useDisk(newOverlay(below == null ? files.clean() : below.disk()));
+                files.useDisk(Disk.newOverlay(files, require(CLEAN).disk()));
             }
             Path before = requireWorkingDisk();
+            Snapshot below = below().orElse(null);
             String problem = null;
             if (below != null && below.ram() != null && !plan.cold()) {
                 problem = below.ramProblem(plan.hardware());
@@ -1423,23 +1414,23 @@ final class VmCtl {
                 }
                 say.accept("the RAM of " + below.name() + " cannot be used: " + problem + "; booting its disk");
             }
-            boot(plan.within(begun), below, problem, before);
+            Duration left = plan.timeout().minusNanos(System.nanoTime() - begun);
+            boot(plan, left.compareTo(MIN_BOOT) < 0 ? MIN_BOOT : left, below, problem, before);
         }
 
         /**
          * Boots the disk. The problem is why the RAM of the snapshot below was not used, or null. The disk of before
          * comes back if QEMU does not start, so that the next start can use that RAM; null if a guest wrote to it.
          */
-        private void boot(Plan plan, Snapshot below, String problem, Path before) throws IOException {
-            if (below != null && below.ram() != null) {
-                boolean clean = below.isAutomatic() && Files.exists(files.clean());
-                files.useDisk(newOverlay(clean ? files.clean() : below.disk())); // without what a silent guest wrote
-                if (!clean) {
+        private void boot(Plan plan, Duration limit, Snapshot below, String problem, Path before) throws IOException {
+            boolean asInstalled = below != null && below.isAutomatic() && Files.exists(files.clean());
+            if (below != null && below.ram() != null) { // boots without what a silent guest wrote
+                files.useDisk(Disk.newOverlay(files, asInstalled ? files.clean() : below.disk()));
+                if (!asInstalled) {
                     say.accept("this boot is like one after a power cut: what the guest wrote in the last 30 s before "
                             + "the snapshot may be missing");
                 }
             }
-            boolean asInstalled = isAsInstalled();
             long started = System.nanoTime();
             Running running;
             try {
@@ -1455,11 +1446,11 @@ final class VmCtl {
                 say.accept("started " + files.name() + ", which is still booting: " + machine.describe());
                 return;
             }
-            machine.awaitGuest(running, plan.timeout(), source().isPresent());
+            machine.awaitGuest(running, limit);
             say.accept("booted " + files.name() + " in " + seconds(started) + ": " + machine.describe());
             boolean silent = below != null && below.json().getInt("silent") > 0; // new RAM could fail in the same way
-            if (asInstalled && (find(CLEAN).isEmpty() || problem != null && !silent)) {
-                keepClean(plan.timeout());
+            if (asInstalled && (!Files.exists(files.record(CLEAN)) || problem != null && !silent)) {
+                keepClean(limit);
             }
         }
 
@@ -1480,11 +1471,11 @@ final class VmCtl {
         private Path requireWorkingDisk() throws IOException {
             Path disk = files.workingDisk().orElseThrow();
             Disk.requireChain(disk, files.dir());
-            Layers layers = Layers.of(this);
+            Optional<Layers> layers = Layers.read(this);
             if (Files.isSymbolicLink(files.link()) && (!disk.startsWith(files.disks())
                     || all().stream().anyMatch(snapshot -> snapshot.disk().equals(disk))
-                    || layers != null && !layers.overlaysOn(disk).isEmpty())) {
-                throw new VmException(69, files.link() + " names " + disk
+                    || layers.isPresent() && !layers.get().overlaysOn(disk).isEmpty())) {
+                throw unavailable(files.link() + " names " + disk
                         + ", which must not change, as a snapshot or another disk "
                         + "needs it: vm-ctl restore makes a new working disk");
             }
@@ -1521,7 +1512,7 @@ final class VmCtl {
             String refusal;
             try (Progress progress = new Progress("restoring", say)) {
                 progress.stage("loading the RAM");
-                refusal = qemu.loadRam(snapshot.ram(), snapshot.json().getLong("ramCrc32c"), atMost);
+                refusal = ram().load(snapshot.ram(), snapshot.json().getLong("ramCrc32c"), atMost);
             }
             if (refusal != null) {
                 qemu.end();
@@ -1535,7 +1526,7 @@ final class VmCtl {
             qemu.qmp("cont");
             onStep.accept("woken");
             try {
-                machine.awaitGuest(running, atMost, source().isPresent());
+                machine.awaitGuest(running, atMost);
             } catch (GuestUnusable silent) {
                 ssh.closeMaster();
                 boolean ended = !qemu.isRunning();
@@ -1559,44 +1550,29 @@ final class VmCtl {
             if (!snapshot.ram().startsWith(files.file(".snapshots"))) {
                 return;
             }
-            try {
-                if (reason != null) {
-                    snapshot.json().put("unusable", reason);
-                }
-                writeFile(files.record(snapshot.name()), JsonWriter.string(snapshot.json()), "rw-------");
-            } catch (IOException full) {
-                say.accept("the record of snapshot " + snapshot.name() + " could not be written: " + reason(full));
+            if (reason != null) {
+                snapshot.json().put("unusable", reason);
             }
+            attempt(say, "the record of snapshot " + snapshot.name() + " could not be written",
+                    () -> writeRecord(files.record(snapshot.name()), snapshot.json()));
         }
 
-        /**
-         * The snapshot that the working disk still equals, as nothing was written to it; without a disk, what it will
-         * be made from.
-         */
+        /** The snapshot that the working disk still equals, as nothing was written to it. */
         private Optional<Snapshot> below() throws IOException {
-            Optional<Path> working = files.workingDisk();
-            if (working.isEmpty()) {
-                return find(CLEAN);
-            }
-            Disk disk = Disk.read(working.get());
-            return all().stream().filter(snapshot -> disk.empty() && snapshot.disk().equals(disk.backing()))
-                    .findFirst();
-        }
-
-        private boolean isAsInstalled() throws IOException {
             Disk disk = Disk.read(files.workingDisk().orElseThrow());
-            return disk.empty() && files.clean().equals(disk.backing());
+            return Stream.concat(all().stream(), find(CLEAN).stream())
+                    .filter(snapshot -> disk.empty() && snapshot.disk().equals(disk.backing())).findFirst();
         }
 
         /** What a start would run, for --dry-run. */
         List<List<String>> startCommands(Plan plan) throws IOException {
-            Snapshot below = below().orElse(null);
             List<List<String>> commands = new ArrayList<>();
+            boolean isNew = files.workingDisk().isEmpty();
             Path disk = files.workingDisk().orElse(files.disks().resolve("new.qcow2"));
-            if (files.workingDisk().isEmpty()) {
-                Path base = below == null ? files.clean() : below.disk();
+            Snapshot below = isNew ? require(CLEAN) : below().orElse(null);
+            if (isNew) {
                 commands.add(List.of("mkdir", "-p", files.disks().toString()));
-                commands.add(Disk.overlayCommand(base, disk));
+                commands.add(Disk.overlayCommand(below.disk(), disk));
             }
             boolean warm = below != null && below.ram() != null && !plan.cold()
                     && below.ramProblem(plan.hardware()) == null;
@@ -1608,8 +1584,10 @@ final class VmCtl {
 
         /** Keeps the VM's state under a name; the VM goes on, or stays stopped. What fails is undone. */
         void freeze(String name, boolean automatic, Duration limit) throws IOException {
-            find(name).ifPresent(old -> refuseIfCloned(name, "replace snapshot " + name));
-            makeSnapshotDirectory(files.record(name).getParent());
+            if (Files.exists(files.record(name))) {
+                new Clones(files, ssh, say).refuseIfCloned(name, "replace snapshot " + name);
+            }
+            privateDirectory(files.record(name).getParent());
             try {
                 if (qemu.isRunning()) {
                     freezeRunning(name, automatic, limit);
@@ -1624,12 +1602,11 @@ final class VmCtl {
         private void freezeStopped(String name) throws IOException {
             requireDisk();
             if (files.workingDisk().isEmpty()) {
-                throw new VmException(69, files.name() + " has no disk of its own to keep: vm-ctl start makes one");
+                throw unavailable(files.name() + " has no disk of its own to keep: vm-ctl start makes one");
             }
             Path disk = requireWorkingDisk();
             try (Undo undo = new Undo(say)) {
-                undo.add(() -> deleteIfEmpty(files.record(name).getParent()));
-                Path overlay = newOverlay(disk);
+                Path overlay = Disk.newOverlay(files, disk);
                 undo.add(() -> discard(overlay));
                 onStep.accept("overlay made");
                 files.useDisk(overlay);
@@ -1649,10 +1626,10 @@ final class VmCtl {
         private void requireAnsweringGuest(Running running) throws IOException {
             String state = qemu.runState();
             if (!state.equals("running")) {
-                throw new VmException(state.equals("io-error") ? 1 : 69, standstill(state, running.pid()));
+                throw Machine.standsStill(state, running);
             // a boot of this disk finds what was written
             } else if (!hasBanner(running.port(), 5000) || !ssh.run(SOON, "sync").ok()) {
-                throw new VmException(69, "no snapshot was taken: the guest does not answer ssh. Run vm-ctl restart "
+                throw unavailable("no snapshot was taken: the guest does not answer ssh. Run vm-ctl restart "
                         + "and repeat, or vm-ctl stop to keep the disk alone");
             }
         }
@@ -1665,43 +1642,44 @@ final class VmCtl {
             JsonObject ram;
             String pause;
             try (Undo undo = new Undo(say)) {
-                undo.add(() -> deleteIfEmpty(files.record(name).getParent()));
                 qemu.write(running.during(Act.FREEZING));
                 undo.add(() -> qemu.write(running));
                 undo.add(this::setClock);
-                undo.add(qemu::goOnAfterMigration);
+                undo.add(ram()::goOn);
                 long stopped = System.nanoTime();
                 qemu.qmp("stop");
                 onStep.accept("stopped");
-                Path disk = qemu.activeDisk();
-                Path overlay = newOverlay(disk);
+                Path disk = disk().active();
+                Path overlay = Disk.newOverlay(files, disk);
                 undo.add(() -> {
-                    if (!qemu.activeDisk().equals(overlay)) { // an interrupt may hide that QEMU did what it was told
+                    if (!disk().active().equals(overlay)) { // an interrupt may hide that QEMU did what it was told
                         discard(overlay);
                     }
                 });
                 onStep.accept("overlay made");
-                Path ramFile = unused(files.record(name).resolveSibling("ram"));
+                Path directory = files.record(name).getParent();
+                // the RAM of the snapshot that this one replaces stays until the new record is written
+                Path ramFile = directory.resolve(Files.exists(directory.resolve("ram")) ? "ram-2" : "ram");
                 undo.add(() -> Files.deleteIfExists(ramFile));
                 try (Progress progress = new Progress("snapshot", say)) {
                     progress.stage("saving the RAM");
-                    ram = qemu.saveRam(ramFile, limit);
+                    ram = ram().save(ramFile, limit);
                 }
-                ram.putAll(object("ram", files.dir().relativize(ramFile).toString(), "hardware", running.hardware(),
+                ram.putAll(object("ram", files.relative(ramFile), "hardware", running.hardware(),
                         "automatic", automatic));
                 onStep.accept("RAM saved");
                 // it is still empty, so it does not matter yet whether QEMU writes to it or to the disk below
                 files.useDisk(overlay);
-                undo.add(() -> files.useDisk(qemu.activeDisk()));
+                undo.add(() -> files.useDisk(disk().active()));
                 onStep.accept("link moved");
-                String node = qemu.addOverlay(overlay, running.cache());
+                String node = disk().addOverlay(overlay, running.cache());
                 undo.add(() -> {
-                    if (!qemu.activeDisk().equals(overlay)) {
-                        qemu.qmp("blockdev-del", "node-name", node);
+                    if (!disk().active().equals(overlay)) {
+                        disk().close(node);
                     }
                 });
                 onStep.accept("overlay attached");
-                qemu.qmp("blockdev-snapshot", "node", qemu.activeNode(), "overlay", node);
+                disk().switchTo(node);
                 undo.clear(); // the guest will write to the overlay, whatever else fails
                 undo.add(this::deleteUnused);
                 undo.add(() -> qemu.write(running));
@@ -1715,8 +1693,7 @@ final class VmCtl {
                 onStep.accept("going on");
             }
             say.accept("kept disk and RAM (" + (ram.getLong("ramBytes") >> 20) + " MiB) as " + name + " in "
-                    + seconds(started)
-                    + "; the guest stood still for " + pause);
+                    + seconds(started) + "; the guest stood still for " + pause);
         }
 
         /** The guest stood still, so its clock is late. */
@@ -1728,15 +1705,14 @@ final class VmCtl {
 
         /** Writes the record, the moment from which the snapshot exists; its disk is read-only from then on. */
         private void record(String name, Path disk, JsonObject more) throws IOException {
-            JsonObject record = object("disk", files.dir().relativize(disk).toString(), "made",
-                    Instant.now().toString());
+            JsonObject record = object("disk", files.relative(disk), "made", Instant.now().toString());
             record.putAll(more);
             if (name.equals(CLEAN)) { // a clone stays one
-                source().ifPresent(source -> record.putAll(object("cloneOf", source.cloneOf(),
+                Snapshot.source(files).ifPresent(source -> record.putAll(object("cloneOf", source.cloneOf(),
                         "cloneSnapshot", source.json().getString("cloneSnapshot"))));
             }
             Files.setPosixFilePermissions(disk, PosixFilePermissions.fromString("r--------"));
-            writeFile(files.record(name), JsonWriter.string(record), "rw-------");
+            writeRecord(files.record(name), record);
         }
 
         /**
@@ -1749,17 +1725,6 @@ final class VmCtl {
             }
         }
 
-        private Path newOverlay(Path base) throws IOException {
-            return newOverlay(files, base);
-        }
-
-        private static Path newOverlay(VmFiles vm, Path base) throws IOException {
-            privateDirectory(vm.disks());
-            Path overlay = vm.disks().resolve(Long.toHexString(new SecureRandom().nextLong()) + ".qcow2");
-            Disk.createOverlay(base, overlay);
-            return overlay;
-        }
-
         // Restoring.
 
         /**
@@ -1767,15 +1732,14 @@ final class VmCtl {
          * was.
          */
         void restore(String name, Plan plan) throws IOException {
-            Snapshot snapshot = require(name).orElse(null);
-            boolean bootsClean = snapshot == null || plan.cold() && snapshot.isAutomatic()
-                    && Files.exists(files.clean());
+            Snapshot snapshot = require(name);
+            boolean bootsClean = plan.cold() && snapshot.isAutomatic() && Files.exists(files.clean());
             Path base = bootsClean ? files.clean() : snapshot.disk();
             Disk.requireChain(base, files.dir());
             boolean wasRunning = qemu.isRunning();
             qemu.requireStart(plan);
             try (Undo undo = new Undo(say)) {
-                Path overlay = newOverlay(base);
+                Path overlay = Disk.newOverlay(files, base);
                 undo.add(() -> discard(overlay));
                 Path link = files.prepareLink(overlay); // there may be no room for it later
                 onStep.accept("overlay made");
@@ -1789,7 +1753,7 @@ final class VmCtl {
             }
             onStep.accept("link moved");
             cleanUp();
-            if (wasRunning || snapshot != null && snapshot.ram() != null) {
+            if (wasRunning || snapshot.ram() != null) {
                 start(plan);
             } else {
                 say.accept("restored the disk of " + name + ": vm-ctl start boots it");
@@ -1803,7 +1767,7 @@ final class VmCtl {
          * never stands in the way of a command that frees space or throws the state away.
          */
         void recover(boolean endsVm) {
-            try {
+            attempt(say, "cleaning up after an earlier command", () -> {
                 Running running = qemu.running().orElse(null);
                 if (!qemu.isRunning()) {
                     qemu.removeLeftovers();
@@ -1814,19 +1778,17 @@ final class VmCtl {
                     qemu.end();
                     qemu.removeLeftovers();
                 } else if (running.act() == Act.FREEZING) {
-                    files.useDisk(qemu.activeDisk());
-                    qemu.goOnAfterMigration();
+                    files.useDisk(disk().active());
+                    ram().goOn();
                     qemu.write(running.during(Act.NONE));
                     say.accept("an earlier snapshot was interrupted: the guest goes on");
                     setClock();
                 }
                 if (qemu.isRunning() && !qemu.runState().equals("unknown")) {
-                    qemu.cancelMerges();
+                    disk().cancelMerges();
                 }
                 deleteUnused();
-            } catch (IOException | VmException failed) {
-                say.accept("cleaning up after an earlier command: " + failed.getMessage());
-            }
+            });
         }
 
         private static void deleteIfEmpty(Path directory) throws IOException {
@@ -1839,32 +1801,33 @@ final class VmCtl {
          * Deletes what no record and no disk refers to any more; nothing at all while a record or a disk cannot be
          * read.
          */
-        private void deleteUnused() throws IOException {
-            Layers layers = Layers.of(this);
-            if (layers == null) {
-                return;
+        private Optional<Layers> deleteUnused() throws IOException {
+            Optional<Layers> read = Layers.read(this);
+            if (read.isEmpty()) {
+                return read;
             }
-            for (Path unused = layers.unused(); unused != null; unused = layers.unused()) {
-                Files.delete(unused);
-                layers.disks.remove(unused);
+            Layers layers = read.get();
+            for (Optional<Path> disk = layers.unused(); disk.isPresent(); disk = layers.unused()) {
+                Files.delete(disk.get());
+                layers.disks().remove(disk.get());
             }
-            for (Path file : entries(files.disks())) {
-                if (file.getFileName().toString().matches("([0-9a-f]+\\.qcow2|link)\\.part")) { // its maker was killed
+            deleteMatching(files.disks(), "([0-9a-f]+\\.qcow2|link)\\.part", null); // whose maker was killed
+            for (Path directory : entries(files.file(".snapshots"))) {
+                String name = directory.getFileName().toString();
+                if (name.matches(SNAPSHOT_NAME) && Files.isDirectory(directory)) { // else not ours, as lost+found
+                    deleteMatching(directory, "ram(-\\d+)?|\\.snapshot\\.json.*\\.new",
+                            Snapshot.find(files, name).map(Snapshot::ram).orElse(null));
+                    deleteIfEmpty(directory);
+                }
+            }
+            return read;
+        }
+
+        private static void deleteMatching(Path directory, String pattern, Path except) throws IOException {
+            for (Path file : entries(directory)) {
+                if (file.getFileName().toString().matches(pattern) && !file.equals(except)) {
                     Files.delete(file);
                 }
-            }
-            Set<Path> rams = all().stream().map(Snapshot::ram).filter(Objects::nonNull).collect(Collectors.toSet());
-            for (Path directory : entries(files.file(".snapshots"))) {
-                if (!directory.getFileName().toString().matches(SNAPSHOT_NAME) || !Files.isDirectory(directory)) {
-                    continue; // not ours: lost+found of another file system
-                }
-                for (Path file : entries(directory)) {
-                    if (!rams.contains(file) && file.getFileName().toString()
-                            .matches("ram(-\\d+)?|\\.snapshot\\.json.*\\.new")) {
-                        Files.delete(file);
-                    }
-                }
-                deleteIfEmpty(directory);
             }
         }
 
@@ -1874,27 +1837,22 @@ final class VmCtl {
          * again.
          */
         void cleanUp() {
-            Set<Path> tried = new HashSet<>();
-            try {
-                deleteUnused();
-                for (Layers layers = Layers.of(this); layers != null; layers = Layers.of(this)) {
-                    Path layer = layers.mergeable(tried);
+            attempt(say, "could not clean up now, a later command tries again", () -> {
+                Set<Path> tried = new HashSet<>();
+                for (Optional<Layers> layers = deleteUnused(); layers.isPresent(); layers = deleteUnused()) {
+                    Path layer = layers.get().mergeable(tried).orElse(null);
                     if (layer == null) {
                         return;
                     }
                     tried.add(layer);
+                    Path overlay = layers.get().overlaysOn(layer).get(0);
                     try (Progress progress = new Progress("cleaning up", say)) {
                         progress.stage("merging disks");
-                        merge(layer, layers.overlaysOn(layer).get(0));
-                    } catch (IOException | VmException failed) {
-                        say.accept("a layer of the disk could not be merged now, a later command tries again: "
-                                + failed.getMessage());
+                        attempt(say, "a layer of the disk could not be merged now, a later command tries again",
+                                () -> merge(layer, overlay));
                     }
-                    deleteUnused();
                 }
-            } catch (IOException | VmException failed) {
-                say.accept("could not clean up now, a later command tries again: " + failed.getMessage());
-            }
+            });
         }
 
         private void merge(Path layer, Path builder) throws IOException {
@@ -1904,8 +1862,8 @@ final class VmCtl {
             Set<PosixFilePermission> mode = Files.getPosixFilePermissions(builder);
             Files.setPosixFilePermissions(builder, PosixFilePermissions.fromString("rw-------"));
             try {
-                if (qemu.isRunning() && qemu.usesDisk(builder)) {
-                    qemu.merge(builder, base, relative);
+                if (qemu.isRunning() && disk().isUsed(builder)) {
+                    disk().merge(builder, base, relative);
                 } else {
                     Disk.rebase(builder, relative);
                 }
@@ -1916,13 +1874,11 @@ final class VmCtl {
 
         void delete(String name) throws IOException {
             if (name.equals(CLEAN)) {
-                throw new VmException(2, "snapshot clean cannot be deleted: vm-ctl snapshot clean --yes replaces it, "
+                throw wrongUsage("snapshot clean cannot be deleted: vm-ctl snapshot clean --yes replaces it, "
                         + "vm-ctl destroy deletes the VM");
             }
-            Snapshot snapshot = find(name).orElseThrow(() ->
-                    new VmException(69, files.name() + " has no snapshot " + name
-                    + ": vm-ctl snapshot --list names those it has"));
-            refuseIfCloned(name, "delete snapshot " + name);
+            Snapshot snapshot = require(name);
+            new Clones(files, ssh, say).refuseIfCloned(name, "delete snapshot " + name);
             Files.delete(files.record(name));
             onStep.accept("deleted");
             if (snapshot.ram() != null) {
@@ -1932,22 +1888,21 @@ final class VmCtl {
             say.accept("deleted " + name);
             cleanUp();
         }
+    }
 
-        // Clones.
-
+    /** The VMs that build on this one's snapshots: makes them, and protects what they need. */
+    record Clones(VmFiles files, GuestSsh ssh, Consumer<String> say) {
         /** Makes VMs that begin as a snapshot of this one; all of them or, if something fails, none. */
-        void clone(String name, List<String> clones) throws IOException {
-            source().ifPresent(snapshot -> {
-                throw new VmException(69, files.name() + " is a clone itself, which cannot be cloned: clone "
+        void make(Snapshot snapshot, List<String> clones) throws IOException {
+            if (Snapshot.source(files).isPresent()) {
+                throw unavailable(files.name() + " is a clone itself, which cannot be cloned: clone "
                         + snapshot.cloneOf() + " instead");
-            });
+            }
             files.refuseOlderVersion();
-            Snapshot snapshot = require(name).orElse(null);
-            Path base = snapshot == null ? files.clean() : snapshot.disk();
-            Disk.requireChain(base, files.dir());
+            Disk.requireChain(snapshot.disk(), files.dir());
             for (String clone : clones) {
                 if (!new VmFiles(files.dir(), clone).all().isEmpty()) {
-                    throw new VmException(69, "there is a VM " + clone
+                    throw unavailable("there is a VM " + clone
                             + " already: choose another name, or vm-ctl destroy it");
                 }
             }
@@ -1959,30 +1914,29 @@ final class VmCtl {
                             deleteTree(file);
                         }
                     });
-                    makeClone(made, snapshot, name, base);
+                    makeClone(made, snapshot);
                     onStep.accept("clone made");
                 }
                 undo.clear();
             }
             ssh.writeIncludes();
-            say.accept("made " + String.join(", ", clones) + " of " + files.name() + "/" + name
-                    + (clones.size() == 1 ? "" : ", each")
-                    + ": VM_NAME=" + clones.get(0) + " vm-ctl start");
+            say.accept("made " + String.join(", ", clones) + " of " + files.name() + "/" + snapshot.name()
+                    + (clones.size() == 1 ? "" : ", each") + ": VM_NAME=" + clones.get(0) + " vm-ctl start");
         }
 
-        private void makeClone(VmFiles clone, Snapshot snapshot, String name, Path base) throws IOException {
-            JsonObject record = object("disk", files.dir().relativize(base).toString(), "made",
-                    Instant.now().toString(),
-                    "automatic", false, "cloneOf", files.name(), "cloneSnapshot", name);
-            if (snapshot != null && snapshot.ram() != null) {
-                record.put("ram", files.dir().relativize(snapshot.ram()).toString());
+        private void makeClone(VmFiles clone, Snapshot snapshot) throws IOException {
+            JsonObject record = object("disk", files.relative(snapshot.disk()), "made",
+                    Instant.now().toString(), "automatic", false, "cloneOf", files.name(),
+                    "cloneSnapshot", snapshot.name());
+            if (snapshot.ram() != null) {
+                record.put("ram", files.relative(snapshot.ram()));
                 for (String member : List.of("ramBytes", "ramCrc32c", "hardware", "unusable")) {
                     record.put(member, snapshot.json().get(member));
                 }
             }
-            makeSnapshotDirectory(clone.record(CLEAN).getParent());
+            privateDirectory(clone.record(CLEAN).getParent());
             // first: it protects what the clone builds on
-            writeFile(clone.record(CLEAN), JsonWriter.string(record), "rw-------");
+            writeRecord(clone.record(CLEAN), record);
             onStep.accept("clone recorded");
             Path keys = privateDirectory(clone.file(".ssh"));
             for (Path key : entries(files.file(".ssh"))) {
@@ -1994,130 +1948,94 @@ final class VmCtl {
                     clone.name());
             writeFile(keys.resolve("known_hosts"), known, "rw-------");
             if (Files.exists(files.offlineMark())) {
-                Files.createFile(clone.offlineMark(), ownerOnly());
+                makeFile(clone.offlineMark());
             }
-            clone.useDisk(newOverlay(clone, base));
+            clone.useDisk(Disk.newOverlay(clone, snapshot.disk()));
         }
 
         /** 69 if clones build on a snapshot of this VM, or, without a name, on any of its disks. */
         void refuseIfCloned(String snapshot, String act) {
             List<String> clones = new ArrayList<>();
             for (String name : vmNames(files.dir())) {
-                Path record = new VmFiles(files.dir(), name).record(CLEAN);
-                try {
-                    JsonObject json = Files.exists(record) ? json(Files.readString(record)) : object();
-                    if (files.name().equals(json.getString("cloneOf"))
-                            && (snapshot == null || snapshot.equals(json.getString("cloneSnapshot")))) {
-                        clones.add(name);
-                    }
-                } catch (IOException unreadable) {
-                    if (!name.equals(files.name())) {
-                        clones.add(name + " (perhaps: its record " + record + " is damaged)");
-                    }
-                }
-            }
-            Path disk = snapshot == null ? null
-                    : find(snapshot).map(Snapshot::disk).filter(own -> own.startsWith(files.disks())).orElse(null);
-            // whatever the records say, no disk is taken away under another VM
-            for (String name : vmNames(files.dir())) {
-                for (Path overlay : name.equals(files.name())
-                        ? List.<Path>of() : entries(new VmFiles(files.dir(), name).disks())) {
-                    Path base = Disk.find(overlay).map(Disk::backing).orElse(null);
-                    boolean ours = snapshot == null && base != null
-                            && (base.equals(files.clean()) || base.startsWith(files.disks()));
-                    if ((ours || base != null && base.equals(disk)) && !clones.contains(name)) {
-                        clones.add(name);
-                    }
+                VmFiles other = new VmFiles(files.dir(), name);
+                if (!name.equals(files.name()) && (isRecordedClone(other, snapshot) || buildsOn(other, snapshot))) {
+                    clones.add(name);
                 }
             }
             if (!clones.isEmpty()) {
-                throw new VmException(69, "cannot " + act + ": clones build on it: " + String.join(", ", clones)
+                throw unavailable("cannot " + act + ": clones build on it: " + String.join(", ", clones)
                         + "; vm-ctl destroy deletes a clone");
             }
         }
-    }
 
-    /** The overlays in VM_DIR and their backing files, read once. */
-    static final class Layers {
-        private static final Disk DAMAGED = new Disk(null, 0, false);
-        /** All overlays in VM_DIR, of this VM and of others, by path. */
-        final Map<Path, Disk> disks = new TreeMap<>();
-        private final VmFiles files;
-        private final Set<Path> needed = new HashSet<>();
-        private final boolean workingDiskIsKnown;
-
-        private Layers(VmFiles files) throws IOException {
-            this.files = files;
-            workingDiskIsKnown = files.workingDisk().isPresent();
+        /** Whether another VM's record says that it is a clone; if the record is damaged, it may be one. */
+        private boolean isRecordedClone(VmFiles other, String snapshot) {
+            Snapshot clean = Snapshot.find(other, CLEAN).orElse(null);
+            return clean == null ? Files.exists(other.record(CLEAN)) : files.name().equals(clean.cloneOf())
+                    && (snapshot == null || snapshot.equals(clean.json().getString("cloneSnapshot")));
         }
 
-        /**
-         * Null while it is unknown what is needed: QEMU does not answer, or a record or a disk that is needed cannot be
-         * read.
-         */
-        static Layers of(Snapshots snapshots) throws IOException {
-            Layers layers = new Layers(snapshots.files);
-            for (Path directory : entries(layers.files.file(".snapshots"))) {
-                String name = directory.getFileName().toString();
-                Snapshot snapshot = snapshots.find(name).orElse(null);
-                if (snapshot != null) {
-                    layers.needed.add(snapshot.disk());
-                } else if (Files.exists(layers.files.record(name))) {
-                    return null;
-                }
+        /** Whether a disk of another VM builds on one of this VM, whatever the records say. */
+        private boolean buildsOn(VmFiles other, String snapshot) {
+            Path disk = snapshot == null ? null
+                    : Snapshot.find(files, snapshot).map(Snapshot::disk).orElse(null);
+            return entries(other.disks()).stream().flatMap(overlay -> Disk.find(overlay).map(Disk::backing).stream())
+                    .anyMatch(base -> (base.equals(files.clean()) || base.startsWith(files.disks()))
+                            && (snapshot == null || base.equals(disk)));
+        }
+    }
+
+    /** The overlays in VM_DIR by path, of this VM and of others, and those that this VM needs; read once. */
+    record Layers(VmFiles files, Map<Path, Disk> disks, Set<Path> needed) {
+        private static final Disk DAMAGED = new Disk(null, 0, false);
+
+        /** Empty while QEMU does not answer, or a record or a needed disk cannot be read: what is needed is unknown. */
+        static Optional<Layers> read(Snapshots snapshots) throws IOException {
+            Layers layers = new Layers(snapshots.files(), new TreeMap<>(), new HashSet<>());
+            boolean runs = snapshots.qemu().isRunning();
+            if (!snapshots.damaged().isEmpty() || runs && snapshots.qemu().runState().equals("unknown")) {
+                return Optional.empty();
             }
+            snapshots.all().forEach(snapshot -> layers.needed.add(snapshot.disk()));
             layers.files.workingDisk().ifPresent(layers.needed::add);
-            if (snapshots.qemu.isRunning()) {
-                if (snapshots.qemu.runState().equals("unknown")) {
-                    return null;
-                }
-                layers.needed.add(snapshots.qemu.activeDisk());
+            if (runs) {
+                layers.needed.add(new GuestDisk(snapshots.qemu()).active());
             }
             for (Path directory : entries(layers.files.dir())) {
-                if (directory.toString().endsWith(".disks")) {
-                    for (Path disk : entries(directory)) {
-                        if (!disk.toString().endsWith(".qcow2")) {
-                            continue; // half made
-                        }
+                for (Path disk : directory.toString().endsWith(".disks") ? entries(directory) : List.<Path>of()) {
+                    if (disk.toString().endsWith(".qcow2")) { // else it is half made
                         layers.disks.put(disk, Disk.find(disk).orElse(DAMAGED));
                     }
                 }
             }
-            boolean unreadable = layers.disks.entrySet().stream().anyMatch(entry -> entry.getValue() == DAMAGED
-                    && (layers.needed.contains(entry.getKey()) || !entry.getKey().startsWith(layers.files.disks())
-                    || !layers.overlaysOn(entry.getKey()).isEmpty()));
-            return unreadable ? null : layers;
+            boolean readable = layers.disks.keySet().stream().noneMatch(disk -> layers.disks.get(disk) == DAMAGED
+                    && (layers.needed.contains(disk) || !disk.startsWith(layers.files.disks())
+                    || !layers.overlaysOn(disk).isEmpty()));
+            return Optional.of(layers).filter(read -> readable);
         }
 
         List<Path> overlaysOn(Path disk) {
-            return disks.entrySet().stream().filter(entry -> disk.equals(entry.getValue().backing()))
-                    .map(Map.Entry::getKey).toList();
+            return disks.keySet().stream().filter(overlay -> disk.equals(disks.get(overlay).backing())).toList();
         }
 
-        /** Whether vm-ctl made this disk, for this VM. What else lies there is left alone. */
-        private boolean isOurs(Path disk) {
-            return disk.startsWith(files.disks()) && disk.getFileName().toString().matches("[0-9a-f]+\\.qcow2");
+        /** Disks that no record names, and that vm-ctl made for this VM. What else lies there is left alone. */
+        private Stream<Path> unnamed() {
+            return disks.keySet().stream().filter(disk -> disk.startsWith(files.disks()) && !needed.contains(disk)
+                    && disk.getFileName().toString().matches("[0-9a-f]+\\.qcow2"));
         }
 
-        /**
-         * A disk of this VM that nothing needs; null if there is none. Without a working disk only empty ones count.
-         */
-        Path unused() {
-            return disks.keySet().stream()
-                    .filter(disk -> isOurs(disk) && !needed.contains(disk) && overlaysOn(disk).isEmpty()
-                            && (workingDiskIsKnown || disks.get(disk).empty())).findFirst().orElse(null);
+        /** An unnamed disk on which nothing builds. Without a working disk, one that holds data may be it. */
+        Optional<Path> unused() throws IOException {
+            boolean workingDiskIsKnown = files.workingDisk().isPresent();
+            return unnamed().filter(disk -> overlaysOn(disk).isEmpty()
+                    && (workingDiskIsKnown || disks.get(disk).empty())).findFirst();
         }
 
-        /**
-         * A disk of this VM that no snapshot names and on which exactly one disk builds, one of this VM; null if there
-         * is none.
-         */
-        Path mergeable(Set<Path> except) {
-            return disks.keySet().stream().filter(disk -> isOurs(disk) && !needed.contains(disk)
-                    && !except.contains(disk) && overlaysOn(disk).size() == 1
-                    && overlaysOn(disk).get(0).startsWith(files.disks())
-                    && overlaysOn(overlaysOn(disk).get(0)).stream().allMatch(above -> above.startsWith(files.disks())))
-                    .findFirst().orElse(null);
+        /** An unnamed disk on which exactly one disk builds; both, and all above, are of this VM. */
+        Optional<Path> mergeable(Set<Path> except) {
+            return unnamed().filter(disk -> !except.contains(disk) && overlaysOn(disk).size() == 1
+                    && Stream.concat(overlaysOn(disk).stream(), overlaysOn(overlaysOn(disk).get(0)).stream())
+                    .allMatch(above -> above.startsWith(files.disks()))).findFirst();
         }
     }
 
@@ -2149,7 +2067,7 @@ final class VmCtl {
         String describe() throws IOException {
             Running running = qemu.running().orElse(null);
             if (running == null) {
-                throw new VmException(69, "QEMU has ended" + qemu.logEnd());
+                throw unavailable("QEMU has ended" + qemu.logEnd());
             }
             return "ssh on port " + running.port() + " (pid " + running.pid() + ", " + running.accel() + ")";
         }
@@ -2158,7 +2076,7 @@ final class VmCtl {
          * Waits until the guest's sshd answers a command; says why if it does not. A restored guest is told the time,
          * and gets fresh random bytes; a clone gets its own hostname.
          */
-        void awaitGuest(Running running, Duration limit, boolean isClone) throws IOException {
+        void awaitGuest(Running running, Duration limit) throws IOException {
             int port = running.port();
             boolean restoring = running.json().getString("restored") != null && !running.isReady();
             String last = "sshd does not answer on port " + port;
@@ -2170,7 +2088,7 @@ final class VmCtl {
                     String console = consoleOfUsable(running);
                     progress.stage(restoring ? "waiting for ssh" : bootStage(console));
                     if (hasBanner(port, patience)) {
-                        GuestSsh.Output first = ssh.greet(restoring, isClone);
+                        GuestSsh.Output first = ssh.greet(restoring);
                         if (first.ok()) {
                             qemu.write(running.with("ready", true).during(Act.NONE));
                             return;
@@ -2179,7 +2097,7 @@ final class VmCtl {
                         last = first.text().substring(first.text().lastIndexOf('\n') + 1);
                         refusals += last.contains("Permission denied") ? 1 : 0;
                         if (last.contains("Host key verification failed") || refusals == 3) {
-                            throw new VmException(69, "the guest's keys are not those in " + files.file(".ssh") + ": "
+                            throw unavailable("the guest's keys are not those in " + files.file(".ssh") + ": "
                                     + last);
                         }
                     }
@@ -2198,41 +2116,44 @@ final class VmCtl {
                         + consoleEnd(running));
             }
             String state = qemu.runState();
-            String standstill = standstill(state, running.pid());
-            if (standstill != null) {
-                throw state.equals("internal-error") ? new GuestUnusable(69, standstill)
-                        : new VmException(state.equals("io-error") ? 1 : 69, standstill);
+            if (state.equals("internal-error")) {
+                throw new GuestUnusable(69, standstill(state, running.pid()));
+            } else if (standstill(state, running.pid()) != null) {
+                throw standsStill(state, running);
             }
             String console = consoleSince(running);
-            Optional<String> trouble = trouble(console);
+            Optional<String> trouble = troubleOf(running, console);
             // A panic without the debugger reboots by itself.
-            if (trouble.isPresent() && !console.contains("Automatic reboot in ") && !hasBanner(running.port(), 5000)) {
+            if (trouble.isPresent() && !console.contains("Automatic reboot in ")) {
                 throw new GuestUnusable(69, "the guest is in trouble: " + trouble.get() + consoleEnd(running));
             }
             return console;
+        }
+
+        /** Why a guest that stands still cannot be used; 1 if this machine's disk is full. */
+        static VmException standsStill(String state, Running running) {
+            return new VmException(state.equals("io-error") ? 1 : 69, standstill(state, running.pid()));
+        }
+
+        /** What its console tells of trouble; whatever that is, a guest whose sshd answers has none. */
+        private Optional<String> troubleOf(Running running, String console) {
+            return trouble(console).filter(trouble -> !hasBanner(running.port(), 5000));
         }
 
         /**
          * What start does if the VM runs: a guest that stands still goes on, one that shuts down is awaited. False: it
          * has ended.
          */
-        boolean goOn(Plan plan, boolean isClone) throws IOException {
+        boolean goOn(Plan plan) throws IOException {
             Running running = qemu.running().orElseThrow(() ->
-                    new VmException(69, "QEMU runs, but its record is missing"));
+                    unavailable("QEMU runs, but its record is missing"));
             if (plan.net().equals("offline") && !running.net().equals("offline")) {
-                throw new VmException(69, files.name() + " runs with a network, which cannot be taken away while it "
+                throw unavailable(files.name() + " runs with a network, which cannot be taken away while it "
                         + "runs: vm-ctl restart --net offline");
             }
-            String state = qemu.runState();
-            try {
-                ssh.writeConfig(running.port()); // a start may have been killed before it did, or VM_DIR moved since
-            } catch (IOException full) {
-                say.accept("the ssh config could not be written: " + reason(full));
-            }
-            if (state.equals("unknown")) {
-                throw new VmException(69, standstill(state, running.pid()));
-            }
-            boolean stoodStill = !state.equals("running");
+            // a start may have been killed before it did, or VM_DIR moved since
+            attempt(say, "the ssh config could not be written", () -> ssh.writeConfig(running.port()));
+            boolean stoodStill = !qemu.requireState().equals("running");
             if (stoodStill) {
                 qemu.qmp("cont");
             }
@@ -2247,7 +2168,7 @@ final class VmCtl {
                 note(running.during(Act.NONE));
             }
             if (plan.waits()) {
-                awaitGuest(running, plan.timeout(), isClone);
+                awaitGuest(running, plan.timeout());
                 if (stoodStill) {
                     ssh.setClock();
                 }
@@ -2269,59 +2190,52 @@ final class VmCtl {
             }
         }
 
-        /** A way to end a VM, and how long it may take. */
-        private record StopStep(String name, Duration limit, Callable<Boolean> step) {}
-
-        /**
-         * Ends the VM; asks the guest first, unless forced or in vain. Returns whether the guest shut down by itself.
-         */
-        boolean stop(boolean force) throws IOException {
+        /** Ends the VM; asks the guest first, unless forced or in vain. Each step needs less than the one before. */
+        void stop(boolean force) throws IOException {
             if (!qemu.isRunning()) {
                 say.accept(files.name() + " is not running");
-                return true;
+                return;
             }
-            long started = System.nanoTime();
             Running running = force ? null : qemu.running().orElse(null);
             boolean ask = running != null && canBeAsked(running);
             ssh.closeMaster(); // it may belong to a boot of the guest that is over
-            List<StopStep> steps = new ArrayList<>();
             if (ask) {
-                steps.add(new StopStep("shutdown -p now over ssh", SHUTDOWN_LIMIT,
-                        () -> hasBanner(running.port(), 5000) && ssh.run(SOON, "shutdown -p now").ok()));
-                steps.add(new StopStep("the power button", Duration.ofSeconds(60), () ->
-                        qemu.qmp("system_powerdown") != null));
                 note(running.during(Act.STOPPING));
             }
-            if (!qemu.runState().equals("unknown")) {
-                steps.add(new StopStep("QMP quit", Duration.ofSeconds(30), () -> qemu.qmp("quit") != null));
+            boolean ended = ask && endsBy("shutdown -p now over ssh", SHUTDOWN_LIMIT,
+                            () -> hasBanner(running.port(), 5000) && ssh.run(SOON, "shutdown -p now").ok())
+                    || ask && endsBy("the power button", SOON, () -> qemu.qmp("system_powerdown") != null)
+                    || !qemu.runState().equals("unknown")
+                    && endsBy("QMP quit", Duration.ofSeconds(30), () -> qemu.qmp("quit") != null)
+                    || endsBy("SIGKILL", SOON, () -> {
+                        qemu.end();
+                        return true;
+                    });
+            if (!ended) {
+                throw unavailable(files.name() + " could not be stopped");
             }
-            steps.add(new StopStep("SIGKILL", SOON, () -> {
-                qemu.end();
-                return true;
-            }));
-            String refusal = "";
-            for (StopStep step : steps) {
-                try {
-                    onStep.accept("stopping by " + step.name());
-                    boolean taken = step.step().call();
-                    ssh.closeMaster();
-                    if (taken && hasEnded(step.limit())) {
-                        qemu.removeLeftovers();
-                        say.accept("stopped " + files.name() + " by " + step.name() + " in " + seconds(started));
-                        return ask && steps.indexOf(step) < 2;
-                    }
-                    say.accept(step.name() + ": no effect");
-                } catch (VmException failed) {
-                    if (failed.exitCode != 69) { // interrupted, or the disk is full
-                        throw failed;
-                    }
-                    refusal = failed.getMessage();
-                    say.accept(step.name() + ": " + refusal);
-                } catch (Exception noAnswer) {
-                    say.accept(step.name() + ": " + noAnswer.getMessage()); // the next step needs less
+        }
+
+        /** Takes a step, and waits for QEMU's end; a step that does not work is said. */
+        private boolean endsBy(String step, Duration limit, Condition taken) throws IOException {
+            long started = System.nanoTime();
+            try {
+                onStep.accept("stopping by " + step);
+                boolean ends = taken.holds();
+                ssh.closeMaster();
+                if (ends && hasEnded(limit)) {
+                    qemu.removeLeftovers();
+                    say.accept("stopped " + files.name() + " by " + step + " in " + seconds(started));
+                    return true;
                 }
+                say.accept(step + ": no effect");
+            } catch (IOException | VmException failed) {
+                if (failed instanceof VmException expected && expected.exitCode != 69) { // interrupted, or a full disk
+                    throw failed;
+                }
+                say.accept(step + ": " + failed.getMessage());
             }
-            throw new VmException(69, files.name() + " could not be stopped: " + refusal);
+            return false;
         }
 
         /**
@@ -2330,16 +2244,16 @@ final class VmCtl {
          */
         private boolean hasEnded(Duration limit) throws IOException {
             try (Progress progress = new Progress("stopping", say)) {
-                for (long deadline = System.nanoTime() + limit.toNanos(); System.nanoTime() < deadline; ) {
+                progress.stage("waiting for the guest");
+                return await(limit, () -> {
                     if (qemu.hasEnded(Duration.ofSeconds(2))) {
                         return true;
                     } else if (qemu.runState().equals("io-error")) {
                         throw cannotWrite();
                     }
-                    progress.stage("waiting for the guest");
-                }
+                    return false;
+                });
             }
-            return !qemu.isRunning();
         }
 
         private static VmException cannotWrite() {
@@ -2347,37 +2261,23 @@ final class VmCtl {
                     + "some space and repeat vm-ctl stop; vm-ctl stop --force loses what it has not written");
         }
 
-        /**
-         * Whether it makes sense to ask the guest to shut down. Whatever its console says, one whose sshd answers can
-         * be asked.
-         */
+        /** Whether it makes sense to ask the guest to shut down. */
         private boolean canBeAsked(Running running) throws IOException {
-            String state = qemu.runState();
+            String state = qemu.requireState();
             if (state.equals("io-error")) {
                 throw cannotWrite();
-            } else if (state.equals("unknown")) {
-                throw new VmException(69, standstill(state, running.pid()));
-            } else if (state.equals("internal-error")) {
-                say.accept(standstill(state, running.pid()));
-                return false;
-            } else if (!state.equals("running")) {
+            } else if (!Set.of("running", "internal-error").contains(state)) {
                 qemu.qmp("cont");
             }
-            Optional<String> trouble = trouble(consoleSince(running));
-            if (trouble.isPresent() && !hasBanner(running.port(), 5000)) {
-                say.accept("the guest cannot be asked: " + trouble.get());
-                return false;
-            }
-            return true;
+            Optional<String> trouble = state.equals("internal-error") ? Optional.of(standstill(state, running.pid()))
+                    : troubleOf(running, consoleSince(running));
+            trouble.ifPresent(why -> say.accept("the guest cannot be asked: " + why));
+            return trouble.isEmpty();
         }
 
         /** Writes the record if there is room for it: what it tells helps the next command, and no more. */
         private void note(Running running) {
-            try {
-                qemu.write(running);
-            } catch (IOException full) {
-                say.accept("the record of the VM could not be written: " + reason(full));
-            }
+            attempt(say, "the record of the VM could not be written", () -> qemu.write(running));
         }
 
         /**
@@ -2385,27 +2285,28 @@ final class VmCtl {
          * trouble.
          */
         Report report() throws IOException {
-            boolean runs = qemu.isRunning();
             Running running = qemu.running().orElse(null);
-            if (!runs) {
+            if (!qemu.isRunning()) {
                 return Files.exists(files.pidFile()) ? new Report("gone", 3, "QEMU ended without being stopped", null)
                         : new Report("stopped", 3, null, null);
             } else if (running == null) {
                 return new Report("starting", 0,
                         "a start is going on, or was interrupted; if so, vm-ctl start begins again", null);
             }
-            String console = consoleSince(running);
             String state = qemu.runState();
-            Optional<String> trouble = trouble(console);
+            String standstill = standstill(state, running.pid());
             if (state.equals("unknown")) {
-                return new Report("hung", 69, standstill(state, running.pid()), running);
+                return new Report("hung", 69, standstill, running);
             } else if (running.act() == Act.FREEZING && !state.equals("running")) {
                 return new Report("paused", 0,
                         "a snapshot is being taken, or was interrupted; if so, vm-ctl start lets the guest go on",
                         running);
-            } else if (standstill(state, running.pid()) != null) {
-                return new Report("paused", 0, standstill(state, running.pid()), running);
-            } else if (trouble.isPresent() && !hasBanner(running.port(), 5000)) {
+            } else if (standstill != null) {
+                return new Report("paused", 0, standstill, running);
+            }
+            String console = consoleSince(running);
+            Optional<String> trouble = troubleOf(running, console);
+            if (trouble.isPresent()) {
                 return new Report("panicked", 69, trouble.get(), running);
             }
             int panic = kernelPanic(console);
@@ -2451,7 +2352,7 @@ final class VmCtl {
         }
 
         private String consoleSince(Running running) throws IOException {
-            return fileEnd(files.file(".console.log"), running.consoleAt(), 1 << 18);
+            return fileEnd(files.consoleLog(), running.consoleAt(), 1 << 18);
         }
 
         /** The last lines that the console has shown since this start; none if that is unknown. */
@@ -2520,7 +2421,7 @@ final class VmCtl {
             } catch (TimeoutException late) {
                 return new Output(false, "ssh did not end within " + limit.toSeconds() + " s");
             } catch (InterruptedException interrupted) {
-                throw new VmException(130, "interrupted");
+                throw interrupted();
             } catch (IOException missing) {
                 return new Output(false, missing.getMessage());
             }
@@ -2530,7 +2431,7 @@ final class VmCtl {
          * The first command for a guest that should answer. It brings a restored one, and a clone, up to date with the
          * same call.
          */
-        Output greet(boolean restored, boolean isClone) throws IOException {
+        Output greet(boolean restored) throws IOException {
             List<String> lines = new ArrayList<>();
             if (restored) {
                 byte[] seed = new byte[64];
@@ -2538,7 +2439,7 @@ final class VmCtl {
                 lines.add(seedCommand(seed) + " || echo its random numbers could not be seeded");
                 lines.add(END_OLD_SESSIONS);
             }
-            if (isClone) {
+            if (Snapshot.source(files).isPresent()) {
                 lines.add("hostname " + files.name().replace('_', '-') + " || echo its hostname could not be set");
             }
             lines.add(":");
@@ -2587,9 +2488,7 @@ final class VmCtl {
         void closeMaster() throws IOException {
             Path control = files.socket(".control");
             if (Files.exists(control)) {
-                List<String> command = command();
-                command.addAll(1, List.of("-O", "exit"));
-                VmCtl.run(SOON, command);
+                VmCtl.run(SOON, command("-O", "exit"));
                 Files.deleteIfExists(control);
             }
         }
@@ -2618,13 +2517,28 @@ final class VmCtl {
 
         /** The connection's settings, one a line, for every tool that reads ssh_config. */
         static String config(String name, int port, Path keys, Path control) {
-            return String.join("\n", "Host " + name, "HostName 127.0.0.1", "Port " + port, "User root", "HostKeyAlias "
-                    + name,
-                    "IdentityFile " + quoted(keys.resolve("id_ed25519")), "IdentitiesOnly yes",
-                    "UserKnownHostsFile " + quoted(keys.resolve("known_hosts")), "GlobalKnownHostsFile /dev/null",
-                    "StrictHostKeyChecking yes", "UpdateHostKeys no", "PasswordAuthentication no", "BatchMode yes",
-                    "ConnectTimeout 30", "ServerAliveInterval 15", "ServerAliveCountMax 4", "ControlMaster auto",
-                    "ControlPath " + quoted(control), "ControlPersist 60", "");
+            return """
+                    Host %1$s
+                    HostName 127.0.0.1
+                    Port %2$d
+                    User root
+                    HostKeyAlias %1$s
+                    IdentityFile %3$s
+                    IdentitiesOnly yes
+                    UserKnownHostsFile %4$s
+                    GlobalKnownHostsFile /dev/null
+                    StrictHostKeyChecking yes
+                    UpdateHostKeys no
+                    PasswordAuthentication no
+                    BatchMode yes
+                    ConnectTimeout 30
+                    ServerAliveInterval 15
+                    ServerAliveCountMax 4
+                    ControlMaster auto
+                    ControlPath %5$s
+                    ControlPersist 60
+                    """.formatted(name, port, quoted(keys.resolve("id_ed25519")), quoted(keys.resolve("known_hosts")),
+                    quoted(control));
         }
 
         private static String quoted(Path path) {
@@ -2657,10 +2571,8 @@ final class VmCtl {
          * connection is closed: while the guest's command runs, the ssh master keeps our stdout open.
          */
         void kill(String mark) {
-            List<String> closeMaster = command();
-            closeMaster.addAll(1, List.of("-O", "exit"));
             if (!endsWell(command(KILL.replace("MARK", mark.substring(1))))) {
-                endsWell(closeMaster);
+                endsWell(command("-O", "exit"));
             }
         }
 
@@ -2714,10 +2626,8 @@ final class VmCtl {
         /** The arguments that make the machine, as the guest and its RAM see it. */
         static List<String> hardware(String accelerator, String cpu, String memory, int cpus) {
             List<String> arguments = new ArrayList<>(List.of("-accel", accelArgument(accelerator, cpus), "-cpu", cpu,
-                    "-m", memory,
-                    "-smp", "" + cpus, "-machine", "pc", "-nodefaults", "-no-user-config", "-rtc", "base=utc", "-vga",
-                    "std",
-                    "-serial", "chardev:serial0",
+                    "-m", memory, "-smp", "" + cpus, "-machine", "pc", "-nodefaults", "-no-user-config",
+                    "-rtc", "base=utc", "-vga", "std", "-serial", "chardev:serial0",
                     // DragonFly's da0
                     "-device", "virtio-scsi-pci,id=scsi0", "-device", "scsi-hd,bus=scsi0.0,drive=disk0,bootindex=1",
                     "-device", "virtio-net-pci,netdev=net0,romfile=")); // vtnet0, without booting from the network
@@ -2727,20 +2637,21 @@ final class VmCtl {
             return arguments;
         }
 
-        /** A qcow2 disk for -blockdev; in JSON, because paths may contain commas and colons. */
-        private static JsonObject disk(Path file, String node, String cache) {
-            return object("node-name", node, "driver", "qcow2", "discard", "unmap", "detect-zeroes", "unmap",
-                    "cache", object("direct", cache.equals("none"), "no-flush", cache.equals("unsafe")),
-                    "file", object("driver", "file", "filename", file.toString()));
-        }
-
         /** Makes QEMU forward a port of 127.0.0.1 to the guest. */
         void addForward(String forward) throws IOException {
-            Ports.require(Integer.parseInt(forward.split(":")[0]));
-            String refusal = (String) qmp("human-monitor-command", "command-line", "hostfwd_add net0 tcp:127.0.0.1:"
-                    + forward.replace(":", "-:"));
-            if (!refusal.isBlank()) { // this command reports failures as text
-                throw new VmException(69, "QEMU refuses --forward " + forward + ": " + printable(refusal).strip());
+            Ports.require(Ports.ofHost(forward));
+            monitor("hostfwd_add net0 " + hostForward(forward), "QEMU refuses --forward " + forward);
+        }
+
+        private static String hostForward(String forward) {
+            return "tcp:127.0.0.1:" + forward.replace(":", "-:");
+        }
+
+        /** A command of QEMU's monitor for people, which reports failures as text. */
+        void monitor(String line, String failure) throws IOException {
+            String refusal = printable((String) qmp("human-monitor-command", "command-line", line)).strip();
+            if (!refusal.isEmpty()) {
+                throw unavailable(failure + ": " + refusal);
             }
         }
 
@@ -2751,19 +2662,18 @@ final class VmCtl {
             arguments.addAll(List.of(QEMU, "-name", files.name(), "-pidfile", files.qemuPid().toString(),
                     "-display", "none"));
             if (!hasSetsid) { // -d strace logs errors alone: no guest is in user mode
-                arguments.addAll(List.of("-daemonize", "-D", files.file(".qemu.log").toString(), "-d", "strace"));
+                arguments.addAll(List.of("-daemonize", "-D", files.qemuLog().toString(), "-d", "strace"));
             }
             arguments.addAll(sandbox(plan.hardware(), hasSetsid));
-            arguments.addAll(List.of("-blockdev", JsonWriter.string(disk(disk, "disk0", plan.cache()))));
+            arguments.addAll(List.of("-blockdev", JsonWriter.string(GuestDisk.options(disk, "disk0", plan.cache()))));
             StringBuilder network = new StringBuilder("user,id=net0"
-                    + (plan.net().equals("offline") ? ",restrict=on" : "") + ",hostfwd=tcp:127.0.0.1:" + port + "-:22");
-            plan.forwards().forEach(forward -> network.append(",hostfwd=tcp:127.0.0.1:")
-                    .append(forward.replace(":", "-:")));
+                    + (plan.net().equals("offline") ? ",restrict=on" : "") + ",hostfwd=" + hostForward(port + ":22"));
+            plan.forwards().forEach(forward -> network.append(",hostfwd=").append(hostForward(forward)));
             String socket = "socket,server=on,wait=off,id=";
-            String log = ",logappend=on,logfile=" + doubled(files.file(".console.log"));
+            String log = ",logappend=on,logfile=" + doubled(files.consoleLog());
             arguments.addAll(List.of("-netdev", network.toString(),
-                    "-chardev", socket + "qmp0,path=" + doubled(files.socket(".qmp")), "-mon",
-                    "chardev=qmp0,mode=control",
+                    "-chardev", socket + "qmp0,path=" + doubled(files.socket(".qmp")),
+                    "-mon", "chardev=qmp0,mode=control",
                     "-chardev", socket + "serial0,path=" + doubled(files.socket(".console")) + log));
             if (takesRam) {
                 arguments.addAll(List.of("-S", "-incoming", "defer"));
@@ -2783,49 +2693,40 @@ final class VmCtl {
          */
         Running launch(Plan plan, Path disk, String restored) throws IOException {
             Disk.requireChain(disk, files.dir());
-            if (!plan.net().equals("offline")) {
+            if (plan.net().equals("offline")) {
+                makeFile(files.offlineMark());
+            } else {
                 Files.deleteIfExists(files.offlineMark());
-            } else if (!Files.exists(files.offlineMark())) {
-                Files.createFile(files.offlineMark(), ownerOnly());
             }
             Files.deleteIfExists(files.pidFile()); // of the QEMU before
             files.makeSocketDirectory();
-            Path log = files.file(".console.log");
-            if (!Files.exists(log)) {
-                Files.createFile(log, ownerOnly()); // QEMU would let the group read it
-            }
-            long consoleAt = Files.size(log);
-            for (String forward : plan.forwards()) {
-                Ports.require(Integer.parseInt(forward.split(":")[0]));
-            }
+            makeFile(files.consoleLog());
+            long consoleAt = Files.size(files.consoleLog());
+            requirePorts(plan);
             long deadline = System.nanoTime() + Duration.ofSeconds(10).toNanos();
             List<Integer> ports = new ArrayList<>(Ports.candidates(plan));
-            List<String> sandbox = sandbox(plan.hardware(), hasSetsid);
-            String problem = "";
-            while (!ports.isEmpty()) {
+            List<String> left = List.of(); // options that this QEMU does not know
+            while (true) {
                 int port = ports.get(0);
                 List<String> arguments = arguments(files, plan, port, disk, restored != null);
-                if (sandbox.isEmpty()) {
-                    arguments.removeAll(sandbox(plan.hardware(), hasSetsid));
-                }
-                problem = start(arguments);
+                arguments.removeAll(left);
+                String problem = start(arguments);
                 if (problem == null) {
                     onStep.accept("QEMU started");
                     return begin(plan, port, consoleAt, restored);
                 } else if (problem.contains("Cannot lock pid file") && System.nanoTime() < deadline) {
                     pause(20); // somebody asks whether it runs, which takes a moment
-                } else if (!sandbox.isEmpty() && problem.matches("(?sm)(.*^)?\\S+: -sandbox\\b.*")) {
+                } else if (left.isEmpty() && problem.matches("(?sm)(.*^)?\\S+: -sandbox\\b.*")) {
                     say.accept("this QEMU was built without seccomp, so it runs without -sandbox: " + problem);
-                    sandbox = List.of();
-                } else if (problem.contains("tcp:127.0.0.1:" + port + "-") && !plan.portIsFixed()) {
+                    left = sandbox(plan.hardware(), hasSetsid);
+                } else if (problem.contains("tcp:127.0.0.1:" + port + "-") && ports.size() > 1) {
                     ports.remove(0); // somebody took the port meanwhile
                 } else {
-                    break;
+                    boolean full = files.dir().toFile().getUsableSpace() < 1 << 20; // then QEMU cannot say why
+                    throw new VmException(full ? 1 : 69, "QEMU did not start: "
+                            + (full ? noSpace(files.dir()) : problem));
                 }
             }
-            boolean full = files.dir().toFile().getUsableSpace() < 1 << 20; // then QEMU cannot say why
-            throw new VmException(full ? 1 : 69, "QEMU did not start: " + (full ? "no space is left on "
-                    + Files.getFileStore(files.dir()) : problem));
         }
 
         /**
@@ -2833,37 +2734,31 @@ final class VmCtl {
          * Returns null, or why it does not run.
          */
         private String start(List<String> command) throws IOException {
-            Path log = files.file(".qemu.log");
+            Path log = files.qemuLog();
             Files.deleteIfExists(log);
-            Files.createFile(log, ownerOnly());
+            makeFile(log);
             if (verbose) {
                 say.accept("+ " + shellQuoted(command));
             }
-            String problem = "it did not answer within " + SOON.toSeconds() + " s";
-            boolean runs = false;
             try (Undo undo = new Undo(say)) {
                 Process process = new ProcessBuilder(withUmask(command)).redirectInput(new File("/dev/null"))
                         .redirectErrorStream(true).redirectOutput(Redirect.appendTo(log.toFile())).start();
                 undo.add(process::destroyForcibly);
                 onStep.accept("QEMU begins");
-                long deadline = System.nanoTime() + SOON.toNanos();
-                while (!runs && process.isAlive() && System.nanoTime() < deadline) {
-                    pause(10);
-                    runs = !runState().equals("unknown");
-                }
-                if (!runs && !process.isAlive()) {
-                    int code = process.exitValue();
-                    runs = code == 0 && !hasSetsid;
-                    problem = code == KILLED_BY_SANDBOX ? "its sandbox forbids something that its arguments need, "
-                            + "such as starting a program; to allow it, add a -sandbox of your own to VM_QEMU_ARGS"
-                            : "it gave no reason (exit code " + code + "); vm-ctl -v start shows its command line";
-                }
-                if (runs) {
+                await(SOON, () -> !process.isAlive() || !runState().equals("unknown"));
+                // with -daemonize, this process is only QEMU's parent
+                if (process.isAlive() ? !runState().equals("unknown") : process.exitValue() == 0 && !hasSetsid) {
                     undo.clear();
+                    return null;
                 }
+                String output = printable(fileEnd(log, 0, 1 << 12)).strip();
+                return !output.isEmpty() ? output
+                        : process.isAlive() ? "it did not answer within " + SOON.toSeconds() + " s"
+                        : process.exitValue() == KILLED_BY_SANDBOX ? "its sandbox forbids something that its arguments "
+                        + "need, such as starting a program; to allow it, add a -sandbox of your own to VM_QEMU_ARGS"
+                        : "it gave no reason (exit code " + process.exitValue()
+                        + "); vm-ctl -v start shows its command line";
             }
-            String output = runs ? "" : printable(fileEnd(log, 0, 1 << 12)).strip();
-            return runs ? null : output.isEmpty() ? problem : output;
         }
 
         /** 69 if QEMU could not start as planned: asked before the VM is ended. */
@@ -2884,7 +2779,7 @@ final class VmCtl {
             command.addAll(hardware.subList(1, hardware.size()));
             ProcessResult tried = run(SOON, command);
             if (tried.getExitValue() != 0) {
-                throw new VmException(69, "QEMU refuses these options, so nothing was changed: "
+                throw unavailable("QEMU refuses these options, so nothing was changed: "
                         + printable(tried.outputUTF8()).strip());
             }
         }
@@ -2895,10 +2790,9 @@ final class VmCtl {
             if (plan.portIsFixed() && (running == null || running.port() != plan.port())) {
                 Ports.require(plan.port());
             }
-            for (String forward : plan.forwards()) {
-                String port = forward.split(":")[0];
-                if (running == null || running.forwards().stream().noneMatch(own -> own.startsWith(port + ":"))) {
-                    Ports.require(Integer.parseInt(port));
+            for (int port : plan.forwards().stream().map(Ports::ofHost).toList()) {
+                if (running == null || running.forwards().stream().noneMatch(own -> Ports.ofHost(own) == port)) {
+                    Ports.require(port);
                 }
             }
         }
@@ -2907,14 +2801,15 @@ final class VmCtl {
             String pid = Files.readString(files.qemuPid()).strip();
             try {
                 Running running = write(new Running(object("pid", Long.parseLong(pid), "port", port,
-                        "portIsFixed", plan.portIsFixed(), "accel", plan.accel(), "memory", plan.hardware().get(6),
-                        "cpus", plan.hardware().get(8), "forwards", plan.forwards(), "net", plan.net(),
+                        "portIsFixed", plan.portIsFixed(), "accel", plan.accel(),
+                        "memory", option(plan.hardware(), "-m"), "cpus", option(plan.hardware(), "-smp"),
+                        "forwards", plan.forwards(), "net", plan.net(),
                         "hardware", plan.hardware(), "cache", plan.cache(), "started", Instant.now().toString(),
                         "consoleAt", consoleAt, "qmp", files.socket(".qmp").toString(), "restored", restored,
                         "ready", false, "act", (restored == null ? Act.NONE : Act.RESTORING).name())));
                 run(SOON, withUmask(List.of("sh", "-c", LOG_KEEPER, "log-keeper", files.qemuPid().toString(), pid,
-                        "" + logCheckSeconds, files.file(".console.log").toString(),
-                        files.file(".qemu.log").toString())));
+                        "" + logCheckSeconds, files.consoleLog().toString(),
+                        files.qemuLog().toString())));
                 return running;
             } catch (IOException full) {
                 end();
@@ -2933,13 +2828,13 @@ final class VmCtl {
             } catch (VmException locks) {
                 throw locks;
             } catch (IOException | RuntimeException damaged) { // of whatever kind
-                throw new VmException(69, "the record of the running VM is damaged: " + files.pidFile()
+                throw unavailable("the record of the running VM is damaged: " + files.pidFile()
                         + "; vm-ctl stop --force ends the VM, so that it can be started again");
             }
         }
 
         Running write(Running running) throws IOException {
-            writeFile(files.pidFile(), JsonWriter.string(running.json()), "rw-------");
+            writeRecord(files.pidFile(), running.json());
             return running;
         }
 
@@ -2966,7 +2861,7 @@ final class VmCtl {
                     if (command.equals(response.getString("id")) && response.has("return")) {
                         return response.get("return");
                     } else if (response.has("error")) {
-                        throw new VmException(69, "QEMU refuses " + command + ": "
+                        throw unavailable("QEMU refuses " + command + ": "
                                 + response.getObject("error").getString("desc"));
                     }
                 }
@@ -2975,26 +2870,28 @@ final class VmCtl {
         }
 
         /** The next line, which an intruder in QEMU may never end; null at the end. */
-        static String line(Reader in, int most) throws IOException {
+        static String line(Reader in, int max) throws IOException {
             StringBuilder line = new StringBuilder();
             for (int character = in.read(); character >= 0 && character != '\n'; character = in.read()) {
-                if (line.length() == most) {
-                    throw new IOException("QEMU's answer is longer than " + most + " characters");
+                if (line.length() == max) {
+                    throw new IOException("QEMU's answer is longer than " + max + " characters");
                 }
                 line.append((char) character);
             }
             return line.isEmpty() ? null : line.toString();
         }
 
-        /** 69 if QEMU does not answer soon. */
-        void requireAnswer() throws IOException {
-            if (runState().equals("unknown")) {
+        /** What the guest does, as runState; 69 if QEMU does not answer soon. */
+        String requireState() throws IOException {
+            String state = runState();
+            if (state.equals("unknown")) {
                 throw noAnswer();
             }
+            return state;
         }
 
         private VmException noAnswer() throws IOException {
-            return new VmException(69, isRunning() ? standstill("unknown", running().map(Running::pid).orElse(0L))
+            return unavailable(isRunning() ? standstill("unknown", running().map(Running::pid).orElse(0L))
                     : "QEMU has ended" + logEnd());
         }
 
@@ -3012,22 +2909,21 @@ final class VmCtl {
 
         /** Ends QEMU at once: by SIGKILL if the process is known to be this VM's, else by its monitor. */
         void end() throws IOException {
-            Optional<ProcessHandle> process = process();
-            if (process.isPresent()) {
-                process.get().destroyForcibly();
+            ProcessHandle process = process().orElse(null);
+            if (process != null) {
+                process.destroyForcibly();
             } else {
                 try {
-                    qmp(Duration.ofSeconds(20), "quit");
-                } catch (IOException | VmException noAnswer) {
+                    qmp("quit");
+                } catch (VmException noAnswer) {
                     // it may have ended while it was asked
                 }
             }
-            if (!hasEnded(process.isPresent() ? SOON : Duration.ofSeconds(20))) {
-                throw new VmException(69, process.isPresent()
-                        ? "QEMU (pid " + process.get().pid()
+            if (!hasEnded(SOON)) {
+                throw unavailable(process != null ? "QEMU (pid " + process.pid()
                         + ") did not end after SIGKILL: it probably waits for this machine's disk"
                         : "QEMU does not answer, and its process cannot be seen from here; it probably runs in another "
-                                + "container: vm-ctl stop --force there ends it");
+                        + "container: vm-ctl stop --force there ends it");
             }
         }
 
@@ -3048,13 +2944,8 @@ final class VmCtl {
             return process.filter(found -> commandLine.contains(name));
         }
 
-        boolean hasEnded(Duration limit) {
-            for (long deadline = System.nanoTime() + limit.toNanos(); isRunning(); pause(20)) {
-                if (System.nanoTime() > deadline) {
-                    return false;
-                }
-            }
-            return true;
+        boolean hasEnded(Duration limit) throws IOException {
+            return await(limit, () -> !isRunning());
         }
 
         /**
@@ -3069,32 +2960,43 @@ final class VmCtl {
         }
 
         String logEnd() throws IOException {
-            String lines = lastLines(fileEnd(files.file(".qemu.log"), 0, 1 << 14), 2);
+            String lines = lastLines(fileEnd(files.qemuLog(), 0, 1 << 14), 2);
             return lines.isEmpty() ? "" : ": " + lines;
         }
+    }
 
-        // Its disk.
-
-        /** The node that the guest's disk is now. Its name changes with each snapshot. */
-        String activeNode() throws IOException {
-            return active().getString("node-name");
+    /**
+     * The disk of a running guest as QEMU has it open: which overlay it works on, one more on top of it, and the layers
+     * under it, which can be merged meanwhile.
+     */
+    record GuestDisk(Qemu qemu) {
+        /** A qcow2 disk for -blockdev; in JSON, because paths may contain commas and colons. */
+        static JsonObject options(Path file, String node, String cache) {
+            return object("node-name", node, "driver", "qcow2", "discard", "unmap", "detect-zeroes", "unmap",
+                    "cache", object("direct", cache.equals("none"), "no-flush", cache.equals("unsafe")),
+                    "file", object("driver", "file", "filename", file.toString()));
         }
 
         /** The overlay that the guest's disk is now; known by its file name, as VM_DIR may have been moved. */
-        Path activeDisk() throws IOException {
-            Path file = fileOf(active().getString("file"));
+        Path active() throws IOException {
+            Path file = fileOf(activeImage().getString("file"));
             return file.getParent().getFileName().toString().endsWith(".disks")
-                    ? files.disks().resolve(file.getFileName()) : file;
+                    ? qemu.files().disks().resolve(file.getFileName()) : file;
         }
 
-        private JsonObject active() throws IOException {
-            for (Object device : (JsonArray) qmp("query-block")) {
-                JsonObject inserted = ((JsonObject) device).getObject("inserted");
-                if (inserted != null && inserted.getString("drv").equals("qcow2")) {
-                    return inserted;
-                }
-            }
-            throw new VmException(69, "QEMU does not name the guest's disk");
+        private JsonObject activeImage() throws IOException {
+            return query("query-block").map(device -> device.getObject("inserted"))
+                    .filter(image -> image != null && image.getString("drv").equals("qcow2")).findFirst()
+                    .orElseThrow(() -> unavailable("QEMU does not name the guest's disk"));
+        }
+
+        private Stream<JsonObject> query(String command) throws IOException {
+            return ((JsonArray) qemu.qmp(command)).stream().map(JsonObject.class::cast);
+        }
+
+        /** The qcow2 images that QEMU has open. */
+        private List<JsonObject> images() throws IOException {
+            return query("query-named-block-nodes").filter(node -> node.getString("drv").equals("qcow2")).toList();
         }
 
         /**
@@ -3107,28 +3009,35 @@ final class VmCtl {
 
         /** The node of a disk of this VM, also of one under the working disk; empty if QEMU does not use it. */
         private Optional<String> node(Path disk) throws IOException {
-            for (Object node : (JsonArray) qmp("query-named-block-nodes")) {
-                JsonObject image = (JsonObject) node;
-                if (image.getString("drv").equals("qcow2") && fileOf(image.getString("file"))
-                        .endsWith(disk.getFileName())) {
+            for (JsonObject image : images()) {
+                if (fileOf(image.getString("file")).endsWith(disk.getFileName())) {
                     return Optional.of(image.getString("node-name"));
                 }
             }
             return Optional.empty();
         }
 
-        boolean usesDisk(Path disk) throws IOException {
+        boolean isUsed(Path disk) throws IOException {
             return node(disk).isPresent();
         }
 
         /** Opens an overlay beside the guest's disk, and returns its node's name. */
         String addOverlay(Path overlay, String cache) throws IOException {
             String node = "disk-" + overlay.getFileName().toString().replace(".qcow2", "");
-            JsonObject options = disk(overlay, node, cache);
+            JsonObject options = options(overlay, node, cache);
             options.put("backing", null); // blockdev-snapshot sets it
-            qmp("blockdev-add", options.entrySet().stream().flatMap(entry ->
+            qemu.qmp("blockdev-add", options.entrySet().stream().flatMap(entry ->
                     Stream.of(entry.getKey(), entry.getValue())).toArray());
             return node;
+        }
+
+        /** Lets the guest work on an overlay that was added. */
+        void switchTo(String node) throws IOException {
+            qemu.qmp("blockdev-snapshot", "node", activeImage().getString("node-name"), "overlay", node);
+        }
+
+        void close(String node) throws IOException {
+            qemu.qmp("blockdev-del", "node-name", node);
         }
 
         /**
@@ -3137,35 +3046,29 @@ final class VmCtl {
          * it.
          */
         void merge(Path disk, Path base, String relativeBase) throws IOException {
-            String job = "merge-" + Long.toHexString(new SecureRandom().nextLong());
+            String job = "merge-" + randomWord();
             String node = node(disk).orElseThrow();
-            qmp("block-stream", "job-id", job, "device", node, "base-node", node(base).orElseThrow(), "backing-file",
-                    relativeBase,
-                    "auto-finalize", false, "auto-dismiss", false);
+            qemu.qmp("block-stream", "job-id", job, "device", node, "base-node", node(base).orElseThrow(),
+                    "backing-file", relativeBase, "auto-finalize", false, "auto-dismiss", false);
             awaitJob(job, "pending");
-            String refusal = (String) qmp("human-monitor-command", "command-line", "qemu-io " + node + " flush");
-            if (!refusal.isBlank()) { // this command reports failures as text
-                cancelMerges();
-                throw new VmException(69, "the disk could not be flushed: " + printable(refusal).strip());
-            }
-            qmp("job-finalize", "id", job);
+            qemu.monitor("qemu-io " + node + " flush", "the disk could not be flushed");
+            qemu.qmp("job-finalize", "id", job);
             awaitJob(job, "concluded");
-            qmp("job-dismiss", "id", job);
+            qemu.qmp("job-dismiss", "id", job);
             closeUnusedNodes();
         }
 
         /** Ends merges of a command that was killed: no snapshot can be taken during one. They are begun anew later. */
         void cancelMerges() throws IOException {
-            for (Object each : (JsonArray) qmp("query-jobs")) {
-                JsonObject state = (JsonObject) each;
+            for (JsonObject state : query("query-jobs").toList()) {
                 String job = state.getString("id");
                 if (job.startsWith("merge-")) {
                     if (!state.getString("status").equals("concluded")) {
-                        qmp("job-cancel", "id", job);
+                        qemu.qmp("job-cancel", "id", job);
                     }
                     try {
                         awaitJob(job, "concluded");
-                        qmp("job-dismiss", "id", job);
+                        qemu.qmp("job-dismiss", "id", job);
                     } catch (VmException cancelled) {
                         // awaitJob has dismissed it
                     }
@@ -3175,20 +3078,19 @@ final class VmCtl {
 
         /** Waits until a job is that far; a job that has failed is dismissed. */
         private void awaitJob(String job, String status) throws IOException {
-            for (long deadline = System.nanoTime() + Duration.ofMinutes(15)
-                    .toNanos(); System.nanoTime() < deadline; pause(50)) {
-                JsonObject state = ((JsonArray) qmp("query-jobs")).stream().map(JsonObject.class::cast)
-                        .filter(each -> each.getString("id").equals(job)).findFirst()
-                        .orElseThrow(() -> new VmException(69, "the merge was ended by somebody else"));
+            boolean reached = await(Duration.ofMinutes(15), () -> {
+                JsonObject state = query("query-jobs").filter(each -> each.getString("id").equals(job)).findFirst()
+                        .orElseThrow(() -> unavailable("the merge was ended by somebody else"));
                 if (state.getString("error") != null) {
-                    qmp("job-dismiss", "id", job);
-                    throw new VmException(69, state.getString("error"));
-                } else if (state.getString("status").equals(status)) {
-                    return;
+                    qemu.qmp("job-dismiss", "id", job);
+                    throw unavailable(state.getString("error"));
                 }
+                return state.getString("status").equals(status);
+            });
+            if (!reached) {
+                qemu.qmp("job-cancel", "id", job);
+                throw new VmException(124, "merging takes longer than 15 minutes");
             }
-            qmp("job-cancel", "id", job);
-            throw new VmException(124, "merging takes longer than 15 minutes");
         }
 
         /**
@@ -3196,127 +3098,116 @@ final class VmCtl {
          * otherwise.
          */
         private void closeUnusedNodes() throws IOException {
-            for (Object each : (JsonArray) qmp("query-named-block-nodes")) {
-                JsonObject node = (JsonObject) each;
-                if (node.getString("drv").equals("qcow2") && node.getString("node-name").startsWith("disk")) {
-                    try {
-                        qmp("blockdev-del", "node-name", node.getString("node-name"));
-                    } catch (VmException inUse) {
-                        // which QEMU knows best
+            List<String> nodes = images().stream().map(image -> image.getString("node-name")).toList();
+            for (String node : nodes) {
+                try {
+                    if (node.startsWith("disk")) { // one of ours
+                        close(node);
                     }
+                } catch (VmException inUse) {
+                    // which QEMU knows best
                 }
             }
         }
+    }
 
-        // Its RAM.
-
+    /** The RAM of a guest that stands still: to a file, and from a file into a QEMU that waits for it. */
+    record GuestRam(Qemu qemu) {
         /**
          * Writes the RAM of a guest that stands still to a file; returns its size and checksum, for the snapshot's
          * record. It goes through this process, because QEMU says "completed" also if the program at the other end
          * failed or the disk was full.
          */
-        JsonObject saveRam(Path file, Duration limit) throws IOException {
+        JsonObject save(Path file, Duration limit) throws IOException {
             long started = System.nanoTime();
-            Path socket = files.socket(".ram");
+            Path socket = qemu.files().socket(".ram");
             Files.deleteIfExists(socket);
-            CRC32C crc = new CRC32C();
-            long size = 0;
             try (ServerSocketChannel server = limited(ServerSocketChannel.open(StandardProtocolFamily.UNIX), limit)) {
                 server.bind(UnixDomainSocketAddress.of(socket));
                 // the defaults are for networks
-                qmp("migrate-set-parameters", "max-bandwidth", 1L << 40, "downtime-limit", 600_000);
-                qmp("migrate", "uri", "unix:" + socket);
+                qemu.qmp("migrate-set-parameters", "max-bandwidth", 1L << 40, "downtime-limit", 600_000);
+                qemu.qmp("migrate", "uri", "unix:" + socket);
+                JsonObject written;
                 try (SocketChannel in = limited(server.accept(), limit); FileChannel out = FileChannel.open(file,
                         Set.of(StandardOpenOption.WRITE, StandardOpenOption.CREATE_NEW), ownerOnly())) {
-                    ByteBuffer part = ByteBuffer.allocateDirect(1 << 20);
-                    while (in.read(part.clear()) >= 0) {
-                        crc.update(part.flip().duplicate());
-                        for (size += part.remaining(); part.hasRemaining(); ) {
-                            out.write(part);
-                        }
-                    }
+                    written = copy(in, out);
                 }
                 JsonObject migration = awaitMigration();
                 if (!migration.getString("status").equals("completed")) {
                     throw new IOException(migration.getString("error-desc", "QEMU does not say why"));
                 }
-                return object("ramBytes", size, "ramCrc32c", crc.getValue());
+                return written;
             } catch (ClosedByInterruptException interrupted) {
-                throw new VmException(130, "interrupted");
-            } catch (VmException failed) {
-                boolean late = failed.exitCode == 69 && isRunning() && System.nanoTime() - started >= limit.toNanos();
-                throw late ? new VmException(124, "the RAM could not be saved: it took longer than "
-                        + limit.toSeconds() + " s; the guest goes on") : failed;
-            } catch (IOException failed) {
+                throw interrupted();
+            } catch (IOException | VmException failed) {
                 boolean full = String.valueOf(failed.getMessage()).contains("No space");
-                boolean late = !full && isRunning() && System.nanoTime() - started >= limit.toNanos();
+                boolean late = !full && qemu.isRunning() && System.nanoTime() - started >= limit.toNanos();
+                if (failed instanceof VmException && !late) {
+                    throw failed;
+                }
                 throw new VmException(full ? 1 : late ? 124 : 69, "the RAM could not be saved: "
-                        + (full ? "no space is left on " + Files.getFileStore(file.getParent())
-                        : late ? "it took longer than " + limit.toSeconds() + " s" : reason(failed))
-                        + (isRunning() ? "; the guest goes on" : "; QEMU has ended"));
+                        + (full ? noSpace(file.getParent()) : late ? "it took longer than " + limit.toSeconds() + " s"
+                        : reason((IOException) failed))
+                        + (qemu.isRunning() ? "; the guest goes on" : "; QEMU has ended"));
             } finally {
                 Files.deleteIfExists(socket);
             }
         }
 
-        /** Waits until a migration has ended, and returns what QEMU tells of it. */
-        private JsonObject awaitMigration() throws IOException {
-            long deadline = System.nanoTime() + SOON.toNanos(); // all is written, or nobody listens any more
-            for (; ; pause(10)) {
-                JsonObject migration = (JsonObject) qmp("query-migrate");
-                if (Set.of("none", "completed", "failed", "cancelled").contains(migration.getString("status", "none"))
-                        || System.nanoTime() > deadline) {
-                    return migration;
+        /** Copies RAM from its file to QEMU or back; returns its size and checksum, for the snapshot's record. */
+        private static JsonObject copy(ReadableByteChannel in, WritableByteChannel out) throws IOException {
+            CRC32C crc = new CRC32C();
+            long size = 0;
+            for (ByteBuffer part = ByteBuffer.allocateDirect(1 << 20); in.read(part.clear()) >= 0; ) {
+                crc.update(part.flip().duplicate());
+                for (size += part.remaining(); part.hasRemaining(); ) {
+                    out.write(part);
                 }
             }
+            return object("ramBytes", size, "ramCrc32c", crc.getValue());
+        }
+
+        /** Waits until a migration has ended, and returns what QEMU tells of it. */
+        private JsonObject awaitMigration() throws IOException {
+            await(SOON, () -> Set.of("none", "completed", "failed", "cancelled").contains( // all is written by now
+                    ((JsonObject) qemu.qmp("query-migrate")).getString("status", "none")));
+            return (JsonObject) qemu.qmp("query-migrate");
         }
 
         /** Lets a guest go on whose RAM was to be saved. */
-        void goOnAfterMigration() throws IOException {
+        void goOn() throws IOException {
             awaitMigration();
-            qmp("cont");
+            qemu.qmp("cont");
         }
 
         /**
          * Gives a QEMU that waits for RAM this file. Returns null, or why it is of no use; then the guest has not run.
          */
-        String loadRam(Path file, long checksum, Duration limit) throws IOException {
-            Path socket = files.socket(".ram");
-            CRC32C crc = new CRC32C();
-            IOException broken = null;
-            qmp("migrate-incoming", "uri", "unix:" + socket);
+        String load(Path file, long checksum, Duration limit) throws IOException {
+            Path socket = qemu.files().socket(".ram");
+            boolean taken = false;
+            qemu.qmp("migrate-incoming", "uri", "unix:" + socket);
             try (FileChannel in = FileChannel.open(file);
                     SocketChannel out = limited(SocketChannel.open(StandardProtocolFamily.UNIX), limit)) {
                 out.connect(UnixDomainSocketAddress.of(socket));
-                for (ByteBuffer part = ByteBuffer.allocateDirect(1 << 20); in.read(part.clear()) >= 0; ) {
-                    crc.update(part.flip().duplicate());
-                    while (part.hasRemaining()) {
-                        out.write(part);
-                    }
+                if (copy(in, out).getLong("ramCrc32c") != checksum) {
+                    return "it is damaged (its checksum is wrong)";
                 }
+                taken = true;
             } catch (AsynchronousCloseException late) {
                 return late instanceof ClosedByInterruptException ? "it was not read: interrupted"
                         : "it was not read within " + limit.toSeconds() + " s";
             } catch (IOException closed) {
-                broken = closed; // QEMU says why
+                // by QEMU, whose log says why
             } finally {
                 Files.deleteIfExists(socket);
             }
-            if (broken == null && crc.getValue() != checksum) {
-                return "it is damaged (its checksum is wrong)";
-            }
-            String state = runState();
-            for (long deadline = System.nanoTime() + SOON.toNanos(); state.equals("inmigrate")
-                    && System.nanoTime() < deadline;
-                    state = runState()) {
-                pause(10);
-            }
-            if (state.equals("paused") && broken == null) {
+            await(SOON, () -> !qemu.runState().equals("inmigrate"));
+            if (taken && qemu.runState().equals("paused")) {
                 return null;
-            } else if (!logEnd().contains("load")) { // QEMU refuses nothing: it was ended, or it hangs
-                return "it was not read: " + (isRunning() ? "QEMU hangs" : "QEMU ended");
             }
-            return "QEMU refuses it" + logEnd();
+            return qemu.logEnd().contains("load") ? "QEMU refuses it" + qemu.logEnd()
+                    : "it was not read: " + (qemu.isRunning() ? "QEMU hangs" : "QEMU ended");
         }
     }
 
@@ -3329,21 +3220,25 @@ final class VmCtl {
         private Ports() {
         }
 
+        /** The host's port in HOST:GUEST. */
+        static int ofHost(String forward) {
+            return Integer.parseInt(forward.split(":")[0]);
+        }
+
         /** The ports that ssh may get, in the order of choice: the one that must be had, or all that are free. */
         static List<Integer> candidates(Plan plan) throws IOException {
             if (plan.portIsFixed()) {
-                require(plan.port());
                 return List.of(plan.port());
             }
             if (plan.port() != 0) {
-                awaitFree(plan.port(), Duration.ofSeconds(2));
+                awaitFree(plan.port());
             }
             List<Integer> free = Stream.concat(Stream.of(plan.port()), IntStream.range(FIRST, FIRST + 100).boxed())
                     .filter(port -> port != 0 && isFree(port)
-                            && plan.forwards().stream().noneMatch(forward -> forward.startsWith(port + ":")))
+                            && plan.forwards().stream().noneMatch(forward -> ofHost(forward) == port))
                     .distinct().toList();
             if (free.isEmpty()) {
-                throw new VmException(69, "no port from 2222 to 2321 is free: choose one with VM_SSH_PORT");
+                throw unavailable("no port from 2222 to 2321 is free: choose one with VM_SSH_PORT");
             }
             return free;
         }
@@ -3356,21 +3251,16 @@ final class VmCtl {
 
         /** 69, naming who has it, if a port cannot be used. */
         static void require(int port) throws IOException {
-            if (!awaitFree(port, Duration.ofSeconds(10))) {
-                throw new VmException(69, "port " + port + " of 127.0.0.1 " + holder(port).map("is taken by "::concat)
+            if (!awaitFree(port)) {
+                throw unavailable("port " + port + " of 127.0.0.1 " + holder(port).map("is taken by "::concat)
                         .orElse(port < 1024 ? "is for root alone, or taken by another user"
                                 : "is taken by another user's process") + ": choose another");
             }
         }
 
         /** Waits for a port whose QEMU has just ended, but for no other. */
-        private static boolean awaitFree(int port, Duration limit) throws IOException {
-            for (long deadline = System.nanoTime() + limit.toNanos(); !isFree(port); pause(50)) {
-                if (System.nanoTime() > deadline || holder(port).isPresent()) {
-                    return false;
-                }
-            }
-            return true;
+        private static boolean awaitFree(int port) throws IOException {
+            return await(Duration.ofSeconds(5), () -> isFree(port) || holder(port).isPresent()) && isFree(port);
         }
 
         static boolean isFree(int port) {
@@ -3428,7 +3318,7 @@ final class VmCtl {
                 return new Disk(backing == null ? null : backing.normalize(), size,
                         IntStream.range(0, clusters.length).allMatch(i -> clusters[i] == 0));
             } catch (EOFException cut) {
-                throw new VmException(69, file + " is damaged; " + REMEDY);
+                throw unavailable(file + " is damaged; " + REMEDY);
             }
         }
 
@@ -3457,13 +3347,12 @@ final class VmCtl {
                     String.valueOf(read(base).size()));
         }
 
-        /** Makes an overlay; under another name first, so that there is never half of one. */
-        static void createOverlay(Path base, Path overlay) throws IOException {
+        /** Makes an overlay for a VM; under another name first, so that there is never half of one. */
+        static Path newOverlay(VmFiles vm, Path base) throws IOException {
+            Path overlay = privateDirectory(vm.disks()).resolve(randomWord() + ".qcow2");
             Path part = overlay.resolveSibling(overlay.getFileName() + ".part");
-            List<String> command = new ArrayList<>(overlayCommand(base, overlay));
-            command.set(command.size() - 2, part.toString());
-            image(part, command, "no new disk could be made");
-            Files.move(part, overlay, StandardCopyOption.ATOMIC_MOVE);
+            image(part, overlayCommand(base, part), "no new disk could be made");
+            return Files.move(part, overlay, StandardCopyOption.ATOMIC_MOVE);
         }
 
         /**
@@ -3482,7 +3371,7 @@ final class VmCtl {
                 String output = result.outputUTF8().strip();
                 boolean full = output.contains("No space");
                 throw new VmException(full ? 1 : 69, failure + ": "
-                        + (full ? "no space is left on " + Files.getFileStore(file.getParent()) : output));
+                        + (full ? noSpace(file.getParent()) : output));
             }
         }
     }
@@ -3519,6 +3408,15 @@ final class VmCtl {
             return file(".pid");
         }
 
+        Path consoleLog() {
+            return file(".console.log");
+        }
+
+        /** What QEMU prints, such as why it does not start. */
+        Path qemuLog() {
+            return file(".qemu.log");
+        }
+
         Path qemuPid() {
             return file(".qemu-pid");
         }
@@ -3533,11 +3431,17 @@ final class VmCtl {
             return file(".snapshots").resolve(snapshot).resolve("snapshot.json");
         }
 
-        /** A path that a record names, which must lie in VM_DIR. */
+        /** How a record names a path in VM_DIR, which may be moved. */
+        String relative(Path path) {
+            return dir.relativize(path).toString();
+        }
+
+        /** A path that a record or the link names, which must lie in VM_DIR. */
         Path inside(String relative) {
             Path path = dir.resolve(relative).normalize();
             if (!path.startsWith(dir)) {
-                throw new VmException(69, "a record names " + path + ", which is not in VM_DIR");
+                throw unavailable(path + ", which a record of " + name
+                        + " names, is not in VM_DIR: vm-ctl restore makes a new working disk");
             }
             return path;
         }
@@ -3547,12 +3451,7 @@ final class VmCtl {
          */
         Optional<Path> workingDisk() throws IOException {
             if (Files.isSymbolicLink(link())) {
-                Path disk = dir.resolve(Files.readSymbolicLink(link())).normalize();
-                if (!disk.startsWith(dir)) {
-                    throw new VmException(69, link() + " names " + disk
-                            + ", which is not in VM_DIR: vm-ctl restore makes a new one");
-                }
-                return Optional.of(disk);
+                return Optional.of(inside(Files.readSymbolicLink(link()).toString()));
             }
             return Files.exists(link()) ? Optional.of(link()) : Optional.empty();
         }
@@ -3582,28 +3481,10 @@ final class VmCtl {
             if (socket.toString().getBytes(UTF_8).length <= 85) {
                 return socket;
             }
-            Path directory = recordedSocketDirectory().orElseGet(this::newSocketDirectory);
-            if (Files.exists(directory, LinkOption.NOFOLLOW_LINKS)) {
-                requirePrivate(directory);
-            }
-            return directory.resolve(suffix.substring(1));
-        }
-
-        /** Where the running VM's sockets are; the environment may have been another one at its start. */
-        private Optional<Path> recordedSocketDirectory() {
-            try {
-                return Optional.ofNullable(json(Files.readString(pidFile())).getString("qmp")).map(Path::of)
-                        .map(Path::getParent)
-                        .filter(parent -> !parent.equals(dir));
-            } catch (IOException | InvalidPathException none) {
-                return Optional.empty();
-            }
-        }
-
-        private Path newSocketDirectory() {
-            String runtime = System.getenv().getOrDefault("XDG_RUNTIME_DIR", "");
             String hash = UUID.nameUUIDFromBytes(file("").toString().getBytes(UTF_8)).toString().substring(0, 18);
-            return Path.of(runtime.isEmpty() ? System.getProperty("java.io.tmpdir") : runtime).resolve("vm-" + hash);
+            Path directory = Path.of(System.getProperty("java.io.tmpdir"), "vm-" + hash);
+            return (Files.exists(directory, LinkOption.NOFOLLOW_LINKS) ? socketDirectory(directory) : directory)
+                    .resolve(suffix.substring(1));
         }
 
         /** Makes what the sockets need. */
@@ -3616,25 +3497,13 @@ final class VmCtl {
 
         /** A directory for sockets, which others could have put there before us: it counts only if it is ours alone. */
         static Path socketDirectory(Path directory) throws IOException {
-            try {
-                Files.createDirectory(directory,
-                        PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rwx------")));
-            } catch (FileAlreadyExistsException there) {
-                requirePrivate(directory);
+            PosixFileAttributes found = Files.readAttributes(privateDirectory(directory), PosixFileAttributes.class,
+                    LinkOption.NOFOLLOW_LINKS);
+            if (!found.isDirectory() || !PosixFilePermissions.toString(found.permissions()).equals("rwx------")) {
+                throw unavailable(directory + ", for the sockets of this long VM_DIR, is not a private "
+                        + "directory of yours: remove it, or choose a shorter VM_DIR");
             }
             return directory;
-        }
-
-        private static void requirePrivate(Path directory) throws IOException {
-            PosixFileAttributes found = Files.readAttributes(directory, PosixFileAttributes.class,
-                    LinkOption.NOFOLLOW_LINKS);
-            boolean ours = Files.getAttribute(directory, "unix:uid", LinkOption.NOFOLLOW_LINKS).equals(userId());
-            if (!found.isDirectory() || !ours || !PosixFilePermissions.toString(found.permissions())
-                    .equals("rwx------")) {
-                throw new VmException(69, directory
-                        + ", for the sockets of this long VM_DIR, is not a private directory of yours: "
-                        + "remove it, set XDG_RUNTIME_DIR, or choose a shorter VM_DIR");
-            }
         }
 
         /** What there is of this VM. */
@@ -3650,21 +3519,18 @@ final class VmCtl {
          * 69 if an older vm-ctl made this VM's disks: it named them in another way, which cannot be told apart later.
          */
         void refuseOlderVersion() throws IOException {
-            boolean disk = Files.isRegularFile(link(), LinkOption.NOFOLLOW_LINKS)
-                    && Disk.find(link()).map(Disk::backing).isPresent();
-            boolean snapshot = entries(file(".snapshots")).stream().anyMatch(directory ->
-                    Files.exists(directory.resolve("disk.qcow2")));
-            if (disk || snapshot) {
-                throw new VmException(69, "the disk of " + name
-                        + " was made by an older vm-ctl, and this one cannot use it. To keep the "
-                        + "installation without what was done since: rm -r " + shellQuoted(List.of(link().toString(),
-                        file(".snapshots").toString())) + "; or vm-ctl destroy, and vm-auto-install");
-            } else if (Files.isRegularFile(link(), LinkOption.NOFOLLOW_LINKS)) {
-                String install = shellQuoted(List.of(file(".install").toString()));
-                String old = shellQuoted(List.of(link().toString()));
-                throw new VmException(69, link()
-                        + " is a disk that an older vm-setup disk or vm-ctl install made. To go "
-                        + "on with that installation: mkdir -p -m 700 " + install + " && mv " + old + " " + install
+            boolean isFile = Files.isRegularFile(link(), LinkOption.NOFOLLOW_LINKS);
+            String old = shellQuoted(List.of(link().toString()));
+            String install = shellQuoted(List.of(file(".install").toString()));
+            if (entries(file(".snapshots")).stream().anyMatch(snapshot -> Files.exists(snapshot.resolve("disk.qcow2")))
+                    || isFile && Disk.find(link()).map(Disk::backing).isPresent()) {
+                throw unavailable("the disk of " + name + " was made by an older vm-ctl, and this one cannot "
+                        + "use it. To keep the installation without what was done since: rm -r " + old + " "
+                        + shellQuoted(List.of(file(".snapshots").toString())) + "; or vm-ctl destroy, and "
+                        + "vm-auto-install");
+            } else if (isFile) {
+                throw unavailable(link() + " is a disk that an older vm-setup disk or vm-ctl install made. To "
+                        + "go on with that installation: mkdir -p -m 700 " + install + " && mv " + old + " " + install
                         + "/by-hand.qcow2 && vm-auto-install by-hand; or, to do without it: rm " + old);
             }
         }
@@ -3676,24 +3542,72 @@ final class VmCtl {
         return object.has(key) ? ((List<?>) object.get(key)).stream().map(String.class::cast).toList() : List.of();
     }
 
+    private static VmException unavailable(String message) {
+        return new VmException(69, message);
+    }
+
+    private static VmException wrongUsage(String message) {
+        return new VmException(2, message);
+    }
+
+    private static VmException interrupted() {
+        return new VmException(130, "interrupted");
+    }
+
+    /** The value of one of QEMU's options, or an empty text. */
+    private static String option(List<String> arguments, String name) {
+        int at = arguments.indexOf(name);
+        return at < 0 ? "" : arguments.get(at + 1);
+    }
+
+    private static String noSpace(Path file) throws IOException {
+        return "no space is left on " + Files.getFileStore(file);
+    }
+
+    private static String randomWord() {
+        return Long.toHexString(new SecureRandom().nextLong());
+    }
+
     private static String seconds(long since) {
         return String.format(Locale.ROOT, "%.1f s", (System.nanoTime() - since) / 1e9);
+    }
+
+    private static void writeRecord(Path file, JsonObject record) throws IOException {
+        writeFile(file, JsonWriter.string(record), "rw-------");
+    }
+
+    /** Does what must not stand in the way of anything else: its failure is only said. */
+    private static void attempt(Consumer<String> say, String failure, Step step) {
+        try {
+            step.run();
+        } catch (IOException failed) {
+            say.accept(failure + ": " + reason(failed));
+        } catch (VmException failed) {
+            say.accept(failure + ": " + failed.getMessage());
+        }
+    }
+
+    /** Something that may become true. */
+    interface Condition {
+        boolean holds() throws IOException;
+    }
+
+    /** Waits until something is true; whether it became so within the limit. */
+    private static boolean await(Duration limit, Condition condition) throws IOException {
+        for (long deadline = System.nanoTime() + limit.toNanos(); !condition.holds(); pause(10)) {
+            if (System.nanoTime() > deadline) {
+                return false;
+            }
+        }
+        return true;
     }
 
     private static void pause(long millis) {
         try {
             Thread.sleep(millis);
         } catch (InterruptedException interrupted) {
-            throw new VmException(130, "interrupted");
+            throw interrupted();
         }
-    }
-
-    /** The directory of a snapshot; what holds all of them may be a link to another file system. */
-    private static void makeSnapshotDirectory(Path snapshot) {
-        if (!Files.isDirectory(snapshot.getParent())) {
-            privateDirectory(snapshot.getParent());
-        }
-        privateDirectory(snapshot);
     }
 
     private static boolean onPath(String program) {
@@ -3701,15 +3615,15 @@ final class VmCtl {
                 .anyMatch(directory -> Files.isExecutable(Path.of(directory, program)));
     }
 
-    private static FileAttribute<?> ownerOnly() {
-        return PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------"));
+    /** Makes an empty file for this user alone, unless there is one. */
+    private static void makeFile(Path file) throws IOException {
+        if (!Files.exists(file)) {
+            Files.createFile(file, ownerOnly());
+        }
     }
 
-    /** NAME, NAME-2, ...: the first that is free. */
-    private static Path unused(Path file) {
-        return IntStream.iterate(1, i -> i + 1).mapToObj(i -> i == 1 ? file
-                : file.resolveSibling(file.getFileName() + "-" + i))
-                .filter(path -> !Files.exists(path)).findFirst().orElseThrow();
+    private static FileAttribute<?> ownerOnly() {
+        return PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------"));
     }
 
     private static List<Path> entries(Path directory) {
@@ -3718,7 +3632,7 @@ final class VmCtl {
         } catch (NoSuchFileException | NotDirectoryException none) {
             return List.of();
         } catch (IOException unreadable) {
-            throw new VmException(69, directory + " cannot be read: " + reason(unreadable));
+            throw unavailable(directory + " cannot be read: " + reason(unreadable));
         }
     }
 

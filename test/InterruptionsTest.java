@@ -108,8 +108,8 @@ final class InterruptionsTest {
         }
         assertEquals(List.of("QEMU begins"), steps.remove("start"), "which VmCtlTest cuts off");
         assertEquals(Map.of("freezeRunning", FREEZE, "freezeStopped", STOPPED_FREEZE, "restore", RESTORE, "wake", WAKE,
-                "launch", List.of("QEMU started"), "delete", List.of("deleted"), "clone", List.of("clone made"), "makeClone", List.of("clone recorded"),
-                "stop", List.of("stopping by "), "destroy", List.of("destroying")), steps);
+                "launch", List.of("QEMU started"), "delete", List.of("deleted"), "make", List.of("clone made"), "makeClone", List.of("clone recorded"),
+                "endsBy", List.of("stopping by "), "destroy", List.of("destroying")), steps);
     }
 
     // Snapshots of a running VM.
