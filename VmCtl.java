@@ -279,15 +279,22 @@ final class VmCtl {
             + "to find out which accelerator works (VM_SETUP_CMD; default: the one beside this script).")
         String setupCommand;
 
+        @Option(names = "--timeout", defaultValue = "15m", paramLabel = "TIME", converter = DurationConverter.class,
+                description = "Give up on the guest after this long, as 90s, 5m or 1h30m (default: ${DEFAULT-VALUE}).")
+        Duration timeout;
+
+        @Option(names = "--cold", description = "Boot the disk; do not use a snapshot's RAM.")
+        boolean cold;
+
         /** Refuses what this machine cannot give, before anything is looked up or stopped. */
         void check(CommandSpec command) {
             checkHardware(command, memory, cpus);
             String port = VALUES.get("VM_SSH_PORT").get(0);
-            Set<String> hostPorts = new HashSet<>();
+            Set<String> hostPorts = new HashSet<>(Arrays.asList(sshPort));
             for (String forward : forwards == null ? List.<String>of() : forwards) {
                 require("--forward", forward, "(" + port + "):(" + port + ")", "two ports such as 8080:80");
                 String host = forward.split(":")[0];
-                if (!hostPorts.add(host) || host.equals(sshPort)) {
+                if (!hostPorts.add(host)) {
                     throw wrongUsage("--forward: port " + host + (host.equals(sshPort) ? " is the one for ssh"
                             : " is named twice"));
                 }
@@ -313,23 +320,10 @@ final class VmCtl {
         }
     }
 
-    /** The option of every command that waits for the guest. */
-    static final class TimeoutOption {
-        @Option(names = "--timeout", defaultValue = "15m", paramLabel = "TIME", converter = DurationConverter.class,
-                description = "Give up on the guest after this long, as 90s, 5m or 1h30m (default: ${DEFAULT-VALUE}).")
-        Duration timeout;
-    }
-
     /** The option of every command that stops a VM. */
     static final class ForceOption {
         @Option(names = "--force", description = "Do not ask the guest: what it has not written is lost.")
         boolean force;
-    }
-
-    /** The option of every command that may use a snapshot's RAM. */
-    static final class ColdOption {
-        @Option(names = "--cold", description = "Boot the disk; do not use a snapshot's RAM.")
-        boolean cold;
     }
 
     @Command(name = "start",
@@ -339,7 +333,7 @@ final class VmCtl {
                     + "differ from then, or the guest does not answer: then it boots the disk. A paused VM goes on."},
             footer = {"  vm-ctl start", "  vm-ctl start --memory 4G --forward 8080:80",
                 "  vm-ctl start --dry-run    # prints the commands, to be pasted into a shell"})
-    int start(@Mixin MachineOptions options, @Mixin TimeoutOption limit, @Mixin ColdOption ram,
+    void start(@Mixin MachineOptions options,
             @Option(names = "--no-wait", description = "Return as soon as QEMU runs; with restored RAM only after the "
                     + "clock is set.")
             boolean noWait,
@@ -348,13 +342,13 @@ final class VmCtl {
             throws IOException {
         options.check(command());
         openExistingVm();
-        Plan plan = plan(options, limit.timeout, !noWait, ram.cold, dryRun);
+        Plan plan = plan(options, !noWait, dryRun);
         if (dryRun) {
             snapshots.startCommands(plan).forEach(command -> answer("%s", shellQuoted(command)));
-            return 0;
+            return;
         }
         locked("start", () -> {
-            if (qemu.isRunning() && machine.goOn(plan)) {
+            if (qemu.isRunning() && machine.resume(plan)) {
                 say(files.name() + " runs already: " + machine.describe());
                 machine.addForwards(plan.forwards());
                 List<String> missing = options.missingIn(qemu.running().orElseThrow());
@@ -366,7 +360,6 @@ final class VmCtl {
                 snapshots.start(plan);
             }
         });
-        return 0;
     }
 
     @Command(name = "stop",
@@ -374,33 +367,31 @@ final class VmCtl {
                 "It prints which of them worked. A guest that panicked gets no request. The working disk is kept, and "
                     + "the next start uses it."},
             footer = {"  vm-ctl stop", "  vm-ctl stop --force"})
-    int stop(@Mixin ForceOption how) throws IOException {
+    void stop(@Mixin ForceOption how) throws IOException {
         openVm();
         if (isMissing()) {
-            return 0;
+            return;
         }
         locked("stop", () -> {
             machine.stop(how.force);
             Files.deleteIfExists(files.offlineMark());
             snapshots.cleanUp();
         });
-        return 0;
     }
 
     @Command(name = "restart",
             description = {"Stop the VM and start it again.", "",
                 "It keeps the port, the forwards and the kind of network that it was started with."},
             footer = {"  vm-ctl restart", "  vm-ctl restart --memory 4G --cpus 2"})
-    int restart(@Mixin MachineOptions options, @Mixin TimeoutOption limit, @Mixin ForceOption how) throws IOException {
+    void restart(@Mixin MachineOptions options, @Mixin ForceOption how) throws IOException {
         options.check(command());
         openExistingVm();
-        Plan plan = plan(options, limit.timeout, true, false, false);
+        Plan plan = plan(options, true, false);
         locked("restart", () -> {
             qemu.requireStart(plan);
             machine.stop(how.force);
             snapshots.start(plan);
         });
-        return 0;
     }
 
     @Command(name = "status",
@@ -467,7 +458,7 @@ final class VmCtl {
             footer = {"  vm-ctl snapshot before-upgrade",
                 "  vm-ctl snapshot clean --yes    # from now on this is the clean state",
                 "  vm-ctl snapshot --list", "  vm-ctl snapshot --delete before-upgrade"})
-    int snapshot(@Parameters(arity = "0..1", paramLabel = "NAME",
+    void snapshot(@Parameters(arity = "0..1", paramLabel = "NAME",
             description = "The snapshot's name (default: clean).") String given,
             @Option(names = "--list", description = "List the snapshots: name, time, what is in it.") boolean list,
             @Option(names = "--delete", paramLabel = "NAME", description = "Delete a snapshot.") String delete,
@@ -495,11 +486,10 @@ final class VmCtl {
             }
             files.refuseOlderVersion();
             locked("snapshot", () -> {
-                snapshots.freeze(name, false, Duration.ofMinutes(15));
+                snapshots.take(name, false, Duration.ofMinutes(15));
                 snapshots.cleanUp();
             });
         }
-        return 0;
     }
 
     @Command(name = "restore",
@@ -509,15 +499,14 @@ final class VmCtl {
                     + "the port, the forwards and the kind of network that it was started with."},
             footer = {"  vm-ctl restore", "  vm-ctl restore before-upgrade",
                 "  vm-ctl restore --cold    # boot, do not use the RAM"})
-    int restore(@Mixin MachineOptions options, @Mixin TimeoutOption limit, @Mixin ColdOption ram,
+    void restore(@Mixin MachineOptions options,
             @Parameters(arity = "0..1", paramLabel = "NAME", defaultValue = CLEAN,
                     description = "The snapshot (default: ${DEFAULT-VALUE}).") String name) throws IOException {
         checkSnapshotName(name);
         options.check(command());
         openExistingVm();
-        Plan plan = plan(options, limit.timeout, true, ram.cold, false);
+        Plan plan = plan(options, true, false);
         locked("restore", () -> snapshots.restore(name, plan));
-        return 0;
     }
 
     @Command(name = "clone",
@@ -528,7 +517,7 @@ final class VmCtl {
                     + "or deleted."},
             footer = {"  vm-ctl clone one two", "  vm-ctl clone --snapshot before-upgrade --start trial",
                 "  vm-ctl clone --start one    # then: VM_NAME=one vm-ctl ssh"})
-    int clone(@Mixin MachineOptions options, @Mixin TimeoutOption limit,
+    int clone(@Mixin MachineOptions options,
             @Parameters(arity = "1..*", paramLabel = "NAME", description = "The new VMs' names.") List<String> names,
             @Option(names = "--snapshot", defaultValue = CLEAN, paramLabel = "NAME",
                     description = "The snapshot that they begin as (default: ${DEFAULT-VALUE}).") String snapshot,
@@ -547,7 +536,7 @@ final class VmCtl {
             }
         }
         openExistingVm();
-        Plan plan = start ? plan(options, limit.timeout, true, false, false).elsewhere() : null;
+        Plan plan = start ? plan(options, true, false).elsewhere() : null;
         locked("clone", () -> clones().make(snapshots.require(snapshot), names));
         return start ? startClones(names, plan) : 0;
     }
@@ -575,14 +564,14 @@ final class VmCtl {
                 "It works when ssh does not. What the guest prints is also in VM_DIR/NAME.console.log, whether one is "
                     + "attached or not."},
             footer = {"  vm-ctl console", "  vm-ctl console --log"})
-    int console(@Option(names = "--log",
+    void console(@Option(names = "--log",
             description = "Print the console's log from its beginning, and follow it until the VM stops.")
             boolean log)
             throws IOException {
         if (log) {
             openExistingVm();
             followLog();
-            return 0;
+            return;
         }
         openRunningVm();
         if (isTerminal(0)) {
@@ -591,12 +580,11 @@ final class VmCtl {
         try (RawTerminal terminal = RawTerminal.enter(); Console console = new Console(files.socket(".console"))) {
             console.attach(terminal.shell() == null ? -1 : DETACH_KEY);
         }
-        return 0;
     }
 
     @Command(name = "screenshot", description = "Write what the guest's screen shows, as PNG.",
             footer = "  vm-ctl screenshot now.png")
-    int screenshot(@Parameters(paramLabel = "FILE.png",
+    void screenshot(@Parameters(paramLabel = "FILE.png",
             description = "Where to; a file that is there is replaced.") Path file)
             throws IOException {
         Path directory = file.toAbsolutePath().getParent();
@@ -617,7 +605,6 @@ final class VmCtl {
         } finally {
             Files.delete(dump);
         }
-        return 0;
     }
 
     @Command(name = "ssh", description = {"Open a shell in the guest, as root.", "",
@@ -669,10 +656,10 @@ final class VmCtl {
                 "It asks on a terminal, and elsewhere wants --yes. A running VM is killed. Other VMs in VM_DIR are "
                     + "left alone; a VM that has clones is not deleted before them."},
             footer = {"  vm-ctl destroy", "  vm-ctl destroy --vm-name by-hand --yes"})
-    int destroy(@Option(names = "--yes", description = "Do not ask.") boolean yes) throws IOException {
+    void destroy(@Option(names = "--yes", description = "Do not ask.") boolean yes) throws IOException {
         openVm();
         if (isMissing()) {
-            return 0;
+            return;
         }
         confirm("destroy " + files.name() + " with all its disks and snapshots", yes);
         locked("destroy", () -> {
@@ -695,7 +682,6 @@ final class VmCtl {
                 Files.deleteIfExists(sockets);
             }
         });
-        return 0;
     }
 
     // What the commands share.
@@ -779,8 +765,7 @@ final class VmCtl {
      * What the options say, checked. Port, forwards and network that they do not name are those of the running VM. A VM
      * that was not stopped stays offline, as its guest can end QEMU.
      */
-    private Plan plan(MachineOptions options, Duration timeout, boolean waits, boolean cold, boolean dryRun)
-            throws IOException {
+    private Plan plan(MachineOptions options, boolean waits, boolean dryRun) throws IOException {
         long mebibytes = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean())
                 .getTotalMemorySize() >> 20;
         String memory = options.memory == null ? Math.max(2048, Math.min(8192, mebibytes / 4)) + "M" : options.memory;
@@ -812,7 +797,8 @@ final class VmCtl {
         hardware.addAll(Qemu.hardware(accelerator, cpu, memory, cpus));
         hardware.addAll(more);
         boolean fixed = options.sshPort != null || before != null && before.json().getBoolean("portIsFixed");
-        return new Plan(hardware, chosen.reason(), options.cache, port, fixed, forwards, net, timeout, waits, cold);
+        return new Plan(hardware, chosen.reason(), options.cache, port, fixed, forwards, net, options.timeout, waits,
+                options.cold);
     }
 
     /** QEMU's version when the accelerator was measured; a dry run does not ask QEMU. */
@@ -964,7 +950,7 @@ final class VmCtl {
      * The change that a command is making to a running VM. If the command is killed, the next one reads it and
      * recovers.
      */
-    enum Act { NONE, RESTORING, FREEZING, STOPPING }
+    enum Act { NONE, RESTORING, SAVING, STOPPING }
 
     /** The record of a running VM, {@code <name>.pid}; a record with wrong members is refused. */
     record Running(JsonObject json) {
@@ -1349,9 +1335,10 @@ final class VmCtl {
                     .filter(name -> Files.exists(files.record(name)) && find(name).isEmpty()).toList();
         }
 
+        /** Those that have a record which can be read. */
         List<Snapshot> all() {
-            return entries(files.file(".snapshots")).stream().map(directory -> find(directory.getFileName().toString()))
-                    .flatMap(Optional::stream).toList();
+            return entries(files.file(".snapshots")).stream().flatMap(directory ->
+                    Snapshot.find(files, directory.getFileName().toString()).stream()).toList();
         }
 
         /** The snapshot of this name; clean before the first start, which has no record, is the clean disk alone. */
@@ -1405,7 +1392,7 @@ final class VmCtl {
                 if (problem == null) {
                     long started = System.nanoTime();
                     before = null; // the guest will write to it
-                    problem = wake(below, plan);
+                    problem = restoreRam(below, plan);
                     if (problem == null) {
                         say.accept("restored " + below.name() + " with its RAM in " + seconds(started) + ": "
                                 + machine.describe());
@@ -1450,14 +1437,14 @@ final class VmCtl {
             say.accept("booted " + files.name() + " in " + seconds(started) + ": " + machine.describe());
             boolean silent = below != null && below.json().getInt("silent") > 0; // new RAM could fail in the same way
             if (asInstalled && (!Files.exists(files.record(CLEAN)) || problem != null && !silent)) {
-                keepClean(limit);
+                takeClean(limit);
             }
         }
 
         /** Takes the snapshot clean. A failure is reported, and the VM keeps running. */
-        private void keepClean(Duration limit) throws IOException {
+        private void takeClean(Duration limit) throws IOException {
             try {
-                freeze(CLEAN, true, limit);
+                take(CLEAN, true, limit);
             } catch (VmException | IOException notTaken) {
                 if (!qemu.isRunning()) {
                     throw notTaken;
@@ -1503,7 +1490,7 @@ final class VmCtl {
          * Restores RAM into a new QEMU and waits for the guest. Returns null, or why this RAM cannot be used; then QEMU
          * has ended. Marks RAM as unusable that is certainly so.
          */
-        private String wake(Snapshot snapshot, Plan plan) throws IOException {
+        private String restoreRam(Snapshot snapshot, Plan plan) throws IOException {
             Duration limit = plan.accel().equals("tcg") ? emulatedRestoreLimit : RESTORE_LIMIT;
             boolean full = plan.timeout().dividedBy(2).compareTo(limit) >= 0; // the other half is for a boot
             Running running = launch(plan, snapshot.name());
@@ -1583,23 +1570,23 @@ final class VmCtl {
         // Taking a snapshot.
 
         /** Keeps the VM's state under a name; the VM goes on, or stays stopped. What fails is undone. */
-        void freeze(String name, boolean automatic, Duration limit) throws IOException {
+        void take(String name, boolean automatic, Duration limit) throws IOException {
             if (Files.exists(files.record(name))) {
                 new Clones(files, ssh, say).refuseIfCloned(name, "replace snapshot " + name);
             }
             privateDirectory(files.record(name).getParent());
             try {
                 if (qemu.isRunning()) {
-                    freezeRunning(name, automatic, limit);
+                    takeRunning(name, automatic, limit);
                 } else {
-                    freezeStopped(name);
+                    takeStopped(name);
                 }
             } finally {
                 deleteIfEmpty(files.record(name).getParent());
             }
         }
 
-        private void freezeStopped(String name) throws IOException {
+        private void takeStopped(String name) throws IOException {
             requireDisk();
             if (files.workingDisk().isEmpty()) {
                 throw unavailable(files.name() + " has no disk of its own to keep: vm-ctl start makes one");
@@ -1635,17 +1622,17 @@ final class VmCtl {
         }
 
         /** The QEMU that runs goes on running, on a new overlay. See the class comment of VmCtl. */
-        private void freezeRunning(String name, boolean automatic, Duration limit) throws IOException {
+        private void takeRunning(String name, boolean automatic, Duration limit) throws IOException {
             long started = System.nanoTime();
             Running running = qemu.running().orElseThrow();
             requireAnsweringGuest(running);
             JsonObject ram;
             String pause;
             try (Undo undo = new Undo(say)) {
-                qemu.write(running.during(Act.FREEZING));
+                qemu.write(running.during(Act.SAVING));
                 undo.add(() -> qemu.write(running));
                 undo.add(this::setClock);
-                undo.add(ram()::goOn);
+                undo.add(ram()::resume);
                 long stopped = System.nanoTime();
                 qemu.qmp("stop");
                 onStep.accept("stopped");
@@ -1777,9 +1764,9 @@ final class VmCtl {
                     say.accept("an earlier start was interrupted: ending its QEMU");
                     qemu.end();
                     qemu.removeLeftovers();
-                } else if (running.act() == Act.FREEZING) {
+                } else if (running.act() == Act.SAVING) {
                     files.useDisk(disk().active());
-                    ram().goOn();
+                    ram().resume();
                     qemu.write(running.during(Act.NONE));
                     say.accept("an earlier snapshot was interrupted: the guest goes on");
                     setClock();
@@ -1798,8 +1785,8 @@ final class VmCtl {
         }
 
         /**
-         * Deletes what no record and no disk refers to any more; nothing at all while a record or a disk cannot be
-         * read.
+         * Deletes what no record and no disk refers to any more, and returns the disks that are left; does nothing,
+         * and returns nothing, while a record or a disk cannot be read.
          */
         private Optional<Layers> deleteUnused() throws IOException {
             Optional<Layers> read = Layers.read(this);
@@ -2144,7 +2131,7 @@ final class VmCtl {
          * What start does if the VM runs: a guest that stands still goes on, one that shuts down is awaited. False: it
          * has ended.
          */
-        boolean goOn(Plan plan) throws IOException {
+        boolean resume(Plan plan) throws IOException {
             Running running = qemu.running().orElseThrow(() ->
                     unavailable("QEMU runs, but its record is missing"));
             if (plan.net().equals("offline") && !running.net().equals("offline")) {
@@ -2297,7 +2284,7 @@ final class VmCtl {
             String standstill = standstill(state, running.pid());
             if (state.equals("unknown")) {
                 return new Report("hung", 69, standstill, running);
-            } else if (running.act() == Act.FREEZING && !state.equals("running")) {
+            } else if (running.act() == Act.SAVING && !state.equals("running")) {
                 return new Report("paused", 0,
                         "a snapshot is being taken, or was interrupted; if so, vm-ctl start lets the guest go on",
                         running);
@@ -2443,8 +2430,7 @@ final class VmCtl {
                 lines.add("hostname " + files.name().replace('_', '-') + " || echo its hostname could not be set");
             }
             lines.add(":");
-            Output output = run(SOON.dividedBy(2), remoteCommand(List.of(String.join("\n", lines)), List.of(), null,
-                    null));
+            Output output = run(SOON.dividedBy(2), shellQuoted(List.of("sh", "-c", String.join("\n", lines))));
             if (output.ok() && !output.text().isEmpty()) {
                 say.accept("the guest answers, but " + output.text());
             }
@@ -2547,17 +2533,14 @@ final class VmCtl {
 
         /**
          * What sshd hands to root's shell, which may be csh: quoted words. At the limit the guest itself kills the
-         * process group. With a mark, the command runs under a shell that has the mark as $0, so that kill() can find
+         * process group. The command runs under a shell that has the mark as $0, so that kill() can find
          * its process group.
          */
         static String remoteCommand(List<String> words, List<String> environment, Duration limit, String mark) {
-            List<String> command = new ArrayList<>();
-            if (mark != null) {
-                String watcher = limit == null ? "" : "(n=" + limit.toSeconds()
-                        + "; while [ $n -gt 0 ] && kill -0 $$; do sleep 1; "
-                        + "n=$((n - 1)); done; kill -0 $$ && kill -KILL 0) </dev/null >/dev/null 2>&1 & ";
-                command.addAll(List.of("sh", "-c", watcher + "\"$@\"; exit $?", mark));
-            }
+            String watcher = limit == null ? "" : "(n=" + limit.toSeconds()
+                    + "; while [ $n -gt 0 ] && kill -0 $$; do sleep 1; n=$((n - 1)); done; "
+                    + "kill -0 $$ && kill -KILL 0) </dev/null >/dev/null 2>&1 & ";
+            List<String> command = new ArrayList<>(List.of("sh", "-c", watcher + "\"$@\"; exit $?", mark));
             if (!environment.isEmpty()) {
                 command.add("env");
                 command.addAll(environment);
@@ -2705,20 +2688,20 @@ final class VmCtl {
             requirePorts(plan);
             long deadline = System.nanoTime() + Duration.ofSeconds(10).toNanos();
             List<Integer> ports = new ArrayList<>(Ports.candidates(plan));
-            List<String> left = List.of(); // options that this QEMU does not know
+            List<String> unknownOptions = List.of(); // to this QEMU
             while (true) {
                 int port = ports.get(0);
                 List<String> arguments = arguments(files, plan, port, disk, restored != null);
-                arguments.removeAll(left);
+                arguments.removeAll(unknownOptions);
                 String problem = start(arguments);
                 if (problem == null) {
                     onStep.accept("QEMU started");
                     return begin(plan, port, consoleAt, restored);
                 } else if (problem.contains("Cannot lock pid file") && System.nanoTime() < deadline) {
                     pause(20); // somebody asks whether it runs, which takes a moment
-                } else if (left.isEmpty() && problem.matches("(?sm)(.*^)?\\S+: -sandbox\\b.*")) {
+                } else if (unknownOptions.isEmpty() && problem.matches("(?sm)(.*^)?\\S+: -sandbox\\b.*")) {
                     say.accept("this QEMU was built without seccomp, so it runs without -sandbox: " + problem);
-                    left = sandbox(plan.hardware(), hasSetsid);
+                    unknownOptions = sandbox(plan.hardware(), hasSetsid);
                 } else if (problem.contains("tcp:127.0.0.1:" + port + "-") && ports.size() > 1) {
                     ports.remove(0); // somebody took the port meanwhile
                 } else {
@@ -3175,7 +3158,7 @@ final class VmCtl {
         }
 
         /** Lets a guest go on whose RAM was to be saved. */
-        void goOn() throws IOException {
+        void resume() throws IOException {
             awaitMigration();
             qemu.qmp("cont");
         }

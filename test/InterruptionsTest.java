@@ -36,12 +36,12 @@ final class InterruptionsTest {
 
     private static final Guest GUEST = Guest.twin("interruptions");
     private static final VmCtl.VmFiles FILES = new VmCtl.VmFiles(GUEST.vmDir(), "guest");
-    private static final List<String> FREEZE = List.of("stopped", "overlay made", "RAM saved", "link moved", "overlay attached",
+    private static final List<String> TAKE = List.of("stopped", "overlay made", "RAM saved", "link moved", "overlay attached",
             "overlay in use", "recorded", "going on");
     private static final List<String> RESTORE = List.of("overlay made", "ended", "link moved");
-    private static final List<String> WAKE = List.of("waiting for RAM", "RAM loaded", "woken");
+    private static final List<String> RESTORE_RAM = List.of("waiting for RAM", "RAM loaded", "woken");
     private static final List<String> CLONE = List.of("clone recorded", "clone made");
-    private static final List<String> STOPPED_FREEZE = List.of("overlay made", "link moved", "recorded");
+    private static final List<String> TAKE_STOPPED = List.of("overlay made", "link moved", "recorded");
     /** What was tried, and how it ended. */
     private static final Map<String, String> TABLE = new LinkedHashMap<>();
 
@@ -107,7 +107,7 @@ final class InterruptionsTest {
             }
         }
         assertEquals(List.of("QEMU begins"), steps.remove("start"), "which VmCtlTest cuts off");
-        assertEquals(Map.of("freezeRunning", FREEZE, "freezeStopped", STOPPED_FREEZE, "restore", RESTORE, "wake", WAKE,
+        assertEquals(Map.of("takeRunning", TAKE, "takeStopped", TAKE_STOPPED, "restore", RESTORE, "restoreRam", RESTORE_RAM,
                 "launch", List.of("QEMU started"), "delete", List.of("deleted"), "make", List.of("clone made"), "makeClone", List.of("clone recorded"),
                 "endsBy", List.of("stopping by "), "destroy", List.of("destroying")), steps);
     }
@@ -117,7 +117,7 @@ final class InterruptionsTest {
     @TestFactory
     @Order(2)
     Stream<DynamicTest> snapshot() {
-        return FREEZE.stream().flatMap(step -> Stream.of(KilledCommand.Way.values())
+        return TAKE.stream().flatMap(step -> Stream.of(KilledCommand.Way.values())
                 .map(way -> interruption("snapshot: " + way + " at '" + step + "'", () -> cutSnapshot(way, step))));
     }
 
@@ -128,7 +128,7 @@ final class InterruptionsTest {
         Script.Result cut = killed(way, step, "snapshot", "cut", "--yes");
         boolean taken = !record.equals(Files.readString(FILES.record("cut")));
         if (!step.equals("overlay in use") || way == KilledCommand.Way.HALT) { // else it may still come to write the record
-            assertEquals(FREEZE.indexOf(step) >= FREEZE.indexOf("recorded"), taken, "whether the snapshot was taken");
+            assertEquals(TAKE.indexOf(step) >= TAKE.indexOf("recorded"), taken, "whether the snapshot was taken");
         }
         inCut = taken ? last : inCut;
         switch (way) {
@@ -141,7 +141,7 @@ final class InterruptionsTest {
             case HALT -> {
                 cut.exits(137);
                 GUEST.ctl("status").exits(0).answers(step.equals("going on") ? "running" : "paused");
-                if (FREEZE.indexOf(step) % 2 == 0) {
+                if (TAKE.indexOf(step) % 2 == 0) {
                     GUEST.ctl("start").exits(0).says("runs already");
                 } else {
                     GUEST.ctl("snapshot", "cut", "--yes").exits(0);
@@ -186,7 +186,7 @@ final class InterruptionsTest {
     Stream<DynamicTest> restore() {
         List<String> steps = new ArrayList<>(RESTORE);
         steps.add("QEMU started");
-        steps.addAll(WAKE);
+        steps.addAll(RESTORE_RAM);
         return steps.stream().flatMap(step -> Stream.of(KilledCommand.Way.values())
                 .filter(way -> way != KilledCommand.Way.QEMU || !Set.of("ended", "link moved").contains(step)) // there is none
                 .map(way -> interruption("restore: " + way + " at '" + step + "'", () -> cutRestore(way, step, steps.indexOf(step)))));
@@ -223,7 +223,7 @@ final class InterruptionsTest {
     @Order(6)
     Stream<DynamicTest> start() {
         List<String> steps = new ArrayList<>(List.of("QEMU started"));
-        steps.addAll(WAKE);
+        steps.addAll(RESTORE_RAM);
         return steps.stream().map(step -> interruption("start: each way at '" + step + "'", () -> {
             killed(KilledCommand.Way.HALT, "link moved", "restore", "cut").exits(137);
             killed(KilledCommand.Way.HALT, step, "start").exits(137);
@@ -342,7 +342,7 @@ final class InterruptionsTest {
     @TestFactory
     @Order(10)
     Stream<DynamicTest> snapshotOfAStoppedVm() {
-        return STOPPED_FREEZE.stream().flatMap(step -> Stream.of(KilledCommand.Way.HALT, KilledCommand.Way.SIGINT)
+        return TAKE_STOPPED.stream().flatMap(step -> Stream.of(KilledCommand.Way.HALT, KilledCommand.Way.SIGINT)
                 .map(way -> interruption("snapshot, stopped: " + way + " at '" + step + "'", () -> {
                     last = read(); // of what was restored after the case before
                     GUEST.ctl("stop", "--force").exits(0);

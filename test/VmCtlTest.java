@@ -375,7 +375,7 @@ final class VmCtlTest {
     @Test
     void theGuestsShellGetsTheWordsAsTheyWere() throws IOException {
         List<String> words = List.of("printf", "%s|", "a b", "it's", "$HOME", "", "*", "!x", "\\", "\u00e9");
-        String said = sh("sh", "-c", VmCtl.GuestSsh.remoteCommand(words, List.of(), null, null));
+        String said = sh("sh", "-c", VmCtl.GuestSsh.remoteCommand(words, List.of(), null, "mark"));
         assertEquals("a b|it's|$HOME||*|!x|\\|\u00e9|", new String(said.getBytes(ISO_8859_1), UTF_8));
         assertEquals("a 'b' $c\n", sh("sh", "-c", VmCtl.GuestSsh.remoteCommand(List.of("echo \"$G\""), List.of("G=a 'b' $c"), null, "mark")));
     }
@@ -1021,12 +1021,12 @@ final class VmCtlTest {
     @Test
     void theRecordOfAVmIsReadBackAsItWasWritten() {
         VmCtl.Running running = new VmCtl.Running(VmCtl.object("pid", 7L, "port", 2222, "accel", "tcg", "forwards", List.of("80:80"), "net", "offline",
-                "hardware", List.of("QEMU", "-m"), "cache", "none", "started", "2026-01-02T03:04:05Z", "consoleAt", 6L)).during(VmCtl.Act.FREEZING);
+                "hardware", List.of("QEMU", "-m"), "cache", "none", "started", "2026-01-02T03:04:05Z", "consoleAt", 6L)).during(VmCtl.Act.SAVING);
         String line = JsonWriter.string(running.json());
         assertFalse(line.contains(" ") || line.contains("\n"), "one line without blanks: " + line);
         try {
             VmCtl.Running read = new VmCtl.Running(VmCtl.json(line)).with("ready", true);
-            assertEquals(List.of(7L, 2222, "tcg", List.of("80:80"), "offline", List.of("QEMU", "-m"), "none", 6L, true, VmCtl.Act.FREEZING),
+            assertEquals(List.of(7L, 2222, "tcg", List.of("80:80"), "offline", List.of("QEMU", "-m"), "none", 6L, true, VmCtl.Act.SAVING),
                     List.of(read.pid(), read.port(), read.accel(), read.forwards(), read.net(), read.hardware(), read.cache(), read.consoleAt(),
                             read.isReady(), read.act()));
         } catch (IOException garbled) {
@@ -1587,7 +1587,7 @@ final class VmCtlTest {
         Path file = directory.resolve("ram");
 
         // The tool died after the RAM was saved: the guest stands still, and the next command lets it go on.
-        qemu.write(running.during(VmCtl.Act.FREEZING));
+        qemu.write(running.during(VmCtl.Act.SAVING));
         qemu.qmp("stop");
         JsonObject ram = ram(qemu).save(file, Duration.ofMinutes(1));
         assertEquals("rw-------", PosixFilePermissions.toString(Files.getPosixFilePermissions(file)));
@@ -1702,7 +1702,7 @@ final class VmCtlTest {
         qemu.qmp("stop");
         VmCtl.VmException failed = assertThrows(VmCtl.VmException.class, () -> ram(qemu).save(file, Duration.ofMillis(1)));
         assertEquals(124, failed.exitCode);
-        ram(qemu).goOn();
+        ram(qemu).resume();
         assertEquals("running", qemu.runState());
     }
 
