@@ -375,7 +375,7 @@ final class VmCtl {
         locked("stop", () -> {
             machine.stop(how.force);
             Files.deleteIfExists(files.offlineMark());
-            snapshots.cleanUp();
+            cleanup().cleanUp();
         });
     }
 
@@ -474,10 +474,10 @@ final class VmCtl {
         }
         openExistingVm();
         if (list) {
-            for (Snapshot snapshot : snapshots.all()) {
+            for (Snapshot snapshot : Snapshot.all(files)) {
                 answer("%-20s %.19s  %s", snapshot.name(), snapshot.json().getString("made", "?"), snapshot.contents());
             }
-            snapshots.damaged().forEach(bad -> answer("%-20s its record is damaged: %s", bad, files.record(bad)));
+            Snapshot.damaged(files).forEach(bad -> answer("%-20s its record is damaged: %s", bad, files.record(bad)));
         } else if (delete != null) {
             locked("snapshot --delete", () -> snapshots.delete(delete));
         } else {
@@ -487,7 +487,7 @@ final class VmCtl {
             files.refuseOlderVersion();
             locked("snapshot", () -> {
                 snapshots.take(name, false, Duration.ofMinutes(15));
-                snapshots.cleanUp();
+                cleanup().cleanUp();
             });
         }
     }
@@ -695,7 +695,7 @@ final class VmCtl {
     private void locked(String command, Step work) throws IOException {
         try (FileChannel held = lock(privateDirectory(files.dir()).resolve(files.name() + ".lock"), "vm-ctl "
                 + command)) {
-            snapshots.recover(List.of("start", "stop", "restart", "restore", "destroy").contains(command));
+            cleanup().recover(List.of("start", "stop", "restart", "restore", "destroy").contains(command));
             work.run();
             held.truncate(0);
         } catch (IOException failed) {
@@ -747,6 +747,10 @@ final class VmCtl {
         guestSsh = new GuestSsh(files, this::say);
         machine = new Machine(files, qemu, guestSsh, this::say);
         snapshots = new Snapshots(files, machine, qemu, guestSsh, this::say);
+    }
+
+    private Cleanup cleanup() {
+        return new Cleanup(files, qemu, guestSsh, this::say);
     }
 
     private Clones clones() {
@@ -1032,6 +1036,21 @@ final class VmCtl {
             }
         }
 
+        /** Those that have a record which can be read. */
+        static List<Snapshot> all(VmFiles files) {
+            return names(files).flatMap(name -> find(files, name).stream()).toList();
+        }
+
+        /** The names of snapshots whose record cannot be read; while there is one, no disk is deleted or merged. */
+        static List<String> damaged(VmFiles files) {
+            return names(files).filter(name -> Files.exists(files.record(name)) && find(files, name).isEmpty())
+                    .toList();
+        }
+
+        private static Stream<String> names(VmFiles files) {
+            return entries(files.file(".snapshots")).stream().map(directory -> directory.getFileName().toString());
+        }
+
         /** A clone's snapshot of the VM that it comes from. */
         static Optional<Snapshot> source(VmFiles files) {
             return find(files, CLEAN).filter(snapshot -> snapshot.cloneOf() != null);
@@ -1310,6 +1329,10 @@ final class VmCtl {
         /** The limit of a restore for an emulated guest. Tests shorten it. */
         static Duration emulatedRestoreLimit = Duration.ofSeconds(180);
 
+        private Cleanup cleanup() {
+            return new Cleanup(files, qemu, ssh, say);
+        }
+
         private GuestDisk disk() {
             return new GuestDisk(qemu);
         }
@@ -1327,18 +1350,6 @@ final class VmCtl {
                         + " by hand is not finished: vm-auto-install by-hand continues it"
                         : "there is no disk for " + files.name() + " in " + files.dir() + ": run vm-auto-install");
             }
-        }
-
-        /** The names of snapshots whose record cannot be read; while there is one, no disk is deleted or merged. */
-        List<String> damaged() {
-            return entries(files.file(".snapshots")).stream().map(directory -> directory.getFileName().toString())
-                    .filter(name -> Files.exists(files.record(name)) && find(name).isEmpty()).toList();
-        }
-
-        /** Those that have a record which can be read. */
-        List<Snapshot> all() {
-            return entries(files.file(".snapshots")).stream().flatMap(directory ->
-                    Snapshot.find(files, directory.getFileName().toString()).stream()).toList();
         }
 
         /** The snapshot of this name; clean before the first start, which has no record, is the clean disk alone. */
@@ -1360,7 +1371,7 @@ final class VmCtl {
             Path disk = files.workingDisk().filter(Files::exists).orElse(null);
             Disk image = disk == null ? null : Disk.find(disk).orElse(null);
             List<String> usable = new ArrayList<>();
-            for (Snapshot snapshot : all()) {
+            for (Snapshot snapshot : Snapshot.all(files)) {
                 if (snapshot.ram() != null && snapshot.damage() == null) {
                     usable.add(snapshot.name());
                 }
@@ -1368,7 +1379,7 @@ final class VmCtl {
             return object("diskBytes", image == null ? null : image.size(),
                     "diskFileBytes", disk == null ? null : Files.size(disk),
                     "depth", disk == null ? null : Disk.depth(disk),
-                    "snapshots", all().stream().map(Snapshot::name).toList(), "usableRam", usable);
+                    "snapshots", Snapshot.all(files).stream().map(Snapshot::name).toList(), "usableRam", usable);
         }
 
         // Starting.
@@ -1380,7 +1391,7 @@ final class VmCtl {
          */
         void start(Plan plan) throws IOException {
             long begun = System.nanoTime();
-            cleanUp();
+            cleanup().cleanUp();
             if (files.workingDisk().isEmpty()) {
                 files.useDisk(Disk.newOverlay(files, require(CLEAN).disk()));
             }
@@ -1428,7 +1439,7 @@ final class VmCtl {
                 }
                 throw refused;
             }
-            deleteUnused();
+            cleanup().deleteUnused();
             if (!plan.waits()) {
                 say.accept("started " + files.name() + ", which is still booting: " + machine.describe());
                 return;
@@ -1458,9 +1469,9 @@ final class VmCtl {
         private Path requireWorkingDisk() throws IOException {
             Path disk = files.workingDisk().orElseThrow();
             Disk.requireChain(disk, files.dir());
-            Optional<Layers> layers = Layers.read(this);
+            Optional<Layers> layers = Layers.read(files, qemu);
             if (Files.isSymbolicLink(files.link()) && (!disk.startsWith(files.disks())
-                    || all().stream().anyMatch(snapshot -> snapshot.disk().equals(disk))
+                    || Snapshot.all(files).stream().anyMatch(snapshot -> snapshot.disk().equals(disk))
                     || layers.isPresent() && !layers.get().overlaysOn(disk).isEmpty())) {
                 throw unavailable(files.link() + " names " + disk
                         + ", which must not change, as a snapshot or another disk "
@@ -1547,7 +1558,7 @@ final class VmCtl {
         /** The snapshot that the working disk still equals, as nothing was written to it. */
         private Optional<Snapshot> below() throws IOException {
             Disk disk = Disk.read(files.workingDisk().orElseThrow());
-            return Stream.concat(all().stream(), find(CLEAN).stream())
+            return Stream.concat(Snapshot.all(files).stream(), find(CLEAN).stream())
                     .filter(snapshot -> disk.empty() && snapshot.disk().equals(disk.backing())).findFirst();
         }
 
@@ -1582,7 +1593,7 @@ final class VmCtl {
                     takeStopped(name);
                 }
             } finally {
-                deleteIfEmpty(files.record(name).getParent());
+                Cleanup.deleteIfEmpty(files.record(name).getParent());
             }
         }
 
@@ -1603,7 +1614,7 @@ final class VmCtl {
                 undo.clear();
             }
             onStep.accept("recorded");
-            cleanUp();
+            cleanup().cleanUp();
             say.accept("kept the disk as " + name);
         }
 
@@ -1668,7 +1679,7 @@ final class VmCtl {
                 onStep.accept("overlay attached");
                 disk().switchTo(node);
                 undo.clear(); // the guest will write to the overlay, whatever else fails
-                undo.add(this::deleteUnused);
+                undo.add(cleanup()::deleteUnused);
                 undo.add(() -> qemu.write(running));
                 undo.add(this::setClock);
                 undo.add(() -> qemu.qmp("cont"));
@@ -1739,7 +1750,7 @@ final class VmCtl {
                 undo.clear();
             }
             onStep.accept("link moved");
-            cleanUp();
+            cleanup().cleanUp();
             if (wasRunning || snapshot.ram() != null) {
                 start(plan);
             } else {
@@ -1747,8 +1758,123 @@ final class VmCtl {
             }
         }
 
-        // Cleaning up.
+        // Deleting.
 
+        void delete(String name) throws IOException {
+            if (name.equals(CLEAN)) {
+                throw wrongUsage("snapshot clean cannot be deleted: vm-ctl snapshot clean --yes replaces it, "
+                        + "vm-ctl destroy deletes the VM");
+            }
+            Snapshot snapshot = require(name);
+            new Clones(files, ssh, say).refuseIfCloned(name, "delete snapshot " + name);
+            Files.delete(files.record(name));
+            onStep.accept("deleted");
+            if (snapshot.ram() != null) {
+                Files.deleteIfExists(snapshot.ram());
+            }
+            Cleanup.deleteIfEmpty(files.record(name).getParent());
+            say.accept("deleted " + name);
+            cleanup().cleanUp();
+        }
+    }
+
+    /** The VMs that build on this one's snapshots: makes them, and protects what they need. */
+    record Clones(VmFiles files, GuestSsh ssh, Consumer<String> say) {
+        /** Makes VMs that begin as a snapshot of this one; all of them or, if something fails, none. */
+        void make(Snapshot snapshot, List<String> clones) throws IOException {
+            Snapshot.source(files).ifPresent(source -> {
+                throw unavailable(files.name() + " is a clone itself, which cannot be cloned: clone "
+                        + source.cloneOf() + " instead");
+            });
+            files.refuseOlderVersion();
+            Disk.requireChain(snapshot.disk(), files.dir());
+            for (String clone : clones) {
+                if (!new VmFiles(files.dir(), clone).all().isEmpty()) {
+                    throw unavailable("there is a VM " + clone
+                            + " already: choose another name, or vm-ctl destroy it");
+                }
+            }
+            try (Undo undo = new Undo(say)) {
+                for (String clone : clones) {
+                    VmFiles made = new VmFiles(files.dir(), clone);
+                    undo.add(() -> {
+                        for (Path file : made.all()) {
+                            deleteTree(file);
+                        }
+                    });
+                    makeClone(made, snapshot);
+                    onStep.accept("clone made");
+                }
+                undo.clear();
+            }
+            ssh.writeIncludes();
+            say.accept("made " + String.join(", ", clones) + " of " + files.name() + "/" + snapshot.name()
+                    + (clones.size() == 1 ? "" : ", each") + ": VM_NAME=" + clones.get(0) + " vm-ctl start");
+        }
+
+        private void makeClone(VmFiles clone, Snapshot snapshot) throws IOException {
+            JsonObject record = object("disk", files.relative(snapshot.disk()), "made", Instant.now().toString(),
+                    "automatic", false, "cloneOf", files.name(), "cloneSnapshot", snapshot.name());
+            if (snapshot.ram() != null) {
+                record.put("ram", files.relative(snapshot.ram()));
+                for (String member : List.of("ramBytes", "ramCrc32c", "hardware", "unusable")) {
+                    record.put(member, snapshot.json().get(member));
+                }
+            }
+            privateDirectory(clone.record(CLEAN).getParent());
+            // first: it protects what the clone builds on
+            writeRecord(clone.record(CLEAN), record);
+            onStep.accept("clone recorded");
+            Path keys = privateDirectory(clone.file(".ssh"));
+            for (Path key : entries(files.file(".ssh"))) {
+                if (!key.getFileName().toString().matches("config|known_hosts")) {
+                    Files.copy(key, keys.resolve(key.getFileName()), StandardCopyOption.COPY_ATTRIBUTES);
+                }
+            }
+            String known = Files.readString(files.file(".ssh").resolve("known_hosts")).replaceFirst("^\\S+",
+                    clone.name());
+            writeFile(keys.resolve("known_hosts"), known, "rw-------");
+            if (Files.exists(files.offlineMark())) {
+                makeFile(clone.offlineMark());
+            }
+            clone.useDisk(Disk.newOverlay(clone, snapshot.disk()));
+        }
+
+        /** 69 if clones build on a snapshot of this VM, or, without a name, on any of its disks. */
+        void refuseIfCloned(String snapshot, String act) {
+            List<String> clones = new ArrayList<>();
+            for (String name : vmNames(files.dir())) {
+                VmFiles other = new VmFiles(files.dir(), name);
+                if (name.equals(files.name())) {
+                    continue;
+                } else if (isRecordedClone(other, snapshot) || buildsOn(other, snapshot)) {
+                    clones.add(name);
+                } else if (Snapshot.damaged(other).contains(CLEAN)) {
+                    clones.add(name + " (perhaps: its record " + other.record(CLEAN) + " is damaged)");
+                }
+            }
+            if (!clones.isEmpty()) {
+                throw unavailable("cannot " + act + ": clones build on it: " + String.join(", ", clones)
+                        + "; vm-ctl destroy deletes a clone");
+            }
+        }
+
+        private boolean isRecordedClone(VmFiles other, String snapshot) {
+            return Snapshot.source(other).filter(source -> files.name().equals(source.cloneOf())
+                    && (snapshot == null || snapshot.equals(source.json().getString("cloneSnapshot")))).isPresent();
+        }
+
+        /** Whether a disk of another VM builds on one of this VM, whatever the records say. */
+        private boolean buildsOn(VmFiles other, String snapshot) {
+            Path disk = snapshot == null ? null : Snapshot.find(files, snapshot).map(Snapshot::disk).orElse(null);
+            return entries(other.disks()).stream().flatMap(overlay -> Disk.find(overlay).map(Disk::backing).stream())
+                    .anyMatch(base -> (base.equals(files.clean()) || base.startsWith(files.disks()))
+                            && (snapshot == null || base.equals(disk)));
+        }
+    }
+
+    /** Brings a VM's directory in order: after a command that was killed, and when disks are no longer needed. */
+    record Cleanup(VmFiles files, Qemu qemu, GuestSsh ssh, Consumer<String> say) {
         /**
          * Cleans up after a command, a QEMU or a host that died in the middle of something. It never fails, so that it
          * never stands in the way of a command that frees space or throws the state away.
@@ -1765,20 +1891,20 @@ final class VmCtl {
                     qemu.end();
                     qemu.removeLeftovers();
                 } else if (running.act() == Act.SAVING) {
-                    files.useDisk(disk().active());
-                    ram().resume();
+                    files.useDisk(new GuestDisk(qemu).active());
+                    new GuestRam(qemu).resume();
                     qemu.write(running.during(Act.NONE));
                     say.accept("an earlier snapshot was interrupted: the guest goes on");
-                    setClock();
+                    ssh.setClock();
                 }
                 if (qemu.isRunning() && !qemu.runState().equals("unknown")) {
-                    disk().cancelMerges();
+                    new GuestDisk(qemu).cancelMerges();
                 }
                 deleteUnused();
             });
         }
 
-        private static void deleteIfEmpty(Path directory) throws IOException {
+        static void deleteIfEmpty(Path directory) throws IOException {
             if (entries(directory).isEmpty()) {
                 Files.deleteIfExists(directory);
             }
@@ -1788,8 +1914,8 @@ final class VmCtl {
          * Deletes what no record and no disk refers to any more, and returns the disks that are left; does nothing,
          * and returns nothing, while a record or a disk cannot be read.
          */
-        private Optional<Layers> deleteUnused() throws IOException {
-            Optional<Layers> read = Layers.read(this);
+        Optional<Layers> deleteUnused() throws IOException {
+            Optional<Layers> read = Layers.read(files, qemu);
             if (read.isEmpty()) {
                 return read;
             }
@@ -1849,126 +1975,14 @@ final class VmCtl {
             Set<PosixFilePermission> mode = Files.getPosixFilePermissions(builder);
             Files.setPosixFilePermissions(builder, PosixFilePermissions.fromString("rw-------"));
             try {
-                if (qemu.isRunning() && disk().isUsed(builder)) {
-                    disk().merge(builder, base, relative);
+                if (qemu.isRunning() && new GuestDisk(qemu).isUsed(builder)) {
+                    new GuestDisk(qemu).merge(builder, base, relative);
                 } else {
                     Disk.rebase(builder, relative);
                 }
             } finally {
                 Files.setPosixFilePermissions(builder, mode);
             }
-        }
-
-        void delete(String name) throws IOException {
-            if (name.equals(CLEAN)) {
-                throw wrongUsage("snapshot clean cannot be deleted: vm-ctl snapshot clean --yes replaces it, "
-                        + "vm-ctl destroy deletes the VM");
-            }
-            Snapshot snapshot = require(name);
-            new Clones(files, ssh, say).refuseIfCloned(name, "delete snapshot " + name);
-            Files.delete(files.record(name));
-            onStep.accept("deleted");
-            if (snapshot.ram() != null) {
-                Files.deleteIfExists(snapshot.ram());
-            }
-            deleteIfEmpty(files.record(name).getParent());
-            say.accept("deleted " + name);
-            cleanUp();
-        }
-    }
-
-    /** The VMs that build on this one's snapshots: makes them, and protects what they need. */
-    record Clones(VmFiles files, GuestSsh ssh, Consumer<String> say) {
-        /** Makes VMs that begin as a snapshot of this one; all of them or, if something fails, none. */
-        void make(Snapshot snapshot, List<String> clones) throws IOException {
-            if (Snapshot.source(files).isPresent()) {
-                throw unavailable(files.name() + " is a clone itself, which cannot be cloned: clone "
-                        + snapshot.cloneOf() + " instead");
-            }
-            files.refuseOlderVersion();
-            Disk.requireChain(snapshot.disk(), files.dir());
-            for (String clone : clones) {
-                if (!new VmFiles(files.dir(), clone).all().isEmpty()) {
-                    throw unavailable("there is a VM " + clone
-                            + " already: choose another name, or vm-ctl destroy it");
-                }
-            }
-            try (Undo undo = new Undo(say)) {
-                for (String clone : clones) {
-                    VmFiles made = new VmFiles(files.dir(), clone);
-                    undo.add(() -> {
-                        for (Path file : made.all()) {
-                            deleteTree(file);
-                        }
-                    });
-                    makeClone(made, snapshot);
-                    onStep.accept("clone made");
-                }
-                undo.clear();
-            }
-            ssh.writeIncludes();
-            say.accept("made " + String.join(", ", clones) + " of " + files.name() + "/" + snapshot.name()
-                    + (clones.size() == 1 ? "" : ", each") + ": VM_NAME=" + clones.get(0) + " vm-ctl start");
-        }
-
-        private void makeClone(VmFiles clone, Snapshot snapshot) throws IOException {
-            JsonObject record = object("disk", files.relative(snapshot.disk()), "made",
-                    Instant.now().toString(), "automatic", false, "cloneOf", files.name(),
-                    "cloneSnapshot", snapshot.name());
-            if (snapshot.ram() != null) {
-                record.put("ram", files.relative(snapshot.ram()));
-                for (String member : List.of("ramBytes", "ramCrc32c", "hardware", "unusable")) {
-                    record.put(member, snapshot.json().get(member));
-                }
-            }
-            privateDirectory(clone.record(CLEAN).getParent());
-            // first: it protects what the clone builds on
-            writeRecord(clone.record(CLEAN), record);
-            onStep.accept("clone recorded");
-            Path keys = privateDirectory(clone.file(".ssh"));
-            for (Path key : entries(files.file(".ssh"))) {
-                if (!key.getFileName().toString().matches("config|known_hosts")) {
-                    Files.copy(key, keys.resolve(key.getFileName()), StandardCopyOption.COPY_ATTRIBUTES);
-                }
-            }
-            String known = Files.readString(files.file(".ssh").resolve("known_hosts")).replaceFirst("^\\S+",
-                    clone.name());
-            writeFile(keys.resolve("known_hosts"), known, "rw-------");
-            if (Files.exists(files.offlineMark())) {
-                makeFile(clone.offlineMark());
-            }
-            clone.useDisk(Disk.newOverlay(clone, snapshot.disk()));
-        }
-
-        /** 69 if clones build on a snapshot of this VM, or, without a name, on any of its disks. */
-        void refuseIfCloned(String snapshot, String act) {
-            List<String> clones = new ArrayList<>();
-            for (String name : vmNames(files.dir())) {
-                VmFiles other = new VmFiles(files.dir(), name);
-                if (!name.equals(files.name()) && (isRecordedClone(other, snapshot) || buildsOn(other, snapshot))) {
-                    clones.add(name);
-                }
-            }
-            if (!clones.isEmpty()) {
-                throw unavailable("cannot " + act + ": clones build on it: " + String.join(", ", clones)
-                        + "; vm-ctl destroy deletes a clone");
-            }
-        }
-
-        /** Whether another VM's record says that it is a clone; if the record is damaged, it may be one. */
-        private boolean isRecordedClone(VmFiles other, String snapshot) {
-            Snapshot clean = Snapshot.find(other, CLEAN).orElse(null);
-            return clean == null ? Files.exists(other.record(CLEAN)) : files.name().equals(clean.cloneOf())
-                    && (snapshot == null || snapshot.equals(clean.json().getString("cloneSnapshot")));
-        }
-
-        /** Whether a disk of another VM builds on one of this VM, whatever the records say. */
-        private boolean buildsOn(VmFiles other, String snapshot) {
-            Path disk = snapshot == null ? null
-                    : Snapshot.find(files, snapshot).map(Snapshot::disk).orElse(null);
-            return entries(other.disks()).stream().flatMap(overlay -> Disk.find(overlay).map(Disk::backing).stream())
-                    .anyMatch(base -> (base.equals(files.clean()) || base.startsWith(files.disks()))
-                            && (snapshot == null || base.equals(disk)));
         }
     }
 
@@ -1977,18 +1991,18 @@ final class VmCtl {
         private static final Disk DAMAGED = new Disk(null, 0, false);
 
         /** Empty while QEMU does not answer, or a record or a needed disk cannot be read: what is needed is unknown. */
-        static Optional<Layers> read(Snapshots snapshots) throws IOException {
-            Layers layers = new Layers(snapshots.files(), new TreeMap<>(), new HashSet<>());
-            boolean runs = snapshots.qemu().isRunning();
-            if (!snapshots.damaged().isEmpty() || runs && snapshots.qemu().runState().equals("unknown")) {
+        static Optional<Layers> read(VmFiles files, Qemu qemu) throws IOException {
+            boolean runs = qemu.isRunning();
+            if (!Snapshot.damaged(files).isEmpty() || runs && qemu.runState().equals("unknown")) {
                 return Optional.empty();
             }
-            snapshots.all().forEach(snapshot -> layers.needed.add(snapshot.disk()));
-            layers.files.workingDisk().ifPresent(layers.needed::add);
+            Layers layers = new Layers(files, new TreeMap<>(), new HashSet<>());
+            Snapshot.all(files).forEach(snapshot -> layers.needed.add(snapshot.disk()));
+            files.workingDisk().ifPresent(layers.needed::add);
             if (runs) {
-                layers.needed.add(new GuestDisk(snapshots.qemu()).active());
+                layers.needed.add(new GuestDisk(qemu).active());
             }
-            for (Path directory : entries(layers.files.dir())) {
+            for (Path directory : entries(files.dir())) {
                 for (Path disk : directory.toString().endsWith(".disks") ? entries(directory) : List.<Path>of()) {
                     if (disk.toString().endsWith(".qcow2")) { // else it is half made
                         layers.disks.put(disk, Disk.find(disk).orElse(DAMAGED));
@@ -1996,7 +2010,7 @@ final class VmCtl {
                 }
             }
             boolean readable = layers.disks.keySet().stream().noneMatch(disk -> layers.disks.get(disk) == DAMAGED
-                    && (layers.needed.contains(disk) || !disk.startsWith(layers.files.disks())
+                    && (layers.needed.contains(disk) || !disk.startsWith(files.disks())
                     || !layers.overlaysOn(disk).isEmpty()));
             return Optional.of(layers).filter(read -> readable);
         }
@@ -2043,12 +2057,6 @@ final class VmCtl {
         private static final Duration SHUTDOWN_LIMIT = Duration.ofSeconds(160);
         /** A guest that shuts down has ended its sshd long before. */
         private static final Duration STILL_ANSWERS = Duration.ofSeconds(30);
-        private static final String KERNEL_STARTS = "Copyright (c) 2003-";
-        /** The kernel may try several devices as its root: one that fails matters only if it then asks for another. */
-        private static final Pattern TROUBLE = Pattern.compile(
-                "Root mount failed: \\d+(?=\\s+Manual root filesystem specification)"
-                + "|no bootable kernel|can't (load|find) 'kernel'|Automatic file system check failed|ABORTING BOOT"
-                + "|Enter full pathname of shell|The operating system has halted|Stopped at .{0,500}(?=\\Rdb> \\z)");
 
         /** For messages: how the running VM is reached. */
         String describe() throws IOException {
@@ -2072,8 +2080,8 @@ final class VmCtl {
             try (Progress progress = new Progress(restoring ? "restoring" : "booting", say)) {
                 // an emulated sshd is slow
                 for (int patience = 1000; System.nanoTime() < deadline; patience = Math.min(5000, patience + 250)) {
-                    String console = consoleOfUsable(running);
-                    progress.stage(restoring ? "waiting for ssh" : bootStage(console));
+                    ConsoleText console = consoleOfUsable(running);
+                    progress.stage(restoring ? "waiting for ssh" : console.bootStage());
                     if (hasBanner(port, patience)) {
                         GuestSsh.Output first = ssh.greet(restoring);
                         if (first.ok()) {
@@ -2093,14 +2101,14 @@ final class VmCtl {
             }
             String advice = hangAdvice(running.accel(), Integer.parseInt(running.json().getString("cpus", "1")));
             throw new GuestUnusable(124, "no answer after " + limit.toSeconds() + " s: " + last + advice
-                    + consoleEnd(running));
+                    + consoleSince(running).end());
         }
 
         /** What the console has shown since the start; an exception if the guest cannot come up any more. */
-        private String consoleOfUsable(Running running) throws IOException {
+        private ConsoleText consoleOfUsable(Running running) throws IOException {
             if (!qemu.isRunning()) {
                 throw new GuestUnusable(69, "QEMU ended while the guest was starting" + qemu.logEnd()
-                        + consoleEnd(running));
+                        + consoleSince(running).end());
             }
             String state = qemu.runState();
             if (state.equals("internal-error")) {
@@ -2108,11 +2116,11 @@ final class VmCtl {
             } else if (standstill(state, running.pid()) != null) {
                 throw standsStill(state, running);
             }
-            String console = consoleSince(running);
+            ConsoleText console = consoleSince(running);
             Optional<String> trouble = troubleOf(running, console);
             // A panic without the debugger reboots by itself.
-            if (trouble.isPresent() && !console.contains("Automatic reboot in ")) {
-                throw new GuestUnusable(69, "the guest is in trouble: " + trouble.get() + consoleEnd(running));
+            if (trouble.isPresent() && !console.text().contains("Automatic reboot in ")) {
+                throw new GuestUnusable(69, "the guest is in trouble: " + trouble.get() + consoleSince(running).end());
             }
             return console;
         }
@@ -2123,8 +2131,8 @@ final class VmCtl {
         }
 
         /** What its console tells of trouble; whatever that is, a guest whose sshd answers has none. */
-        private Optional<String> troubleOf(Running running, String console) {
-            return trouble(console).filter(trouble -> !hasBanner(running.port(), 5000));
+        private Optional<String> troubleOf(Running running, ConsoleText console) {
+            return console.trouble().filter(trouble -> !hasBanner(running.port(), 5000));
         }
 
         /**
@@ -2144,7 +2152,7 @@ final class VmCtl {
             if (stoodStill) {
                 qemu.qmp("cont");
             }
-            if (running.act() == Act.STOPPING || isShuttingDown(consoleSince(running))) {
+            if (running.act() == Act.STOPPING || consoleSince(running).showsShutdown()) {
                 say.accept("the guest is shutting down; waiting for its end");
                 // A stop may have been interrupted before the guest was asked: then it still answers after a while.
                 if (hasEnded(STILL_ANSWERS) || !ssh.run(SOON, "true").ok() && hasEnded(SHUTDOWN_LIMIT)) {
@@ -2291,23 +2299,45 @@ final class VmCtl {
             } else if (standstill != null) {
                 return new Report("paused", 0, standstill, running);
             }
-            String console = consoleSince(running);
+            ConsoleText console = consoleSince(running);
             Optional<String> trouble = troubleOf(running, console);
             if (trouble.isPresent()) {
                 return new Report("panicked", 69, trouble.get(), running);
             }
-            int panic = kernelPanic(console);
-            String reason = running.act() == Act.STOPPING || isShuttingDown(console) ? "it is shutting down"
-                    : panic >= 0 && console.lastIndexOf(KERNEL_STARTS) > panic ? "rebooted after a panic" : null;
+            String reason = running.act() == Act.STOPPING || console.showsShutdown() ? "it is shutting down"
+                    : console.showsRebootAfterPanic() ? "rebooted after a panic" : null;
             return new Report(running.isReady() || hasBanner(running.port(), 500) ? "running" : "starting", 0, reason,
                     running);
         }
 
-        /** What keeps the guest from answering, by what DragonFly's loader, kernel and rc print on the console. */
-        static Optional<String> trouble(String console) {
-            // older trouble is over
-            int goodSign = Math.max(console.lastIndexOf(KERNEL_STARTS), console.lastIndexOf("\nlogin: "));
-            String recent = console.substring(Math.max(0, goodSign));
+        /** Why a guest does not answer, what to do, and what its console shows. */
+        String whySilent() throws IOException {
+            Running running = qemu.running().orElse(null);
+            if (running == null) {
+                return "the VM has ended: vm-ctl start";
+            }
+            String standstill = standstill(qemu.runState(), running.pid());
+            return (standstill == null ? "it hangs, or its sshd does: vm-ctl restart" : standstill)
+                    + consoleSince(running).end();
+        }
+
+        private ConsoleText consoleSince(Running running) throws IOException {
+            return new ConsoleText(fileEnd(files.consoleLog(), running.consoleAt(), 1 << 18));
+        }
+    }
+
+    /** What a guest has printed on its console since its start; DragonFly's loader, kernel and rc are known here. */
+    record ConsoleText(String text) {
+        private static final String KERNEL_STARTS = "Copyright (c) 2003-";
+        /** The kernel may try several devices as its root: one that fails matters only if it then asks for another. */
+        private static final Pattern TROUBLE = Pattern.compile(
+                "Root mount failed: \\d+(?=\\s+Manual root filesystem specification)"
+                + "|no bootable kernel|can't (load|find) 'kernel'|Automatic file system check failed|ABORTING BOOT"
+                + "|Enter full pathname of shell|The operating system has halted|Stopped at .{0,500}(?=\\Rdb> \\z)");
+
+        /** What keeps the guest from answering. */
+        Optional<String> trouble() {
+            String recent = text.substring(Math.max(0, lastGoodSign())); // older trouble is over
             int panic = kernelPanic(recent);
             Matcher other = TROUBLE.matcher(recent);
             if (other.find() && (panic < 0 || other.start() < panic)) { // the first one is the cause of the others
@@ -2316,35 +2346,30 @@ final class VmCtl {
             return panic < 0 ? Optional.empty() : recent.substring(panic).lines().findFirst().map(VmCtl::printable);
         }
 
+        private int lastGoodSign() {
+            return Math.max(text.lastIndexOf(KERNEL_STARTS), text.lastIndexOf("\nlogin: "));
+        }
+
+        boolean showsRebootAfterPanic() {
+            int panic = kernelPanic(text);
+            return panic >= 0 && text.lastIndexOf(KERNEL_STARTS) > panic;
+        }
+
+        /** Whether it ends in what DragonFly's kernel prints last, with its processes gone already. */
+        boolean showsShutdown() {
+            return text.lastIndexOf("\nsyncing disks...") > lastGoodSign();
+        }
+
         /** How far a boot is. */
-        static String bootStage(String console) {
-            int kernel = console.lastIndexOf(KERNEL_STARTS);
-            return kernel < 0 ? "the loader" : console.lastIndexOf("\nlogin: ") > kernel ? "waiting for sshd"
-                    : console.lastIndexOf("\nMounting root from ") > kernel ? "services start" : "the kernel starts";
+        String bootStage() {
+            int kernel = text.lastIndexOf(KERNEL_STARTS);
+            return kernel < 0 ? "the loader" : text.lastIndexOf("\nlogin: ") > kernel ? "waiting for sshd"
+                    : text.lastIndexOf("\nMounting root from ") > kernel ? "services start" : "the kernel starts";
         }
 
-        /** Whether the console ends in what DragonFly's kernel prints last, with its processes gone already. */
-        static boolean isShuttingDown(String console) {
-            int started = Math.max(console.lastIndexOf(KERNEL_STARTS), console.lastIndexOf("\nlogin: "));
-            return console.lastIndexOf("\nsyncing disks...") > started;
-        }
-
-        /** Why a guest does not answer, what to do, and what its console shows. */
-        String whySilent() throws IOException {
-            Running running = qemu.running().orElse(null);
-            String standstill = running == null ? "the VM has ended: vm-ctl start"
-                    : standstill(qemu.runState(), running.pid());
-            return (standstill == null ? "it hangs, or its sshd does: vm-ctl restart" : standstill)
-                    + consoleEnd(running);
-        }
-
-        private String consoleSince(Running running) throws IOException {
-            return fileEnd(files.consoleLog(), running.consoleAt(), 1 << 18);
-        }
-
-        /** The last lines that the console has shown since this start; none if that is unknown. */
-        String consoleEnd(Running running) throws IOException {
-            String lines = running == null ? "" : lastLines(consoleSince(running), 5);
+        /** For a message: its last lines, or an empty text if there are none. */
+        String end() {
+            String lines = lastLines(text, 5);
             return lines.isEmpty() ? "" : "\nthe console's last lines:\n" + lines;
         }
     }

@@ -418,17 +418,25 @@ final class VmCtlTest {
 
     @Test
     void troubleIsReadFromTheConsole() {
-        assertEquals(Optional.of("panic: no init"), VmCtl.Machine.trouble("booting\npanic: no init\ncpuid = 0\n"));
-        assertEquals(Optional.of("panic: vm_fault"), VmCtl.Machine.trouble("\nlogin: panic: vm_fault\r\ncpuid = 1\r\n"));
-        assertEquals(Optional.of("Fatal trap 12: page fault"), VmCtl.Machine.trouble("Fatal trap 12: page fault\r\ncpuid = 0; lapic->id = 0\r\n"));
-        assertEquals(Optional.of("Stopped at      Debugger+0x7c"), VmCtl.Machine.trouble("x\nStopped at      Debugger+0x7c\r\ndb> "));
-        assertTrue(VmCtl.Machine.trouble("The operating system has halted.\n").isPresent());
+        assertEquals(Optional.of("panic: no init"), trouble("booting\npanic: no init\ncpuid = 0\n"));
+        assertEquals(Optional.of("panic: vm_fault"), trouble("\nlogin: panic: vm_fault\r\ncpuid = 1\r\n"));
+        assertEquals(Optional.of("Fatal trap 12: page fault"), trouble("Fatal trap 12: page fault\r\ncpuid = 0; lapic->id = 0\r\n"));
+        assertEquals(Optional.of("Stopped at      Debugger+0x7c"), trouble("x\nStopped at      Debugger+0x7c\r\ndb> "));
+        assertTrue(trouble("The operating system has halted.\n").isPresent());
         for (String healthy : List.of("panic: x\ncpuid = 0\nCopyright (c) 2003-2025 The DragonFly Project.\nlogin: ",
                 "debug.debugger_on_panic: 1 -> 0\nsaid: panic: no\nlogin: ", "panic: index out of range\n\ngoroutine 1 [running]:\n",
                 "panic: said a program\ndb> ", "Unable to load /kernel/ehci\n", "Root mount failed: 6\nMounting root from cd9660:acd0\n",
                 "Enter full pathname of shell or RETURN for /bin/sh: \n# exit\n\nlogin: ")) {
-            assertEquals(Optional.empty(), VmCtl.Machine.trouble(healthy), healthy);
+            assertEquals(Optional.empty(), trouble(healthy), healthy);
         }
+    }
+
+    private static Optional<String> trouble(String console) {
+        return new VmCtl.ConsoleText(console).trouble();
+    }
+
+    private static String bootStage(String console) {
+        return new VmCtl.ConsoleText(console).bootStage();
     }
 
     /** What a real DragonFly printed: test/console/README.md. */
@@ -442,13 +450,13 @@ final class VmCtlTest {
             for (Path log : logs.filter(file -> file.toString().endsWith(".log")).toList()) {
                 String name = log.getFileName().toString();
                 String console = Files.readString(log, ISO_8859_1);
-                assertEquals(Optional.ofNullable(trouble.get(name)), VmCtl.Machine.trouble(console), name);
+                assertEquals(Optional.ofNullable(trouble.get(name)), trouble(console), name);
             }
         }
         String rebooted = Files.readString(Path.of("test/console/panic-reboot.log"), ISO_8859_1);
-        assertEquals(Optional.of("panic: sysctl_debug_panic"), VmCtl.Machine.trouble(rebooted.substring(0, rebooted.indexOf("Rebooting..."))));
+        assertEquals(Optional.of("panic: sysctl_debug_panic"), trouble(rebooted.substring(0, rebooted.indexOf("Rebooting..."))));
         String singleUser = Files.readString(Path.of("test/console/single-user.log"), ISO_8859_1);
-        assertTrue(VmCtl.Machine.trouble(singleUser.substring(0, singleUser.indexOf("# fsck"))).isPresent());
+        assertTrue(trouble(singleUser.substring(0, singleUser.indexOf("# fsck"))).isPresent());
     }
 
     @Test
@@ -948,6 +956,15 @@ final class VmCtlTest {
         ctl(a, "snapshot", "clean", "--yes").exits(0); // it is a clone still
         ctl("destroy", "--yes").exits(69).says("clones build on it: a, b, c;");
         ctl(a, "clone", "d").exits(69).says("clone itself");
+        String record = Files.readString(clone.record("clean"));
+        ctl("snapshot", "two").exits(0);
+        Files.writeString(clone.record("clean"), "{");
+        ctl("snapshot", "--delete", "two").exits(69).says("a (perhaps: its record " + clone.record("clean") + " is damaged)");
+        Files.writeString(clone.record("clean"), record);
+        ctl("snapshot", "--delete", "two").exits(0);
+        ctl(a, "snapshot", "own").exits(0);
+        ctl(a, "clone", "d", "--snapshot", "own").exits(69).says("clone x instead");
+        ctl(a, "snapshot", "--delete", "own").exits(0);
         Files.delete(clone.record("clean"));
         ctl("destroy", "--yes").exits(69).says("clones build on it: a, b, c;");
         ctl(a, "snapshot", "own").exits(0);
@@ -1442,7 +1459,7 @@ final class VmCtlTest {
                 said.add(message);
             }
         })) {
-            progress.stage(VmCtl.Machine.bootStage("BIOS"));
+            progress.stage(bootStage("BIOS"));
             awaitTrue(() -> {
                 synchronized (said) {
                     return !said.isEmpty();
@@ -1453,10 +1470,10 @@ final class VmCtlTest {
         }
         assertTrue(said.get(0).matches("booting: the loader, \\d+ s"), said.get(0));
         String console = "|/-\nCopyright (c) 2003-2025 The DragonFly Project.\n";
-        assertEquals("the kernel starts", VmCtl.Machine.bootStage(console));
-        assertEquals("services start", VmCtl.Machine.bootStage(console + "\nMounting root from hammer2:da0s1d\n"));
-        assertEquals("waiting for sshd", VmCtl.Machine.bootStage(console + "\nMounting root from hammer2:da0s1d\n\nlogin: "));
-        assertEquals("the kernel starts", VmCtl.Machine.bootStage("\nlogin: " + console), "it has rebooted");
+        assertEquals("the kernel starts", bootStage(console));
+        assertEquals("services start", bootStage(console + "\nMounting root from hammer2:da0s1d\n"));
+        assertEquals("waiting for sshd", bootStage(console + "\nMounting root from hammer2:da0s1d\n\nlogin: "));
+        assertEquals("the kernel starts", bootStage("\nlogin: " + console), "it has rebooted");
     }
 
     /** Runs this tool's command line in a shell on a terminal of its own; "$@" is the tool. Returns what the terminal got. */
