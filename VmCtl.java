@@ -3265,7 +3265,7 @@ final class VmCtl {
 
         /** Waits for a port whose QEMU has just ended, but for no other. */
         private static boolean awaitFree(int port) throws IOException {
-            return await(Duration.ofSeconds(5), () -> isFree(port) || holder(port).isPresent()) && isFree(port);
+            return await(Duration.ofSeconds(10), () -> isFree(port) || holder(port).isPresent()) && isFree(port);
         }
 
         static boolean isFree(int port) {
