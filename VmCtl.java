@@ -962,8 +962,16 @@ final class VmCtl {
             }
             strings(json, "forwards");
             strings(json, "hardware");
-            Instant.parse(json.getString("started", Instant.EPOCH.toString()));
+            startOf(json);
             Act.valueOf(json.getString("act", "NONE"));
+        }
+
+        private static Instant startOf(JsonObject json) {
+            return Instant.parse(json.getString("started", Instant.EPOCH.toString()));
+        }
+
+        Duration uptime() {
+            return Duration.between(startOf(json), Instant.now());
         }
 
         long pid() {
@@ -1109,8 +1117,7 @@ final class VmCtl {
             for (String member : List.of("pid", "port", "accel", "memory", "cpus", "forwards", "net")) {
                 details.put(member, record.get(member));
             }
-            details.put("uptimeSeconds", running == null ? null : Duration.between(
-                    Instant.parse(record.getString("started")), Instant.now()).toSeconds());
+            details.put("uptimeSeconds", running == null ? null : running.uptime().toSeconds());
             return details;
         }
     }
