@@ -13,10 +13,8 @@ import com.grack.nanojson.JsonObject;
 import com.grack.nanojson.JsonParser;
 import com.grack.nanojson.JsonWriter;
 import java.io.IOException;
-import java.io.PrintWriter;
 import java.io.RandomAccessFile;
 import java.io.StringReader;
-import java.io.StringWriter;
 import java.io.UncheckedIOException;
 import java.net.InetAddress;
 import java.net.ServerSocket;
@@ -46,7 +44,6 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
-import picocli.CommandLine;
 
 /** VmCtl without a guest: its command line, its bookkeeping on real qcow2 files, and a bare QEMU. */
 @Tag("unit")
@@ -57,23 +54,6 @@ final class VmCtlTest {
 
     private Path dir;
     private VmCtl.VmFiles vm;
-
-    record Result(int exitCode, String out, String err) {
-        Result exits(int expected) {
-            assertEquals(expected, exitCode, out + err);
-            return this;
-        }
-
-        Result says(String part) {
-            assertTrue(err.contains(part), "'" + part + "' is not in: " + err);
-            return this;
-        }
-
-        Result answers(String part) {
-            assertTrue(out.contains(part), "'" + part + "' is not in: " + out);
-            return this;
-        }
-    }
 
     @BeforeEach
     void makeDirectory() throws IOException {
@@ -88,19 +68,15 @@ final class VmCtlTest {
         }
     }
 
-    private Result ctl(String... arguments) {
+    private Script.Result ctl(String... arguments) {
         return ctl(Map.of(), arguments);
     }
 
-    private Result ctl(Map<String, String> environment, String... arguments) {
+    private Script.Result ctl(Map<String, String> environment, String... arguments) {
         Map<String, String> settings = new HashMap<>(
                 Map.of("VM_DIR", dir.toString(), "VM_NAME", "x", "VM_ACCEL", "tcg", "VM_MEMORY", "256M"));
         settings.putAll(environment);
-        StringWriter out = new StringWriter();
-        StringWriter err = new StringWriter();
-        CommandLine line = VmCtl.commandLine(new VmCtl.Settings(settings, Map.of("VM_CPUS", "3", "VM_MEMORY", "384M")), arguments);
-        int exitCode = line.setOut(new PrintWriter(out, true)).setErr(new PrintWriter(err, true)).execute(arguments);
-        return new Result(exitCode, out.toString(), err.toString());
+        return Script.call(VmCtl.commandLine(new VmCtl.Settings(settings, Map.of("VM_CPUS", "3", "VM_MEMORY", "384M")), arguments), arguments);
     }
 
     private interface Condition {
@@ -177,7 +153,7 @@ final class VmCtlTest {
     void aBadValueIsNamedByItsVariableAndNothingIsDone() throws IOException {
         makeCleanDisk();
         for (String variable : List.of("VM_MEMORY", "VM_CPUS", "VM_ACCEL", "VM_DISK_CACHE", "VM_SSH_PORT", "VM_NAME")) {
-            Result result = ctl(Map.of(variable, "no/such"), "start").exits(2).says(variable).says("no/such");
+            Script.Result result = ctl(Map.of(variable, "no/such"), "start").exits(2).says(variable).says("no/such");
             assertEquals(1, result.err().lines().count());
         }
         ctl(Map.of("VM_NAME", "x-clean"), "status").exits(2).says("-clean");
@@ -231,7 +207,7 @@ final class VmCtlTest {
             List<String> before = tree(temporary);
             String message = "there is no VM x in " + dir + others;
             for (List<String> command : commands) {
-                Result result = ctl(command.toArray(String[]::new)).exits(69);
+                Script.Result result = ctl(command.toArray(String[]::new)).exits(69);
                 assertEquals("vm-ctl: " + message + "\n", result.err(), command.toString());
                 assertEquals("", result.out());
             }
@@ -694,7 +670,7 @@ final class VmCtlTest {
         ctl("snapshot", "two").exits(0);
         Path one = snapshot("one").disk();
         Files.move(one, temporary.resolve("away"));
-        Result refused = ctl("start").exits(69).says(one + " is missing");
+        Script.Result refused = ctl("start").exits(69).says(one + " is missing");
         assertFalse(refused.err().contains("restore"), "it would throw the user's work away: " + refused.err());
         ctl("restore", "two").exits(69).says("is missing");
         ctl("snapshot", "three").exits(69).says("is missing");
@@ -1413,7 +1389,7 @@ final class VmCtlTest {
         makeVm();
         ctl("start", "--no-wait", "--cpus", "1").exits(0);
         String port = String.valueOf(Guest.freePort());
-        Result same = ctl("start", "--no-wait", "--cpus", "1").exits(0).says("runs already");
+        Script.Result same = ctl("start", "--no-wait", "--cpus", "1").exits(0).says("runs already");
         assertFalse(same.err().contains("restart"), same.err());
         ctl("start", "--no-wait", "--cpus", "1", "--forward", port + ":80").exits(0)
                 .says("forwarding port " + port + " of 127.0.0.1 to the guest's port 80");
@@ -1443,7 +1419,7 @@ final class VmCtlTest {
     void aFailureShowsTheConsoleOfThisStartOnly() throws Exception {
         makeVm();
         Files.writeString(vm.file(".console.log"), "what an earlier boot said\n");
-        Result result = ctl("start", "--timeout", "2s").exits(124);
+        Script.Result result = ctl("start", "--timeout", "2s").exits(124);
         assertFalse(result.err().contains("earlier boot"), result.err());
         Files.writeString(vm.file(".console.log"), "what this boot says\n", StandardOpenOption.APPEND);
         ctl("start", "--timeout", "1s").exits(124).says("the console's last lines:\nwhat this boot says");
@@ -1675,7 +1651,7 @@ final class VmCtlTest {
         Files.writeString(vm.record("one"), JsonWriter.string(record));
 
         // The guest is silent, but the limit was shorter than the one for restores: nothing is marked.
-        Result silent = ctl("restore", "one", "--timeout", "2s").exits(124).says("the RAM of one cannot be used: no answer after 1 s");
+        Script.Result silent = ctl("restore", "one", "--timeout", "2s").exits(124).says("the RAM of one cannot be used: no answer after 1 s");
         silent.says("booting its disk").says("like one after a power cut").says("sshd does not answer");
         assertEquals(List.of("one"), VmCtl.json(ctl("status", "--json").out()).getArray("usableRam"));
         assertEquals("starting", VmCtl.json(ctl("status", "--json").exits(0).out()).getString("state"), "a booted VM runs");
