@@ -27,7 +27,6 @@ import java.io.InputStream;
 import java.io.OutputStream;
 import java.io.PrintStream;
 import java.io.PrintWriter;
-import java.io.RandomAccessFile;
 import java.io.StringReader;
 import java.net.InetAddress;
 import java.net.StandardProtocolFamily;
@@ -62,6 +61,7 @@ import java.time.Instant;
 import java.time.LocalTime;
 import java.time.temporal.ChronoUnit;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Collection;
 import java.util.Collections;
 import java.util.EnumSet;
@@ -83,6 +83,8 @@ import java.util.concurrent.TimeoutException;
 import java.util.concurrent.locks.LockSupport;
 import java.util.function.BiConsumer;
 import java.util.function.BooleanSupplier;
+import java.util.function.Consumer;
+import java.util.regex.MatchResult;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
@@ -136,13 +138,14 @@ import picocli.CommandLine.UnmatchedArgumentException;
  *     whole files into place.
  * </ol>
  * Either way the guest's directory then holds what the project holds, excluded files are left alone, and no file is
- * ever half-written under its own name. After an interrupted sync, the next one repairs the copy.
+ * ever half-written under its own name. After an interrupted sync, the next one repairs the copy. Times of directories
+ * and links do not count.
  *
  * <p>Names are kept as the bytes they are, one char each (ISO 8859-1): so every name arrives, in every locale.
  *
  * <p>Reads in VM_DIR: {@code <name>.pid}, the lock on {@code <name>.qemu-pid}, {@code ssh_config}, {@code <name>.ssh/};
  * asks QEMU over {@code <name>.qmp} for the guest's state. Writes {@code <name>.sync/}: for each remote directory a
- * file, which is the lock and says what the next sync sends again.
+ * file, which is the lock and says when its last sync began.
  */
 @Command(name = "vm-sync", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1.0",
         usageHelpWidth = 120, abbreviateSynopsis = true, parameterListHeading = "%n", descriptionHeading = "%n",
@@ -150,9 +153,9 @@ import picocli.CommandLine.UnmatchedArgumentException;
         commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
         description = {"Copy a project into the running VM, and results back", "",
             "Without a command it makes VM_REMOTE_DIR in the guest equal to VM_PROJECT, but for what is left alone, "
-                + "here and there: VM_DIR, *.db if git ignores it (without git: *.db at the top), the built binary "
-                + "(a file named like the project), and what --exclude says. It reads VM_DIR/ssh_config and "
-                + "VM_DIR/NAME.ssh/, and keeps notes for the next sync in VM_DIR/NAME.sync/. An option wins "
+                + "here and there: VM_DIR, a *.db at the top that git does not track, the built binary "
+                + "(a file named like the project), and what --exclude says. Of .git it sends what git needs to read the "
+                + "repository, without remotes, logs and hooks. It reads VM_DIR/ssh_config and VM_DIR/NAME.ssh/, and keeps notes for the next sync in VM_DIR/NAME.sync/. An option wins "
                 + "over the environment, the environment over vm.env (KEY=VALUE lines) in the working directory, that "
                 + "over ~/.go-synth/vm.env."},
         footer = {"  vm-sync --watch", "  vm-sync --dry-run --exclude /node_modules/",
@@ -163,8 +166,6 @@ import picocli.CommandLine.UnmatchedArgumentException;
             "69:something needed is not available (ssh, rsync with --engine rsync, the lock)", "130, 143:interrupted"})
 final class VmSync implements Callable<Integer> {
     private static final Path ROOT = Path.of("/");
-    /** Where the guest unpacks what is not yet complete: inside the tree, and so on its file system. */
-    private static final String PART = ".vm-sync-part";
 
     enum Engine { AUTO, RSYNC, TAR }
 
@@ -220,21 +221,16 @@ final class VmSync implements Callable<Integer> {
     @Option(names = "-v", scope = ScopeType.INHERIT, description = "Echo every external command.")
     boolean verbose;
 
-    Path vmDir;
-    Path project;
-    private Rules rules;
-    /** Files that are left out without an --exclude: named in the first summary. */
-    private final Set<String> leftOut = new TreeSet<>();
-    /** Files of git that hold credentials, by name, and what the guest gets instead. */
-    final Map<String, String> gitConfigs = new TreeMap<>();
-    private boolean reported;
+    private Path vmDir;
+    private Path project;
+    private Guest guest;
+    private final Programs programs = new Programs(this::echo);
+    /** The rules of the user come first: so they can make exceptions from the built-in ones. */
+    private final List<String> patterns = new ArrayList<>();
+    private Source source;
     private boolean rsyncHere;
+    private boolean reported;
     private long started;
-    /** Where the project is, and where the guest's directory came from ("": there was none; null: not asked yet). */
-    private String origin;
-    private String originBefore;
-    /** Of the built-in engine: opened when needed, kept for a watch's next sync. */
-    private SSHClient connection;
 
     public static void main(String... args) {
         replaceClosedStreams();
@@ -247,8 +243,7 @@ final class VmSync implements Callable<Integer> {
 
     @Override
     public Integer call() throws IOException {
-        vmDir = userPath(dirOption);
-        project = userPath(projectOption);
+        readPlaces();
         if (watch && dryRun) {
             throw new VmException(2, "--watch and --dry-run exclude each other");
         } else if (Files.exists(requireProject().resolve("VmSync.java"))
@@ -263,13 +258,12 @@ final class VmSync implements Callable<Integer> {
             throw new VmException(2, "letters of the project's name " + quoted(bytesOf(project)) + " would be lost, "
                     + "because the locale's encoding is " + ENCODING + ": set LC_ALL=C.UTF-8, or rename it");
         }
-        origin = bytesOf(projectOrigin(project));
-        rules = rules();
-        rsyncHere = engine != Engine.TAR && hasRsync();
+        readPatterns();
+        rsyncHere = engine != Engine.TAR && RsyncEngine.isHere(programs);
         try {
-            return watch ? watch() : report(sync(), "");
+            return watch ? watch() : report(sync(null), "");
         } finally {
-            disconnect();
+            guest.close();
         }
     }
 
@@ -303,48 +297,40 @@ final class VmSync implements Callable<Integer> {
         } else if (local == null && remote.startsWith("/")) {
             throw new VmException(2, "LOCAL is missing: where to put " + remote + "?");
         }
-        vmDir = userPath(dirOption);
-        project = userPath(projectOption);
+        readPlaces();
         started = System.nanoTime();
         String from = (remote.startsWith("/") ? remote : remoteDir() + "/" + remote).replaceAll("(?<=.)/+$", "");
-        String asked = bytesOf(from.substring(from.lastIndexOf('/') + 1));
-        Pull pull = newPull(remote, local, tree ? null : asked, maxSize);
-        requireRunning();
+        Pull pull = newPull(remote, local, tree ? null : bytesOf(from.substring(from.lastIndexOf('/') + 1)), maxSize);
+        guest.requireRunning();
         try {
-            Answer answer = exec("sh -s", in -> in.write(bytes(pullScript(bytesOf(from), tree))), pull::unpack);
-            if (answer.status() == NO_INPUT) {
-                throw new VmException(1, "there is no file or directory " + from + " in the guest");
-            } else if (answer.status() == OTHER_KIND) {
-                throw new VmException(1, from + (tree ? " is no directory in the guest: write it without the slash"
-                        : " is no file in the guest; if it is a directory, write '" + remote + "/'"));
+            Answer answer = guest.exec("sh -s", in -> in.write(bytes(Pull.script(bytesOf(from), tree))), pull::unpack);
+            if (answer.status() == Pull.REFUSED) {
+                throw new VmException(1, from + " " + answer.errors());
             } else if (answer.status() != 0) {
                 pull.leftOut.add("the guest's tar failed: " + answer.errors());
             } else if (!tree && pull.files == 0 && pull.leftOut.isEmpty()) {
                 throw new VmException(1, "the guest did not send " + from + ": nothing was written");
             }
         } finally {
-            disconnect();
+            guest.close();
             pull.leftOut.forEach(this::tell);
         }
         spec.commandLine().getOut().printf(Locale.ROOT, "pulled %s: %s, %.2f s%n", from, pull.written(), seconds());
         return pull.leftOut.isEmpty() ? 0 : 1;
     }
 
-    /** Decides where a pull may write, before anything is asked of the guest. */
-    private Pull newPull(String remote, String local, String asked, long maxSize) throws IOException {
+    /** Decides where a pull may write, before anything is asked of the guest. {@code file} is null for a tree. */
+    private Pull newPull(String remote, String local, String file, long maxSize) throws IOException {
         if (local != null) {
             written(Path.of(local));
         }
         boolean into = local != null && (local.endsWith("/") || Files.isDirectory(userPath(local)));
         Path place = local == null ? project.resolve(remote).normalize()
-                : asked != null && into ? path(userPath(local), asked) : userPath(local);
-        if (asked != null && Files.isDirectory(place)) {
+                : file != null && into ? path(userPath(local), file) : userPath(local);
+        if (file != null && Files.isDirectory(place)) {
             throw new VmException(2, place + " is a directory here: to fill it, write '" + remote + "/'");
-        } else if (asked != null && place.equals(ROOT)) {
-            throw new VmException(2, "LOCAL is no file's name: " + place);
         }
-        Path directory = asked == null ? place : place.getParent();
-        String file = asked == null ? "" : bytesOf(place.getFileName());
+        Path directory = file == null ? place : place.getParent();
         Path base = directory;
         if (local == null) { // the project's links may lead anywhere
             base = requireProject().toRealPath();
@@ -354,31 +340,37 @@ final class VmSync implements Callable<Integer> {
                         + ": name a directory or file as LOCAL");
             }
         }
-        List<String> parts = Pull.parts(nameOf(base, directory) + "/" + file);
+        List<String> parts = Pull.parts(nameOf(base, directory) + "/"
+                + (file == null ? "" : bytesOf(place.getFileName())));
         for (String part : parts) {
             String refusal = Pull.refusal(part);
             if (refusal != null) {
                 throw new VmException(2, place + ": " + refusal + ", so it is not pulled: name another LOCAL");
             }
         }
-        return new Pull(base, parts, asked, maxSize);
+        return new Pull(base, parts, file, maxSize);
     }
 
-    /** Where a path leads, also if it or its end is not there yet. */
-    private static Path realPath(Path path) throws IOException {
-        return Files.exists(path) ? path.toRealPath() : realPath(path.getParent()).resolve(path.getFileName());
+    // What the options say
+
+    private void readPlaces() {
+        vmDir = userPath(dirOption);
+        project = userPath(projectOption);
+        guest = new Guest(vmDir, name, programs);
     }
 
-    /** A size as VM_MEMORY has it, in bytes. */
-    static final class Size implements ITypeConverter<Long> {
-        @Override
-        public Long convert(String value) {
-            if (!value.matches("[1-9]\\d{0,6}[MG]")) {
-                throw new TypeConversionException("'" + value + "' is not a size such as 2G or 512M");
+    private void readPatterns() {
+        excludes.forEach(pattern -> patterns.add(bytesOf(pattern)));
+        for (Path file : excludeFiles) {
+            try {
+                Files.readString(file, ISO_8859_1).lines().filter(line -> !line.isBlank() && !line.matches("[;#].*"))
+                        .forEach(patterns::add);
+            } catch (IOException unreadable) {
+                throw new VmException(2, "--exclude-from: " + file
+                        + " cannot be read: choose a file with a pattern a line");
             }
-            int unit = value.length() - 1;
-            return Long.parseLong(value.substring(0, unit)) << (value.charAt(unit) == 'G' ? 30 : 20);
         }
+        Rules.of(patterns); // which refuses a wrong one
     }
 
     private Path requireProject() {
@@ -399,16 +391,10 @@ final class VmSync implements Callable<Integer> {
         }
     }
 
-    private void tell(String line) {
-        spec.commandLine().getErr().println(printable(line));
-        spec.commandLine().getErr().flush();
+    /** Where a path leads, also if it or its end is not there yet. */
+    private static Path realPath(Path path) throws IOException {
+        return Files.exists(path) ? path.toRealPath() : realPath(path.getParent()).resolve(path.getFileName());
     }
-
-    private double seconds() {
-        return (System.nanoTime() - started) / 1e9;
-    }
-
-    // What to sync, and where to
 
     private String remoteDir() {
         try {
@@ -419,10 +405,7 @@ final class VmSync implements Callable<Integer> {
         }
     }
 
-    /**
-     * An absolute path in the guest that a sync may empty: not the root, no directory of the system, nothing that
-     * climbs.
-     */
+    /** An absolute path in the guest that a sync may empty: not the root or a system directory, and without "..". */
     static final class RemoteDirectory implements ITypeConverter<String> {
         private static final Pattern SYSTEM = Pattern.compile(
                 "/|/(bin|boot|dev|etc|lib|libexec|modules|proc|rescue|sbin|sys)(/.*)?"
@@ -443,1168 +426,88 @@ final class VmSync implements Callable<Integer> {
         }
     }
 
-    /** The user's rules first: so they can make exceptions from the built-in ones. */
-    private Rules rules() throws IOException {
-        List<String> lines = new ArrayList<>(excludes.stream().map(VmSync::bytesOf).toList());
-        for (Path file : excludeFiles) {
-            try {
-                Files.readString(file, ISO_8859_1).lines().filter(line -> !line.isBlank() && !line.matches("[;#].*"))
-                        .forEach(lines::add);
-            } catch (IOException unreadable) {
-                throw new VmException(2, "--exclude-from: " + file
-                        + " cannot be read: choose a file with a pattern a line");
-            }
-        }
-        leftOut.clear();
-        gitConfigs.clear();
-        findCredentials(Rules.of(lines));
-        gitConfigs.keySet().forEach(file -> lines.add(0, "/" + Rules.literal(file)));
-        Path inside = Files.exists(vmDir) ? vmDir.toRealPath() : vmDir;
-        if (inside.startsWith(project) && !inside.equals(project)) {
-            leftOut.add(nameOf(project, inside) + "/");
-            lines.add("/" + Rules.literal(nameOf(project, inside)) + "/");
-        }
-        for (String path : List.of(bytesOf(project), bytesOf(remoteDir))) {
-            String binary = path.substring(path.lastIndexOf('/') + 1);
-            if (binary.isEmpty()) { // the project is the root directory
-                continue;
-            }
-            String pattern = "/" + Rules.literal(binary);
-            lines.addAll(List.of("+ " + pattern + "/", pattern)); // a directory of that name is source
-            if (Files.isRegularFile(path(project, binary), LinkOption.NOFOLLOW_LINKS)) {
-                leftOut.add(binary);
-            }
-        }
-        lines.addAll(databaseRules());
-        Rules all = Rules.of(lines);
-        leftOut.removeIf(name -> !all.hides(name.replaceAll("/$", ""), name.endsWith("/"))); // the user may want it
-        return all;
-    }
-
-    private static final Pattern CREDENTIALS = Pattern.compile(
-            "(?imd)^[^\\S\n]*+(\\[.*\\])?[^\\S\n]*+[\\w-]{0,40}" // such keys
-            + "(extraheader|pass|secret|token|api-?key|oauth|cookie)[\\w-]{0,40}[^\\S\n]*+="
-            + "|^[ \t]*+(\\[.*\\])?[ \t]*+helper[ \t]*+=[ \t]*\"?!" // a script that prints them
-            + "|proxy[ \t]*+=[ \t]*+\"?[^/:@\\s]{1,200}+:[^/@\\s]{1,200}+@|sshpass|authorization:|_token="
-            + "|://[^/:@\\s]{0,200}:[^/@\\s]{0,200}@" // user:password
-            + "|(?<!ssh)://[^/@\\s]{1,200}+@"); // a token
-    /** In git's logs: the address that was pulled from. */
-    private static final Pattern TOKEN_IN_URL = Pattern.compile("(?<!ssh)://[^/@\\s]{1,200}+@");
-    /** What git needs to read a repository; the rest is about other machines. */
-    private static final Pattern HARMLESS_SECTION = Pattern.compile(
-            "(?i)\\[[ \t]*(core|extensions|filter|branch|submodule|index)\\b[^@:]*\\]");
-    private static final Pattern HEADER = Pattern.compile(
-            "(?md)^([ \t]*+\\[[^]\"\n]*+(?:\"(?:\\\\.|[^\"\\\\\n]){0,500}+\"[^]\"\n]*+)?+\\])");
-    private static final Pattern INCLUDED = Pattern.compile(
-            "(?imd)^[ \t]*+(?:\\[.*\\])?[ \t]*+path[ \t]*+=[ \t]*+(?:\"([^\"\n]+)\"|([^\"\n;#]+))");
-    /** Of core, no key whose value is a program with its arguments. */
-    private static final Pattern HARMLESS_LINE = Pattern.compile(
-            "(?i)(?!sshcommand|askpass|gitproxy|editor|pager|fsmonitor|alternaterefs)"
-            + "[a-z][\\w-]*([ \t]*=[^:@\\\\;#!=]*)?");
-
-    /** Finds git's files with credentials, as checkouts by CI leave them: in .git, in submodules, in bare ones. */
-    void findCredentials(Rules rules) {
-        Answer found = pipe(List.of("find", project.toString(), "(", "-name", "config", "-o", "-name",
-                "config.worktree", "-o", "-name", "credentials", "-o", "-name", ".git-credentials", "-o", "-path",
-                "*/.git/*logs/*", ")", "-type", "f", "-print0"), ""); // a log names the addresses that were pulled from
-        List<Path> files = new ArrayList<>();
-        for (String name : new String(found.out(), ISO_8859_1).split("\0")) {
-            if (name.contains("/.git/") || !name.isEmpty() && Files.exists(path(ROOT, name).resolveSibling("HEAD"))) {
-                files.add(path(ROOT, name));
-            }
-        }
-        for (int i = 0; i < files.size(); i++) {
-            Path file = files.get(i);
-            String name = nameOf(project, file);
-            try {
-                boolean tooLong = Files.size(file) > 1 << 20; // to be searched
-                // a line goes on after a backslash
-                String text = tooLong ? "" : Files.readString(file, ISO_8859_1).replaceAll("\\\\\r?\n", "");
-                Pattern wanted = name.contains("/logs/") ? TOKEN_IN_URL : CREDENTIALS;
-                if ((tooLong || wanted.matcher(text).find()) && !rules.hidesPath(name)) {
-                    gitConfigs.put(name, withoutCredentials(text));
-                }
-                INCLUDED.matcher(text).results()
-                        .map(match -> match.group(1) == null ? match.group(2).strip() : match.group(1))
-                        .map(include -> (include.startsWith("/") ? path(ROOT, include)
-                                : file.resolveSibling(path(Path.of(""), include))).normalize())
-                        .filter(include -> include.startsWith(project) && !files.contains(include)
-                                && Files.isRegularFile(include, LinkOption.NOFOLLOW_LINKS)).forEach(files::add);
-            } catch (IOException | IllegalArgumentException unreadable) { // the latter: no path
-                // which the sync tells
-            }
-        }
-    }
-
-    /**
-     * Keeps only a few harmless sections, without URLs and comments. "extensions" stays, because git refuses a
-     * repository without it.
-     */
-    static String withoutCredentials(String config) {
-        StringBuilder kept = new StringBuilder();
-        boolean harmless = false;
-        String headersAlone = HEADER.matcher(config).replaceAll("$1\n");
-        for (String line : headersAlone.lines().map(String::strip).toList()) {
-            boolean header = line.startsWith("[");
-            harmless = header ? HARMLESS_SECTION.matcher(line).matches() : harmless;
-            if (harmless && (header || HARMLESS_LINE.matcher(line).matches())) {
-                kept.append(line).append('\n');
-            }
-        }
-        return kept.toString();
-    }
-
-    /**
-     * A *.db that git ignores is data and stays out; any other is source. If git ignores *.db in general, the guest's
-     * own *.db are not deleted either. Names of directories end in a slash.
-     */
-    private List<String> databaseRules() {
-        Set<String> untracked = gitDatabases("--others");
-        Set<String> sent = gitDatabases("--cached", "--recurse-submodules");
-        String newOne = PART + ".db"; // stands for any
-        Set<String> ignored = untracked == null || sent == null ? null
-                : git(".\0" + newOne + "\0" + String.join("\0", untracked), "check-ignore", "-z", "--stdin");
-        boolean checkout = untracked != null && sent != null;
-        ignored = checkout && ignored == null ? new TreeSet<>() : ignored; // git cannot tell: nothing is left out
-        if (!checkout || ignored.contains(".")) { // no checkout, or one that ignores the whole project
-            try (DirectoryStream<Path> top = Files.newDirectoryStream(project, "*.db")) {
-                top.forEach(path -> leftOut.add(nameOf(project, path) + (Files.isDirectory(path) ? "/" : "")));
-            } catch (IOException unreadable) {
-                // which the sync tells
-            }
-            return List.of("/*.db");
-        }
-        boolean ignoresNewOnes = ignored.remove(newOne);
-        leftOut.addAll(ignored);
-        if (!ignoresNewOnes) {
-            return ignored.stream().map(name -> "/" + Rules.literal(name)).toList();
-        }
-        untracked.removeAll(ignored);
-        sent.addAll(untracked);
-        return Stream.concat(sent.stream().map(name -> "+ /" + Rules.literal(name) + (name.endsWith("/") ? "***" : "")),
-                Stream.of("*.db")).toList();
-    }
-
-    /** The files of the project with such a name, and the topmost directories; null if it is no checkout. */
-    private Set<String> gitDatabases(String... which) {
-        List<String> command = new ArrayList<>(List.of("ls-files", "-z"));
-        Collections.addAll(command, which);
-        Collections.addAll(command, "--", "*.db", "*.db/*");
-        Set<String> files = git("", command.toArray(String[]::new));
-        return files == null ? null : files.stream().map(file -> file.replaceFirst("(?s)(?<=\\.db)/.*", "/"))
-                .collect(Collectors.toCollection(TreeSet::new));
-    }
-
-    /** The names that git answers; null if it fails. It runs no program that the checkout's configuration names. */
-    private Set<String> git(String input, String... arguments) {
-        List<String> command = new ArrayList<>(List.of("git", "-C", project.toString(), "-c", "core.fsmonitor=false",
-                "-c", "core.hooksPath=/dev/null"));
-        Collections.addAll(command, arguments);
-        try {
-            Answer answer = pipe(command, input);
-            return answer.status() > 1 ? null // 1: check-ignore has no answer
-                    : Stream.of(new String(answer.out(), ISO_8859_1).split("\0")).filter(name -> !name.isEmpty())
-                    .collect(Collectors.toCollection(TreeSet::new));
-        } catch (VmException missing) {
-            return null;
-        }
-    }
-
-    /**
-     * Where git keeps what belongs to this checkout, if that is outside the project and so not in the guest; else null.
-     */
-    static String gitOutside(Path project) {
-        Path git = project.resolve(".git");
-        Path alternates = git.resolve("objects/info/alternates"); // of a clone that shares its objects
-        try {
-            if (Files.isDirectory(git)) {
-                String shared = Files.isRegularFile(alternates) ? Files.readString(alternates, ISO_8859_1).strip() : "";
-                return !shared.isEmpty() ? shared.lines().findFirst().get()
-                        : git.toRealPath().startsWith(project) ? null : bytesOf(git.toRealPath());
-            }
-            String target = Files.isRegularFile(git) && Files.size(git) < 10_000
-                    ? Files.readString(git, ISO_8859_1).replaceFirst("^gitdir: ", "").strip() : "";
-            boolean inside = target.isEmpty() || !target.startsWith("/")
-                    && path(project, target).normalize().startsWith(project);
-            return inside ? null : target;
-        } catch (IOException | IllegalArgumentException unreadable) { // the latter: no path
-            return null;
-        }
-    }
-
-    /** What stays out: rsync's exclude and include patterns, the first that matches decides. */
-    record Rules(List<Rule> list) {
-        /** {@code text} is the rule as rsync reads it, "- pattern" or "+ pattern". */
-        record Rule(boolean hides, boolean directoriesOnly, boolean wholePath, Pattern pattern, String text) {}
-
-        static Rules of(List<String> lines) {
-            List<Rule> rules = new ArrayList<>();
-            for (String line : lines) {
-                String pattern = line.matches("(?s)[+-] .*") ? line.substring(2) : line;
-                if (pattern.isEmpty()) {
-                    throw new VmException(2, "--exclude: an empty pattern; patterns are such as '/docs/' or '*.log'");
-                }
-                boolean hides = !line.startsWith("+ ");
-                String body = pattern.replaceAll("(?<=.)/$", "");
-                boolean path = body.contains("/") || body.contains("**");
-                String start = path && !body.startsWith("/") ? "(?:.*/)?" : "";
-                rules.add(new Rule(hides, body.length() < pattern.length(), path,
-                        Pattern.compile(start + regex(body.replaceAll("^/", "")), Pattern.DOTALL), (hides ? "- " : "+ ")
-                        + pattern));
-            }
-            return new Rules(rules);
-        }
-
-        /** Whether a rule excludes an entry; that none excludes its directory, the caller knows. */
-        boolean hides(String name, boolean directory) {
-            String last = name.substring(name.lastIndexOf('/') + 1);
-            return list.stream().filter(rule -> (directory || !rule.directoriesOnly())
-                    && rule.pattern().matcher(rule.wholePath() ? name : last).matches()).findFirst().map(Rule::hides)
-                    .orElse(false);
-        }
-
-        /** Whether a rule excludes an entry or a directory above it. */
-        boolean hidesPath(String name) {
-            return hides(name, false) || IntStream.range(0, name.length()).filter(i -> name.charAt(i) == '/')
-                    .anyMatch(i -> hides(name.substring(0, i), true));
-        }
-
-        /** A pattern for this name alone: a backslash escapes only where there is a wildcard. */
-        static String literal(String name) {
-            return name.matches("(?s).*[*?\\[].*") ? name.replaceAll("([\\\\*?\\[])", "\\\\$1") : name;
-        }
-
-        private static String regex(String glob) {
-            if (!glob.matches("(?s).*[*?\\[].*")) {
-                return Pattern.quote(glob);
-            }
-            Pattern token = Pattern.compile("(^\\*\\*/)|(/\\*{3}$)|(\\*{2,})|(\\*)|(\\?)|\\[([!^]?)(]?[^]]*)]|\\\\?(.)",
-                    Pattern.DOTALL);
-            return token.matcher(glob).replaceAll(match -> Matcher.quoteReplacement(
-                    match.group(1) != null ? "(?:.*/)?" : match.group(2) != null ? "(?:/.*)?" : match.group(3) != null
-                    ? ".*"
-                    : match.group(4) != null ? "[^/]*" : match.group(5) != null ? "[^/]"
-                    : match.group(8) != null ? Pattern.quote(match.group(8))
-                    : (match.group(6).isEmpty() ? "[" : "[^/") + match.group(7).replaceAll("([\\[&^\\]])", "\\\\$1")
-                    + "]"));
-        }
-    }
-
-    // One sync
-
-    enum Kind { SEND, LINK, MKDIR, ATTRS, DELETE }
-
-    /** One difference that a sync removes, or would. */
-    record Change(Kind kind, String name, Item item) {
-        /**
-         * Whether the built-in engine sends it: all that is not deleted, but of a directory that is there only mode and
-         * time.
-         */
-        boolean arrives() {
-            return kind != Kind.DELETE && (kind != Kind.ATTRS || item.type() != 'd');
-        }
-
+    /** A size as VM_MEMORY has it, in bytes. */
+    static final class Size implements ITypeConverter<Long> {
         @Override
-        public String toString() {
-            return kind.name().toLowerCase(Locale.ROOT) + " " + quoted(name);
-        }
-    }
-
-    /** What a sync did, and said; complete unless something could not be copied. */
-    record Outcome(List<Change> changes, List<String> said, boolean complete, Engine by) {
-        private Stream<Change> all(Kind... kinds) {
-            return changes.stream().filter(change -> List.of(kinds).contains(change.kind()));
-        }
-
-        String summary(double seconds) {
-            return String.format(Locale.ROOT, "%d sent, %d deleted, %d bytes, %.2f s (%s)",
-                    all(Kind.SEND, Kind.LINK).count(),
-                    all(Kind.DELETE).count(), all(Kind.SEND).mapToLong(change -> change.item().size()).sum(), seconds,
-                    by.name().toLowerCase(Locale.ROOT));
-        }
-    }
-
-    private int report(Outcome outcome, String time) {
-        outcome.said().forEach(this::tell);
-        String git = reported ? null : gitOutside(project);
-        if (git != null) {
-            tell("vm-sync: warning: git in the guest cannot read this checkout, because it needs " + quoted(cut(git))
-                    + ", which is outside the project: if a build there fails with 'error obtaining VCS status', use "
-                    + "vm-test --env GOFLAGS=-buildvcs=false, or sync a plain clone");
-        }
-        if (!reported && !gitConfigs.isEmpty()) {
-            tell("vm-sync: credentials are not sent: of " + firstTen(gitConfigs.keySet()) + " the guest gets only the "
-                    + "lines that git needs to read the repository; to send the whole file, take the credentials out "
-                    + "(git config --unset-all)");
-        }
-        PrintWriter out = spec.commandLine().getOut();
-        String line = time + (dryRun ? "would sync " : "synced ") + name + ":" + remoteDir + ": "
-                + outcome.summary(seconds())
-                + (reported || leftOut.isEmpty() ? "" : "; left out: " + firstTen(leftOut));
-        reported = true;
-        if (dryRun) {
-            outcome.changes().forEach(out::println);
-            tell(line);
-        } else {
-            out.println(line);
-        }
-        out.flush();
-        return outcome.complete() ? 0 : 1;
-    }
-
-    /**
-     * One sync of this directory at a time.
-     *
-     * <p>rsync compares whole seconds: a file that is sent and then written again in the same second would look the
-     * same for ever. So the files sent so young are noted with their time in nanoseconds, 0 where it is not sure which
-     * version was sent, and the next sync sends those again whose time is another one. What is written during a sync
-     * gets the time of the sync. So of a file with a later time, in the future, it is sure which version was sent.
-     */
-    private Outcome sync() throws IOException {
-        started = System.nanoTime();
-        originBefore = null;
-        requireRunning();
-        if (dryRun) {
-            return sync(Set.of());
-        }
-        Path file = privateDirectory(vmDir.resolve(name + ".sync")).resolve(key());
-        try (RandomAccessFile journal = new RandomAccessFile(file.toFile(), "rw")) {
-            for (int tenth = 0; journal.getChannel().tryLock() == null; tenth++) {
-                if (tenth == 0) {
-                    tell("vm-sync: waiting for another vm-sync of this directory");
-                } else if (tenth == 6000) {
-                    throw new VmException(69, "another vm-sync has been at work for ten minutes: end it");
-                }
-                TimeUnit.MILLISECONDS.sleep(100);
+        public Long convert(String value) {
+            if (!value.matches("[1-9]\\d{0,6}[MG]")) {
+                throw new TypeConversionException("'" + value + "' is not a size such as 2G or 512M");
             }
-            byte[] notes = new byte[(int) journal.length()];
-            journal.readFully(notes);
-            Map<String, Long> young = new TreeMap<>();
-            Pattern.compile("(\\d+) ([^\0]+)\0").matcher(new String(notes, ISO_8859_1)).results()
-                    .forEach(note -> young.put(note.group(2), Long.valueOf(note.group(1))));
-            Instant began = Instant.now();
-            Outcome outcome = sync(young.keySet().stream().filter(sent -> young.get(sent) != modified(sent))
-                    .collect(Collectors.toSet()));
-            long second = began.minusSeconds(1).getEpochSecond() * 1_000_000_000;
-            long sure = second + 980_000_000 + began.getNano(); // the clock of files lags a few milliseconds
-            long future = Instant.now().getEpochSecond() * 1_000_000_000 + 2_000_000_000;
-            outcome.all(Kind.SEND).forEach(change -> young.put(change.name(), modified(change.name())));
-            young.values().removeIf(time -> time < second);
-            young.replaceAll((sent, time) ->
-                    time >= future || time < sure && time % 1_000_000_000 != 0 ? time : 0);
-            journal.setLength(0);
-            journal.seek(0);
-            journal.write(bytes(young.entrySet().stream().map(note -> note.getValue() + " " + note.getKey() + "\0")
-                    .collect(Collectors.joining())));
-            if (outcome.complete() && !originBefore.equals(origin)
-                    && runInGuest(outcome.by(), originScript(true)).status() != 0) {
-                throw new VmException(1, directory() + ": the guest could not record which project this "
-                        + "is: free some space there, then sync again");
+            int unit = value.length() - 1;
+            return Long.parseLong(value.substring(0, unit)) << (value.charAt(unit) == 'G' ? 30 : 20);
+        }
+    }
+
+    // The acts, and what is said about them
+
+    /** One sync of this directory at a time. A watch starts anew before, so that it misses nothing that changes. */
+    private Outcome sync(Watch changes) throws IOException {
+        started = System.nanoTime();
+        guest.requireRunning();
+        String key = UUID.nameUUIDFromBytes(remoteDir.getBytes(UTF_8)).toString();
+        Path notes = dryRun ? null : privateDirectory(vmDir.resolve(name + ".sync")).resolve(key);
+        try (Journal journal = dryRun ? null : new Journal(notes, this::tell)) {
+            source = Source.read(project, vmDir, bytesOf(remoteDir), patterns, journal, programs);
+            if (changes != null) {
+                changes.start(source.rules());
+            }
+            Destination to = new Destination(bytesOf(remoteDir), key, bytesOf(projectOrigin(project)),
+                    originOf(spec, "--remote-dir") + ": " + remoteDir, force);
+            Outcome outcome = send(new Job(project, source, to, !keep, dryRun, this::tell));
+            if (journal != null) {
+                journal.completed();
             }
             return outcome;
-        } catch (InterruptedException interrupted) {
-            throw new VmException(130, "interrupted");
         }
     }
 
-    /** When a file of the project was last modified, in nanoseconds; -1 if it is gone. */
-    private long modified(String file) {
-        try {
-            return Item.of(path(project, file)).time();
-        } catch (IOException gone) {
-            return -1;
-        }
-    }
-
-    /** {@code resend}: files that may differ although they look the same. */
-    private Outcome sync(Set<String> resend) {
-        String guestRsync = rsyncHere ? look(Engine.RSYNC, lookScript(resend)).rsync() : "";
-        if (!guestRsync.isEmpty()) {
-            return rsync(guestRsync);
-        } else if (engine == Engine.RSYNC) {
-            throw new VmException(69, (rsyncHere ? "the guest has no rsync (pkg install rsync)"
-                    : "this machine has no rsync 3.1 or newer")
-                    + "; use " + withOption("--engine tar"));
-        }
-        return tar(resend);
-    }
-
-    private void requireRunning() {
-        awaitGuest(vmDirectory(vmDir), name, () -> false); // Ctrl-C ends vm-sync by itself
-        if (!Files.exists(Path.of(sshConfig()))) {
-            throw new VmException(69, sshConfig() + " is missing: 'vm-ctl start' writes it once the guest answers");
-        }
-    }
-
-    private String directory() {
-        return originOf(spec, "--remote-dir") + ": " + remoteDir;
-    }
-
-    private String sshConfig() {
-        return vmDir.resolve("ssh_config").toString();
-    }
-
-    /** The guest may have ended or stand still meanwhile, which says more than what ssh makes of it. */
-    private VmException lost(String why) {
-        GuestState guest = GuestState.of(vmDir, name);
-        if (guest == null) {
-            return new VmException(69, "VM " + name + " ended meanwhile (" + why + "); start it: vm-ctl start");
-        } else if (guest.why() != null) {
-            return guest.failure();
-        }
-        return new VmException(69, "VM " + name + " is running but cannot be reached: " + why
-                + "; 'vm-ctl status' and " + vmDir.resolve(name + ".console.log") + " tell more");
-    }
-
-    // What is asked of the guest: in plain sh, of a BSD's tools
-
-    private static final int NO_INPUT = 66;
-    private static final int REFUSED = 67;
-    private static final int OTHER_KIND = 68;
-    private static final String INCOMPLETE = " (incomplete)";
-
-    /**
-     * Looks at the remote directory; if it may be synced to, makes it and marks it, by its inode, as a sync's own, and
-     * notes from which project it comes.
-     */
-    private String lookScript(Set<String> resend) {
-        StringBuilder script = new StringBuilder("""
-                PATH=$PATH:/usr/local/bin:/usr/local/sbin LC_ALL=C
-                export PATH LC_ALL
-                umask 022
-                refuse() { echo "$1" >&2; exit %s; }
-                d=%s s=$HOME/.vm-sync/%s made= inode= from=
-                look() { inode=$(ls -di "$d/." 2>/dev/null) && set -- $inode && inode=$1; }
-                [ ! -f "$s/made" ] || read -r made <"$s/made"
-                if ! look || [ "$inode" != "$made" ]; then
-                  if [ -e "$d" ] || [ -L "$d" ]; then
-                    [ -d "$d" ] || refuse 'is not a directory in the guest: choose another'
-                    [ -z "$(ls -A "$d/.")" ] || { from=unknown && %s; } ||
-                      refuse 'was not made by vm-sync. A sync would delete files there that the project does not \
-                have: choose another directory, or use '%s
-                  fi
-                  made=
-                fi
-                if [ -n "$made" ]; then
-                  [ ! -f "$s/origin" ] || IFS= read -r from <"$s/origin"
-                  [ -n "$from" ] || from=unknown
-                fi
-                echo "vm-sync rsync=$(command -v rsync)"
-                printf 'origin=%%.4200s\n' "$from"
-                """.formatted(REFUSED, word(bytesOf(remoteDir)), key(), force, word(withOption("--force"))));
-        if (!dryRun) {
-            script.append("""
-                    if [ -z "$made" ] || [ -e "$d/%1$s" ] || [ ! -L "$s/tree" ]; then
-                      mkdir -p "$d" "$s" && rm -rf "$d/%1$s" "$s/tree" && ln -s "$d" "$s/tree" &&
-                        look && echo "$inode" >"$s/made.new" && mv -f "$s/made.new" "$s/made" || exit 73
-                    fi
-                    cd "$d" || exit 73
-                    old() { # gives files a time that no file of the project has
-                      for f do shift; [ ! -f "$f" ] || [ -L "$f" ] || set -- "$@" "$f"; done
-                      [ $# = 0 ] || touch -c -t 197101010000 "$@"
-                    }
-                    put() { # on a full disk no file rather than an old one, which may hold credentials
-                      [ ! -L "$1" ] && [ "$(cat "$1" 2>/dev/null)" = "$2" ] || { mkdir -p "${1%%/*}" &&
-                        printf '%%s\n' "$2" >"$1.vm-sync" && mv -f "$1.vm-sync" "$1"; } || rm -f "$1"
-                    }
-                    """.formatted(PART)).append(originScript(false));
-            step(script, "old", "./", List.copyOf(resend), "");
-            gitConfigs.forEach((file, content) -> script.append("put ").append(word("./" + file)).append(' ')
-                    .append(word(content.strip())).append('\n'));
-        }
-        return script.toString();
-    }
-
-    /**
-     * Notes where the directory comes from, and when. Until a sync from another project is complete, the directory
-     * holds files of both, and " (incomplete)" is noted. On a full disk an old time may stay, never a wrong origin.
-     */
-    private String originScript(boolean complete) {
-        return "s=$HOME/.vm-sync/" + key() + " o=" + word(origin) + "\n"
-                + (complete ? "" : "[ \"$from\" = \"$o\" ] || o=\"$o" + INCOMPLETE + "\"\n")
-                + "printf '%s\\n' \"$o\" " + Instant.now().truncatedTo(ChronoUnit.SECONDS)
-                + " >\"$s/origin.new\" && mv -f \"$s/origin.new\" \"$s/origin\" || [ \"$from\" = \"$o\" ] || exit 73\n";
-    }
-
-    /** Runs a script in the guest, by the program that an engine uses for it. */
-    private Answer runInGuest(Engine by, String script) {
-        return by == Engine.RSYNC ? pipe(List.of("ssh", "-F", sshConfig(), name, "sh -s"), script)
-                : exec("sh -s", in -> in.write(bytes(script)), this::readAnswer);
-    }
-
-    /** Runs a script that begins with lookScript, and tells once in a sync which other project is replaced. */
-    private Look look(Engine by, String script) {
-        Look look = looked(directory(), runInGuest(by, script));
-        if (originBefore == null) {
-            originBefore = look.origin();
-            if (!List.of("", "unknown", origin, origin + INCOMPLETE).contains(originBefore)) {
-                tell("vm-sync: replaces " + remoteDir + ", which came from " + quoted(cut(originBefore)));
+    private Outcome send(Job job) {
+        Sender sender = new RsyncEngine(programs, guest);
+        Look look = rsyncHere ? look(job, sender, "") : null;
+        if (look == null || look.rsync().isEmpty()) {
+            if (engine == Engine.RSYNC) {
+                throw new VmException(69, (rsyncHere ? "the guest has no rsync (pkg install rsync)"
+                        : "this machine has no rsync 3.1 or newer") + "; use " + withOption("--engine tar"));
             }
+            sender = new BuiltInEngine(guest);
+            look = look(job, sender, Listing.SCRIPT);
+        }
+        Outcome outcome = sender.sync(job, look);
+        boolean noted = dryRun || !outcome.complete() || look.origin().equals(job.to().origin());
+        if (!noted && sender.inGuest(job.to().originScript(true)).status() != 0) {
+            throw new VmException(1, job.to().label() + ": the guest could not record which project this "
+                    + "is: free some space there, then sync again");
+        }
+        return outcome;
+    }
+
+    /** Looks at the directory in the guest, and prepares it; tells which other project is replaced. */
+    private Look look(Job job, Sender sender, String more) {
+        Look look = Look.of(job.to().label(), sender.inGuest(job.to().lookScript()
+                + (dryRun ? "" : job.to().prepareScript(source)) + more));
+        if (job.to().isForeign(look.origin())) {
+            tell("vm-sync: replaces " + remoteDir + ", which came from " + quoted(cut(look.origin())));
         }
         return look;
     }
-
-    /** What lookScript prints: where the guest's rsync is, if it has one; the origin; the output of what follows it. */
-    record Look(String rsync, String origin, String rest) {}
-
-    static Look looked(String directory, Answer answer) {
-        if (answer.status() != 0) {
-            throw new VmException(answer.status() == REFUSED ? 2 : 1, directory + " " + oneLine(answer.errors()));
-        }
-        String text = new String(answer.out(), ISO_8859_1);
-        Matcher said = Pattern.compile("vm-sync rsync=([^\n]*)\norigin=([^\n]*)\n(.*)", Pattern.DOTALL)
-                .matcher(text.substring(Math.max(0, text.indexOf("vm-sync rsync="))));
-        if (!said.matches()) { // its .profile ended it, say
-            throw new VmException(69, "the guest's sh did not answer as asked, but: "
-                    + quoted(cut(text.replaceFirst("(?s)\n.*", ""))));
-        }
-        String rsync = said.group(1).matches("/[\\w./+-]+") ? said.group(1) : ""; // it becomes an argument of ssh
-        return new Look(rsync, said.group(2), said.group(3));
-    }
-
-    /** All names with a NUL after each, one more NUL, then a line for each in the same order. */
-    static final String LIST_SCRIPT = """
-            [ -d "$d" ] || exit 0
-            cd "$d" && n=$(mktemp /tmp/vm-sync.XXXXXXXX) || exit 73
-            find . -print0 >"$n"; cat "$n"; printf '\\000'
-            xargs -0 stat -f '%p %z %Fm %Y|' <"$n"; rm -f "$n"
-            """;
-
-    static String pullScript(String from, boolean tree) {
-        return """
-                LC_ALL=C; export LC_ALL
-                f=%s t=
-                # the own format of bsdtar has names in UTF-8 only
-                case $(tar --version 2>/dev/null) in bsdtar*) t=--format=gnutar ;; esac
-                %s
-                [ ! -e "$f" ] || exit %s
-                exit %s
-                """.formatted(word(from), tree ? "[ ! -d \"$f\" ] || { cd \"$f\" && exec tar $t -cf - .; }"
-                : "[ ! -f \"$f\" ] || { cd \"${f%/*}/\" && exec tar $t -chf - \"./${f##*/}\"; }", OTHER_KIND, NO_INPUT);
-    }
-
-    /** What a command left. */
-    record Answer(int status, byte[] out, String errors) {}
-
-    // The rsync engine
-
-    /** What is asked of it works from 3.1 on; macOS has another program of that name. */
-    private boolean hasRsync() {
-        try {
-            return new String(pipe(List.of("rsync", "--version"), "").out(), UTF_8)
-                    .matches("(?s)rsync +version v?(3\\.[1-9]|[4-9]).*");
-        } catch (VmException missing) {
-            return false;
-        }
-    }
-
-    /** Without owners, so that all belongs to root; -s keeps names from the guest's shell; the rules come on stdin. */
-    static List<String> rsyncCommand(Path project, String sshConfig, String to, String guestRsync,
-            List<String> more) {
-        List<String> command = new ArrayList<>(List.of("rsync", "-rlpts", "-0", "--exclude-from=-", "--timeout=300",
-                "--out-format=%i|%l|%n", "-e", "ssh -F '" + sshConfig.replace("'", "''") + "'", "--rsync-path="
-                + guestRsync, project.toString().replaceAll("/?$", "/"), to));
-        command.addAll(more);
-        return command;
-    }
-
-    /**
-     * Whether files of the same size and date may differ, because the guest's are those of another project. Of the same
-     * project they do not: what may have changed within one date is in the notes for the next sync.
-     */
-    private boolean datesDoNotCount() {
-        return !List.of("", origin).contains(originBefore);
-    }
-
-    private Answer runRsync(String guestRsync, String... more) {
-        List<String> options = new ArrayList<>(List.of(more));
-        if (datesDoNotCount()) {
-            options.add("--checksum");
-        }
-        return pipe(rsyncCommand(project, sshConfig(), name + ":" + remoteDir + "/", guestRsync, options),
-                rules.list().stream().map(rule -> rule.text() + "\0").collect(Collectors.joining()));
-    }
-
-    /**
-     * Names what will be deleted before it is deleted. The first run has --max-delete=0: it sends everything, and
-     * reports whether something is to be deleted. Only then a dry run names it and a third run deletes it. If the
-     * guest's disk is full, this third run also makes room.
-     */
-    private Outcome rsync(String guestRsync) {
-        List<Change> changes = new ArrayList<>();
-        if (keep) {
-            return rsyncOutcome(dryRun ? runRsync(guestRsync, "--dry-run") : runRsync(guestRsync), changes);
-        } else if (!dryRun) {
-            Answer sent = runRsync(guestRsync, "--delete", "--max-delete=0");
-            boolean deletions = Set.of(23, 25).contains(sent.status()) && sent.errors().contains("--max-delete");
-            if (!deletions && !sent.errors().contains("No space left")) {
-                return rsyncOutcome(sent, changes);
-            }
-            changes.addAll(parse(sent.out(), new ArrayList<>())); // what else it said, the last run says again
-        }
-        Outcome planned = rsyncOutcome(runRsync(guestRsync, "--delete", "--dry-run"), List.of());
-        tellDeletions(planned.changes());
-        return dryRun ? planned : rsyncOutcome(runRsync(guestRsync, "--delete"), changes);
-    }
-
-    private Outcome rsyncOutcome(Answer answer, List<Change> before) {
-        List<String> said = new ArrayList<>(answer.errors().lines().toList());
-        List<Change> changes = new ArrayList<>(before);
-        changes.addAll(parse(answer.out(), said));
-        String why = said.isEmpty() ? "rsync ended with " + answer.status() : said.get(0);
-        if (List.of(10, 12, 30, 35).contains(answer.status()) && !answer.errors().contains("No space left")) {
-            throw lost(why);
-        } else if (!List.of(0, 23, 24).contains(answer.status())) { // what these left out, they have named
-            throw new VmException(1, why);
-        }
-        // 24: a file vanished meanwhile
-        return new Outcome(changes, said, answer.status() == 0 || answer.status() == 24, Engine.RSYNC);
-    }
-
-    /** Names what only the guest has, before it is deleted there: it may be a result that a program in it made. */
-    private void tellDeletions(List<Change> changes) {
-        Set<String> deleted = new TreeSet<>(names(changes, Kind.DELETE));
-        deleted.removeAll(deleted.stream().map(VmSync::parent).collect(Collectors.toSet())); // their content is enough
-        if (!deleted.isEmpty()) {
-            tell("vm-sync: deletes what only the guest has: " + firstTen(deleted));
-        }
-    }
-
-    /** rsync's itemized lines; what else it says goes to {@code said}, a thousand lines of it. */
-    static List<Change> parse(byte[] out, List<String> said) {
-        List<Change> changes = new ArrayList<>();
-        Pattern itemized = Pattern.compile(
-                "(\\*deleting|[<>ch.][fdL][^ |]+) *\\|(-?\\d{1,18})\\|(.*?)/?");
-        Pattern odd = Pattern.compile("\\\\#([0-7]{3})");
-        String text = new String(out, ISO_8859_1) + "\n";
-        for (int from = 0, to = text.indexOf('\n'); to >= 0; from = to + 1, to = text.indexOf('\n', from)) {
-            String line = text.substring(from, to);
-            Matcher match = itemized.matcher(line);
-            if (match.matches()) {
-                String what = match.group(1);
-                Kind kind = what.startsWith("*") ? Kind.DELETE : what.startsWith(".") ? Kind.ATTRS
-                        : what.charAt(1) == 'd' ? Kind.MKDIR : what.charAt(1) == 'L' ? Kind.LINK : Kind.SEND;
-                String file = odd.matcher(match.group(3)).replaceAll(code -> Matcher.quoteReplacement(
-                        String.valueOf((char) Integer.parseInt(code.group(1), 8))));
-                changes.add(new Change(kind, file, new Item('f', 0, Long.parseLong(match.group(2)), 0, "")));
-                if (changes.size() > MAX_FILES) {
-                    throw tooMuch();
-                }
-            } else if (!line.isBlank() && !line.startsWith("created ") && said.size() < 1000) {
-                said.add(printable(new String(bytes(line), UTF_8)));
-            }
-        }
-        return changes;
-    }
-
-    /**
-     * Runs git, ssh, or rsync over it; 69 if the connection fails. Their keep-alives end it when it is dead; a limit
-     * ends ssh, whose look takes seconds, when the guest hangs and still answers those.
-     */
-    private Answer pipe(List<String> command, String input) {
-        if (verbose) {
-            tell("+ " + command.stream().map(VmSync::word).collect(Collectors.joining(" ")));
-        }
-        Output out = new Output();
-        Excerpt errors = new Excerpt();
-        try {
-            ProcessExecutor executor = new ProcessExecutor(command)
-                    .redirectInput(new ByteArrayInputStream(bytes(input)))
-                    .redirectErrorStream(false).redirectOutput(out).redirectError(errors).destroyOnExit()
-                    .addListener(out.ofProcess())
-                    // git may want objects that a checkout lacks, and would run its core.sshCommand for them
-                    .environment("GIT_ALLOW_PROTOCOL", "none");
-            if (!command.get(0).equals("rsync")) {
-                executor.timeout(10, TimeUnit.MINUTES);
-            }
-            int status = executor.execute().getExitValue();
-            String said = printable(errors.toString()).strip();
-            if (out.full) {
-                throw tooMuch();
-            } else if (status == 255) {
-                throw lost(said.isEmpty() ? "ssh failed" : cut(said.lines().findFirst().get()));
-            }
-            return new Answer(status, out.toByteArray(), said);
-        } catch (TimeoutException late) {
-            throw lost("no answer within ten minutes");
-        } catch (InterruptedException interrupted) {
-            throw new VmException(130, "interrupted");
-        } catch (IOException missing) {
-            throw new VmException(69, command.get(0) + " cannot be run ('vm-setup check' tells what is missing): "
-                    + missing.getMessage());
-        }
-    }
-
-    // What the guest may send
-
-    /**
-     * How many bytes of an answer are kept. The names and lines of 500,000 files, 500 bytes for each, fit; on a machine
-     * with little memory, less. A test shortens it.
-     */
-    static int maxAnswer = (int) Math.min(250_000_000, Runtime.getRuntime().maxMemory() / 8);
-    /** How many files an answer may name: they take more memory than their names. */
-    private static final int MAX_FILES = 1_000_000;
-
-    private static VmException tooMuch() {
-        return new VmException(1, "there are too many files here or in the guest (their list has more than " + maxAnswer
-                + " bytes or " + MAX_FILES + " files): leave some out with --exclude");
-    }
-
-    /** The output of a process, up to the limit; then the process is ended. */
-    private static final class Output extends ByteArrayOutputStream {
-        private volatile Process process;
-        private volatile boolean full;
-
-        ProcessListener ofProcess() {
-            return new ProcessListener() {
-                @Override
-                public void afterStart(Process started, ProcessExecutor executor) {
-                    process = started;
-                }
-            };
-        }
-
-        @Override
-        public synchronized void write(byte[] buffer, int offset, int length) {
-            full |= length > maxAnswer - count;
-            if (!full) {
-                super.write(buffer, offset, length);
-            } else if (process != null) {
-                process.destroy();
-            }
-        }
-    }
-
-    /** The beginning and the end of a text: nobody reads megabytes of errors. */
-    private static final class Excerpt extends OutputStream {
-        private static final int PART = 1 << 15;
-        private final byte[] kept = new byte[3 * PART];
-        private int size;
-        private boolean cut;
-
-        @Override
-        public synchronized void write(int next) {
-            if (size == kept.length) {
-                System.arraycopy(kept, 2 * PART, kept, PART, PART);
-                size = 2 * PART;
-                cut = true;
-            }
-            kept[size++] = (byte) next;
-        }
-
-        @Override
-        public synchronized String toString() {
-            return cut ? new String(kept, 0, PART, UTF_8) + "\n...\n" + new String(kept, PART, size - PART, UTF_8)
-                    : new String(kept, 0, size, UTF_8);
-        }
-    }
-
-    // The built-in engine
-
-    /**
-     * An entry of a tree: 'f', 'd', 'l', or 's' for what is not synced; its permissions; its time in nanoseconds; where
-     * a link leads.
-     */
-    record Item(char type, int mode, long size, long time, String target) {
-        static Item of(int mode, long size, long time, String target) {
-            char type = switch (mode >> 12) {
-                case 8 -> 'f';
-                case 4 -> 'd';
-                case 10 -> 'l';
-                default -> 's';
-            };
-            return new Item(type, mode & 07777, type == 'f' ? size : 0, time, target);
-        }
-
-        static Item of(Path path) throws IOException {
-            Map<String, Object> found = Files.readAttributes(path, "unix:mode,size,lastModifiedTime",
-                    LinkOption.NOFOLLOW_LINKS);
-            int mode = (Integer) found.get("mode");
-            return of(mode, (Long) found.get("size"), ((FileTime) found.get("lastModifiedTime"))
-                    .to(TimeUnit.NANOSECONDS), mode >> 12 == 10 ? bytesOf(Files.readSymbolicLink(path)) : "");
-        }
-
-        /**
-         * Files by the microsecond, which is what HAMMER2 keeps, if the guest has fractions of a second; else as rsync,
-         * by the second.
-         */
-        boolean sameTime(Item guest) {
-            long unit = type != 'f' || guest.time % 1_000_000_000 == 0 ? 1_000_000_000 : 1000;
-            return Math.floorDiv(time, unit) == Math.floorDiv(guest.time, unit);
-        }
-    }
-
-    /**
-     * What is not excluded of a tree, from {@code top} on, directories before what is in them; {@code said} gets what
-     * is unreadable.
-     */
-    static void walk(Path root, Path top, Rules rules, List<String> said, BiConsumer<String, Item> visitor) {
-        String name = nameOf(root, top);
-        try {
-            Item item = Item.of(top);
-            if (!top.equals(root) && rules.hides(name, item.type() == 'd')) {
-                return;
-            }
-            visitor.accept(name, item);
-            if (item.type() == 'd') {
-                try (DirectoryStream<Path> entries = Files.newDirectoryStream(top)) {
-                    entries.forEach(entry -> walk(root, entry, rules, said, visitor));
-                }
-            }
-        } catch (IOException | DirectoryIteratorException failed) {
-            if (!(failed instanceof NoSuchFileException) || top.equals(root)) {
-                said.add("cannot read " + quoted(name));
-            } // else it was deleted meanwhile
-        }
-    }
-
-    /** The project by name, parents before children, "." first. */
-    static TreeMap<String, Item> scan(Path root, Rules rules, List<String> said) {
-        TreeMap<String, Item> tree = new TreeMap<>();
-        walk(root, root, rules, said, tree::put);
-        tree.values().removeIf(item -> item.type() == 's');
-        return tree;
-    }
-
-    /** The guest's answer to LIST_SCRIPT; null if its parts do not fit together: the tree changed in between. */
-    static TreeMap<String, Item> listing(String text) {
-        TreeMap<String, Item> tree = new TreeMap<>();
-        int names = text.indexOf("\0\0") + 1; // where they end
-        if (text.isEmpty() || names == 0) {
-            return text.isEmpty() ? tree : null;
-        }
-        Matcher line = Pattern.compile("([0-7]{1,6}) (\\d{1,18}) (-?\\d{1,18})\\.(\\d{9})\\d* ").matcher(text);
-        // A line ends where the next begins: a link's target may hold anything.
-        Matcher end = Pattern.compile("\\|\n(?=[0-7]+ \\d+ -?\\d+\\.|\\z)").matcher(text);
-        int next = names + 1;
-        for (int from = 0, to; from < names; from = to + 1) {
-            to = text.indexOf('\0', from);
-            if (!line.region(next, text.length()).lookingAt() || !end.find(line.end())) {
-                return null;
-            }
-            tree.put(text.substring(from, to).replaceFirst("^\\./", ""), Item.of(Integer.parseInt(line.group(1), 8),
-                    Long.parseLong(line.group(2)), Long.parseLong(line.group(3)) * 1_000_000_000
-                    + Long.parseLong(line.group(4)), text.substring(line.end(), end.start())));
-            if (tree.size() > MAX_FILES) {
-                throw tooMuch();
-            }
-            next = end.end();
-        }
-        return next == text.length() ? tree : null;
-    }
-
-    /** What makes the guest's tree equal to the project's, deletions first; {@code said} gets what cannot be done. */
-    static List<Change> plan(Map<String, Item> project, TreeMap<String, Item> guest, Rules rules, boolean delete,
-            Set<String> resend, List<String> said) {
-        Set<String> hidden = new HashSet<>();
-        guest.forEach((name, item) -> {
-            if (!name.equals(".") && (hidden.contains(parent(name)) || rules.hides(name, item.type() == 'd'))) {
-                hidden.add(name);
-            }
-        });
-        List<Change> changes = new ArrayList<>();
-        Set<String> occupied = new HashSet<>(); // directories that stay, for something in them does
-        Set<String> blocked = new HashSet<>();
-        guest.descendingMap().forEach((name, item) -> {
-            Item wanted = project.get(name);
-            boolean inTheWay = wanted != null && (wanted.type() == 'd') != (item.type() == 'd');
-            if (!hidden.contains(name) && !occupied.contains(name) && (inTheWay || wanted == null && delete)) {
-                changes.add(new Change(Kind.DELETE, name, item));
-                return;
-            }
-            occupied.add(parent(name));
-            if (inTheWay) {
-                blocked.add(name);
-                said.add("cannot replace the directory " + quoted(name) + ": it holds what may not be deleted");
-            }
-        });
-        project.forEach((name, item) -> {
-            Item there = guest.get(name);
-            boolean same = there != null && there.type() == item.type() && there.target().equals(item.target());
-            if (blocked.contains(name)) {
-                return;
-            } else if (!same || item.type() == 'f' && (!item.sameTime(there) || item.size() != there.size()
-                    || resend.contains(name))) {
-                changes.add(new Change(item.type() == 'f' ? Kind.SEND : item.type() == 'l' ? Kind.LINK : Kind.MKDIR,
-                        name, item));
-            } else if (!item.sameTime(there) || item.type() != 'l' && item.mode() != there.mode()) {
-                changes.add(new Change(Kind.ATTRS, name, item));
-            }
-        });
-        return changes;
-    }
-
-    private Outcome tar(Set<String> resend) {
-        TreeMap<String, Item> guest = null;
-        for (int attempt = 1; guest == null; attempt++) {
-            guest = listing(look(Engine.TAR, lookScript(Set.of()) + LIST_SCRIPT).rest());
-            if (guest == null && attempt == 3) {
-                throw new VmException(1, "the guest's list of its files makes no sense, three times");
-            }
-        }
-        List<String> said = new ArrayList<>();
-        TreeMap<String, Item> tree = scan(project, rules, said);
-        // As with rsync, nothing is deleted when the project could not be read in full.
-        List<Change> changes = plan(tree, guest, rules, !keep && said.isEmpty(),
-                datesDoNotCount() ? tree.keySet() : resend, said);
-        tellDeletions(changes.stream().filter(change -> !tree.containsKey(change.name())).toList());
-        if (!dryRun && !changes.isEmpty()) {
-            Set<String> unsent = new TreeSet<>();
-            Answer answer = exec("cd && cd .vm-sync/" + key() + "/tree && mkdir " + PART + " && cd " + PART
-                    + " && tar -xpf - && exec sh apply", in -> send(in, tree, changes, unsent, said),
-                    this::readAnswer);
-            if (answer.status() != 0) {
-                said.add("the guest could not do all of it: " + answer.errors());
-            }
-            changes.removeIf(change -> unsent.contains(change.name()));
-        }
-        // replaced: told once is enough
-        changes.removeIf(change -> change.kind() == Kind.DELETE && tree.containsKey(change.name()));
-        return new Outcome(changes, said, said.isEmpty(), Engine.TAR);
-    }
-
-    /** One stream: what is new, and last the directories' modes and times, and a script that puts it all in place. */
-    private void send(OutputStream out, Map<String, Item> tree, List<Change> changes, Set<String> unsent,
-            List<String> said)
-            throws IOException {
-        try (TarArchiveOutputStream tar = tarStream(out)) {
-            for (Change change : changes) {
-                if (change.arrives() && change.item().type() == 'f') {
-                    sendFile(tar, change, unsent, said);
-                } else if (change.arrives()) {
-                    put(tar, "t/" + change.name(), change.item(), InputStream.nullInputStream());
-                }
-            }
-            ByteArrayOutputStream directories = new ByteArrayOutputStream();
-            try (TarArchiveOutputStream inner = tarStream(directories)) {
-                // A directory's time changes with what happens in it; in the topmost all of this happens.
-                for (String directory : changes.stream().flatMap(change ->
-                        Stream.of(".", change.name(), parent(change.name())))
-                        .filter(name -> tree.containsKey(name) && tree.get(name).type() == 'd')
-                        .collect(Collectors.toSet())) {
-                    put(inner, "./" + directory, tree.get(directory), InputStream.nullInputStream());
-                }
-            }
-            put(tar, "directories", directories.toByteArray());
-            put(tar, "apply", bytes(applyScript(changes, unsent, key())));
-        }
-    }
-
-    /** A file that changes meanwhile is thrown away over there, and the next sync's. */
-    private void sendFile(TarArchiveOutputStream tar, Change change, Set<String> unsent,
-            List<String> said) throws IOException {
-        Path file = path(project, change.name());
-        try (InputStream content = Files.newInputStream(file)) {
-            boolean whole = put(tar, "t/" + change.name(), change.item(), content);
-            boolean same = change.item().equals(Item.of(file));
-            if (whole && same) {
-                return;
-            } else if (same) {
-                said.add("cannot read " + quoted(change.name()));
-            }
-        } catch (NoSuchFileException gone) {
-            // it is the next sync's to delete
-        } catch (FileSystemException refused) {
-            said.add("cannot read " + quoted(change.name()));
-        }
-        unsent.add(change.name());
-    }
-
-    private static TarArchiveOutputStream tarStream(OutputStream out) {
-        TarArchiveOutputStream tar = new TarArchiveOutputStream(out, ISO_8859_1.name());
-        tar.setLongFileMode(TarArchiveOutputStream.LONGFILE_GNU); // pax would want names in UTF-8
-        tar.setBigNumberMode(TarArchiveOutputStream.BIGNUMBER_POSIX); // for fractions of a second
-        return tar;
-    }
-
-    private static void put(TarArchiveOutputStream tar, String name, byte[] content) throws IOException {
-        put(tar, name, new Item('f', 0600, content.length, 0, ""), new ByteArrayInputStream(content));
-    }
-
-    /** Sends exactly as many bytes as announced; false if there were fewer. */
-    private static boolean put(TarArchiveOutputStream tar, String name, Item item,
-            InputStream content) throws IOException {
-        TarArchiveEntry entry = new TarArchiveEntry(item.type() == 'd' ? name + "/" : name,
-                item.type() == 'l' ? TarConstants.LF_SYMLINK : item.type() == 'd' ? TarConstants.LF_DIR
-                : TarConstants.LF_NORMAL);
-        entry.setMode(item.mode());
-        entry.setLastModifiedTime(FileTime.from(item.time(), TimeUnit.NANOSECONDS));
-        entry.setIds(0, 0);
-        entry.setNames("", "");
-        entry.setLinkName(item.target());
-        entry.setSize(item.size());
-        tar.putArchiveEntry(entry);
-        boolean whole = true;
-        byte[] buffer = new byte[1 << 16];
-        for (long left = item.size(); left > 0; left -= buffer.length) {
-            int count = (int) Math.min(buffer.length, left);
-            try {
-                whole &= content.readNBytes(buffer, 0, count) == count;
-            } catch (IOException unreadable) {
-                whole = false;
-            }
-            tar.write(buffer, 0, count);
-        }
-        tar.closeArchiveEntry();
-        return whole;
-    }
-
-    /**
-     * Run in the part directory when all has arrived: removes what must go, moves what came into place, sets modes and
-     * times. mv within one file system is rename(2): there is the old file or the new one. If one step fails, the
-     * others are done all the same.
-     */
-    static String applyScript(List<Change> changes, Set<String> unsent, String key) {
-        StringBuilder script = new StringBuilder("LC_ALL=C; export LC_ALL\nr=0 s=$HOME/.vm-sync/" + key
-                + "\nmv -f directories \"$s/directories\" && cd .. || exit 1\n");
-        Set<String> deleted = names(changes, Kind.DELETE);
-        step(script, "rm -rf", "./", deleted.stream().filter(name -> !deleted.contains(parent(name))).toList(), "");
-        step(script, "rm -f", PART + "/t/", List.copyOf(unsent), "");
-        Set<String> made = names(changes, Kind.MKDIR);
-        changes.stream().filter(change -> change.arrives() && !unsent.contains(change.name()))
-                .map(Change::name)
-                .filter(name -> !made.contains(parent(name))) // what is in a new directory moves with it
-                .collect(Collectors.groupingBy(VmSync::parent, TreeMap::new, Collectors.toList()))
-                .forEach((directory, names) -> step(script, "mv -f", PART + "/t/", names, " "
-                        + word("./" + directory + "/")));
-        return script + "rm -rf " + PART + "\ntar -xpf \"$s/directories\" || r=1\nrm -f \"$s/directories\"\nexit $r\n";
-    }
-
-    private static Set<String> names(List<Change> changes, Kind kind) {
-        return changes.stream().filter(change -> change.kind() == kind).map(Change::name).collect(Collectors.toSet());
-    }
-
-    /** A command over many names, in pieces that fit a command line. */
-    private static void step(StringBuilder script, String command, String prefix, List<String> names, String last) {
-        for (int from = 0; from < names.size(); from += 100) {
-            script.append(command);
-            names.subList(from, Math.min(from + 100, names.size())).forEach(name ->
-                    script.append(' ').append(word(prefix + name)));
-            script.append(last).append(" || r=1\n");
-        }
-    }
-
-    // The built-in ssh client
-
-    interface Writer {
-        void write(OutputStream out) throws IOException;
-    }
-
-    interface Reader {
-        byte[] read(InputStream in) throws IOException;
-    }
-
-    /** Runs a command in the guest, over one connection; 69 if that breaks. */
-    private Answer exec(String command, Writer input, Reader output) {
-        if (verbose) {
-            tell("+ (built in) ssh " + name + " " + word(command));
-        }
-        try {
-            if (connection == null) {
-                connection = connect();
-            }
-            Excerpt errors = new Excerpt();
-            try (Session session = connection.startSession(); Session.Command running = session.exec(command)) {
-                var drained = new StreamCopier(running.getErrorStream(), errors, LoggerFactory.DEFAULT)
-                        .bufSize(8192).spawnDaemon("stderr"); // else it copies byte by byte
-                try (OutputStream in = new BufferedOutputStream(running.getOutputStream(), 1 << 16)) {
-                    input.write(in);
-                } catch (SSHException ended) {
-                    // the command ended before its input did: its status says why
-                }
-                byte[] out;
-                try {
-                    out = output.read(running.getInputStream());
-                } catch (VmException refused) {
-                    disconnect(); // else closing the session waits for a guest that goes on sending
-                    throw refused;
-                }
-                drained.await();
-                running.join();
-                if (running.getExitStatus() == null) {
-                    throw new EOFException(("the connection ended " + oneLine(errors.toString())).strip());
-                }
-                return new Answer(running.getExitStatus(), out, oneLine(errors.toString()));
-            }
-        } catch (IOException broken) {
-            disconnect();
-            throw lost(oneLine(reason(broken)));
-        }
-    }
-
-    /** Reads what a command in the guest prints, up to a limit. */
-    private byte[] readAnswer(InputStream in) throws IOException {
-        byte[] answer = in.readNBytes(maxAnswer + 1);
-        if (answer.length > maxAnswer) {
-            throw tooMuch();
-        }
-        return answer;
-    }
-
-    /** As {@code <name>.ssh/config} says; the host's key is the one in known_hosts, or there is no connection. */
-    private SSHClient connect() throws IOException {
-        SecurityUtils.setRegisterBouncyCastle(false); // the JDK has what OpenSSH speaks, and 0.3 s are saved
-        Map<String, String> config = keywords(Files.readString(vmDir.resolve(name + ".ssh/config")));
-        DefaultConfig settings = new DefaultConfig();
-        settings.setKeepAliveProvider(KeepAliveProvider.KEEP_ALIVE);
-        SSHClient client = new SSHClient(settings);
-        client.setConnectTimeout(20_000);
-        client.setTimeout(60_000);
-        String alias = Pattern.quote(config.get("hostkeyalias")); // to sshj the host is its address
-        String knownHosts = Files.readString(Path.of(config.get("userknownhostsfile")))
-                .replaceAll("(?m)^" + alias + " ", "[" + config.get("hostname") + "]:" + config.get("port") + " ");
-        client.addHostKeyVerifier(new OpenSSHKnownHosts(new StringReader(knownHosts)));
-        try {
-            client.connect(config.get("hostname"), Integer.parseInt(config.get("port")));
-            client.getSocket().setTcpNoDelay(true);
-            KeepAliveRunner alive = (KeepAliveRunner) client.getConnection().getKeepAlive();
-            alive.setKeepAliveInterval(15);
-            alive.setMaxAliveCount(8); // a guest under emulation may be slow, but not two minutes
-            client.authPublickey(config.get("user"), client.loadKeys(config.get("identityfile")));
-            return client;
-        } catch (IOException failed) {
-            IOUtils.closeQuietly(client);
-            throw failed;
-        }
-    }
-
-    /**
-     * "Key value" lines, the value perhaps in quotes, with backslashes before quotes and backslashes; keys in lower
-     * case.
-     */
-    static Map<String, String> keywords(String text) {
-        return Pattern.compile("(?m)^\\s*(\\w+)\\s+(\"?)(.*?)\\2\\s*$").matcher(text).results()
-                .collect(Collectors.toMap(
-                line -> line.group(1).toLowerCase(Locale.ROOT),
-                line -> line.group(3).replaceAll("\\\\([\\\\\"])", "$1").replace("%%", "%"), (first, second) -> first));
-    }
-
-    private void disconnect() {
-        IOUtils.closeQuietly(connection);
-        connection = null;
-    }
-
-    // Watching
 
     /**
      * Syncs at once, then after each burst of changes, and when the VM is another one: restarted, or restored to an
      * older tree.
      */
     private int watch() throws IOException {
-        try (WatchService service = project.getFileSystem().newWatchService()) {
-            register(project, service);
+        try (Watch changes = new Watch(project)) {
             String synced = "";
             String trouble = "";
-            for (boolean due = true; canAnswer(); due |= changed(service)) {
+            for (boolean due = true; canAnswer(); due |= changes.await()) {
+                String vm = guest.runningSince();
+                if (vm.equals(synced) && !due) {
+                    continue;
+                } else if (!vm.equals(synced)) {
+                    guest.close();
+                }
                 try {
-                    String vm = runningSince();
-                    if (vm.equals(synced) && !due) {
-                        continue;
-                    } else if (!vm.equals(synced)) {
-                        disconnect();
-                    }
-                    rules = rules(); // git may ignore other files by now
-                    Outcome outcome = sync();
+                    Outcome outcome = sync(changes);
                     if (!vm.equals(synced) || !outcome.changes().isEmpty() || !outcome.complete()) {
                         report(outcome, String.format(Locale.ROOT, "%tT ", LocalTime.now()));
                     }
@@ -1625,71 +528,1187 @@ final class VmSync implements Callable<Integer> {
         }
     }
 
-    /** Tells one run of the VM from another. Not by the pid alone: in a container, QEMU often gets the same again. */
-    private String runningSince() {
-        try {
-            JsonObject vm = runningVm(vmDir, name);
-            return vm == null ? "" : vm.getLong("pid") + " " + vm.getString("started");
-        } catch (IOException damaged) {
-            return ""; // the sync that follows says what is wrong
+    private int report(Outcome outcome, String time) {
+        outcome.messages().forEach(this::tell);
+        if (!reported && source.needsMore()) {
+            tell("vm-sync: warning: git in the guest cannot read this checkout, because it is a worktree, a submodule "
+                    + "or a shared clone, and part of it is outside the project: if a build there fails with 'error "
+                    + "obtaining VCS status', use vm-test --env GOFLAGS=-buildvcs=false, or sync a plain clone");
+        }
+        PrintWriter out = spec.commandLine().getOut();
+        String line = time + (dryRun ? "would sync " : "synced ") + name + ":" + remoteDir + ": "
+                + outcome.summary(seconds())
+                + (reported || source.leftOut().isEmpty() ? "" : "; left out: " + firstTen(source.leftOut()));
+        reported = true;
+        if (dryRun) {
+            outcome.changes().forEach(out::println);
+            tell(line);
+        } else {
+            out.println(line);
+        }
+        out.flush();
+        return outcome.complete() ? 0 : 1;
+    }
+
+    private void tell(String line) {
+        spec.commandLine().getErr().println(printable(line));
+        spec.commandLine().getErr().flush();
+    }
+
+    private void echo(String command) {
+        if (verbose) {
+            tell("+ " + command);
+        }
+    }
+
+    private double seconds() {
+        return (System.nanoTime() - started) / 1e9;
+    }
+
+    // The parts: values that go from one to the next
+
+    /** What one sync is to do. */
+    record Job(Path project, Source source, Destination to, boolean delete, boolean dryRun, Consumer<String> tell) {
+        /** Names what only the guest has, before it is deleted there: a program in it may have made it as a result. */
+        void tellDeletions(Stream<Change> changes) {
+            Set<String> deleted = names(changes, Kind.DELETE);
+            deleted.removeAll(deleted.stream().map(VmSync::parent).collect(Collectors.toSet())); // content is enough
+            if (!deleted.isEmpty()) {
+                tell.accept("vm-sync: deletes what only the guest has: " + firstTen(deleted));
+            }
+        }
+    }
+
+    enum Kind { SEND, LINK, MKDIR, ATTRS, DELETE }
+
+    /** One difference that a sync removes, or would. */
+    record Change(Kind kind, String name, Item item) {
+        @Override
+        public String toString() {
+            return kind.name().toLowerCase(Locale.ROOT) + " " + quoted(name);
+        }
+    }
+
+    private static Set<String> names(Stream<Change> changes, Kind kind) {
+        return changes.filter(change -> change.kind() == kind).map(Change::name)
+                .collect(Collectors.toCollection(TreeSet::new));
+    }
+
+    /** What a sync did, with messages for the user. It is incomplete if something could not be copied. */
+    record Outcome(List<Change> changes, List<String> messages, boolean complete, String by) {
+        private Stream<Change> all(Kind... kinds) {
+            return changes.stream().filter(change -> List.of(kinds).contains(change.kind()));
+        }
+
+        String summary(double seconds) {
+            return String.format(Locale.ROOT, "%d sent, %d deleted, %d bytes, %.2f s (%s)",
+                    all(Kind.SEND, Kind.LINK).count(), all(Kind.DELETE).count(),
+                    all(Kind.SEND).mapToLong(change -> change.item().size()).sum(), seconds, by);
+        }
+    }
+
+    // Rules: what is excluded
+
+    /** What stays out: rsync's exclude and include patterns, the first that matches decides. */
+    record Rules(List<Rule> list) {
+        /** {@code text} is the rule as rsync reads it, "- pattern" or "+ pattern". */
+        record Rule(boolean hides, boolean directoriesOnly, boolean wholePath, Pattern pattern, String text) {}
+
+        private static final Pattern WILDCARD = Pattern.compile("[*?\\[]");
+        private static final Pattern TOKEN = Pattern.compile(
+                "(?s)(^\\*\\*/)|(/\\*{3}$)|(\\*{2,})|(\\*)|(\\?)|\\[([!^]?)(]?[^]]*)]|\\\\?(.)");
+
+        static Rules of(List<String> lines) {
+            return new Rules(lines.stream().map(Rules::rule).toList());
+        }
+
+        private static Rule rule(String line) {
+            String pattern = line.matches("(?s)[+-] .*") ? line.substring(2) : line;
+            if (pattern.isEmpty()) {
+                throw new VmException(2, "--exclude: an empty pattern; patterns are such as '/docs/' or '*.log'");
+            }
+            boolean hides = !line.startsWith("+ ");
+            String body = pattern.replaceAll("(?<=.)/$", "");
+            boolean path = body.contains("/") || body.contains("**");
+            String start = path && !body.startsWith("/") ? "(?:.*/)?" : "";
+            return new Rule(hides, body.length() < pattern.length(), path, Pattern.compile(start
+                    + regex(body.replaceAll("^/", "")), Pattern.DOTALL), (hides ? "- " : "+ ") + pattern);
+        }
+
+        /** As rsync reads them. */
+        String text() {
+            return list.stream().map(rule -> rule.text() + "\0").collect(Collectors.joining());
+        }
+
+        /** Whether a rule excludes an entry; that none excludes its directory, the caller knows. */
+        boolean hides(String name, boolean directory) {
+            String last = last(name);
+            return list.stream().filter(rule -> (directory || !rule.directoriesOnly())
+                    && rule.pattern().matcher(rule.wholePath() ? name : last).matches()).findFirst().map(Rule::hides)
+                    .orElse(false);
+        }
+
+        /** Whether a rule excludes an entry, or a directory above it. A directory's name ends in a slash. */
+        boolean hidesPath(String name) {
+            return !name.endsWith("/") && hides(name, false) || IntStream.range(0, name.length())
+                    .filter(i -> name.charAt(i) == '/').anyMatch(i -> hides(name.substring(0, i), true));
+        }
+
+        /** A pattern for this name alone: a backslash escapes only where there is a wildcard. */
+        static String literal(String name) {
+            return WILDCARD.matcher(name).find() ? name.replaceAll("([\\\\*?\\[])", "\\\\$1") : name;
+        }
+
+        private static String regex(String glob) {
+            return !WILDCARD.matcher(glob).find() ? Pattern.quote(glob)
+                    : TOKEN.matcher(glob).replaceAll(token -> Matcher.quoteReplacement(regex(token)));
+        }
+
+        private static String regex(MatchResult token) {
+            if (token.group(7) != null) {
+                return (token.group(6).isEmpty() ? "[" : "[^/") + token.group(7).replaceAll("([\\[&^\\]])", "\\\\$1")
+                        + "]";
+            }
+            return token.group(1) != null ? "(?:.*/)?" : token.group(2) != null ? "(?:/.*)?"
+                    : token.group(3) != null ? ".*" : token.group(4) != null ? "[^/]*"
+                    : token.group(5) != null ? "[^/]" : Pattern.quote(token.group(8));
         }
     }
 
     /**
-     * Waits a second for a change of something that is not excluded, and then until the burst is over, three seconds at
-     * most.
+     * What of the project is sent, found out anew for each sync: the rules; what is left out without an --exclude; of
+     * git's configurations, which may hold credentials, what the guest gets instead; which files are sent even if they
+     * look the same there; and whether git needs more than the project.
      */
-    private boolean changed(WatchService service) {
-        boolean changed = false;
-        long start = System.nanoTime();
-        try {
-            WatchKey key = service.poll(1, TimeUnit.SECONDS);
-            while (key != null) {
-                for (WatchEvent<?> event : key.pollEvents()) {
-                    // Without a name: so much happened that the kernel lost count.
-                    Path path = event.context() == null ? project
-                            : ((Path) key.watchable()).resolve((Path) event.context());
-                    if (path.equals(project) || !rules.hides(nameOf(project, path),
-                            Files.isDirectory(path, LinkOption.NOFOLLOW_LINKS))) {
-                        changed = true;
-                        register(path, service);
+    record Source(Rules rules, Set<String> leftOut, Map<String, String> gitConfigs, Set<String> resend,
+            boolean needsMore) {
+        /** What git needs in .git. The rest is about this machine, or may hold credentials, as logs and config do. */
+        private static final List<String> GIT_NEEDS = List.of("HEAD", "index", "sharedindex.*", "objects/", "refs/",
+                "packed-refs", "reftable/", "info/", "modules/", "shallow");
+        private static final Pattern HARMLESS_SECTION = Pattern.compile(
+                "(?i)\\[(core|extensions|filter|branch|submodule|index)( \"[^\"@:]*\")?\\]");
+        /** No key whose value is a program with its arguments, no URL, and no comment. */
+        private static final Pattern HARMLESS_LINE = Pattern.compile(
+                "(?i)(?!sshcommand|askpass|gitproxy|editor|pager|fsmonitor|alternaterefs)"
+                + "[a-z][\\w-]*([ \t]*=[^:@\\\\;#!=]*)?");
+        private static final Pattern CREDENTIAL = Pattern.compile(
+                "(?i)extraheader|helper|pass|token|secret|cookie|://[^/\\s]*@");
+
+        static Source read(Path project, Path vmDir, String remoteDir, List<String> patterns, Journal journal,
+                Programs programs) throws IOException {
+            Rules users = Rules.of(patterns);
+            List<String> lines = new ArrayList<>();
+            Map<String, String> gitConfigs = new TreeMap<>();
+            Set<String> resend = new TreeSet<>();
+            Set<String> leftOut = new TreeSet<>();
+            for (String name : find(project, journal, programs)) {
+                String git = last(name).equals(".git") ? name : parent(name);
+                if (last(name).equals(".git") || last(name).equals("HEAD") && !last(git).equals(".git")
+                        && Files.isDirectory(path(project, git).resolve("objects"))) {
+                    addGitDirectory(project, git, users, lines, gitConfigs, leftOut);
+                }
+                if (journal != null && journal.mayDiffer(path(project, name))) {
+                    resend.add(name);
+                }
+            }
+            lines.addAll(patterns);
+            Path inside = Files.exists(vmDir) ? vmDir.toRealPath() : vmDir;
+            if (inside.startsWith(project) && !inside.equals(project)) {
+                leftOut.add(nameOf(project, inside) + "/");
+                lines.add("/" + Rules.literal(nameOf(project, inside)) + "/");
+            }
+            for (String binary : List.of(last(bytesOf(project)), last(remoteDir))) {
+                if (!binary.isEmpty()) { // else the project is the root directory
+                    String pattern = "/" + Rules.literal(binary);
+                    lines.addAll(List.of("+ " + pattern + "/", pattern)); // a directory of that name is source
+                    if (Files.isRegularFile(path(project, binary), LinkOption.NOFOLLOW_LINKS)) {
+                        leftOut.add(binary);
                     }
                 }
-                if (!key.reset() && key.watchable().equals(project)) {
-                    throw new VmException(1, project + " is gone: nothing left to watch");
-                }
-                key = System.nanoTime() - start > 3_000_000_000L ? null
-                        : service.poll(changed ? 80 : 0, TimeUnit.MILLISECONDS);
             }
-        } catch (InterruptedException interrupted) {
-            throw new VmException(130, "interrupted");
+            trackedDatabases(project, programs).forEach(name -> lines.add("+ /" + Rules.literal(name)));
+            lines.add("/*.db");
+            try (DirectoryStream<Path> databases = Files.newDirectoryStream(project, "*.db")) {
+                databases.forEach(file -> leftOut.add(nameOf(project, file) + (Files.isDirectory(file) ? "/" : "")));
+            }
+            Rules all = Rules.of(lines);
+            leftOut.removeIf(name -> !all.hidesPath(name)); // the user may want it, or git tracks it
+            resend.removeIf(all::hidesPath);
+            Path git = project.resolve(".git");
+            boolean needsMore = Files.isRegularFile(git) || Files.isSymbolicLink(git)
+                    || Files.exists(git.resolve("objects/info/alternates"));
+            return new Source(all, leftOut, gitConfigs, resend, needsMore);
         }
-        return changed;
-    }
 
-    /** Watches the directories from here on. */
-    private void register(Path top, WatchService service) {
-        WatchEvent.Kind<?>[] kinds = {StandardWatchEventKinds.ENTRY_CREATE, StandardWatchEventKinds.ENTRY_DELETE,
-            StandardWatchEventKinds.ENTRY_MODIFY};
-        walk(project, top, rules, new ArrayList<>(), (name, item) -> {
-            if (item.type() != 'd') {
+        /** What shows a repository of git, and what was modified since the last sync began. */
+        private static List<String> find(Path project, Journal journal, Programs programs) throws IOException {
+            List<String> command = new ArrayList<>(List.of("find", project.toString(), "(", "-name", "HEAD", "-o",
+                    "-name", ".git", "-type", "d"));
+            if (journal != null) {
+                command.addAll(List.of("-o", "-type", "f", "-newer", journal.reference().toString()));
+            }
+            command.addAll(List.of(")", "-print0"));
+            return programs.run(command, "").names().map(name -> nameOf(project, path(ROOT, name))).toList();
+        }
+
+        /** Nothing that the checkout's configuration names is run here. */
+        private static List<String> trackedDatabases(Path project, Programs programs) {
+            try {
+                return programs.run(List.of("git", "-C", project.toString(), "-c", "core.fsmonitor=false", "-c",
+                        "core.hooksPath=/dev/null", "ls-files", "-z", "--", ":(glob)*.db", ":(glob)*.db/**"), "")
+                        .names().map(name -> name.replaceFirst("(?s)/.*", "/")).distinct().toList();
+            } catch (VmException noGit) {
+                return List.of();
+            }
+        }
+
+        /**
+         * Of .git, also of submodules and nested checkouts, the guest gets what git needs to read the repository. A
+         * bare repository elsewhere may be a test's data: only a configuration with a credential is replaced.
+         */
+        private static void addGitDirectory(Path project, String name, Rules users, List<String> rules,
+                Map<String, String> configs, Set<String> leftOut) {
+            String directory = name.equals(".") ? "" : name + "/";
+            String text = readSmall(path(project, directory + "config"));
+            if (("/" + directory).contains("/.git/")) {
+                GIT_NEEDS.stream().filter(needed -> !users.hidesPath(directory + needed)).forEach(needed ->
+                        rules.add("+ /" + Rules.literal(directory) + needed));
+                rules.add("/" + Rules.literal(directory) + "*");
+            } else if (CREDENTIAL.matcher(text).find()) {
+                rules.add("/" + Rules.literal(directory) + "config");
+                leftOut.add(directory + "config");
+            } else {
                 return;
             }
-            Path path = name.equals(".") ? project : path(project, name);
+            if (!users.hidesPath(directory + "config")) {
+                configs.put(directory + "config", withoutCredentials(text));
+            }
+        }
+
+        /** A text file of at most 1 MB; else "". */
+        private static String readSmall(Path file) {
             try {
-                WatchKey key = path.register(service, kinds);
-                if (!key.watchable().equals(path)) { // it was moved here, and its events would come under its old name
-                    key.cancel();
-                    path.register(service, kinds);
+                boolean small = Files.isRegularFile(file) && Files.size(file) < 1 << 20;
+                return small ? Files.readString(file, ISO_8859_1) : "";
+            } catch (IOException unreadable) {
+                return "";
+            }
+        }
+
+        /** Of a git configuration, the lines that are needed to read the repository. No URL is one, and no comment. */
+        static String withoutCredentials(String config) {
+            StringBuilder kept = new StringBuilder();
+            boolean harmless = false;
+            String wholeLines = config.replaceAll("\\\\\r?\n", ""); // a line goes on after a backslash
+            for (String line : wholeLines.lines().map(String::strip).toList()) {
+                boolean header = line.startsWith("[");
+                harmless = header ? HARMLESS_SECTION.matcher(line).matches() : harmless;
+                if (harmless && (header || HARMLESS_LINE.matcher(line).matches())) {
+                    kept.append(line).append('\n');
                 }
+            }
+            return kept.toString();
+        }
+    }
+
+    /**
+     * The lock of a remote directory, and when its last complete sync began. rsync compares whole seconds: a file that
+     * was sent and then written again in the same second would look the same for ever. So what was written since that
+     * sync began is sent, whatever it looks like in the guest.
+     */
+    static final class Journal implements AutoCloseable {
+        private static final long SECOND = 1_000_000_000;
+        private final Path file;
+        private final FileChannel channel;
+        private final long began;
+        private final long lastBegan;
+
+        Journal(Path file, Consumer<String> tell) throws IOException {
+            this.file = file;
+            channel = FileChannel.open(file, StandardOpenOption.CREATE, StandardOpenOption.WRITE);
+            if (channel.tryLock() == null) {
+                tell.accept("vm-sync: waiting for another vm-sync of this directory");
+                channel.lock();
+            }
+            Instant now = Instant.now();
+            began = now.getEpochSecond() * SECOND + now.getNano();
+            String last = Files.readString(file, ISO_8859_1);
+            lastBegan = last.matches("\\d{1,18}|[0-8]\\d{18}") ? Long.parseLong(last) : began;
+            if (lastBegan == began) {
+                completed(); // the first one may be interrupted
+            }
+        }
+
+        /** A file with a date shortly before that sync. */
+        Path reference() throws IOException {
+            return Files.setLastModifiedTime(file, FileTime.from(lastBegan / SECOND - 1, TimeUnit.SECONDS));
+        }
+
+        /** Files of the future were not written since. */
+        boolean mayDiffer(Path path) {
+            try {
+                long time = Item.of(path).time();
+                long lag = time % SECOND == 0 ? SECOND : SECOND / 50; // the clock of files lags a few milliseconds
+                return time >= lastBegan - lag && time <= began;
+            } catch (IOException gone) {
+                return false;
+            }
+        }
+
+        void completed() throws IOException {
+            channel.truncate(0);
+            channel.write(UTF_8.encode(String.valueOf(began)), 0);
+        }
+
+        @Override
+        public void close() throws IOException {
+            channel.close();
+        }
+    }
+
+    // In the guest: plain sh, and a BSD's tools
+
+    /** What a command left. */
+    record Answer(int status, byte[] out, String errors) {
+        String text() {
+            return new String(out, ISO_8859_1);
+        }
+
+        /** Of a program that ends each with a NUL. */
+        Stream<String> names() {
+            return Stream.of(text().split("\0")).filter(name -> !name.isEmpty());
+        }
+    }
+
+    /**
+     * The directory in the guest: whether a sync may change it, and from which project it came. The guest notes both in
+     * {@code ~/.vm-sync}.
+     */
+    record Destination(String directory, String key, String origin, String label, boolean force) {
+        private static final int REFUSED = 67;
+        private static final String INCOMPLETE = " (incomplete)";
+        /** Where the guest unpacks what is not yet complete: inside the tree, and so on its file system. */
+        static final String PART = ".vm-sync-part";
+
+        boolean isForeign(String from) {
+            return !List.of("", "unknown", origin, origin + INCOMPLETE).contains(from);
+        }
+
+        /**
+         * Whether files of the same size and date are the same: not if the guest's are those of another project. Of
+         * this project, the journal knows which may differ.
+         */
+        boolean datesCount(Look look) {
+            return List.of("", origin).contains(look.origin());
+        }
+
+        String lookScript() {
+            return """
+                    PATH=$PATH:/usr/local/bin:/usr/local/sbin LC_ALL=C
+                    export PATH LC_ALL
+                    umask 022
+                    refuse() { echo "$1" >&2; exit %s; }
+                    d=%s s=$HOME/.vm-sync/%s made= inode= from=
+                    look() { inode=$(ls -di "$d/." 2>/dev/null) && set -- $inode && inode=$1; }
+                    [ ! -f "$s/made" ] || read -r made <"$s/made"
+                    if ! look || [ "$inode" != "$made" ]; then
+                      if [ -e "$d" ] || [ -L "$d" ]; then
+                        [ -d "$d" ] || refuse 'is not a directory in the guest: choose another'
+                        [ -z "$(ls -A "$d/.")" ] || { from=unknown && %s; } ||
+                          refuse 'was not made by vm-sync. A sync would delete files there that the project does not \
+                    have: choose another directory, or use '%s
+                      fi
+                      made=
+                    fi
+                    if [ -n "$made" ]; then
+                      [ ! -f "$s/origin" ] || IFS= read -r from <"$s/origin"
+                      [ -n "$from" ] || from=unknown
+                    fi
+                    echo "vm-sync rsync=$(command -v rsync)"
+                    printf 'origin=%%.4200s\n' "$from"
+                    """.formatted(REFUSED, word(directory), key, force, word(withOption("--force")));
+        }
+
+        /**
+         * Makes the directory and marks it, by its inode, as a sync's own; gives files that may differ a time that no
+         * file of the project has; and puts git's configurations in place, on a full disk rather none than an old one.
+         */
+        String prepareScript(Source source) {
+            StringBuilder script = new StringBuilder("""
+                    if [ -z "$made" ] || [ -e "$d/%1$s" ] || [ ! -L "$s/tree" ]; then
+                      mkdir -p "$d" "$s" && rm -rf "$d/%1$s" "$s/tree" && ln -s "$d" "$s/tree" &&
+                        look && echo "$inode" >"$s/made.new" && mv -f "$s/made.new" "$s/made" || exit 73
+                    fi
+                    cd "$d" || exit 73
+                    old() {
+                      for f do shift; [ ! -f "$f" ] || [ -L "$f" ] || set -- "$@" "$f"; done
+                      [ $# = 0 ] || touch -c -t 197101010000 "$@"
+                    }
+                    put() {
+                      [ ! -L "$1" ] && [ "$(cat "$1" 2>/dev/null)" = "$2" ] || { mkdir -p "${1%%/*}" &&
+                        printf '%%s\n' "$2" >"$1.vm-sync" && mv -f "$1.vm-sync" "$1"; } || rm -f "$1"
+                    }
+                    """.formatted(PART)).append(originScript(false));
+            step(script, "old", "./", source.resend(), "");
+            source.gitConfigs().forEach((file, content) -> script.append("put ").append(word("./" + file))
+                    .append(' ').append(word(content.strip())).append('\n'));
+            return script.toString();
+        }
+
+        /**
+         * Notes where the directory comes from, and when. Until a sync from another project is complete, the directory
+         * holds files of both, and " (incomplete)" is noted. On a full disk an old time may stay, never a wrong origin.
+         */
+        String originScript(boolean complete) {
+            return "s=$HOME/.vm-sync/" + key + " o=" + word(origin) + "\n"
+                    + (complete ? "" : "[ \"$from\" = \"$o\" ] || o=\"$o" + INCOMPLETE + "\"\n")
+                    + "printf '%s\\n' \"$o\" " + Instant.now().truncatedTo(ChronoUnit.SECONDS)
+                    + " >\"$s/origin.new\" && mv -f \"$s/origin.new\" \"$s/origin\" "
+                    + "|| [ \"$from\" = \"$o\" ] || exit 73\n";
+        }
+    }
+
+    /** What lookScript prints: where the guest's rsync is, if it has one; the origin; the output of what follows it. */
+    record Look(String rsync, String origin, String rest) {
+        private static final Pattern RESPONSE = Pattern.compile("(?s)vm-sync rsync=([^\n]*)\norigin=([^\n]*)\n(.*)");
+
+        static Look of(String label, Answer answer) {
+            if (answer.status() != 0) {
+                throw new VmException(answer.status() == Destination.REFUSED ? 2 : 1, label + " "
+                        + oneLine(answer.errors()));
+            }
+            String text = answer.text();
+            Matcher response = RESPONSE.matcher(text.substring(Math.max(0, text.indexOf("vm-sync rsync="))));
+            if (!response.matches()) { // its .profile ended it, say
+                throw new VmException(69, "the guest's sh did not answer as asked, but: "
+                        + quoted(cut(text.replaceFirst("(?s)\n.*", ""))));
+            }
+            String rsync = response.group(1).matches("/[\\w./+-]+") ? response.group(1) : ""; // an argument of ssh
+            return new Look(rsync, response.group(2), response.group(3));
+        }
+    }
+
+    // One comparison
+
+    /** An entry of a tree: 'f', 'd', 'l', or 's' for what is not synced; permissions; nanoseconds; a link's target. */
+    record Item(char type, int mode, long size, long time, String target) {
+        static Item of(int mode, long size, long time, String target) {
+            char type = switch (mode >> 12) {
+                case 8 -> 'f';
+                case 4 -> 'd';
+                case 10 -> 'l';
+                default -> 's';
+            };
+            return new Item(type, mode & 07777, type == 'f' ? size : 0, time, target);
+        }
+
+        static Item of(Path path) throws IOException {
+            Map<String, Object> found = Files.readAttributes(path, "unix:mode,size,lastModifiedTime",
+                    LinkOption.NOFOLLOW_LINKS);
+            int mode = (Integer) found.get("mode");
+            return of(mode, (Long) found.get("size"), ((FileTime) found.get("lastModifiedTime"))
+                    .to(TimeUnit.NANOSECONDS), mode >> 12 == 10 ? bytesOf(Files.readSymbolicLink(path)) : "");
+        }
+
+        /** By the microsecond, which HAMMER2 keeps, if the guest has fractions of a second; else by the second. */
+        boolean sameTime(Item guest) {
+            long unit = guest.time % 1_000_000_000 == 0 ? 1_000_000_000 : 1000;
+            return Math.floorDiv(time, unit) == Math.floorDiv(guest.time, unit);
+        }
+    }
+
+    /** A tree, by name, parents before children, "." first: of the project, or of the guest's directory. */
+    static final class Listing {
+        /** All names with a NUL after each, one more NUL, then a line for each in the same order. */
+        static final String SCRIPT = """
+                [ -d "$d" ] || exit 0
+                cd "$d" && n=$(mktemp /tmp/vm-sync.XXXXXXXX) || exit 73
+                find . -print0 >"$n"; cat "$n"; printf '\\000'
+                xargs -0 stat -f '%p %z %Fm %Y|' <"$n"; rm -f "$n"
+                """;
+        private static final Pattern LINE = Pattern.compile(
+                "([0-7]{1,6}) (\\d{1,18}) (-?\\d{1,18})\\.(\\d{9})\\d* ");
+
+        private Listing() {}
+
+        /** {@code messages} gets what is unreadable. */
+        static TreeMap<String, Item> of(Path root, Rules rules, List<String> messages) {
+            TreeMap<String, Item> tree = new TreeMap<>();
+            walk(root, root, rules, messages, tree::put);
+            tree.values().removeIf(item -> item.type() == 's');
+            return tree;
+        }
+
+        /** What is not excluded of a tree, from {@code top} on, directories before what is in them. */
+        static void walk(Path root, Path top, Rules rules, List<String> messages, BiConsumer<String, Item> visitor) {
+            String name = nameOf(root, top);
+            try {
+                Item item = Item.of(top);
+                if (!top.equals(root) && rules.hides(name, item.type() == 'd')) {
+                    return;
+                }
+                visitor.accept(name, item);
+                if (item.type() == 'd') {
+                    try (DirectoryStream<Path> entries = Files.newDirectoryStream(top)) {
+                        entries.forEach(entry -> walk(root, entry, rules, messages, visitor));
+                    }
+                }
+            } catch (IOException | DirectoryIteratorException failed) {
+                if (!(failed instanceof NoSuchFileException) || top.equals(root)) {
+                    messages.add("cannot read " + quoted(name));
+                } // else it was deleted meanwhile
+            }
+        }
+
+        /**
+         * Reads what SCRIPT prints; null if its parts do not fit together: the tree changed in between. A link's target
+         * may hold anything, but it is as long as the link's size says.
+         */
+        static TreeMap<String, Item> parse(String text) {
+            TreeMap<String, Item> tree = new TreeMap<>();
+            if (text.isEmpty()) { // there is no such directory
+                return tree;
+            }
+            int names = text.indexOf("\0\0");
+            Matcher line = LINE.matcher(text);
+            int next = names + 2;
+            for (String name : text.substring(0, Math.max(0, names)).split("\0")) {
+                if (!line.region(next, text.length()).lookingAt()) {
+                    return null;
+                }
+                Item item = Item.of(Integer.parseInt(line.group(1), 8), Long.parseLong(line.group(2)),
+                        Long.parseLong(line.group(3)) * 1_000_000_000 + Long.parseLong(line.group(4)), "");
+                int end = line.end();
+                if (item.type() == 'l') {
+                    end += (int) Math.min(Long.parseLong(line.group(2)), text.length() - end);
+                    item = new Item('l', item.mode(), 0, item.time(), text.substring(line.end(), end));
+                }
+                if (!text.startsWith("|\n", end)) {
+                    return null;
+                }
+                tree.put(name.replaceFirst("^\\./", ""), item);
+                if (tree.size() > MAX_FILES) {
+                    throw tooMuch();
+                }
+                next = end + 2;
+            }
+            return names > 0 && next == text.length() ? tree : null;
+        }
+    }
+
+    /** What makes the guest's tree equal to the project's. It compares, and does nothing. */
+    static final class Plan {
+        private Plan() {}
+
+        /** Deletions come first; {@code messages} gets what cannot be done. */
+        static List<Change> of(Map<String, Item> project, TreeMap<String, Item> guest, Rules rules, boolean delete,
+                Set<String> resend, List<String> messages) {
+            Set<String> hidden = new HashSet<>();
+            guest.forEach((name, item) -> {
+                if (!name.equals(".") && (hidden.contains(parent(name)) || rules.hides(name, item.type() == 'd'))) {
+                    hidden.add(name);
+                }
+            });
+            List<Change> changes = new ArrayList<>();
+            Set<String> occupied = new HashSet<>(); // directories that stay, for something in them does
+            Set<String> blocked = new HashSet<>();
+            guest.descendingMap().forEach((name, item) -> {
+                Item wanted = project.get(name);
+                boolean inTheWay = wanted != null && (wanted.type() == 'd') != (item.type() == 'd');
+                if (!hidden.contains(name) && !occupied.contains(name) && (inTheWay || wanted == null && delete)) {
+                    changes.add(new Change(Kind.DELETE, name, item));
+                    return;
+                }
+                occupied.add(parent(name));
+                if (inTheWay) {
+                    blocked.add(name);
+                    messages.add("cannot replace the directory " + quoted(name)
+                            + ": it holds what may not be deleted");
+                }
+            });
+            project.forEach((name, item) -> {
+                Kind kind = blocked.contains(name) ? null : difference(item, guest.get(name), resend.contains(name));
+                if (kind != null) {
+                    changes.add(new Change(kind, name, item));
+                }
+            });
+            return changes;
+        }
+
+        /** Null if there is none. Times of links and directories do not count. */
+        private static Kind difference(Item item, Item there, boolean resend) {
+            boolean same = there != null && there.type() == item.type() && there.target().equals(item.target());
+            return switch (item.type()) {
+                case 'l' -> same ? null : Kind.LINK;
+                case 'd' -> !same ? Kind.MKDIR : item.mode() != there.mode() ? Kind.ATTRS : null;
+                default -> !same || resend || item.size() != there.size() || !item.sameTime(there) ? Kind.SEND
+                        : item.mode() != there.mode() ? Kind.ATTRS : null;
+            };
+        }
+    }
+
+    // Two ways to send
+
+    /** An engine: how it runs a script in the guest, and how it makes the guest's tree equal. */
+    interface Sender {
+        Answer inGuest(String script);
+
+        Outcome sync(Job job, Look look);
+    }
+
+    /** Lets rsync compare and send, over ssh. */
+    record RsyncEngine(Programs programs, Guest guest) implements Sender {
+        private static final Pattern ITEMIZED = Pattern.compile(
+                "(\\*deleting|[<>ch.][fdL][^ |]+) *\\|(-?\\d{1,18})\\|(.*?)/?");
+        private static final Pattern ESCAPED = Pattern.compile("\\\\#([0-7]{3})");
+        private static final String FULL = "No space left";
+        /** What is asked of it works from 3.1 on; macOS has another program of that name. */
+        static boolean isHere(Programs programs) {
+            try {
+                return programs.run(List.of("rsync", "--version"), "").text()
+                        .matches("(?s)rsync +version v?(3\\.[1-9]|[4-9]).*");
+            } catch (VmException missing) {
+                return false;
+            }
+        }
+
+        @Override
+        public Answer inGuest(String script) {
+            Answer answer = programs.run(List.of("ssh", "-F", guest.sshConfig(), guest.name, "sh -s"), script);
+            if (answer.status() == 255) {
+                throw guest.lost(answer.errors().isEmpty() ? "ssh failed"
+                        : cut(answer.errors().lines().findFirst().get()));
+            }
+            return answer;
+        }
+
+        /**
+         * Names what will be deleted before it is deleted. The first run has --max-delete=0: it sends everything, and
+         * reports whether something is to be deleted. Only then a dry run names it and a third run deletes it. If the
+         * guest's disk is full, this third run also makes room.
+         */
+        @Override
+        public Outcome sync(Job job, Look look) {
+            if (!job.delete()) {
+                return outcome(job.dryRun() ? run(job, look, "--dry-run") : run(job, look), List.of());
+            }
+            List<Change> changes = new ArrayList<>();
+            if (!job.dryRun()) {
+                Answer sent = run(job, look, "--delete", "--max-delete=0");
+                boolean deletions = Set.of(23, 25).contains(sent.status()) && sent.errors().contains("--max-delete");
+                if (!deletions && !sent.errors().contains(FULL)) {
+                    return outcome(sent, changes);
+                }
+                changes.addAll(parse(sent.text(), new ArrayList<>())); // what else it said, the last run says again
+            }
+            Outcome planned = outcome(run(job, look, "--delete", "--dry-run"), List.of());
+            job.tellDeletions(planned.changes().stream());
+            return job.dryRun() ? planned : outcome(run(job, look, "--delete"), changes);
+        }
+
+        private Answer run(Job job, Look look, String... more) {
+            List<String> command = command(job.project(), guest.sshConfig(), guest.name + ":"
+                    + new String(bytes(job.to().directory()), UTF_8) + "/", look.rsync());
+            Collections.addAll(command, more);
+            if (!job.to().datesCount(look)) {
+                command.add("--checksum");
+            }
+            return programs.run(command, job.source().rules().text());
+        }
+
+        /**
+         * Without owners, so that all belongs to root, and without times of directories and links; -s keeps names from
+         * the guest's shell; the rules come on stdin.
+         */
+        static List<String> command(Path project, String sshConfig, String to, String guestRsync) {
+            return new ArrayList<>(List.of("rsync", "-rlptsOJ", "-0", "--exclude-from=-", "--timeout=300",
+                    "--out-format=%i|%l|%n", "-e", "ssh -F '" + sshConfig.replace("'", "''") + "'", "--rsync-path="
+                    + guestRsync, project.toString().replaceAll("/?$", "/"), to));
+        }
+
+        private Outcome outcome(Answer answer, List<Change> before) {
+            List<String> messages = new ArrayList<>(answer.errors().lines().toList());
+            List<Change> changes = new ArrayList<>(before);
+            changes.addAll(parse(answer.text(), messages));
+            String why = messages.isEmpty() ? "rsync ended with " + answer.status() : messages.get(0);
+            if (List.of(10, 12, 30, 35, 255).contains(answer.status()) && !answer.errors().contains(FULL)) {
+                throw guest.lost(why);
+            } else if (!List.of(0, 23, 24).contains(answer.status())) { // what these left out, they have named
+                throw new VmException(1, why);
+            }
+            return new Outcome(changes, messages, answer.status() != 23, "rsync"); // 24: a file vanished meanwhile
+        }
+
+        /** rsync's itemized lines; up to a thousand others become messages. */
+        static List<Change> parse(String output, List<String> messages) {
+            List<Change> changes = new ArrayList<>();
+            for (String line : output.split("\n")) {
+                Matcher match = ITEMIZED.matcher(line);
+                if (match.matches()) {
+                    String file = ESCAPED.matcher(match.group(3)).replaceAll(code -> Matcher.quoteReplacement(
+                            String.valueOf((char) Integer.parseInt(code.group(1), 8))));
+                    changes.add(new Change(kind(match.group(1)), file,
+                            new Item('f', 0, Long.parseLong(match.group(2)), 0, "")));
+                    if (changes.size() > MAX_FILES) {
+                        throw tooMuch();
+                    }
+                } else if (!line.isBlank() && !line.startsWith("created ") && messages.size() < 1000) {
+                    messages.add(printable(new String(bytes(line), UTF_8)));
+                }
+            }
+            return changes;
+        }
+
+        private static Kind kind(String itemized) {
+            return switch (itemized.charAt(0)) {
+                case '*' -> Kind.DELETE;
+                case '.' -> Kind.ATTRS;
+                default -> itemized.charAt(1) == 'd' ? Kind.MKDIR : itemized.charAt(1) == 'L' ? Kind.LINK : Kind.SEND;
+            };
+        }
+    }
+
+    /**
+     * For machines and guests without rsync: compares the project with a listing of what is really in the guest, and
+     * sends whole files in one tar stream. The guest unpacks it beside the tree and moves the files into place.
+     */
+    static final class BuiltInEngine implements Sender {
+        private final Guest guest;
+        private final List<String> messages = new ArrayList<>();
+
+        BuiltInEngine(Guest guest) {
+            this.guest = guest;
+        }
+
+        @Override
+        public Answer inGuest(String script) {
+            return guest.exec("sh -s", in -> in.write(bytes(script)), LimitedOutput::readAnswer);
+        }
+
+        @Override
+        public Outcome sync(Job job, Look look) {
+            TreeMap<String, Item> there = Listing.parse(look.rest());
+            for (int attempt = 2; there == null; attempt++) {
+                if (attempt > 3) {
+                    throw new VmException(1, "the guest's list of its files makes no sense, three times");
+                }
+                there = Listing.parse(inGuest("LC_ALL=C d=" + word(job.to().directory()) + "\nexport LC_ALL\n"
+                        + Listing.SCRIPT).text());
+            }
+            TreeMap<String, Item> here = Listing.of(job.project(), job.source().rules(), messages);
+            // As with rsync, nothing is deleted when the project could not be read in full.
+            List<Change> changes = Plan.of(here, there, job.source().rules(), job.delete() && messages.isEmpty(),
+                    job.to().datesCount(look) ? job.source().resend() : here.keySet(), messages);
+            job.tellDeletions(changes.stream().filter(change -> !here.containsKey(change.name())));
+            if (!job.dryRun() && !changes.isEmpty()) {
+                Answer answer = guest.exec("cd && cd .vm-sync/" + job.to().key() + "/tree && mkdir " + Destination.PART
+                        + " && cd " + Destination.PART + " && tar -xpf - && exec sh apply",
+                        out -> send(out, job.project(), changes), LimitedOutput::readAnswer);
+                if (answer.status() != 0) {
+                    messages.add("the guest could not do all of it: " + answer.errors());
+                }
+            }
+            // A deletion that makes room for something else is no news.
+            changes.removeIf(change -> change.kind() == Kind.DELETE && here.containsKey(change.name()));
+            return new Outcome(changes, messages, messages.isEmpty(), "tar");
+        }
+
+        /** One stream: what is new, and last a script that puts it in place. What cannot be sent leaves the changes. */
+        private void send(OutputStream out, Path project, List<Change> changes) throws IOException {
+            try (TarArchiveOutputStream tar = new TarArchiveOutputStream(out, ISO_8859_1.name())) {
+                tar.setLongFileMode(TarArchiveOutputStream.LONGFILE_GNU); // pax would want names in UTF-8
+                tar.setBigNumberMode(TarArchiveOutputStream.BIGNUMBER_POSIX); // for fractions of a second
+                for (Change change : List.copyOf(changes)) {
+                    Path file = path(project, change.name());
+                    boolean arrives = change.kind() != Kind.DELETE && !isModeOfDirectory(change);
+                    try (InputStream content = arrives && change.item().type() == 'f' ? Files.newInputStream(file)
+                            : InputStream.nullInputStream()) {
+                        if (arrives && !put(tar, "t/" + change.name(), change.item(), content)) {
+                            messages.add("could not be read in full: " + quoted(change.name()));
+                        }
+                    } catch (FileSystemException refused) {
+                        changes.remove(change);
+                        if (!(refused instanceof NoSuchFileException)) { // else it is the next sync's to delete
+                            messages.add("cannot read " + quoted(change.name()));
+                        }
+                    }
+                }
+                byte[] script = bytes(applyScript(changes));
+                put(tar, "apply", new Item('f', 0600, script.length, 0, ""), new ByteArrayInputStream(script));
+            }
+        }
+
+        private static boolean isModeOfDirectory(Change change) {
+            return change.kind() == Kind.ATTRS && change.item().type() == 'd';
+        }
+
+        /**
+         * Sends a file as long as it was when it was listed: what was added meanwhile is for the next sync. If it is
+         * shorter by now, the rest is zeros, and the result false.
+         */
+        private static boolean put(TarArchiveOutputStream tar, String name, Item item, InputStream content)
+                throws IOException {
+            TarArchiveEntry entry = new TarArchiveEntry(item.type() == 'd' ? name + "/" : name,
+                    item.type() == 'l' ? TarConstants.LF_SYMLINK : item.type() == 'd' ? TarConstants.LF_DIR
+                    : TarConstants.LF_NORMAL);
+            entry.setMode(item.mode());
+            entry.setLastModifiedTime(FileTime.from(item.time(), TimeUnit.NANOSECONDS));
+            entry.setIds(0, 0);
+            entry.setNames("", "");
+            entry.setLinkName(item.target());
+            entry.setSize(item.size());
+            tar.putArchiveEntry(entry);
+            byte[] buffer = new byte[1 << 16];
+            boolean whole = true;
+            for (long left = item.size(); left > 0; left -= buffer.length) {
+                int count = (int) Math.min(buffer.length, left);
+                Arrays.fill(buffer, (byte) 0);
+                try {
+                    whole &= content.readNBytes(buffer, 0, count) == count;
+                } catch (IOException unreadable) {
+                    whole = false;
+                }
+                tar.write(buffer, 0, count);
+            }
+            tar.closeArchiveEntry();
+            return whole;
+        }
+
+        /**
+         * Run in the part directory when all has arrived: removes what must go, moves what came into place, sets the
+         * modes of directories. mv within one file system is rename(2): there is the old file or the new one. If one
+         * step fails, the others are done all the same.
+         */
+        static String applyScript(List<Change> changes) {
+            StringBuilder script = new StringBuilder("LC_ALL=C; export LC_ALL\nr=0\ncd .. || exit 1\n");
+            Set<String> deleted = names(changes.stream(), Kind.DELETE);
+            Set<String> made = names(changes.stream(), Kind.MKDIR);
+            step(script, "rm -rf", "./",
+                    deleted.stream().filter(name -> !deleted.contains(parent(name))).toList(), "");
+            changes.stream().filter(change -> change.kind() != Kind.DELETE && !isModeOfDirectory(change)).map(Change::name)
+                    .filter(name -> !made.contains(parent(name))) // what is in a new directory moves with it
+                    .collect(Collectors.groupingBy(VmSync::parent, TreeMap::new, Collectors.toList()))
+                    .forEach((directory, names) -> step(script, "mv -f", Destination.PART + "/t/", names,
+                            " " + word("./" + directory + "/")));
+            changes.stream().filter(BuiltInEngine::isModeOfDirectory)
+                    .collect(Collectors.groupingBy(change -> Integer.toOctalString(change.item().mode()),
+                            Collectors.mapping(Change::name, Collectors.toList())))
+                    .forEach((mode, names) -> step(script, "chmod " + mode, "./", names, ""));
+            return script + "rm -rf " + Destination.PART + "\nexit $r\n";
+        }
+    }
+
+    // The way to the guest
+
+    interface Writer {
+        void write(OutputStream out) throws IOException;
+    }
+
+    interface Reader {
+        byte[] read(InputStream in) throws IOException;
+    }
+
+    /** The VM: whether it runs, how the built-in engine and a pull run commands in it, why it cannot be reached. */
+    static final class Guest implements AutoCloseable {
+        final String name;
+        private final Path vmDir;
+        private final Programs programs;
+        /** Opened when needed, kept for a watch's next sync. */
+        private SSHClient client;
+
+        Guest(Path vmDir, String name, Programs programs) {
+            this.vmDir = vmDir;
+            this.name = name;
+            this.programs = programs;
+        }
+
+        void requireRunning() {
+            awaitGuest(vmDirectory(vmDir), name, () -> false); // Ctrl-C ends vm-sync by itself
+            if (!Files.exists(Path.of(sshConfig()))) {
+                throw new VmException(69, sshConfig() + " is missing: 'vm-ctl start' writes it once the guest answers");
+            }
+        }
+
+        /** Tells one run of the VM from another. Not by the pid alone: in a container, QEMU often gets the same. */
+        String runningSince() {
+            try {
+                JsonObject vm = runningVm(vmDir, name);
+                return vm == null ? "" : vm.getLong("pid") + " " + vm.getString("started");
+            } catch (IOException | VmException unknown) {
+                return ""; // the sync that follows says what is wrong
+            }
+        }
+
+        String sshConfig() {
+            return vmDir.resolve("ssh_config").toString();
+        }
+
+        /**
+         * The guest may have ended or stand still meanwhile, which says more than what ssh makes of it. A QEMU that
+         * ends closes its connections before it is gone, so it gets a second.
+         */
+        VmException lost(String why) {
+            long start = System.nanoTime();
+            GuestState guest = GuestState.of(vmDir, name);
+            while (guest != null && (guest.why() == null || guest.word().equals("unknown"))
+                    && System.nanoTime() - start < 1_000_000_000) {
+                LockSupport.parkNanos(50_000_000);
+                guest = GuestState.of(vmDir, name);
+            }
+            if (guest == null) {
+                return new VmException(69, "VM " + name + " ended meanwhile (" + why + "); start it: vm-ctl start");
+            } else if (guest.why() != null) {
+                return guest.failure();
+            }
+            return new VmException(69, "VM " + name + " is running but cannot be reached: " + why
+                    + "; 'vm-ctl status' and " + vmDir.resolve(name + ".console.log") + " tell more");
+        }
+
+        /** Runs a command in the guest, over one connection; 69 if that breaks. */
+        Answer exec(String command, Writer input, Reader output) {
+            programs.echo().accept("(built in) ssh " + name + " " + word(command));
+            try {
+                client = client == null ? connect() : client;
+                Session session = client.startSession();
+                Session.Command running = session.exec(command);
+                LimitedOutput errors = new LimitedOutput(MAX_ERRORS);
+                var drained = new StreamCopier(running.getErrorStream(), errors, LoggerFactory.DEFAULT)
+                        .bufSize(8192).spawnDaemon("stderr"); // else it copies byte by byte
+                try (OutputStream in = new BufferedOutputStream(running.getOutputStream(), 1 << 16)) {
+                    input.write(in);
+                } catch (SSHException ended) {
+                    // the command ended before its input did: its status says why
+                }
+                byte[] out = output.read(running.getInputStream());
+                drained.await();
+                running.join();
+                if (running.getExitStatus() == null) {
+                    throw new EOFException(("the connection ended " + oneLine(errors.text())).strip());
+                }
+                session.close(); // only here: it waits for the guest
+                return new Answer(running.getExitStatus(), out, oneLine(errors.text()));
+            } catch (VmException refused) {
+                close();
+                throw refused;
+            } catch (IOException broken) {
+                close();
+                throw lost(oneLine(reason(broken)));
+            }
+        }
+
+        /** As {@code <name>.ssh/config} says; the host's key is the one in known_hosts, or there is no connection. */
+        private SSHClient connect() throws IOException {
+            SecurityUtils.setRegisterBouncyCastle(false); // the JDK has what OpenSSH speaks, and 0.3 s are saved
+            Map<String, String> config = keywords(Files.readString(vmDir.resolve(name + ".ssh/config")));
+            String address = config.get("hostname");
+            int port = Integer.parseInt(config.get("port"));
+            DefaultConfig settings = new DefaultConfig();
+            settings.setKeepAliveProvider(KeepAliveProvider.KEEP_ALIVE);
+            SSHClient ssh = new SSHClient(settings);
+            ssh.setConnectTimeout(20_000);
+            ssh.setTimeout(60_000);
+            String alias = Pattern.quote(config.get("hostkeyalias")); // to sshj the host is its address
+            String knownHosts = Files.readString(Path.of(config.get("userknownhostsfile")))
+                    .replaceAll("(?m)^" + alias + " ", "[" + address + "]:" + port + " ");
+            ssh.addHostKeyVerifier(new OpenSSHKnownHosts(new StringReader(knownHosts)));
+            try {
+                ssh.connect(address, port);
+                ssh.getSocket().setTcpNoDelay(true);
+                KeepAliveRunner alive = (KeepAliveRunner) ssh.getConnection().getKeepAlive();
+                alive.setKeepAliveInterval(15);
+                alive.setMaxAliveCount(8); // a guest under emulation may be slow, but not two minutes
+                ssh.authPublickey(config.get("user"), ssh.loadKeys(config.get("identityfile")));
+                return ssh;
+            } catch (IOException failed) {
+                IOUtils.closeQuietly(ssh);
+                throw failed;
+            }
+        }
+
+        /** "Key value" lines, the value perhaps in quotes, with backslashes before quotes; keys in lower case. */
+        static Map<String, String> keywords(String text) {
+            return Pattern.compile("(?m)^\\s*(\\w+)\\s+(\"?)(.*?)\\2\\s*$").matcher(text).results()
+                    .collect(Collectors.toMap(line -> line.group(1).toLowerCase(Locale.ROOT),
+                    line -> line.group(3).replaceAll("\\\\([\\\\\"])", "$1").replace("%%", "%"),
+                    (first, second) -> first));
+        }
+
+        @Override
+        public void close() {
+            IOUtils.closeQuietly(client);
+            client = null;
+        }
+    }
+
+    /** Runs programs of this machine: find, git, ssh, rsync. */
+    record Programs(Consumer<String> echo) {
+        /** Keep-alives end a dead connection; the limit is for a guest that hangs and still answers those. */
+        Answer run(List<String> command, String input) {
+            echo.accept(command.stream().map(VmSync::word).collect(Collectors.joining(" ")));
+            LimitedOutput out = new LimitedOutput(maxAnswer);
+            LimitedOutput errors = new LimitedOutput(MAX_ERRORS);
+            try {
+                ProcessExecutor executor = new ProcessExecutor(command)
+                        .redirectInput(new ByteArrayInputStream(bytes(input)))
+                        .redirectErrorStream(false).redirectOutput(out).redirectError(errors).destroyOnExit()
+                        .addListener(out.endsProcess())
+                        // git may want objects that a checkout lacks, and would run its core.sshCommand for them
+                        .environment("GIT_ALLOW_PROTOCOL", "none");
+                if (!command.get(0).equals("rsync")) {
+                    executor.timeout(10, TimeUnit.MINUTES);
+                }
+                int status = executor.execute().getExitValue();
+                if (out.full) {
+                    throw tooMuch();
+                }
+                return new Answer(status, out.toByteArray(), printable(errors.text()).strip());
+            } catch (TimeoutException late) {
+                throw new VmException(69, command.get(0) + " did not end within ten minutes");
+            } catch (InterruptedException interrupted) {
+                throw new VmException(130, "interrupted");
+            } catch (IOException missing) {
+                throw new VmException(69, command.get(0) + " cannot be run ('vm-setup check' tells what is missing): "
+                        + missing.getMessage());
+            }
+        }
+    }
+
+    // What the guest may send
+
+    /**
+     * How many bytes of an answer are kept. The names and lines of 500,000 files, 500 bytes for each, fit; on a machine
+     * with little memory, less. A test shortens it.
+     */
+    static int maxAnswer = (int) Math.min(250_000_000, Runtime.getRuntime().maxMemory() / 8);
+    private static final int MAX_ERRORS = 1 << 18;
+    /** How many files an answer may name: they take more memory than their names. */
+    private static final int MAX_FILES = 1_000_000;
+
+    private static VmException tooMuch() {
+        return new VmException(1, "there are too many files here or in the guest (their list has more than " + maxAnswer
+                + " bytes or " + MAX_FILES + " files): leave some out with --exclude");
+    }
+
+    /** Keeps an output up to a limit. If a process writes it, that is then ended. */
+    private static final class LimitedOutput extends ByteArrayOutputStream {
+        private final int limit;
+        private volatile Process process;
+        private volatile boolean full;
+
+        LimitedOutput(int limit) {
+            this.limit = limit;
+        }
+
+        /** Reads what a command in the guest prints. */
+        static byte[] readAnswer(InputStream in) throws IOException {
+            byte[] answer = in.readNBytes(maxAnswer + 1);
+            if (answer.length > maxAnswer) {
+                throw tooMuch();
+            }
+            return answer;
+        }
+
+        ProcessListener endsProcess() {
+            return new ProcessListener() {
+                @Override
+                public void afterStart(Process started, ProcessExecutor executor) {
+                    process = started;
+                }
+            };
+        }
+
+        @Override
+        public synchronized void write(byte[] buffer, int offset, int length) {
+            full |= length > limit - count;
+            if (!full) {
+                super.write(buffer, offset, length);
+            } else if (process != null) {
+                process.destroy();
+            }
+        }
+
+        String text() {
+            return toString(UTF_8);
+        }
+    }
+
+    // Watching
+
+    /**
+     * Sees changes of what is not excluded. Before each sync it starts anew, so that it misses no directory that was
+     * made or moved.
+     */
+    static final class Watch implements AutoCloseable {
+        private final Path project;
+        private WatchService service;
+        private Rules rules;
+
+        Watch(Path project) {
+            this.project = project;
+        }
+
+        void start(Rules current) throws IOException {
+            close();
+            rules = current;
+            service = project.getFileSystem().newWatchService();
+            Listing.walk(project, project, rules, new ArrayList<>(), (name, item) -> {
+                if (item.type() == 'd') {
+                    register(name.equals(".") ? project : path(project, name));
+                }
+            });
+        }
+
+        private void register(Path directory) {
+            try {
+                directory.register(service, StandardWatchEventKinds.ENTRY_CREATE,
+                        StandardWatchEventKinds.ENTRY_DELETE, StandardWatchEventKinds.ENTRY_MODIFY);
             } catch (FileSystemException gone) {
                 // or unreadable, which the sync tells
             } catch (IOException full) {
-                throw new VmException(69, "cannot watch " + path + ": " + full.getMessage()
+                throw new VmException(69, "cannot watch " + directory + ": " + full.getMessage()
                         + " (more watches: sysctl fs.inotify.max_user_watches; or leave out what need not be "
                         + "watched: " + withOption("--exclude PATTERN") + ")");
             }
-        });
+        }
+
+        /** Waits a second for a change, and then until the burst is over, three seconds at most. */
+        boolean await() {
+            boolean changed = false;
+            long start = System.nanoTime();
+            try {
+                if (service == null) { // no sync came as far yet
+                    TimeUnit.SECONDS.sleep(1);
+                    return false;
+                }
+                WatchKey key = service.poll(1, TimeUnit.SECONDS);
+                while (key != null && System.nanoTime() - start < 3_000_000_000L) {
+                    for (WatchEvent<?> event : key.pollEvents()) {
+                        changed |= matters((Path) key.watchable(), (Path) event.context());
+                    }
+                    key.reset();
+                    key = service.poll(changed ? 80 : 0, TimeUnit.MILLISECONDS);
+                }
+            } catch (InterruptedException interrupted) {
+                throw new VmException(130, "interrupted");
+            }
+            if (!Files.isDirectory(project)) {
+                throw new VmException(1, project + " is gone: nothing left to watch");
+            }
+            return changed;
+        }
+
+        /** Without a name, so much happened that the kernel lost count. */
+        private boolean matters(Path directory, Path name) {
+            return name == null || !rules.hides(nameOf(project, directory.resolve(name)),
+                    Files.isDirectory(directory.resolve(name), LinkOption.NOFOLLOW_LINKS));
+        }
+
+        @Override
+        public void close() throws IOException {
+            if (service != null) {
+                service.close();
+            }
+        }
     }
 
     // Pulling
@@ -1699,21 +1718,21 @@ final class VmSync implements Callable<Integer> {
      * made, and everything has a limit.
      */
     static final class Pull {
+        static final int REFUSED = 68;
         /** Of files and directories. A test shortens it. */
         static int maxEntries = 100_000;
+        private static final String RUNS = "git would run what stands there";
+        private static final String SETS = "it would hold settings for programs of this machine";
         /** Files that programs of this machine read in the directory they start in; git~1 is the DOS name of .git. */
-        static final Set<String> REFUSED_NAMES = Set.of(".git", "git~1", "vm.env", "jbang-catalog.json",
-                "jbang.properties");
-        private static final List<String> REPOSITORY = List.of("HEAD", "objects", "refs", "commondir");
+        static final Map<String, String> REFUSED_NAMES = Map.of(".git", RUNS, "git~1", RUNS, "vm.env", SETS,
+                "jbang-catalog.json", SETS, "jbang.properties", SETS,
+                "head", "git would take its directory for a repository, and run what stands there");
         private static final Pattern UNSEEN = Pattern.compile("\\p{Cf}|[. ]+$");
         private final Path base;
         private final List<String> place;
-        private final String asked;
+        private final String file;
         private final long maxSize;
         private Path root;
-        /** Of each directory, which names of a repository are there, and, by its folded name, which ones arrived. */
-        private final Map<Path, Set<String>> there = new HashMap<>();
-        private final Map<String, Set<String>> arrived = new HashMap<>();
         private long total;
         private int entries;
         final Set<String> leftOut = new LinkedHashSet<>();
@@ -1721,14 +1740,29 @@ final class VmSync implements Callable<Integer> {
         long bytes;
 
         /**
-         * Fills the directory {@code place}, below {@code base}; or, if a single file was {@code asked} for, makes the
+         * Fills the directory {@code place}, below {@code base}; or, if a single {@code file} was asked for, makes the
          * file {@code place}, whatever else the guest sends.
          */
-        Pull(Path base, List<String> place, String asked, long maxSize) {
+        Pull(Path base, List<String> place, String file, long maxSize) {
             this.base = base;
             this.place = place;
-            this.asked = asked;
+            this.file = file;
             this.maxSize = maxSize;
+        }
+
+        static String script(String from, boolean tree) {
+            return """
+                    LC_ALL=C; export LC_ALL
+                    f=%s t=
+                    # the own format of bsdtar has names in UTF-8 only
+                    case $(tar --version 2>/dev/null) in bsdtar*) t=--format=gnutar ;; esac
+                    %s
+                    [ -e "$f" ] && echo 'is no %s' >&2 || echo 'is not in the guest' >&2
+                    exit %s
+                    """.formatted(word(from), tree ? "[ ! -d \"$f\" ] || { cd \"$f\" && exec tar $t -cf - .; }"
+                    : "[ ! -f \"$f\" ] || { cd \"${f%/*}/\" && exec tar $t -chf - \"./${f##*/}\"; }",
+                    tree ? "directory in the guest: write it without the slash"
+                    : "file in the guest; if it is a directory, write a slash at its end", REFUSED);
         }
 
         String written() {
@@ -1736,7 +1770,7 @@ final class VmSync implements Callable<Integer> {
         }
 
         byte[] unpack(InputStream in) throws IOException {
-            Limited limited = new Limited(in);
+            LimitedInput limited = new LimitedInput(in);
             TarArchiveInputStream tar = new TarArchiveInputStream(limited, ISO_8859_1.name());
             try {
                 for (TarArchiveEntry entry = next(tar); entry != null; entry = next(tar)) {
@@ -1765,7 +1799,7 @@ final class VmSync implements Callable<Integer> {
             return new byte[0];
         }
 
-        private TarArchiveEntry next(TarArchiveInputStream tar) throws IOException {
+        private static TarArchiveEntry next(TarArchiveInputStream tar) throws IOException {
             try {
                 return tar.getNextEntry();
             } catch (VmException limit) {
@@ -1787,32 +1821,17 @@ final class VmSync implements Callable<Integer> {
 
         private void take(TarArchiveInputStream tar, TarArchiveEntry entry, long size) throws IOException {
             String name = entry.getName();
-            if (asked != null && files > 0) {
+            if (file != null && files > 0) {
                 throw stopped("the guest sent more than the one file that was asked for");
-            } else if (asked != null && (!isFile(tar, entry) || !parts(name).equals(List.of(asked)))) {
+            } else if (file != null && (!isFile(tar, entry) || !parts(name).equals(List.of(file)))) {
                 throw stopped("the guest did not send the file that was asked for, but " + quoted(cut(name)));
             }
             try {
-                List<String> parts = parts(name);
-                if (parts.isEmpty() && !entry.isDirectory()) { // it would be written beside LOCAL, to take its place
-                    throw new SecurityException("it has no name");
-                } else if (name.startsWith("/") || parts.contains("..")) {
-                    throw new SecurityException("it leads out of the directory");
-                } else if (parts.size() > 100) { // each costs time
-                    throw new SecurityException("it lies more than 100 directories deep");
-                }
-                List<String> all = new ArrayList<>(place);
-                all.addAll(asked == null ? parts : List.of());
-                for (String part : all) {
-                    if (refusal(part) != null) {
-                        throw new SecurityException(refusal(part));
-                    }
-                }
-                Path path = makeWay(all, entry.isDirectory());
+                Path path = makeWay(name, entry.isDirectory());
                 if (isFile(tar, entry)) {
                     writeFile(tar, entry, size, path);
                 } else if (entry.isSymbolicLink()) {
-                    Path target = path(Path.of(""), safeTarget(entry.getLinkName(), parts.size() - 1));
+                    Path target = path(Path.of(""), safeTarget(entry.getLinkName(), parts(name).size() - 1));
                     putInPlace(path, temporary -> Files.createSymbolicLink(temporary, target));
                 } else if (!entry.isDirectory()) {
                     throw new SecurityException("it is neither a file nor a directory nor a symbolic link");
@@ -1834,33 +1853,39 @@ final class VmSync implements Callable<Integer> {
             return Stream.of(name.split("/")).filter(part -> !part.isEmpty() && !part.equals(".")).toList();
         }
 
-        /** A name as file systems compare it that ignore case, characters without a shape, or dots at the end. */
-        private static String fold(String name) {
-            return UNSEEN.matcher(new String(bytes(name), UTF_8)).replaceAll("").toUpperCase(Locale.ROOT)
-                    .toLowerCase(Locale.ROOT);
-        }
-
-        /** Why nothing of this name is pulled; null if it is. */
+        /** Why nothing of this name is pulled; null if it is. Some file systems ignore case, and what has no shape. */
         static String refusal(String part) {
-            String folded = fold(part);
-            return !REFUSED_NAMES.contains(folded) ? null : folded.contains("git")
-                    ? "git would run what stands there" : "it would hold settings for programs of this machine";
+            return REFUSED_NAMES.get(UNSEEN.matcher(new String(bytes(part), UTF_8)).replaceAll("")
+                    .toUpperCase(Locale.ROOT).toLowerCase(Locale.ROOT));
         }
 
-        /** Makes the directories that are missing below the base, and returns the path of the entry. */
-        private Path makeWay(List<String> parts, boolean directory) throws IOException {
+        /** Checks an entry's name, makes the directories that are missing below the base, and returns its path. */
+        private Path makeWay(String name, boolean directory) throws IOException {
+            List<String> parts = parts(name);
+            if (parts.isEmpty() && !directory) { // it would be written beside LOCAL, to take its place
+                throw new SecurityException("it has no name");
+            } else if (name.startsWith("/") || parts.contains("..")) {
+                throw new SecurityException("it leads out of the directory");
+            } else if (parts.size() > 100) { // each costs time
+                throw new SecurityException("it lies more than 100 directories deep");
+            }
+            List<String> all = new ArrayList<>(place);
+            all.addAll(file == null ? parts : List.of());
+            for (String part : all) {
+                if (refusal(part) != null) {
+                    throw new SecurityException(refusal(part));
+                }
+            }
             root = root != null ? root : Files.createDirectories(base).toRealPath();
             Path path = root;
-            for (int depth = 1; depth <= parts.size(); depth++) {
-                String part = parts.get(depth - 1);
-                if (completesRepository(path, part)) {
-                    throw new SecurityException("git would take its directory for a repository, and run what stands "
-                            + "there");
+            for (int depth = 1; depth <= all.size(); depth++) {
+                if (Files.exists(path.resolve("HEAD"), LinkOption.NOFOLLOW_LINKS)) {
+                    throw new SecurityException(REFUSED_NAMES.get("head"));
                 }
-                path = path(path, part);
-                boolean wanted = directory || depth < parts.size();
+                path = path(path, all.get(depth - 1));
+                boolean wanted = directory || depth < all.size();
                 if (wanted && !Files.exists(path, LinkOption.NOFOLLOW_LINKS)) {
-                    if (depth < parts.size()) { // else its entry was counted
+                    if (depth < all.size()) { // else its entry was counted
                         count();
                     }
                     Files.createDirectory(path);
@@ -1870,37 +1895,6 @@ final class VmSync implements Callable<Integer> {
                 }
             }
             return path;
-        }
-
-        /**
-         * Whether git would take a directory for a repository, with what is there, what arrived, and this name. For one
-         * of the names that count, what is there is looked up again: a file system may know several names for one.
-         */
-        private boolean completesRepository(Path directory, String part) throws IOException {
-            Set<String> names = there.get(directory);
-            if (names == null) {
-                names = new HashSet<>();
-                try (DirectoryStream<Path> content = Files.newDirectoryStream(directory)) {
-                    for (Path file : content) {
-                        names.add(fold(bytesOf(file.getFileName())));
-                    }
-                }
-                names.retainAll(REPOSITORY.stream().map(Pull::fold).toList());
-                there.put(directory, names);
-            }
-            String folded = fold(part);
-            if (REPOSITORY.stream().anyMatch(folded::equalsIgnoreCase)) {
-                Set<String> before = arrived.computeIfAbsent(fold(bytesOf(directory)), first -> new HashSet<>());
-                before.add(folded);
-                names.addAll(before);
-                for (String name : REPOSITORY) {
-                    if (Files.exists(directory.resolve(name), LinkOption.NOFOLLOW_LINKS)) {
-                        names.add(fold(name));
-                    }
-                }
-            }
-            return names.contains("head")
-                    && (names.contains("commondir") || names.containsAll(Set.of("objects", "refs")));
         }
 
         private interface Maker {
@@ -1957,21 +1951,18 @@ final class VmSync implements Callable<Integer> {
         }
 
         /** What the guest sends, as far as it is allowed. */
-        private final class Limited extends InputStream {
+        private final class LimitedInput extends InputStream {
             private final InputStream in;
-            /** For headers, names and padding of all entries; each entry's size is added. */
-            private long left = 256 << 20;
-            /** How much of it may come before the next entry: the library keeps long names in memory, and recurses. */
-            private long leftNow;
+            /** How much may come before the next entry: the library keeps long names in memory, and recurses. */
+            private long left;
 
-            Limited(InputStream in) {
+            LimitedInput(InputStream in) {
                 this.in = in;
                 allow(0);
             }
 
             void allow(long size) {
-                left += size;
-                leftNow = size + (1 << 17);
+                left = size + (1 << 17);
             }
 
             @Override
@@ -1982,13 +1973,11 @@ final class VmSync implements Callable<Integer> {
 
             @Override
             public int read(byte[] buffer, int offset, int length) throws IOException {
-                long most = Math.min(length, Math.min(left, leftNow));
-                if (most <= 0 && length > 0) {
+                if (left == 0 && length > 0) {
                     throw stopped("the guest sends more than the files of its archive");
                 }
-                int count = in.read(buffer, offset, (int) most);
+                int count = in.read(buffer, offset, (int) Math.min(length, left));
                 left -= Math.max(count, 0);
-                leftNow -= Math.max(count, 0);
                 return count;
             }
         }
@@ -2025,6 +2014,10 @@ final class VmSync implements Callable<Integer> {
         return root.resolve(absolute.subpath(0, absolute.getNameCount()));
     }
 
+    static String last(String name) {
+        return name.substring(name.lastIndexOf('/') + 1);
+    }
+
     static String parent(String name) {
         return name.equals(".") ? "" : name.contains("/") ? name.substring(0, name.lastIndexOf('/')) : ".";
     }
@@ -2054,14 +2047,21 @@ final class VmSync implements Callable<Integer> {
         return cut(printable(text).strip()).replaceAll("\\s*\n\\s*", " / ");
     }
 
+    /** Adds a command over many names to a script, in pieces that fit a command line. */
+    private static void step(StringBuilder script, String command, String prefix, Collection<String> names,
+            String last) {
+        List<String> all = List.copyOf(names);
+        for (int from = 0; from < all.size(); from += 100) {
+            script.append(command);
+            all.subList(from, Math.min(from + 100, all.size())).forEach(name ->
+                    script.append(' ').append(word(prefix + name)));
+            script.append(last).append(" || r=1\n");
+        }
+    }
+
     /** A word of sh, taken literally. */
     static String word(String text) {
         return text.matches("[A-Za-z0-9_@%+=:,./-]+") ? text : "'" + text.replace("'", "'\\''") + "'";
-    }
-
-    /** What stands for the remote directory in file names. */
-    private String key() {
-        return UUID.nameUUIDFromBytes(remoteDir.getBytes(UTF_8)).toString();
     }
 
     // shared:projectorigin

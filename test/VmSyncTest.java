@@ -284,50 +284,49 @@ final class VmSyncTest {
 
     @Test
     void rsyncGetsItsWordsWhole() {
-        assertEquals(List.of("rsync", "-rlpts", "-0", "--exclude-from=-", "--timeout=300", "--out-format=%i|%l|%n", "-e",
-                "ssh -F '/vm''s dir/ssh_config'", "--rsync-path=/usr/local/bin/rsync", "/my, project/", "vm:/root/it's/", "--delete"),
-                VmSync.rsyncCommand(Path.of("/my, project"), "/vm's dir/ssh_config", "vm:/root/it's/", "/usr/local/bin/rsync",
-                        List.of("--delete")));
+        assertEquals(List.of("rsync", "-rlptsOJ", "-0", "--exclude-from=-", "--timeout=300", "--out-format=%i|%l|%n", "-e",
+                "ssh -F '/vm''s dir/ssh_config'", "--rsync-path=/usr/local/bin/rsync", "/my, project/", "vm:/root/it's/"),
+                VmSync.RsyncEngine.command(Path.of("/my, project"), "/vm's dir/ssh_config", "vm:/root/it's/", "/usr/local/bin/rsync"));
     }
 
     @Test
     void rsyncsLinesAreUnderstood() {
         List<String> said = new ArrayList<>();
-        List<VmSync.Change> changes = VmSync.parse(bytes(bytesOf("cd+++++++++|60|./\n<f+++++++++|3|a|b\n<f.st......|12|new\\#012line\n<f+++++++++|1|\\#303\\#251\n"
-                + "cL+++++++++|7|l\n.d..t......|40|dir/\n*deleting  |0|old/\ncannot delete non-empty directory: é\n.f...p.....|9|m\n")), said);
+        List<VmSync.Change> changes = VmSync.RsyncEngine.parse(bytesOf("cd+++++++++|60|./\n<f+++++++++|3|a|b\n<f.st......|12|new\\#012line\n<f+++++++++|1|\\#303\\#251\n"
+                + "cL+++++++++|7|l\n.d..t......|40|dir/\n*deleting  |0|old/\ncannot delete non-empty directory: é\n.f...p.....|9|m\n"), said);
         assertEquals(List.of("mkdir .", "send 'a|b'", "send $'new\\012line'", "send 'é'", "link l", "attrs dir", "delete old", "attrs m"),
                 changes.stream().map(VmSync.Change::toString).toList());
         assertEquals(List.of("cannot delete non-empty directory: é"), said);
         assertEquals("4 sent, 1 deleted, 16 bytes, 1.50 s (rsync)",
-                new VmSync.Outcome(changes, said, true, VmSync.Engine.RSYNC).summary(1.5));
+                new VmSync.Outcome(changes, said, true, "rsync").summary(1.5));
     }
 
     @Test
     void aListingIsReadWhateverTheNames() {
-        Map<String, VmSync.Item> tree = VmSync.listing(".\0./a\nb\0./l\0./d\0./|\0\0"
-                + "40755 512 1700000000.000000000 |\n100644 5 1700000000.123456789 |\n120777 5 1.000000001 x\n|\ny|\n40700 9 -5.000000000 |\n10600 0 7.000000000 |\n");
+        Map<String, VmSync.Item> tree = VmSync.Listing.parse(".\0./a\nb\0./l\0./d\0./|\0\0"
+                + "40755 512 1700000000.000000000 |\n100644 5 1700000000.123456789 |\n120777 45 1.000000001 x\n|\n100644 5 1700000000.123456789 |\n9 9 9.9 y|\n40700 9 -5.000000000 |\n10600 0 7.000000000 |\n");
         assertEquals(Map.of(".", new VmSync.Item('d', 0755, 0, 1_700_000_000_000_000_000L, ""),
-                "a\nb", new VmSync.Item('f', 0644, 5, 1_700_000_000_123_456_789L, ""), "l", new VmSync.Item('l', 0777, 0, 1_000_000_001L, "x\n|\ny"),
+                "a\nb", new VmSync.Item('f', 0644, 5, 1_700_000_000_123_456_789L, ""), "l", new VmSync.Item('l', 0777, 0, 1_000_000_001L, "x\n|\n100644 5 1700000000.123456789 |\n9 9 9.9 y"),
                 "d", new VmSync.Item('d', 0700, 0, -5_000_000_000L, ""), "|", new VmSync.Item('s', 0600, 0, 7_000_000_000L, "")), tree);
     }
 
     @Test
     void aListingThatDoesNotFitTogetherIsNone() {
-        assertNull(VmSync.listing(".\0./a\0\0" + "40755 512 1700000000.000000000 |\n"));
-        assertNull(VmSync.listing(".\0\0" + "40755 512 1700000000.000000000 |\n40755 512 1700000000.000000000 |\n"));
-        assertNull(VmSync.listing(".\0"));
-        assertNull(VmSync.listing("\0"));
-        assertNull(VmSync.listing(".\0\0" + "40755 512 " + "1".repeat(30) + ".000000000 |\n"));
-        assertNull(VmSync.listing(".\0\0" + "7".repeat(30) + " 512 1700000000.000000000 |\n"));
-        assertEquals(Map.of(), VmSync.listing(""));
+        assertNull(VmSync.Listing.parse(".\0./a\0\0" + "40755 512 1700000000.000000000 |\n"));
+        assertNull(VmSync.Listing.parse(".\0\0" + "40755 512 1700000000.000000000 |\n40755 512 1700000000.000000000 |\n"));
+        assertNull(VmSync.Listing.parse(".\0"));
+        assertNull(VmSync.Listing.parse("\0"));
+        assertNull(VmSync.Listing.parse(".\0\0" + "40755 512 " + "1".repeat(30) + ".000000000 |\n"));
+        assertNull(VmSync.Listing.parse(".\0\0" + "7".repeat(30) + " 512 1700000000.000000000 |\n"));
+        assertEquals(Map.of(), VmSync.Listing.parse(""));
     }
 
     @Test
     void aShellThatDoesNotAnswerAsAskedIsTold() {
         assertEquals(new VmSync.Look("/bin/rsync", "h:/x", "list"),
-                VmSync.looked("", new VmSync.Answer(0, bytes("hi\nvm-sync rsync=/bin/rsync\norigin=h:/x\nlist"), "")));
+                VmSync.Look.of("", new VmSync.Answer(0, bytes("hi\nvm-sync rsync=/bin/rsync\norigin=h:/x\nlist"), "")));
         for (String said : List.of("", "no more logins\n", "vm-sync rsync=", "vm-sync rsync=\n", "\033[2J".repeat(100_000))) {
-            VmSync.VmException told = assertThrows(VmSync.VmException.class, () -> VmSync.looked("", new VmSync.Answer(0, bytes(said), "")));
+            VmSync.VmException told = assertThrows(VmSync.VmException.class, () -> VmSync.Look.of("", new VmSync.Answer(0, bytes(said), "")));
             assertEquals(69, told.exitCode);
             assertTrue(told.getMessage().matches("[ -~]{1,2000}"), "short, and harmless to a terminal: " + told.getMessage());
         }
@@ -336,18 +335,18 @@ final class VmSyncTest {
     @Test
     void sshsConfigurationIsRead() {
         assertEquals(Map.of("host", "vm", "hostname", "127.0.0.1", "identityfile", "/a b/100% \"key\\ ", "port", "2222"),
-                VmSync.keywords("Host vm\n  HostName 127.0.0.1\n\tIdentityFile \"/a b/100%% \\\"key\\\\ \"\n  Port 2222\n"));
+                VmSync.Guest.keywords("Host vm\n  HostName 127.0.0.1\n\tIdentityFile \"/a b/100%% \\\"key\\\\ \"\n  Port 2222\n"));
     }
 
     /** In Egypt %d writes other digits than a shell reads. */
     @Test
     void whatTheGuestIsAskedIsTheSameInEveryLocale() {
         Locale before = Locale.getDefault();
-        String here = VmSync.pullScript("/a", true);
+        String here = VmSync.Pull.script("/a", true);
         try {
             Locale.setDefault(Locale.forLanguageTag("ar-EG"));
             assertEquals("\u0667", String.format("%d", 7));
-            assertEquals(here, VmSync.pullScript("/a", true));
+            assertEquals(here, VmSync.Pull.script("/a", true));
         } finally {
             Locale.setDefault(before);
         }
@@ -384,13 +383,13 @@ final class VmSyncTest {
         }
         VmSync.Rules rules = VmSync.Rules.of(Arrays.stream(patterns.split("\\|")).map(VmSyncTest::bytesOf).toList());
         Path list = Files.createTempFile("rules", "");
-        Files.write(list, bytes(rules.list().stream().map(rule -> rule.text() + "\0").collect(Collectors.joining())));
+        Files.write(list, bytes(rules.text()));
         Process rsync = new ProcessBuilder("rsync", "-rn", "-0", "--exclude-from=" + list, "--out-format=%i|%l|%n", temp + "/", temp + ".none/").start();
-        Set<String> expected = VmSync.parse(rsync.getInputStream().readAllBytes(), new ArrayList<>()).stream().map(VmSync.Change::name)
+        Set<String> expected = VmSync.RsyncEngine.parse(new String(rsync.getInputStream().readAllBytes(), ISO_8859_1), new ArrayList<>()).stream().map(VmSync.Change::name)
                 .collect(Collectors.toCollection(TreeSet::new));
         assertEquals(0, rsync.waitFor());
         Files.delete(list);
-        assertEquals(expected, VmSync.scan(temp, rules, new ArrayList<>()).keySet());
+        assertEquals(expected, VmSync.Listing.of(temp, rules, new ArrayList<>()).keySet());
     }
 
     @Test
@@ -406,16 +405,21 @@ final class VmSyncTest {
     @Test
     void onlyWhatGitNeedsIsLeftOfAConfiguration() {
         assertEquals("[core]\nrepositoryformatversion = 1\nworktree = ../my sub\nbare\n[extensions]\nobjectFormat=sha256\n[branch \"a\"]\nmerge = refs/heads/a\n"
-                + "[filter \"lfs\"]\nclean = git-lfs clean -- %f\n", VmSync.withoutCredentials("""
+                + "[filter \"lfs\"]\nclean = git-lfs clean -- %f\n", VmSync.Source.withoutCredentials("""
                 [core]
                 \trepositoryformatversion = 1
                 \tworktree = ../my sub
                 \tbare
                 \tsshCommand = sh -c 'x=secret y'
+                \teditor = x \\
+                secret
                 \tgitProxy = socks5://user:secret@proxy
                 [Http "https://example.org"] extraheader = secret
                 \tfoo = secret
-                [extensions] objectFormat=sha256
+                [extensions]
+                \tobjectFormat=sha256
+                [extensions] token = secret
+                \tfoo = secret
                 [url "https://secret@example.org"]
                 [remote "core"]
                 \turl = https://secret@example.org
@@ -429,55 +433,25 @@ final class VmSyncTest {
                 [filter "lfs"]
                 \tclean = git-lfs clean -- %f
                 """));
-        assertEquals("[branch \"fix]x\"]\nrebase = true\n", VmSync.withoutCredentials("[branch \"fix]x\"] rebase = true\n\t-i = x\n"));
+        assertEquals("[branch \"fix]x\"]\nrebase = true\n", VmSync.Source.withoutCredentials("[branch \"fix]x\"]\n rebase = true\n\t-i = x\n"));
     }
 
-    private static Set<String> filesWithCredentials(Path project) {
-        VmSync sync = new VmSync();
-        sync.project = project;
-        sync.findCredentials(VmSync.Rules.of(List.of()));
-        return sync.gitConfigs.keySet();
-    }
-
+    /** A file of the configuration may hold many things; a search of it must end soon. */
     @Test
-    void whatGitIncludesIsSearchedForCredentials() throws IOException {
-        Path git = Files.createDirectories(temp.resolve("p/.git/logs/refs"));
-        Map<String, String> files = new TreeMap<>();
-        for (String[] file : new String[][] {{"same", "[include] path = same"}, {"remark", "[include]\n\tpath = remark ; or # so"}, {"far", "[includeIf \"gitdir:x\"]\npath="
-                + git.getParent().getParent().resolve("far")}, {"cut", "[include]\n\tpa\\\nth = cut"}, {"marks", "[include]\n path = \"marks\" # x"}}) {
-            files.put(".git/" + file[0], file[1]);
-            Files.writeString(git.getParent().getParent().resolve(file[0]), "[http] extraheader = AUTHORIZATION: basic x\n");
-        }
-        Files.writeString(git.getParent().getParent().resolve("config"), String.join("\n", files.values()) + "\n");
-        Files.writeString(git.resolve("heads"), "0 1 me <me@example.org> 1 +0000\tpull https://ci:TOKEN@example.org/x: Fast-forward\n");
-        assertEquals(Set.of(".git/same", ".git/remark", ".git/far", ".git/cut", ".git/marks", ".git/logs/refs/heads"), filesWithCredentials(temp.resolve("p")));
-        for (String secret : List.of("\f proxy = user:pw@proxy:3128", "[x] api-key = 1", "cookie=1", "oauth = 1", "url = https://h/x?private_token=1", "sshCommand = sshpass -p pw ssh",
-                "x = !curl -H 'Authorization: Bearer 1'", "url = ftp://token@h/x", "url = https://user:\\\npw@h/x")) {
-            Files.writeString(git.getParent().getParent().resolve("config"), secret + "\n");
-            assertTrue(filesWithCredentials(temp.resolve("p")).contains(".git/config"), secret);
-        }
-        Files.writeString(git.resolve("heads"), "0 1 me <me@example.org> 1 +0000\tcommit: Send the Authorization: header, use sshpass\n");
-        assertFalse(filesWithCredentials(temp.resolve("p")).contains(".git/logs/refs/heads"), "a message is no address");
-        Files.writeString(git.resolve("heads"), "x".repeat(2_000_000));
-        assertTrue(filesWithCredentials(temp.resolve("p")).contains(".git/logs/refs/heads"), "too long to be searched");
-        assertTimeoutPreemptively(Duration.ofSeconds(60), () -> {
-            for (String flood : List.of("\r".repeat(4000), "[core]\n" + " ".repeat(300_000), "proxy=" + ":".repeat(300_000), "[" + "a".repeat(300_000), "[".repeat(300_000),
-                    "token = 1\n[branch \"" + "a".repeat(300_000) + "\"]", "://".repeat(100_000), "a".repeat(300_000))) {
-                Files.writeString(git.getParent().getParent().resolve("config"), flood + "\n");
-                filesWithCredentials(temp.resolve("p"));
+    void aConfigurationIsReadInLinearTime() {
+        assertTimeoutPreemptively(Duration.ofSeconds(20), () -> {
+            for (String flood : List.of("\r".repeat(300_000), "[core]\n" + " ".repeat(300_000), "[core]\na=" + ":".repeat(300_000), "[" + "a".repeat(300_000), "[".repeat(300_000),
+                    "token = 1\n[branch \"" + "a".repeat(300_000) + "\"]", "://".repeat(100_000), "[core]\n" + "a".repeat(300_000), "\\\n".repeat(100_000))) {
+                VmSync.Source.withoutCredentials(flood + "\n");
             }
         });
-        for (String harmless : List.of("[user]\n\temail = me@example.org", "[remote \"origin\"]\n\turl = git@github.com:o/r.git", "url = ssh://git@github.com/o/r", "url = https://h/o/r")) {
-            Files.writeString(git.getParent().getParent().resolve("config"), harmless + "\n");
-            assertFalse(filesWithCredentials(temp.resolve("p")).contains(".git/config"), harmless);
-        }
     }
 
     /** It becomes the argument --rsync-path, and OpenSSH reads options after a host's name, too. */
     @Test
     void whereTheGuestHasItsRsyncIsAPathOrNone() {
         for (String[] row : new String[][] {{"/usr/local/bin/rsync", "/usr/local/bin/rsync"}, {"-oProxyCommand=touch evil", ""}, {"/bin/x -y", ""}, {"rsync", ""}}) {
-            assertEquals(row[1], VmSync.looked("x", new VmSync.Answer(0, bytes("vm-sync rsync=" + row[0] + "\norigin=\n"), "")).rsync(), row[0]);
+            assertEquals(row[1], VmSync.Look.of("x", new VmSync.Answer(0, bytes("vm-sync rsync=" + row[0] + "\norigin=\n"), "")).rsync(), row[0]);
         }
     }
 
@@ -509,7 +483,7 @@ final class VmSyncTest {
     @Test
     void whatRsyncPassesOnIsHarmless() {
         List<String> said = new ArrayList<>();
-        assertEquals(0, VmSync.parse(bytes("\033[2J" + bytesOf("\u009b\u202e") + "!\n<f+++++++++|" + "9".repeat(30) + "|a\n" + "x\n".repeat(5000)), said).size());
+        assertEquals(0, VmSync.RsyncEngine.parse("\033[2J" + bytesOf("\u009b\u202e") + "!\n<f+++++++++|" + "9".repeat(30) + "|a\n" + "x\n".repeat(5000), said).size());
         assertEquals("??!", said.get(0));
         assertEquals(1000, said.size());
     }
@@ -649,16 +623,16 @@ final class VmSyncTest {
         for (int[] order : orders) {
             Path local = Files.createDirectories(temp.resolve("local"));
             VmSync.Pull pull = unpack(local, parts.get(order[0]), parts.get(order[1]), parts.get(order[2]), file("x/config"), file("x/objects/ab"), file("y/config"));
-            assertEquals(3, pull.leftOut.size(), pull.leftOut.toString());
-            assertTrue(pull.leftOut.iterator().next().contains(": git would take its directory for a repository"), pull.leftOut.toString());
-            assertTrue(Files.exists(local.resolve("y/config")) && !Files.exists(local.resolve("x/config")));
+            assertEquals(1, pull.leftOut.size(), pull.leftOut.toString());
+            assertTrue(pull.leftOut.iterator().next().contains("x/HEAD: git would take its directory for a repository"), pull.leftOut.toString());
+            assertTrue(Files.exists(local.resolve("y/config")) && !Files.exists(local.resolve("x/HEAD")));
             delete(local);
         }
         // In other letters, and with what is there already, in this directory and above.
         assertEquals(1, unpack(temp.resolve("a"), file("head"), file("Objects/x"), file("REFS/x")).leftOut.size());
         assertEquals(1, unpack(temp.resolve("b"), file("commondir"), file("HEAD")).leftOut.size());
         Files.createDirectories(temp.resolve("c/refs"));
-        Files.createFile(temp.resolve("c/Head"));
+        Files.createFile(temp.resolve("c/HEAD"));
         assertEquals(1, unpack(temp.resolve("c"), file("objects/x")).leftOut.size());
         Files.createDirectories(temp.resolve("d/r/objects"));
         Files.createDirectories(temp.resolve("d/r/refs"));
@@ -930,7 +904,7 @@ final class VmSyncTest {
             assertEquals(tree(project), tree(guest));
             // The other engine finds nothing left to do.
             assertEquals("", sync("--dry-run", "--engine", engine.equals("tar") ? "rsync" : "tar").exits(0).out());
-            assertEquals(1, VmSync.scan(base.resolve("home/.vm-sync"), VmSync.Rules.of(List.of()), new ArrayList<>()).keySet().stream()
+            assertEquals(1, VmSync.Listing.of(base.resolve("home/.vm-sync"), VmSync.Rules.of(List.of()), new ArrayList<>()).keySet().stream()
                     .filter(name -> name.endsWith("/made")).count(), "the mark stands outside the tree");
         }
 
@@ -1170,53 +1144,36 @@ final class VmSyncTest {
             return tree(root).keySet().stream().filter(name -> name.contains(".db") && !name.startsWith(".git/")).collect(Collectors.joining(" "));
         }
 
-        /** Only what git ignores is a program's state. Nothing that a project configures may run here. */
+        /** At the top, what git does not track is a program's state. Nothing that a project configures may run here. */
         @ByEitherEngine
         void databasesThatGitKnowsAreSource(String engine) throws Exception {
-            Path library = Files.createDirectories(extra.resolve("library"));
-            Files.writeString(library.resolve("sub.db"), "");
-            git(library, "init", "-q");
-            git(library, "add", ".");
-            git(library, "commit", "-qm", "one");
-            for (String name : List.of("state.db", "deep/state.db", "forced.db", "new/kept.db", "tree.db/log", "source.db/log", "source.db/x.db")) {
+            for (String name : List.of("state.db", "deep/fixture.db", "known.db", "tree.db/log", "source.db/log", "source.db/deep/x.db", "[odd]*.db")) {
                 write(name, "");
             }
             git(project, "init", "-q");
-            git(project, "submodule", "--quiet", "add", library.toString(), "library");
-            git(project, "commit", "-qm", "library");
-            // Git ignores one of them: only this one, here and there.
-            write(".gitignore", "/state.db\n");
-            Result result = sync("--engine", engine).exits(0);
-            assertTrue(result.out().endsWith("; left out: state.db\n"), result.out());
-            assertEquals("deep/state.db forced.db library/sub.db new/kept.db source.db source.db/log source.db/x.db tree.db tree.db/log", databases(guest));
-            // Git ignores all, but for what it tracks or was told to keep.
-            write(".gitignore", "*.db\n!kept.db\n");
-            git(project, "add", "-f", "forced.db", "source.db");
+            write(".gitignore", "*.db\n");
+            git(project, "add", "-f", "known.db", "source.db", "[[]odd[]]*.db");
             Path ran = temp.resolve("ran"); // a path that needs no quotes
-            for (Path checkout : List.of(project, project.resolve("library"))) {
-                for (String program : List.of("core.fsmonitor", "core.hooksPath", "filter.f.clean", "filter.f.process")) {
-                    git(checkout, "config", program, "touch " + ran + "; false");
-                }
-                Files.writeString(checkout.resolve(".gitattributes"), "* filter=f\n");
+            for (String program : List.of("core.fsmonitor", "core.hooksPath", "filter.f.clean", "filter.f.process")) {
+                git(project, "config", program, "touch " + ran + "; false");
             }
+            Files.writeString(project.resolve(".gitattributes"), "* filter=f\n");
+            Result result = sync("--engine", engine).exits(0);
+            assertTrue(result.out().endsWith("; left out: state.db, tree.db/\n"), result.out());
+            String known = "[odd]*.db deep/fixture.db known.db source.db source.db/deep source.db/deep/x.db source.db/log";
+            assertEquals(known, databases(guest));
             Files.writeString(guest.resolve("made-there.db"), "");
-            result = sync("--engine", engine).exits(0);
-            assertTrue(result.out().endsWith("; left out: deep/state.db, state.db, tree.db/\n"), result.out());
-            assertEquals("deep/state.db forced.db library/sub.db made-there.db new/kept.db source.db source.db/log source.db/x.db tree.db tree.db/log",
-                    databases(guest), "what was there stays");
+            sync("--engine", engine).exits(0);
+            assertEquals("[odd]*.db deep/fixture.db known.db made-there.db source.db source.db/deep source.db/deep/x.db source.db/log", databases(guest));
             delete(guest);
             sync("--engine", engine, "--exclude", "+ /state.db").exits(0);
-            assertEquals("forced.db library/sub.db new/kept.db source.db source.db/log source.db/x.db state.db", databases(guest));
+            assertEquals(known + " state.db", databases(guest));
             assertFalse(Files.exists(ran), "a program of the project ran on this machine");
-            // A project in a directory that a checkout around it ignores is no checkout.
+            // Without git, none at the top is source.
             delete(guest);
             delete(project.resolve(".git"));
-            git(base, "init", "-q");
-            Files.writeString(base.resolve(".gitignore"), "*\n");
             sync("--engine", engine).exits(0);
-            delete(base.resolve(".git"));
-            Files.delete(base.resolve(".gitignore"));
-            assertEquals("deep/state.db library/sub.db new/kept.db", databases(guest));
+            assertEquals("deep/fixture.db", databases(guest));
         }
 
         /** To list its index, git wants the tree of a directory that is not checked out, and would fetch it. */
@@ -1258,30 +1215,21 @@ final class VmSyncTest {
             git(extra.resolve("outer"), "submodule", "--quiet", "add", project.toString(), "sub");
             Path link = Files.createDirectories(extra.resolve("link"));
             Files.createSymbolicLink(link.resolve(".git"), project.resolve(".git"));
-            Path inside = Files.createDirectories(extra.resolve("inside"));
-            Files.move(extra.resolve("outer/sub/.git"), extra.resolve("sub.git"));
-            Files.copy(extra.resolve("sub.git"), extra.resolve("outer/sub/.git"));
-            Files.writeString(inside.resolve(".git"), "gitdir: ./data/.git\n");
             Path odd = Files.createDirectories(extra.resolve("odd"));
             Files.writeString(odd.resolve(".git"), "gitdir: \0");
-            assertNull(VmSync.gitOutside(project));
-            assertNull(VmSync.gitOutside(extra.resolve("outer")));
-            assertNull(VmSync.gitOutside(inside));
-            assertNull(VmSync.gitOutside(odd));
-            assertNull(VmSync.gitOutside(extra));
-            assertEquals(bytesOf(project + "/.git/worktrees/linked"), VmSync.gitOutside(extra.resolve("linked")));
-            assertEquals("../.git/modules/sub", VmSync.gitOutside(extra.resolve("outer/sub")));
-            assertEquals(bytesOf(project + "/.git/objects"), VmSync.gitOutside(extra.resolve("shared")));
-            assertEquals(bytesOf(project + "/.git"), VmSync.gitOutside(link));
-            Result result = sync(extra.resolve("linked")).exits(0);
-            assertEquals("vm-sync: warning: git in the guest cannot read this checkout, because it needs "
-                    + VmSync.quoted(bytesOf(project + "/.git/worktrees/linked")) + ", which is outside the project: if a build there fails with 'error obtaining VCS status', use "
-                    + "vm-test --env GOFLAGS=-buildvcs=false, or sync a plain clone\n", result.err());
+            String warning = "vm-sync: warning: git in the guest cannot read this checkout, because it is a worktree, a submodule or a shared clone, and part of it is outside "
+                    + "the project: if a build there fails with 'error obtaining VCS status', use vm-test --env GOFLAGS=-buildvcs=false, or sync a plain clone\n";
+            for (Path checkout : List.of(project, extra.resolve("outer"), odd.getParent())) {
+                assertFalse(sync(checkout, "--dry-run").exits(0).err().contains("warning"), checkout.toString());
+            }
+            for (Path checkout : List.of(extra.resolve("linked"), extra.resolve("outer/sub"), extra.resolve("shared"), link, odd)) {
+                assertTrue(sync(checkout, "--dry-run").exits(0).err().contains(warning), checkout.toString());
+            }
         }
 
         /** How often the guest's shell has started touch. */
         private long touches() {
-            return lines("touched");
+            return read(base.resolve("touched")).lines().count();
         }
 
         @ByEitherEngine
@@ -1302,31 +1250,21 @@ final class VmSyncTest {
             }
             assertEquals(0, touches());
             assertEquals(tree(project), tree(guest));
-            // A change in the same second of the future is seen.
-            Files.writeString(project.resolve("dir/f7"), "two");
-            Files.setLastModifiedTime(project.resolve("dir/f7"), FileTime.from(future.with(ChronoField.MILLI_OF_SECOND,
-                    (future.get(ChronoField.MILLI_OF_SECOND) + 500) % 1000)));
-            assertTrue(sync("--engine", engine).exits(0).out().contains(": 1 sent,"));
-            assertEquals("two", Files.readString(guest.resolve("dir/f7")));
-            assertEquals(tree(project), tree(guest));
-        }
-
-        /** They are sent again, because the first time may have caught them half-written; not by a process for each. */
-        @ByEitherEngine
-        void youngFilesTakeNoProcessEach(String engine) throws IOException {
-            filesOfTheFutureAreSentOnce(engine);
-            FileTime now = FileTime.from(Instant.now().truncatedTo(ChronoUnit.SECONDS).plusSeconds(1));
+            // They may have been written again since the last sync read them: that takes no process for each.
             for (int i = 0; i < 250; i++) {
-                Files.setLastModifiedTime(project.resolve("dir/f" + i), now);
+                Files.setLastModifiedTime(project.resolve("dir/f" + i), FileTime.from(Instant.now()));
             }
+            sync("--engine", engine).exits(0);
             Path precious = Files.writeString(extra.resolve("precious"), "");
             FileTime kept = Files.getLastModifiedTime(precious);
-            assertTrue(sync("--engine", engine).exits(0).out().contains(": 250 sent,"));
+            for (int i = 0; i < 250; i++) {
+                Files.setLastModifiedTime(project.resolve("dir/f" + i), FileTime.from(Instant.now()));
+            }
             Files.deleteIfExists(base.resolve("touched"));
             Files.delete(guest.resolve("dir/f1"));
             Files.createSymbolicLink(guest.resolve("dir/f1"), precious); // and it leads nowhere that a sync may write
             assertTrue(sync("--engine", engine).exits(0).out().contains(": 250 sent,"));
-            assertEquals(engine.equals("tar") ? 0 : 3, touches());
+            assertEquals(3, touches());
             assertEquals(kept, Files.getLastModifiedTime(precious));
             assertEquals(tree(project), tree(guest));
         }
@@ -1427,15 +1365,15 @@ final class VmSyncTest {
 
         @ByEitherEngine
         void aChangeInTheSameSecondIsSeen(String engine) throws Exception {
+            Instant second = Instant.now().plusSeconds(3).truncatedTo(ChronoUnit.SECONDS);
             Path file = write("file", "one");
-            while (Instant.now().getNano() > 300_000_000) {
-                Thread.sleep(5); // so that the sync begins in this second
-            }
-            FileTime time = FileTime.from(Instant.now().minusSeconds(1).plusMillis(1).truncatedTo(ChronoUnit.SECONDS).plusMillis(800));
-            Files.setLastModifiedTime(file, time);
+            Files.setLastModifiedTime(file, FileTime.from(second.plusMillis(100)));
             sync("--engine", engine).exits(0);
             Files.writeString(file, "two");
-            Files.setLastModifiedTime(file, FileTime.fromMillis(time.toMillis() + 100));
+            Files.setLastModifiedTime(file, FileTime.from(second.plusMillis(200)));
+            while (Instant.now().isBefore(second.plusMillis(200))) {
+                Thread.sleep(5);
+            }
             sync("--engine", engine).exits(0);
             assertEquals("two", Files.readString(guest.resolve("file")));
             assertEquals(tree(project), tree(guest));
@@ -1462,6 +1400,80 @@ final class VmSyncTest {
             assertTrue(Files.exists(guest.resolve("still")));
             sync("--engine", engine).exits(0);
             assertEquals(tree(project), tree(guest));
+        }
+
+        /** As a log does. It arrives as long as it was at some moment, not never. */
+        @ByEitherEngine
+        void aFileThatOnlyGrowsArrives(String engine) throws Exception {
+            Path log = write("app.log", "line\n".repeat(100_000));
+            Thread writer = new Thread(() -> {
+                try (RandomAccessFile growing = new RandomAccessFile(log.toFile(), "rw")) {
+                    while (!Thread.currentThread().isInterrupted()) {
+                        growing.seek(growing.length());
+                        growing.write(utf8("line\n"));
+                    }
+                } catch (IOException failed) {
+                    throw new IllegalStateException(failed);
+                }
+            });
+            writer.start();
+            try {
+                sync("--engine", engine);
+            } finally {
+                writer.interrupt();
+                writer.join();
+            }
+            String there = Files.readString(guest.resolve("app.log"));
+            assertTrue(there.length() >= 500_000 && Files.readString(log).startsWith(there), there.length() + " bytes");
+            sync("--engine", engine).exits(0);
+            assertEquals(tree(project), tree(guest));
+        }
+
+        /** The target of a link may be any text, also one that looks like our listing. */
+        @ByEitherEngine
+        void aLinksTargetConfusesNoListing(String engine) throws IOException {
+            Files.createDirectories(project);
+            Files.createSymbolicLink(project.resolve("link"), Path.of("x|\n100644 5 1700000000.000000000 |\n40755 9 9.9"));
+            sync("--engine", engine).exits(0);
+            assertTrue(sync("--engine", engine).exits(0).out().contains(": 0 sent,"));
+            assertEquals(tree(project), tree(guest));
+        }
+
+        @Test
+        void notesThatCannotBeWrittenAreOneLine() throws IOException {
+            write("file", "");
+            Path notes = Files.createDirectories(base.resolve("vm/dfly-vm.sync"));
+            delete(notes);
+            Files.createDirectories(notes.resolve(java.util.UUID.nameUUIDFromBytes(utf8(guest.toString())).toString()));
+            assertTrue(sync().exits(69).err().matches("vm-sync: [^\n]*dfly-vm.sync/[^\n]*: Is a directory\n"), sync().err());
+            delete(notes);
+            Files.writeString(notes, "");
+            assertTrue(sync().exits(69).err().matches("vm-sync: cannot write to [^\n]*dfly-vm.sync \\([^\n]*\n"), sync().err());
+            Files.delete(notes);
+        }
+
+        /** As a kill -9 does. The connection is gone at once, QEMU's lock a moment later. */
+        @ByEitherEngine
+        void aVmThatEndsMeanwhileIsTold(String engine) throws Exception {
+            byte[] content = new byte[4_000_000];
+            new java.util.Random(1).nextBytes(content);
+            Files.write(project.resolve("big"), content);
+            Path keys = Files.createDirectories(base.resolve("vm/dying.ssh"));
+            Files.writeString(keys.resolve("config"), Files.readString(base.resolve("vm/dfly-vm.ssh/config")).replace("Host dfly-vm", "Host dying"));
+            Path config = base.resolve("vm/ssh_config");
+            String before = Files.readString(config);
+            Files.writeString(config, before + "Include \"" + keys.resolve("config") + "\"\n");
+            try (FakeVm dying = new FakeVm(base.resolve("vm"), "dying")) {
+                sshd.beforeCut = () -> ProcessHandle.of(dying.pid()).ifPresent(ProcessHandle::destroyForcibly);
+                sshd.budget.set(1_000_000);
+                long start = System.nanoTime();
+                sync("--vm-name", "dying", "--engine", engine).exits(69).says("VM dying ended meanwhile (").says("); start it: vm-ctl start");
+                assertTrue(System.nanoTime() - start < 25e9, "soon");
+            } finally {
+                sshd.beforeCut = () -> { };
+                sshd.budget.set(Long.MAX_VALUE);
+                Files.writeString(config, before);
+            }
         }
 
         @ByEitherEngine
@@ -1497,76 +1509,90 @@ final class VmSyncTest {
             write("dir/file", "1");
             write("x.db", "");
             write(".git", "gitdir: /nowhere");
-            Process watch = start("--watch", "--engine", engine);
-            try {
-                awaitLines("out", 1);
-                assertTrue(read(base.resolve("out")).endsWith("; left out: x.db\n"), read(base.resolve("out")));
-                assertTrue(read(base.resolve("err")).matches("vm-sync: warning: git .*\n"), read(base.resolve("err")));
+            try (Watching watch = new Watching("--watch", "--engine", engine)) {
+                watch.awaitLines(watch.out, 1);
+                assertTrue(watch.out.toString().endsWith("; left out: x.db\n"), watch.out.toString());
+                assertTrue(watch.err.toString().matches("vm-sync: warning: git .*\n"), watch.err.toString());
                 for (int i = 0; i < 30; i++) {
                     write("dir/new/burst" + i, "");
                 }
-                awaitLines("out", 2);
+                watch.awaitLines(watch.out, 2);
                 Map<String, String> wanted = tree(project);
                 wanted.remove("x.db");
                 assertEquals(wanted, tree(guest));
                 write("dir/new/burst1", "again"); // in a directory that is new itself
-                awaitLines("out", 3);
+                watch.awaitLines(watch.out, 3);
                 assertEquals("again", Files.readString(guest.resolve("dir/new/burst1")));
                 Files.move(project.resolve("dir"), project.resolve("moved")); // and what is new below a directory that was moved
-                awaitLines("out", 4);
+                watch.awaitLines(watch.out, 4);
                 Files.createDirectories(project.resolve("moved/new/deep"));
-                awaitLines("out", 5);
+                watch.awaitLines(watch.out, 5);
                 write("moved/new/deep/file", "");
-                awaitLines("out", 6);
+                watch.awaitLines(watch.out, 6);
                 write("x.db", "changed"); // excluded
                 Files.delete(project.resolve("moved/file"));
-                awaitLines("out", 7);
+                watch.awaitLines(watch.out, 7);
                 // The VM goes away, something changes, it comes back with another tree.
                 String pid = Files.readString(base.resolve("vm/dfly-vm.pid"));
                 Files.delete(base.resolve("vm/dfly-vm.pid"));
                 write("while-away", "");
-                awaitLines("err", 4);
+                watch.awaitLines(watch.err, 4);
                 delete(guest);
                 Files.writeString(base.resolve("vm/dfly-vm.pid"), pid);
-                awaitLines("out", 8);
+                watch.awaitLines(watch.out, 8);
                 assertEquals(tree(project).keySet().stream().filter(name -> !name.equals("x.db")).collect(Collectors.toSet()), tree(guest).keySet());
                 Thread.sleep(300);
-                assertEquals(List.of(8L, 4L), List.of(lines("out"), lines("err")), () -> read(base.resolve("out")) + read(base.resolve("err")));
-                List<String> told = read(base.resolve("err")).lines().toList();
+                assertEquals(List.of(8L, 4L), List.of(watch.lines(watch.out), watch.lines(watch.err)), () -> watch.out.toString() + watch.err.toString());
+                List<String> told = watch.err.toString().lines().toList();
                 assertEquals("vm-sync: deletes what only the guest has: dir/file, dir/new/burst0, dir/new/burst1, dir/new/burst10, dir/new/burst11, "
                         + "dir/new/burst12, dir/new/burst13, dir/new/burst14, dir/new/burst15, dir/new/burst16 and 21 more", told.get(1));
                 assertEquals("vm-sync: deletes what only the guest has: moved/file", told.get(2));
                 assertTrue(told.get(3).contains("is not running"), told.get(3));
-                assertEquals(1, read(base.resolve("out")).split("left out", -1).length - 1, "said once");
-            } finally {
-                watch.destroy();
-                assertEquals(143, watch.waitFor());
+                assertEquals(1, watch.out.toString().split("left out", -1).length - 1, "said once");
             }
         }
 
         @Test
         void aWatchEndsWithItsProject() throws Exception {
             write("dir/file", "1");
-            Process watch = start("--watch", "--engine", "tar");
-            try {
-                awaitLines("out", 1);
+            try (Watching watch = new Watching("--watch", "--engine", "tar")) {
+                watch.awaitLines(watch.out, 1);
                 delete(project);
-                assertTrue(watch.waitFor(60, TimeUnit.SECONDS), () -> read(base.resolve("out")) + read(base.resolve("err")));
-                assertEquals(1, watch.exitValue());
-                assertTrue(read(base.resolve("err")).contains("is gone: nothing left to watch"), read(base.resolve("err")));
-            } finally {
-                watch.destroy();
+                assertEquals(1, watch.code.get(60, TimeUnit.SECONDS), () -> watch.out.toString() + watch.err);
+                assertTrue(watch.err.toString().contains("is gone: nothing left to watch"), watch.err.toString());
             }
         }
 
-        private long lines(String file) {
-            return read(base.resolve(file)).lines().count();
-        }
+        /** A sync with --watch in this JVM, until it is closed. */
+        private final class Watching implements AutoCloseable {
+            final StringWriter out = new StringWriter();
+            final StringWriter err = new StringWriter();
+            final CompletableFuture<Integer> code = new CompletableFuture<>();
+            private final Thread thread;
 
-        private void awaitLines(String file, int count) throws InterruptedException {
-            for (int tenth = 0; lines(file) < count; tenth++) {
-                assertTrue(tenth < 300, () -> read(base.resolve("out")) + read(base.resolve("err")));
-                Thread.sleep(100);
+            Watching(String... args) {
+                thread = new Thread(() -> code.complete(VmSync.commandLine(new VmSync(), new VmSync.Settings(settings(), Map.of()))
+                        .setOut(new PrintWriter(out)).setErr(new PrintWriter(err)).execute(args)));
+                thread.start();
+            }
+
+            private long lines(StringWriter text) {
+                return text.toString().lines().count();
+            }
+
+            private void awaitLines(StringWriter text, int count) throws InterruptedException {
+                for (int tenth = 0; lines(text) < count; tenth++) {
+                    assertTrue(tenth < 600 && thread.isAlive(), () -> out.toString() + err);
+                    Thread.sleep(100);
+                }
+            }
+
+            @Override
+            public void close() throws InterruptedException {
+                while (thread.isAlive()) {
+                    thread.interrupt();
+                    thread.join(100);
+                }
             }
         }
 
@@ -1594,9 +1620,9 @@ final class VmSyncTest {
             Files.delete(project.resolve("out/sub/a \n é"));
             sync("pull", "out/sub/a \n é").exits(0);
             assertEquals("newer", Files.readString(project.resolve("out/sub/a \n é")));
-            sync("pull", "out/none", local.toString()).exits(1).says("there is no file or directory");
-            sync("pull", "out/none/", local.toString()).exits(1).says("there is no file or directory");
-            Result directory = sync("pull", "out/sub", base.resolve("pulled/name").toString()).exits(1).says("/out/sub is no file in the guest; if it is a directory, write 'out/sub/'");
+            sync("pull", "out/none", local.toString()).exits(1).says("/out/none is not in the guest");
+            sync("pull", "out/none/", local.toString()).exits(1).says("/out/none is not in the guest");
+            Result directory = sync("pull", "out/sub", base.resolve("pulled/name").toString()).exits(1).says("/out/sub is no file in the guest; if it is a directory, write a slash at its end");
             assertFalse(Files.exists(base.resolve("pulled/name")), directory.err());
             sync("pull", "out/inside/", base.resolve("pulled/name").toString()).exits(1).says("/out/inside is no directory in the guest: write it without the slash");
             sync("pull", "out/sub/a \n é", base.resolve("pulled/new") + "/").exits(0);
@@ -1752,12 +1778,13 @@ final class VmSyncTest {
             write("nested/.git/more", "[url \"https://user:" + SECRET + "@example.org\"]\n\tinsteadOf = x\n");
             Files.copy(project.resolve(".git/config"), Files.createDirectories(guest.resolve(".git")).resolve("config"),
                     java.nio.file.StandardCopyOption.REPLACE_EXISTING); // as an earlier version sent it
+            Files.writeString(project.resolve(".git/logs/HEAD"), "0 1 me <me@example.org> 1 +0000\tpull https://" + SECRET + "@example.org/x: Fast-forward\n");
+            Files.writeString(project.resolve(".git/config.worktree"), "[http] extraheader = " + SECRET + "\n");
+            Files.createSymbolicLink(project.resolve(".git/credentials"), Files.writeString(extra.resolve("credentials"), SECRET));
             Map<String, String> before = tree(guest);
-            String told = "vm-sync: credentials are not sent: of .git/config, mirror.git/config, nested/.git/more the guest gets only the lines that git needs to read "
-                    + "the repository; to send the whole file, take the credentials out (git config --unset-all)\n";
-            sync("--engine", engine, "--dry-run").exits(0).says(told);
+            sync("--engine", engine, "--dry-run").exits(0);
             assertEquals(before, tree(guest));
-            assertEquals(told, sync("--engine", engine).exits(0).err());
+            assertTrue(sync("--engine", engine).exits(0).out().endsWith("; left out: mirror.git/config\n"));
             for (String name : tree(guest).keySet()) {
                 Path file = VmSync.path(guest, name);
                 if (Files.isRegularFile(file) && !name.equals("sub/testdata/config")) {
@@ -1769,10 +1796,10 @@ final class VmSyncTest {
             assertEquals(inGuest(project, "git", "log", "--format=%H %ct"), inGuest(guest, "git", "log", "--format=%H %ct"));
             assertEquals("false\n", inGuest(guest.resolve("nested"), "git", "rev-parse", "--is-bare-repository"));
             assertEquals("true\n", inGuest(guest.resolve("mirror.git"), "git", "rev-parse", "--is-bare-repository"));
-            // With the credentials taken out it comes whole. What is excluded is left alone.
-            git(project, "config", "--unset-all", "http.https://github.com/.extraheader");
-            sync("--engine", engine, "--exclude", "/nested/", "--exclude", "/mirror.git").exits(0);
-            assertEquals(Files.readString(project.resolve(".git/config")), Files.readString(guest.resolve(".git/config")));
+            // A repository that holds none may be a test's data, and comes whole. What is excluded is left alone.
+            git(project.resolve("mirror.git"), "config", "remote.origin.url", "https://example.org/x");
+            sync("--engine", engine).exits(0);
+            assertEquals(Files.readString(project.resolve("mirror.git/config")), Files.readString(guest.resolve("mirror.git/config")));
             delete(guest);
             assertEquals("", sync("--engine", engine, "--exclude", "/nested/", "--exclude", "/mirror.git").exits(0).err());
             assertFalse(Files.exists(guest.resolve("nested")));
@@ -1823,11 +1850,11 @@ final class VmSyncTest {
 
     // Helpers
 
-    /** All there is by name: kind, mode, size, time (of files to the microsecond, as HAMMER2 has it), target. */
+    /** All there is by name: kind, mode, size, time (of files, to the microsecond, as HAMMER2 has it), target. */
     static Map<String, String> tree(Path root) throws IOException {
         Map<String, String> tree = new TreeMap<>();
-        VmSync.scan(root, VmSync.Rules.of(List.of()), new ArrayList<>()).forEach((name, item) -> tree.put(name,
-                item.type() + " " + Integer.toOctalString(item.mode()) + " " + item.size() + " " + item.time() / (item.type() == 'f' ? 1000 : 1_000_000_000)
+        VmSync.Listing.of(root, VmSync.Rules.of(List.of()), new ArrayList<>()).forEach((name, item) -> tree.put(name,
+                item.type() + " " + Integer.toOctalString(item.mode()) + " " + item.size() + " " + (item.type() == 'f' ? item.time() / 1000 : "")
                         + " " + item.target()));
         return tree;
     }
