@@ -22,6 +22,7 @@ import java.io.ByteArrayOutputStream;
 import java.io.EOFException;
 import java.io.FileDescriptor;
 import java.io.FileOutputStream;
+import java.io.FilterInputStream;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
@@ -154,10 +155,11 @@ import picocli.CommandLine.UnmatchedArgumentException;
         description = {"Copy a project into the running VM, and results back", "",
             "Without a command it makes VM_REMOTE_DIR in the guest equal to VM_PROJECT, but for what is left alone, "
                 + "here and there: VM_DIR, a *.db at the top that git does not track, the built binary "
-                + "(a file named like the project), and what --exclude says. Of .git it sends what git needs to read the "
-                + "repository, without remotes, logs and hooks. It reads VM_DIR/ssh_config and VM_DIR/NAME.ssh/, and keeps notes for the next sync in VM_DIR/NAME.sync/. An option wins "
-                + "over the environment, the environment over vm.env (KEY=VALUE lines) in the working directory, that "
-                + "over ~/.go-synth/vm.env."},
+                + "(a file named like the project), and what --exclude says. Of .git it sends what git needs to read "
+                + "the repository, without remotes, logs and hooks. It reads VM_DIR/ssh_config and VM_DIR/NAME.ssh/, "
+                + "and keeps notes for the next sync in VM_DIR/NAME.sync/. An option wins over the environment, the "
+                + "environment over vm.env (KEY=VALUE lines) in the working directory, that over "
+                + "~/.go-synth/vm.env."},
         footer = {"  vm-sync --watch", "  vm-sync --dry-run --exclude /node_modules/",
             "  VM_PROJECT=~/go-synth vm-sync --no-delete",
             "  vm-sync pull stats/testdata/fixtures/    # and back"},
@@ -271,9 +273,9 @@ final class VmSync implements Callable<Integer> {
             description = {"Bring a file, or what is in a directory, back from the guest.", "",
                 "REMOTE names one file; with a slash at its end it names a directory. Files in LOCAL are overwritten "
                     + "and none is deleted. Nothing is written outside LOCAL, whatever the guest sends. Absolute "
-                    + "names, '..', links that lead out, device nodes, .git, bare git repositories, vm.env, "
-                    + "jbang-catalog.json and jbang.properties are left out; a message names them, and the exit code "
-                    + "is then 1."},
+                    + "names, '..', links that lead out, device nodes, .git, HEAD (which makes a repository of git), "
+                    + "vm.env, jbang-catalog.json and jbang.properties are left out; a message names them, and the "
+                    + "exit code is then 1."},
             footer = {"  vm-sync pull stats/testdata/fixtures/    # to the same place in VM_PROJECT",
                 "  vm-sync pull coverage.out .",
                 "  vm-sync pull --max-size 4G /var/crash/ crash",
@@ -321,12 +323,12 @@ final class VmSync implements Callable<Integer> {
 
     /** Decides where a pull may write, before anything is asked of the guest. {@code file} is null for a tree. */
     private Pull newPull(String remote, String local, String file, long maxSize) throws IOException {
+        Path place = local == null ? project.resolve(remote).normalize() : userPath(local);
         if (local != null) {
             written(Path.of(local));
+            boolean into = file != null && (local.endsWith("/") || Files.isDirectory(place));
+            place = into ? path(place, file) : place;
         }
-        boolean into = local != null && (local.endsWith("/") || Files.isDirectory(userPath(local)));
-        Path place = local == null ? project.resolve(remote).normalize()
-                : file != null && into ? path(userPath(local), file) : userPath(local);
         if (file != null && Files.isDirectory(place)) {
             throw new VmException(2, place + " is a directory here: to fill it, write '" + remote + "/'");
         }
@@ -335,13 +337,13 @@ final class VmSync implements Callable<Integer> {
         if (local == null) { // the project's links may lead anywhere
             base = requireProject().toRealPath();
             directory = realPath(directory);
-            if (!directory.startsWith(base)) {
-                throw new VmException(2, "the same place in the project is " + directory + ", which is outside " + base
-                        + ": name a directory or file as LOCAL");
-            }
         }
-        List<String> parts = Pull.parts(nameOf(base, directory) + "/"
-                + (file == null ? "" : bytesOf(place.getFileName())));
+        if (!directory.startsWith(base)) {
+            throw new VmException(2, "the same place in the project is " + directory + ", which is outside " + base
+                    + ": name a directory or file as LOCAL");
+        }
+        List<String> parts = Pull.parts(nameOf(base, file == null ? directory
+                : directory.resolve(place.getFileName())));
         for (String part : parts) {
             String refusal = Pull.refusal(part);
             if (refusal != null) {
@@ -433,8 +435,7 @@ final class VmSync implements Callable<Integer> {
             if (!value.matches("[1-9]\\d{0,6}[MG]")) {
                 throw new TypeConversionException("'" + value + "' is not a size such as 2G or 512M");
             }
-            int unit = value.length() - 1;
-            return Long.parseLong(value.substring(0, unit)) << (value.charAt(unit) == 'G' ? 30 : 20);
+            return Long.parseLong(value.replaceAll("\\D", "")) << (value.endsWith("G") ? 30 : 20);
         }
     }
 
@@ -714,25 +715,26 @@ final class VmSync implements Callable<Integer> {
             lines.addAll(patterns);
             Path inside = Files.exists(vmDir) ? vmDir.toRealPath() : vmDir;
             if (inside.startsWith(project) && !inside.equals(project)) {
-                leftOut.add(nameOf(project, inside) + "/");
                 lines.add("/" + Rules.literal(nameOf(project, inside)) + "/");
             }
             for (String binary : List.of(last(bytesOf(project)), last(remoteDir))) {
                 if (!binary.isEmpty()) { // else the project is the root directory
-                    String pattern = "/" + Rules.literal(binary);
-                    lines.addAll(List.of("+ " + pattern + "/", pattern)); // a directory of that name is source
-                    if (Files.isRegularFile(path(project, binary), LinkOption.NOFOLLOW_LINKS)) {
-                        leftOut.add(binary);
-                    }
+                    lines.add("+ /" + Rules.literal(binary) + "/"); // a directory of that name is source
+                    lines.add("/" + Rules.literal(binary));
                 }
             }
             trackedDatabases(project, programs).forEach(name -> lines.add("+ /" + Rules.literal(name)));
             lines.add("/*.db");
-            try (DirectoryStream<Path> databases = Files.newDirectoryStream(project, "*.db")) {
-                databases.forEach(file -> leftOut.add(nameOf(project, file) + (Files.isDirectory(file) ? "/" : "")));
-            }
             Rules all = Rules.of(lines);
-            leftOut.removeIf(name -> !all.hidesPath(name)); // the user may want it, or git tracks it
+            try (DirectoryStream<Path> top = Files.newDirectoryStream(project)) {
+                top.forEach(path -> {
+                    boolean directory = Files.isDirectory(path, LinkOption.NOFOLLOW_LINKS);
+                    String name = nameOf(project, path);
+                    if (all.hides(name, directory) && !users.hides(name, directory)) {
+                        leftOut.add(directory ? name + "/" : name);
+                    }
+                });
+            }
             resend.removeIf(all::hidesPath);
             Path git = project.resolve(".git");
             boolean needsMore = Files.isRegularFile(git) || Files.isSymbolicLink(git)
@@ -1385,7 +1387,8 @@ final class VmSync implements Callable<Integer> {
             Set<String> made = names(changes.stream(), Kind.MKDIR);
             step(script, "rm -rf", "./",
                     deleted.stream().filter(name -> !deleted.contains(parent(name))).toList(), "");
-            changes.stream().filter(change -> change.kind() != Kind.DELETE && !isModeOfDirectory(change)).map(Change::name)
+            changes.stream().filter(change -> change.kind() != Kind.DELETE && !isModeOfDirectory(change))
+                    .map(Change::name)
                     .filter(name -> !made.contains(parent(name))) // what is in a new directory moves with it
                     .collect(Collectors.groupingBy(VmSync::parent, TreeMap::new, Collectors.toList()))
                     .forEach((directory, names) -> step(script, "mv -f", Destination.PART + "/t/", names,
@@ -1821,10 +1824,9 @@ final class VmSync implements Callable<Integer> {
 
         private void take(TarArchiveInputStream tar, TarArchiveEntry entry, long size) throws IOException {
             String name = entry.getName();
-            if (file != null && files > 0) {
-                throw stopped("the guest sent more than the one file that was asked for");
-            } else if (file != null && (!isFile(tar, entry) || !parts(name).equals(List.of(file)))) {
-                throw stopped("the guest did not send the file that was asked for, but " + quoted(cut(name)));
+            if (file != null && (files > 0 || !isFile(tar, entry) || !parts(name).equals(List.of(file)))) {
+                throw stopped(files > 0 ? "the guest sent more than the one file that was asked for"
+                        : "the guest did not send the file that was asked for, but " + quoted(cut(name)));
             }
             try {
                 Path path = makeWay(name, entry.isDirectory());
@@ -1951,13 +1953,12 @@ final class VmSync implements Callable<Integer> {
         }
 
         /** What the guest sends, as far as it is allowed. */
-        private final class LimitedInput extends InputStream {
-            private final InputStream in;
+        private final class LimitedInput extends FilterInputStream {
             /** How much may come before the next entry: the library keeps long names in memory, and recurses. */
             private long left;
 
             LimitedInput(InputStream in) {
-                this.in = in;
+                super(in);
                 allow(0);
             }
 

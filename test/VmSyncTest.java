@@ -1290,10 +1290,12 @@ final class VmSyncTest {
                 Result result = inLocale(variable, locale, ascii, plain, command);
                 result.exits(0);
                 assertEquals(tree(plain), tree(base.resolve("guest/tree")));
-                String dry = inLocale(variable, locale, ascii, plain, concat(command, "--dry-run", "--exclude", "/link")).exits(0).out();
-                assertEquals("", dry);
                 Files.writeString(base.resolve("guest/tree/ü"), "");
-                inLocale(variable, locale, ascii, plain, command).exits(0).says("deletes what only the guest has: 'ü'\n");
+                Result again = inLocale(variable, locale, ascii, plain, command).exits(0).says("deletes what only the guest has: 'ü'\n");
+                assertTrue(again.out().contains(": 0 sent, 1 deleted"), again.out());
+                if (engine.equals("tar")) { // the others are the same for both
+                    return;
+                }
                 inLocale(variable, locale, ascii, plain, concat(command, "pull", "./", ascii.resolve("pulled").toString()));
                 Set<String> pulled = tree(ascii.resolve("pulled")).keySet();
                 assertTrue(pulled.containsAll(List.of(bytesOf("é日本"), "not-utf8-\u00ff")), pulled.toString());
