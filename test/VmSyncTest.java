@@ -1373,7 +1373,7 @@ final class VmSyncTest {
             sync("--engine", engine).exits(0);
             Files.writeString(file, "two");
             Files.setLastModifiedTime(file, FileTime.from(second.plusMillis(200)));
-            while (Instant.now().isBefore(second.plusMillis(200))) {
+            while (Instant.now().isBefore(second.plusMillis(500))) { // so that the next sync begins clearly later
                 Thread.sleep(5);
             }
             sync("--engine", engine).exits(0);
