@@ -828,9 +828,13 @@ final class VmSync implements Callable<Integer> {
         Journal(Path file, Consumer<String> tell) throws IOException {
             this.file = file;
             channel = FileChannel.open(file, StandardOpenOption.CREATE, StandardOpenOption.WRITE);
-            if (channel.tryLock() == null) {
-                tell.accept("vm-sync: waiting for another vm-sync of this directory");
-                channel.lock();
+            for (int tenth = 0; channel.tryLock() == null; tenth++) {
+                if (tenth == 0) {
+                    tell.accept("vm-sync: waiting for another vm-sync of this directory");
+                } else if (tenth == 6000) {
+                    throw new VmException(69, "another vm-sync has been at work for ten minutes: end it");
+                }
+                LockSupport.parkNanos(100_000_000);
             }
             Instant now = Instant.now();
             began = now.getEpochSecond() * SECOND + now.getNano();
