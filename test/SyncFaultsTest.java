@@ -35,7 +35,7 @@ final class SyncFaultsTest {
         }
     }
 
-    private static VmSyncTest.Result sync(Path project, Path guest, String... args) {
+    private static Script.Result sync(Path project, Path guest, String... args) {
         return VmSyncTest.call(Map.of("VM_DIR", sshd.vmDir.toString(), "VM_PROJECT", project.toString(), "VM_REMOTE_DIR", guest.toString()),
                 Map.of(), args);
     }
@@ -56,9 +56,9 @@ final class SyncFaultsTest {
             Map<String, byte[]> before = contents(project);
             rewrite(project, random);
             sshd.budget.set((long) (all * part));
-            VmSyncTest.Result cut = sync(project, guest, "--engine", engine);
+            Script.Result cut = sync(project, guest, "--engine", engine);
             sshd.budget.set(Long.MAX_VALUE);
-            if (cut.code() != 0) {
+            if (cut.exitCode() != 0) {
                 lost++;
                 cut.exits(69).says("cannot be reached");
                 assertEquals(1, cut.err().lines().count(), cut.err());

@@ -10,8 +10,6 @@ import static org.junit.jupiter.api.Assumptions.assumeTrue;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.io.PrintStream;
-import java.io.PrintWriter;
-import java.io.StringWriter;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.file.Files;
@@ -61,8 +59,8 @@ class VmAutoInstallTest {
     @TempDir
     Path tmp;
 
-    private final StringWriter out = new StringWriter();
-    private final StringWriter err = new StringWriter();
+    /** What the last command left. */
+    private Script.Result last;
 
     // The console.
 
@@ -474,7 +472,7 @@ class VmAutoInstallTest {
         assertEquals(fits, Files.exists(iso));
         if (!fits) {
             says(message);
-            assertEquals(1, err.toString().lines().count(), err.toString());
+            assertEquals(1, last.err().lines().count(), last.err());
             assertFalse(Files.exists(vmDir()), "nothing is made");
         }
     }
@@ -507,10 +505,8 @@ class VmAutoInstallTest {
         Map<String, String> settings = new TreeMap<>(Map.of("VM_DIR", vmDir().toString(), "VM_ACCEL", "tcg",
                 "VM_PHASES", tmp.resolve("phases").toString()));
         settings.putAll(environment);
-        CommandLine line = VmAutoInstall.commandLine(new VmAutoInstall.Settings(settings, file));
-        out.getBuffer().setLength(0);
-        err.getBuffer().setLength(0);
-        return line.setOut(new PrintWriter(out, true)).setErr(new PrintWriter(err, true)).execute(args);
+        last = Script.call(VmAutoInstall.commandLine(new VmAutoInstall.Settings(settings, file)), args);
+        return last.exitCode();
     }
 
     private int run(String... args) {
@@ -518,9 +514,7 @@ class VmAutoInstallTest {
     }
 
     private void says(String... parts) {
-        for (String part : parts) {
-            assertTrue(err.toString().contains(part), () -> "'" + part + "' is not in: " + err);
-        }
+        last.says(parts);
     }
 
     /** With all that a path can hold. */
@@ -569,9 +563,9 @@ class VmAutoInstallTest {
             """)
     void aBadValueIsNamedByItsVariable(String variable, String value) {
         assertEquals(2, run(Map.of(variable, value), Map.of()));
-        assertTrue(err.toString().startsWith("vm-auto-install: "), err.toString());
+        assertTrue(last.err().startsWith("vm-auto-install: "), last.err());
         says(variable);
-        assertEquals(1, err.toString().lines().count(), err.toString());
+        assertEquals(1, last.err().lines().count(), last.err());
         assertEquals(2, run(Map.of("VM_ACCEL", ""), Map.of(variable, value)), "from vm.env");
         assertFalse(Files.exists(vmDir()), "nothing is made");
     }
@@ -628,7 +622,7 @@ class VmAutoInstallTest {
         assertEquals(0, run("make-iso", tmp.resolve("phases/phase1-install.sh").toString(), tmp.resolve("p1.iso").toString()));
         Map<String, String> more = Map.of("VM_QEMU_ARGS", "-fw_cfg 'name=a b'");
         assertEquals(0, run(more, Map.of(), "run-phase", "1", tmp.resolve("p1.iso").toString(), "--dry-run"));
-        List<String> lines = out.toString().lines().toList();
+        List<String> lines = last.out().lines().toList();
         assertTrue(lines.get(0).startsWith("qemu-img create ") && lines.get(0).endsWith(" 40G"), lines.get(0));
         assertTrue(lines.get(1).startsWith("qemu-system-x86_64 ") && lines.get(1).endsWith("-fw_cfg 'name=a b'"), lines.get(1));
         assertFalse(Files.exists(install("phase1.qcow2.part")));
@@ -680,7 +674,7 @@ class VmAutoInstallTest {
         Path iso = tmp.resolve("p.iso");
         String script = tmp.resolve("phases/phase3-provision.sh").toString();
         assertEquals(0, run("make-iso", script, iso.toString()));
-        assertEquals(iso + "\n", out.toString());
+        assertEquals(iso + "\n", last.out());
         Map<String, String> first = list(Files.readAllBytes(iso));
         assertEquals(List.of("authorized_keys", "hostkey", "hostkey.pub", "pfi.conf", "phase3.sh", "vm.conf"), List.copyOf(first.keySet()));
         String password = Files.readString(vmDir().resolve("dfly-vm.ssh/root_password")).strip();
@@ -899,7 +893,7 @@ class VmAutoInstallTest {
         assertEquals(0, run(settings, Map.of(), "run-phase", "2", command[2], "--dry-run"));
         says("; not measured: vm-setup check does that)");
         assertFalse(Files.exists(vmDir().resolve("accel.json")), "a dry run writes nothing");
-        assertEquals(0, run(settings, Map.of(), command), err.toString());
+        assertEquals(0, run(settings, Map.of(), command), last.err());
         says("accelerator: tcg (-v check --accel)\n");
         assertEquals(2, run(Map.of("VM_ACCEL", "auto", "VM_SETUP_CMD", "'open"), Map.of(), command));
     }
@@ -909,8 +903,8 @@ class VmAutoInstallTest {
         String[] command = secondPhaseOf("STEP 1: one\r\nDONE WITH PHASE 2.\r\n", POWER_OFF);
         recordPhase(3, "x=y\n"); // built on the old one
         byte[] before = Files.readAllBytes(install("phase1.qcow2"));
-        assertEquals(0, run(command), err.toString());
-        assertEquals(install("phase2.qcow2") + "\n", out.toString());
+        assertEquals(0, run(command), last.err());
+        assertEquals(install("phase2.qcow2") + "\n", last.out());
         says("phase 2, step 1 (one)");
         assertEquals("r--------", PosixFilePermissions.toString(Files.getPosixFilePermissions(install("phase2.qcow2"))));
         assertTrue(Arrays.equals(before, Files.readAllBytes(install("phase1.qcow2"))), "what it is built on is untouched");
@@ -962,17 +956,17 @@ class VmAutoInstallTest {
             command.addAll(List.of(options).subList(1, options.length));
             command.addAll(List.of(disk.toString(), "10M"));
             assertEquals(0, new ProcessBuilder(command).inheritIO().start().waitFor());
-            assertEquals(69, run("by-hand"), err.toString());
+            assertEquals(69, run("by-hand"), last.err());
             says(disk.toString(), options[0], "vm-setup disk --yes");
             // neither does the next phase take one that a phase before left
             String[] phase = secondPhaseOf("DONE WITH PHASE 2.\r\n", POWER_OFF);
             Files.move(disk, install("phase1.qcow2"), StandardCopyOption.REPLACE_EXISTING);
             boolean inside = options[0].equals("is no disk of its own");
-            assertEquals(inside ? 124 : 69, run(Map.of("VM_TIME_LIMIT", "6s"), Map.of(), phase), err.toString());
+            assertEquals(inside ? 124 : 69, run(Map.of("VM_TIME_LIMIT", "6s"), Map.of(), phase), last.err());
             says(inside ? "phase 2 failed" : options[0]);
         }
         Files.createSymbolicLink(disk, secret);
-        assertEquals(69, run("by-hand"), err.toString());
+        assertEquals(69, run("by-hand"), last.err());
         says(disk + " is " + secret + ", which is not in VM_DIR");
         assertEquals("precious".repeat(100), Files.readString(secret));
     }
@@ -1030,7 +1024,7 @@ class VmAutoInstallTest {
         assumeTrue(PosixFilePermissions.toString(Files.getPosixFilePermissions(usual)).endsWith("r--"), "the umask hides faults");
         Map<String, String> settings = Map.of("VM_DIR", vmDir.toString(), "VM_IMAGE", iso.toString(), "VM_TIME_LIMIT", "1s");
         assertEquals(0, run(settings, Map.of(), "make-iso", tmp.resolve("phases/phase1-install.sh").toString(), disc.toString()));
-        assertEquals(124, run(settings, Map.of(), "run-phase", "1", disc.toString()), err.toString());
+        assertEquals(124, run(settings, Map.of(), "run-phase", "1", disc.toString()), last.err());
         List<Path> open = new ArrayList<>();
         try (Stream<Path> all = Files.walk(tmp.resolve("new"))) {
             for (Path file : Stream.concat(all, Stream.of(tmp.resolve("p1.iso"))).toList()) {
@@ -1040,7 +1034,7 @@ class VmAutoInstallTest {
             }
         }
         assertEquals(List.of(), open);
-        assertTrue(Files.exists(vmDir.resolve("dfly-vm.install/phase1.log")) && Files.exists(vmDir.resolve("dfly-vm.ssh/id_ed25519")), err.toString());
+        assertTrue(Files.exists(vmDir.resolve("dfly-vm.install/phase1.log")) && Files.exists(vmDir.resolve("dfly-vm.ssh/id_ed25519")), last.err());
     }
 
     /** Whoever answers on the guest's port may print a line without end, and what a terminal would obey. */
@@ -1052,12 +1046,12 @@ class VmAutoInstallTest {
                 + "head -c 1000000 /dev/zero | tr '\\0' x; echo; echo next) >&2\n");
         Files.writeString(vmDir().resolve("ssh_config"), "Host dfly-vm\nProxyCommand sh " + flood + "\n");
         try (FakeVm vm = new FakeVm(vmDir(), "dfly-vm")) {
-            assertEquals(69, run("provision"), err.toString());
+            assertEquals(69, run("provision"), last.err());
             assertTrue(vm.pid() > 0);
         }
         says("ssh to dfly-vm failed", "\nnext\n", "xxxx");
-        assertTrue(err.toString().length() < 10_000, err.toString().length() + " characters");
-        assertFalse(err.toString().matches("(?s).*[\u001b\u009b\u202e].*"));
+        assertTrue(last.err().length() < 10_000, last.err().length() + " characters");
+        assertFalse(last.err().matches("(?s).*[\u001b\u009b\u202e].*"));
     }
 
     // By hand.
@@ -1134,7 +1128,7 @@ class VmAutoInstallTest {
         secondPhaseOf(text + "\r\n", end.equals("off") ? POWER_OFF : POWER_OFF_OR_HANG);
         Files.move(install("phase1.qcow2"), install("by-hand.qcow2"), StandardCopyOption.REPLACE_EXISTING);
         byte[] before = Files.readAllBytes(install("by-hand.qcow2"));
-        assertEquals(1, run(Map.of("VM_TIME_LIMIT", "1m"), Map.of(), "by-hand"), err.toString());
+        assertEquals(1, run(Map.of("VM_TIME_LIMIT", "1m"), Map.of(), "by-hand"), last.err());
         says("booting it once, to see that it answers", "the check of the disk, which is kept, failed at " + where + " after ",
                 ": " + cause + "\n", "to go on from there: vm-auto-install by-hand\n");
         assertTrue(Arrays.equals(before, Files.readAllBytes(install("by-hand.qcow2"))));
@@ -1177,7 +1171,7 @@ class VmAutoInstallTest {
         qemu.onExit().get(10, TimeUnit.SECONDS);
         assertFalse(Files.readString(tmp.resolve("tool.out")).contains("failed"), "nothing went wrong but the signal");
         assertEquals(signal.equals("KILL"), Files.exists(install("phase2.part")), "only a kill -9 leaves it to the next run");
-        assertEquals(0, run(secondPhaseOf("DONE WITH PHASE 2.\r\n", POWER_OFF)), err.toString());
+        assertEquals(0, run(secondPhaseOf("DONE WITH PHASE 2.\r\n", POWER_OFF)), last.err());
         assertFalse(Files.exists(install("phase2.part")));
     }
 
@@ -1216,7 +1210,7 @@ class VmAutoInstallTest {
         Files.createDirectories(vmDir().resolve("dfly-vm.snapshots/before"));
         for (String[] command : new String[][] {{}, {"by-hand"}}) {
             assertEquals(2, run(command));
-            assertTrue(err.toString().contains("with all its snapshots; nothing was changed; to confirm it: --yes"), err.toString());
+            assertTrue(last.err().contains("with all its snapshots; nothing was changed; to confirm it: --yes"), last.err());
         }
         try (FakeVm vm = new FakeVm(vmDir(), "dfly-vm")) {
             for (String record : List.of(Files.readString(vm.file(".pid")), "damaged")) { // the lock alone counts

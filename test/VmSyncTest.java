@@ -24,7 +24,6 @@ import java.nio.file.attribute.FileTime;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.time.Duration;
 import java.time.Instant;
-import java.time.temporal.ChronoField;
 import java.time.temporal.ChronoUnit;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -66,25 +65,8 @@ final class VmSyncTest {
     @TempDir
     Path temp;
 
-    /** What a call left: exit code, stdout, stderr. */
-    record Result(int code, String out, String err) {
-        Result exits(int expected) {
-            assertEquals(expected, code, () -> "stdout: " + out + "\nstderr: " + err);
-            return this;
-        }
-
-        Result says(String part) {
-            assertTrue(err.contains(part), () -> "stderr lacks '" + part + "': " + err);
-            return this;
-        }
-    }
-
-    static Result call(Map<String, String> environment, Map<String, String> file, String... args) {
-        StringWriter out = new StringWriter();
-        StringWriter err = new StringWriter();
-        int code = VmSync.commandLine(new VmSync(), new VmSync.Settings(environment, file))
-                .setOut(new PrintWriter(out)).setErr(new PrintWriter(err)).execute(args);
-        return new Result(code, out.toString(), err.toString());
+    static Script.Result call(Map<String, String> environment, Map<String, String> file, String... args) {
+        return Script.call(VmSync.commandLine(new VmSync(), new VmSync.Settings(environment, file)), args);
     }
 
     // The command line
@@ -111,7 +93,7 @@ final class VmSyncTest {
         assertEquals(0, temp.resolve("open").toFile().list().length);
     }
 
-    private Result sync() {
+    private Script.Result sync() {
         return call(Map.of("VM_DIR", temp.toString(), "VM_PROJECT", temp.toString()), Map.of());
     }
 
@@ -127,7 +109,7 @@ final class VmSyncTest {
             sync().exits(69).says("ssh_config is missing");
             for (String damaged : List.of("{\"pid\":", "", "[]", "{}", "{\"pid\":\"12\"}", "\0")) {
                 Files.writeString(record, damaged);
-                Result result = sync().exits(69).says("vm-sync: VM dfly-vm runs, but " + record + " cannot be read (")
+                Script.Result result = sync().exits(69).says("vm-sync: VM dfly-vm runs, but " + record + " cannot be read (")
                         .says("): vm-ctl stop --force, then vm-ctl start, writes it again");
                 assertEquals(1, result.err().lines().count(), result.err());
             }
@@ -163,7 +145,7 @@ final class VmSyncTest {
             assertEquals("vm-sync: the guest stands still (paused): vm-ctl start lets it go on\n", sync().exits(69).err());
             assertTrue(System.nanoTime() - start > 1e9, "it may have been a snapshot");
             VmSync.snapshotPause = before;
-            CompletableFuture<Result> waiting = CompletableFuture.supplyAsync(this::sync);
+            CompletableFuture<Script.Result> waiting = CompletableFuture.supplyAsync(this::sync);
             assertThrows(TimeoutException.class, () -> waiting.get(500, TimeUnit.MILLISECONDS));
             vm.qmp("cont");
             waiting.get(60, TimeUnit.SECONDS).exits(69).says("ssh_config is missing");
@@ -190,7 +172,7 @@ final class VmSyncTest {
     void whatASyncMustNotEmptyIsRefused(String directory) {
         call(Map.of("VM_REMOTE_DIR", directory), Map.of()).exits(2).says("VM_REMOTE_DIR in the environment: ");
         call(Map.of(), Map.of("VM_REMOTE_DIR", directory)).exits(2).says("VM_REMOTE_DIR in vm.env: ");
-        Result option = call(Map.of(), Map.of(), "--remote-dir", directory).exits(2);
+        Script.Result option = call(Map.of(), Map.of(), "--remote-dir", directory).exits(2);
         assertFalse(option.err().contains("VM_REMOTE_DIR in"), option.err());
     }
 
@@ -839,7 +821,7 @@ final class VmSyncTest {
             return new HashMap<>(Map.of("VM_DIR", base.resolve("vm").toString(), "VM_PROJECT", project.toString(), "VM_REMOTE_DIR", guest.toString()));
         }
 
-        private Result sync(String... args) {
+        private Script.Result sync(String... args) {
             return call(settings(), Map.of(), args);
         }
 
@@ -895,7 +877,7 @@ final class VmSyncTest {
         void theGuestHoldsWhatTheProjectHolds(String engine) throws Exception {
             fill();
             Thread.sleep(50); // what is written in this very moment is sent twice
-            Result first = sync("--engine", engine).exits(0);
+            Script.Result first = sync("--engine", engine).exits(0);
             assertTrue(first.out().matches("(?s)synced dfly-vm:.*: 21 sent, 0 deleted, \\d+ bytes, .* s \\(" + engine + "\\)\n"), first.out());
             assertEquals(tree(project), tree(guest));
             assertTrue(sync("--engine", engine).exits(0).out().contains(": 0 sent, 0 deleted, 0 bytes"));
@@ -944,7 +926,7 @@ final class VmSyncTest {
             Path list = Files.writeString(base.resolve("list"), "# comment\n\n; too\n+ keep.log\n*.log\n");
             List<String> args = List.of("--engine", engine, "--exclude-from", list.toString(), "--exclude", "/cache/");
             Set<String> sent = Set.of(".", "sub", "sub/testdata", "sub/testdata/fixture.db", "vm", "vm/vm.go", "logs", "logs/keep.log");
-            Result first = sync(args.toArray(String[]::new)).exits(0);
+            Script.Result first = sync(args.toArray(String[]::new)).exits(0);
             assertTrue(first.out().endsWith("; left out: 'my, \"project\" é', x.db\n"), first.out());
             assertEquals(sent, tree(guest).keySet());
             for (String there : List.of("y.db", "vm/z", "cache/c", "gone/deep.log", guest.getFileName().toString(), "stray")) {
@@ -978,12 +960,12 @@ final class VmSyncTest {
             Files.createSymbolicLink(inside.resolve("dfly-vm.qemu-pid"), sshd.vm.file(".qemu-pid")); // the same file, with its lock
             Map<String, String> settings = settings();
             settings.put("VM_DIR", inside.toString());
-            Result result = call(settings, Map.of(), "--engine", engine).exits(0);
+            Script.Result result = call(settings, Map.of(), "--engine", engine).exits(0);
             assertEquals(Set.of(".", "my v", "my v/x"), tree(guest).keySet());
             assertTrue(result.out().endsWith("; left out: 'my [vm]*/'\n"), result.out());
         }
 
-        private Result sync(Path from, String... args) {
+        private Script.Result sync(Path from, String... args) {
             Map<String, String> settings = settings();
             settings.put("VM_PROJECT", from.toString());
             return call(settings, Map.of(), args);
@@ -1067,7 +1049,7 @@ final class VmSyncTest {
             }
             for (String text : List.of("h:/\033]0;x\007" + "y".repeat(1_000_000) + "\n", "h:/\u009b2J", "`touch x`$(touch x)'\"\\\n")) {
                 Files.writeString(mark, text);
-                Result result = sync("--engine", engine).exits(0);
+                Script.Result result = sync("--engine", engine).exits(0);
                 assertTrue(result.err().matches("vm-sync: replaces [^\n]*, which came from [ -~]{1,1500}\n"), result.err());
                 assertEquals(host() + ":" + project, origin().get(0));
             }
@@ -1092,7 +1074,7 @@ final class VmSyncTest {
             assertEquals(host() + ":" + project + " (incomplete)", origin().get(0));
             sync("--engine", engine, "--dry-run").exits(0);
             assertEquals(host() + ":" + project + " (incomplete)", origin().get(0));
-            Result result = sync(other, "--engine", engine).exits(0).says("which came from " + VmSync.quoted(bytesOf(host() + ":" + project + " (incomplete)")) + "\n");
+            Script.Result result = sync(other, "--engine", engine).exits(0).says("which came from " + VmSync.quoted(bytesOf(host() + ":" + project + " (incomplete)")) + "\n");
             assertFalse(result.err().contains("theirs"), result.err());
             assertEquals(host() + ":" + other, origin().get(0));
             sync("--engine", engine).exits(0);
@@ -1158,7 +1140,7 @@ final class VmSyncTest {
                 git(project, "config", program, "touch " + ran + "; false");
             }
             Files.writeString(project.resolve(".gitattributes"), "* filter=f\n");
-            Result result = sync("--engine", engine).exits(0);
+            Script.Result result = sync("--engine", engine).exits(0);
             assertTrue(result.out().endsWith("; left out: state.db, tree.db/\n"), result.out());
             String known = "[odd]*.db deep/fixture.db known.db source.db source.db/deep source.db/deep/x.db source.db/log";
             assertEquals(known, databases(guest));
@@ -1245,7 +1227,7 @@ final class VmSyncTest {
             Files.setLastModifiedTime(write("late", ""), FileTime.from(Instant.parse("2150-01-01T00:00:00Z")));
             assertTrue(sync("--engine", engine).exits(0).out().contains(": 251 sent,"));
             for (int i = 0; i < 2; i++) {
-                Result again = sync("--engine", engine).exits(0);
+                Script.Result again = sync("--engine", engine).exits(0);
                 assertTrue(again.out().contains(": 0 sent,"), again.out());
             }
             assertEquals(0, touches());
@@ -1287,11 +1269,11 @@ final class VmSyncTest {
             copy(project, plain);
             String[] command = {"java", "-cp", System.getProperty("java.class.path"), "VmSync", "--engine", engine};
             try {
-                Result result = inLocale(variable, locale, ascii, plain, command);
+                Script.Result result = inLocale(variable, locale, ascii, plain, command);
                 result.exits(0);
                 assertEquals(tree(plain), tree(base.resolve("guest/tree")));
                 Files.writeString(base.resolve("guest/tree/ü"), "");
-                Result again = inLocale(variable, locale, ascii, plain, command).exits(0).says("deletes what only the guest has: 'ü'\n");
+                Script.Result again = inLocale(variable, locale, ascii, plain, command).exits(0).says("deletes what only the guest has: 'ü'\n");
                 assertTrue(again.out().contains(": 0 sent, 1 deleted"), again.out());
                 if (engine.equals("tar")) { // the others are the same for both
                     return;
@@ -1308,14 +1290,14 @@ final class VmSyncTest {
             }
         }
 
-        private Result inLocale(String variable, String locale, Path ascii, Path from, String... command) throws Exception {
+        private Script.Result inLocale(String variable, String locale, Path ascii, Path from, String... command) throws Exception {
             ProcessBuilder builder = new ProcessBuilder(command).redirectOutput(base.resolve("out").toFile()).redirectError(base.resolve("err").toFile())
                     .directory(ascii.toFile());
             builder.environment().keySet().removeIf(name -> name.matches("LANG|LC_.*"));
             builder.environment().putAll(Map.of(variable, locale, "VM_DIR", ascii.resolve("vm").toString(), "VM_PROJECT", from.toString(),
                     "VM_REMOTE_DIR", ascii.resolve("base/guest/tree").toString()));
             int code = builder.start().waitFor();
-            return new Result(code, read(base.resolve("out")), read(base.resolve("err")));
+            return new Script.Result("vm-sync", code, read(base.resolve("out")), read(base.resolve("err")));
         }
 
         private static String[] concat(String[] words, String... more) {
@@ -1605,7 +1587,7 @@ final class VmSyncTest {
             Files.writeString(guest.resolve("out/sub/a \n é"), "result");
             Files.createSymbolicLink(guest.resolve("out/inside"), Path.of("sub/a \n é"));
             Path local = base.resolve("pulled/here");
-            Result pulled = sync("pull", "out/", local.toString()).exits(0);
+            Script.Result pulled = sync("pull", "out/", local.toString()).exits(0);
             assertTrue(pulled.out().matches("(?s)pulled .*/out: 2 files, 6 bytes, .* s\n"), pulled.out());
             assertEquals("result", Files.readString(local.resolve("inside")));
             Files.createSymbolicLink(guest.resolve("out/escape"), Path.of("/etc/passwd"));
@@ -1624,7 +1606,7 @@ final class VmSyncTest {
             assertEquals("newer", Files.readString(project.resolve("out/sub/a \n é")));
             sync("pull", "out/none", local.toString()).exits(1).says("/out/none is not in the guest");
             sync("pull", "out/none/", local.toString()).exits(1).says("/out/none is not in the guest");
-            Result directory = sync("pull", "out/sub", base.resolve("pulled/name").toString()).exits(1).says("/out/sub is no file in the guest; if it is a directory, write a slash at its end");
+            Script.Result directory = sync("pull", "out/sub", base.resolve("pulled/name").toString()).exits(1).says("/out/sub is no file in the guest; if it is a directory, write a slash at its end");
             assertFalse(Files.exists(base.resolve("pulled/name")), directory.err());
             sync("pull", "out/inside/", base.resolve("pulled/name").toString()).exits(1).says("/out/inside is no directory in the guest: write it without the slash");
             sync("pull", "out/sub/a \n é", base.resolve("pulled/new") + "/").exits(0);
@@ -1668,7 +1650,7 @@ final class VmSyncTest {
             guestSends(tar(file("./coverage.out")), "exec cat /dev/zero");
             sync("pull", "coverage.out", local.toString()).exits(1).says("the guest sends more than the files of its archive: kept 1 files");
             guestSends(tar(file("./one")), "yes '\033[2J' | head -c 3000000 >&2; printf '\033[2J\302\233\342\200\256\nvm-sync: synced\n' >&2; exit 3");
-            Result failed = sync("pull", "dir/", local.toString()).exits(1).says("the guest's tar failed: ");
+            Script.Result failed = sync("pull", "dir/", local.toString()).exits(1).says("the guest's tar failed: ");
             assertTrue(failed.err().length() < 1000 && failed.err().lines().count() == 1, failed.err());
             assertHarmless(failed);
             guestSends(tar(file("./\033[2J" + bytesOf("\u009b\u202e") + "\nvm-sync: synced/vm.env"), file("./good")), "");
@@ -1678,7 +1660,7 @@ final class VmSyncTest {
             assertHarmless(sync("pull", "dir/", local.toString()).exits(1).says("cannot write in "));
         }
 
-        private void assertHarmless(Result result) {
+        private void assertHarmless(Script.Result result) {
             assertFalse(Pattern.compile("[\\p{Cc}\\p{Cf}&&[^\n]]|(?m)^vm-sync: synced").matcher(result.err()).find(), () -> VmSync.quoted(bytesOf(result.err())));
         }
 
