@@ -37,7 +37,7 @@ final class FakeVm implements AutoCloseable {
         Path log = Files.createTempFile("fake-vm", ".log");
         qemu = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(log.toFile()).start();
         try {
-            for (long end = System.nanoTime() + Duration.ofSeconds(30).toNanos(); !answers(); Thread.onSpinWait()) {
+            for (long end = System.nanoTime() + Duration.ofMinutes(5).toNanos(); !answers(); Thread.onSpinWait()) {
                 assertTrue(qemu.isAlive() && System.nanoTime() < end, () -> "QEMU does not start: " + read(log));
             }
             record(file(".qmp"));

@@ -989,7 +989,7 @@ class VmAutoInstallTest {
         }
         assertTrue(Files.readString(Path.of("/proc/" + qemu.pid() + "/status")).contains("Seccomp:\t2\n"), "QEMU's sandbox");
         qemu.destroyForcibly();
-        assertEquals(69, code.get(30, TimeUnit.SECONDS));
+        assertEquals(69, code.get(5, TimeUnit.MINUTES));
         says("QEMU ended by itself with signal 9");
         assertFalse(Files.exists(install("phase2.qcow2")));
     }
@@ -1088,7 +1088,7 @@ class VmAutoInstallTest {
             long tool = qemu.parent().orElseThrow().pid();
             assertEquals(0, new ProcessBuilder("kill", "-" + way, "" + tool).start().waitFor());
         }
-        boolean ended = terminal.waitFor(60, TimeUnit.SECONDS);
+        boolean ended = terminal.waitFor(5, TimeUnit.MINUTES);
         terminal.descendants().forEach(ProcessHandle::destroyForcibly);
         terminal.destroyForcibly();
         String said = Files.readString(output);
@@ -1096,7 +1096,7 @@ class VmAutoInstallTest {
         assertTrue(said.contains("mount_cd9660 /dev/cd1 /mnt && sh /mnt/setup.sh\r\n"), said);
         assertEquals(way.equals("typed"), said.contains("so its last writes may be missing. " + install("by-hand.qcow2")
                 + " is kept. To continue: vm-auto-install by-hand\r\n"), said);
-        qemu.onExit().get(10, TimeUnit.SECONDS);
+        qemu.onExit().get(5, TimeUnit.MINUTES);
         assertTrue(Files.exists(install("by-hand.qcow2")));
         run("clean-phases"); // a kill -9 leaves it the CD, which holds the root password
         assertEquals(List.of("by-hand.log", "by-hand.qcow2"), installFiles());
@@ -1164,11 +1164,11 @@ class VmAutoInstallTest {
         Process tool = tool(command).redirectOutput(tmp.resolve("tool.out").toFile()).start();
         ProcessHandle qemu = awaitQemu(tool.toHandle());
         assertEquals(0, new ProcessBuilder("kill", "-" + signal, "" + tool.pid()).start().waitFor());
-        boolean ended = tool.waitFor(30, TimeUnit.SECONDS);
+        boolean ended = tool.waitFor(5, TimeUnit.MINUTES);
         tool.destroyForcibly();
         assertTrue(ended);
         assertEquals(code, tool.exitValue());
-        qemu.onExit().get(10, TimeUnit.SECONDS);
+        qemu.onExit().get(5, TimeUnit.MINUTES);
         assertFalse(Files.readString(tmp.resolve("tool.out")).contains("failed"), "nothing went wrong but the signal");
         assertEquals(signal.equals("KILL"), Files.exists(install("phase2.part")), "only a kill -9 leaves it to the next run");
         assertEquals(0, run(secondPhaseOf("DONE WITH PHASE 2.\r\n", POWER_OFF)), last.err());

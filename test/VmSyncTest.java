@@ -148,7 +148,7 @@ final class VmSyncTest {
             CompletableFuture<Script.Result> waiting = CompletableFuture.supplyAsync(this::sync);
             assertThrows(TimeoutException.class, () -> waiting.get(500, TimeUnit.MILLISECONDS));
             vm.qmp("cont");
-            waiting.get(60, TimeUnit.SECONDS).exits(69).says("ssh_config is missing");
+            waiting.get(5, TimeUnit.MINUTES).exits(69).says("ssh_config is missing");
             vm.signal("STOP");
             start = System.nanoTime();
             assertEquals("vm-sync: QEMU (pid " + vm.pid() + ") does not answer: if it was stopped, kill -CONT " + vm.pid()
@@ -1542,7 +1542,7 @@ final class VmSyncTest {
             try (Watching watch = new Watching("--watch", "--engine", "tar")) {
                 watch.awaitLines(watch.out, 1);
                 delete(project);
-                assertEquals(1, watch.code.get(60, TimeUnit.SECONDS), () -> watch.out.toString() + watch.err);
+                assertEquals(1, watch.code.get(5, TimeUnit.MINUTES), () -> watch.out.toString() + watch.err);
                 assertTrue(watch.err.toString().contains("is gone: nothing left to watch"), watch.err.toString());
             }
         }

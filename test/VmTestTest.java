@@ -220,7 +220,7 @@ final class VmTestTest {
     }
 
     private static int exitCode(FutureTask<Integer> command) throws Exception {
-        return command.get(60, TimeUnit.SECONDS);
+        return command.get(5, TimeUnit.MINUTES);
     }
 
     private static final String PAUSED = "the guest stands still (paused): vm-ctl start lets it go on";
@@ -473,7 +473,7 @@ final class VmTestTest {
         for (int c = process.getInputStream().read(); c >= 0; c = process.getInputStream().read()) {
             said.append((char) c);
         }
-        assertTrue(process.waitFor(10, TimeUnit.SECONDS));
+        assertTrue(process.waitFor(5, TimeUnit.MINUTES));
         return said.toString();
     }
 
@@ -604,7 +604,7 @@ final class VmTestTest {
     private static boolean ended(List<String> command) throws Exception {
         try {
             Process process = new ProcessBuilder(command).start();
-            return process.waitFor(10, TimeUnit.SECONDS) && process.exitValue() == 0;
+            return process.waitFor(5, TimeUnit.MINUTES) && process.exitValue() == 0;
         } catch (java.io.IOException missing) {
             return false;
         }
