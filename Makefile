@@ -26,10 +26,10 @@ SCRIPTS = VmSetup VmAutoInstall VmCtl VmSync VmTest
 JARS = $(SCRIPTS:%=.build/%.jar) .build/Mirror.jar
 ARCHIVES = $(SCRIPTS:%=.build/%.jsa)
 
-# A script by its jar, measured for vm-status: with C1 alone, as these programs end before C2 would pay - but for the
-# decompressor in VmSetup (26 s, 46 s with C1); and with the classes that a start needs in an archive (0.13 s, 0.17 s without, an
-# empty program 0.03 s). The JVM does without an archive that is of another JDK, and says so on stdout unless it is told not to log.
-# 200 MB of output through vm-test take 70 MB of memory, 490 without the small young generation. vm.make tells the script its make
+# Runs a script's jar. Only the C1 compiler, because these programs end before C2 is worth its time; VmSetup keeps C2 for its
+# decompressor (26 s, 46 s with C1 alone). The class archive (.jsa) makes vm-status take 0.13 s instead of 0.17 s. The JVM ignores
+# an archive of another JDK, and says so on stdout unless logging is disabled. -Xmn24m: for 200 MB of output vm-test takes 70 MB
+# of memory instead of 490 MB. vm.make tells the script its make
 # target and the variable for options ($2), so that a hint can be a make command.
 java = java $(if $2,-Dvm.make="$@ $2") $(if $(filter VmAutoInstall,$1),-Dvm.phases="$(CURDIR)/phases") $(if $(filter VmSetup,$1),,-XX:TieredStopAtLevel=1) $(if $(filter VmTest,$1),-XX:+UseSerialGC -Xmn24m) -Xlog:disable \
   -XX:SharedArchiveFile="$(CURDIR)/.build/$1.jsa" -jar "$(CURDIR)/.build/$1.jar"
@@ -86,7 +86,7 @@ vm-provision: .build/VmAutoInstall.jsa ## Run phase 3 again, over ssh, in the ru
 	@$(call java,VmAutoInstall,ARGS) provision $(ARGS)
 
 .PHONY: vm-clean-phases
-vm-clean-phases: .build/VmAutoInstall.jsa ## Remove the phase ISOs (ARGS=--disks: the phase disks too)
+vm-clean-phases: .build/VmAutoInstall.jsa ## Delete unfinished files (ARGS=--disks: the phase disks too)
 	@$(call java,VmAutoInstall,ARGS) clean-phases $(ARGS)
 
 ##@ Run
@@ -108,7 +108,7 @@ vm-ssh: .build/VmCtl.jsa ## Open a shell in the VM
 	@$(call java,VmCtl,ARGS) ssh $(ARGS)
 
 .PHONY: vm-snapshot
-vm-snapshot: .build/VmCtl.jsa ## Freeze the VM as snapshot "clean" (ARGS=NAME: another)
+vm-snapshot: .build/VmCtl.jsa ## Take the snapshot "clean" (ARGS=NAME: another)
 	@$(call java,VmCtl,ARGS) snapshot $(ARGS)
 
 .PHONY: vm-restore
@@ -138,7 +138,7 @@ vm-test-%: .build/VmTest.jsa .build/VmSync.jsa .build/VmCtl.jsa
 #: vm-test-integration-e2e  ... integration_e2e_test.go alone
 #: vm-test-phase4           ... worker tests (mount, chroot) as root
 #: vm-test-e2e              ... tests tagged e2e
-#: vm-test-procctl          ... process-reaping tests as root, all
+#: vm-test-procctl          ... process-reaping tests as root, without orphans
 #: vm-test-procctl-reaping  ... by procctl(2)
 #: vm-test-procfind         ... by /proc
 #: vm-test-orphans          ... of orphaned processes
@@ -182,7 +182,7 @@ test: ## Unit tests and end-to-end tests on the stand-in guest (TESTS=ReadmeTest
 	@test/run $(TESTS)
 
 .PHONY: test-faults
-test-faults: ## The long fault matrices
+test-faults: ## Long tests: kills and failures at many points
 	@test/install-packages
 	@$(MAKE) --no-print-directory --silent $(JARS) $(ARCHIVES)
 	@test/run faults
@@ -218,8 +218,8 @@ vm-help: ## This list
 	  /^[a-z-]+:.*## / { split($$0, a, /:.*## /); printf "  %-24s %s\n", a[1], a[2] } \
 	  /^#: / { print "  " substr($$0, 4) }' '$(makefile)'
 
-# In a directory of its own, then moved into place: make believes a jar that is there, and an archive (below) of classes believes
-# a library only as long as nobody writes it anew. -proc:none: javac must not run code from a library before its sum is compared.
+# Built in a temporary directory and then moved, because make takes any existing jar as finished, and the JVM rejects a class
+# archive (below) if a library was written again after it. -proc:none: javac must not run code from a library before its sum is compared.
 $(SCRIPTS:%=.build/%.jar): .build/%.jar: %.java .build/jbang .build/java
 	@new=.build/new-$*-$$$$; \
 	.build/jbang --quiet export portable --compile-option=-proc:none --compile-option=-J-XX:TieredStopAtLevel=1 --force --output "$$new/$*.jar" $< && mkdir -p .build/lib && \

@@ -132,13 +132,13 @@ import picocli.CommandLine.UnmatchedArgumentException;
         commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
         description = {"Install DragonFlyBSD into a VM with zero interaction, in three phases", "",
             "It begins at the first phase whose script, settings or inputs changed since that phase was done, and so "
-                + "goes on where a broken installation ended. It reads VM_DIR/dfly-VERSION.iso, which vm-setup "
+                + "resumes an interrupted installation. It reads VM_DIR/dfly-VERSION.iso, which vm-setup "
                 + "fetches, and the scripts in phases/; it writes VM_DIR/NAME-clean.qcow2, the disk that vm-ctl start "
                 + "builds on, and keeps each phase's disk and console log in VM_DIR/NAME.install/. The path of the "
-                + "new disk is printed. An installation needs the network, so VM_NET does not apply to it. An option "
-                + "wins over the environment, the environment over vm.env (KEY=VALUE lines) in the working directory, "
-                + "that over ~/.go-synth/vm.env."},
-        footer = {"  vm-auto-install                         install, or go on with a broken installation",
+                + "new disk is printed. An installation needs the network, so VM_NET does not apply to it. The first "
+                + "that is set counts: option, environment, vm.env (KEY=VALUE lines) in the working directory, "
+                + "~/.go-synth/vm.env."},
+        footer = {"  vm-auto-install                         install, or resume an interrupted installation",
             "  vm-auto-install --from 3 --yes          phase 3 again, and replace the VM",
             "  vm-auto-install --to 2                  prepare the disk of phase 2, and leave the VM as it is",
             "  vm-auto-install --vm-name big --disk-size 60G --memory 8G"},
@@ -224,7 +224,7 @@ final class VmAutoInstall implements Callable<Integer> {
 
         @Option(names = "--setup-cmd", descriptionKey = "VM_SETUP_CMD", paramLabel = "CMD",
                 description = "How to run vm-setup, for the accelerator (VM_SETUP_CMD; default: VmSetup beside this "
-                        + "script).")
+                        + "script's jar, else VmSetup.java here or above, outside the project).")
         String setupCommand;
 
         @Option(names = "--cpu", descriptionKey = "VM_CPU", paramLabel = "MODEL", description = "QEMU's CPU model "
@@ -439,7 +439,7 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     @Command(name = "clean-phases", description = {
-        "Remove the phase CDs and whatever is unfinished, with --disks the phases' disks too", "",
+        "Delete the unfinished files of a killed run; with --disks the phase disks too", "",
         "The VM needs none of them. Without the disks a changed phase 3 begins at phase 1."},
             footer = "  vm-auto-install clean-phases --disks")
     int cleanPhases(@Option(names = "--disks", description = "The phases' disks too.") boolean disks) throws Exception {

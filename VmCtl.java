@@ -143,8 +143,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
         exitCodeListHeading = "%nExit codes:%n",
         description = {"Start, stop, snapshot and restore the DragonFlyBSD test VM", "",
             "It runs on an overlay on the disk that vm-auto-install made; VM_DIR/NAME.qcow2 is a link to that overlay. "
-                + "An option wins over the environment, the environment over vm.env (KEY=VALUE lines) in the "
-                + "working directory, that over ~/.go-synth/vm.env."},
+                + "The first that is set counts: option, environment, vm.env (KEY=VALUE lines) in the "
+                + "working directory, ~/.go-synth/vm.env."},
         footer = {"  vm-ctl start", "  vm-ctl exec -- uname -a", "  vm-ctl snapshot before-upgrade",
             "  vm-ctl restore before-upgrade    # no disk is copied", "  VM_NAME=other vm-ctl status"},
         exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage, or refused because --yes was missing",
@@ -243,8 +243,8 @@ final class VmCtl {
         String cpu;
 
         @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", paramLabel = "NAME",
-                description = "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}: what vm-setup check found "
-                        + "to work).")
+                description = "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}: what vm-setup found to "
+                        + "work).")
         String accel;
 
         @Option(names = "--qemu-args", descriptionKey = "VM_QEMU_ARGS", defaultValue = "", paramLabel = "ARGS",
@@ -272,8 +272,9 @@ final class VmCtl {
         List<String> forwards;
 
         @Option(names = "--setup-cmd", descriptionKey = "VM_SETUP_CMD", paramLabel = "CMD",
-                description = "How vm-setup is run, "
-            + "to find out which accelerator works (VM_SETUP_CMD; default: the one beside this script).")
+                description = "How to run vm-setup, "
+            + "for the accelerator (VM_SETUP_CMD; default: VmSetup beside this script's jar, else VmSetup.java here "
+            + "or above, outside the project).")
         String setupCommand;
 
         @Option(names = "--timeout", defaultValue = "15m", paramLabel = "TIME", converter = DurationConverter.class,
@@ -361,7 +362,7 @@ final class VmCtl {
 
     @Command(name = "stop",
             description = {"Shut the VM down: by ssh, else by the power button, else by QMP quit, else by SIGKILL.", "",
-                "It prints which of them worked. A guest that panicked gets no request. The working disk is kept, and "
+                "It prints which of them worked. After a panic it skips the first two. The working disk is kept, and "
                     + "the next start uses it."},
             footer = {"  vm-ctl stop", "  vm-ctl stop --force"})
     void stop(@Mixin ForceOption how) throws IOException {
@@ -392,10 +393,10 @@ final class VmCtl {
     }
 
     @Command(name = "status",
-            description = {"Tell the VM's state, without waiting for the guest.", "",
+            description = {"Show the VM's state, without waiting for the guest.", "",
                 "The state is running, starting, paused, panicked, hung, stopped, or gone (it ended without being "
                     + "stopped). With it come what the VM was started with, the size of its disk (as the guest sees "
-                    + "it, and here), how many layers lie under that disk, its snapshots, and which of them have RAM "
+                    + "it, and here), how many backing files that disk has, its snapshots, and which of them have RAM "
                     + "that can be used."},
             footer = {"  vm-ctl status --guest", "  vm-ctl status --json"})
     int status(@Option(names = "--json",
@@ -447,11 +448,10 @@ final class VmCtl {
     }
 
     @Command(name = "snapshot",
-            description = {"Keep the VM's state under a name: the disk of a stopped one, disk and RAM of a running "
-                    + "one.", "",
+            description = {"Take a snapshot of the VM: the disk of a stopped VM, disk and RAM of a running one.", "",
                 "No disk is copied: the VM goes on with an overlay on what it had. A running guest has to answer ssh. "
-                    + "It stands still while its RAM is written, and goes on. Replacing a snapshot asks on a terminal, "
-                    + "and elsewhere wants --yes. Deleting one merges its layer into the disk that builds on it."},
+                    + "It is paused while its RAM is written, then resumes. Replacing a snapshot asks on a terminal, "
+                    + "and elsewhere needs --yes. Deleting one merges its overlay into the disk that builds on it."},
             footer = {"  vm-ctl snapshot before-upgrade",
                 "  vm-ctl snapshot clean --yes    # from now on this is the clean state",
                 "  vm-ctl snapshot --list", "  vm-ctl snapshot --delete before-upgrade"})
@@ -491,8 +491,8 @@ final class VmCtl {
 
     @Command(name = "restore",
             description = {"Go back to a snapshot. The working disk is deleted without asking.", "",
-                "One with RAM comes back running, its clock set; if its RAM cannot be used, its disk is booted. One "
-                    + "without RAM leaves the VM running or stopped, as it was. The snapshots stay. A running VM keeps "
+                "After one with RAM the VM runs, its clock set; if the RAM cannot be used, the disk is booted. After "
+                    + "one without RAM the VM runs or is stopped, as before. The snapshots stay. A running VM keeps "
                     + "the port, the forwards and the kind of network that it was started with."},
             footer = {"  vm-ctl restore", "  vm-ctl restore before-upgrade",
                 "  vm-ctl restore --cold    # boot, do not use the RAM"})
@@ -616,8 +616,8 @@ final class VmCtl {
     }
 
     @Command(name = "exec",
-            description = {"Run a command in the guest, as root, with this command's input; its exit code is the exit "
-                    + "code.", "",
+            description = {"Run a command in the guest, as root, with this command's input; its exit code is this "
+                    + "command's.", "",
                 "Several words are a command and its arguments, which reach it as they are. A single word is a line "
                     + "for the guest's sh. There is no terminal: vm-ctl ssh -- -t COMMAND gives one."},
             footer = {"  vm-ctl exec uname -a", "  vm-ctl exec 'cd /root/project && gmake 2>&1 | tail'",
@@ -650,8 +650,8 @@ final class VmCtl {
 
     @Command(name = "destroy",
             description = {"Delete the VM: disks, snapshots, keys, logs. The installer ISO stays.", "",
-                "It asks on a terminal, and elsewhere wants --yes. A running VM is killed. Other VMs in VM_DIR are "
-                    + "left alone; a VM that has clones is not deleted before them."},
+                "It asks on a terminal, and elsewhere needs --yes. A running VM is killed. Other VMs in VM_DIR are "
+                    + "not touched. Delete the clones of a VM first."},
             footer = {"  vm-ctl destroy", "  vm-ctl destroy --vm-name by-hand --yes"})
     void destroy(@Option(names = "--yes", description = "Do not ask.") boolean yes) throws IOException {
         openVm();

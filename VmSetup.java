@@ -124,8 +124,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
         usageHelpWidth = 120, descriptionHeading = "%n", optionListHeading = "%nOptions:%n",
         commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
         description = {"Check this machine and download the DragonFlyBSD installer", "",
-            "Without a command it does what fetch does. An option wins over the environment, the environment over "
-                + "vm.env (KEY=VALUE lines) in the working directory, that over ~/.go-synth/vm.env."},
+            "Without a command it does what fetch does. The first that is set counts: option, environment, "
+                + "vm.env (KEY=VALUE lines) in the working directory, ~/.go-synth/vm.env."},
         footer = {"  vm-setup check    # what is missing on this machine, and how to fix it",
             "  vm-setup          # the installer, into VM_DIR",
             "  VM_MIRROR=https://avalon.dragonflybsd.org/iso-images/ vm-setup"},
@@ -167,8 +167,8 @@ final class VmSetup implements Callable<Integer> {
     String imageOption;
 
     @Option(names = "--trust-mirror", scope = ScopeType.INHERIT,
-            description = "fetch, check: do not compare with the checksums in this script, as for an image that only "
-                    + "has a release's name; also allow an http mirror for a version without known checksums.")
+            description = "fetch, check: skip the checksums in this script, for an image of your own with a release's "
+                    + "name; also allow an http mirror for a version without known checksums.")
     boolean trustMirror;
 
     @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE", defaultValue = "40G", scope = ScopeType.INHERIT,

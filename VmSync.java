@@ -153,12 +153,12 @@ import picocli.CommandLine.UnmatchedArgumentException;
         optionListHeading = "%nOptions:%n",
         commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
         description = {"Copy a project into the running VM, and results back", "",
-            "Without a command it makes VM_REMOTE_DIR in the guest equal to VM_PROJECT, but for what is left alone, "
-                + "here and there: VM_DIR, a *.db at the top that git does not track, the built binary "
+            "Without a command it makes VM_REMOTE_DIR in the guest equal to VM_PROJECT, except what is left alone "
+                + "on both sides: VM_DIR, a *.db at the top that git does not track, the built binary "
                 + "(a file named like the project), and what --exclude says. Of .git it sends what git needs to read "
                 + "the repository, without remotes, logs and hooks. It reads VM_DIR/ssh_config and VM_DIR/NAME.ssh/, "
-                + "and keeps notes for the next sync in VM_DIR/NAME.sync/. An option wins over the environment, the "
-                + "environment over vm.env (KEY=VALUE lines) in the working directory, that over "
+                + "and keeps notes for the next sync in VM_DIR/NAME.sync/. The first that is set counts: option, "
+                + "environment, vm.env (KEY=VALUE lines) in the working directory, "
                 + "~/.go-synth/vm.env."},
         footer = {"  vm-sync --watch", "  vm-sync --dry-run --exclude /node_modules/",
             "  VM_PROJECT=~/go-synth vm-sync --no-delete",
@@ -211,8 +211,8 @@ final class VmSync implements Callable<Integer> {
     @Option(names = "--no-delete", description = "Keep what is in the guest and not in the project.")
     boolean keep;
 
-    @Option(names = "--force", description = "Also into a directory that no sync made: what the project lacks is "
-            + "deleted there.")
+    @Option(names = "--force", description = "Also sync into a directory that no sync made, and delete there "
+            + "what the project lacks.")
     boolean force;
 
     @Option(names = "--engine", defaultValue = "auto", paramLabel = "ENGINE",

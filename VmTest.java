@@ -103,11 +103,11 @@ import picocli.CommandLine.UnmatchedArgumentException;
         description = {"Build a project and run its tests in the running VM, and give a verdict", "",
             "The build runs once, then every suite, even if an earlier one fails, in VM_REMOTE_DIR in the guest. A "
                 + "summary tells what failed and why, and what was skipped. At the time limit, on Ctrl-C, or when the "
-                + "connection ends, everything that a suite started is killed. VM_TEST_<SUITE> is a suite's command, a "
-                + "new name a new suite (lower case, with - for _); VM_TEST_BUILD=true skips the build.", "",
+                + "connection ends, everything that a suite started is killed. VM_TEST_<SUITE> sets a suite's command, "
+                + "or defines a new suite: VM_TEST_MY_SUITE is my-suite. VM_TEST_BUILD=true skips the build.", "",
             "It reads VM_DIR/ssh_config, which vm-ctl start writes, and writes VM_DIR/NAME.test, the results of the "
-                + "last run. An option wins over the environment, the environment over vm.env (KEY=VALUE lines) in "
-                + "the working directory, that over ~/.go-synth/vm.env."},
+                + "last run. The first that is set counts: option, environment, vm.env (KEY=VALUE lines) in "
+                + "the working directory, ~/.go-synth/vm.env."},
         footer = {"  vm-test unit                                  # build, then one suite",
             "  vm-test unit --packages ./pkg/... -- -run TestX   # some packages, with flags for go test",
             "  vm-test --sync all --junit all.xml            # sync, build, three suites, a report",
@@ -361,8 +361,8 @@ final class VmTest implements Callable<Integer> {
     }
 
     @Command(name = "run", customSynopsis = "vm-test run [OPTIONS] CMD [ARG...]",
-            description = {"Run a command in VM_REMOTE_DIR in the guest, as root, without input; its exit code is the "
-                    + "exit code.", "",
+            description = {"Run a command in VM_REMOTE_DIR in the guest, as root, without input; its exit code is "
+                    + "this command's.", "",
                 "Several words are a command and its arguments, which reach it as they are. A single word is a line "
                     + "for the guest's sh. It ends as a suite does, with everything that it started."},
             footer = {"  vm-test run ./scripts/capture-bsd-fixtures.sh",
