@@ -383,7 +383,8 @@ final class VmAutoInstall implements Callable<Integer> {
         Path iso = out.toAbsolutePath().normalize();
         boolean swept = iso.startsWith(files.install("")); // every command removes the CDs there
         if (swept || Files.isDirectory(iso) || !Files.isWritable(iso.getParent())) {
-            throw new VmException(2, "cannot write the CD to " + iso + ": name a file in a directory of yours");
+            throw new VmException(2, "cannot write the CD to " + iso + ": name a file in a writable directory, not in "
+                    + files.install(""));
         }
         return locked(files, "vm-auto-install make-iso", () -> {
             disc.putAll(data == null ? Credentials.files(files, dports.clone) : Map.of());
@@ -476,7 +477,7 @@ final class VmAutoInstall implements Callable<Integer> {
         List<Path> scripts = SCRIPTS.stream().map(directory::resolve).toList();
         if (!scripts.stream().allMatch(Files::isRegularFile)) {
             throw new VmException(69, (option.directory == null ? "" : originOf(spec, "--phases") + ": ") + directory
-                    + " does not hold " + String.join(", ", SCRIPTS));
+                    + " does not hold all of " + String.join(", ", SCRIPTS));
         }
         say("phases: " + directory);
         return scripts;
@@ -529,8 +530,8 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     /**
-     * Runs a command that changes this VM, alone, and prints its answer, if any. Nothing unfinished stays, unless of a
-     * kill -9.
+     * Runs a command that changes this VM under its lock, and prints its answer, if any. Unfinished files in
+     * NAME.install are deleted before and after it.
      */
     private int locked(VmFiles files, String command, Callable<Path> work) throws Exception {
         privateDirectory(files.dir);
@@ -620,7 +621,7 @@ final class VmAutoInstall implements Callable<Integer> {
     /** One run: makes the disks of phases and, from the last one, the clean disk. */
     record Job(VmFiles files, Installation installation, MachineOptions machine, Duration limit, String goOn,
             Consumer<String> say) {
-        /** Runs a phase. Only success changes its disk and the record of it; disks built on the old one go first. */
+        /** Runs a phase. If it succeeds, its old disk and the later ones are deleted, and the new disk is recorded. */
         Path runPhase(Phase phase, Path iso, Path cd) throws Exception {
             int n = phase.number;
             if (n > 1 && installation.inputs(Installation.DISKS, n - 1).isEmpty()) {
@@ -703,7 +704,7 @@ final class VmAutoInstall implements Callable<Integer> {
     record Start(int phase, String why) {}
 
     /**
-     * What was made from what, and so which phase is next. A finished phase has a disk, phaseN.qcow2, and beside it a
+     * Records from what each disk was made, to find the phase to begin with. A phase has a disk, phaseN.qcow2, and a
      * text file of its inputs, phaseN.inputs. Those of the installed VM are in installedN.inputs, and install.json says
      * for people what was installed.
      */
@@ -913,7 +914,7 @@ final class VmAutoInstall implements Callable<Integer> {
             String remedy = "move it away, or let vm-setup disk --yes make a blank one";
             requireChain(disk, files.dir, remedy);
             if (backingFile(disk, remedy) != null) {
-                throw new VmException(69, disk + " is no disk of its own, as it builds on another one: " + remedy);
+                throw new VmException(69, disk + " needs another disk as its backing file: " + remedy);
             }
         }
     }
@@ -1012,6 +1013,7 @@ final class VmAutoInstall implements Callable<Integer> {
                 rockRidge.addModeForPattern("(?!.*\\.sh$).*", 0444);
                 new CreateISO(new ISOImageFileHandler(part.toFile()), root).process(config, rockRidge, null, null);
             } catch (HandlerException | ConfigException failed) {
+                Files.deleteIfExists(part); // it holds the root password and the host key
                 throw new IOException("cannot write " + iso + ": " + failed.getMessage(), failed);
             } finally {
                 System.setOut(stdout);
@@ -1062,8 +1064,12 @@ final class VmAutoInstall implements Callable<Integer> {
         private static void makeKey(Path key, Path publicKey, String comment) throws IOException {
             if (!Files.exists(key) || !Files.exists(publicKey)) {
                 Files.deleteIfExists(key);
-                run(Duration.ofMinutes(1), List.of("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f",
-                        key.toString()));
+                ProcessResult made = run(Duration.ofMinutes(1), List.of("ssh-keygen", "-q", "-t", "ed25519", "-N", "",
+                        "-C", comment, "-f", key.toString()));
+                if (made.getExitValue() != 0) {
+                    Files.deleteIfExists(publicKey); // an empty one would count as made
+                    throw new VmException(1, "ssh-keygen failed: " + made.outputUTF8().strip());
+                }
             }
         }
     }
@@ -1125,7 +1131,7 @@ final class VmAutoInstall implements Callable<Integer> {
             });
             List<String> missing = TOOLS.stream().filter(tool -> !versions.has(tool)).toList();
             if (code == 255) {
-                throw new VmException(69, "ssh with this VM's key and pinned host key: " + String.join(" ", output));
+                throw new VmException(69, "ssh to the new system failed: " + String.join(" ", output));
             } else if (code != 0 || !missing.isEmpty()) {
                 throw new VmException(1, "a tool is missing or broken: " + String.join(", ", missing)
                         + "\nthe versions that were found:\n" + quoted(output));
@@ -1157,7 +1163,7 @@ final class VmAutoInstall implements Callable<Integer> {
                         .redirectInput(new ByteArrayInputStream(input.getBytes(UTF_8))).redirectOutput(output)
                         .timeout(limit.toMillis(), TimeUnit.MILLISECONDS).destroyOnExit().execute().getExitValue();
             } catch (TimeoutException late) {
-                throw new VmException(124, command.get(0) + " did not end within " + text(limit));
+                throw new VmException(124, "ssh did not end within " + text(limit) + ": raise VM_TIME_LIMIT");
             } catch (InterruptedException interrupted) {
                 throw new VmException(130, "interrupted");
             }
@@ -1167,7 +1173,7 @@ final class VmAutoInstall implements Callable<Integer> {
     /** What a guest is booted for: a phase, or the check of a new disk or a person's work, which have the number 0. */
     record Purpose(int phase, String file, String title) {
         static final Purpose CHECK = new Purpose(0, "verify", "the check of the installed disk");
-        static final Purpose CHECK_BY_HAND = new Purpose(0, "verify", "the check of the disk, which is kept,");
+        static final Purpose CHECK_BY_HAND = new Purpose(0, "verify", "the check of the disk (which is kept)");
         static final Purpose BY_HAND = new Purpose(0, "by-hand", "the installation by hand");
 
         static Purpose phase(int number) {
@@ -1281,8 +1287,14 @@ final class VmAutoInstall implements Callable<Integer> {
             if (verbose) {
                 job.say.accept("+ " + shellQuoted(command));
             }
-            process = new ProcessBuilder(command).directory(byHand ? log.getParent().toFile() : null)
-                    .redirectErrorStream(true).redirectOutput(log.toFile()).start();
+            try {
+                process = new ProcessBuilder(command).directory(byHand ? log.getParent().toFile() : null)
+                        .redirectErrorStream(true).redirectOutput(log.toFile()).start();
+            } catch (IOException missing) {
+                qmp.close();
+                throw new VmException(69, command.get(0) + " cannot be run (setpriv is in the package util-linux): "
+                        + reason(missing));
+            }
         }
 
         private Duration elapsed() {
@@ -1339,7 +1351,8 @@ final class VmAutoInstall implements Callable<Integer> {
             close();
             String advice = hangAdvice(job.machine.accel, processors(job.machine.cpus, job.machine.accel));
             return new VmException(failure.exitCode, purpose.title + " failed at " + watcher.where + " after "
-                    + text(elapsed()) + ": " + failure.getMessage() + (failure.exitCode == 124 ? advice : "")
+                    + text(elapsed()) + ": " + failure.getMessage() + (failure.exitCode != 124 ? "" : advice
+                    + "; if it is only slow, raise VM_TIME_LIMIT")
                     + "\nthe last console lines:\n" + quoted(watcher.lastLines()) + "whole log: " + log
                     + (Files.exists(picture) ? "\nscreenshot: " + picture : "") + "\nto go on from there: " + job.goOn);
         }
@@ -1418,7 +1431,7 @@ final class VmAutoInstall implements Callable<Integer> {
 
         @Override
         public void close() throws IOException {
-            process.destroyForcibly().onExit().orTimeout(30, TimeUnit.SECONDS).join();
+            process.destroyForcibly().onExit().completeOnTimeout(process, 30, TimeUnit.SECONDS).join();
             qmp.close();
         }
     }
@@ -1450,7 +1463,7 @@ final class VmAutoInstall implements Callable<Integer> {
                     while (received.length() < 1 << 20 && channel.read(buffer.clear()) > 0) {
                         received.append(ISO_8859_1.decode(buffer.flip())); // QEMU's JSON is ASCII
                     }
-                    if (command != null) { // after the last words of a QEMU that takes no more
+                    if (command != null) { // after reading: QEMU may have ended and refuse it
                         send(object("execute", command, "arguments", arguments, "id", command));
                     }
                 }
@@ -1539,7 +1552,7 @@ final class VmAutoInstall implements Callable<Integer> {
                     + "installed",
                 "^Manual root filesystem specification", NO_ROOT,
                 "^Automatic file system check failed", "fsck cannot repair a file system by itself",
-                "ERROR: ABORTING BOOT", "rc gave up the boot for single-user mode",
+                "ERROR: ABORTING BOOT", "rc stopped the boot: single-user mode",
                 "failed; startup aborted", "rc cannot mount what fstab lists");
         /** Lines that mean failure in any stage. A kernel panic takes several lines: see kernelPanic. */
         private static final Map<Pattern, String> FAILURES = patterns(
@@ -1556,7 +1569,7 @@ final class VmAutoInstall implements Callable<Integer> {
         /** Lines that are no failure by themselves, but that explain one. */
         private static final Map<Pattern, String> HINTS = patterns(
                 "smp_invltlb.*waited too long|excessive contended", "its processors wait for each other",
-                "No active remote repositories", "pkg has lost its repository file",
+                "No active remote repositories", "pkg has no repository configured",
                 "lua script failed", "pkg's upgrade of itself failed in a lua script");
         /** Tells the installer's boot loader, prompt by prompt, that the serial line is the kernel's console. */
         private static final List<String> ANSWERS = List.of("9", "set console=comconsole\r", "boot\r");
@@ -1685,12 +1698,12 @@ final class VmAutoInstall implements Callable<Integer> {
             if (login && purpose.phase == 0) {
                 done = failure == null;
             } else if (login && !done) {
-                fail(hinted(stage == Stage.SCRIPT ? "the phase script ended without a word"
+                fail(hinted(stage == Stage.SCRIPT ? "the phase script ended without DONE or FAILED"
                         : "the phase script was skipped" + (pfi.isEmpty() ? "" : ": " + pfi)));
             } else if (inLoader() && text.equals("OK ") && (purpose.phase != 1 || prompts > ANSWERS.size())) {
                 fail(NO_KERNEL + ": it is back at its prompt");
             } else if (text.equals("db> ") && lineBefore(1).startsWith("Stopped at ")) {
-                fail("the kernel sits in its debugger");
+                fail("the kernel is in its debugger");
             } else if (stage.compareTo(Stage.SCRIPT) < 0) {
                 match(QUESTIONS, text, this::fail);
             }
@@ -1700,20 +1713,20 @@ final class VmAutoInstall implements Callable<Integer> {
             // Under emulation the menu takes seconds. The script's output comes on the serial line in any case.
             if (!blind && awaitsLoader() && (silent > 120 || stage == Stage.SCRIPT)) {
                 blind = true;
-                hints.add("the boot loader did not answer, so the console was not heard");
-                passed.accept("the boot loader does not answer on the serial line: going on blind, its menu boots by "
+                hints.add("the boot loader did not answer on the serial line");
+                passed.accept("the boot loader does not answer on the serial line: waiting, because its menu boots by "
                         + "itself");
             }
             Duration silence = limit.dividedBy(6);
             // a disk that was installed by hand may not use the serial console
             if (purpose == Purpose.CHECK_BY_HAND && inLoader() && silent > Math.min(120, limit.toSeconds() / 12.0)) {
-                fail("nothing of its kernel came over the serial line");
+                fail("the kernel printed nothing on the serial console: did setup.sh run?");
             } else if (!blind && silent > silence.toSeconds()) {
                 fail(124, hinted("its console has been silent for " + VmAutoInstall.text(silence)));
             } else if (now > limit.toSeconds()) {
                 fail(124, hinted("it did not end within " + VmAutoInstall.text(limit)));
             } else if (bytes > 200e6) {
-                fail("it floods its console, whose log fills this machine's disk");
+                fail("it printed more than 200 MB to its console");
             }
         }
 
@@ -2066,9 +2079,9 @@ final class VmAutoInstall implements Callable<Integer> {
     static final boolean[] CLOSED = new boolean[3];
 
     /**
-     * Comes first in main. If descriptor 0, 1 or 2 is closed, the first file that the JVM opens, its class library,
-     * gets that number. For further closed ones the JVM opens /dev/null, so that no file that is opened later gets such
-     * a number. What is printed is UTF-8 in every locale.
+     * Call this first in main. The first file that the JVM opens, its class library, gets the number of a closed
+     * descriptor 0, 1 or 2. For the other closed ones the JVM opens /dev/null, so no later file gets their numbers.
+     * Output is UTF-8 in every locale.
      */
     static void replaceClosedStreams() {
         try {
@@ -2209,7 +2222,7 @@ final class VmAutoInstall implements Callable<Integer> {
         }
     }
 
-    /** What a file system refused, in words: of some refusals Java tells the file alone. */
+    /** The reason of a file system error: some exceptions have only the file as message. */
     static String reason(IOException refused) {
         return (refused instanceof AccessDeniedException ? "permission denied: "
                 : refused instanceof FileAlreadyExistsException ? "a file is in the way: "
@@ -2226,7 +2239,7 @@ final class VmAutoInstall implements Callable<Integer> {
         CommandLine all = new CommandLine(command);
         boolean dumb = "dumb".equals(System.getenv("TERM"));
         List<String> help = new ArrayList<>(all.getHelpSectionKeys());
-        // the footer, which is examples, before the exit codes, which hold for all commands and only the top one shows
+        // the examples (the footer) before the exit codes, which only the top command's help shows
         Collections.rotate(help.subList(help.size() - 4, help.size()), 2);
         all.setHelpSectionKeys(help).getSubcommands().values()
                 .forEach(sub -> sub.setHelpSectionKeys(help.subList(0, help.size() - 2)));
@@ -2402,12 +2415,12 @@ final class VmAutoInstall implements Callable<Integer> {
         if (value.isEmpty()) {
             return;
         } else if (directory == null) {
-            // in a working directory with somebody else's files it would be one of those
+            // else it would depend on the working directory, which may be somebody else's
             if (Set.of("VM_DIR", "VM_IMAGE", "VM_PHASES", "VM_PROJECT").contains(name) && !value.matches("[/~].*")) {
                 throw new VmException(2, name + " must begin with / or ~ in this file, not be relative: " + value);
             }
         } else if (!PROJECT_SETTINGS.contains(name) && SETTINGS.contains(name)) {
-            throw new VmException(2, name + " is read only from your own settings, because a project could harm this "
+            throw new VmException(2, name + " is allowed only in your own settings, as a project could harm this "
                     + "machine by it. If you wrote this line, move it to ~/.go-synth/vm.env; else delete it");
         } else if (name.equals("VM_PROJECT")) {
             Path project = value.startsWith("~") ? userPath(value) : directory.resolve(value).normalize();
@@ -2595,7 +2608,7 @@ final class VmAutoInstall implements Callable<Integer> {
                     "[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]",
                     "a port")),
             Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*",
-                    "words whose quotes are closed")));
+                    "text with every quote closed")));
     // end shared:values
 
     // shared:checkvalues
@@ -2696,7 +2709,7 @@ final class VmAutoInstall implements Callable<Integer> {
             try (channel; InputStream in = Channels.newInputStream(channel)) {
                 String holder = new String(in.readNBytes(200), UTF_8).strip();
                 throw new VmException(69, (holder.isEmpty() ? "another command" : holder)
-                        + " is at work on this VM: wait for it, or stop it, and try again");
+                        + " holds the lock: wait for it, or stop it, and try again");
             }
         }
         try {
@@ -2710,17 +2723,17 @@ final class VmAutoInstall implements Callable<Integer> {
     // end shared:lock
 
     // shared:files
-    /** Writes a file that others read: beside itself, then moved into place, so that nobody ever sees half of it. */
+    /** Writes a temporary file and moves it into place, so that no reader ever sees half of a file. */
     static void writeFile(Path file, String text, String mode) throws IOException {
-        Path beside = Files.createTempFile(file.getParent(), "." + file.getFileName(), ".new");
+        Path temp = Files.createTempFile(file.getParent(), "." + file.getFileName(), ".new");
         try {
-            Files.setPosixFilePermissions(Files.writeString(beside, text), PosixFilePermissions.fromString(mode));
-            try (FileChannel channel = FileChannel.open(beside, StandardOpenOption.WRITE)) {
+            Files.setPosixFilePermissions(Files.writeString(temp, text), PosixFilePermissions.fromString(mode));
+            try (FileChannel channel = FileChannel.open(temp, StandardOpenOption.WRITE)) {
                 channel.force(true); // or a power cut could leave an empty file under the new name
             }
-            Files.move(beside, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
+            Files.move(temp, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
         } finally {
-            Files.deleteIfExists(beside);
+            Files.deleteIfExists(temp);
         }
     }
     // end shared:files

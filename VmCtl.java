@@ -3902,9 +3902,9 @@ final class VmCtl {
     static final boolean[] CLOSED = new boolean[3];
 
     /**
-     * Comes first in main. If descriptor 0, 1 or 2 is closed, the first file that the JVM opens, its class library,
-     * gets that number. For further closed ones the JVM opens /dev/null, so that no file that is opened later gets such
-     * a number. What is printed is UTF-8 in every locale.
+     * Call this first in main. The first file that the JVM opens, its class library, gets the number of a closed
+     * descriptor 0, 1 or 2. For the other closed ones the JVM opens /dev/null, so no later file gets their numbers.
+     * Output is UTF-8 in every locale.
      */
     static void replaceClosedStreams() {
         try {
@@ -4080,7 +4080,7 @@ final class VmCtl {
         }
     }
 
-    /** What a file system refused, in words: of some refusals Java tells the file alone. */
+    /** The reason of a file system error: some exceptions have only the file as message. */
     static String reason(IOException refused) {
         return (refused instanceof AccessDeniedException ? "permission denied: "
                 : refused instanceof FileAlreadyExistsException ? "a file is in the way: "
@@ -4097,7 +4097,7 @@ final class VmCtl {
         CommandLine all = new CommandLine(command);
         boolean dumb = "dumb".equals(System.getenv("TERM"));
         List<String> help = new ArrayList<>(all.getHelpSectionKeys());
-        // the footer, which is examples, before the exit codes, which hold for all commands and only the top one shows
+        // the examples (the footer) before the exit codes, which only the top command's help shows
         Collections.rotate(help.subList(help.size() - 4, help.size()), 2);
         all.setHelpSectionKeys(help).getSubcommands().values()
                 .forEach(sub -> sub.setHelpSectionKeys(help.subList(0, help.size() - 2)));
@@ -4273,12 +4273,12 @@ final class VmCtl {
         if (value.isEmpty()) {
             return;
         } else if (directory == null) {
-            // in a working directory with somebody else's files it would be one of those
+            // else it would depend on the working directory, which may be somebody else's
             if (Set.of("VM_DIR", "VM_IMAGE", "VM_PHASES", "VM_PROJECT").contains(name) && !value.matches("[/~].*")) {
                 throw new VmException(2, name + " must begin with / or ~ in this file, not be relative: " + value);
             }
         } else if (!PROJECT_SETTINGS.contains(name) && SETTINGS.contains(name)) {
-            throw new VmException(2, name + " is read only from your own settings, because a project could harm this "
+            throw new VmException(2, name + " is allowed only in your own settings, as a project could harm this "
                     + "machine by it. If you wrote this line, move it to ~/.go-synth/vm.env; else delete it");
         } else if (name.equals("VM_PROJECT")) {
             Path project = value.startsWith("~") ? userPath(value) : directory.resolve(value).normalize();
@@ -4466,7 +4466,7 @@ final class VmCtl {
                     "[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]",
                     "a port")),
             Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*",
-                    "words whose quotes are closed")));
+                    "text with every quote closed")));
     // end shared:values
 
     // shared:checkvalues
@@ -4597,7 +4597,7 @@ final class VmCtl {
             try (channel; InputStream in = Channels.newInputStream(channel)) {
                 String holder = new String(in.readNBytes(200), UTF_8).strip();
                 throw new VmException(69, (holder.isEmpty() ? "another command" : holder)
-                        + " is at work on this VM: wait for it, or stop it, and try again");
+                        + " holds the lock: wait for it, or stop it, and try again");
             }
         }
         try {
@@ -4611,17 +4611,17 @@ final class VmCtl {
     // end shared:lock
 
     // shared:files
-    /** Writes a file that others read: beside itself, then moved into place, so that nobody ever sees half of it. */
+    /** Writes a temporary file and moves it into place, so that no reader ever sees half of a file. */
     static void writeFile(Path file, String text, String mode) throws IOException {
-        Path beside = Files.createTempFile(file.getParent(), "." + file.getFileName(), ".new");
+        Path temp = Files.createTempFile(file.getParent(), "." + file.getFileName(), ".new");
         try {
-            Files.setPosixFilePermissions(Files.writeString(beside, text), PosixFilePermissions.fromString(mode));
-            try (FileChannel channel = FileChannel.open(beside, StandardOpenOption.WRITE)) {
+            Files.setPosixFilePermissions(Files.writeString(temp, text), PosixFilePermissions.fromString(mode));
+            try (FileChannel channel = FileChannel.open(temp, StandardOpenOption.WRITE)) {
                 channel.force(true); // or a power cut could leave an empty file under the new name
             }
-            Files.move(beside, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
+            Files.move(temp, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
         } finally {
-            Files.deleteIfExists(beside);
+            Files.deleteIfExists(temp);
         }
     }
     // end shared:files

@@ -192,7 +192,7 @@ final class VmSetup implements Callable<Integer> {
 
     public static void main(String... args) {
         replaceClosedStreams();
-        System.setProperty("jdk.http.auth.tunneling.disabledSchemes", ""); // or no proxy for https gets a password
+        System.setProperty("jdk.http.auth.tunneling.disabledSchemes", ""); // allows a password for an https proxy
         exit("vm-setup", commandLine().execute(args));
     }
 
@@ -228,9 +228,11 @@ final class VmSetup implements Callable<Integer> {
                         installer.download(mirrors());
                     }
                 }
-            } catch (UncheckedIOException | IOException full) { // failures of a network are VmExceptions by now
-                throw new VmException(1, "cannot write to " + vmDir + " (" + message(full)
-                        + "): make room (about 1100 MB in all) and run it again: what came is kept");
+            } catch (UncheckedIOException | IOException failed) { // failures of a network are VmExceptions by now
+                boolean full = message(failed).contains("No space left");
+                throw full ? new VmException(1, "cannot write to " + vmDir + " (" + message(failed)
+                        + "): make room (about 1100 MB in all), then run it again")
+                        : new VmException(69, "cannot make " + installer.iso() + ": " + message(failed));
             }
         }
         print(installer.iso());
@@ -365,7 +367,7 @@ final class VmSetup implements Callable<Integer> {
                 say(AcceleratorProbe.describe(probe.get().measureAndRecord()));
             }
         } catch (VmException | IOException failed) {
-            say("the accelerator is not known yet (" + message(failed) + "): vm-setup check tells more");
+            say("the accelerator is not known yet (" + message(failed) + "): run vm-setup check");
         }
     }
 
@@ -386,8 +388,8 @@ final class VmSetup implements Callable<Integer> {
     record Sums(String archiveMd5, String archiveSha256, String isoMd5) {
         static final Sums NONE = new Sums(null, null, null);
         /**
-         * From other places than the mirrors: golang/build, dragonfly-packer, cross-platform-actions, a download that
-         * agreed; the SHA-256 of 6.4.0 from kevemueller/ksysroot. DragonFly itself publishes MD5 only.
+         * Not from the mirrors, but from golang/build, dragonfly-packer, cross-platform-actions, and compared with a
+         * download; the SHA-256 of 6.4.0 from kevemueller/ksysroot. DragonFly itself publishes MD5 only.
          */
         static final Map<String, Sums> KNOWN = Map.of(
                 "6.4.2", new Sums("906095312c4a4ac0577fb91d5eb87033",
@@ -474,16 +476,16 @@ final class VmSetup implements Callable<Integer> {
                 mirrors.first(mirror -> downloadFrom(mirrors, mirror));
             } catch (VmException failed) {
                 throw new VmException(failed.exitCode, failed.getMessage() + (file(".bz2.part").toFile().length() > 0
-                        ? ". What came is kept: run it again to go on"
-                        : ". Another mirror: VM_MIRROR; a local file: VM_IMAGE"));
+                        ? ". The part is kept: run it again to resume"
+                        : ". Set VM_MIRROR to another one, or VM_IMAGE to a file"));
             }
         }
 
         private void warnOfUnverified(String instead) {
             if (release.known == null) {
-                say.accept("no sums are known here for DragonFly " + release.version + instead);
+                say.accept("no checksums are known for DragonFly " + release.version + instead);
             } else if (release.trustMirror) {
-                say.accept("WARNING: --trust-mirror: the sums known for DragonFly " + release.version
+                say.accept("WARNING: --trust-mirror: the known checksums of DragonFly " + release.version
                         + " are NOT checked" + instead);
             }
         }
@@ -528,7 +530,7 @@ final class VmSetup implements Callable<Integer> {
                 Files.deleteIfExists(part); // on a full disk the download needs the room
             }
             say.accept(iso() + " is complete, "
-                    + (expected.equals(Sums.NONE) ? "unchecked" : "its sums hold"));
+                    + (expected.equals(Sums.NONE) ? "unchecked" : "verified"));
         }
 
         /**
@@ -579,15 +581,15 @@ final class VmSetup implements Callable<Integer> {
         Sums sums(URI mirror) throws InterruptedException {
             String archive = release.archive();
             if (mirror.getScheme().equals("http") && !release.trustMirror && release.known == null) {
-                throw new VmException(2, mirror + " is not asked: no sums are known here for DragonFly "
-                        + release.version + ", and without https anybody on the way could replace it: use an https "
-                        + "mirror, or " + withOption("--trust-mirror"));
+                throw new VmException(2, mirror + " is skipped: no checksums are known for DragonFly "
+                        + release.version + ", and over http anybody could replace the file: use an https mirror, "
+                        + "or " + withOption("--trust-mirror"));
             }
             try {
                 String text = http.text(mirror.resolve("md5.txt"));
                 Map<String, String> listed = parse(text);
                 if (listed.isEmpty()) {
-                    throw new VmException(69, mirror + "md5.txt holds no sums" + (text.contains("<html")
+                    throw new VmException(69, mirror + "md5.txt lists no checksums" + (text.contains("<html")
                             ? ", but a web page (a network that wants a login?)" : ""));
                 } else if (!listed.containsKey(archive)) {
                     throw new VmException(69, mirror + " has no DragonFly " + release.version + ", but "
@@ -611,7 +613,7 @@ final class VmSetup implements Callable<Integer> {
         }
     }
 
-    /** Completes the part file of an archive, over as many connections as it takes. */
+    /** Completes the part file of an archive, until five connections in a row bring nothing. */
     static final class Download {
         /** Connections in a row that bring nothing new before a mirror is given up. */
         private static final int ATTEMPTS = 5;
@@ -897,7 +899,7 @@ final class VmSetup implements Callable<Integer> {
         Finding java() {
             boolean compiler = Files.exists(Path.of(System.getProperty("java.home"), "bin/javac"));
             return new Finding("java", compiler ? "ok" : "note", "Java " + Runtime.version()
-                    + (compiler ? "" : " without javac, which JBang and make want"), programs.installCommand("jdk"));
+                    + (compiler ? "" : " without javac, which JBang and make need"), programs.installCommand("jdk"));
         }
 
         Finding program(String ifMissing, String packages, String program, String argument) throws IOException {
@@ -931,7 +933,12 @@ final class VmSetup implements Callable<Integer> {
                 return new Finding("accelerator", "note", "unknown without QEMU", "");
             }
             AcceleratorProbe probe = optional.get();
-            Accelerator found = probe.measure();
+            Accelerator found;
+            try {
+                found = probe.measure();
+            } catch (VmException none) {
+                return new Finding("accelerator", "fail", none.getMessage(), programs.installCommand("qemu"));
+            }
             String unrecorded = "";
             try {
                 probe.record(found);
@@ -993,7 +1000,7 @@ final class VmSetup implements Callable<Integer> {
                 return new Finding("port", own || portOption == null ? "ok" : "fail", port + " cannot be used: "
                         + refused.getMessage() + holder + (own ? ", the VM " + vmName + " itself"
                         : portOption == null ? "; the next free one will be used" : ""),
-                        "choose another port with --ssh-port or VM_SSH_PORT, or none");
+                        "choose another port with --ssh-port or VM_SSH_PORT, or unset it");
             }
         }
 
@@ -1077,7 +1084,11 @@ final class VmSetup implements Callable<Integer> {
                     return new Accelerator(virtual, "a probe ran in " + millis + " ms (" + emulated + " ms emulated)");
                 }
             }
-            return new Accelerator("tcg", virtual + " is there but a probe guest failed or crawled in it (emulated: "
+            if (emulated < 0) {
+                throw new VmException(69, qemu + " runs no guest, neither with " + virtual + " nor with tcg: is it "
+                        + "installed completely?");
+            }
+            return new Accelerator("tcg", virtual + " exists, but the probe failed or was too slow with it (emulated: "
                     + emulated + " ms)");
         }
 
@@ -1103,7 +1114,7 @@ final class VmSetup implements Callable<Integer> {
         /** What to do where only emulation works. */
         String fix() throws IOException {
             return !isMac() && !opens(kvm) ? obstacle().fix
-                    : "emulation, which is slow, is used; a KVM on the bare machine would work";
+                    : "emulation is used, which is slow; KVM is fast on a host that is no VM";
         }
 
         private Obstacle obstacle() throws IOException {
@@ -1114,10 +1125,10 @@ final class VmSetup implements Callable<Integer> {
         static Obstacle obstacle(boolean exists, String cpuinfo) {
             if (exists) {
                 return new Obstacle("no permission for /dev/kvm",
-                        "sudo usermod -aG kvm $USER, then log out and in again");
+                        "sudo usermod -aG kvm $USER, log in again; in a container, pass the device in");
             }
             return Pattern.compile("\\b(vmx|svm)\\b").matcher(cpuinfo).find()
-                    ? new Obstacle("no /dev/kvm, its module is not loaded",
+                    ? new Obstacle("no /dev/kvm: no module is loaded, or a container hides it",
                             "sudo modprobe kvm_intel || sudo modprobe kvm_amd")
                     : new Obstacle("no /dev/kvm, and the processor shows no virtualization",
                             "switch it on in the firmware, or for this VM");
@@ -1227,9 +1238,9 @@ final class VmSetup implements Callable<Integer> {
     static final boolean[] CLOSED = new boolean[3];
 
     /**
-     * Comes first in main. If descriptor 0, 1 or 2 is closed, the first file that the JVM opens, its class library,
-     * gets that number. For further closed ones the JVM opens /dev/null, so that no file that is opened later gets such
-     * a number. What is printed is UTF-8 in every locale.
+     * Call this first in main. The first file that the JVM opens, its class library, gets the number of a closed
+     * descriptor 0, 1 or 2. For the other closed ones the JVM opens /dev/null, so no later file gets their numbers.
+     * Output is UTF-8 in every locale.
      */
     static void replaceClosedStreams() {
         try {
@@ -1318,7 +1329,7 @@ final class VmSetup implements Callable<Integer> {
         }
     }
 
-    /** What a file system refused, in words: of some refusals Java tells the file alone. */
+    /** The reason of a file system error: some exceptions have only the file as message. */
     static String reason(IOException refused) {
         return (refused instanceof AccessDeniedException ? "permission denied: "
                 : refused instanceof FileAlreadyExistsException ? "a file is in the way: "
@@ -1335,7 +1346,7 @@ final class VmSetup implements Callable<Integer> {
         CommandLine all = new CommandLine(command);
         boolean dumb = "dumb".equals(System.getenv("TERM"));
         List<String> help = new ArrayList<>(all.getHelpSectionKeys());
-        // the footer, which is examples, before the exit codes, which hold for all commands and only the top one shows
+        // the examples (the footer) before the exit codes, which only the top command's help shows
         Collections.rotate(help.subList(help.size() - 4, help.size()), 2);
         all.setHelpSectionKeys(help).getSubcommands().values()
                 .forEach(sub -> sub.setHelpSectionKeys(help.subList(0, help.size() - 2)));
@@ -1511,12 +1522,12 @@ final class VmSetup implements Callable<Integer> {
         if (value.isEmpty()) {
             return;
         } else if (directory == null) {
-            // in a working directory with somebody else's files it would be one of those
+            // else it would depend on the working directory, which may be somebody else's
             if (Set.of("VM_DIR", "VM_IMAGE", "VM_PHASES", "VM_PROJECT").contains(name) && !value.matches("[/~].*")) {
                 throw new VmException(2, name + " must begin with / or ~ in this file, not be relative: " + value);
             }
         } else if (!PROJECT_SETTINGS.contains(name) && SETTINGS.contains(name)) {
-            throw new VmException(2, name + " is read only from your own settings, because a project could harm this "
+            throw new VmException(2, name + " is allowed only in your own settings, as a project could harm this "
                     + "machine by it. If you wrote this line, move it to ~/.go-synth/vm.env; else delete it");
         } else if (name.equals("VM_PROJECT")) {
             Path project = value.startsWith("~") ? userPath(value) : directory.resolve(value).normalize();
@@ -1704,7 +1715,7 @@ final class VmSetup implements Callable<Integer> {
                     "[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]",
                     "a port")),
             Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*",
-                    "words whose quotes are closed")));
+                    "text with every quote closed")));
     // end shared:values
 
     // shared:checkvalues
@@ -1759,7 +1770,7 @@ final class VmSetup implements Callable<Integer> {
             try (channel; InputStream in = Channels.newInputStream(channel)) {
                 String holder = new String(in.readNBytes(200), UTF_8).strip();
                 throw new VmException(69, (holder.isEmpty() ? "another command" : holder)
-                        + " is at work on this VM: wait for it, or stop it, and try again");
+                        + " holds the lock: wait for it, or stop it, and try again");
             }
         }
         try {
@@ -1773,17 +1784,17 @@ final class VmSetup implements Callable<Integer> {
     // end shared:lock
 
     // shared:files
-    /** Writes a file that others read: beside itself, then moved into place, so that nobody ever sees half of it. */
+    /** Writes a temporary file and moves it into place, so that no reader ever sees half of a file. */
     static void writeFile(Path file, String text, String mode) throws IOException {
-        Path beside = Files.createTempFile(file.getParent(), "." + file.getFileName(), ".new");
+        Path temp = Files.createTempFile(file.getParent(), "." + file.getFileName(), ".new");
         try {
-            Files.setPosixFilePermissions(Files.writeString(beside, text), PosixFilePermissions.fromString(mode));
-            try (FileChannel channel = FileChannel.open(beside, StandardOpenOption.WRITE)) {
+            Files.setPosixFilePermissions(Files.writeString(temp, text), PosixFilePermissions.fromString(mode));
+            try (FileChannel channel = FileChannel.open(temp, StandardOpenOption.WRITE)) {
                 channel.force(true); // or a power cut could leave an empty file under the new name
             }
-            Files.move(beside, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
+            Files.move(temp, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
         } finally {
-            Files.deleteIfExists(beside);
+            Files.deleteIfExists(temp);
         }
     }
     // end shared:files

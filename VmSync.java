@@ -2083,9 +2083,9 @@ final class VmSync implements Callable<Integer> {
     static final boolean[] CLOSED = new boolean[3];
 
     /**
-     * Comes first in main. If descriptor 0, 1 or 2 is closed, the first file that the JVM opens, its class library,
-     * gets that number. For further closed ones the JVM opens /dev/null, so that no file that is opened later gets such
-     * a number. What is printed is UTF-8 in every locale.
+     * Call this first in main. The first file that the JVM opens, its class library, gets the number of a closed
+     * descriptor 0, 1 or 2. For the other closed ones the JVM opens /dev/null, so no later file gets their numbers.
+     * Output is UTF-8 in every locale.
      */
     static void replaceClosedStreams() {
         try {
@@ -2209,7 +2209,7 @@ final class VmSync implements Callable<Integer> {
         }
     }
 
-    /** What a file system refused, in words: of some refusals Java tells the file alone. */
+    /** The reason of a file system error: some exceptions have only the file as message. */
     static String reason(IOException refused) {
         return (refused instanceof AccessDeniedException ? "permission denied: "
                 : refused instanceof FileAlreadyExistsException ? "a file is in the way: "
@@ -2226,7 +2226,7 @@ final class VmSync implements Callable<Integer> {
         CommandLine all = new CommandLine(command);
         boolean dumb = "dumb".equals(System.getenv("TERM"));
         List<String> help = new ArrayList<>(all.getHelpSectionKeys());
-        // the footer, which is examples, before the exit codes, which hold for all commands and only the top one shows
+        // the examples (the footer) before the exit codes, which only the top command's help shows
         Collections.rotate(help.subList(help.size() - 4, help.size()), 2);
         all.setHelpSectionKeys(help).getSubcommands().values()
                 .forEach(sub -> sub.setHelpSectionKeys(help.subList(0, help.size() - 2)));
@@ -2402,12 +2402,12 @@ final class VmSync implements Callable<Integer> {
         if (value.isEmpty()) {
             return;
         } else if (directory == null) {
-            // in a working directory with somebody else's files it would be one of those
+            // else it would depend on the working directory, which may be somebody else's
             if (Set.of("VM_DIR", "VM_IMAGE", "VM_PHASES", "VM_PROJECT").contains(name) && !value.matches("[/~].*")) {
                 throw new VmException(2, name + " must begin with / or ~ in this file, not be relative: " + value);
             }
         } else if (!PROJECT_SETTINGS.contains(name) && SETTINGS.contains(name)) {
-            throw new VmException(2, name + " is read only from your own settings, because a project could harm this "
+            throw new VmException(2, name + " is allowed only in your own settings, as a project could harm this "
                     + "machine by it. If you wrote this line, move it to ~/.go-synth/vm.env; else delete it");
         } else if (name.equals("VM_PROJECT")) {
             Path project = value.startsWith("~") ? userPath(value) : directory.resolve(value).normalize();
@@ -2595,7 +2595,7 @@ final class VmSync implements Callable<Integer> {
                     "[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]",
                     "a port")),
             Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*",
-                    "words whose quotes are closed")));
+                    "text with every quote closed")));
     // end shared:values
 
     // shared:checkvalues

@@ -264,7 +264,7 @@ final class VmTest implements Callable<Integer> {
         interrupted = true;
         if (!finished.isDone()) {
             long limit = 2 * GuestRun.MAX_STOPPING.toSeconds() + 10; // to dump, to kill, to tell
-            tell("interrupted; stopping what runs in the guest (at most " + limit + " s)");
+            tell("interrupted; stopping (at most " + limit + " s)");
             if (otherScript != null) {
                 otherScript.destroy();
             }
@@ -291,7 +291,7 @@ final class VmTest implements Callable<Integer> {
         LastRun last = new LastRun(vmDir.resolve(vmName + ".test"), projectOrigin(project), callerArgs);
         List<Job> jobs = onlyFailed ? last.failedJobs(suites, suites.chosen(names)) : whole;
         if (jobs.isEmpty()) {
-            tell("nothing failed in the last run, so there is nothing to run again");
+            tell("there is nothing to run again: these suites passed in the last run");
             return 0;
         }
         vmCtl = fresh || freeze ? script("VmCtl", ctlCommand) : null;
@@ -335,8 +335,8 @@ final class VmTest implements Callable<Integer> {
         if (junit != null) {
             try (Writer file = Files.newBufferedWriter(junit)) {
                 JUnit.write(reports, vmName, file);
-            } catch (IOException | XMLStreamException full) {
-                problems.add(EventFile.cannotWrite(junit));
+            } catch (IOException | XMLStreamException failed) {
+                problems.add(EventFile.cannotWrite(junit, failed));
             }
         }
         Verdict worst = reports.stream().map(report -> report.verdict).max(Comparator.naturalOrder()).orElseThrow();
@@ -364,7 +364,7 @@ final class VmTest implements Callable<Integer> {
             description = {"Run a command in VM_REMOTE_DIR in the guest, as root, without input; its exit code is "
                     + "this command's.", "",
                 "Several words are a command and its arguments, which reach it as they are. A single word is a line "
-                    + "for the guest's sh. It ends as a suite does, with everything that it started."},
+                    + "for the guest's sh. At the time limit and on Ctrl-C, all that it started is killed."},
             footer = {"  vm-test run ./scripts/capture-bsd-fixtures.sh",
                 "  vm-test run --env GOFLAGS=-v --timeout 5m go vet ./...",
                 "  vm-test run 'gmake check 2>&1 | tail'"})
@@ -462,8 +462,8 @@ final class VmTest implements Callable<Integer> {
     private Script script(String name, String setting) throws IOException {
         Script script = new Script(name, sibling(setting, name, userPath(""), project));
         if (script.command() == null) {
-            throw new VmException(69, NOTHING_RAN + ": there is no " + name + ".java here or above that only you can "
-                    + "change, in a directory apart from the project" + script.remedy());
+            throw new VmException(69, NOTHING_RAN + ": found no " + name + ".java here or above that only you can "
+                    + "change and that is outside of the project" + script.remedy());
         }
         return script;
     }
@@ -977,9 +977,9 @@ final class VmTest implements Callable<Integer> {
                 stream.getFD().sync();
                 Files.move(temporary, file, StandardCopyOption.ATOMIC_MOVE);
             } catch (IOException refused) {
-                tell(file + " cannot be written, so --failed will not know what failed: "
-                        + reason(refused));
+                tell(file + " cannot be written (" + reason(refused) + "), so --failed will not work");
                 file.toFile().delete();
+                temporary.toFile().delete();
             }
         }
     }
@@ -1062,7 +1062,7 @@ final class VmTest implements Callable<Integer> {
                     !now { old[$0]++; n++; next }
                     n < listed && old[$0]-- <= 0 && new++ < 1000 { print mark "left " $0 }
                     END {
-                        if (n >= listed) print mark "left unknown: " n " lines or more were there before"
+                        if (n >= listed) print mark "left unknown: not checked, " n " or more files were there before"
                         print mark "left end"
                     }' >&3
             }
@@ -1405,8 +1405,8 @@ final class VmTest implements Callable<Integer> {
             switch (line[0]) {
                 case "exit" -> exit(text);
                 case "dumped" -> dumped = true;
-                case "busy" -> refuse("an earlier vm-test still ends its suite in the guest: try again, or vm-ctl "
-                        + "restore");
+                case "busy" -> refuse("an earlier vm-test is still stopping its suite: try again, or run vm-ctl "
+                        + "restart");
                 case "nowhere" -> refuse("the project is not in the guest: there is no " + place.directory()
                         + "; vm-test --sync (or vm-sync) brings it");
                 case "origin" -> refuse(place.directory() + " in the guest came from "
@@ -1422,8 +1422,8 @@ final class VmTest implements Callable<Integer> {
         private void exit(String text) {
             Integer number = text.matches("\\d{1,3}") && Integer.parseInt(text) < 256 ? Integer.valueOf(text) : null;
             if (number == null || ended > 0 && !number.equals(code)) {
-                trouble = trouble != null ? trouble : "the guest sent an exit code that is none, or another one than "
-                        + "before, '" + oneLine(text) + "': run the suite again";
+                trouble = trouble != null ? trouble : "the guest sent an invalid exit code, or two different "
+                        + "ones, '" + oneLine(text) + "': run the suite again";
                 number = null;
             }
             code = number;
@@ -2064,7 +2064,7 @@ final class VmTest implements Callable<Integer> {
             Matcher benchmark = BENCHMARK_LINE.matcher(start);
             if (pieces > 1 && run.matches()) {
                 Run last = newest(run.group(1));
-                if (!isRunning(last) || last.line != null) { // else there was an event, too: up to 4,085 bytes there is
+                if (!isRunning(last) || last.line != null) { // else a run event came, too (names up to 4,085 bytes)
                     begin(run.group(1));
                 }
             } else if (NOT_BUILT_LINE.matcher(start).matches()) {
@@ -2205,7 +2205,7 @@ final class VmTest implements Callable<Integer> {
             MemoryLimits limits = output.events.limits;
             String why = (output.unreadable == 0 ? "" : output.unreadable + " lines that began as events of go test "
                     + "-json could not be read, so a result may be lost\n")
-                    + (!limits.exceeded ? "" : "more came than is kept (" + limits.maxRuns + " tests with "
+                    + (!limits.exceeded ? "" : "more results came than fit (" + limits.maxRuns + " tests with "
                     + limits.maxNames + " characters of names, or " + limits.maxLines + " of lines without an end): "
                     + "results may be lost\n");
             if (!why.isEmpty()) {
@@ -2244,7 +2244,7 @@ final class VmTest implements Callable<Integer> {
                     .filter(test -> !ran.contains(test)).collect(Collectors.joining("\n"));
             if (!missing.isEmpty()) {
                 add("failed last time", Outcome.UNFINISHED,
-                        "these tests did not run (were they renamed, or does a build tag lack?):\n" + missing);
+                        "these tests did not run (were they renamed, or is a build tag missing?):\n" + missing);
             }
         }
 
@@ -2428,8 +2428,8 @@ final class VmTest implements Callable<Integer> {
                 } else if (problem == null) {
                     stream.write(bytes);
                 }
-            } catch (IOException full) {
-                problem = cannotWrite(path);
+            } catch (IOException failed) {
+                problem = cannotWrite(path, failed);
             }
         }
 
@@ -2437,13 +2437,15 @@ final class VmTest implements Callable<Integer> {
         public void close() {
             try {
                 stream.close();
-            } catch (IOException full) {
-                problem = cannotWrite(path);
+            } catch (IOException failed) {
+                problem = cannotWrite(path, failed);
             }
         }
 
-        static String cannotWrite(Path file) {
-            return "cannot write all of " + file + ": make room, or choose another place";
+        static String cannotWrite(Path file, Exception failed) {
+            return "cannot write all of " + file + " ("
+                    + (failed instanceof IOException refused ? reason(refused) : failed.getMessage())
+                    + "): make room, or choose another place";
         }
     }
 
@@ -2633,9 +2635,9 @@ final class VmTest implements Callable<Integer> {
     static final boolean[] CLOSED = new boolean[3];
 
     /**
-     * Comes first in main. If descriptor 0, 1 or 2 is closed, the first file that the JVM opens, its class library,
-     * gets that number. For further closed ones the JVM opens /dev/null, so that no file that is opened later gets such
-     * a number. What is printed is UTF-8 in every locale.
+     * Call this first in main. The first file that the JVM opens, its class library, gets the number of a closed
+     * descriptor 0, 1 or 2. For the other closed ones the JVM opens /dev/null, so no later file gets their numbers.
+     * Output is UTF-8 in every locale.
      */
     static void replaceClosedStreams() {
         try {
@@ -2757,7 +2759,7 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    /** What a file system refused, in words: of some refusals Java tells the file alone. */
+    /** The reason of a file system error: some exceptions have only the file as message. */
     static String reason(IOException refused) {
         return (refused instanceof AccessDeniedException ? "permission denied: "
                 : refused instanceof FileAlreadyExistsException ? "a file is in the way: "
@@ -2774,7 +2776,7 @@ final class VmTest implements Callable<Integer> {
         CommandLine all = new CommandLine(command);
         boolean dumb = "dumb".equals(System.getenv("TERM"));
         List<String> help = new ArrayList<>(all.getHelpSectionKeys());
-        // the footer, which is examples, before the exit codes, which hold for all commands and only the top one shows
+        // the examples (the footer) before the exit codes, which only the top command's help shows
         Collections.rotate(help.subList(help.size() - 4, help.size()), 2);
         all.setHelpSectionKeys(help).getSubcommands().values()
                 .forEach(sub -> sub.setHelpSectionKeys(help.subList(0, help.size() - 2)));
@@ -2950,12 +2952,12 @@ final class VmTest implements Callable<Integer> {
         if (value.isEmpty()) {
             return;
         } else if (directory == null) {
-            // in a working directory with somebody else's files it would be one of those
+            // else it would depend on the working directory, which may be somebody else's
             if (Set.of("VM_DIR", "VM_IMAGE", "VM_PHASES", "VM_PROJECT").contains(name) && !value.matches("[/~].*")) {
                 throw new VmException(2, name + " must begin with / or ~ in this file, not be relative: " + value);
             }
         } else if (!PROJECT_SETTINGS.contains(name) && SETTINGS.contains(name)) {
-            throw new VmException(2, name + " is read only from your own settings, because a project could harm this "
+            throw new VmException(2, name + " is allowed only in your own settings, as a project could harm this "
                     + "machine by it. If you wrote this line, move it to ~/.go-synth/vm.env; else delete it");
         } else if (name.equals("VM_PROJECT")) {
             Path project = value.startsWith("~") ? userPath(value) : directory.resolve(value).normalize();
@@ -3143,7 +3145,7 @@ final class VmTest implements Callable<Integer> {
                     "[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]",
                     "a port")),
             Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*",
-                    "words whose quotes are closed")));
+                    "text with every quote closed")));
     // end shared:values
 
     // shared:checkvalues

@@ -59,7 +59,7 @@ final class ByHandTest {
                 Guest.await(LOG, "login:");
                 Guest.type(keys, LOG, "root\r", "# ");
                 Guest.type(keys, LOG, "mount_cd9660 /dev/cd1 /mnt && sh /mnt/phase1.sh\r", "STEP 1");
-                end(terminal, 1, "booting it once, to see that it answers", "the check of the disk, which is kept, failed at ",
+                end(terminal, 1, "booting it once, to see that it answers", "the check of the disk (which is kept) failed at ",
                         "a tool is missing or broken: go, bash, git, ", "to go on from there: vm-auto-install by-hand\r\n");
             }
             guest.ctl("start").exits(69).says("the installation of guest by hand is not finished: vm-auto-install by-hand continues");

@@ -584,7 +584,7 @@ final class CommandLineTest {
                 "VM_IMAGE=/etc/shadow", "VM_MIRROR=http://evil.example/", "VM_PHASES=phases", "VM_ACCEL=tcg", "VM_CPU=host", "VM_DISK_CACHE=unsafe",
                 "export VM_SSH_PORT=22")) {
             String setting = line.replaceAll("^export |=.*", "");
-            assertEquals("vm.env, line 2: " + setting + " is read only from your own settings, because a project could harm this machine by it. "
+            assertEquals("vm.env, line 2: " + setting + " is allowed only in your own settings, as a project could harm this machine by it. "
                     + "If you wrote this line, move it to ~/.go-synth/vm.env; else delete it", settings("", "# theirs\n" + line).problem);
         }
         for (String project : List.of("..", "/", "~/.ssh", "link", "link/new", "sub/../../outside", outside.toString())) {
@@ -605,7 +605,7 @@ final class CommandLineTest {
         }
         Files.writeString(temp.resolve("vm.env"), "VM_QEMU_ARGS=-incoming exec:evil\n");
         forEach(List.of("vm-setup check", "vm-auto-install", "vm-ctl start", "vm-sync", "vm-test unit"), command ->
-                run(command).exits(2).saysOnly(command.split(" ")[0] + ": vm.env, line 1: VM_QEMU_ARGS is read only from your own settings"));
+                run(command).exits(2).saysOnly(command.split(" ")[0] + ": vm.env, line 1: VM_QEMU_ARGS is allowed only in your own settings"));
     }
 
     /** picocli replaces ${env:NAME} and others in a default value, and takes _NULL_ for none. */
@@ -686,7 +686,7 @@ final class CommandLineTest {
         List<String> test = List.of("java", "-jar", alone.getParent().resolve("VmTest.jar").toString(), "--fresh", "unit");
         for (String project : List.of("", temp.toString(), temp.getParent().toString(), Files.createDirectories(temp.resolve("src")).toString())) {
             settings.put("VM_PROJECT", project);
-            start(test).exits(69).saysOnly("vm-test: no suite was run: there is no VmCtl.java here or above that only you can change, in a directory apart from "
+            start(test).exits(69).saysOnly("vm-test: no suite was run: found no VmCtl.java here or above that only you can change and that is outside of "
                     + "the project; set VM_CTL_CMD to the command that runs it, as VM_CTL_CMD='jbang vm-ctl@NAME'");
             assertFalse(Files.exists(temp.resolve("ran")));
         }

@@ -88,7 +88,7 @@ final class InstallFaultsTest {
         1 | hang@boot        |                                  | real memory      | 124 | the kernel's start | silent for 30 s
         1 | reboot-loop@boot |                                  | Rebooting...     | 1   | the kernel's start | the guest rebooted
         1 | halt             | small                            | has halted       | 1   | the shutdown       | the guest halted without
-        1 | mute             | newfs /dev/ to newfs --bad /dev/ | PHASE 1 FAILED   | 1   | step 4 (make the   | its script gave up: make; usage: newfs; going on blind
+        1 | mute             | newfs /dev/ to newfs --bad /dev/ | PHASE 1 FAILED   | 1   | step 4 (make the   | its script gave up: make; usage: newfs; waiting, because
         1 |                  | rm -rf /mnt/R to rm -f /mnt/R    | PHASE 1 FAILED   | 1   | step 7 (remove     | rm: /mnt/autorun: is a directory
         1 | nokernel         |                                  | bootable kernel  | 1   | the boot loader    | the loader cannot load
         2 | nonet@phase2     | 5 15 30 60 none to none          | PHASE 2 FAILED   | 1   | step 2 (reach the  | its script gave up: reach
@@ -111,7 +111,7 @@ final class InstallFaultsTest {
         Process tool = begin(guest, "phase" + phase, "--yes", "--from", "" + phase, "--to", "" + phase);
         if (code == 124) {
             await(tool, INSTALL.resolve("phase1.log"), sign);
-            guest.install().exits(69).says("vm-auto-install (pid " + tool.pid() + ", since ", "is at work on this VM");
+            guest.install().exits(69).says("vm-auto-install (pid " + tool.pid() + ", since ", "holds the lock");
         }
         fails(tool, phase, sign, code, code == 124 ? 30 : 0, where,
                 (cause + "; to go on from there: vm-auto-install --yes --to " + phase + "\n").split("; "));

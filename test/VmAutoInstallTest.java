@@ -95,7 +95,7 @@ class VmAutoInstallTest {
         for (int chunk : IntStream.concat(IntStream.rangeClosed(1, 70), IntStream.of(500, phase.length)).toArray()) {
             List<String> seen = new ArrayList<>();
             VmAutoInstall.ConsoleWatcher end = watch(1, phase, chunk, seen);
-            seen.removeIf(place -> place.contains("going on blind")); // nobody answers the loader here
+            seen.removeIf(place -> place.contains("waiting, because")); // nobody answers the loader here
             assertEquals(passed, seen, "in chunks of " + chunk);
             assertEquals("power-off, acpi0: Powering system off", end.where + ", " + end.lastLines().get(end.lastLines().size() - 1));
             assertTrue(end.done && end.failure == null);
@@ -209,7 +209,7 @@ class VmAutoInstallTest {
         watcher.feed("STEP 1: look\nDragonFly/x86_64 (x) (ttyd0)\n\nlogin: ".getBytes(UTF_8), 0);
         assertNull(watcher.failure, "it may be the beginning of a panic's line");
         pause(watcher);
-        assertTrue(watcher.failure.getMessage().contains("without a word"), watcher.failure.getMessage());
+        assertTrue(watcher.failure.getMessage().contains("without DONE or FAILED"), watcher.failure.getMessage());
     }
 
     /** What a real DragonFly printed: test/console/README.md. The cause's beginning, or "done", or nothing to report. */
@@ -279,8 +279,8 @@ class VmAutoInstallTest {
         assertTrue(watch(2, nothing).failure.getMessage().endsWith("skipped: Looking for pfi.conf on /dev/cd0... not found"));
         assertTrue(watch(1, KERNEL + "\r\nlogin: ").failure.getMessage().endsWith("skipped: Looking for pfi.conf on /dev/cd1... /dev/cd1 ok... found!"));
         String getty = "\r\nDragonFly/x86_64 (Amnesiac) (ttyd0)\r\n\r\nlogin: ";
-        assertTrue(watch(1, KERNEL + SCRIPT + getty).failure.getMessage().contains("without a word"));
-        assertTrue(watch(1, KERNEL + SCRIPT + getty + "vtnet0: link\r\n").failure.getMessage().contains("without a word"));
+        assertTrue(watch(1, KERNEL + SCRIPT + getty).failure.getMessage().contains("without DONE or FAILED"));
+        assertTrue(watch(1, KERNEL + SCRIPT + getty + "vtnet0: link\r\n").failure.getMessage().contains("without DONE or FAILED"));
         assertNull(watch(1, KERNEL + SCRIPT + "\r\nlogin: ").failure, "a program may print that");
         assertNull(watch(1, KERNEL + SCRIPT + "DONE WITH PHASE 1.\r\nlogin: ").failure, "the shutdown may come a little later");
         assertNull(watch(1, KERNEL + "STEP 2: forbid root to login: with a password\r\nLast login: never\r\n").failure);
@@ -294,7 +294,7 @@ class VmAutoInstallTest {
                 + "No active remote repositories configured.\nmirror gone\n\n"
                 + "PHASE 2 FAILED: upgrade\n");
         assertEquals("its script gave up: upgrade: mirror gone "
-                + "(pkg has lost its repository file; pkg's upgrade of itself failed in a lua script)", watcher.failure.getMessage());
+                + "(pkg has no repository configured; pkg's upgrade of itself failed in a lua script)", watcher.failure.getMessage());
         assertEquals("step 3 (upgrade)", watcher.where);
         assertEquals("the phase script", watch(2, "PHASE 2 FAILED: without a step\n").where);
         String mended = "pkg: lua script failed\nNo active remote repositories configured.\nSTEP 4: go on\n";
@@ -360,15 +360,15 @@ class VmAutoInstallTest {
         assertEquals(List.of(), seen);
         blind.feed(new byte[0], 121);
         blind.feed(new byte[0], 3599);
-        assertTrue(seen.get(0).contains("going on blind") && seen.size() == 1 && blind.failure == null, seen.toString());
+        assertTrue(seen.get(0).contains("waiting, because") && seen.size() == 1 && blind.failure == null, seen.toString());
         blind.feed(new byte[0], 3601);
-        assertTrue(blind.failure.getMessage().endsWith("(the boot loader did not answer, so the console was not heard)"));
+        assertTrue(blind.failure.getMessage().endsWith("(the boot loader did not answer on the serial line)"));
 
         VmAutoInstall.ConsoleWatcher byHand = new VmAutoInstall.ConsoleWatcher(VmAutoInstall.Purpose.CHECK_BY_HAND, Duration.ofMinutes(60), seen::add);
         byHand.feed(new byte[0], 119);
         assertNull(byHand.failure);
         byHand.feed(new byte[0], 121);
-        assertEquals("nothing of its kernel came over the serial line", byHand.failure.getMessage());
+        assertEquals("the kernel printed nothing on the serial console: did setup.sh run?", byHand.failure.getMessage());
     }
 
     @Test
@@ -949,7 +949,7 @@ class VmAutoInstallTest {
         }
         for (String[] options : new String[][] {{"builds on " + secret + ", which is not said to be a qcow2 file", "-f", "qcow2", "-F", "raw", "-b", secret.toString()},
                 {"builds on " + outside + ", which is not in VM_DIR", "-f", "qcow2", "-F", "qcow2", "-b", outside.toString()},
-                {"is no disk of its own", "-f", "qcow2", "-F", "qcow2", "-b", "beside.qcow2"},
+                {"needs another disk as its backing file", "-f", "qcow2", "-F", "qcow2", "-b", "beside.qcow2"},
                 {"keeps its data in another file", "-f", "qcow2", "-o", "data_file=" + tmp.resolve("data")},
                 {"is not a qcow2 image", "-f", "raw"}, {"is not a qcow2 image", "-f", "vmdk"}}) {
             List<String> command = new ArrayList<>(List.of("qemu-img", "create", "-q"));
@@ -961,7 +961,7 @@ class VmAutoInstallTest {
             // neither does the next phase take one that a phase before left
             String[] phase = secondPhaseOf("DONE WITH PHASE 2.\r\n", POWER_OFF);
             Files.move(disk, install("phase1.qcow2"), StandardCopyOption.REPLACE_EXISTING);
-            boolean inside = options[0].equals("is no disk of its own");
+            boolean inside = options[0].equals("needs another disk as its backing file");
             assertEquals(inside ? 124 : 69, run(Map.of("VM_TIME_LIMIT", "6s"), Map.of(), phase), last.err());
             says(inside ? "phase 2 failed" : options[0]);
         }
@@ -1120,7 +1120,7 @@ class VmAutoInstallTest {
     @ParameterizedTest
     @CsvSource(delimiter = '|', textBlock = """
             ''                 | off       | power-on         | it powered off before a login prompt came
-            ''                 | off, hang | power-on         | nothing of its kernel came over the serial line
+            ''                 | off, hang | power-on         | the kernel printed nothing on the serial console: did setup.sh run?
             DONE WITH PHASE 3. | off       | the phase script | it powered off before a login prompt came
             """)
     void aDiskThatIsNotProvisionedIsKept(String text, String end, String where, String cause) throws Exception {
@@ -1129,7 +1129,7 @@ class VmAutoInstallTest {
         Files.move(install("phase1.qcow2"), install("by-hand.qcow2"), StandardCopyOption.REPLACE_EXISTING);
         byte[] before = Files.readAllBytes(install("by-hand.qcow2"));
         assertEquals(1, run(Map.of("VM_TIME_LIMIT", "1m"), Map.of(), "by-hand"), last.err());
-        says("booting it once, to see that it answers", "the check of the disk, which is kept, failed at " + where + " after ",
+        says("booting it once, to see that it answers", "the check of the disk (which is kept) failed at " + where + " after ",
                 ": " + cause + "\n", "to go on from there: vm-auto-install by-hand\n");
         assertTrue(Arrays.equals(before, Files.readAllBytes(install("by-hand.qcow2"))));
         assertFalse(Files.exists(vmDir().resolve("dfly-vm-clean.qcow2")));

@@ -231,7 +231,7 @@ final class VmSetupTest {
     /** Leaves the first 400,000 bytes of the archive in the part file, as a run that was cut off does. */
     private void haveABeginning() throws IOException {
         mirror.fault("ignore-ranges", "drop=400000");
-        assertFailed(run(), 69, PATH + " failed 5 times in a row", "What came is kept: run it again to go on");
+        assertFailed(run(), 69, PATH + " failed 5 times in a row", "The part is kept: run it again to resume");
         assertEquals(400_000, Files.size(part()));
         mirror.heal().forgetRequests();
     }
@@ -242,8 +242,8 @@ final class VmSetupTest {
     void fetchesOnce() throws IOException {
         Script.Result first = run();
         assertFetched(first);
-        assertTrue(first.err().contains("no sums are known here for DragonFly 7.7.7: only the mirror's own md5.txt is compared"), first.err());
-        assertTrue(first.err().contains("is complete, its sums hold"), first.err());
+        assertTrue(first.err().contains("no checksums are known for DragonFly 7.7.7: only the mirror's own md5.txt is compared"), first.err());
+        assertTrue(first.err().contains("is complete, verified"), first.err());
         assertEquals(List.of("GET " + PATH + " 200"), downloads());
         assertEquals("rwx------", PosixFilePermissions.toString(Files.getPosixFilePermissions(vmDir)));
         mirror.forgetRequests();
@@ -326,7 +326,7 @@ final class VmSetupTest {
             503=/iso-images/%s                   | 69 | failed 5 times in a row % answered 503                        | 5
             503=/iso-images/md5.txt              | 69 | cannot be reached % answered 503                              | 0
             html=/iso-images/%s                  |  1 | has the MD5 % damaged, or another file                        | 1
-            html=/iso-images/md5.txt             | 69 | md5.txt holds no sums, but a web page                         | 0
+            html=/iso-images/md5.txt             | 69 | md5.txt lists no checksums, but a web page                         | 0
             stall=/iso-images/md5.txt            | 69 | cannot be reached (Read timed out)                            | 0
             stall=/iso-images/%s                 | 69 | failed 5 times in a row (Read timed out)                      | 5
             moved=https://elsewhere.example      | 69 | answered 302, it moved to https://elsewhere.example/iso-images/md5.txt | 0
@@ -827,17 +827,17 @@ final class VmSetupTest {
     /** Whose word counts. The sums known here are right, wrong, or none are; plain or https; with and without --trust-mirror. */
     @ParameterizedTest
     @CsvSource(delimiter = '|', textBlock = """
-            none  | http  | false | 2 | is not asked: no sums are known here for DragonFly 7.7.7, and without https % use an https mirror, or --trust-mirror
-            none  | http  | true  | 0 | no sums are known here for DragonFly 7.7.7: only the mirror's own md5.txt is compared
-            none  | https | false | 0 | no sums are known here for DragonFly 7.7.7: only the mirror's own md5.txt is compared
-            none  | https | true  | 0 | no sums are known here for DragonFly 7.7.7: only the mirror's own md5.txt is compared
+            none  | http  | false | 2 | is skipped: no checksums are known for DragonFly 7.7.7, and over http % use an https mirror, or --trust-mirror
+            none  | http  | true  | 0 | no checksums are known for DragonFly 7.7.7: only the mirror's own md5.txt is compared
+            none  | https | false | 0 | no checksums are known for DragonFly 7.7.7: only the mirror's own md5.txt is compared
+            none  | https | true  | 0 | no checksums are known for DragonFly 7.7.7: only the mirror's own md5.txt is compared
             wrong | http  | false | 1 | not 00000000000000000000000000000000: damaged, or another file
-            wrong | http  | true  | 0 | WARNING: --trust-mirror: the sums known for DragonFly 7.7.7 are NOT checked: only the mirror's own md5.txt is compared
+            wrong | http  | true  | 0 | WARNING: --trust-mirror: the known checksums of DragonFly 7.7.7 are NOT checked: only the mirror's own md5.txt is compared
             wrong | https | false | 1 | not 00000000000000000000000000000000: damaged, or another file
-            wrong | https | true  | 0 | WARNING: --trust-mirror: the sums known for DragonFly 7.7.7 are NOT checked: only the mirror's own md5.txt is compared
-            right | http  | false | 0 | is complete, its sums hold
+            wrong | https | true  | 0 | WARNING: --trust-mirror: the known checksums of DragonFly 7.7.7 are NOT checked: only the mirror's own md5.txt is compared
+            right | http  | false | 0 | is complete, verified
             right | http  | true  | 0 | WARNING: --trust-mirror
-            right | https | false | 0 | is complete, its sums hold
+            right | https | false | 0 | is complete, verified
             right | https | true  | 0 | WARNING: --trust-mirror
             """)
     void whoseWordCounts(String sums, String scheme, boolean trust, int code, String words) throws Exception {
@@ -863,7 +863,7 @@ final class VmSetupTest {
     void theDoctorNamesAMirrorThatNeedsTrust() throws Exception {
         always = List.of();
         searchPath = "/nonexistent";
-        assertSays(checks(69), "installer", "fail", "no sums are known here for DragonFly 7.7.7, and without https");
+        assertSays(checks(69), "installer", "fail", "no checksums are known for DragonFly 7.7.7, and over http");
     }
 
     @Test
@@ -1256,8 +1256,8 @@ final class VmSetupTest {
     @ParameterizedTest
     @CsvSource(delimiter = '|', textBlock = """
             exit 33  | true  | ok   | kvm: a probe ran in
-            exit 1   | true  | note | tcg, which is slow: kvm is there but a probe guest failed or crawled in it (emulated:
-            exec sleep 60 | true | note | tcg, which is slow: kvm is there but a probe guest failed or crawled in it (emulated:
+            exit 1   | true  | note | tcg, which is slow: kvm exists, but the probe failed or was too slow with it (emulated:
+            exec sleep 60 | true | note | tcg, which is slow: kvm exists, but the probe failed or was too slow with it (emulated:
             exit 33  | false | note | tcg, which is slow: no /dev/kvm
             """)
     void theDoctorProbesTheAccelerator(String underKvm, boolean node, String state, String detail) throws Exception {
@@ -1344,9 +1344,9 @@ final class VmSetupTest {
     }
 
     @ParameterizedTest
-    @CsvSource({"true,vmx,no permission for /dev/kvm,'sudo usermod -aG kvm $USER, then log out and in again'",
-        "false,sse svm,'no /dev/kvm, its module is not loaded',sudo modprobe kvm_intel || sudo modprobe kvm_amd",
-        "false,vmx sse,'no /dev/kvm, its module is not loaded',sudo modprobe kvm_intel || sudo modprobe kvm_amd",
+    @CsvSource({"true,vmx,no permission for /dev/kvm,'sudo usermod -aG kvm $USER, log in again; in a container, pass the device in'",
+        "false,sse svm,'no /dev/kvm: no module is loaded, or a container hides it',sudo modprobe kvm_intel || sudo modprobe kvm_amd",
+        "false,vmx sse,'no /dev/kvm: no module is loaded, or a container hides it',sudo modprobe kvm_intel || sudo modprobe kvm_amd",
         "false,sse,'no /dev/kvm, and the processor shows no virtualization','switch it on in the firmware, or for this VM'"})
     void theDoctorSaysWhatKeepsGuestsFromKvm(boolean exists, String flags, String detail, String fix) {
         assertEquals(new VmSetup.AcceleratorProbe.Obstacle(detail, fix), VmSetup.AcceleratorProbe.obstacle(exists, flags));
