@@ -4,6 +4,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
 import java.nio.file.Files;
+import java.nio.file.LinkOption;
 import java.nio.file.Path;
 import java.nio.file.attribute.FileTime;
 import java.nio.file.attribute.PosixFilePermissions;
@@ -13,6 +14,7 @@ import java.util.List;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Tag;
+import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
 
@@ -145,16 +147,15 @@ final class SyncTest {
         GUEST.sh("rm -rf /root/precious").exits(0);
     }
 
-    @ParameterizedTest
-    @ValueSource(strings = {"rsync", "tar"})
-    void pullBringsFilesBack(String engine) throws IOException {
+    /** There is one way to pull, whatever engine syncs. A link that leads out of the tree stays there, and is named. */
+    @Test
+    void pullBringsFilesBackAndNoLinkThatLeadsOut() throws IOException {
         GUEST.sh("rm -rf /root/out && mkdir -p /root/out/sub && echo result >'/root/out/sub/a b' && ln -s /etc/passwd /root/out/escape").exits(0);
-        Path local = Guest.BUILD.resolve("test/pulled " + engine);
+        Path local = Guest.BUILD.resolve("test/pulled");
         Guest.delete(local);
-        GUEST.sync("pull", "/root/out/", local.toString());
+        GUEST.sync("pull", "/root/out/", local.toString()).exits(1).says("escape: a link that leads out of the directory");
         assertEquals("result\n", Files.readString(local.resolve("sub/a b")));
-        assertFalse(Files.isRegularFile(local.resolve("escape")) && Files.size(local.resolve("escape")) > 100
-                && !Files.isSymbolicLink(local.resolve("escape")), "the host's own file was read or written");
+        assertFalse(Files.exists(local.resolve("escape"), LinkOption.NOFOLLOW_LINKS));
         Guest.delete(local);
     }
 
