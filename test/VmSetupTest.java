@@ -321,7 +321,7 @@ final class VmSetupTest {
     @ParameterizedTest
     @CsvSource(delimiter = '|', textBlock = """
             md5=wrong                            |  1 | has the MD5 % damaged, or another file                        | 1
-            404=/iso-images/%s                   | 69 | answered 404, not found % Another mirror: VM_MIRROR           | 1
+            404=/iso-images/%s                   | 69 | answered 404, not found % Set VM_MIRROR to another one         | 1
             404=/iso-images/md5.txt              | 69 | md5.txt answered 404, not found                               | 0
             503=/iso-images/%s                   | 69 | failed 5 times in a row % answered 503                        | 5
             503=/iso-images/md5.txt              | 69 | cannot be reached % answered 503                              | 0
@@ -914,7 +914,7 @@ final class VmSetupTest {
                 : "HTTP/1.1 " + (from == 0 ? "200 OK" : "206 Partial Content\r\nContent-Range: bytes " + from + "-9/700000")
                 + "\r\nContent-Length: 100\r\n\r\nB"))) {
             settings.put("VM_MIRROR", slow.url());
-            assertFailed(run(), 69, "failed 5 times in a row", "What came is kept");
+            assertFailed(run(), 69, "failed 5 times in a row", "The part is kept");
             assertEquals(5, Files.size(part()));
         }
     }
@@ -1295,7 +1295,7 @@ final class VmSetupTest {
         kvm = Files.createFile(scratch.resolve("kvm"));
         settings.put("VM_ACCEL", "kvm"); // what is set is not what is asked
         reason = record(run("check", "--accel")).getString("reason");
-        assertTrue(reason.startsWith("kvm is there but a probe guest failed"), reason);
+        assertTrue(reason.startsWith("kvm exists, but the probe failed"), reason);
         Script.Result json = run("check", "--accel", "--json");
         JsonObject answer = JsonParser.object().from(json.out());
         assertEquals(Set.of("name", "reason", "qemu", "kvm"), answer.keySet());

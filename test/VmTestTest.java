@@ -1518,10 +1518,10 @@ final class VmTestTest {
     void anOddWordOfTheSupervisorIsNoVerdictAndNoStackTrace() throws Exception {
         Object[][] rows = { // what comes on stderr and on stdout, the exit code, the message
             {"exit 0", "exit 0", 0, null}, {"exit 255", "exit 255", 255, null},
-            {"exit", "exit", null, "before, ''"}, {"exit ", "exit 0", null, "before, ''"}, {"exit 0", "exit -1", null, "before, '-1'"},
-            {"exit 256", "exit 256", null, "before, '256'"}, {"exit 99999999999999999999", "exit 0", null, "before, '99999999999999999999'"},
-            {"exit 0x0", "exit 0x0", null, "before, '0x0'"}, {"exit \u0660", "exit \u0660", null, "before, '\u0660'"}, {"exit 0 0", "exit 0 0", null, "before, '0 0'"},
-            {"exit 0", "exit 1", null, "before, '1'"}, {"exit 1", "exit 0", null, "before, '0'"}, {"exit \u001b[2J\u009b\u202e\u0000", "exit 0", null, "before, '"},
+            {"exit", "exit", null, "ones, ''"}, {"exit ", "exit 0", null, "ones, ''"}, {"exit 0", "exit -1", null, "ones, '-1'"},
+            {"exit 256", "exit 256", null, "ones, '256'"}, {"exit 99999999999999999999", "exit 0", null, "ones, '99999999999999999999'"},
+            {"exit 0x0", "exit 0x0", null, "ones, '0x0'"}, {"exit \u0660", "exit \u0660", null, "ones, '\u0660'"}, {"exit 0 0", "exit 0 0", null, "ones, '0 0'"},
+            {"exit 0", "exit 1", null, "ones, '1'"}, {"exit 1", "exit 0", null, "ones, '0'"}, {"exit \u001b[2J\u009b\u202e\u0000", "exit 0", null, "ones, '"},
             {"exit " + "9".repeat(5000), "exit 0", null, "9..."}, {"origin\nexit 0", "exit 0", 0, "in the guest came from , and this"},
             {"origin \u001b[31mx\u202e" + "y".repeat(5000) + "\nexit 0", "exit 0", 0, "x?yyyy"}, {"nowhere 1 2\nbusy\nexit 0", "exit 0", 0, "an earlier vm-test"},
             {"dumped\ndumped x\nleft process\nleft process 1\nleft process abc\n\n left\nleft\nleft file\nleft end\nleft x y\nend\nunknown \u0000\nexit 3",
