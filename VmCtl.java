@@ -42,6 +42,7 @@ import java.nio.channels.AsynchronousCloseException;
 import java.nio.channels.Channel;
 import java.nio.channels.Channels;
 import java.nio.channels.ClosedByInterruptException;
+import java.nio.channels.ClosedChannelException;
 import java.nio.channels.FileChannel;
 import java.nio.channels.FileLock;
 import java.nio.channels.ReadableByteChannel;
@@ -197,9 +198,9 @@ final class VmCtl {
     }
 
     /**
-     * The command line for these arguments. It takes picocli 5 ms to read the annotations of a subcommand and 1 ms to
-     * add it at all, half a start for all of them: so it has those that the arguments name. Where they name none,
-     * --help and the hint at a mistyped one want all names and descriptions; without arguments it has all.
+     * The command line for these arguments. picocli takes 5 ms to read a subcommand's annotations and 1 ms to add it,
+     * for all of them half the startup time: so only those that the arguments name are added. If they name none, all
+     * are added with a name and a description, for --help and for the hint at a mistyped one; without arguments, fully.
      */
     static CommandLine commandLine(Settings settings, String... args) {
         VmCtl ctl = new VmCtl();
@@ -330,7 +331,7 @@ final class VmCtl {
                     + "since a snapshot, a start restores its RAM, unless QEMU, accelerator, CPU, memory or processors "
                     + "differ from then, or the guest does not answer: then it boots the disk. A paused VM goes on."},
             footer = {"  vm-ctl start", "  vm-ctl start --memory 4G --forward 8080:80",
-                "  vm-ctl start --dry-run    # prints the commands, to be pasted into a shell"})
+                "  vm-ctl start --dry-run    # prints the commands that it would run"})
     void start(@Mixin MachineOptions options,
             @Option(names = "--no-wait", description = "Return as soon as QEMU runs; with restored RAM only after the "
                     + "clock is set.")
@@ -362,7 +363,8 @@ final class VmCtl {
 
     @Command(name = "stop",
             description = {"Shut the VM down: by ssh, else by the power button, else by QMP quit, else by SIGKILL.", "",
-                "It prints which of them worked. After a panic it skips the first two. The working disk is kept, and "
+                "It prints which of them worked. After a panic it skips the first two. If QEMU does not answer, only "
+                    + "--force ends it. The working disk is kept, and "
                     + "the next start uses it."},
             footer = {"  vm-ctl stop", "  vm-ctl stop --force"})
     void stop(@Mixin ForceOption how) throws IOException {
@@ -439,6 +441,7 @@ final class VmCtl {
                 report = other.machine.report();
             } catch (VmException damaged) {
                 report = new Report("unknown", 69, damaged.getMessage(), null);
+                say(name + ": " + damaged.getMessage());
             }
             String where = report.running() == null ? "" : "  port " + report.running().port();
             String clone = Snapshot.source(other.files).map(snapshot -> "  clone of " + snapshot.origin()).orElse("");
@@ -643,7 +646,7 @@ final class VmCtl {
         // the guest kills it, if it can
         int code = interactive(guestSsh.command(command), limit == null ? null : limit.plusSeconds(15), mark);
         if (code == 255 && limit != null && System.nanoTime() - started >= limit.toNanos()) {
-            throw new VmException(124, "killed after " + limit.toSeconds() + " s");
+            throw new VmException(124, "the command was killed after " + limit.toSeconds() + " s (--timeout)");
         }
         return sshResult(code);
     }
@@ -833,28 +836,32 @@ final class VmCtl {
             throw unavailable(refused.getMessage());
         }
         CountDownLatch interrupted = new CountDownLatch(1);
-        Runtime.getRuntime().addShutdownHook(new Thread(() -> {
+        Thread hook = new Thread(() -> {
             interrupted.countDown();
             if (mark != null) {
                 guestSsh.kill(mark);
             }
             process.destroy();
-        }));
+        });
+        Runtime.getRuntime().addShutdownHook(hook);
         Thread output = new Thread(() -> passOutput(process));
         output.start();
         try {
             if (process.waitFor(limit == null ? Long.MAX_VALUE : limit.toMillis(), TimeUnit.MILLISECONDS)) {
                 output.join();
                 int code = process.exitValue();
+                boolean wasCut = Set.of(130, 143, 255).contains(code); // perhaps: by a signal, or a lost connection
                 // Ctrl-C also reaches ssh, which may end before our shutdown hook runs: wait for the hook a moment.
-                if (interrupted.await(Set.of(130, 143, 255).contains(code) ? 500 : 0, TimeUnit.MILLISECONDS)) {
+                if (interrupted.await(wasCut ? 500 : 0, TimeUnit.MILLISECONDS)) {
                     throw interrupted();
+                } else if (!wasCut) {
+                    Runtime.getRuntime().removeShutdownHook(hook); // System.exit would run it, too
                 }
                 return code;
             }
-            throw new VmException(124, "not done after " + limit.toSeconds() + " s, and the guest did not end it: "
+            throw new VmException(124, "the guest did not kill the command after " + limit.toSeconds() + " s: "
                     + machine.whySilent());
-        } catch (InterruptedException ended) {
+        } catch (InterruptedException | IllegalStateException ended) { // the latter: the hook runs already
             throw interrupted();
         } finally {
             process.destroy();
@@ -932,8 +939,8 @@ final class VmCtl {
     // Values.
 
     /**
-     * What a start is asked for. The hardware is QEMU's version, then the arguments that make the machine: RAM fits
-     * only the same ones. Port 0 is any; another one must be had if it is fixed, else it is the first choice.
+     * What to start. The hardware is QEMU's version, then the arguments that make the machine: RAM fits only the same
+     * ones. Port 0 means any port. Another port is required if it is fixed, else it is tried first.
      */
     record Plan(List<String> hardware, String accelReason, String cache, int port, boolean portIsFixed,
             List<String> forwards, String net, Duration timeout, boolean waits, boolean cold) {
@@ -1142,7 +1149,7 @@ final class VmCtl {
                 }
                 try {
                     if (closed.await(SOON.toSeconds(), TimeUnit.SECONDS)) {
-                        say.accept("interrupted" + (kept ? "" : ": what was begun was taken back"));
+                        say.accept("interrupted" + (kept ? "" : ": all changes were undone"));
                     }
                 } catch (InterruptedException impatient) {
                     // then the next command cleans up
@@ -1172,10 +1179,11 @@ final class VmCtl {
                 try {
                     step.run();
                 } catch (IOException | VmException failed) {
-                    failures.add(failed.getMessage());
+                    failures.add(failed instanceof IOException refused ? reason(refused) : failed.getMessage());
                 }
             }
-            failures.forEach(failure -> say.accept("a step could not be taken back, the next command tries again: "
+            kept |= !failures.isEmpty(); // then not all is undone
+            failures.forEach(failure -> say.accept("a step could not be undone; the next command tries again: "
                     + failure));
             closed.countDown();
             try {
@@ -1294,7 +1302,7 @@ final class VmCtl {
                     System.out.write(output.array(), 0, output.position());
                     System.out.flush();
                 }
-            } catch (AsynchronousCloseException detached) {
+            } catch (ClosedChannelException detached) {
                 // by type()
             }
         }
@@ -1421,8 +1429,8 @@ final class VmCtl {
         }
 
         /**
-         * Boots the disk. The problem is why the RAM of the snapshot below was not used, or null. The disk of before
-         * comes back if QEMU does not start, so that the next start can use that RAM; null if a guest wrote to it.
+         * Boots the disk. The problem is why the RAM of the snapshot below was not used, or null. {@code before} is the
+         * working disk until now, null if a guest wrote to it; if QEMU does not start, it is used again, with that RAM.
          */
         private void boot(Plan plan, Duration limit, Snapshot below, String problem, Path before) throws IOException {
             boolean asInstalled = below != null && below.isAutomatic() && Files.exists(files.clean());
@@ -1465,7 +1473,7 @@ final class VmCtl {
                     throw notTaken;
                 }
                 say.accept("the VM runs, but could not be kept as snapshot clean, so the next restore boots again: "
-                        + notTaken.getMessage());
+                        + (notTaken instanceof IOException refused ? reason(refused) : notTaken.getMessage()));
             }
         }
 
@@ -1496,7 +1504,7 @@ final class VmCtl {
                 throw full;
             }
             if (plan.port() != 0 && running.port() != plan.port()) {
-                say.accept("port " + plan.port() + " was taken meanwhile: ssh is on port " + running.port());
+                say.accept("port " + plan.port() + " is in use by another program: ssh is on port " + running.port());
             }
             return running;
         }
@@ -1623,7 +1631,7 @@ final class VmCtl {
         }
 
         /**
-         * 69, or 1 if this machine's disk is full, unless the guest runs and has written to its disk what it had to.
+         * Lets the guest flush its disk. Fails with 69 if it does not answer, with 1 if this machine's disk is full.
          */
         private void requireAnsweringGuest(Running running) throws IOException {
             String state = qemu.runState();
@@ -1631,8 +1639,8 @@ final class VmCtl {
                 throw Machine.standsStill(state, running);
             // a boot of this disk finds what was written
             } else if (!hasBanner(running.port(), 5000) || !ssh.run(SOON, "sync").ok()) {
-                throw unavailable("no snapshot was taken: the guest does not answer ssh. Run vm-ctl restart "
-                        + "and repeat, or vm-ctl stop to keep the disk alone");
+                throw unavailable("no snapshot was taken: the guest does not answer ssh. Repeat after vm-ctl "
+                        + "restart, or after vm-ctl stop to keep the disk only");
             }
         }
 
@@ -1730,8 +1738,7 @@ final class VmCtl {
         // Restoring.
 
         /**
-         * Throws the working disk away and goes back to a snapshot; what cannot be had is said while the VM is as it
-         * was.
+         * Discards the working disk and goes back to a snapshot. It checks what it can before it changes the VM.
          */
         void restore(String name, Plan plan) throws IOException {
             Snapshot snapshot = require(name);
@@ -1884,12 +1891,12 @@ final class VmCtl {
          * never stands in the way of a command that frees space or throws the state away.
          */
         void recover(boolean endsVm) {
-            attempt(say, "cleaning up after an earlier command", () -> {
+            attempt(say, "could not clean up after an earlier command", () -> {
                 Running running = qemu.running().orElse(null);
                 if (!qemu.isRunning()) {
                     qemu.removeLeftovers();
                 } else if (running == null && !endsVm) {
-                    say.accept("an earlier start was interrupted: vm-ctl start begins again");
+                    say.accept("an earlier start was interrupted: run vm-ctl start again");
                 } else if (running == null || running.act() == Act.RESTORING) {
                     say.accept("an earlier start was interrupted: ending its QEMU");
                     qemu.end();
@@ -2096,8 +2103,8 @@ final class VmCtl {
                         last = first.text().substring(first.text().lastIndexOf('\n') + 1);
                         refusals += last.contains("Permission denied") ? 1 : 0;
                         if (last.contains("Host key verification failed") || refusals == 3) {
-                            throw unavailable("the guest's keys are not those in " + files.file(".ssh") + ": "
-                                    + last);
+                            throw unavailable("the guest's keys are not those in " + files.file(".ssh")
+                                    + ": put the right ones back there (" + last + ")");
                         }
                     }
                     pause(50);
@@ -2145,7 +2152,7 @@ final class VmCtl {
          */
         boolean resume(Plan plan) throws IOException {
             Running running = qemu.running().orElseThrow(() ->
-                    unavailable("QEMU runs, but its record is missing"));
+                    unavailable("QEMU runs, but " + files.pidFile() + " is missing: vm-ctl restart --force"));
             if (plan.net().equals("offline") && !running.net().equals("offline")) {
                 throw unavailable(files.name() + " runs with a network, which cannot be taken away while it "
                         + "runs: vm-ctl restart --net offline");
@@ -2211,7 +2218,7 @@ final class VmCtl {
                         return true;
                     });
             if (!ended) {
-                throw unavailable(files.name() + " could not be stopped");
+                throw unavailable(files.name() + " could not be stopped; the lines above say why");
             }
         }
 
@@ -2270,11 +2277,11 @@ final class VmCtl {
             }
             Optional<String> trouble = state.equals("internal-error") ? Optional.of(standstill(state, running.pid()))
                     : troubleOf(running, consoleSince(running));
-            trouble.ifPresent(why -> say.accept("the guest cannot be asked: " + why));
+            trouble.ifPresent(why -> say.accept("the guest cannot be asked to shut down: " + why));
             return trouble.isEmpty();
         }
 
-        /** Writes the record if there is room for it: what it tells helps the next command, and no more. */
+        /** Writes the record. A failure is only reported, because the record only helps the next command. */
         private void note(Running running) {
             attempt(say, "the record of the VM could not be written", () -> qemu.write(running));
         }
@@ -2290,7 +2297,7 @@ final class VmCtl {
                         : new Report("stopped", 3, null, null);
             } else if (running == null) {
                 return new Report("starting", 0,
-                        "a start is going on, or was interrupted; if so, vm-ctl start begins again", null);
+                        "a start is running, or was interrupted; after an interruption run vm-ctl start", null);
             }
             String state = qemu.runState();
             String standstill = standstill(state, running.pid());
@@ -2321,7 +2328,7 @@ final class VmCtl {
                 return "the VM has ended: vm-ctl start";
             }
             String standstill = standstill(qemu.runState(), running.pid());
-            return (standstill == null ? "it hangs, or its sshd does: vm-ctl restart" : standstill)
+            return (standstill == null ? "the guest or its sshd hangs: vm-ctl restart" : standstill)
                     + consoleSince(running).end();
         }
 
@@ -2673,7 +2680,7 @@ final class VmCtl {
             List<String> arguments = new ArrayList<>(hasSetsid ? List.of("setsid") : List.of());
             arguments.addAll(List.of(QEMU, "-name", files.name(), "-pidfile", files.qemuPid().toString(),
                     "-display", "none"));
-            if (!hasSetsid) { // -d strace logs errors alone: no guest is in user mode
+            if (!hasSetsid) { // with -d strace, -D logs errors only, as no guest program is emulated
                 arguments.addAll(List.of("-daemonize", "-D", files.qemuLog().toString(), "-d", "strace"));
             }
             arguments.addAll(sandbox(plan.hardware(), hasSetsid));
@@ -2903,7 +2910,7 @@ final class VmCtl {
         }
 
         private VmException noAnswer() throws IOException {
-            return unavailable(isRunning() ? standstill("unknown", running().map(Running::pid).orElse(0L))
+            return unavailable(isRunning() ? standstill("unknown", process().map(ProcessHandle::pid).orElse(0L))
                     : "QEMU has ended" + logEnd());
         }
 
@@ -3573,7 +3580,7 @@ final class VmCtl {
     }
 
     private static String noSpace(Path file) throws IOException {
-        return "no space is left on " + Files.getFileStore(file);
+        return "no space is left on the disk of " + file;
     }
 
     private static String randomWord() {
@@ -3588,7 +3595,7 @@ final class VmCtl {
         writeFile(file, JsonWriter.string(record), "rw-------");
     }
 
-    /** Does what must not stand in the way of anything else: its failure is only said. */
+    /** Runs a step that the command can do without: its failure is only reported. */
     private static void attempt(Consumer<String> say, String failure, Step step) {
         try {
             step.run();

@@ -195,7 +195,7 @@ final class VmSync implements Callable<Integer> {
 
     @Option(names = "--exclude", paramLabel = "PATTERN",
             description = "Leave this alone, here and in the guest (repeatable); as "
-            + "rsync has it: '/docs/' at the top, '*.log' anywhere, '+ keep.log' before it an exception.")
+            + "in rsync: '/docs/' at the top, '*.log' anywhere; '+ keep.log' before them is an exception.")
     List<String> excludes = new ArrayList<>();
 
     @Option(names = "--exclude-from", paramLabel = "FILE",
@@ -297,7 +297,7 @@ final class VmSync implements Callable<Integer> {
             throw new VmException(2, "REMOTE: '" + remote + "' names no file; for what is in a directory write '"
                     + (remote.isEmpty() ? "." : remote) + "/'");
         } else if (local == null && remote.startsWith("/")) {
-            throw new VmException(2, "LOCAL is missing: where to put " + remote + "?");
+            throw new VmException(2, "LOCAL is missing: name the file or directory for " + remote);
         }
         readPlaces();
         started = System.nanoTime();
@@ -388,7 +388,7 @@ final class VmSync implements Callable<Integer> {
         Path home = realPath(ROOT.resolve(variable.isEmpty() ? System.getProperty("user.home") : variable));
         if (home.startsWith(project) && !spec.commandLine().getParseResult().hasMatchedOption("--project")) {
             throw new VmException(2, "the project would be " + project + ", which is " + (project.equals(ROOT)
-                    ? "everything" : "your home directory or above it") + ": set VM_PROJECT to a project, or name "
+                    ? "the root" : "your home directory or above it") + ": set VM_PROJECT to a project, or name "
                     + "this one with --project");
         }
     }
@@ -441,7 +441,7 @@ final class VmSync implements Callable<Integer> {
 
     // The acts, and what is said about them
 
-    /** One sync of this directory at a time. A watch starts anew before, so that it misses nothing that changes. */
+    /** Only one sync of a directory runs at a time. A watch is set up anew before it, so that no change is missed. */
     private Outcome sync(Watch changes) throws IOException {
         started = System.nanoTime();
         guest.requireRunning();
@@ -493,8 +493,7 @@ final class VmSync implements Callable<Integer> {
     }
 
     /**
-     * Syncs at once, then after each burst of changes, and when the VM is another one: restarted, or restored to an
-     * older tree.
+     * Syncs at once, then after each burst of changes, and after the VM was restarted or restored.
      */
     private int watch() throws IOException {
         try (Watch changes = new Watch(project)) {
@@ -827,27 +826,31 @@ final class VmSync implements Callable<Integer> {
 
         Journal(Path file, Consumer<String> tell) throws IOException {
             this.file = file;
-            channel = FileChannel.open(file, StandardOpenOption.CREATE, StandardOpenOption.WRITE);
+            channel = FileChannel.open(file, StandardOpenOption.CREATE, StandardOpenOption.READ,
+                    StandardOpenOption.WRITE);
             for (int tenth = 0; channel.tryLock() == null; tenth++) {
                 if (tenth == 0) {
                     tell.accept("vm-sync: waiting for another vm-sync of this directory");
                 } else if (tenth == 6000) {
+                    channel.close();
                     throw new VmException(69, "another vm-sync has been at work for ten minutes: end it");
                 }
                 LockSupport.parkNanos(100_000_000);
             }
             Instant now = Instant.now();
             began = now.getEpochSecond() * SECOND + now.getNano();
-            String last = Files.readString(file, ISO_8859_1);
+            // not Files.readString: to close another descriptor of the file would drop the lock
+            String last = new String(Channels.newInputStream(channel).readAllBytes(), ISO_8859_1);
             lastBegan = last.matches("\\d{1,18}|[0-8]\\d{18}") ? Long.parseLong(last) : began;
             if (lastBegan == began) {
                 completed(); // the first one may be interrupted
             }
         }
 
-        /** A file with a date shortly before that sync. */
+        /** A file with a date shortly before that sync; not the locked file, which Java would open and close. */
         Path reference() throws IOException {
-            return Files.setLastModifiedTime(file, FileTime.from(lastBegan / SECOND - 1, TimeUnit.SECONDS));
+            Path dated = Files.write(file.resolveSibling(file.getFileName() + ".time"), new byte[0]);
+            return Files.setLastModifiedTime(dated, FileTime.from(lastBegan / SECOND - 1, TimeUnit.SECONDS));
         }
 
         /** Files of the future were not written since. */
@@ -986,7 +989,7 @@ final class VmSync implements Callable<Integer> {
             String text = answer.text();
             Matcher response = RESPONSE.matcher(text.substring(Math.max(0, text.indexOf("vm-sync rsync="))));
             if (!response.matches()) { // its .profile ended it, say
-                throw new VmException(69, "the guest's sh did not answer as asked, but: "
+                throw new VmException(69, "the guest's sh ended early (look at root's .profile there); it printed: "
                         + quoted(cut(text.replaceFirst("(?s)\n.*", ""))));
             }
             String rsync = response.group(1).matches("/[\\w./+-]+") ? response.group(1) : ""; // an argument of ssh
@@ -1129,7 +1132,7 @@ final class VmSync implements Callable<Integer> {
                 if (inTheWay) {
                     blocked.add(name);
                     messages.add("cannot replace the directory " + quoted(name)
-                            + ": it holds what may not be deleted");
+                            + ": it contains files that are excluded or kept");
                 }
             });
             project.forEach((name, item) -> {
@@ -1296,7 +1299,8 @@ final class VmSync implements Callable<Integer> {
             TreeMap<String, Item> there = Listing.parse(look.rest());
             for (int attempt = 2; there == null; attempt++) {
                 if (attempt > 3) {
-                    throw new VmException(1, "the guest's list of its files makes no sense, three times");
+                    throw new VmException(1, "the guest's files changed while they were listed, three times: end what "
+                            + "writes in " + job.to().label() + ", and sync again");
                 }
                 there = Listing.parse(inGuest("LC_ALL=C d=" + word(job.to().directory()) + "\nexport LC_ALL\n"
                         + Listing.SCRIPT).text());
@@ -1311,7 +1315,7 @@ final class VmSync implements Callable<Integer> {
                         + " && cd " + Destination.PART + " && tar -xpf - && exec sh apply",
                         out -> send(out, job.project(), changes), LimitedOutput::readAnswer);
                 if (answer.status() != 0) {
-                    messages.add("the guest could not do all of it: " + answer.errors());
+                    messages.add("not all could be changed in the guest: " + answer.errors());
                 }
             }
             // A deletion that makes room for something else is no news.
@@ -1896,7 +1900,7 @@ final class VmSync implements Callable<Integer> {
                     }
                     Files.createDirectory(path);
                 } else if (wanted != Files.isDirectory(path, LinkOption.NOFOLLOW_LINKS)) {
-                    throw new SecurityException(wanted ? "what should be its directory is none"
+                    throw new SecurityException(wanted ? "a directory of its path is a file or link here"
                             : "there is a directory of that name");
                 }
             }
@@ -1944,8 +1948,8 @@ final class VmSync implements Callable<Integer> {
         }
 
         /**
-         * A link stays inside if it climbs at its beginning only, and not above the root: no other link can bend such a
-         * one.
+         * A link's target stays inside if ".." stands only at its beginning, and does not lead above the root. Then no
+         * other link can change where it leads.
          */
         private static String safeTarget(String target, int depth) {
             List<String> words = List.of(target.split("/"));
@@ -1999,7 +2003,7 @@ final class VmSync implements Callable<Integer> {
         return name.getBytes(ISO_8859_1);
     }
 
-    /** A path's bytes: its text has them only if it is plain, in every locale its URI has. */
+    /** A path's bytes, one char each. Its text may lose some in some locales, its URI never does. */
     static String bytesOf(Path path) {
         String text = path.toString();
         return text.matches("\\p{ASCII}*") ? text : Pattern.compile("%(..)")
@@ -2030,7 +2034,7 @@ final class VmSync implements Callable<Integer> {
     /** What could control a terminal, turns the direction of writing, or was no UTF-8. */
     private static final Pattern UNSAFE = Pattern.compile("[\\p{Cc}\\p{Cf}\\p{Zl}\\p{Zp}\ufffd]");
 
-    /** A name for people, on one line, and for a shell to read back: in numbers what a terminal may not show. */
+    /** A name for a message, in one line that a shell can read back; unsafe characters are written as numbers. */
     static String quoted(String name) {
         String text = new String(bytes(name), UTF_8);
         return !UNSAFE.matcher(text).find() ? word(text) : "$'" + Pattern.compile("[^ -~]|['\\\\]").matcher(name)

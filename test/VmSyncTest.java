@@ -890,6 +890,28 @@ final class VmSyncTest {
                     .filter(name -> name.endsWith("/made")).count(), "the mark stands outside the tree");
         }
 
+        /** The lock is of the process: Java drops it when it closes any other descriptor of the file. */
+        @Test
+        void twoSyncsOfOneDirectoryTakeTurns() throws Exception {
+            write("file", "x");
+            sync("--engine", "tar").exits(0);
+            Path note;
+            try (Stream<Path> notes = Files.list(base.resolve("vm/dfly-vm.sync"))) {
+                note = notes.filter(file -> !file.toString().endsWith(".time")).findFirst().orElseThrow();
+            }
+            Process second;
+            try (VmSync.Journal first = new VmSync.Journal(note, message -> { })) {
+                first.reference();
+                first.completed();
+                second = start("--engine", "tar");
+                while (!read(base.resolve("err")).contains("waiting for another vm-sync of this directory")) {
+                    assertTrue(second.isAlive(), () -> "it did not wait: " + read(base.resolve("out")) + read(base.resolve("err")));
+                    Thread.sleep(20);
+                }
+            }
+            assertEquals(0, second.waitFor(), () -> read(base.resolve("err")));
+        }
+
         @Test
         void aDryRunListsExactlyWhatWouldHappenByEitherEngine() throws IOException {
             fill();
