@@ -396,7 +396,7 @@ final class CommandLineTest {
             {"vm-ctl exec --timeout 1d true", "--timeout: '1d' is not a time"}, {"vm-ctl exec --env x true", "--env: 'x' is not a variable"},
             {"vm-ctl start --cpus x", "--cpus: 'x' is not a number from 1 to 99"}, {"vm-ctl start --memory 2", "--memory: '2' is not a size"},
             {"vm-ctl start --ssh-port 70000", "--ssh-port: '70000' is not a port"}, {"vm-ctl start --forward x", "--forward: 'x' is not two ports"},
-            {"vm-ctl start --disk-cache x", "--disk-cache: 'x' is not writeback"}, {"vm-ctl start --qemu-args 'x", "--qemu-args: ''x' is not words whose"},
+            {"vm-ctl start --disk-cache x", "--disk-cache: 'x' is not writeback"}, {"vm-ctl start --qemu-args 'x", "--qemu-args: ''x' is not text with"},
             {"VM_CPUS=x vm-ctl start", "VM_CPUS in the environment: 'x' is not a number from 1 to 99"},
             {"VM_CPUS=2 vm-ctl start --cpus x", "--cpus: 'x' is not a number from 1 to 99"}, {"vm-ctl --vm-name a/b status", "--vm-name: 'a/b' is not a name"},
             {"vm-ctl snapshot a/b", "the snapshot's name: 'a/b' is not"}, {"vm-ctl clone a/b", "the clone's name: 'a/b' is not"},

@@ -1781,7 +1781,7 @@ final class VmCtlTest {
             holds(disk(), 2);
             ctl("snapshot", "--delete", "one").exits(0);
             fill();
-            ctl("start", "--no-wait").exits(1).says("tmpfs");
+            ctl("start", "--no-wait").exits(1).says("no space is left on the disk of " + dir);
             assertFalse(VmCtl.isRunning(vm.qemuPid()), "a start that failed leaves nothing running");
             ctl("destroy", "--yes").exits(0);
         } finally {
