@@ -2980,7 +2980,7 @@ final class VmAutoInstall implements Callable<Integer> {
     static JsonObject json(String text) throws IOException {
         try {
             return JsonParser.object().from(text);
-        } catch (JsonParserException garbled) {
+        } catch (JsonParserException | StackOverflowError garbled) { // the latter: nested very deeply
             throw new IOException("not JSON: " + text, garbled);
         }
     }

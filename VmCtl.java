@@ -4875,7 +4875,7 @@ final class VmCtl {
     static JsonObject json(String text) throws IOException {
         try {
             return JsonParser.object().from(text);
-        } catch (JsonParserException garbled) {
+        } catch (JsonParserException | StackOverflowError garbled) { // the latter: nested very deeply
             throw new IOException("not JSON: " + text, garbled);
         }
     }

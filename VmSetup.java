@@ -774,7 +774,7 @@ final class VmSetup implements Callable<Integer> {
             HttpURLConnection connection = (HttpURLConnection) uri.toURL().openConnection(
                     new Proxy(Proxy.Type.HTTP, new InetSocketAddress(proxy.getHost(), proxy.getPort())));
             if (proxy.getUserInfo() != null) {
-                String[] user = (proxy.getUserInfo() + ":").split(":", 3);
+                String[] user = (proxy.getUserInfo() + (proxy.getUserInfo().contains(":") ? "" : ":")).split(":", 2);
                 connection.setAuthenticator(new Authenticator() {
                     @Override
                     protected PasswordAuthentication getPasswordAuthentication() {
@@ -1968,7 +1968,7 @@ final class VmSetup implements Callable<Integer> {
     static JsonObject json(String text) throws IOException {
         try {
             return JsonParser.object().from(text);
-        } catch (JsonParserException garbled) {
+        } catch (JsonParserException | StackOverflowError garbled) { // the latter: nested very deeply
             throw new IOException("not JSON: " + text, garbled);
         }
     }

@@ -447,7 +447,7 @@ final class VmSync implements Callable<Integer> {
         guest.requireRunning();
         String key = UUID.nameUUIDFromBytes(remoteDir.getBytes(UTF_8)).toString();
         Path notes = dryRun ? null : privateDirectory(vmDir.resolve(name + ".sync")).resolve(key);
-        try (Journal journal = dryRun ? null : new Journal(notes, this::tell)) {
+        try (Journal journal = dryRun ? null : new Journal(notes, patterns, this::tell)) {
             source = Source.read(project, vmDir, bytesOf(remoteDir), patterns, journal, programs);
             if (changes != null) {
                 changes.start(source.rules());
@@ -474,6 +474,11 @@ final class VmSync implements Callable<Integer> {
             look = look(job, sender, Listing.SCRIPT);
         }
         Outcome outcome = sender.sync(job, look);
+        boolean moved = outcome.all(Kind.MKDIR, Kind.LINK, Kind.DELETE).findAny().isPresent();
+        if (!dryRun && moved && !source.gitConfigs().isEmpty()
+                && sender.inGuest(job.to().configsAgainScript(source)).status() != 0) {
+            throw new VmException(1, "the guest could not write the configuration of git in " + job.to().label());
+        }
         boolean noted = dryRun || !outcome.complete() || look.origin().equals(job.to().origin());
         if (!noted && sender.inGuest(job.to().originScript(true)).status() != 0) {
             throw new VmException(1, job.to().label() + ": the guest could not record which project this "
@@ -813,21 +818,20 @@ final class VmSync implements Callable<Integer> {
     }
 
     /**
-     * The lock of a remote directory, and when its last complete sync began. rsync compares whole seconds: a file that
-     * was sent and then written again in the same second would look the same for ever. So what was written since that
-     * sync began is sent, whatever it looks like in the guest.
+     * The lock of a remote directory, and when its last complete sync with these patterns began. rsync compares whole
+     * seconds: a file that was sent and then written again in the same second would look the same for ever. So what was
+     * written since that sync began is sent, whatever it looks like in the guest. The time is in a file of its own,
+     * because Java drops a process's lock on a file when it closes any other descriptor of it.
      */
     static final class Journal implements AutoCloseable {
         private static final long SECOND = 1_000_000_000;
-        private final Path file;
         private final FileChannel channel;
+        private final Path time;
         private final long began;
         private final long lastBegan;
 
-        Journal(Path file, Consumer<String> tell) throws IOException {
-            this.file = file;
-            channel = FileChannel.open(file, StandardOpenOption.CREATE, StandardOpenOption.READ,
-                    StandardOpenOption.WRITE);
+        Journal(Path file, List<String> patterns, Consumer<String> tell) throws IOException {
+            channel = FileChannel.open(file, StandardOpenOption.CREATE, StandardOpenOption.WRITE);
             for (int tenth = 0; channel.tryLock() == null; tenth++) {
                 if (tenth == 0) {
                     tell.accept("vm-sync: waiting for another vm-sync of this directory");
@@ -837,20 +841,36 @@ final class VmSync implements Callable<Integer> {
                 }
                 LockSupport.parkNanos(100_000_000);
             }
+            String hash = UUID.nameUUIDFromBytes(bytes(String.join("\0", patterns))).toString().substring(0, 8);
+            time = file.resolveSibling(file.getFileName() + "-" + hash + ".time");
             Instant now = Instant.now();
             began = now.getEpochSecond() * SECOND + now.getNano();
-            // not Files.readString: to close another descriptor of the file would drop the lock
-            String last = new String(Channels.newInputStream(channel).readAllBytes(), ISO_8859_1);
-            lastBegan = last.matches("\\d{1,18}|[0-8]\\d{18}") ? Long.parseLong(last) : began;
-            if (lastBegan == began) {
-                completed(); // the first one may be interrupted
+            lastBegan = Files.exists(time) ? read(time) : oldest(file);
+            if (!Files.exists(time)) {
+                note(lastBegan); // this sync may be interrupted
             }
         }
 
-        /** A file with a date shortly before that sync; not the locked file, which Java would open and close. */
+        private long read(Path note) throws IOException {
+            String text = Files.readString(note, ISO_8859_1);
+            return text.matches("\\d{1,18}|[0-8]\\d{18}") ? Long.parseLong(text) : began;
+        }
+
+        /** For other patterns: what they left out may have changed since any earlier sync. */
+        private long oldest(Path file) throws IOException {
+            long oldest = began;
+            try (DirectoryStream<Path> notes = Files.newDirectoryStream(file.getParent(),
+                    file.getFileName() + "-*.time")) {
+                for (Path note : notes) {
+                    oldest = Math.min(oldest, read(note));
+                }
+            }
+            return oldest;
+        }
+
+        /** A file with a date shortly before that sync. */
         Path reference() throws IOException {
-            Path dated = Files.write(file.resolveSibling(file.getFileName() + ".time"), new byte[0]);
-            return Files.setLastModifiedTime(dated, FileTime.from(lastBegan / SECOND - 1, TimeUnit.SECONDS));
+            return Files.setLastModifiedTime(time, FileTime.from(lastBegan / SECOND - 1, TimeUnit.SECONDS));
         }
 
         /** Files of the future were not written since. */
@@ -864,9 +884,19 @@ final class VmSync implements Callable<Integer> {
             }
         }
 
-        void completed() throws IOException {
-            channel.truncate(0);
-            channel.write(UTF_8.encode(String.valueOf(began)), 0);
+        void completed() {
+            note(began);
+        }
+
+        private void note(long when) {
+            Path temporary = time.resolveSibling(time.getFileName() + ".new");
+            try {
+                Files.writeString(temporary, String.valueOf(when));
+                Files.move(temporary, time, StandardCopyOption.ATOMIC_MOVE);
+            } catch (IOException refused) {
+                throw new VmException(1, "cannot write " + time + " (" + reason(refused) + "): make room, then sync "
+                        + "again");
+            }
         }
 
         @Override
@@ -953,15 +983,30 @@ final class VmSync implements Callable<Integer> {
                       for f do shift; [ ! -f "$f" ] || [ -L "$f" ] || set -- "$@" "$f"; done
                       [ $# = 0 ] || touch -c -t 197101010000 "$@"
                     }
-                    put() {
-                      [ ! -L "$1" ] && [ "$(cat "$1" 2>/dev/null)" = "$2" ] || { mkdir -p "${1%%/*}" &&
-                        printf '%%s\n' "$2" >"$1.vm-sync" && mv -f "$1.vm-sync" "$1"; } || rm -f "$1"
-                    }
                     """.formatted(PART)).append(originScript(false));
             step(script, "old", "./", source.resend(), "");
+            return script.append(configsScript(source)).toString();
+        }
+
+        /** Git's configurations, not through a link: it may lead to another repository, or out of the directory. */
+        private static String configsScript(Source source) {
+            StringBuilder script = new StringBuilder("""
+                    put() {
+                      p=$1
+                      while p=${p%/*} && [ "$p" != . ]; do [ ! -L "$p" ] || return 0; done
+                      [ ! -L "$1" ] && [ "$(cat "$1" 2>/dev/null)" = "$2" ] || { mkdir -p "${1%/*}" &&
+                        printf '%s\\n' "$2" >"$1.vm-sync" && mv -f "$1.vm-sync" "$1"; } || rm -f "$1"
+                    }
+                    """);
             source.gitConfigs().forEach((file, content) -> script.append("put ").append(word("./" + file))
                     .append(' ').append(word(content.strip())).append('\n'));
             return script.toString();
+        }
+
+        /** The same once more: a link, or a file in place of a directory, stood in the way until now. */
+        String configsAgainScript(Source source) {
+            return "PATH=$PATH:/usr/local/bin; umask 022; cd " + word(directory) + " || exit 73\n"
+                    + configsScript(source);
         }
 
         /**
@@ -1328,12 +1373,15 @@ final class VmSync implements Callable<Integer> {
             try (TarArchiveOutputStream tar = new TarArchiveOutputStream(out, ISO_8859_1.name())) {
                 tar.setLongFileMode(TarArchiveOutputStream.LONGFILE_GNU); // pax would want names in UTF-8
                 tar.setBigNumberMode(TarArchiveOutputStream.BIGNUMBER_POSIX); // for fractions of a second
+                List<String> spoiled = new ArrayList<>(); // arrived with zeros in place of what could not be read
                 for (Change change : List.copyOf(changes)) {
                     Path file = path(project, change.name());
                     boolean arrives = change.kind() != Kind.DELETE && !isModeOfDirectory(change);
                     try (InputStream content = arrives && change.item().type() == 'f' ? Files.newInputStream(file)
                             : InputStream.nullInputStream()) {
                         if (arrives && !put(tar, "t/" + change.name(), change.item(), content)) {
+                            spoiled.add(change.name());
+                            changes.remove(change);
                             messages.add("could not be read in full: " + quoted(change.name()));
                         }
                     } catch (FileSystemException refused) {
@@ -1343,7 +1391,7 @@ final class VmSync implements Callable<Integer> {
                         }
                     }
                 }
-                byte[] script = bytes(applyScript(changes));
+                byte[] script = bytes(applyScript(changes, spoiled));
                 put(tar, "apply", new Item('f', 0600, script.length, 0, ""), new ByteArrayInputStream(script));
             }
         }
@@ -1385,14 +1433,15 @@ final class VmSync implements Callable<Integer> {
         }
 
         /**
-         * Run in the part directory when all has arrived: removes what must go, moves what came into place, sets the
-         * modes of directories. mv within one file system is rename(2): there is the old file or the new one. If one
-         * step fails, the others are done all the same.
+         * Run in the part directory when all has arrived: removes spoiled files and what must go, moves what came into
+         * place, sets the modes of directories. mv within one file system is rename(2): there is the old file or the
+         * new one. If one step fails, the others are done all the same.
          */
-        static String applyScript(List<Change> changes) {
+        static String applyScript(List<Change> changes, List<String> spoiled) {
             StringBuilder script = new StringBuilder("LC_ALL=C; export LC_ALL\nr=0\ncd .. || exit 1\n");
             Set<String> deleted = names(changes.stream(), Kind.DELETE);
             Set<String> made = names(changes.stream(), Kind.MKDIR);
+            step(script, "rm -f", Destination.PART + "/t/", spoiled, "");
             step(script, "rm -rf", "./",
                     deleted.stream().filter(name -> !deleted.contains(parent(name))).toList(), "");
             changes.stream().filter(change -> change.kind() != Kind.DELETE && !isModeOfDirectory(change))
@@ -2916,7 +2965,7 @@ final class VmSync implements Callable<Integer> {
     static JsonObject json(String text) throws IOException {
         try {
             return JsonParser.object().from(text);
-        } catch (JsonParserException garbled) {
+        } catch (JsonParserException | StackOverflowError garbled) { // the latter: nested very deeply
             throw new IOException("not JSON: " + text, garbled);
         }
     }

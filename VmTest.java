@@ -948,7 +948,7 @@ final class VmTest implements Callable<Integer> {
                 return JsonParser.object().from(Files.readString(file));
             } catch (NoSuchFileException none) {
                 return null;
-            } catch (JsonParserException damaged) {
+            } catch (JsonParserException | StackOverflowError damaged) {
                 throw new VmException(69, file + " is damaged: delete it, and run the suites again");
             }
         }
@@ -3490,7 +3490,7 @@ final class VmTest implements Callable<Integer> {
     static JsonObject json(String text) throws IOException {
         try {
             return JsonParser.object().from(text);
-        } catch (JsonParserException garbled) {
+        } catch (JsonParserException | StackOverflowError garbled) { // the latter: nested very deeply
             throw new IOException("not JSON: " + text, garbled);
         }
     }

@@ -35,6 +35,7 @@ import java.util.Set;
 import java.util.TreeMap;
 import java.util.TreeSet;
 import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.FutureTask;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
 import java.util.regex.Pattern;
@@ -900,7 +901,7 @@ final class VmSyncTest {
                 note = notes.filter(file -> !file.toString().endsWith(".time")).findFirst().orElseThrow();
             }
             Process second;
-            try (VmSync.Journal first = new VmSync.Journal(note, message -> { })) {
+            try (VmSync.Journal first = new VmSync.Journal(note, List.of(), message -> { })) {
                 first.reference();
                 first.completed();
                 second = start("--engine", "tar");
@@ -1386,6 +1387,24 @@ final class VmSyncTest {
             assertTrue(sync("--engine", engine).exits(0).out().contains(": 0 sent"));
         }
 
+        /** The sync in between did not look at the file, so for the next one it may still differ. */
+        @ByEitherEngine
+        void aChangeThatAnExcludeHidIsSeen(String engine) throws Exception {
+            Instant second = Instant.now().plusSeconds(3).truncatedTo(ChronoUnit.SECONDS);
+            Path file = write("file", "one");
+            Files.setLastModifiedTime(file, FileTime.from(second.plusMillis(100)));
+            sync("--engine", engine).exits(0);
+            Files.writeString(file, "two");
+            Files.setLastModifiedTime(file, FileTime.from(second.plusMillis(200)));
+            while (Instant.now().isBefore(second.plusMillis(500))) {
+                Thread.sleep(5);
+            }
+            sync("--engine", engine, "--exclude", "/file").exits(0);
+            assertEquals("one", Files.readString(guest.resolve("file")));
+            sync("--engine", engine).exits(0);
+            assertEquals("two", Files.readString(guest.resolve("file")));
+        }
+
         @ByEitherEngine
         void aFileThatChangesMeanwhileIsWholeOrOldAndArrivesNextTime(String engine) throws Exception {
             write("still", "x");
@@ -1433,6 +1452,50 @@ final class VmSyncTest {
             assertTrue(there.length() >= 500_000 && Files.readString(log).startsWith(there), there.length() + " bytes");
             sync("--engine", engine).exits(0);
             assertEquals(tree(project), tree(guest));
+        }
+
+        /** Else it would have zeros under the right size and date, which no later sync would send again. */
+        @Test
+        void whatCouldNotBeReadInFullIsNotPutInPlace() throws Exception {
+            write("small", "x");
+            sync("--engine", "tar").exits(0);
+            byte[] content = new byte[64 << 20];
+            Arrays.fill(content, (byte) 'x');
+            Path big = Files.write(project.resolve("big"), content);
+            FileTime time = FileTime.from(Instant.parse("2001-02-03T04:05:06Z"));
+            Files.setLastModifiedTime(big, time);
+            FutureTask<Script.Result> sync = new FutureTask<>(() -> sync("--engine", "tar"));
+            new Thread(sync).start();
+            while (!Files.exists(guest.resolve(VmSync.Destination.PART + "/t/big"))) {
+                assertFalse(sync.isDone(), "it was too fast for this test");
+                Thread.onSpinWait();
+            }
+            try (RandomAccessFile shorter = new RandomAccessFile(big.toFile(), "rw")) {
+                shorter.setLength(10);
+            }
+            sync.get().exits(1).says("could not be read in full: big");
+            assertFalse(Files.exists(guest.resolve("big")));
+            Files.setLastModifiedTime(Files.write(big, content), time);
+            sync("--engine", "tar").exits(0);
+            assertEquals(-1, Files.mismatch(big, guest.resolve("big")));
+        }
+
+        /** A link, or a file, may stand where the guest's repository will be. */
+        @ByEitherEngine
+        void aConfigurationOfGitGoesThroughNoLink(String engine) throws IOException {
+            for (String repository : List.of("other", "sub")) {
+                Files.createDirectories(project.resolve(repository + "/.git/objects"));
+                write(repository + "/.git/HEAD", "ref: refs/heads/main\n");
+                write(repository + "/.git/config", "[core]\n\tbare = " + repository.equals("sub") + "\n");
+            }
+            Path sub = Files.move(project.resolve("sub"), base.resolve("sub aside"));
+            Files.createSymbolicLink(project.resolve("sub"), Path.of("other"));
+            sync("--engine", engine).exits(0);
+            Files.delete(project.resolve("sub"));
+            Files.move(sub, project.resolve("sub"));
+            sync("--engine", engine).exits(0);
+            assertTrue(Files.readString(guest.resolve("other/.git/config")).contains("bare = false"));
+            assertTrue(Files.readString(guest.resolve("sub/.git/config")).contains("bare = true"));
         }
 
         /** The target of a link may be any text, also one that looks like our listing. */
