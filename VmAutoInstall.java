@@ -706,11 +706,14 @@ final class VmAutoInstall implements Callable<Integer> {
     /**
      * Records from what each disk was made, to find the phase to begin with. A phase has a disk, phaseN.qcow2, and a
      * text file of its inputs, phaseN.inputs. Those of the installed VM are in installedN.inputs, and install.json says
-     * for people what was installed.
+     * for people what was installed. provision writes provisionedN.inputs, which count once the snapshot clean was
+     * taken after it.
      */
     static final class Installation {
         static final String DISKS = "phase";
         static final String VM = "installed";
+        private static final String PROVISIONED = "provisioned";
+        private static final String FINISHED = "finished";
         private final VmFiles files;
         private final Path description;
 
@@ -725,13 +728,15 @@ final class VmAutoInstall implements Callable<Integer> {
 
         /** What a phase's disk, or the installed VM's part of it, was made from; empty if it is not there. */
         Map<String, String> inputs(String of, int phase) throws IOException {
-            Path record = record(of, phase);
+            acceptProvisioned();
+            return Files.exists(of.equals(VM) ? files.clean() : files.disk(phase)) ? read(record(of, phase)) : Map.of();
+        }
+
+        private static Map<String, String> read(Path record) throws IOException {
             Map<String, String> inputs = new TreeMap<>();
-            if (Files.exists(of.equals(VM) ? files.clean() : files.disk(phase)) && Files.exists(record)) {
-                for (String line : Files.readAllLines(record)) {
-                    String[] pair = line.split("=", 2);
-                    inputs.put(pair[0], pair[pair.length - 1]);
-                }
+            for (String line : Files.exists(record) ? Files.readAllLines(record) : List.<String>of()) {
+                String[] pair = line.split("=", 2);
+                inputs.put(pair[0], pair[pair.length - 1]);
             }
             return inputs;
         }
@@ -771,9 +776,27 @@ final class VmAutoInstall implements Callable<Integer> {
             files.remove("phase[" + phase + "-9]\\.qcow2");
         }
 
-        /** The VM has had a phase done again. */
+        /** The running VM has had the last phase done again. A restore would lose that. */
         void provisioned(Phase phase) throws IOException {
-            write(VM, phase.number, phase.inputs);
+            SortedMap<String, String> noted = new TreeMap<>(phase.inputs);
+            noted.put(FINISHED, Instant.now().toString());
+            write(PROVISIONED, phase.number, noted);
+        }
+
+        /** It is the VM's once the user has taken the snapshot clean after it. */
+        private void acceptProvisioned() throws IOException {
+            Path record = record(PROVISIONED, LAST);
+            Path clean = files.file(".snapshots").resolve("clean/snapshot.json");
+            if (Files.exists(record) && Files.exists(clean)) {
+                Map<String, String> noted = read(record);
+                JsonObject snapshot = json(Files.readString(clean));
+                if (!snapshot.getBoolean("automatic")
+                        && snapshot.getString("made", "").compareTo(noted.getOrDefault(FINISHED, "~")) > 0) {
+                    noted.remove(FINISHED);
+                    write(VM, LAST, noted);
+                    Files.delete(record);
+                }
+            }
         }
 
         /**
@@ -781,7 +804,7 @@ final class VmAutoInstall implements Callable<Integer> {
          * of the VM, and the next run places the disk once more.
          */
         void place(Path disk, boolean fromPhases, JsonObject text) throws IOException {
-            files.remove("install(ed\\d\\.inputs|\\.json)");
+            files.remove("(install|provision)ed\\d\\.inputs|install\\.json");
             files.removeOldDisks();
             Disk.finish(disk, files.clean());
             writeFile(description, JsonWriter.indent("  ").string().value(text).done() + "\n", "rw-------");

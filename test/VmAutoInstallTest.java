@@ -18,6 +18,7 @@ import java.nio.file.StandardCopyOption;
 import java.nio.file.attribute.PosixFilePermission;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.time.Duration;
+import java.time.Instant;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HexFormat;
@@ -1291,6 +1292,27 @@ class VmAutoInstallTest {
         assertEquals(0, disks ? run("clean-phases", "--disks") : run("clean-phases"));
         assertEquals(disks ? List.of("install.json", "installed1.inputs", "phase1.log")
                 : List.of("install.json", "installed1.inputs", "phase1.inputs", "phase1.log", "phase1.qcow2"), installFiles());
+    }
+
+    /** A restore loses what was provisioned, unless the snapshot clean was taken after it, by the user. */
+    @Test
+    void provisioningCountsOnceTheCleanStateHasIt() throws Exception {
+        VmAutoInstall.VmFiles files = new VmAutoInstall.VmFiles(Files.createDirectories(vmDir()), "dfly-vm");
+        Path snapshot = Files.createDirectories(files.file(".snapshots").resolve("clean")).resolve("snapshot.json");
+        Files.createDirectories(files.install(""));
+        Files.createFile(files.clean());
+        Files.writeString(install("installed3.inputs"), "its script=old\n");
+        VmAutoInstall.Installation installation = new VmAutoInstall.Installation(files);
+        String before = Instant.now().toString();
+        installation.provisioned(new VmAutoInstall.Phase(3, null, new TreeMap<>(Map.of("its script", "new"))));
+        for (String[] row : new String[][] {{null, "old"}, {"{\"made\":\"" + before + "\"}", "old"},
+            {"{\"made\":\"9\",\"automatic\":true}", "old"}, {"{\"made\":\"9\"}", "new"}, {"{\"made\":\"" + before + "\"}", "new"}}) {
+            if (row[0] != null) {
+                Files.writeString(snapshot, row[0]);
+            }
+            assertEquals(Map.of("its script", row[1]), installation.inputs(VmAutoInstall.Installation.VM, 3), row[0]);
+        }
+        assertFalse(Files.exists(install("provisioned3.inputs")));
     }
 
     @Test
