@@ -988,7 +988,7 @@ final class VmSetupTest {
     // Proxies
 
     @ParameterizedTest
-    @CsvSource({"'',''", "john:p%40ss@,Basic am9objpwQHNz", "john:p+s@,Basic am9objpwK3M=", "john@,Basic am9objo="})
+    @CsvSource({"'',''", "john:p%40ss@,Basic am9objpwQHNz", "john:p+s@,Basic am9objpwK3M=", "john@,Basic am9objo=", "john:p%3As@,Basic am9objpwOnM="})
     void goesThroughTheProxyOfTheEnvironment(String user, String authorization) throws Exception {
         settings.put("VM_MIRROR", "http://mirror.invalid/iso-images/");
         settings.put("http_proxy", mirror.url().replace("//", "//" + user));

@@ -1230,8 +1230,10 @@ final class VmTestTest {
         assertEquals(List.of("go test -json -short -run '^(TestA)$' example.com/s/p"), failed(suites));
         Path file = dir.resolve("last-run.json");
         String text = Files.readString(file);
-        Files.writeString(file, text.substring(0, text.length() / 2));
-        assertEquals(file + " is damaged: delete it, and run the suites again", assertThrows(VmTest.VmException.class, () -> failed(suites)).getMessage());
+        for (String damaged : List.of(text.substring(0, text.length() / 2), "[".repeat(200_000))) {
+            Files.writeString(file, damaged);
+            assertEquals(file + " is damaged: delete it, and run the suites again", assertThrows(VmTest.VmException.class, () -> failed(suites)).getMessage());
+        }
         Files.writeString(file, text);
         VmTest.LastRun cutOff = new VmTest.LastRun(dir, "host:/p", VmTest.CallerArgs.NONE);
         cutOff.begin(cutOff.failedJobs(suites, List.of()));
