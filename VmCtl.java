@@ -402,7 +402,7 @@ final class VmCtl {
                     + "that can be used."},
             footer = {"  vm-ctl status --guest", "  vm-ctl status --json"})
     int status(@Option(names = "--json",
-            description = "Print {name, state, reason, cloneOf, pid, port, accel, memory, cpus, "
+            description = "Print {name, state, reason, cloneOf, temporary, pid, port, accel, memory, cpus, "
                 + "forwards, net, uptimeSeconds, diskBytes, diskFileBytes, depth, snapshots, usableRam, guest}.")
             boolean asJson,
             @Option(names = "--guest", description = "Ask the guest for its name, uptime and clock, too, within 10 s.")
@@ -410,8 +410,10 @@ final class VmCtl {
             throws IOException {
         openExistingVm();
         Report report = machine.report();
+        Optional<Snapshot> source = Snapshot.source(files);
         JsonObject answer = object("name", files.name(), "state", report.state(), "reason", report.reason(),
-                "cloneOf", Snapshot.source(files).map(Snapshot::origin).orElse(null));
+                "cloneOf", source.map(Snapshot::origin).orElse(null),
+                "temporary", source.map(Snapshot::temporary).orElse(null));
         answer.putAll(report.details());
         answer.putAll(snapshots.details());
         if (guest && report.running() != null) {
@@ -427,10 +429,19 @@ final class VmCtl {
         return report.exitCode();
     }
 
-    @Command(name = "list", description = "List all VMs in VM_DIR: name, state, port, and what it is a clone of.",
+    @Command(name = "list",
+            description = {"List all VMs in VM_DIR: name, state, port, and what it is a clone of.", "",
+                "Temporary clones and snapshots that nobody needs any more are deleted first."},
             footer = {"  vm-ctl list", "  vm-ctl list --vm-dir /var/tmp/vms"})
     int list() throws IOException {
         openVm();
+        for (String name : vmNames(files.dir())) {
+            VmCtl other = other(name);
+            if (other.temporary().isLeft()) {
+                attempt(this::say, name + ": what is temporary could not be deleted now, a later command tries again",
+                        () -> other.locked("list", () -> { }));
+            }
+        }
         if (vmNames(files.dir()).isEmpty()) {
             say("there is no VM in " + files.dir() + ": vm-auto-install makes one");
         }
@@ -444,7 +455,8 @@ final class VmCtl {
                 say(name + ": " + damaged.getMessage());
             }
             String where = report.running() == null ? "" : "  port " + report.running().port();
-            String clone = Snapshot.source(other.files).map(snapshot -> "  clone of " + snapshot.origin()).orElse("");
+            String clone = Snapshot.source(other.files).map(snapshot -> "  clone of " + snapshot.origin()
+                    + (snapshot.temporary() == null ? "" : "  temporary")).orElse("");
             answer("%-20s %s%s%s", name, report.state(), where, clone);
         }
         return 0;
@@ -462,10 +474,13 @@ final class VmCtl {
             description = "The snapshot's name (default: clean).") String given,
             @Option(names = "--list", description = "List the snapshots: name, time, what is in it.") boolean list,
             @Option(names = "--delete", paramLabel = "NAME", description = "Delete a snapshot.") String delete,
+            @Option(names = "--temporary", paramLabel = "FILE", description = Temporary.OPTION) Path lockFile,
             @Option(names = "--yes", description = "Replace a snapshot of this name without asking.") boolean yes)
             throws IOException {
         if (Stream.of(given != null, list, delete != null).filter(wanted -> wanted).count() > 1) {
             throw wrongUsage("snapshot takes a NAME, --list or --delete NAME: one of them");
+        } else if (lockFile != null && (given == null || given.equals(CLEAN))) {
+            throw wrongUsage("--temporary needs the NAME of a new snapshot, other than clean");
         }
         String name = given == null ? CLEAN : given;
         checkSnapshotName(delete == null ? name : delete);
@@ -475,7 +490,8 @@ final class VmCtl {
         openExistingVm();
         if (list) {
             for (Snapshot snapshot : Snapshot.all(files)) {
-                answer("%-20s %.19s  %s", snapshot.name(), snapshot.json().getString("made", "?"), snapshot.contents());
+                answer("%-20s %.19s  %s%s", snapshot.name(), snapshot.json().getString("made", "?"),
+                        snapshot.contents(), snapshot.temporary() == null ? "" : "  temporary");
             }
             Snapshot.damaged(files).forEach(bad -> answer("%-20s its record is damaged: %s", bad, files.record(bad)));
         } else if (delete != null) {
@@ -485,8 +501,9 @@ final class VmCtl {
                 confirm("replace snapshot " + name + " of " + files.name(), yes);
             }
             files.refuseOlderVersion();
+            JsonObject details = Temporary.noted(object("automatic", false), temporary().lockFile(lockFile));
             locked("snapshot", () -> {
-                snapshots.take(name, false, Duration.ofMinutes(15));
+                snapshots.take(name, details, Duration.ofMinutes(15));
                 cleanup().cleanUp();
             });
         }
@@ -521,6 +538,7 @@ final class VmCtl {
             @Parameters(arity = "1..*", paramLabel = "NAME", description = "The new VMs' names.") List<String> names,
             @Option(names = "--snapshot", defaultValue = CLEAN, paramLabel = "NAME",
                     description = "The snapshot that they begin as (default: ${DEFAULT-VALUE}).") String snapshot,
+            @Option(names = "--temporary", paramLabel = "FILE", description = Temporary.OPTION) Path lockFile,
             @Option(names = "--start", description = "Start them, all at once.") boolean start) throws IOException {
         checkSnapshotName(snapshot);
         names.forEach(name -> require("the clone's name", name, VALUES.get("VM_NAME").get(0),
@@ -536,8 +554,9 @@ final class VmCtl {
             }
         }
         openExistingVm();
+        String lock = temporary().lockFile(lockFile);
         Plan plan = start ? plan(options, true, false).elsewhere() : null;
-        locked("clone", () -> clones().make(snapshots.require(snapshot), names));
+        locked("clone", () -> clones().make(snapshots.require(snapshot), names, lock));
         return start ? startClones(names, plan) : 0;
     }
 
@@ -664,23 +683,8 @@ final class VmCtl {
         confirm("destroy " + files.name() + " with all its disks and snapshots", yes);
         locked("destroy", () -> {
             clones().refuseIfCloned(null, "destroy " + files.name());
-            guestSsh.closeMaster();
-            if (qemu.isRunning()) {
-                qemu.end();
-            }
-            Path sockets = files.socket(".qmp").getParent();
-            onStep.accept("destroying");
-            for (Path file : files.all()) {
-                // a copy of VM_DIR may use it, too
-                boolean elsewhere = Files.isSymbolicLink(file) && Files.isDirectory(file);
-                String target = elsewhere ? "; what it names stays: " + file.toRealPath() : "";
-                deleteTree(file);
-                say("removed " + file.getFileName() + target);
-            }
+            machine.destroy(Set.of(), this::say);
             guestSsh.writeIncludes();
-            if (!sockets.equals(files.dir()) && entries(sockets).isEmpty()) {
-                Files.deleteIfExists(sockets);
-            }
         });
     }
 
@@ -696,6 +700,7 @@ final class VmCtl {
         try (FileChannel held = lock(privateDirectory(files.dir()).resolve(files.name() + ".lock"), "vm-ctl "
                 + command)) {
             cleanup().recover(List.of("start", "stop", "restart", "restore", "destroy").contains(command));
+            temporary().deleteLeft();
             work.run();
             held.truncate(0);
         } catch (IOException failed) {
@@ -743,9 +748,9 @@ final class VmCtl {
 
     private void open(VmFiles vmFiles) {
         files = vmFiles;
-        qemu = new Qemu(files, this::say);
-        guestSsh = new GuestSsh(files, this::say);
-        machine = new Machine(files, qemu, guestSsh, this::say);
+        machine = Machine.of(files, this::say);
+        qemu = machine.qemu();
+        guestSsh = machine.ssh();
         snapshots = new Snapshots(files, machine, qemu, guestSsh, this::say);
     }
 
@@ -755,6 +760,10 @@ final class VmCtl {
 
     private Clones clones() {
         return new Clones(files, guestSsh, this::say);
+    }
+
+    private Temporary temporary() {
+        return new Temporary(files, snapshots, clones(), this::say);
     }
 
     /** Another VM of the same directory. */
@@ -1042,6 +1051,9 @@ final class VmCtl {
                 JsonObject json = VmCtl.json(Files.readString(files.record(name)));
                 Path ram = json.has("ram") ? files.inside(json.getString("ram")) : null;
                 strings(json, "hardware"); // fails if it is no list of words
+                if (json.has("temporary")) {
+                    files.inside(json.getString("temporary"));
+                }
                 return Optional.of(new Snapshot(name, files.inside(json.getString("disk")), ram, json));
             } catch (IOException | RuntimeException none) {
                 return Optional.empty();
@@ -1080,6 +1092,11 @@ final class VmCtl {
 
         String origin() {
             return cloneOf() + "/" + json.getString("cloneSnapshot");
+        }
+
+        /** The lock file by whose lock this lives, relative to VM_DIR; null if it stays until somebody deletes it. */
+        String temporary() {
+            return json.getString("temporary");
         }
 
         /**
@@ -1331,6 +1348,147 @@ final class VmCtl {
     // Snapshots.
 
     /**
+     * Snapshots and clones that live as long as a process holds a lock on a file in VM_DIR. The kernel frees the lock
+     * even after kill -9. So whatever ends that process, the next command deletes them.
+     */
+    record Temporary(VmFiles files, Snapshots snapshots, Clones clones, Consumer<String> say) {
+        static final String OPTION = "Delete it once no process holds a lock on this file any more. The file must lie "
+                + "in VM_DIR and end in .lock.";
+
+        /** How a record names the lock file that the user gave; 2 if that cannot be one. Null stays null. */
+        String lockFile(Path given) throws IOException {
+            if (given == null) {
+                return null;
+            }
+            Path file = Files.exists(given) ? given.toRealPath() : given.toAbsolutePath().normalize();
+            boolean ofVm = vmNames(files.dir()).stream()
+                    .anyMatch(name -> new VmFiles(files.dir(), name).file(".lock").equals(file));
+            if (!file.startsWith(files.dir()) || !file.toString().endsWith(".lock") || ofVm) {
+                throw wrongUsage("--temporary: " + given
+                        + " is not a file in VM_DIR that ends in .lock and is no VM's own lock");
+            } else if (!isHeld(file, false)) {
+                throw wrongUsage("--temporary: no process holds a lock on " + given
+                        + ", so it would be deleted at once: lock the file first (with fcntl, not flock)");
+            }
+            return files.relative(file);
+        }
+
+        /** Adds the lock file to what a record is going to hold, if there is one. */
+        static JsonObject noted(JsonObject record, String lockFile) {
+            if (lockFile != null) {
+                record.put("temporary", lockFile);
+            }
+            return record;
+        }
+
+        /**
+         * Whether a process holds a lock on a file; also if that cannot be told. If none does, the file is deleted on
+         * demand, while we hold the lock for a moment. One thread at a time, because closing the file drops every lock
+         * that this JVM holds on it.
+         */
+        private static synchronized boolean isHeld(Path file, boolean deletes) {
+            try (FileChannel channel = FileChannel.open(file, StandardOpenOption.READ);
+                    FileLock ours = channel.tryLock(0, Long.MAX_VALUE, true)) {
+                if (ours != null && deletes) {
+                    Files.delete(file);
+                }
+                return ours == null;
+            } catch (NoSuchFileException none) {
+                return false;
+            } catch (IOException unknown) {
+                return true;
+            }
+        }
+
+        private boolean isLeft(Snapshot snapshot, boolean deletesLock) {
+            return snapshot.temporary() != null && !isHeld(files.inside(snapshot.temporary()), deletesLock);
+        }
+
+        /** This VM's temporary clones that nobody needs any more. */
+        private List<String> leftClones(boolean deletesLock) {
+            return vmNames(files.dir()).stream().filter(name -> Snapshot.source(new VmFiles(files.dir(), name))
+                    .filter(source -> files.name().equals(source.cloneOf()) && isLeft(source, deletesLock))
+                    .isPresent()).toList();
+        }
+
+        private List<Snapshot> leftSnapshots(boolean deletesLock) {
+            return Snapshot.all(files).stream()
+                    .filter(snapshot -> snapshot.cloneOf() == null && isLeft(snapshot, deletesLock)).toList();
+        }
+
+        boolean isLeft() {
+            return !leftClones(false).isEmpty() || !leftSnapshots(false).isEmpty();
+        }
+
+        /**
+         * Under this VM's lock: deletes what nobody needs any more. The lock file goes first, as a missing one counts
+         * as free: so nothing is forgotten if this is interrupted. Never fails: a later command tries again.
+         */
+        void deleteLeft() {
+            List<String> deleted = new ArrayList<>();
+            attempt(say, "what is temporary could not be deleted now, a later command tries again", () -> {
+                for (String clone : leftClones(true)) {
+                    attempt(say, "temporary clone " + clone + " could not be deleted now, a later command tries again",
+                            () -> {
+                                deleteClone(new VmFiles(files.dir(), clone));
+                                deleted.add("clone " + clone);
+                            });
+                }
+                for (Snapshot snapshot : leftSnapshots(true)) {
+                    if (deleteSnapshot(snapshot)) {
+                        deleted.add("snapshot " + snapshot.name());
+                    }
+                }
+            });
+            if (!deleted.isEmpty()) {
+                say.accept("deleted what was temporary, as its user has ended: " + String.join(", ", deleted));
+                snapshots.cleanup().cleanUp();
+            }
+        }
+
+        /** The clone's record goes last, and at once, so that there is never a VM of which nobody knows what it is. */
+        private void deleteClone(VmFiles clone) throws IOException {
+            Path lock = clone.file(".lock");
+            Path record = clone.file(".snapshots");
+            FileChannel held = lock(lock, "the deletion of what is temporary");
+            try {
+                Machine.of(clone, say).destroy(Set.of(lock, record), message -> { });
+                onStep.accept("clone emptied");
+                Files.move(lock, record.resolve("lock"), StandardCopyOption.ATOMIC_MOVE);
+                Path discarded = privateDirectory(files.disks()).resolve(Cleanup.CLONE_PART);
+                if (Files.exists(discarded)) { // of a command that was killed
+                    deleteTree(discarded);
+                }
+                Files.move(record, discarded, StandardCopyOption.ATOMIC_MOVE);
+                onStep.accept("clone discarded");
+                deleteTree(discarded);
+            } finally {
+                held.close();
+            }
+        }
+
+        /** Whether it is deleted. One that a clone of the user's own builds on is temporary no more. */
+        private boolean deleteSnapshot(Snapshot snapshot) throws IOException {
+            List<String> builders = clones.of(snapshot.name());
+            if (builders.isEmpty()) {
+                snapshots.remove(snapshot);
+                return true;
+            } else if (builders.stream().noneMatch(this::isTemporaryClone)) { // else both are left for later
+                snapshot.json().remove("temporary");
+                writeRecord(files.record(snapshot.name()), snapshot.json());
+                say.accept("temporary snapshot " + snapshot.name() + " stays, as clones build on it: "
+                        + String.join(", ", builders) + "; vm-ctl snapshot --delete " + snapshot.name()
+                        + " deletes it after them");
+            }
+            return false;
+        }
+
+        private boolean isTemporaryClone(String name) {
+            return Snapshot.source(new VmFiles(files.dir(), name)).map(Snapshot::temporary).isPresent();
+        }
+    }
+
+    /**
      * A VM's snapshots and the disks under them: takes, restores, deletes and clones them, and starts the VM from them.
      */
     record Snapshots(VmFiles files, Machine machine, Qemu qemu, GuestSsh ssh, Consumer<String> say) {
@@ -1341,7 +1499,7 @@ final class VmCtl {
         /** The limit of a restore for an emulated guest. Tests shorten it. */
         static Duration emulatedRestoreLimit = Duration.ofSeconds(180);
 
-        private Cleanup cleanup() {
+        Cleanup cleanup() {
             return new Cleanup(files, qemu, ssh, say);
         }
 
@@ -1467,7 +1625,7 @@ final class VmCtl {
         /** Takes the snapshot clean. A failure is reported, and the VM keeps running. */
         private void takeClean(Duration limit) throws IOException {
             try {
-                take(CLEAN, true, limit);
+                take(CLEAN, object("automatic", true), limit);
             } catch (VmException | IOException notTaken) {
                 if (!qemu.isRunning()) {
                     throw notTaken;
@@ -1592,24 +1750,27 @@ final class VmCtl {
 
         // Taking a snapshot.
 
-        /** Keeps the VM's state under a name; the VM goes on, or stays stopped. What fails is undone. */
-        void take(String name, boolean automatic, Duration limit) throws IOException {
+        /**
+         * Keeps the VM's state under a name, with details for its record; the VM goes on, or stays stopped. What fails
+         * is undone.
+         */
+        void take(String name, JsonObject details, Duration limit) throws IOException {
             if (Files.exists(files.record(name))) {
                 new Clones(files, ssh, say).refuseIfCloned(name, "replace snapshot " + name);
             }
             privateDirectory(files.record(name).getParent());
             try {
                 if (qemu.isRunning()) {
-                    takeRunning(name, automatic, limit);
+                    takeRunning(name, details, limit);
                 } else {
-                    takeStopped(name);
+                    takeStopped(name, details);
                 }
             } finally {
                 Cleanup.deleteIfEmpty(files.record(name).getParent());
             }
         }
 
-        private void takeStopped(String name) throws IOException {
+        private void takeStopped(String name, JsonObject details) throws IOException {
             requireDisk();
             if (files.workingDisk().isEmpty()) {
                 throw unavailable(files.name() + " has no disk of its own to keep: vm-ctl start makes one");
@@ -1622,7 +1783,7 @@ final class VmCtl {
                 files.useDisk(overlay);
                 undo.add(() -> files.useDisk(disk));
                 onStep.accept("link moved");
-                record(name, disk, object("automatic", false));
+                record(name, disk, details);
                 undo.clear();
             }
             onStep.accept("recorded");
@@ -1645,7 +1806,7 @@ final class VmCtl {
         }
 
         /** The QEMU that runs goes on running, on a new overlay. See the class comment of VmCtl. */
-        private void takeRunning(String name, boolean automatic, Duration limit) throws IOException {
+        private void takeRunning(String name, JsonObject details, Duration limit) throws IOException {
             long started = System.nanoTime();
             Running running = qemu.running().orElseThrow();
             requireAnsweringGuest(running);
@@ -1675,8 +1836,8 @@ final class VmCtl {
                     progress.stage("saving the RAM");
                     ram = ram().save(ramFile, limit);
                 }
-                ram.putAll(object("ram", files.relative(ramFile), "hardware", running.hardware(),
-                        "automatic", automatic));
+                ram.putAll(object("ram", files.relative(ramFile), "hardware", running.hardware()));
+                ram.putAll(details);
                 onStep.accept("RAM saved");
                 // it is still empty, so it does not matter yet whether QEMU writes to it or to the disk below
                 files.useDisk(overlay);
@@ -1718,7 +1879,8 @@ final class VmCtl {
             JsonObject record = object("disk", files.relative(disk), "made", Instant.now().toString());
             record.putAll(more);
             if (name.equals(CLEAN)) { // a clone stays one
-                Snapshot.source(files).ifPresent(source -> record.putAll(object("cloneOf", source.cloneOf(),
+                Snapshot.source(files).ifPresent(source -> Temporary.noted(record, source.temporary())
+                        .putAll(object("cloneOf", source.cloneOf(),
                         "cloneSnapshot", source.json().getString("cloneSnapshot"))));
             }
             Files.setPosixFilePermissions(disk, PosixFilePermissions.fromString("r--------"));
@@ -1778,21 +1940,29 @@ final class VmCtl {
             }
             Snapshot snapshot = require(name);
             new Clones(files, ssh, say).refuseIfCloned(name, "delete snapshot " + name);
-            Files.delete(files.record(name));
+            remove(snapshot);
+            say.accept("deleted " + name);
+            cleanup().cleanUp();
+        }
+
+        /** Removes the name and the RAM; cleanUp() then merges the layer. */
+        private void remove(Snapshot snapshot) throws IOException {
+            Files.delete(files.record(snapshot.name()));
             onStep.accept("deleted");
             if (snapshot.ram() != null) {
                 Files.deleteIfExists(snapshot.ram());
             }
-            Cleanup.deleteIfEmpty(files.record(name).getParent());
-            say.accept("deleted " + name);
-            cleanup().cleanUp();
+            Cleanup.deleteIfEmpty(files.record(snapshot.name()).getParent());
         }
     }
 
     /** The VMs that build on this one's snapshots: makes them, and protects what they need. */
     record Clones(VmFiles files, GuestSsh ssh, Consumer<String> say) {
-        /** Makes VMs that begin as a snapshot of this one; all of them or, if something fails, none. */
-        void make(Snapshot snapshot, List<String> clones) throws IOException {
+        /**
+         * Makes VMs that begin as a snapshot of this one; all of them or, if something fails, none. With a lock file
+         * they are temporary.
+         */
+        void make(Snapshot snapshot, List<String> clones, String lockFile) throws IOException {
             Snapshot.source(files).ifPresent(source -> {
                 throw unavailable(files.name() + " is a clone itself, which cannot be cloned: clone "
                         + source.cloneOf() + " instead");
@@ -1813,7 +1983,7 @@ final class VmCtl {
                             deleteTree(file);
                         }
                     });
-                    makeClone(made, snapshot);
+                    makeClone(made, snapshot, lockFile);
                     onStep.accept("clone made");
                 }
                 undo.clear();
@@ -1823,18 +1993,20 @@ final class VmCtl {
                     + (clones.size() == 1 ? "" : ", each") + ": VM_NAME=" + clones.get(0) + " vm-ctl start");
         }
 
-        private void makeClone(VmFiles clone, Snapshot snapshot) throws IOException {
-            JsonObject record = object("disk", files.relative(snapshot.disk()), "made", Instant.now().toString(),
-                    "automatic", false, "cloneOf", files.name(), "cloneSnapshot", snapshot.name());
+        private void makeClone(VmFiles clone, Snapshot snapshot, String lockFile) throws IOException {
+            JsonObject record = Temporary.noted(object("disk", files.relative(snapshot.disk()),
+                    "made", Instant.now().toString(), "automatic", false, "cloneOf", files.name(),
+                    "cloneSnapshot", snapshot.name()), lockFile);
             if (snapshot.ram() != null) {
                 record.put("ram", files.relative(snapshot.ram()));
                 for (String member : List.of("ramBytes", "ramCrc32c", "hardware", "unusable")) {
                     record.put(member, snapshot.json().get(member));
                 }
             }
-            privateDirectory(clone.record(CLEAN).getParent());
-            // first: it protects what the clone builds on
-            writeRecord(clone.record(CLEAN), record);
+            // first, and with its directories at once: it protects what the clone builds on
+            Path part = files.disks().resolve(Cleanup.CLONE_PART);
+            writeRecord(privateDirectory(part.resolve(CLEAN)).resolve("snapshot.json"), record);
+            Files.move(part, clone.file(".snapshots"), StandardCopyOption.ATOMIC_MOVE);
             onStep.accept("clone recorded");
             Path keys = privateDirectory(clone.file(".ssh"));
             for (Path key : entries(files.file(".ssh"))) {
@@ -1853,6 +2025,15 @@ final class VmCtl {
 
         /** 69 if clones build on a snapshot of this VM, or, without a name, on any of its disks. */
         void refuseIfCloned(String snapshot, String act) {
+            List<String> clones = of(snapshot);
+            if (!clones.isEmpty()) {
+                throw unavailable("cannot " + act + ": clones build on it: " + String.join(", ", clones)
+                        + "; vm-ctl destroy deletes a clone");
+            }
+        }
+
+        /** The clones of a snapshot of this VM, or, without a name, of any of its disks. */
+        List<String> of(String snapshot) {
             List<String> clones = new ArrayList<>();
             for (String name : vmNames(files.dir())) {
                 VmFiles other = new VmFiles(files.dir(), name);
@@ -1864,10 +2045,7 @@ final class VmCtl {
                     clones.add(name + " (perhaps: its record " + other.record(CLEAN) + " is damaged)");
                 }
             }
-            if (!clones.isEmpty()) {
-                throw unavailable("cannot " + act + ": clones build on it: " + String.join(", ", clones)
-                        + "; vm-ctl destroy deletes a clone");
-            }
+            return clones;
         }
 
         private boolean isRecordedClone(VmFiles other, String snapshot) {
@@ -1886,6 +2064,9 @@ final class VmCtl {
 
     /** Brings a VM's directory in order: after a command that was killed, and when disks are no longer needed. */
     record Cleanup(VmFiles files, Qemu qemu, GuestSsh ssh, Consumer<String> say) {
+        /** In NAME.disks: the record of a clone that is being made, or that is being deleted. */
+        static final String CLONE_PART = "clone.part";
+
         /**
          * Cleans up after a command, a QEMU or a host that died in the middle of something. It never fails, so that it
          * never stands in the way of a command that frees space or throws the state away.
@@ -1935,7 +2116,7 @@ final class VmCtl {
                 Files.delete(disk.get());
                 layers.disks().remove(disk.get());
             }
-            deleteMatching(files.disks(), "([0-9a-f]+\\.qcow2|link)\\.part", null); // whose maker was killed
+            deleteMatching(files.disks(), "([0-9a-f]+\\.qcow2|link|clone)\\.part", null); // whose maker was killed
             for (Path directory : entries(files.file(".snapshots"))) {
                 String name = directory.getFileName().toString();
                 if (name.matches(SNAPSHOT_NAME) && Files.isDirectory(directory)) { // else not ours, as lost+found
@@ -1950,7 +2131,7 @@ final class VmCtl {
         private static void deleteMatching(Path directory, String pattern, Path except) throws IOException {
             for (Path file : entries(directory)) {
                 if (file.getFileName().toString().matches(pattern) && !file.equals(except)) {
-                    Files.delete(file);
+                    deleteTree(file);
                 }
             }
         }
@@ -2015,8 +2196,10 @@ final class VmCtl {
             }
             for (Path directory : entries(files.dir())) {
                 for (Path disk : directory.toString().endsWith(".disks") ? entries(directory) : List.<Path>of()) {
-                    if (disk.toString().endsWith(".qcow2")) { // else it is half made
-                        layers.disks.put(disk, Disk.find(disk).orElse(DAMAGED));
+                    Optional<Disk> image = Disk.find(disk);
+                    if (disk.toString().endsWith(".qcow2") // else it is half made
+                            && (image.isPresent() || Files.exists(disk))) { // else another VM's was deleted just now
+                        layers.disks.put(disk, image.orElse(DAMAGED));
                     }
                 }
             }
@@ -2068,6 +2251,10 @@ final class VmCtl {
         private static final Duration SHUTDOWN_LIMIT = Duration.ofSeconds(160);
         /** A guest that shuts down has ended its sshd long before. */
         private static final Duration STILL_ANSWERS = Duration.ofSeconds(30);
+
+        static Machine of(VmFiles files, Consumer<String> say) {
+            return new Machine(files, new Qemu(files, say), new GuestSsh(files, say), say);
+        }
 
         /** For messages: how the running VM is reached. */
         String describe() throws IOException {
@@ -2279,6 +2466,28 @@ final class VmCtl {
                     : troubleOf(running, consoleSince(running));
             trouble.ifPresent(why -> say.accept("the guest cannot be asked to shut down: " + why));
             return trouble.isEmpty();
+        }
+
+        /** Ends the VM at once and deletes what there is of it, except for these files; tells each that it removed. */
+        void destroy(Set<Path> kept, Consumer<String> removed) throws IOException {
+            ssh.closeMaster();
+            if (qemu.isRunning()) {
+                qemu.end();
+            }
+            Path sockets = files.socket(".qmp").getParent();
+            onStep.accept("destroying");
+            for (Path file : files.all()) {
+                // a copy of VM_DIR may use it, too
+                boolean elsewhere = Files.isSymbolicLink(file) && Files.isDirectory(file);
+                String target = elsewhere ? "; what it names stays: " + file.toRealPath() : "";
+                if (!kept.contains(file)) {
+                    deleteTree(file);
+                    removed.accept("removed " + file.getFileName() + target);
+                }
+            }
+            if (!sockets.equals(files.dir()) && entries(sockets).isEmpty()) {
+                Files.deleteIfExists(sockets);
+            }
         }
 
         /** Writes the record. A failure is only reported, because the record only helps the next command. */
@@ -2522,19 +2731,20 @@ final class VmCtl {
             writeIncludes();
         }
 
-        /** Writes the file that includes every VM's config. */
+        /**
+         * Writes the file that includes every VM's config. It names none of them: while VMs start at the same time, the
+         * one that listed them first could write last, and another's would be missing.
+         */
         void writeIncludes() throws IOException {
-            String includes = entries(files.dir()).stream().filter(file -> file.toString().endsWith(".ssh"))
-                    .map(keys -> keys.resolve("config")).filter(Files::exists)
-                    .map(file -> file.toString().replaceAll("[\\\\*?\\[]", "\\\\$0")) // a pattern for ssh
-                    .map(pattern -> "Include \"" + pattern.replace("\\", "\\\\").replace("\"", "\\\"") + "\"\n")
-                    .collect(Collectors.joining());
             Path config = files.dir().resolve("ssh_config");
-            if (includes.isEmpty()) {
+            if (entries(files.dir()).stream().noneMatch(file -> file.toString().endsWith(".ssh")
+                    && Files.exists(file.resolve("config")))) {
                 Files.deleteIfExists(config);
-            } else {
-                writeFile(config, includes, "rw-------");
+                return;
             }
+            String directory = files.dir().toString().replaceAll("[\\\\*?\\[]", "\\\\$0"); // ssh expands what follows
+            String pattern = (directory + "/*.ssh/config").replace("\\", "\\\\").replace("\"", "\\\"");
+            writeFile(config, "Include \"" + pattern + "\"\n", "rw-------");
         }
 
         /** The connection's settings, one a line, for every tool that reads ssh_config. */

@@ -66,7 +66,7 @@ final class AllTests {
             // those in BESIDE: some that need no VM, as long as it is being installed; then the long ones; the last ones may be either JVM's
             VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class, VmTestTest.class,
             InstallFaultsTest.class, InterruptionsTest.class, StandinBootTest.class, ByHandTest.class, ManySnapshotsTest.class,
-            VmCtlTest.class, CommandLineTest.class, SyncFaultsTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
+            VmCtlTest.class, TemporaryTest.class, CommandLineTest.class, SyncFaultsTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
 
     /**
      * Run in a JVM of their own beside the others: an emulated guest has one processor, so one of two cores would be idle. None of them
@@ -75,7 +75,7 @@ final class AllTests {
      */
     private static final Set<Class<?>> BESIDE = Set.of(VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class, VmTestTest.class,
             InstallFaultsTest.class, InterruptionsTest.class, StandinBootTest.class, ByHandTest.class, ManySnapshotsTest.class,
-            VmCtlTest.class, CommandLineTest.class, SyncFaultsTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
+            VmCtlTest.class, TemporaryTest.class, CommandLineTest.class, SyncFaultsTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
 
     /** Where the JVM beside writes its result; only that one has the property. */
     private static final String OTHER_RESULT = System.getProperty("result", "");

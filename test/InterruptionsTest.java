@@ -107,8 +107,9 @@ final class InterruptionsTest {
             }
         }
         assertEquals(List.of("QEMU begins"), steps.remove("start"), "which VmCtlTest cuts off");
+        assertEquals(List.of("clone emptied", "clone discarded"), steps.remove("deleteClone"), "which TemporaryTest cuts off");
         assertEquals(Map.of("takeRunning", TAKE, "takeStopped", TAKE_STOPPED, "restore", RESTORE, "restoreRam", RESTORE_RAM,
-                "launch", List.of("QEMU started"), "delete", List.of("deleted"), "make", List.of("clone made"), "makeClone", List.of("clone recorded"),
+                "launch", List.of("QEMU started"), "remove", List.of("deleted"), "make", List.of("clone made"), "makeClone", List.of("clone recorded"),
                 "endsBy", List.of("stopping by "), "destroy", List.of("destroying")), steps);
     }
 

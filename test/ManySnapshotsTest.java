@@ -111,6 +111,31 @@ final class ManySnapshotsTest {
         assertEquals(before, files());
     }
 
+    /** What vm-test --parallel does while its VM runs; it is killed, and list deletes all. */
+    @Test
+    @Order(3)
+    void temporaryClonesOfARunningVmGoWithTheirUser() throws Exception {
+        int before = depth();
+        List<String> files = files();
+        for (int round = 1; round <= 2; round++) {
+            GUEST.sh("echo round " + round + " >/root/round; sync").exits(0);
+            Path lock = GUEST.vmDir().resolve("round.lock");
+            try (LockHolder user = new LockHolder().lock(lock)) {
+                GUEST.ctl("snapshot", "--temporary", lock.toString(), "guest-par").exits(0);
+                GUEST.ctl("clone", "--temporary", lock.toString(), "--snapshot", "guest-par", "--start", "guest.par-1", "guest.par-2").exits(0);
+                GUEST.ctl("list").exits(0).answers("guest.par-2          running");
+                GUEST.with("VM_NAME", "guest.par-2").sh("cat /root/round; hostname").exits(0).answers("round " + round, "guest.par-2");
+                GUEST.with("VM_NAME", "guest.par-1").ctl("restore").exits(0).says("restored clean with its RAM");
+                assertEquals(3, GUEST.qemus().size());
+            }
+            GUEST.ctl("list").exits(0).says("deleted what was temporary, as its user has ended: clone guest.par-1, clone guest.par-2, snapshot guest-par");
+            assertEquals(1, GUEST.qemus().size());
+            assertEquals(before, depth());
+        }
+        GUEST.sh("cat /root/round").exits(0).answers("round 2");
+        assertEquals(files, files());
+    }
+
     @Test
     @Order(3)
     void fifteenRestoresOnAPortSetByHandLeaveNothingBehind() throws Exception {
