@@ -13,16 +13,8 @@ import com.grack.nanojson.JsonObject;
 import com.grack.nanojson.JsonParser;
 import com.grack.nanojson.JsonParserException;
 import com.grack.nanojson.JsonWriter;
-import java.io.BufferedOutputStream;
-import java.io.BufferedReader;
-import java.io.Closeable;
-import java.io.FileDescriptor;
-import java.io.FileOutputStream;
-import java.io.IOException;
-import java.io.InputStream;
-import java.io.OutputStream;
-import java.io.PrintStream;
-import java.io.Writer;
+import java.io.*;
+import java.lang.ProcessBuilder.Redirect;
 import java.net.InetAddress;
 import java.net.InetSocketAddress;
 import java.net.Socket;
@@ -39,15 +31,21 @@ import java.nio.charset.CharsetDecoder;
 import java.nio.charset.CodingErrorAction;
 import java.nio.file.*;
 import java.nio.file.attribute.PosixFilePermissions;
+import java.security.MessageDigest;
+import java.security.NoSuchAlgorithmException;
+import java.time.DateTimeException;
 import java.time.Duration;
 import java.time.Instant;
 import java.time.temporal.ChronoUnit;
 import java.util.*;
 import java.util.concurrent.Callable;
 import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.locks.LockSupport;
+import java.util.function.BiConsumer;
 import java.util.function.BooleanSupplier;
 import java.util.function.Consumer;
 import java.util.regex.MatchResult;
@@ -89,17 +87,22 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * <li>What a suite leaves behind (processes, mounts, files under /build) fails it.
  * <li>A summary, the --junit and --json files, and the verdict as exit code.
  * </ol>
+ * A suite that is a plain go test can be divided by its packages: {@code --parallel N} runs them in N clones of the VM,
+ * {@code --shard I/N} runs one part of N, and {@code merge} makes one verdict of the --json files of all parts.
+ * <p>
  * Reads {@code <name>.pid}, the lock on {@code <name>.qemu-pid}, {@code ssh_config} (ssh does), {@code
  * <name>.console.log}; asks QEMU over {@code <name>.qmp} for the guest's state. Writes {@code
- * <name>.test/last-run.json}, the last run's results, which --failed reads. {@code <name>.test/lock} keeps a second
- * vm-test away from the VM.
+ * <name>.test/last-run.json}, the last run's results, which --failed reads, and {@code <name>.test/timings.json}, how
+ * long packages took. {@code <name>.test/lock} keeps a second vm-test away from the VM. As long as {@code
+ * <name>.test/par-<random>.lock} is held, vm-ctl keeps the clones of a parallel run.
  */
 @Command(name = "vm-test", scope = ScopeType.INHERIT, mixinStandardHelpOptions = true, version = "1.0",
         usageHelpWidth = 120,
         descriptionHeading = "%n", parameterListHeading = "%n", optionListHeading = "%nOptions:%n",
         commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
         customSynopsis = {"vm-test [OPTIONS] SUITE... [-- FLAG...]", "       vm-test --failed [OPTIONS] [SUITE...]",
-            "       vm-test list", "       vm-test run [OPTIONS] -- CMD [ARG...]"},
+            "       vm-test list", "       vm-test run [OPTIONS] -- CMD [ARG...]",
+            "       vm-test merge [OPTIONS] FILE..."},
         description = {"Build a project and run its tests in the running VM, and give a verdict", "",
             "The build runs once, then every suite, even if an earlier one fails, in VM_REMOTE_DIR in the guest. A "
                 + "summary tells what failed and why, and what was skipped. At the time limit, on Ctrl-C, or when the "
@@ -112,6 +115,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
             "  vm-test unit --packages ./pkg/... -- -run TestX   # some packages, with flags for go test",
             "  vm-test --sync all --junit all.xml            # sync, build, three suites, a report",
             "  vm-test --sync --failed                       # again what failed last time",
+            "  vm-test --sync --parallel 4 unit              # in four clones of the VM",
+            "  vm-test --shard 2/3 --json 2.json unit        # on the second of three machines",
             "  VM_TEST_VET='go vet ./...' vm-test vet        # a suite of your own"},
         exitCodeList = {"0:every test that ran passed, and nothing was lost",
             "1:a suite or the build failed or left something behind, a result is in doubt, a report is cut off, or "
@@ -188,8 +193,25 @@ final class VmTest implements Callable<Integer> {
     @Option(names = "--junit", paramLabel = "FILE", description = "Write a JUnit report of all suites.")
     Path junit;
 
-    @Option(names = "--json", paramLabel = "FILE", description = "Write the events of go test -json, one a line.")
+    @Option(names = "--json", paramLabel = "FILE", description = "Write the events of go test -json, one a line, and a "
+            + "line before and after those of each suite. vm-test merge reads it.")
     Path json;
+
+    @Option(names = "--parallel", paramLabel = "N", description = "Run the packages of a suite in this many clones of "
+            + "the VM, after sync and build; they are removed afterwards. For suites of the form go test FLAGS "
+            + "PACKAGES; others run whole.")
+    Integer parallel;
+
+    @Option(names = "--isolate", description = "With --parallel, restore the clone before each package.")
+    boolean isolate;
+
+    @Option(names = "--shard", paramLabel = "I/N", description = "Run only part I of N of each suite's packages. auto "
+            + "takes both from GitLab CI or a Slurm array job. A suite that cannot be divided is in part 1.")
+    String shardOption;
+
+    @Option(names = "--timings", paramLabel = "FILE", description = "How long packages took, as 'vm-test merge "
+            + "--timings' writes it, so that the parts take equally long.")
+    Path timingsFile;
 
     enum Leaks { fail, warn, ignore }
 
@@ -217,8 +239,10 @@ final class VmTest implements Callable<Integer> {
     private final MemoryLimits limits = new MemoryLimits();
     private final CompletableFuture<Void> finished = new CompletableFuture<>();
     private volatile boolean interrupted;
-    private volatile Process otherScript; // vm-ctl or vm-sync
+    private final Set<Process> otherScripts = ConcurrentHashMap.newKeySet(); // vm-ctl or vm-sync
     private Script vmCtl;
+    private Division division; // null: suites run whole
+    private CloneSet clones; // of --parallel; null until the first suite that uses them
     FileChannel lock; // held until this process ends
 
     VmTest(Settings settings) {
@@ -241,9 +265,11 @@ final class VmTest implements Callable<Integer> {
 
     static CommandLine commandLine(Settings settings) {
         CommandLine line = commandLine(new VmTest(settings), settings).setPosixClusteredShortOptionsAllowed(false);
-        CommandSpec list = line.getSubcommands().get("list").getCommandSpec(); // it needs the project alone
-        List.copyOf(list.options()).stream().filter(option -> option.inherited()
-                && !option.longestName().equals("--project")).forEach(list::remove);
+        line.getSubcommands().forEach((name, command) -> { // list needs the project alone, and merge no VM
+            CommandSpec sub = command.getCommandSpec();
+            List.copyOf(sub.options()).stream().filter(option -> option.inherited() && !name.equals("run")
+                    && !(name.equals("list") && option.longestName().equals("--project"))).forEach(sub::remove);
+        });
         line.getSubcommands().get("run").setStopAtPositional(true); // the rest is passed to the command
         IParameterExceptionHandler usual = line.getParameterExceptionHandler();
         return line.setParameterExceptionHandler((failure, args) -> {
@@ -263,11 +289,10 @@ final class VmTest implements Callable<Integer> {
     private void interrupt() {
         interrupted = true;
         if (!finished.isDone()) {
-            long limit = 2 * GuestRun.MAX_STOPPING.toSeconds() + 10; // to dump, to kill, to tell
+            // to dump, to kill, to tell; to remove the clones
+            long limit = 2 * GuestRun.MAX_STOPPING.toSeconds() + 10 + (parallel == null ? 0 : 60);
             tell("interrupted; stopping (at most " + limit + " s)");
-            if (otherScript != null) {
-                otherScript.destroy();
-            }
+            otherScripts.forEach(Process::destroy);
             finished.completeOnTimeout(null, limit, TimeUnit.SECONDS).join();
         }
     }
@@ -285,6 +310,7 @@ final class VmTest implements Callable<Integer> {
                     "--failed uses the packages and flags of the last run: leave out --packages and what follows --");
         }
         checkOptions();
+        checkDivision();
         Suites suites = new Suites(settings, project);
         List<Job> whole = suites.jobs(names, callerArgs); // with --failed it checks the names
         vmDir = vmDirectory(userPath(dirOption));
@@ -294,19 +320,28 @@ final class VmTest implements Callable<Integer> {
             tell("there is nothing to run again: these suites passed in the last run");
             return 0;
         }
-        vmCtl = fresh || freeze ? script("VmCtl", ctlCommand) : null;
+        vmCtl = fresh || freeze || parallel != null ? script("VmCtl", ctlCommand) : null;
         Script vmSync = sync || fresh || names.stream().anyMatch(suites::needsSync)
                 ? script("VmSync", syncCommand) : null;
         lockVm();
         if (fresh) {
             runScript(NOTHING_RAN, vmCtl, "restore");
         }
+        if (parallel != null) {
+            CloneSet.checkMemory(runningVm(vmDir, vmName), parallel);
+        }
         if (vmSync != null) { // it sends a home directory only if --project names it, not VM_PROJECT
             boolean named = spec.commandLine().getParseResult().hasMatchedOption("--project");
             runScript(NOTHING_RAN, vmSync, named ? new String[] {"--project", project.toString()} : new String[0]);
         }
         last.begin(jobs);
-        return runJobs(jobs, last);
+        try {
+            return runJobs(jobs, last);
+        } finally {
+            if (clones != null) {
+                clones.close();
+            }
+        }
     }
 
     /** Runs the build and the suites, and tells and writes what became of them. */
@@ -314,37 +349,46 @@ final class VmTest implements Callable<Integer> {
         List<Report> reports = new ArrayList<>();
         List<String> problems = new ArrayList<>(); // of the report files
         EventFile events = json == null ? null : new EventFile(json, EventFile.MAX_BYTES);
+        Timings timings = Timings.ofThisMachine(last.file, projectName());
         try (events) {
             for (Job job : jobs) {
-                Report report = runSuite(job, reports.isEmpty(), events);
+                Report report = runSuite(divided(job, jobs, timings), reports.isEmpty(), events);
                 reports.add(report);
                 stdout.endLine();
                 stderr.endLine();
                 spec.commandLine().getOut().print(report.summary());
                 spec.commandLine().getOut().flush();
                 last.add(report);
+                timings.add(report);
                 boolean broken = job.suite().isBuild() && report.verdict != Verdict.PASSED;
                 if (broken || report.verdict.compareTo(Verdict.INTERRUPTED) >= 0) {
                     break;
                 }
             }
         }
+        timings.keep();
         if (events != null && events.problem != null) {
             problems.add(events.problem);
         }
         if (junit != null) {
-            try (Writer file = Files.newBufferedWriter(junit)) {
-                JUnit.write(reports, vmName, file);
-            } catch (IOException | XMLStreamException failed) {
-                problems.add(EventFile.cannotWrite(junit, failed));
-            }
+            problems.addAll(JUnit.write(reports, vmName, junit));
         }
-        Verdict worst = reports.stream().map(report -> report.verdict).max(Comparator.naturalOrder()).orElseThrow();
+        Verdict worst = worst(reports);
         if (worst == Verdict.FAILED || worst == Verdict.TIMED_OUT) {
             tell("to run again what failed: vm-test --failed");
         }
+        return verdict(reports, problems);
+    }
+
+    private static Verdict worst(List<Report> reports) {
+        return reports.stream().map(report -> report.verdict).max(Comparator.naturalOrder()).orElseThrow();
+    }
+
+    /** Tells the verdict in one line, and what is wrong with the files; the exit code. */
+    private static int verdict(List<Report> reports, List<String> problems) {
         tell(reports.stream().map(Report::line).collect(Collectors.joining("; ")));
         problems.forEach(VmTest::tell);
+        Verdict worst = worst(reports);
         return worst == Verdict.PASSED && !problems.isEmpty() ? 1 : worst.exitCode;
     }
 
@@ -378,7 +422,7 @@ final class VmTest implements Callable<Integer> {
         checkOptions();
         vmDir = vmDirectory(userPath(dirOption));
         lockVm();
-        GuestRun guest = new GuestRun(place(), command.size() == 1 ? command.get(0) : shellQuoted(command),
+        GuestRun guest = new GuestRun(place(vmName), command.size() == 1 ? command.get(0) : shellQuoted(command),
                 environment, timeout, null, () -> interrupted);
         Verdict verdict = guest.run(stdout::print, stderr::print);
         return switch (verdict) {
@@ -390,12 +434,50 @@ final class VmTest implements Callable<Integer> {
         };
     }
 
+    @Command(name = "merge", customSynopsis = "vm-test merge [OPTIONS] FILE...",
+            description = {"Make one report and one verdict of the --json files of all parts of a run.", "",
+                "The parts are those of vm-test --shard I/N --json FILE. A part that is missing, cut off or there "
+                    + "twice, and parts of different suites, commits or versions, make the verdict 69; each is named."},
+            footer = {"  vm-test merge part-1.json part-2.json part-3.json",
+                "  vm-test merge --junit all.xml --timings timings.json part-*.json"})
+    int merge(@Parameters(arity = "1..*", paramLabel = "FILE", description = "A file that vm-test --json wrote.")
+            List<Path> files,
+            @Option(names = "--junit", paramLabel = "FILE", description = "Write a JUnit report of all parts.")
+            Path mergedJunit,
+            @Option(names = "--json", paramLabel = "FILE", description = "Write the events of all parts in one file.")
+            Path mergedJson,
+            @Option(names = "--timings", paramLabel = "FILE", description = "Write how long packages took, for the "
+                    + "next --shard.") Path mergedTimings) throws IOException {
+        refuseSuites();
+        Path junitTarget = writable(mergedJunit);
+        Path jsonTarget = writable(mergedJson);
+        Path timingsTarget = writable(mergedTimings);
+        Merge merge = new Merge(limits);
+        files.forEach(merge::read);
+        List<Report> reports = merge.reports();
+        reports.forEach(report -> spec.commandLine().getOut().print(report.summary()));
+        spec.commandLine().getOut().flush();
+        List<String> problems = new ArrayList<>();
+        if (junitTarget != null) {
+            problems.addAll(JUnit.write(reports, vmName, junitTarget));
+        }
+        if (jsonTarget != null) {
+            problems.addAll(merge.write(reports, jsonTarget));
+        }
+        if (timingsTarget != null) {
+            Timings timings = new Timings(timingsTarget, merge.project());
+            reports.forEach(timings::add);
+            problems.addAll(timings.write());
+        }
+        return verdict(reports, problems);
+    }
+
     /** Suites or their options before a subcommand would be ignored, and its 0 taken for a verdict on them. */
     private void refuseSuites() {
         List<OptionSpec> given = spec.commandLine().getParseResult().matchedOptions();
         if (!words.isEmpty() || given.stream().anyMatch(option -> option.scopeType() == ScopeType.LOCAL)) {
             throw new ParameterException(spec.commandLine(),
-                    "list and run take no suites and none of the options that only suites have");
+                    "list, run and merge take no suites and none of the options that only suites have");
         }
     }
 
@@ -414,6 +496,35 @@ final class VmTest implements Callable<Integer> {
         });
         junit = writable(junit);
         json = writable(json);
+    }
+
+    private void checkDivision() {
+        if (shardOption == null && parallel == null) {
+            if (isolate || timingsFile != null) {
+                throw new ParameterException(spec.commandLine(), isolate ? "--isolate goes with --parallel"
+                        : "--timings goes with --shard or --parallel");
+            }
+            return;
+        }
+        String divides = shardOption != null ? "--shard" : "--parallel";
+        if (onlyFailed) {
+            throw new ParameterException(spec.commandLine(), "--failed runs few tests: leave out " + divides);
+        } else if (parallel == null && isolate) {
+            throw new ParameterException(spec.commandLine(), "--isolate goes with --parallel");
+        } else if (parallel != null && (parallel < 1 || parallel > CloneSet.MAX)) {
+            throw new ParameterException(spec.commandLine(), "--parallel: " + parallel + " is not a number from 1 to "
+                    + CloneSet.MAX);
+        } else if (parallel != null && freeze) {
+            throw new ParameterException(spec.commandLine(), "--freeze-on-failure keeps VM " + vmName + ", and "
+                    + "--parallel runs the suites in clones: leave out one of them");
+        }
+        Shard shard = shardOption == null ? Shard.WHOLE : Shard.parse(shardOption, System.getenv());
+        division = new Division(shard, timingsFile == null ? null : Timings.read(timingsFile, projectName()));
+    }
+
+    private String projectName() {
+        Path name = project.toAbsolutePath().normalize().getFileName();
+        return name == null ? "/" : name.toString();
     }
 
     private static Path writable(Path file) {
@@ -436,8 +547,8 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    private Place place() throws IOException {
-        return new Place(vmDir, vmName, guestDirectory(), projectOrigin(project), verbose);
+    private Place place(String name) throws IOException {
+        return new Place(vmDir, name, guestDirectory(), projectOrigin(project), verbose);
     }
 
     private String guestDirectory() {
@@ -477,22 +588,48 @@ final class VmTest implements Callable<Integer> {
         if (interrupted) {
             throw new VmException(130, consequence + ": interrupted");
         }
+        runScript(consequence, vmName, script, System.err, arguments);
+    }
+
+    private void runScript(String consequence, String name, Script script, OutputStream output, String... arguments)
+            throws IOException, InterruptedException {
         List<String> command = Stream.concat(script.command().stream(), Stream.of(arguments)).toList();
         String what = consequence + ": '" + shellQuoted(command) + "' ";
         ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true);
-        builder.environment().putAll(Map.of("VM_DIR", vmDir.toString(), "VM_NAME", vmName,
+        builder.environment().putAll(Map.of("VM_DIR", vmDir.toString(), "VM_NAME", name,
                 "VM_PROJECT", project.toString(), "VM_REMOTE_DIR", guestDirectory()));
+        Process process;
         try {
-            otherScript = start(builder, verbose);
+            process = start(builder, verbose);
         } catch (VmException missing) {
             throw new VmException(69, what + "cannot be run here" + script.remedy());
         }
-        otherScript.getOutputStream().close();
-        otherScript.getInputStream().transferTo(System.err);
-        int code = otherScript.waitFor();
-        if (code != 0) {
-            throw new VmException(Set.of(1, 2, 3, 124, 130, 143).contains(code) ? code : 69,
-                    what + "failed with exit code " + code);
+        otherScripts.add(process);
+        try {
+            process.getOutputStream().close();
+            process.getInputStream().transferTo(output);
+            int code = process.waitFor();
+            if (code != 0) {
+                throw new VmException(Set.of(1, 2, 3, 124, 130, 143).contains(code) ? code : 69,
+                        what + "failed with exit code " + code);
+            }
+        } finally {
+            otherScripts.remove(process);
+        }
+    }
+
+    /** Runs vm-ctl for a VM by its name. What it prints is shown only if it fails. */
+    private void vmCtlFor(String name, String... arguments) {
+        ByteArrayOutputStream output = new ByteArrayOutputStream();
+        try {
+            runScript("vm-ctl for " + name, name, vmCtl, output, arguments);
+        } catch (IOException failed) {
+            throw new VmException(69, "vm-ctl for " + name + ": " + reason(failed));
+        } catch (InterruptedException ending) {
+            Thread.currentThread().interrupt();
+            throw new VmException(130, "interrupted");
+        } catch (VmException failed) {
+            throw new VmException(failed.exitCode, failed.getMessage() + ": " + output.toString(UTF_8).strip());
         }
     }
 
@@ -516,23 +653,132 @@ final class VmTest implements Callable<Integer> {
 
     /** Runs a suite. If the project is not in the guest, the first suite ends the command with 69. */
     private Report runSuite(Job job, boolean first, EventFile events) throws IOException, InterruptedException {
-        System.err.println("== " + job.name() + ": " + printable(job.command()));
+        System.err.println("== " + job.label() + ": " + printable(job.command()));
         SuiteOutput output = new SuiteOutput(events == null ? line -> { } : events::write, limits);
-        GuestRun guest = new GuestRun(place(), job.command(), environment, timeout,
-                leaks == Leaks.ignore ? null : new Leftovers(), () -> interrupted);
-        guest.beforeKill = freeze ? () -> freeze(job.suite()) : null;
         Instant started = Instant.now();
-        Verdict verdict = guest.run(bytes -> show(stdout, output.take(1, bytes)),
-                bytes -> show(stderr, output.take(2, bytes)));
-        if (first && guest.refused) {
-            throw new VmException(69, guest.trouble);
+        if (events != null) {
+            events.begin(job, projectName(), commit());
+        }
+        Ending ending;
+        if (job.part() != null && job.part().isEmpty()) {
+            ending = Ending.NOTHING;
+        } else if (parallel != null && job.part() != null && !job.part().packages().isEmpty()) {
+            ending = runInClones(job, output);
+        } else {
+            GuestRun guest = guestRun(vmName, job.command(), timeout);
+            guest.beforeKill = freeze ? () -> freeze(job.suite()) : null;
+            Verdict verdict = guest.run(bytes -> show(stdout, output.take(1, bytes)),
+                    bytes -> show(stderr, output.take(2, bytes)));
+            if (first && guest.refused) {
+                throw new VmException(69, guest.trouble);
+            }
+            ending = Ending.of(verdict, guest);
         }
         show(stdout, output.end());
-        Report report = new Report(job, verdict, guest, output, started, leaks);
+        Report report = new Report(job, ending, output, started, leaks);
+        if (events != null) {
+            events.end(report);
+        }
         if (freeze && report.verdict == Verdict.FAILED) {
             freeze(job.suite());
         }
         return report;
+    }
+
+    private GuestRun guestRun(String name, String command, Duration limit) throws IOException {
+        return new GuestRun(place(name), command, environment, limit, leaks == Leaks.ignore ? null : new Leftovers(),
+                () -> interrupted || clones != null && clones.stopped);
+    }
+
+    /** The commit that the project is at; null if git does not tell. rev-parse runs no program of the project's. */
+    private String commit() throws InterruptedException {
+        ProcessBuilder git = new ProcessBuilder("git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null",
+                "-C", project.toString(), "rev-parse", "--verify", "HEAD").redirectError(Redirect.DISCARD);
+        try {
+            Process process = git.start();
+            process.getOutputStream().close();
+            String hash = new String(process.getInputStream().readNBytes(100), UTF_8).strip();
+            return process.waitFor() == 0 && hash.matches("[0-9a-f]{40,64}") ? hash : null;
+        } catch (IOException noGit) {
+            return null;
+        }
+    }
+
+    // One suite, divided
+
+    /** With --shard or --parallel the part of a suite that is run here, else the suite. */
+    private Job divided(Job job, List<Job> jobs, Timings timings) throws IOException, InterruptedException {
+        if (division == null || job.suite().isBuild()) {
+            return division == null ? job : job.with(Part.undivided(division.shard, true));
+        }
+        for (Job each : parallel != null ? jobs : List.of(job)) { // what is built now, every clone has
+            if (each.isGoTest() && !each.suite().isBuild() && !division.lists.containsKey(each.name())) {
+                division.lists.put(each.name(), listPackages(each));
+            }
+        }
+        PackageList list = job.isGoTest() ? division.lists.get(job.name()) : PackageList.NONE;
+        if (list.packages().isEmpty()) {
+            tell("suite " + job.name() + " cannot be divided, because " + (job.isGoTest() ? "go list names no packages "
+                    + "for it" : "it is no plain go test") + ": it runs whole" + (division.shard.count() == 1 ? ""
+                    : ", as part 1"));
+            return job.with(Part.undivided(division.shard, false));
+        }
+        Timings known = division.timings != null ? division.timings : parallel != null ? timings : null;
+        Map<String, Double> seconds = Timings.of(known, job.name(), list.packages());
+        Part part = new Part(division.shard, division.shard.of(seconds), list.hash());
+        if (division.shard.count() > 1 && !part.isEmpty()) {
+            tell("to run exactly this part elsewhere: vm-test " + shellQuoted(Stream.concat(Stream.of(job.name()),
+                    part.packages().stream().flatMap(pkg -> Stream.of("--packages", pkg))).toList())
+                    + (job.callerArgs().words().isEmpty() ? "" : " -- " + shellQuoted(job.callerArgs().words())));
+        }
+        return job.with(part);
+    }
+
+    /** The packages of a suite, by go list in the guest; with --parallel it builds their tests, too. */
+    private PackageList listPackages(Job job) throws IOException, InterruptedException {
+        StringBuilder output = new StringBuilder();
+        GoTest goTest = job.goTest();
+        String build = goTest.list("-export -test -deps") + " >/dev/null 2>&1 || :"; // go test tells what is wrong
+        GuestRun guest = new GuestRun(place(vmName), goTest.list("-f " + shellQuoted(List.of(PackageList.FORMAT)))
+                + (parallel == null ? "" : " && { " + build + "; }"), environment, timeout, null, () -> interrupted);
+        Verdict verdict = guest.run(bytes -> output.append(bytes, 0, Math.min(bytes.length(),
+                PackageList.MAX_LENGTH - output.length())), errors -> { });
+        return switch (verdict) {
+            case PASSED -> PackageList.parse(output.toString());
+            case FAILED -> PackageList.NONE;
+            case TIMED_OUT -> throw new VmException(124, "go list for suite " + job.name() + " did not end within "
+                    + timeout.toSeconds() + " s");
+            case INTERRUPTED -> throw new VmException(130, "interrupted");
+            case LOST -> throw new VmException(69, guest.trouble);
+        };
+    }
+
+    /** Runs a part of a suite in the clones, which are made now if no suite before has used them. */
+    private Ending runInClones(Job job, SuiteOutput output) throws IOException, InterruptedException {
+        long deadline = System.nanoTime() + timeout.toNanos();
+        PackageList list = division.lists.get(job.name());
+        if (clones == null) {
+            int most = division.lists.values().stream().mapToInt(all -> all.work(List.copyOf(all.packages())).size())
+                    .max().orElse(1);
+            clones = new CloneSet(vmDir, vmName, Math.min(parallel, most), () -> vmCtlFor(vmName, "list"));
+            runScript("no clone was made", vmCtl, "snapshot", "--temporary", clones.lockFile.toString(), clones.id);
+            List<String> arguments = new ArrayList<>(List.of("clone", "--temporary", clones.lockFile.toString(),
+                    "--snapshot", clones.id, "--start"));
+            arguments.addAll(clones.names);
+            runScript("no suite was run in clones", vmCtl, arguments.toArray(String[]::new));
+        }
+        ParallelRun run = new ParallelRun(clones, list.work(job.part().packages()), () -> interrupted);
+        return run.run((clone, packages, spool) -> {
+            Duration left = Duration.ofNanos(Math.max(1, deadline - System.nanoTime()));
+            GuestRun guest = guestRun(clone, job.goTest().of(packages).line(), left);
+            return Ending.of(guest.run(bytes -> spool.add(1, bytes), bytes -> spool.add(2, bytes)), guest);
+        }, clone -> vmCtlFor(clone, "restore"), isolate, (stream, bytes) -> {
+            show(stream == 1 ? stdout : stderr, bytes == null ? output.endPart() : output.take(stream, bytes));
+            if (bytes == null) {
+                stdout.endLine();
+                stderr.endLine();
+            }
+        });
     }
 
     private void show(Screen screen, String bytes) {
@@ -578,13 +824,30 @@ final class VmTest implements Callable<Integer> {
     }
 
     /**
-     * A suite as it is run: the line for the guest's sh, whether it is a go test with -json, and the tests that failed
-     * last time, by package, if only these run again.
+     * A suite as it is run: the line for the guest's sh, whether it is a go test with -json, the tests that failed
+     * last time, by package, if only these run again, and the part of a divided run, or null.
      */
     record Job(Suite suite, String command, boolean isGoTest, CallerArgs callerArgs,
-            Map<String, List<String>> repeated) {
+            Map<String, List<String>> repeated, Part part) {
         String name() {
             return suite.name();
+        }
+
+        /** Its name, and which part of it this is. */
+        String label() {
+            return name() + (part == null || part.shard().count() == 1 || suite.isBuild() ? ""
+                    : " (part " + part.shard() + ")");
+        }
+
+        /** The suite's command as a go test, with what the caller adds. */
+        GoTest goTest() {
+            return GoTest.parse(suite.command()).with(callerArgs);
+        }
+
+        /** The same with the packages of a part; a suite that is not divided keeps its command. */
+        Job with(Part part) {
+            return new Job(suite, part.packages().isEmpty() ? command : goTest().of(part.packages()).line(), isGoTest,
+                    callerArgs, repeated, part);
         }
 
         /** Whether 0 tests are a failure, because the tests were chosen. */
@@ -616,6 +879,8 @@ final class VmTest implements Callable<Integer> {
         /** In go-synth's newer trees the worker's tests are in another package. */
         private static final String PHASE4_WITHOUT_WORKER = "doas go test -v -tags=integration ./environment/bsd/";
 
+        private static final Set<String> SUBCOMMANDS = Set.of("list", "run", "merge");
+
         private final Map<String, Suite> byName = new LinkedHashMap<>();
 
         Suites(Settings settings, Path project) {
@@ -646,7 +911,7 @@ final class VmTest implements Callable<Integer> {
             if (!name.matches("[a-z0-9][a-z0-9-]{0,63}")) {
                 throw new VmException(2, setting + " names no suite: letters, digits and _ may follow VM_TEST_, at "
                         + "most 64, and no _ first");
-            } else if (Set.of("list", "run").contains(name)) {
+            } else if (SUBCOMMANDS.contains(name)) {
                 throw new VmException(2, setting + ": '" + name + "' is a subcommand: give the suite another name");
             }
             return name;
@@ -670,7 +935,7 @@ final class VmTest implements Callable<Integer> {
             for (String name : names.stream().map(Suites::canonical).toList()) {
                 if (!byName.containsKey(name)) {
                     Set<String> known = new HashSet<>(byName.keySet());
-                    known.addAll(List.of("list", "run"));
+                    known.addAll(SUBCOMMANDS);
                     throw new VmException(2, "there is no suite '" + name + "'" + didYouMean(name, known) + ", only "
                             + String.join(", ", byName.keySet()) + "; a setting VM_TEST_<SUITE> makes another");
                 }
@@ -702,7 +967,7 @@ final class VmTest implements Callable<Integer> {
         private static Job job(Suite suite, CallerArgs callerArgs) {
             GoTest goTest = GoTest.parse(suite.command());
             if (goTest != null) {
-                return new Job(suite, goTest.with(callerArgs).line(), true, callerArgs, Map.of());
+                return new Job(suite, goTest.with(callerArgs).line(), true, callerArgs, Map.of(), null);
             } else if (!callerArgs.packages().isEmpty()) {
                 throw new VmException(2, "--packages is for suites of the form 'go test FLAGS PACKAGES', and "
                         + suite.name() + " is another command: " + suite.command());
@@ -711,7 +976,7 @@ final class VmTest implements Callable<Integer> {
                         + " has a # comment, in which the words after -- would be lost: " + suite.command());
             }
             String added = callerArgs.words().isEmpty() ? "" : " " + shellQuoted(callerArgs.words());
-            return new Job(suite, suite.command() + added, false, callerArgs, Map.of());
+            return new Job(suite, suite.command() + added, false, callerArgs, Map.of(), null);
         }
 
         /** The suite's failed tests, by package; of a package without names all tests. */
@@ -730,7 +995,7 @@ final class VmTest implements Callable<Integer> {
             });
             String command = lines.size() == 1 ? lines.get(0) : "code=0; " + lines.stream()
                     .map(line -> line + " || code=$?; ").collect(Collectors.joining()) + "exit $code";
-            return new Job(suite, command, true, callerArgs, failed);
+            return new Job(suite, command, true, callerArgs, failed, null);
         }
     }
 
@@ -745,6 +1010,13 @@ final class VmTest implements Callable<Integer> {
         private static final Set<String> NO_VALUE = Set.of("a", "artifacts", "asan", "benchmem", "buildvcs", "cover",
                 "failfast", "fullpath", "i", "json", "linkshared", "modcacherw", "msan", "n", "race", "short",
                 "trimpath", "v", "work", "x");
+
+        /** The flags of go test that choose what is built, and from which files. go list takes them, too. */
+        private static final Set<String> BUILD_FLAGS = Set.of("asan", "asmflags", "buildvcs", "compiler", "gccgoflags",
+                "gcflags", "installsuffix", "ldflags", "mod", "modcacherw", "modfile", "msan", "overlay", "pgo", "race",
+                "tags", "toolexec", "trimpath");
+        /** Of all packages' names: Linux takes 128 KB in one argument. */
+        private static final int MAX_LENGTH = 100_000;
 
         /** Null if the command is opaque. */
         static GoTest parse(String command) {
@@ -831,6 +1103,23 @@ final class VmTest implements Callable<Integer> {
             return new GoTest(start, more,
                     callerArgs.packages().isEmpty() ? packages : shellQuoted(callerArgs.packages()),
                     end < words.size() ? shellQuoted(words.subList(end, words.size())) : args);
+        }
+
+        /** The same for these packages. */
+        GoTest of(List<String> named) {
+            String quoted = shellQuoted(named);
+            if (quoted.length() > MAX_LENGTH) {
+                throw new VmException(2, "the names of a part's " + named.size() + " packages are too long for a "
+                        + "command line: use more parts");
+            }
+            return new GoTest(start, flags, quoted, args);
+        }
+
+        /** go list, with these options, for the packages as they are built here. Packages with an error are named. */
+        String list(String options) {
+            return Stream.concat(Stream.of(start.replaceFirst("test$", "list -e"), options), Stream.concat(
+                    flags.stream().filter(flag -> BUILD_FLAGS.contains(nameOf(Shell.words(flag).get(0).value()))),
+                    Stream.of(packages))).filter(part -> !part.isEmpty()).collect(Collectors.joining(" "));
         }
 
         String line() {
@@ -1468,6 +1757,42 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
+    /**
+     * How a command in the guest ended: the verdict; its exit code, or null; what it left behind, and in /tmp; why there
+     * is no result, or null; why the guest stood still, or null; and what else is known of it.
+     */
+    record Ending(Verdict verdict, Integer code, List<String> left, List<String> leftInTmp, String trouble,
+            String standstill, List<Result> results) {
+        /** Of a part without packages. */
+        static final Ending NOTHING = new Ending(Verdict.PASSED, 0, List.of(), List.of(), null, null, List.of());
+
+        static Ending of(Verdict verdict, GuestRun guest) {
+            Leftovers leftovers = guest.leftovers;
+            return new Ending(verdict, guest.code, leftovers == null ? List.of() : leftovers.failing(),
+                    leftovers == null ? List.of() : leftovers.inTmp(), guest.trouble, guest.standstill, List.of());
+        }
+
+        /** The worst verdict, the first exit code that is not 0, and all that was left behind. */
+        static Ending of(List<Ending> parts) {
+            return new Ending(parts.stream().map(Ending::verdict).max(Comparator.naturalOrder()).orElseThrow(),
+                    parts.stream().map(Ending::code).filter(code -> code != null && code != 0).findFirst()
+                    .orElse(parts.stream().anyMatch(part -> part.code == null) ? null : Integer.valueOf(0)),
+                    parts.stream().flatMap(part -> part.left.stream()).toList(),
+                    parts.stream().flatMap(part -> part.leftInTmp.stream()).distinct().toList(),
+                    parts.stream().map(Ending::trouble).filter(Objects::nonNull).findFirst().orElse(null),
+                    parts.stream().map(Ending::standstill).filter(Objects::nonNull).findFirst().orElse(null),
+                    parts.stream().flatMap(part -> part.results.stream()).toList());
+        }
+
+        /** The same, with the packages that left something behind. */
+        Ending after(List<String> packages) {
+            String names = " (after " + String.join(", ", packages.subList(0, Math.min(3, packages.size())))
+                    + (packages.size() > 3 ? ", ..." : "") + ")";
+            return new Ending(verdict, code, left.stream().map(line -> line + names).toList(),
+                    leftInTmp, trouble == null ? null : trouble + names, standstill, results);
+        }
+    }
+
     // What a suite prints
 
     /**
@@ -1624,12 +1949,19 @@ final class VmTest implements Callable<Integer> {
 
         /** After the last piece. */
         String end() {
+            String text = endPart();
+            events.finish();
+            return text;
+        }
+
+        /** After the last piece of what ran by itself: its last line has ended. */
+        String endPart() {
             for (int stream = 1; stream <= 2; stream++) {
                 takeLine(stream, held[stream].toString());
                 held[stream].setLength(0);
                 tellsFailure |= FAILURE.matcher(lineStarts[stream]).matches();
+                lineStarts[stream].setLength(0);
             }
-            events.finish();
             live.flushAll();
             return live.take();
         }
@@ -1830,6 +2162,14 @@ final class VmTest implements Callable<Integer> {
             Outcome worst = runs.stream().map(run -> run.outcome).max(Comparator.naturalOrder()).orElseThrow();
             boolean passed = runs.stream().anyMatch(run -> run.outcome == Outcome.PASS);
             return passed && worst == Outcome.SKIP ? Outcome.PASS : worst;
+        }
+
+        /** A result of a suite itself. */
+        static Result ofSuite(String suite, String name, Outcome outcome, String output) {
+            Run run = new Run(new MemoryLimits());
+            run.outcome = outcome;
+            run.output.add(output);
+            return new Result(suite, name, List.of(run));
         }
 
         boolean failed() {
@@ -2150,32 +2490,37 @@ final class VmTest implements Callable<Integer> {
         /** What --failed runs: failed tests by package. No names: the whole package. Empty: the whole suite. */
         final Map<String, List<String>> failedTests;
         final Instant started;
-        private final double seconds;
+        double seconds;
+        /** What was printed outside of the events. */
+        final String plain;
         private final Integer guestCode;
         private String remark = ""; // in the last line
         private final List<String> notes = new ArrayList<>(); // in the summary
 
-        Report(Job job, Verdict ended, GuestRun guest, SuiteOutput output, Instant started, Leaks leaks) {
+        Report(Job job, Ending ending, SuiteOutput output, Instant started, Leaks leaks) {
             this.job = job;
             this.started = started;
             seconds = Duration.between(started, Instant.now()).toMillis() / 1000.0;
-            guestCode = guest.code;
-            String plain = output.plain.toString();
+            guestCode = ending.code();
+            Verdict ended = ending.verdict();
+            plain = output.plain.toString();
             if (ended == Verdict.FAILED) {
                 NOT_BUILT.matcher(plain).results().forEach(match -> output.events.notBuilt(match.group(1)));
             }
             tests = output.events.results();
             checkThatNothingWasLost(output);
+            suiteResults.addAll(ending.results());
             if (ended == Verdict.PASSED) {
                 checkForHiddenFailure(output, plain);
                 checkThatTestsRan();
+                checkThatAllPackagesRan();
             }
             if (guestCode != null) {
                 checkThatFailedTestsRanAgain();
-                checkLeftovers(guest.leftovers, leaks);
+                checkLeftovers(ending, leaks);
             }
-            if (guest.trouble != null) {
-                add("VM", Outcome.UNFINISHED, guest.trouble);
+            if (ending.trouble() != null) {
+                add("VM", Outcome.UNFINISHED, ending.trouble());
             }
             boolean failed = !suiteResults.isEmpty() || tests.stream().anyMatch(Result::failed);
             verdict = ended == Verdict.PASSED && failed ? Verdict.FAILED : ended;
@@ -2186,7 +2531,7 @@ final class VmTest implements Callable<Integer> {
                 add("", outcome, plain);
             }
             failures = new FailureReasons(tests, plain).of(suiteResults);
-            remark += guest.standstill == null ? "" : ": " + guest.standstill;
+            remark += ending.standstill() == null ? "" : ": " + ending.standstill();
             long cut = tests.stream().flatMap(test -> test.runs().stream()).mapToLong(run -> run.output.cut).sum()
                     + (verdict == Verdict.PASSED ? 0 : output.plain.cut);
             if (cut > 0) {
@@ -2195,10 +2540,7 @@ final class VmTest implements Callable<Integer> {
         }
 
         private void add(String name, Outcome outcome, String output) {
-            Run run = new Run(new MemoryLimits());
-            run.outcome = outcome;
-            run.output.add(output);
-            suiteResults.add(new Result(job.name(), name, List.of(run)));
+            suiteResults.add(Result.ofSuite(job.name(), name, outcome, output));
         }
 
         private void checkThatNothingWasLost(SuiteOutput output) {
@@ -2229,10 +2571,23 @@ final class VmTest implements Callable<Integer> {
             if (skipped && (counted || required)) { // of none, all were skipped
                 String what = !counted ? "no test could be counted" : none ? "0 tests ran" : "all tests skipped";
                 remark = ", " + what;
-                if (required || none && job.needsTests()) {
+                if (job.part() != null && job.part().isEmpty()) {
+                    remark = ", this part has no packages";
+                } else if ((required || none && job.needsTests()) // of a part merge decides
+                        && (job.part() == null || job.part().shard().count() == 1)) {
                     add("tests", Outcome.FAIL, what + ", but "
                             + (required ? "--require-tests asks for some" : "some were chosen"));
                 }
+            }
+        }
+
+        /** A package that go test says nothing of, not even that it has no tests, may not have been tested. */
+        private void checkThatAllPackagesRan() {
+            Set<String> ran = tests.stream().map(Result::pkg).collect(Collectors.toSet());
+            String missing = job.part() == null ? "" : job.part().packages().stream().filter(pkg -> !ran.contains(pkg))
+                    .collect(Collectors.joining("\n"));
+            if (!missing.isEmpty()) {
+                add("packages", Outcome.UNFINISHED, "there is no result of these packages:\n" + missing);
             }
         }
 
@@ -2248,17 +2603,13 @@ final class VmTest implements Callable<Integer> {
             }
         }
 
-        private void checkLeftovers(Leftovers leftovers, Leaks leaks) {
-            if (leftovers == null) {
-                return;
-            }
-            List<String> left = leftovers.failing();
-            if (leaks == Leaks.fail && !left.isEmpty()) {
-                add("left behind", Outcome.FAIL, String.join("\n", left));
+        private void checkLeftovers(Ending ending, Leaks leaks) {
+            if (leaks == Leaks.fail && !ending.left().isEmpty()) {
+                add("left behind", Outcome.FAIL, String.join("\n", ending.left()));
             } else {
-                left.forEach(what -> notes.add("left behind: " + what));
+                ending.left().forEach(what -> notes.add("left behind: " + what));
             }
-            leftovers.inTmp().forEach(file -> notes.add("left in /tmp: " + file));
+            ending.leftInTmp().forEach(file -> notes.add("left in /tmp: " + file));
         }
 
         /** A package runs whole if it was not built, or if not all its tests ran. */
@@ -2286,7 +2637,7 @@ final class VmTest implements Callable<Integer> {
         String line() {
             boolean notBuilt = verdict == Verdict.FAILED && failures.keySet().stream().allMatch(test ->
                     test.outcome() == Outcome.NOT_BUILT);
-            return job.name() + " " + verdict + (notBuilt ? " (build failed)" : "")
+            return job.label() + " " + verdict + (notBuilt ? " (build failed)" : "")
                     + (verdict == Verdict.PASSED || guestCode == null ? "" : ", guest exit code " + guestCode) + remark;
         }
 
@@ -2410,6 +2761,7 @@ final class VmTest implements Callable<Integer> {
         private final long limit;
         private final OutputStream stream;
         private long size;
+        private long events; // of the suite
         /** Why it is not complete, or null. */
         String problem;
 
@@ -2419,8 +2771,25 @@ final class VmTest implements Callable<Integer> {
             stream = new BufferedOutputStream(Files.newOutputStream(path));
         }
 
-        void write(String line) {
-            byte[] bytes = line.getBytes(UTF_8);
+        /** The lines before a suite's events. */
+        void begin(Job job, String project, String commit) {
+            Frame.begin(job, project, commit).forEach(this::writeLine);
+            events = 0;
+        }
+
+        /** The lines after a suite's events. */
+        void end(Report report) {
+            Frame.end(report, events).forEach(this::writeLine);
+        }
+
+        /** An event, which ends in a newline, unless it was cut off. */
+        void write(String event) {
+            events++;
+            writeLine(event.strip());
+        }
+
+        private void writeLine(String line) {
+            byte[] bytes = (line + "\n").getBytes(UTF_8);
             size += bytes.length;
             try {
                 if (size > limit) {
@@ -2460,6 +2829,16 @@ final class VmTest implements Callable<Integer> {
         private JUnit(XMLStreamWriter xml, String host) {
             this.xml = xml;
             this.host = host;
+        }
+
+        /** Writes the file; what is wrong, if it cannot be written. */
+        static List<String> write(List<Report> reports, String host, Path path) {
+            try (Writer file = Files.newBufferedWriter(path)) {
+                write(reports, host, file);
+                return List.of();
+            } catch (IOException | XMLStreamException failed) {
+                return List.of(EventFile.cannotWrite(path, failed));
+            }
         }
 
         static void write(List<Report> reports, String host, Writer file) throws XMLStreamException {
@@ -2527,6 +2906,777 @@ final class VmTest implements Callable<Integer> {
         /** Without the characters that XML 1.0 cannot hold even escaped. */
         private static String legal(String text) {
             return ILLEGAL.matcher(withoutEscapes(text)).replaceAll("");
+        }
+    }
+
+    // Divided suites
+
+    /** Which part of a divided run this is: part {@code index}, from 1, of {@code count}. */
+    record Shard(int index, int count) {
+        static final Shard WHOLE = new Shard(1, 1);
+        private static final int MAX = 10_000;
+
+        /** From "2/3"; "auto" takes the variables that GitLab CI and Slurm's array jobs set. */
+        static Shard parse(String text, Map<String, String> environment) {
+            Matcher numbers = Pattern.compile("([1-9]\\d{0,4})/([1-9]\\d{0,4})").matcher(text.equals("auto")
+                    ? automatic(environment) : text);
+            if (numbers.matches()) {
+                Shard shard = new Shard(Integer.parseInt(numbers.group(1)), Integer.parseInt(numbers.group(2)));
+                if (shard.index <= shard.count && shard.count <= MAX) {
+                    return shard;
+                }
+            }
+            throw new VmException(2, "--shard: '" + text + "' is no part such as 2/3, the second of three (at most "
+                    + MAX + "), and not auto" + (text.equals("auto") ? ": " + automatic(environment) : ""));
+        }
+
+        private static String automatic(Map<String, String> environment) {
+            if (environment.containsKey("CI_NODE_INDEX")) { // GitLab counts from 1
+                return environment.get("CI_NODE_INDEX") + "/" + environment.getOrDefault("CI_NODE_TOTAL", "?");
+            } else if (!environment.containsKey("SLURM_ARRAY_TASK_ID")) {
+                throw new VmException(2, "--shard auto: this is no job of GitLab CI with 'parallel' and no array job of "
+                        + "Slurm (CI_NODE_INDEX and SLURM_ARRAY_TASK_ID are not set): name the part, as --shard 2/3");
+            }
+            List<String> numbers = Stream.of("ID", "MIN", "STEP", "COUNT").map(name -> environment.getOrDefault(
+                    "SLURM_ARRAY_TASK_" + name, name.equals("STEP") ? "1" : "")).toList();
+            if (!numbers.stream().allMatch(number -> number.matches("\\d{1,9}")) || numbers.get(2).matches("0+")) {
+                throw new VmException(2, "--shard auto: SLURM_ARRAY_TASK_ID, _MIN, _STEP and _COUNT are " + numbers
+                        + ": name the part, as --shard 2/3");
+            }
+            List<Integer> values = numbers.stream().map(Integer::valueOf).toList();
+            return ((values.get(0) - values.get(1)) / values.get(2) + 1) + "/" + values.get(3);
+        }
+
+        /**
+         * The packages of this part. Of all packages, the longest first, each goes to the part that has the least to do
+         * until then. The same packages and times give the same parts on every machine.
+         */
+        List<String> of(Map<String, Double> seconds) {
+            double[] load = new double[count];
+            int[] size = new int[count];
+            List<String> mine = new ArrayList<>();
+            for (String pkg : Timings.longestFirst(seconds)) {
+                int least = 0;
+                for (int part = 1; part < count; part++) {
+                    boolean less = load[part] < load[least] || load[part] == load[least] && size[part] < size[least];
+                    least = less ? part : least;
+                }
+                load[least] += seconds.get(pkg);
+                size[least]++;
+                if (least == index - 1) {
+                    mine.add(pkg);
+                }
+            }
+            return mine;
+        }
+
+        @Override
+        public String toString() {
+            return index + "/" + count;
+        }
+    }
+
+    /**
+     * The part of a suite that is run here: its packages, and the hash of the whole list. A suite that is not divided
+     * has no packages, the hash "", and may run in all parts (the build), or in part 1 only.
+     */
+    record Part(Shard shard, List<String> packages, String listHash, boolean isEmpty) {
+        Part(Shard shard, List<String> packages, String listHash) {
+            this(shard, packages, listHash, packages.isEmpty());
+        }
+
+        static Part undivided(Shard shard, boolean inAllParts) {
+            return new Part(shard, List.of(), "", shard.index() > 1 && !inAllParts);
+        }
+    }
+
+    /** How the suites of a call are divided, and what go list told of them. */
+    static final class Division {
+        final Shard shard;
+        /** From the file that the caller named, or null. */
+        final Timings timings;
+        final Map<String, PackageList> lists = new HashMap<>(); // by suite
+
+        Division(Shard shard, Timings timings) {
+            this.shard = shard;
+            this.timings = timings;
+        }
+    }
+
+    /** What go list tells of a suite: its packages, sorted, and which of them have no tests. */
+    record PackageList(SortedSet<String> packages, Set<String> withoutTests) {
+        static final PackageList NONE = new PackageList(new TreeSet<>(), Set.of());
+        static final String FORMAT = "vm-test {{.ImportPath}} {{len .TestGoFiles}} {{len .XTestGoFiles}}";
+        /** Of the guest's output: twice what the largest Go projects have. */
+        static final int MAX_LENGTH = 8_000_000;
+        private static final Pattern LINE = Pattern.compile("(?m)^vm-test ([\\w.~+@:/-]+) (\\d+) (\\d+)$");
+
+        /** No packages if one was named by its files: go test gets them together or not at all. */
+        static PackageList parse(String output) {
+            SortedSet<String> packages = new TreeSet<>();
+            Set<String> withoutTests = new HashSet<>();
+            LINE.matcher(output).results().forEach(line -> {
+                packages.add(line.group(1));
+                if (line.group(2).equals("0") && line.group(3).equals("0")) {
+                    withoutTests.add(line.group(1));
+                }
+            });
+            return packages.contains("command-line-arguments") ? NONE : new PackageList(packages, withoutTests);
+        }
+
+        String hash() {
+            try {
+                byte[] sum = MessageDigest.getInstance("SHA-256").digest(String.join("\n", packages).getBytes(UTF_8));
+                return HexFormat.of().formatHex(sum);
+            } catch (NoSuchAlgorithmException impossible) {
+                throw new IllegalStateException(impossible);
+            }
+        }
+
+        /** What a clone does at a time: one package; those without tests all at once, as go test only names them. */
+        List<List<String>> work(List<String> part) {
+            List<List<String>> work = new ArrayList<>();
+            part.stream().filter(pkg -> !withoutTests.contains(pkg)).forEach(pkg -> work.add(List.of(pkg)));
+            List<String> rest = part.stream().filter(withoutTests::contains).toList();
+            if (!rest.isEmpty()) {
+                work.add(rest);
+            }
+            return work;
+        }
+    }
+
+    /** How long packages took, in seconds, by suite: of one project, in one file. */
+    static final class Timings {
+        private static final long MAX_BYTES = 50_000_000;
+        private final Path file;
+        private final String project;
+        private final Map<String, SortedMap<String, Double>> suites = new TreeMap<>();
+
+        Timings(Path file, String project) {
+            this.file = file;
+            this.project = project;
+        }
+
+        /** From a file that the caller named; 2 if it is none. */
+        static Timings read(Path file, String project) {
+            Timings timings = new Timings(file, project);
+            try {
+                timings.read();
+            } catch (IOException | JsonParserException | ClassCastException | StackOverflowError wrong) {
+                throw new VmException(2, "--timings: " + file + " is no file that vm-test merge --timings wrote ("
+                        + (wrong instanceof IOException refused ? reason(refused) : "not such JSON") + ")");
+            }
+            return timings;
+        }
+
+        /** Those of earlier runs here, beside last-run.json. A file that cannot be used counts as none. */
+        static Timings ofThisMachine(Path lastRun, String project) {
+            Timings timings = new Timings(lastRun.resolveSibling("timings.json"), project);
+            try {
+                timings.read();
+            } catch (IOException | VmException | JsonParserException | ClassCastException | StackOverflowError none) {
+                timings.suites.clear();
+            }
+            return timings;
+        }
+
+        private void read() throws IOException, JsonParserException {
+            if (Files.size(file) > MAX_BYTES) {
+                throw new IOException("it is larger than " + MAX_BYTES + " bytes");
+            }
+            JsonObject json = JsonParser.object().from(Files.readString(file));
+            String of = (String) json.get("project");
+            if (of == null || !json.has("suites")) {
+                throw new IOException("it names no project and no suites");
+            } else if (!of.equals(project)) {
+                throw new VmException(2, "--timings: " + file + " is of project " + oneLine(of) + ", not " + project);
+            }
+            for (String suite : json.getObject("suites").keySet()) {
+                SortedMap<String, Double> packages = new TreeMap<>();
+                ((JsonObject) json.getObject("suites").get(suite)).forEach((pkg, seconds) ->
+                        packages.put(pkg, Math.max(0, Math.min(1e9, ((Number) seconds).doubleValue()))));
+                suites.put(suite, packages);
+            }
+        }
+
+        /** What each package counts: its time; without one the median of the others'; without any 1. */
+        static Map<String, Double> of(Timings timings, String suite, Collection<String> packages) {
+            Map<String, Double> known = timings == null ? Map.of() : timings.suites.getOrDefault(suite, new TreeMap<>());
+            List<Double> sorted = packages.stream().map(known::get).filter(Objects::nonNull).sorted().toList();
+            double median = sorted.isEmpty() ? 1 : sorted.get(sorted.size() / 2);
+            return packages.stream().collect(Collectors.toMap(pkg -> pkg, pkg -> known.getOrDefault(pkg, median)));
+        }
+
+        static List<String> longestFirst(Map<String, Double> seconds) {
+            Comparator<String> bySeconds = Comparator.comparing(seconds::get);
+            return seconds.keySet().stream().sorted(bySeconds.reversed().thenComparing(pkg -> pkg)).toList();
+        }
+
+        /** Adds the packages that came to their end. */
+        void add(Report report) {
+            SortedMap<String, Double> times = suites.computeIfAbsent(report.job.name(), it -> new TreeMap<>());
+            report.tests.stream().filter(test -> !test.isTest() && Set.of(Outcome.PASS, Outcome.FAIL, Outcome.SKIP)
+                    .contains(test.outcome())).forEach(test -> times.put(test.pkg(), test.seconds()));
+            suites.values().removeIf(Map::isEmpty);
+        }
+
+        /** What is wrong, if the file cannot be written. */
+        List<String> write() {
+            Path temporary = file.resolveSibling(file.getFileName() + ".new");
+            JsonObject all = new JsonObject(suites);
+            try {
+                Files.writeString(temporary, JsonWriter.indent("  ").string().object().value("project", project)
+                        .object("suites", all).end().done() + "\n");
+                Files.move(temporary, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
+                return List.of();
+            } catch (IOException failed) {
+                temporary.toFile().delete();
+                return List.of(EventFile.cannotWrite(file, failed));
+            }
+        }
+
+        /** The same for a file that only makes later runs faster. */
+        void keep() {
+            write().forEach(VmTest::tell);
+        }
+    }
+
+    // In clones
+
+    /** The clones of a parallel run. vm-ctl keeps them, and the snapshot that they begin as, while we hold the lock. */
+    static final class CloneSet implements Closeable {
+        static final int MAX = 64;
+        private static final int MAX_NAME = 64; // of VM_NAME
+
+        final String id = "par-" + UUID.randomUUID().toString().substring(0, 6);
+        final List<String> names;
+        final Path lockFile;
+        /** Removes them when the lock is free. */
+        private final Runnable removal;
+        /** Whether what still runs in them is to end. */
+        volatile boolean stopped;
+        private final FileChannel lock;
+
+        CloneSet(Path vmDir, String vmName, int count, Runnable removal) throws IOException {
+            this.removal = removal;
+            lockFile = vmDir.resolve(vmName + ".test").resolve(id + ".lock");
+            String start = vmName.substring(0, Math.min(vmName.length(), MAX_NAME - id.length() - 4)) + "." + id + "-";
+            names = IntStream.rangeClosed(1, count).mapToObj(number -> start + number).toList();
+            lock = FileChannel.open(lockFile, StandardOpenOption.CREATE, StandardOpenOption.WRITE);
+            if (lock.tryLock() == null) {
+                throw new VmException(69, lockFile + " is locked by another command");
+            }
+        }
+
+        /** 69 if so many clones with the memory of this VM do not fit into what is available. */
+        static void checkMemory(JsonObject vm, int count) throws IOException {
+            Path memory = Path.of("/proc/meminfo");
+            if (vm == null || !Files.exists(memory)) { // on another system: what is available is unknown
+                return;
+            }
+            Matcher available = Pattern.compile("MemAvailable: +(\\d{1,15}) kB").matcher(Files.readString(memory));
+            long each = megabytes(vm);
+            long free = available.find() ? Long.parseLong(available.group(1)) / 1024 : Long.MAX_VALUE;
+            if (each * count > free) {
+                throw new VmException(69, NOTHING_RAN + ": " + count + " clones with " + each + " MB of memory each do "
+                        + "not fit into the " + free + " MB that are available: " + (free < each ? "none does; stop "
+                        + "other programs, or restart the VM with less (VM_MEMORY=512M vm-ctl restart)"
+                        : "--parallel " + free / each + " does"));
+            }
+        }
+
+        private static long megabytes(JsonObject vm) {
+            Matcher size = Pattern.compile("(\\d{1,7})([MG])").matcher(vm.getString("memory", ""));
+            return !size.matches() ? 0 : Long.parseLong(size.group(1)) * (size.group(2).equals("G") ? 1024 : 1);
+        }
+
+        @Override
+        public void close() throws IOException {
+            lock.close();
+            try {
+                removal.run();
+                Files.deleteIfExists(lockFile);
+            } catch (VmException failed) {
+                tell("the clones " + String.join(", ", names) + " could not be removed, vm-ctl list tries again: "
+                        + failed.getMessage());
+            }
+        }
+    }
+
+    /** Runs packages in clones, each in the one that is free first. */
+    static final class ParallelRun {
+        /** Runs packages in a clone, and keeps what they print. */
+        interface Tests {
+            Ending run(String clone, List<String> packages, Spool spool) throws IOException, InterruptedException;
+        }
+
+        private final CloneSet clones;
+        private final Queue<List<String>> work;
+        private final BooleanSupplier interrupted;
+        private final List<Ending> endings = Collections.synchronizedList(new ArrayList<>());
+        private volatile Exception failure;
+
+        /** The work is done from its beginning. */
+        ParallelRun(CloneSet clones, List<List<String>> work, BooleanSupplier interrupted) {
+            this.clones = clones;
+            this.work = new ConcurrentLinkedQueue<>(work);
+            this.interrupted = interrupted;
+        }
+
+        /**
+         * Runs all. {@code show} gets the output of one package after the other, and null at the end of each. A clone
+         * that dies is restored, and its packages run once more.
+         */
+        Ending run(Tests tests, Consumer<String> restore, boolean isolate, BiConsumer<Integer, String> show)
+                throws IOException, InterruptedException {
+            List<Thread> threads = new ArrayList<>();
+            for (String clone : clones.names.subList(0, Math.min(clones.names.size(), work.size()))) {
+                Thread thread = new Thread(() -> workIn(clone, tests, restore, isolate, show), clone);
+                threads.add(thread);
+                thread.start();
+            }
+            for (Thread thread : threads) {
+                thread.join();
+            }
+            if (failure instanceof IOException failed) {
+                throw failed;
+            } else if (failure instanceof RuntimeException failed) {
+                throw failed;
+            } else if (failure != null) {
+                throw new VmException(130, "interrupted");
+            }
+            if (!work.isEmpty()) { // it was stopped before the rest
+                endings.add(new Ending(Verdict.INTERRUPTED, null, List.of(), List.of(), null, null, List.of()));
+            }
+            return Ending.of(endings);
+        }
+
+        private void workIn(String clone, Tests tests, Consumer<String> restore, boolean isolate,
+                BiConsumer<Integer, String> show) {
+            try (Spool spool = new Spool(clones.lockFile.resolveSibling(clone + ".out"))) {
+                boolean clean = true;
+                List<String> packages = next();
+                while (packages != null) {
+                    if (isolate && !clean) {
+                        restore.accept(clone);
+                    }
+                    clean = false;
+                    Ending ending = tests.run(clone, packages, spool);
+                    if (ending.verdict() == Verdict.LOST && !isStopped()) {
+                        tell(clone + " was lost with " + String.join(" ", packages) + ", which runs once more: "
+                                + ending.trouble());
+                        spool.clear();
+                        restore.accept(clone);
+                        ending = tests.run(clone, packages, spool);
+                    }
+                    take(ending.after(packages), spool, show);
+                    packages = next();
+                }
+            } catch (IOException | InterruptedException | RuntimeException failed) {
+                failure = failed;
+                clones.stopped = true;
+            }
+        }
+
+        private boolean isStopped() {
+            return clones.stopped || interrupted.getAsBoolean();
+        }
+
+        private List<String> next() {
+            return isStopped() ? null : work.poll();
+        }
+
+        private synchronized void take(Ending ending, Spool spool, BiConsumer<Integer, String> show)
+                throws IOException {
+            spool.replay(show);
+            show.accept(1, null);
+            endings.add(ending);
+            clones.stopped |= ending.verdict().compareTo(Verdict.TIMED_OUT) >= 0;
+        }
+    }
+
+    /** Keeps what packages print until they have ended, on disk, because it may be much. */
+    static final class Spool implements Closeable {
+        private static final long MAX_BYTES = 1_000_000_000;
+        private final Path file;
+        private DataOutputStream stream;
+        private IOException failed;
+        private long size;
+
+        Spool(Path file) throws IOException {
+            this.file = file;
+            clear();
+        }
+
+        /** Both streams' threads come here. A full disk shows in replay. */
+        synchronized void add(int descriptor, String bytes) {
+            size += bytes.length();
+            try {
+                if (size > MAX_BYTES) {
+                    throw new IOException("a package printed more than " + MAX_BYTES + " bytes");
+                } else if (failed == null && !bytes.isEmpty()) {
+                    stream.writeByte(descriptor);
+                    stream.writeInt(bytes.length());
+                    stream.write(bytes.getBytes(ISO_8859_1));
+                }
+            } catch (IOException full) {
+                failed = full;
+            }
+        }
+
+        /** Hands on what was kept, in the order in which it came, and forgets it. */
+        synchronized void replay(BiConsumer<Integer, String> sink) throws IOException {
+            if (failed == null) {
+                stream.close();
+                try (DataInputStream in = new DataInputStream(new BufferedInputStream(Files.newInputStream(file)))) {
+                    for (int descriptor = in.read(); descriptor >= 0; descriptor = in.read()) {
+                        sink.accept(descriptor, new String(in.readNBytes(in.readInt()), ISO_8859_1));
+                    }
+                }
+                clear();
+            } else {
+                throw new VmException(1, EventFile.cannotWrite(file, failed));
+            }
+        }
+
+        synchronized void clear() throws IOException {
+            if (stream != null) {
+                stream.close();
+            }
+            size = 0;
+            stream = new DataOutputStream(new BufferedOutputStream(Files.newOutputStream(file)));
+        }
+
+        @Override
+        public void close() {
+            try {
+                stream.close();
+            } catch (IOException full) {
+                // nobody needs it any more
+            }
+            file.toFile().delete();
+        }
+    }
+
+    // Parts of a run, from several machines
+
+    /**
+     * The lines of a --json file before and after a suite's events. They have the member "suite" and no "Action"; other
+     * readers of go test -json take them for events without a meaning. No line is longer than 64 KB, which is as long as
+     * Go's bufio.Scanner reads.
+     */
+    static final class Frame {
+        private static final int PIECE = 8000; // characters, of which JSON makes up to six each
+
+        static List<String> begin(Job job, String project, String commit) {
+            Part part = job.part() == null ? Part.undivided(Shard.WHOLE, true) : job.part();
+            List<String> lines = new ArrayList<>();
+            lines.add(JsonWriter.string().object().value("suite", job.name()).value("command", job.suite().command())
+                    .value("project", project).value("commit", commit).value("shard", part.shard().toString())
+                    .value("version", VmTest.class.getAnnotation(Command.class).version()[0])
+                    .value("goTest", job.isGoTest()).value("requireTests", job.callerArgs().requireTests())
+                    .array("words", job.callerArgs().words()).array("chosen", job.callerArgs().packages())
+                    .value("list", part.listHash()).value("started", Instant.now().toString()).end().done());
+            for (List<String> some : pieces(part.packages())) {
+                lines.add(JsonWriter.string().object().value("suite", job.name()).array("packages", some).end().done());
+            }
+            return lines;
+        }
+
+        private static List<List<String>> pieces(List<String> names) {
+            List<List<String>> pieces = new ArrayList<>();
+            int room = 0;
+            for (String name : names) {
+                if (name.length() > room) {
+                    pieces.add(new ArrayList<>());
+                    room = PIECE;
+                }
+                pieces.get(pieces.size() - 1).add(name);
+                room -= name.length();
+            }
+            return pieces;
+        }
+
+        static List<String> end(Report report, long events) {
+            String suite = report.job.name();
+            List<String> lines = new ArrayList<>();
+            // one without a name stands for the whole suite, and is made again from its other lines
+            report.suiteResults.stream().filter(Result::isTest).forEach(result -> texts(result.output()).forEach(text -> lines.add(JsonWriter.string()
+                    .object().value("suite", suite).value("result", result.name())
+                    .value("outcome", result.outcome().name()).value("text", text).end().done())));
+            (report.plain.isEmpty() ? List.<String>of() : texts(report.plain)).forEach(text -> lines.add(JsonWriter.string().object().value("suite", suite)
+                    .value("text", text).end().done()));
+            lines.add(JsonWriter.string().object().value("suite", suite).value("verdict", report.verdict.toString())
+                    .value("exit", report.verdict.exitCode).value("events", events).value("seconds", report.seconds)
+                    .end().done());
+            return lines;
+        }
+
+        private static List<String> texts(String text) {
+            return IntStream.rangeClosed(0, Math.max(0, text.length() - 1) / PIECE).mapToObj(piece ->
+                    text.substring(piece * PIECE, Math.min(text.length(), (piece + 1) * PIECE))).toList();
+        }
+    }
+
+    /** Makes one report of each suite from the --json files of all its parts. In doubt the verdict is "lost". */
+    static final class Merge {
+        private static final int MAX_LINE = 16_000_000; // characters; test2json cuts lines at 1,024
+        private static final int MAX_PROBLEMS = 50;
+        private final MemoryLimits limits;
+        private final Map<String, MergedSuite> suites = new LinkedHashMap<>();
+        /** What is wrong with files in which no suite begins. */
+        private final List<String> problems = new ArrayList<>();
+        private final List<Path> files = new ArrayList<>();
+
+        Merge(MemoryLimits limits) {
+            this.limits = limits;
+        }
+
+        void read(Path file) {
+            files.add(file);
+            MergedSuite[] suite = {null};
+            int before = suites.values().stream().mapToInt(it -> it.parts.size() + it.problems.size()).sum();
+            try {
+                forEachLine(file, line -> suite[0] = take(file, suite[0], line));
+            } catch (IOException | JsonParserException | ClassCastException | IllegalArgumentException
+                    | DateTimeException | VmException | StackOverflowError damaged) {
+                problems.add(file + " cannot be read: " + (damaged instanceof IOException refused ? reason(refused)
+                        : "a line is none that vm-test --json writes"));
+            }
+            if (suite[0] != null) {
+                suite[0].problems.add(file + " ends in the middle of the suite: its last line is missing");
+            } else if (before == suites.values().stream().mapToInt(it -> it.parts.size() + it.problems.size()).sum()
+                    && problems.stream().noneMatch(problem -> problem.startsWith(file + " "))) {
+                problems.add(file + " has no suite of vm-test --json");
+            }
+        }
+
+        /** Takes a line; the suite that it belongs to, or null after the last line of one. */
+        private MergedSuite take(Path file, MergedSuite suite, String line) throws JsonParserException {
+            JsonObject json = JsonParser.object().withLazyNumbers().from(line);
+            if (json.has("Action") || !json.has("suite")) {
+                if (suite == null) {
+                    throw new IllegalArgumentException("an event outside of a suite");
+                }
+                suite.takeEvent(line);
+                return suite;
+            } else if (json.has("command")) {
+                if (suite != null) {
+                    suite.problems.add(file + " has a suite without its last line");
+                }
+                Shard shard = Shard.parse(json.getString("shard", ""), Map.of());
+                MergedSuite begun = suites.computeIfAbsent(json.getString("suite"), name ->
+                        new MergedSuite(json, shard.count(), limits));
+                begun.begin(file, json, shard);
+                return begun;
+            } else if (suite == null) {
+                throw new IllegalArgumentException("a line outside of a suite");
+            }
+            return suite.take(json) ? suite : null;
+        }
+
+        List<Report> reports() {
+            if (suites.isEmpty()) {
+                throw new VmException(69, "there is nothing to merge: " + problems.stream().limit(MAX_PROBLEMS)
+                        .collect(Collectors.joining("; ")));
+            }
+            // A file that cannot be read may have had a part of any suite.
+            suites.values().forEach(suite -> suite.problems.addAll(problems));
+            Set<List<String>> sources = suites.values().stream().map(MergedSuite::source).collect(Collectors.toSet());
+            if (sources.size() > 1) {
+                suites.values().forEach(suite -> suite.problems.add("the suites are of different runs (project, commit, "
+                        + "version, number of parts): " + sources));
+            }
+            suites.values().forEach(MergedSuite::finish);
+            return suites.values().stream().map(MergedSuite::report).toList();
+        }
+
+        String project() {
+            return suites.values().iterator().next().header.getString("project", "?");
+        }
+
+        /** Writes all in one file; what is wrong, if that cannot be done. */
+        List<String> write(List<Report> reports, Path target) throws IOException {
+            EventFile events = new EventFile(target, EventFile.MAX_BYTES);
+            try (events) {
+                for (Report report : reports) {
+                    MergedSuite suite = suites.get(report.job.name());
+                    events.begin(report.job, project(), suite.header.getString("commit"));
+                    for (Path file : Set.copyOf(suite.parts.values())) {
+                        String[] current = {null};
+                        forEachLine(file, line -> {
+                            JsonObject json = JsonParser.object().withLazyNumbers().from(line);
+                            boolean event = json.has("Action") || !json.has("suite");
+                            current[0] = event ? current[0] : json.getString("suite");
+                            if (event && report.job.name().equals(current[0])) {
+                                events.write(line);
+                            }
+                        });
+                    }
+                    events.end(report);
+                }
+            } catch (JsonParserException | ClassCastException | StackOverflowError changed) {
+                return List.of("cannot write all of " + target + ": a file that was merged cannot be read");
+            }
+            return events.problem == null ? List.of() : List.of(events.problem);
+        }
+
+        private interface LineReader {
+            void take(String line) throws JsonParserException;
+        }
+
+        private static void forEachLine(Path file, LineReader reader) throws IOException, JsonParserException {
+            try (BufferedReader in = new BufferedReader(new InputStreamReader(Files.newInputStream(file), UTF_8))) {
+                StringBuilder line = new StringBuilder();
+                for (int c = in.read(); c >= 0; c = in.read()) {
+                    if (c == '\n') {
+                        reader.take(line.toString());
+                        line.setLength(0);
+                    } else if (line.length() < MAX_LINE) {
+                        line.append((char) c);
+                    } else {
+                        throw new IOException("it has a line of more than " + MAX_LINE + " characters");
+                    }
+                }
+                if (line.length() > 0) {
+                    throw new IOException("its last line has no end");
+                }
+            }
+        }
+    }
+
+    /** What the files tell of one suite. */
+    private static final class MergedSuite {
+        final JsonObject header;
+        private final int count; // of parts
+        private final Instant started;
+        /** By their numbers, the files they are in. */
+        final SortedMap<Integer, Path> parts = new TreeMap<>();
+        final List<String> problems = new ArrayList<>();
+        private final SuiteOutput output;
+        private final Map<String, Integer> packages = new TreeMap<>(); // which part has it
+        private final List<Ending> endings = new ArrayList<>();
+        private final Map<Piece, StringBuilder> texts = new LinkedHashMap<>();
+        private Integer part; // that is read now; null: one that does not count
+        private Path file;
+        private long events;
+        private double seconds;
+
+        /** A result of the suite itself, in one of its parts. */
+        private record Piece(int part, String name, Outcome outcome) {}
+
+        MergedSuite(JsonObject header, int count, MemoryLimits limits) {
+            if (Stream.of("command", "project", "version").anyMatch(name -> header.getString(name) == null)) {
+                throw new IllegalArgumentException("a member is missing");
+            }
+            started = Instant.parse(header.getString("started", ""));
+            this.header = header;
+            this.count = count;
+            output = new SuiteOutput(line -> { }, limits);
+        }
+
+        List<String> source() {
+            return Stream.concat(Stream.of("project", "commit", "version").map(name -> header.getString(name, "none")),
+                    Stream.of(count + " parts")).toList();
+        }
+
+        /** The first line of a part. */
+        void begin(Path file, JsonObject json, Shard shard) {
+            this.file = file;
+            events = 0;
+            part = null;
+            List<String> different = Stream.of("command", "project", "commit", "version", "list", "words", "chosen",
+                    "goTest", "requireTests").filter(name -> !Objects.equals(json.get(name), header.get(name))).toList();
+            if (!different.isEmpty() || shard.count() != count) {
+                problems.add(file + " is of another run than " + (parts.isEmpty() ? "the files before it"
+                        : parts.get(parts.firstKey())) + ": " + (different.isEmpty() ? "the number of parts is "
+                        + shard.count() + ", not " + count : String.join(", ", different) + " differ"));
+            } else if (parts.containsKey(shard.index())) {
+                problems.add("part " + shard + " is in " + parts.get(shard.index()) + " and in " + file);
+            } else {
+                parts.put(shard.index(), file);
+                part = shard.index();
+            }
+        }
+
+        void takeEvent(String line) {
+            events++;
+            if (part != null) {
+                output.take(1, new String((line + "\n").getBytes(UTF_8), ISO_8859_1));
+            }
+        }
+
+        /** Another line of the part; false if it is the last one. */
+        boolean take(JsonObject json) {
+            if (json.has("packages")) {
+                json.getArray("packages").forEach(name -> addPackage(String.valueOf(name)));
+            } else if (json.has("verdict")) {
+                end(json);
+                return false;
+            } else if (part != null && json.has("result")) {
+                texts.computeIfAbsent(new Piece(part, json.getString("result"), Outcome.valueOf(json.getString("outcome"))),
+                        it -> new StringBuilder()).append(json.getString("text", ""));
+            } else if (part != null) {
+                output.plain.add(json.getString("text", ""));
+            }
+            return true;
+        }
+
+        private void addPackage(String name) {
+            Integer other = part == null ? null : packages.putIfAbsent(name, part);
+            if (other != null && !other.equals(part)) {
+                problems.add("package " + oneLine(name) + " is in part " + other + " and in part " + part);
+            }
+        }
+
+        private void end(JsonObject json) {
+            Verdict verdict = Arrays.stream(Verdict.values()).filter(it -> it.toString().equals(json.get("verdict")))
+                    .findFirst().orElseThrow(IllegalArgumentException::new);
+            if (json.getLong("events", -1) != events) {
+                problems.add(file + " has " + events + " events of the suite, and its last line counts "
+                        + json.getLong("events", -1));
+            }
+            if (part != null) {
+                output.endPart();
+                seconds = Math.max(seconds, json.getDouble("seconds", 0));
+                endings.add(new Ending(verdict, null, List.of(), List.of(), null, null, List.of()));
+            }
+        }
+
+        /** After the last file. */
+        void finish() {
+            for (int number = 1; number <= count; number++) {
+                if (!parts.containsKey(number)) {
+                    problems.add("part " + number + "/" + count + " is missing: no file has it");
+                }
+            }
+            String list = header.getString("list", "");
+            if (problems.isEmpty() && !list.isEmpty()
+                    && !list.equals(new PackageList(new TreeSet<>(packages.keySet()), Set.of()).hash())) {
+                problems.add("the packages of all parts together are not the suite's list");
+            }
+        }
+
+        Report report() {
+            List<Result> results = new ArrayList<>();
+            String suite = header.getString("suite");
+            texts.forEach((piece, text) -> results.add(Result.ofSuite(suite, piece.name + (count == 1 ? ""
+                    : " (part " + piece.part + "/" + count + ")"), piece.outcome, text.toString())));
+            if (!problems.isEmpty()) {
+                results.add(Result.ofSuite(suite, "parts", Outcome.UNFINISHED, problems.stream().distinct()
+                        .limit(Merge.MAX_PROBLEMS).collect(Collectors.joining("\n"))));
+                endings.add(new Ending(Verdict.LOST, null, List.of(), List.of(), null, problems.get(0), List.of()));
+            }
+            endings.add(new Ending(Verdict.PASSED, null, List.of(), List.of(), null, null, results));
+            output.end();
+            CallerArgs callerArgs = new CallerArgs(LastRun.strings(header.getArray("words")),
+                    LastRun.strings(header.getArray("chosen")), header.getBoolean("requireTests"));
+            Job job = new Job(new Suite(suite, header.getString("command"), List.of(), ""), header.getString("command"),
+                    header.getBoolean("goTest"), callerArgs, Map.of(), new Part(Shard.WHOLE,
+                    List.copyOf(packages.keySet()), header.getString("list", ""), false));
+            Report report = new Report(job, Ending.of(endings), output, started, Leaks.ignore);
+            report.seconds = seconds;
+            return report;
         }
     }
 

@@ -3,9 +3,9 @@
 //JAVA 17+
 //SOURCES ../VmSetup.java ../VmAutoInstall.java ../VmCtl.java ../VmSync.java ../VmTest.java
 //SOURCES FakeVm.java GoGuest.java Guest.java GuestChecks.java KilledCommand.java Mirror.java Script.java Sshd.java
-//SOURCES PhaseShellTest.java VmSetupTest.java VmAutoInstallTest.java VmCtlTest.java VmSyncTest.java VmTestTest.java LintTest.java
+//SOURCES PhaseShellTest.java VmSetupTest.java VmAutoInstallTest.java VmCtlTest.java VmSyncTest.java VmTestTest.java DivisionTest.java LintTest.java
 //SOURCES HelpTest.java CommandLineTest.java MakefileTest.java ReadmeTest.java
-//SOURCES InstallTest.java StandinTest.java StandinBootTest.java LifecycleTest.java SyncTest.java SuitesTest.java MakeTest.java ManualTest.java
+//SOURCES InstallTest.java StandinTest.java StandinBootTest.java LifecycleTest.java SyncTest.java SuitesTest.java ParallelTest.java MakeTest.java ManualTest.java
 //SOURCES InstallFaultsTest.java ByHandTest.java LifecycleFaultsTest.java InterruptionsTest.java ManySnapshotsTest.java SyncFaultsTest.java WorkflowTest.java
 //SOURCES BisectTest.java GoVersionsTest.java JUnitReadersTest.java
 //JAVAC_OPTIONS -J-XX:TieredStopAtLevel=1
@@ -61,10 +61,10 @@ final class AllTests {
     /** In the order in which they run: first InstallTest, whose VM many classes share. */
     private static final List<Class<?>> CLASSES = List.of(
             InstallTest.class, LintTest.class, HelpTest.class, MakefileTest.class, ReadmeTest.class,
-            StandinTest.class, LifecycleTest.class, SyncTest.class, SuitesTest.class, MakeTest.class, ManualTest.class, LifecycleFaultsTest.class,
+            StandinTest.class, LifecycleTest.class, SyncTest.class, SuitesTest.class, ParallelTest.class, MakeTest.class, ManualTest.class, LifecycleFaultsTest.class,
             WorkflowTest.class, JUnitReadersTest.class,
             // those in BESIDE: some that need no VM, as long as it is being installed; then the long ones; the last ones may be either JVM's
-            VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class, VmTestTest.class,
+            VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class, VmTestTest.class, DivisionTest.class,
             InstallFaultsTest.class, InterruptionsTest.class, StandinBootTest.class, ByHandTest.class, ManySnapshotsTest.class,
             VmCtlTest.class, TemporaryTest.class, CommandLineTest.class, SyncFaultsTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
 
@@ -73,7 +73,7 @@ final class AllTests {
      * uses the shared VM, or builds anything with JBang, whose cache takes one build at a time. So the JVM that has done its own classes
      * takes those of them that nobody has begun, from the end; then both end at about the same time.
      */
-    private static final Set<Class<?>> BESIDE = Set.of(VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class, VmTestTest.class,
+    private static final Set<Class<?>> BESIDE = Set.of(VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class, VmTestTest.class, DivisionTest.class,
             InstallFaultsTest.class, InterruptionsTest.class, StandinBootTest.class, ByHandTest.class, ManySnapshotsTest.class,
             VmCtlTest.class, TemporaryTest.class, CommandLineTest.class, SyncFaultsTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
 

@@ -871,7 +871,7 @@ final class VmTestTest {
     private VmTest.Report report(VmTest.Job job, VmTest.SuiteOutput output, int guestCode) {
         screen.append(output.end());
         VmTest.GuestRun guest = cleanRun(guestCode);
-        return new VmTest.Report(job, guestCode == 0 ? VmTest.Verdict.PASSED : VmTest.Verdict.FAILED, guest, output, Instant.now(), VmTest.Leaks.fail);
+        return new VmTest.Report(job, VmTest.Ending.of(guestCode == 0 ? VmTest.Verdict.PASSED : VmTest.Verdict.FAILED, guest), output, Instant.now(), VmTest.Leaks.fail);
     }
 
     private static String wire(String text) {
@@ -1122,7 +1122,7 @@ final class VmTestTest {
             {List.of(), List.of(), true, skipped, "x failed, guest exit code 0, all tests skipped"}};
         VmTest.Job opaque = jobs(Map.of("VM_TEST_X", "gmake check"), new VmTest.CallerArgs(List.of(), List.of(), true), "x").get(1);
         VmTest.GuestRun make = cleanRun(0);
-        assertEquals("x failed, guest exit code 0, no test could be counted", new VmTest.Report(opaque, VmTest.Verdict.PASSED, make,
+        assertEquals("x failed, guest exit code 0, no test could be counted", new VmTest.Report(opaque, VmTest.Ending.of(VmTest.Verdict.PASSED, make),
                 new VmTest.SuiteOutput(events::append, new VmTest.MemoryLimits()), Instant.now(), VmTest.Leaks.fail).line());
         for (Object[] row : rows) {
             @SuppressWarnings("unchecked")
@@ -1132,7 +1132,7 @@ final class VmTestTest {
             take(output, 1, (String) row[3]);
             output.end();
             VmTest.GuestRun guest = cleanRun(0);
-            assertEquals(row[4], new VmTest.Report(job, VmTest.Verdict.PASSED, guest, output, Instant.now(), VmTest.Leaks.fail).line(),
+            assertEquals(row[4], new VmTest.Report(job, VmTest.Ending.of(VmTest.Verdict.PASSED, guest), output, Instant.now(), VmTest.Leaks.fail).line(),
                     List.of(row).toString());
         }
     }
@@ -1392,7 +1392,7 @@ final class VmTestTest {
                 flood.guest.code = 0;
                 flood.send(name);
                 flood.output.end();
-                VmTest.Report report = new VmTest.Report(job("unit", "go test ./..."), VmTest.Verdict.PASSED, flood.guest, flood.output, Instant.now(), VmTest.Leaks.fail);
+                VmTest.Report report = new VmTest.Report(job("unit", "go test ./..."), VmTest.Ending.of(VmTest.Verdict.PASSED, flood.guest), flood.output, Instant.now(), VmTest.Leaks.fail);
                 StringWriter xml = new StringWriter();
                 String summary = report.summary();
                 VmTest.JUnit.write(List.of(report), "x", xml);
@@ -1578,7 +1578,7 @@ final class VmTestTest {
         VmTest.GuestRun guest = cleanRun(1);
         guest.leftovers.take("tmp " + forged.replace("\n", ""));
         guest.leftovers.take("file " + forged.replace("\n", ""));
-        VmTest.Report report = new VmTest.Report(job("unit", "go test ./..."), VmTest.Verdict.FAILED, guest, output, Instant.now(), VmTest.Leaks.fail);
+        VmTest.Report report = new VmTest.Report(job("unit", "go test ./..."), VmTest.Ending.of(VmTest.Verdict.FAILED, guest), output, Instant.now(), VmTest.Leaks.fail);
         List<String> lines = report.summary().lines().toList();
         assertTrue(lines.get(0).startsWith("== unit failed, guest exit code 1"));
         lines.stream().skip(1).forEach(line -> assertTrue(line.matches("   (    .*|(FAIL|SKIP|DID NOT FINISH|left) .*)"), line));
