@@ -12,8 +12,10 @@ import java.io.File;
 import java.io.IOException;
 import java.io.InputStream;
 import java.io.OutputStream;
+import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
 import java.time.LocalDate;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -124,6 +126,7 @@ final class Bench {
         groups.put("restore", this::restore);
         groups.put("snapshot", this::snapshot);
         groups.put("clone", this::cloneFour);
+        groups.put("parallel", this::parallel);
         groups.put("data", this::data);
         groups.put("output", this::output);
         groups.put("sync", this::sync);
@@ -478,6 +481,40 @@ final class Bench {
         grown("`vm-ctl status`", "1 snapshot", "20 snapshots", 20, status[0], status[1]);
         grown("`vm-ctl snapshot` of a stopped VM", "the first 3", "the 18th to 20th", 20, snapshot[0], snapshot[1]);
         grown("`vm-ctl restore` of a stopped VM", "1 snapshot", "20 snapshots", 20, restore[0], restore[1]);
+    }
+
+    /**
+     * A suite of eight packages that wait, as tests of processes and mounts do, in clones against one package after the other. And what
+     * the clones cost by themselves.
+     */
+    private void parallel() throws Exception {
+        needVm();
+        Path project = WORK.resolve("eight");
+        delete(project);
+        Files.createDirectories(project);
+        Files.writeString(project.resolve("go.mod"), "module eight\n\ngo 1.18\n");
+        for (int i = 1; i <= 8; i++) {
+            Path test = Files.createDirectories(project.resolve("p" + i)).resolve("p_test.go");
+            Files.writeString(test, "package p\n\nimport (\n\t\"testing\"\n\t\"time\"\n)\n\nfunc TestWaits(t *testing.T) { time.Sleep(15 * time.Second) }\n");
+        }
+        Map<String, String> suite = Map.of("VM_PROJECT", project.toString(), "VM_TEST_BUILD", "true", "VM_TEST_UNIT", "go test -p 1 -count=1 ./...");
+        done(script("VmTest", "--sync", "unit"), 0, suite);
+        for (int clones : List.of(1, 2, 4)) {
+            double target = 1.0 / clones + 0.25; // a quarter for the snapshot and the clones
+            add(compare("`vm-test --parallel " + clones + "`, 8 packages of 15 s", "`vm-test`, one package after the other", target, "x", 2, () -> { }, () -> done(script("VmTest", "--parallel", "" + clones, "unit"), 0, suite),
+                    () -> { }, () -> done(script("VmTest", "unit"), 0, suite)));
+        }
+        // Nobody holds a lock on the file, so the next command removes what was made.
+        Path lock = Files.write(VM_DIR.resolve(NAME + ".test/bench.lock"), new byte[0]);
+        List<String> times = new ArrayList<>();
+        try (FileChannel channel = FileChannel.open(lock, StandardOpenOption.WRITE)) {
+            channel.lock();
+            times.add(number("the snapshot %.1f s", seconds(() -> done(script("VmCtl", "snapshot", "--temporary", lock.toString(), "bench"), 0))));
+            times.add(number("four clones %.1f s", seconds(() -> done(script("VmCtl", "clone", "--temporary", lock.toString(), "--snapshot", "bench",
+                    "--start", "one", "two", "three", "four"), 0))));
+        }
+        times.add(number("to remove them and merge the layer %.1f s", seconds(() -> done(script("VmCtl", "list"), 0))));
+        notes.add("Of `vm-test --parallel 4` this is for the clones: " + String.join(", ", times) + ".");
     }
 
     // The VM and what else is measured on.
