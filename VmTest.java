@@ -661,7 +661,7 @@ final class VmTest implements Callable<Integer> {
         }
         Ending ending;
         if (job.part() != null && job.part().isEmpty()) {
-            ending = Ending.NOTHING;
+            ending = Ending.of(Verdict.PASSED, 0);
         } else if (parallel != null && job.part() != null && !job.part().packages().isEmpty()) {
             ending = runInClones(job, output);
         } else {
@@ -1763,8 +1763,14 @@ final class VmTest implements Callable<Integer> {
      */
     record Ending(Verdict verdict, Integer code, List<String> left, List<String> leftInTmp, String trouble,
             String standstill, List<Result> results) {
-        /** Of a part without packages. */
-        static final Ending NOTHING = new Ending(Verdict.PASSED, 0, List.of(), List.of(), null, null, List.of());
+        /** Without more than a verdict. */
+        static Ending of(Verdict verdict, Integer code) {
+            return new Ending(verdict, code, List.of(), List.of(), null, null, List.of());
+        }
+
+        Ending with(Verdict other) {
+            return new Ending(other, code, left, leftInTmp, trouble, standstill, results);
+        }
 
         static Ending of(Verdict verdict, GuestRun guest) {
             Leftovers leftovers = guest.leftovers;
@@ -3153,6 +3159,8 @@ final class VmTest implements Callable<Integer> {
         final Path lockFile;
         /** Removes them when the lock is free. */
         private final Runnable removal;
+        /** Those in which something ran. */
+        final Set<String> used = ConcurrentHashMap.newKeySet();
         /** Whether what still runs in them is to end. */
         volatile boolean stopped;
         private final FileChannel lock;
@@ -3214,6 +3222,7 @@ final class VmTest implements Callable<Integer> {
         private final Queue<List<String>> work;
         private final BooleanSupplier interrupted;
         private final List<Ending> endings = Collections.synchronizedList(new ArrayList<>());
+        private Verdict stoppedBy; // why the rest was stopped
         private volatile Exception failure;
 
         /** The work is done from its beginning. */
@@ -3229,6 +3238,7 @@ final class VmTest implements Callable<Integer> {
          */
         Ending run(Tests tests, Consumer<String> restore, boolean isolate, BiConsumer<Integer, String> show)
                 throws IOException, InterruptedException {
+            clones.stopped = false; // a suite before may have been
             List<Thread> threads = new ArrayList<>();
             for (String clone : clones.names.subList(0, Math.min(clones.names.size(), work.size()))) {
                 Thread thread = new Thread(() -> workIn(clone, tests, restore, isolate, show), clone);
@@ -3246,7 +3256,7 @@ final class VmTest implements Callable<Integer> {
                 throw new VmException(130, "interrupted");
             }
             if (!work.isEmpty()) { // it was stopped before the rest
-                endings.add(new Ending(Verdict.INTERRUPTED, null, List.of(), List.of(), null, null, List.of()));
+                endings.add(Ending.of(stoppedBy == null ? Verdict.INTERRUPTED : stoppedBy, (Integer) null));
             }
             return Ending.of(endings);
         }
@@ -3254,13 +3264,11 @@ final class VmTest implements Callable<Integer> {
         private void workIn(String clone, Tests tests, Consumer<String> restore, boolean isolate,
                 BiConsumer<Integer, String> show) {
             try (Spool spool = new Spool(clones.lockFile.resolveSibling(clone + ".out"))) {
-                boolean clean = true;
                 List<String> packages = next();
                 while (packages != null) {
-                    if (isolate && !clean) {
+                    if (!clones.used.add(clone) && isolate) {
                         restore.accept(clone);
                     }
-                    clean = false;
                     Ending ending = tests.run(clone, packages, spool);
                     if (ending.verdict() == Verdict.LOST && !isStopped()) {
                         tell(clone + " was lost with " + String.join(" ", packages) + ", which runs once more: "
@@ -3290,8 +3298,15 @@ final class VmTest implements Callable<Integer> {
                 throws IOException {
             spool.replay(show);
             show.accept(1, null);
+            if (ending.verdict() == Verdict.INTERRUPTED && stoppedBy != null) {
+                endings.add(ending.with(stoppedBy)); // that one's end stopped this one
+                return;
+            }
             endings.add(ending);
-            clones.stopped |= ending.verdict().compareTo(Verdict.TIMED_OUT) >= 0;
+            if (ending.verdict().compareTo(Verdict.TIMED_OUT) >= 0) {
+                stoppedBy = ending.verdict();
+                clones.stopped = true;
+            }
         }
     }
 
@@ -3326,17 +3341,20 @@ final class VmTest implements Callable<Integer> {
 
         /** Hands on what was kept, in the order in which it came, and forgets it. */
         synchronized void replay(BiConsumer<Integer, String> sink) throws IOException {
-            if (failed == null) {
+            try {
                 stream.close();
-                try (DataInputStream in = new DataInputStream(new BufferedInputStream(Files.newInputStream(file)))) {
-                    for (int descriptor = in.read(); descriptor >= 0; descriptor = in.read()) {
-                        sink.accept(descriptor, new String(in.readNBytes(in.readInt()), ISO_8859_1));
-                    }
-                }
-                clear();
-            } else {
+            } catch (IOException full) {
+                failed = full;
+            }
+            if (failed != null) {
                 throw new VmException(1, EventFile.cannotWrite(file, failed));
             }
+            try (DataInputStream in = new DataInputStream(new BufferedInputStream(Files.newInputStream(file)))) {
+                for (int descriptor = in.read(); descriptor >= 0; descriptor = in.read()) {
+                    sink.accept(descriptor, new String(in.readNBytes(in.readInt()), ISO_8859_1));
+                }
+            }
+            clear();
         }
 
         synchronized void clear() throws IOException {
@@ -3639,7 +3657,7 @@ final class VmTest implements Callable<Integer> {
             if (part != null) {
                 output.endPart();
                 seconds = Math.max(seconds, json.getDouble("seconds", 0));
-                endings.add(new Ending(verdict, null, List.of(), List.of(), null, null, List.of()));
+                endings.add(Ending.of(verdict, (Integer) null));
             }
         }
 

@@ -228,6 +228,29 @@ final class DivisionTest {
         }
     }
 
+    /** The time limit comes in one clone; what it stops in the others is no interruption. The next suite may use them again. */
+    @Test
+    void aTimeLimitEndsAllClonesAndIsTheVerdict() throws Exception {
+        Files.createDirectories(dir.resolve("vm.test"));
+        try (VmTest.CloneSet clones = clones(2)) {
+            VmTest.ParallelRun.Tests tests = (clone, packages, spool) -> {
+                if (packages.contains("late")) {
+                    return ending(VmTest.Verdict.TIMED_OUT);
+                }
+                for (long end = System.nanoTime() + TimeUnit.MINUTES.toNanos(1); !clones.stopped && !packages.contains("short"); Thread.sleep(5)) {
+                    assertTrue(System.nanoTime() < end, "nobody stops it");
+                }
+                return ending(packages.contains("short") ? VmTest.Verdict.PASSED : VmTest.Verdict.INTERRUPTED);
+            };
+            assertEquals(VmTest.Verdict.TIMED_OUT, new VmTest.ParallelRun(clones, List.of(List.of("endless"), List.of("late"), List.of("never")), () -> false)
+                    .run(tests, clone -> { }, false, (stream, bytes) -> { }).verdict());
+            List<String> restored = Collections.synchronizedList(new ArrayList<>());
+            assertEquals(VmTest.Verdict.PASSED, new VmTest.ParallelRun(clones, List.of(List.of("short")), () -> false)
+                    .run(tests, restored::add, true, (stream, bytes) -> { }).verdict());
+            assertEquals(List.of(clones.names.get(0)), restored, "a suite before has used it");
+        }
+    }
+
     /** What is left behind is told with the package. A disk that is full is no result. */
     @Test
     void whatIsLeftBehindIsToldWithItsPackage() throws Exception {
@@ -239,11 +262,10 @@ final class DivisionTest {
             assertEquals(List.of("mount /x (after b)"), ending.left());
         }
         try (VmTest.CloneSet clones = clones(1)) {
+            Files.createSymbolicLink(dir.resolve("vm.test").resolve(clones.names.get(0) + ".out"), Path.of("/dev/full"));
             VmTest.VmException full = assertThrows(VmTest.VmException.class, () -> new VmTest.ParallelRun(clones, List.of(List.of("a")), () -> false).run(
                     (clone, packages, spool) -> {
-                        for (int i = 0; i < 1001; i++) {
-                            spool.add(1, "x".repeat(1_000_000));
-                        }
+                        spool.add(1, "x");
                         return ending(VmTest.Verdict.PASSED);
                     }, clone -> { }, false, (stream, bytes) -> { }));
             assertEquals(1, full.exitCode);
