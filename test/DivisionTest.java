@@ -87,9 +87,9 @@ final class DivisionTest {
     /** Go's own packages with the times that their tests took on one machine. */
     @Test
     void theLongestPartOfARealListIsNearTheIdeal() throws Exception {
-        VmTest.Timings timings = VmTest.Timings.read(Path.of("test/outcomes/go-timings.json"), "go");
+        VmTest.Timings timings = VmTest.Timings.read(Path.of("test/go-timings.json"), "go");
         Map<String, Double> seconds = new TreeMap<>();
-        JsonParser.object().from(Files.readString(Path.of("test/outcomes/go-timings.json"))).getObject("suites").getObject("unit")
+        JsonParser.object().from(Files.readString(Path.of("test/go-timings.json"))).getObject("suites").getObject("unit")
                 .forEach((pkg, time) -> seconds.put(pkg, ((Number) time).doubleValue()));
         assertTrue(seconds.size() > 60, "a list of " + seconds.size());
         assertEquals(seconds, VmTest.Timings.of(timings, "unit", seconds.keySet()));

@@ -129,11 +129,13 @@ final class ParallelTest {
         assertFalse(guest.ctl("list").exits(0).out().contains("par-"));
     }
 
+    /** More clones than packages are not made. */
     @Test
     @Order(4)
     void ctrlCEndsTheClones() throws Exception {
-        Process test = slow().start(LOG, "VmTest", "--parallel", "2", "--env", "SAMPLE_SECONDS=600", "slow");
+        Process test = slow().start(LOG, "VmTest", "--parallel", "4", "--env", "SAMPLE_SECONDS=600", "slow");
         cloneInWhichSlowRuns(test);
+        assertEquals(3, guest.qemus().size(), "a clone for each package, and the VM");
         guest.run(List.of("kill", "-INT", "" + test.pid())).exits(0);
         assertTrue(test.waitFor(15, TimeUnit.MINUTES), "vm-test hangs");
         assertEquals(130, test.exitValue(), Files.readString(LOG));
