@@ -8,10 +8,11 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.stream.Collectors;
+import java.util.stream.Stream;
 
 /**
  * A vm-ctl that something happens to at one of its steps, which are the texts that VmCtl hands to {@code onStep}. It runs as a
- * process of its own, with the class path of the tests.
+ * process of its own, of the jar and of the tests' class path.
  */
 final class KilledCommand {
 
@@ -33,9 +34,11 @@ final class KilledCommand {
 
     /** Runs vm-ctl with these arguments until it comes to the step for the nth time. */
     static Script.Result run(Guest guest, Way way, String step, int nth, String... arguments) {
-        String classPath = Arrays.stream(System.getProperty("java.class.path").split(File.pathSeparator))
+        // The class archive is that of the jar, which must come first then.
+        String classPath = Stream.concat(Stream.of(".build/VmCtl.jar"), Arrays.stream(System.getProperty("java.class.path").split(File.pathSeparator)))
                 .map(entry -> Path.of(entry).toAbsolutePath().toString()).collect(Collectors.joining(File.pathSeparator));
-        List<String> command = new ArrayList<>(List.of("java", "-XX:TieredStopAtLevel=1", "-cp", classPath,
+        List<String> command = new ArrayList<>(List.of("java", "-XX:TieredStopAtLevel=1", "-Xlog:disable",
+                "-XX:SharedArchiveFile=" + Path.of(".build/VmCtl.jsa").toAbsolutePath(), "-cp", classPath,
                 KilledCommand.class.getName(), way.name(), step, String.valueOf(nth)));
         command.addAll(List.of(arguments));
         Script.Result ended = guest.run(command);
