@@ -61,21 +61,22 @@ final class AllTests {
     /** In the order in which they run: first InstallTest, whose VM many classes share. */
     private static final List<Class<?>> CLASSES = List.of(
             InstallTest.class, LintTest.class, HelpTest.class, MakefileTest.class, ReadmeTest.class,
-            StandinTest.class, LifecycleTest.class, SyncTest.class, SuitesTest.class, ParallelTest.class, MakeTest.class, ManualTest.class, LifecycleFaultsTest.class,
-            WorkflowTest.class, JUnitReadersTest.class,
+            StandinTest.class, LifecycleTest.class, SyncTest.class, ParallelTest.class, MakeTest.class, ManualTest.class, WorkflowTest.class, JUnitReadersTest.class,
             // those in BESIDE: some that need no VM, as long as it is being installed; then the long ones; the last ones may be either JVM's
-            VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class, VmTestTest.class, DivisionTest.class,
-            InstallFaultsTest.class, InterruptionsTest.class, StandinBootTest.class, ByHandTest.class, ManySnapshotsTest.class,
-            VmCtlTest.class, TemporaryTest.class, CommandLineTest.class, SyncFaultsTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
+            VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class,
+            InterruptionsTest.class, LifecycleFaultsTest.class, InstallFaultsTest.class, SuitesTest.class, StandinBootTest.class, ByHandTest.class,
+            ManySnapshotsTest.class, VmTestTest.class, DivisionTest.class, TemporaryTest.class,
+            VmCtlTest.class, CommandLineTest.class, SyncFaultsTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
 
     /**
      * Run in a JVM of their own beside the others: an emulated guest has one processor, so one of two cores would be idle. None of them
      * uses the shared VM, or builds anything with JBang, whose cache takes one build at a time. So the JVM that has done its own classes
      * takes those of them that nobody has begun, from the end; then both end at about the same time.
      */
-    private static final Set<Class<?>> BESIDE = Set.of(VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class, VmTestTest.class, DivisionTest.class,
-            InstallFaultsTest.class, InterruptionsTest.class, StandinBootTest.class, ByHandTest.class, ManySnapshotsTest.class,
-            VmCtlTest.class, TemporaryTest.class, CommandLineTest.class, SyncFaultsTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
+    private static final Set<Class<?>> BESIDE = Set.of(VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class,
+            InterruptionsTest.class, LifecycleFaultsTest.class, InstallFaultsTest.class, SuitesTest.class, StandinBootTest.class, ByHandTest.class,
+            ManySnapshotsTest.class, VmTestTest.class, DivisionTest.class, TemporaryTest.class,
+            VmCtlTest.class, CommandLineTest.class, SyncFaultsTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
 
     /** Where the JVM beside writes its result; only that one has the property. */
     private static final String OTHER_RESULT = System.getProperty("result", "");
