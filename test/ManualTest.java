@@ -30,18 +30,16 @@ import org.junit.jupiter.api.TestMethodOrder;
 final class ManualTest {
 
     private static final Path TOP = Path.of("").toAbsolutePath();
-    /** Of the lines in fences those that are run here. The others need no VM, wait for a person, change the machine, or do what these do. */
-    private static final Pattern ON_A_VM = Pattern.compile("make vm-(setup|auto-install|start|restore|quick|test-unit .*|test-all)|VM_PROJECT=\\S+ make .*"
+    /** Of the lines in fences those that are run here. The others need no VM, wait for a person, change the machine, or are make targets of MakeTest. */
+    private static final Pattern ON_A_VM = Pattern.compile("make vm-quick|VM_PROJECT=\\S+ make .*"
             + "|(VM_NAME=one )?jbang vm-ctl (exec|start|restart|snapshot|restore|screenshot|clone|destroy) .*|jbang vm-sync( pull .*)?|jbang vm-test (run|--) ?.*"
             + "|(ssh|scp) -F .*");
     /** These make a VM; the others use the one that is there. */
     private static final Pattern INSTALLS = Pattern.compile("jbang vm-auto-install (--to 1|run-phase .*|--from 3 --yes)");
-    /** What the texts name, but not in a fence. */
-    private static final List<String> IN_TEXT = List.of("make vm-test-procctl", "make vm-test-procfind", "make vm-test-orphans",
-            "jbang vm-test --leaks=warn orphans", "jbang vm-ctl exec ps axo pid,ppid,stat,command", "jbang vm-ctl restore", "jbang vm-ctl start",
-            "jbang vm-auto-install provision", "jbang vm-ctl snapshot clean --yes", "jbang vm-sync --dry-run", "jbang vm-ctl start --dry-run",
+    /** What the texts name, but not in a fence, and what no other test types in this form. */
+    private static final List<String> IN_TEXT = List.of("jbang vm-ctl exec ps axo pid,ppid,stat,command",
             "rsync -az --delete --exclude /vm/ --exclude '*.db' -e \"ssh -F $HOME/.go-synth/vm/ssh_config\" ~/go-synth/ dfly-vm:/root/by-rsync/",
-            "ssh -F ~/.go-synth/vm/ssh_config dfly-vm 'cd /root/by-rsync && gmake build'", "VM_MEMORY=4G VM_CPUS=4 make vm-start", "make vm-stop");
+            "ssh -F ~/.go-synth/vm/ssh_config dfly-vm 'cd /root/by-rsync && gmake build'", "VM_MEMORY=4G VM_CPUS=4 make vm-start");
     private static Path scratch;
     private static Mirror mirror;
     private static Guest guest;
@@ -73,7 +71,6 @@ final class ManualTest {
         assertEquals(List.of(), guest.qemus());
     }
 
-    /** First, as Go's cache in the guest is still that of the tests before; the README's lines restore a cold one. */
     @Test
     @Order(1)
     void theExampleOfAnotherProject() throws IOException {
@@ -88,12 +85,24 @@ final class ManualTest {
         type(there, project, "jbang tools/VmCtl.java start").exits(0);
         type(there, project, "jbang tools/VmTest.java --sync unit vet root").exits(0).answers("vet passed", "unit passed", "root passed");
         guest.sh("test -e /root/hello/tools/VmCtl.java").exits(0);
-        type(there, project, "jbang tools/VmCtl.java stop").exits(0);
+    }
+
+    @Test
+    @Order(2)
+    void aFailureIsSummedUp() {
+        guest.ctl("start").exits(0);
+        Script.Result result = guest.test("--sync", "unit", "--env", "SAMPLE_FAIL=1").exits(1);
+        shows("""
+                == unit failed, guest exit code 1, 1 fail, 9 pass, 3 skip, 2.3 s
+                   FAIL sample/internal/words TestFailsWhenTold
+                           words_test.go:46: SAMPLE_FAIL=1: failing as told
+                vm-test: build passed; unit failed, guest exit code 1
+                """, result.out() + result.err());
     }
 
     /** In the texts' order on one VM: a line that fails ends it, as those behind it want what it did. */
     @Test
-    @Order(2)
+    @Order(3)
     void theLinesThatUseTheVm() throws IOException {
         Set<String> lines = lines(ON_A_VM);
         lines.addAll(IN_TEXT);
@@ -121,25 +130,11 @@ final class ManualTest {
     }
 
     private static void typeOnTheVm(String line) {
-        // Setting up is done with the VM down, and a start is one; what is so already needs no command that says it.
-        boolean down = line.matches(".*make vm-(setup|auto-install|start)");
+        boolean down = line.endsWith("make vm-start");
         if (guest.qemus().isEmpty() != down) {
             guest.ctl(down ? "stop" : "start").exits(0);
         }
         type(guest, TOP, line).exits(0);
-    }
-
-    @Test
-    @Order(3)
-    void aFailureIsSummedUp() {
-        guest.ctl("start").exits(0);
-        Script.Result result = guest.test("--sync", "unit", "--env", "SAMPLE_FAIL=1").exits(1);
-        shows("""
-                == unit failed, guest exit code 1, 1 fail, 9 pass, 3 skip, 2.3 s
-                   FAIL sample/internal/words TestFailsWhenTold
-                           words_test.go:46: SAMPLE_FAIL=1: failing as told
-                vm-test: build passed; unit failed, guest exit code 1
-                """, result.out() + result.err());
     }
 
     /**
@@ -182,12 +177,10 @@ final class ManualTest {
     private static Script.Result type(Guest where, Path directory, String line) {
         String typed = line.replaceAll("(~|\\$HOME|/tmp)/", scratch + "/").replace("dfly-vm", "guest")
                 .replace("TestParse", "TestCount").replace("8080:", Guest.freePort() + ":");
-        // The pinned sums are those of a release.
-        String trusting = typed.replaceAll("^make vm-setup$", "make vm-setup ARGS=--trust-mirror");
         long started = System.nanoTime();
         Guest typist = line.startsWith("jbang vm-test --") ? where.with("VM_CTL_CMD", "", "VM_SYNC_CMD", "") : where; // it finds them
-        Script.Result result = typist.run(List.of("bash", "-c", "cd \"$0\" && " + trusting, directory.toString()));
-        System.err.printf("%4d s  $ %s%n", (System.nanoTime() - started) / 1_000_000_000, trusting);
+        Script.Result result = typist.run(List.of("bash", "-c", "cd \"$0\" && " + typed, directory.toString()));
+        System.err.printf("%4d s  $ %s%n", (System.nanoTime() - started) / 1_000_000_000, typed);
         return result;
     }
 
