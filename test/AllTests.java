@@ -66,7 +66,7 @@ final class AllTests {
             VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class,
             InterruptionsTest.class, LifecycleFaultsTest.class, InstallFaultsTest.class, SuitesTest.class, StandinBootTest.class, ByHandTest.class,
             ManySnapshotsTest.class, VmTestTest.class, DivisionTest.class, TemporaryTest.class,
-            VmCtlTest.class, CommandLineTest.class, SyncFaultsTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
+            VmCtlTest.class, CommandLineTest.class, SyncFaultsTest.class, SlurmTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
 
     /**
      * Run in a JVM of their own beside the others: an emulated guest has one processor, so one of two cores would be idle. None of them
@@ -76,7 +76,7 @@ final class AllTests {
     private static final Set<Class<?>> BESIDE = Set.of(VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class,
             InterruptionsTest.class, LifecycleFaultsTest.class, InstallFaultsTest.class, SuitesTest.class, StandinBootTest.class, ByHandTest.class,
             ManySnapshotsTest.class, VmTestTest.class, DivisionTest.class, TemporaryTest.class,
-            VmCtlTest.class, CommandLineTest.class, SyncFaultsTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
+            VmCtlTest.class, CommandLineTest.class, SyncFaultsTest.class, SlurmTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
 
     /** Where the JVM beside writes its result; only that one has the property. */
     private static final String OTHER_RESULT = System.getProperty("result", "");
