@@ -7,7 +7,7 @@
 //SOURCES HelpTest.java CommandLineTest.java MakefileTest.java ReadmeTest.java
 //SOURCES InstallTest.java StandinTest.java StandinBootTest.java LifecycleTest.java SyncTest.java SuitesTest.java ParallelTest.java MakeTest.java ManualTest.java
 //SOURCES InstallFaultsTest.java ByHandTest.java LifecycleFaultsTest.java InterruptionsTest.java ManySnapshotsTest.java SyncFaultsTest.java WorkflowTest.java
-//SOURCES BisectTest.java GoVersionsTest.java JUnitReadersTest.java
+//SOURCES BisectTest.java SlurmTest.java GoVersionsTest.java JUnitReadersTest.java
 //JAVAC_OPTIONS -J-XX:TieredStopAtLevel=1
 //DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
 
