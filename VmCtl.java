@@ -181,6 +181,9 @@ final class VmCtl {
             description = "Echo every external command.")
     static boolean verbose;
 
+    /** Before each message: which VM it is about, if a command acts on several. */
+    private String messagePrefix = "";
+
     /** The VM at hand, and the parts that act on it. */
     VmFiles files;
     private Qemu qemu;
@@ -438,7 +441,7 @@ final class VmCtl {
         for (String name : vmNames(files.dir())) {
             VmCtl other = other(name);
             if (other.temporary().isLeft()) {
-                attempt(this::say, name + ": what is temporary could not be deleted now, a later command tries again",
+                attempt(other::say, "what is temporary could not be deleted now, a later command tries again",
                         () -> other.locked("list", () -> { }));
             }
         }
@@ -770,6 +773,7 @@ final class VmCtl {
     private VmCtl other(String name) {
         VmCtl other = new VmCtl();
         other.spec = spec;
+        other.messagePrefix = name + ": ";
         other.open(new VmFiles(files.dir(), name));
         return other;
     }
@@ -938,7 +942,7 @@ final class VmCtl {
     }
 
     private void say(String message) {
-        spec.commandLine().getErr().println(Progress.clearLine() + printable(message));
+        spec.commandLine().getErr().println(Progress.clearLine() + messagePrefix + printable(message));
     }
 
     private void answer(String format, Object... values) {
