@@ -52,7 +52,7 @@ final class SlurmTest {
         Path edited = Files.writeString(project.resolve("slurm.sh"), script.replace("\nshards=4 ", "\nshards=2 ").replace("\nat_once=2 ", "\nat_once=1 "));
         assertTrue(edited.toFile().setExecutable(true));
         user = GUEST.with("SLURM_CONF", conf.toString(), "VM_PROJECT", project.toString(), "VM_TEST_BUILD", "true",
-                "VM_TESTER", VmCtl.shellQuoted(Script.command("VmTest")), "VM_TEST_HALVES", "go test -v ./internal/words ./internal/worker ./stats",
+                "VM_TESTER", VmCtl.shellQuoted(Script.command("VmTest")), "VM_TEST_HALVES", "go test -v ./internal/words ./stats",
                 "VM_TEST_BROKEN", "go test -v -tags=scenario ./scenario/failing ./internal/words");
         startDaemons();
     }
@@ -173,7 +173,7 @@ final class SlurmTest {
         assertEquals(0, result.exitCode(), () -> result + read());
         assertEquals(2, shards().size());
         String report = Files.readString(project.resolve("report.xml"));
-        for (String part : List.of("sample/internal/words", "sample/internal/worker", "sample/stats")) {
+        for (String part : List.of("sample/internal/words", "sample/stats")) {
             assertTrue(report.contains(part), part + " is not in " + report);
         }
         assertEquals(1, GUEST.ctl("list").exits(0).answers("guest ").out().lines().count(), "each task deletes its clone");
