@@ -169,7 +169,7 @@ final class ParallelTest {
     }
 
     private static void await(Process test, Condition condition) throws Exception {
-        for (long end = System.nanoTime() + TimeUnit.MINUTES.toNanos(15); !condition.holds(); Thread.sleep(200)) {
+        for (long end = System.nanoTime() + TimeUnit.MINUTES.toNanos(15); !condition.holds(); Thread.sleep(1000)) {
             assertTrue(test.isAlive() && System.nanoTime() < end, Files.readString(LOG));
         }
     }
