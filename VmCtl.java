@@ -87,6 +87,7 @@ import java.util.Set;
 import java.util.TreeMap;
 import java.util.UUID;
 import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
@@ -3449,6 +3450,8 @@ final class VmCtl {
     /** Ports of 127.0.0.1 for a VM. */
     static final class Ports {
         private static final int FIRST = 2222;
+        /** What starts of this process have chosen. Clones start at the same time, and QEMU opens its port later. */
+        private static final Set<Integer> CHOSEN = ConcurrentHashMap.newKeySet();
 
         private Ports() {
         }
@@ -3469,7 +3472,13 @@ final class VmCtl {
             List<Integer> free = Stream.concat(Stream.of(plan.port()), IntStream.range(FIRST, FIRST + 100).boxed())
                     .filter(port -> port != 0 && isFree(port)
                             && plan.forwards().stream().noneMatch(forward -> ofHost(forward) == port))
-                    .distinct().toList();
+                    .distinct().collect(Collectors.toCollection(ArrayList::new));
+            if (plan.port() == 0) {
+                free.stream().filter(CHOSEN::add).findFirst().ifPresent(port -> {
+                    free.remove(port);
+                    free.add(0, port);
+                });
+            }
             if (free.isEmpty()) {
                 throw unavailable("no port from 2222 to 2321 is free: choose one with VM_SSH_PORT");
             }

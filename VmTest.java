@@ -1758,8 +1758,8 @@ final class VmTest implements Callable<Integer> {
     }
 
     /**
-     * How a command in the guest ended: the verdict; its exit code, or null; what it left behind, and in /tmp; why there
-     * is no result, or null; why the guest stood still, or null; and what else is known of it.
+     * How a command in the guest ended: the verdict; its exit code, or null; what it left behind, and in /tmp; why
+     * there is no result, or null; why the guest stood still, or null; and what else is known of it.
      */
     record Ending(Verdict verdict, Integer code, List<String> left, List<String> leftInTmp, String trouble,
             String standstill, List<Result> results) {
@@ -2940,8 +2940,8 @@ final class VmTest implements Callable<Integer> {
             if (environment.containsKey("CI_NODE_INDEX")) { // GitLab counts from 1
                 return environment.get("CI_NODE_INDEX") + "/" + environment.getOrDefault("CI_NODE_TOTAL", "?");
             } else if (!environment.containsKey("SLURM_ARRAY_TASK_ID")) {
-                throw new VmException(2, "--shard auto: this is no job of GitLab CI with 'parallel' and no array job of "
-                        + "Slurm (CI_NODE_INDEX and SLURM_ARRAY_TASK_ID are not set): name the part, as --shard 2/3");
+                throw new VmException(2, "--shard auto: this is no job of GitLab CI with 'parallel' and no array job "
+                        + "of Slurm (CI_NODE_INDEX and SLURM_ARRAY_TASK_ID are not set): name the part, as --shard 2/3");
             }
             List<String> numbers = Stream.of("ID", "MIN", "STEP", "COUNT").map(name -> environment.getOrDefault(
                     "SLURM_ARRAY_TASK_" + name, name.equals("STEP") ? "1" : "")).toList();
@@ -3107,7 +3107,8 @@ final class VmTest implements Callable<Integer> {
 
         /** What each package counts: its time; without one the median of the others'; without any 1. */
         static Map<String, Double> of(Timings timings, String suite, Collection<String> packages) {
-            Map<String, Double> known = timings == null ? Map.of() : timings.suites.getOrDefault(suite, new TreeMap<>());
+            Map<String, Double> known = timings == null ? Map.of()
+                    : timings.suites.getOrDefault(suite, new TreeMap<>());
             List<Double> sorted = packages.stream().map(known::get).filter(Objects::nonNull).sorted().toList();
             double median = sorted.isEmpty() ? 1 : sorted.get(sorted.size() / 2);
             return packages.stream().collect(Collectors.toMap(pkg -> pkg, pkg -> known.getOrDefault(pkg, median)));
@@ -3156,6 +3157,7 @@ final class VmTest implements Callable<Integer> {
 
         final String id = "par-" + UUID.randomUUID().toString().substring(0, 6);
         final List<String> names;
+        final Path vmDir;
         final Path lockFile;
         /** Removes them when the lock is free. */
         private final Runnable removal;
@@ -3167,6 +3169,7 @@ final class VmTest implements Callable<Integer> {
 
         CloneSet(Path vmDir, String vmName, int count, Runnable removal) throws IOException {
             this.removal = removal;
+            this.vmDir = vmDir;
             lockFile = vmDir.resolve(vmName + ".test").resolve(id + ".lock");
             String start = vmName.substring(0, Math.min(vmName.length(), MAX_NAME - id.length() - 4)) + "." + id + "-";
             names = IntStream.rangeClosed(1, count).mapToObj(number -> start + number).toList();
@@ -3263,7 +3266,7 @@ final class VmTest implements Callable<Integer> {
 
         private void workIn(String clone, Tests tests, Consumer<String> restore, boolean isolate,
                 BiConsumer<Integer, String> show) {
-            try (Spool spool = new Spool(clones.lockFile.resolveSibling(clone + ".out"))) {
+            try (Spool spool = new Spool(privateDirectory(clones.vmDir.resolve(clone + ".test")).resolve("output"))) {
                 List<String> packages = next();
                 while (packages != null) {
                     if (!clones.used.add(clone) && isolate) {
@@ -3380,8 +3383,8 @@ final class VmTest implements Callable<Integer> {
 
     /**
      * The lines of a --json file before and after a suite's events. They have the member "suite" and no "Action"; other
-     * readers of go test -json take them for events without a meaning. No line is longer than 64 KB, which is as long as
-     * Go's bufio.Scanner reads.
+     * readers of go test -json take them for events without a meaning. No line is longer than 64 KB, which is as long
+     * as Go's bufio.Scanner reads.
      */
     static final class Frame {
         private static final int PIECE = 8000; // characters, of which JSON makes up to six each
@@ -3418,12 +3421,16 @@ final class VmTest implements Callable<Integer> {
         static List<String> end(Report report, long events) {
             String suite = report.job.name();
             List<String> lines = new ArrayList<>();
-            // one without a name stands for the whole suite, and is made again from its other lines
-            report.suiteResults.stream().filter(Result::isTest).forEach(result -> texts(result.output()).forEach(text -> lines.add(JsonWriter.string()
-                    .object().value("suite", suite).value("result", result.name())
-                    .value("outcome", result.outcome().name()).value("text", text).end().done())));
-            (report.plain.isEmpty() ? List.<String>of() : texts(report.plain)).forEach(text -> lines.add(JsonWriter.string().object().value("suite", suite)
-                    .value("text", text).end().done()));
+            for (Result result : report.suiteResults) {
+                // one without a name stands for the whole suite, and is made again from its other lines
+                for (String text : result.isTest() ? texts(result.output()) : List.<String>of()) {
+                    lines.add(JsonWriter.string().object().value("suite", suite).value("result", result.name())
+                            .value("outcome", result.outcome().name()).value("text", text).end().done());
+                }
+            }
+            for (String text : report.plain.isEmpty() ? List.<String>of() : texts(report.plain)) {
+                lines.add(JsonWriter.string().object().value("suite", suite).value("text", text).end().done());
+            }
             lines.add(JsonWriter.string().object().value("suite", suite).value("verdict", report.verdict.toString())
                     .value("exit", report.verdict.exitCode).value("events", events).value("seconds", report.seconds)
                     .end().done());
@@ -3502,8 +3509,8 @@ final class VmTest implements Callable<Integer> {
             suites.values().forEach(suite -> suite.problems.addAll(problems));
             Set<List<String>> sources = suites.values().stream().map(MergedSuite::source).collect(Collectors.toSet());
             if (sources.size() > 1) {
-                suites.values().forEach(suite -> suite.problems.add("the suites are of different runs (project, commit, "
-                        + "version, number of parts): " + sources));
+                suites.values().forEach(suite -> suite.problems.add("the suites are of different runs (project, "
+                        + "commit, version, number of parts): " + sources));
             }
             suites.values().forEach(MergedSuite::finish);
             return suites.values().stream().map(MergedSuite::report).toList();
@@ -3604,7 +3611,8 @@ final class VmTest implements Callable<Integer> {
             events = 0;
             part = null;
             List<String> different = Stream.of("command", "project", "commit", "version", "list", "words", "chosen",
-                    "goTest", "requireTests").filter(name -> !Objects.equals(json.get(name), header.get(name))).toList();
+                    "goTest", "requireTests").filter(name -> !Objects.equals(json.get(name), header.get(name)))
+                    .toList();
             if (!different.isEmpty() || shard.count() != count) {
                 problems.add(file + " is of another run than " + (parts.isEmpty() ? "the files before it"
                         : parts.get(parts.firstKey())) + ": " + (different.isEmpty() ? "the number of parts is "
@@ -3632,8 +3640,9 @@ final class VmTest implements Callable<Integer> {
                 end(json);
                 return false;
             } else if (part != null && json.has("result")) {
-                texts.computeIfAbsent(new Piece(part, json.getString("result"), Outcome.valueOf(json.getString("outcome"))),
-                        it -> new StringBuilder()).append(json.getString("text", ""));
+                Outcome outcome = Outcome.valueOf(json.getString("outcome"));
+                texts.computeIfAbsent(new Piece(part, json.getString("result"), outcome), it -> new StringBuilder())
+                        .append(json.getString("text", ""));
             } else if (part != null) {
                 output.plain.add(json.getString("text", ""));
             }

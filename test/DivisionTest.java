@@ -262,7 +262,8 @@ final class DivisionTest {
             assertEquals(List.of("mount /x (after b)"), ending.left());
         }
         try (VmTest.CloneSet clones = clones(1)) {
-            Files.createSymbolicLink(dir.resolve("vm.test").resolve(clones.names.get(0) + ".out"), Path.of("/dev/full"));
+            Files.createDirectories(dir.resolve(clones.names.get(0) + ".test"));
+            Files.createSymbolicLink(dir.resolve(clones.names.get(0) + ".test/output"), Path.of("/dev/full"));
             VmTest.VmException full = assertThrows(VmTest.VmException.class, () -> new VmTest.ParallelRun(clones, List.of(List.of("a")), () -> false).run(
                     (clone, packages, spool) -> {
                         spool.add(1, "x");
