@@ -2941,7 +2941,7 @@ final class VmTest implements Callable<Integer> {
                 return environment.get("CI_NODE_INDEX") + "/" + environment.getOrDefault("CI_NODE_TOTAL", "?");
             } else if (!environment.containsKey("SLURM_ARRAY_TASK_ID")) {
                 throw new VmException(2, "--shard auto: this is no job of GitLab CI with 'parallel' and no array job "
-                        + "of Slurm (CI_NODE_INDEX and SLURM_ARRAY_TASK_ID are not set): name the part, as --shard 2/3");
+                        + "of Slurm (CI_NODE_INDEX and SLURM_ARRAY_TASK_ID are not set): name the part, as 2/3");
             }
             List<String> numbers = Stream.of("ID", "MIN", "STEP", "COUNT").map(name -> environment.getOrDefault(
                     "SLURM_ARRAY_TASK_" + name, name.equals("STEP") ? "1" : "")).toList();
