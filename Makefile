@@ -30,8 +30,8 @@ ARCHIVES = $(SCRIPTS:%=.build/%.jsa)
 # decompressor (26 s, 46 s with C1 alone). The class archive (.jsa) makes vm-status take 0.13 s instead of 0.17 s. The JVM ignores
 # an archive of another JDK, and says so on stdout unless logging is disabled. -Xmn24m: for 200 MB of output vm-test takes 70 MB
 # of memory instead of 490 MB. vm.make tells the script its make
-# target and the variable for options ($2), so that a hint can be a make command.
-java = java $(if $2,-Dvm.make="$@ $2") $(if $(filter VmAutoInstall,$1),-Dvm.phases="$(CURDIR)/phases") $(if $(filter VmSetup,$1),,-XX:TieredStopAtLevel=1) $(if $(filter VmTest,$1),-XX:+UseSerialGC -Xmn24m) -Xlog:disable \
+# target and the variable for options ($2), so that a hint can name them.
+java = java $(if $2,-Dvm.make="make $@ $2=") $(if $(filter VmAutoInstall,$1),-Dvm.phases="$(CURDIR)/phases") $(if $(filter VmSetup,$1),,-XX:TieredStopAtLevel=1) $(if $(filter VmTest,$1),-XX:+UseSerialGC -Xmn24m) -Xlog:disable \
   -XX:SharedArchiveFile="$(CURDIR)/.build/$1.jsa" -jar "$(CURDIR)/.build/$1.jar"
 
 # How the scripts call each other.

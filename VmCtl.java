@@ -24,6 +24,7 @@ import java.io.FileDescriptor;
 import java.io.FileOutputStream;
 import java.io.IOException;
 import java.io.InputStream;
+import java.io.InputStreamReader;
 import java.io.OutputStream;
 import java.io.PrintStream;
 import java.io.RandomAccessFile;
@@ -73,7 +74,6 @@ import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collection;
-import java.util.Collections;
 import java.util.Comparator;
 import java.util.Deque;
 import java.util.HashMap;
@@ -112,7 +112,6 @@ import picocli.CommandLine.Model.OptionSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.ParameterException;
 import picocli.CommandLine.Parameters;
-import picocli.CommandLine.ParseResult;
 import picocli.CommandLine.ScopeType;
 import picocli.CommandLine.Spec;
 import picocli.CommandLine.TypeConversionException;
@@ -174,7 +173,8 @@ final class VmCtl {
                     + "${DEFAULT-VALUE}).")
     String dirOption;
 
-    @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm", scope = ScopeType.INHERIT,
+    @Option(names = "--vm-name", descriptionKey = "VM_NAME", defaultValue = "dfly-vm",
+            converter = FileName.class, scope = ScopeType.INHERIT,
             paramLabel = "NAME", description = "Which VM (VM_NAME; default: ${DEFAULT-VALUE}).")
     String nameOption;
 
@@ -193,7 +193,7 @@ final class VmCtl {
     private Snapshots snapshots;
 
     public static void main(String... args) {
-        replaceClosedStreams();
+        writeUtf8();
         exit("vm-ctl", commandLine(args).execute(args));
     }
 
@@ -235,11 +235,13 @@ final class VmCtl {
 
     /** Options of every command that starts a VM. */
     static final class MachineOptions {
-        @Option(names = "--memory", descriptionKey = "VM_MEMORY", paramLabel = "SIZE",
+        @Option(names = "--memory", descriptionKey = "VM_MEMORY",
+                converter = Size.class, paramLabel = "SIZE",
                 description = "As 2G or 512M (VM_MEMORY; default: a quarter of the host's within 2G-8G).")
         String memory;
 
-        @Option(names = "--cpus", descriptionKey = "VM_CPUS", paramLabel = "N",
+        @Option(names = "--cpus", descriptionKey = "VM_CPUS",
+                converter = Cpus.class, paramLabel = "N",
                 description = "Processors (VM_CPUS; default: half the host's within 2-4, emulated 1).")
         String cpus;
 
@@ -247,25 +249,29 @@ final class VmCtl {
             + "(VM_CPU; default: kvm Broadwell-v4,+hypervisor,pmu=off, hvf host, tcg qemu64).")
         String cpu;
 
-        @Option(names = "--accel", descriptionKey = "VM_ACCEL", defaultValue = "auto", paramLabel = "NAME",
+        @Option(names = "--accel", descriptionKey = "VM_ACCEL",
+                converter = AccelName.class, defaultValue = "auto", paramLabel = "NAME",
                 description = "auto, kvm, hvf or tcg (VM_ACCEL; default: ${DEFAULT-VALUE}: what vm-setup found to "
                         + "work).")
         String accel;
 
         @Option(names = "--qemu-args", descriptionKey = "VM_QEMU_ARGS", defaultValue = "", paramLabel = "ARGS",
+                converter = Words.class,
                 description = "Appended to QEMU's arguments, split like a shell does (VM_QEMU_ARGS; default: none).")
         String qemuArgs;
 
         @Option(names = "--disk-cache", descriptionKey = "VM_DISK_CACHE", defaultValue = "writeback",
-                paramLabel = "MODE",
+                paramLabel = "MODE", converter = CacheMode.class,
                 description = "writeback, none or unsafe (VM_DISK_CACHE; default: ${DEFAULT-VALUE}).")
         String cache;
 
         @Option(names = "--ssh-port", descriptionKey = "VM_SSH_PORT", paramLabel = "PORT",
+                converter = Port.class,
                 description = "The host's port to the guest's sshd (VM_SSH_PORT; default: 2222 or the next free one).")
         String sshPort;
 
         @Option(names = "--net", descriptionKey = "VM_NET", paramLabel = "NET",
+                converter = Network.class,
                 description = "user; or offline: the guest reaches nothing, not even this machine, and is reached by "
                         + "ssh and forwarded ports alone (VM_NET; default: user, but a VM that was not stopped keeps "
                         + "what it has).")
@@ -282,7 +288,8 @@ final class VmCtl {
             + "or above, outside the project).")
         String setupCommand;
 
-        @Option(names = "--timeout", defaultValue = "15m", paramLabel = "TIME", converter = DurationConverter.class,
+        @Option(names = "--timeout", defaultValue = "15m", paramLabel = "TIME",
+                converter = DurationConverter.class,
                 description = "Give up on the guest after this long, as 90s, 5m or 1h30m (default: ${DEFAULT-VALUE}).")
         Duration timeout;
 
@@ -292,10 +299,10 @@ final class VmCtl {
         /** Refuses what this machine cannot give, before anything is looked up or stopped. */
         void check(CommandSpec command) {
             checkHardware(command, memory, cpus);
-            String port = VALUES.get("VM_SSH_PORT").get(0);
             Set<String> hostPorts = new HashSet<>(Arrays.asList(sshPort));
             for (String forward : forwards == null ? List.<String>of() : forwards) {
-                require("--forward", forward, "(" + port + "):(" + port + ")", "two ports such as 8080:80");
+                require("--forward", forward, "(" + Port.PATTERN + "):(" + Port.PATTERN + ")",
+                        "two ports such as 8080:80");
                 String host = forward.split(":")[0];
                 if (!hostPorts.add(host)) {
                     throw wrongUsage("--forward: port " + host + (host.equals(sshPort) ? " is the one for ssh"
@@ -539,14 +546,13 @@ final class VmCtl {
             footer = {"  vm-ctl clone one two", "  vm-ctl clone --snapshot before-upgrade --start trial",
                 "  vm-ctl clone --start one    # then: VM_NAME=one vm-ctl ssh"})
     int clone(@Mixin MachineOptions options,
-            @Parameters(arity = "1..*", paramLabel = "NAME", description = "The new VMs' names.") List<String> names,
+            @Parameters(arity = "1..*", paramLabel = "NAME", converter = FileName.class,
+                    description = "The new VMs' names.") List<String> names,
             @Option(names = "--snapshot", defaultValue = CLEAN, paramLabel = "NAME",
                     description = "The snapshot that they begin as (default: ${DEFAULT-VALUE}).") String snapshot,
             @Option(names = "--temporary", paramLabel = "FILE", description = Temporary.OPTION) Path lockFile,
             @Option(names = "--start", description = "Start them, all at once.") boolean start) throws IOException {
         checkSnapshotName(snapshot);
-        names.forEach(name -> require("the clone's name", name, VALUES.get("VM_NAME").get(0),
-                VALUES.get("VM_NAME").get(1)));
         if (Set.copyOf(names).size() < names.size()) {
             throw wrongUsage("a clone's name is given twice: " + String.join(" ", names));
         }
@@ -654,7 +660,8 @@ final class VmCtl {
             @Option(names = "--env", paramLabel = "K=V",
                     description = "An environment variable for the guest's command (repeatable).")
             List<String> environment,
-            @Option(names = "--timeout", paramLabel = "TIME", converter = DurationConverter.class, description = "Kill "
+            @Option(names = "--timeout", paramLabel = "TIME",
+                    converter = DurationConverter.class, description = "Kill "
                     + "it with its process group after this long, as 90s, 5m or 1h30m (default: none).") Duration limit)
             throws IOException {
         if (String.join("", words).isBlank()) {
@@ -801,7 +808,7 @@ final class VmCtl {
         files.refuseOlderVersion();
         String version = dryRun ? recordedVersion()
                 : run(SOON, List.of(QEMU, "--version")).outputUTF8().lines().findFirst().orElse("");
-        Path project = userPath(Optional.ofNullable(settings.get("VM_PROJECT")).orElse(""));
+        Path project = userPath(settings.values.getOrDefault("VM_PROJECT", ""));
         List<String> setup = dryRun ? null : sibling(options.setupCommand, "VmSetup", userPath(""), project);
         Accelerator chosen = accelerator(options.accel, files.dir(), version, setup, Path.of("/dev/kvm"));
         String accelerator = chosen.name();
@@ -841,7 +848,8 @@ final class VmCtl {
         if (verbose) {
             say("+ " + shellQuoted(command));
         }
-        ProcessBuilder builder = onOurStreams(command);
+        ProcessBuilder builder = new ProcessBuilder(command).inheritIO()
+                .redirectInput(isStdinClosed() ? Redirect.from(new File("/dev/null")) : Redirect.INHERIT);
         Process process;
         try { // ssh ignores write errors on stdout, so its output is copied here unless stdout is a terminal
             process = (isTerminal(1) ? builder : builder.redirectOutput(Redirect.PIPE)).start();
@@ -1331,8 +1339,9 @@ final class VmCtl {
 
         private void type(int detachKey) {
             try (guest) {
-                int key = System.in.read();
-                for (; key >= 0 && key != detachKey; key = System.in.read()) {
+                InputStream keyboard = isStdinClosed() ? InputStream.nullInputStream() : System.in;
+                int key = keyboard.read();
+                for (; key >= 0 && key != detachKey; key = keyboard.read()) {
                     guest.write(ByteBuffer.wrap(new byte[] {(byte) key}));
                 }
                 long ended = System.nanoTime();
@@ -2021,7 +2030,7 @@ final class VmCtl {
             }
             String known = Files.readString(files.file(".ssh").resolve("known_hosts")).replaceFirst("^\\S+",
                     clone.name());
-            writeFile(keys.resolve("known_hosts"), known, "rw-------");
+            writeFile(keys.resolve("known_hosts"), known);
             if (Files.exists(files.offlineMark())) {
                 makeFile(clone.offlineMark());
             }
@@ -2732,7 +2741,7 @@ final class VmCtl {
         /** Writes what ssh needs to know of this VM, and the file that includes it. */
         void writeConfig(int port) throws IOException {
             Path keys = privateDirectory(files.file(".ssh"));
-            writeFile(keys.resolve("config"), config(files.name(), port, keys, files.socket(".control")), "rw-------");
+            writeFile(keys.resolve("config"), config(files.name(), port, keys, files.socket(".control")));
             writeIncludes();
         }
 
@@ -2749,7 +2758,7 @@ final class VmCtl {
             }
             String directory = files.dir().toString().replaceAll("[\\\\*?\\[]", "\\\\$0"); // ssh expands what follows
             String pattern = (directory + "/*.ssh/config").replace("\\", "\\\\").replace("\"", "\\\"");
-            writeFile(config, "Include \"" + pattern + "\"\n", "rw-------");
+            writeFile(config, "Include \"" + pattern + "\"\n");
         }
 
         /** The connection's settings, one a line, for every tool that reads ssh_config. */
@@ -3815,7 +3824,7 @@ final class VmCtl {
     }
 
     private static void writeRecord(Path file, JsonObject record) throws IOException {
-        writeFile(file, JsonWriter.string(record), "rw-------");
+        writeFile(file, JsonWriter.string(record));
     }
 
     /** Runs a step that the command can do without: its failure is only reported. */
@@ -3911,6 +3920,32 @@ final class VmCtl {
             }
         });
         return channel;
+    }
+
+    /** A port of this machine. */
+    static final class Port implements ITypeConverter<String> {
+        static final String PATTERN = "[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]";
+
+        @Override
+        public String convert(String value) {
+            return matching(value, PATTERN, "a port");
+        }
+    }
+
+    /** What the guest reaches. */
+    static final class Network implements ITypeConverter<String> {
+        @Override
+        public String convert(String value) {
+            return matching(value, "user|offline", "user or offline");
+        }
+    }
+
+    /** QEMU's cache of a disk. */
+    static final class CacheMode implements ITypeConverter<String> {
+        @Override
+        public String convert(String value) {
+            return matching(value, "writeback|none|unsafe", "writeback, none or unsafe");
+        }
     }
 
     // shared:qcow2
@@ -4012,19 +4047,15 @@ final class VmCtl {
     // shared:limits
     /** 2 for less memory than DragonFly boots with, more than this host has, or far more processors than it has. */
     static void checkHardware(CommandSpec command, String memory, String cpus) {
-        if (memory != null) {
-            long host = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean())
-                    .getTotalMemorySize() >> 20;
-            long wanted = Long.parseLong(memory.replaceAll("\\D", "")) << (memory.endsWith("G") ? 10 : 0);
-            if (wanted < 256 || wanted > host) {
-                throw new VmException(2, originOf(command, "--memory") + ": " + memory + (wanted < 256
-                        ? " is too little for DragonFly: give it 256M or more" : " is more than this machine has ("
-                        + host + "M)"));
-            }
-        }
-        // Four always work: a VM may have more processors than a small host, which only makes it slower.
-        int most = Math.max(4, Runtime.getRuntime().availableProcessors());
-        if (cpus != null && Integer.parseInt(cpus) > most) {
+        long host = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean()).getTotalMemorySize() >> 20;
+        long wanted = memory == null ? 256 : Long.parseLong(memory.replaceAll("\\D", ""))
+                << 10 * "MGT".indexOf(memory.charAt(memory.length() - 1));
+        int most = Math.max(4, Runtime.getRuntime().availableProcessors()); // four work on a small host, too
+        if (wanted < 256 || wanted > host) {
+            throw new VmException(2, originOf(command, "--memory") + ": " + memory + (wanted < 256
+                    ? " is too little for DragonFly: give it 256M or more"
+                    : " is more than this machine has (" + host + "M)"));
+        } else if (cpus != null && Integer.parseInt(cpus) > most) {
             throw new VmException(2, originOf(command, "--cpus") + ": " + cpus
                     + " is too much for this machine: at most " + most);
         }
@@ -4088,18 +4119,10 @@ final class VmCtl {
     // end shared:panic
 
     // shared:terminal
-    /** A program that has this command's own stdin, stdout and stderr. */
-    static ProcessBuilder onOurStreams(List<String> command) {
-        File none = new File("/dev/null");
-        return new ProcessBuilder(command).redirectInput(CLOSED[0] ? Redirect.from(none) : Redirect.INHERIT)
-                .redirectOutput(CLOSED[1] ? Redirect.to(none) : Redirect.INHERIT)
-                .redirectError(CLOSED[2] ? Redirect.to(none) : Redirect.INHERIT);
-    }
-
     /** Whether a file descriptor is a terminal; System.console() behaves differently across Java versions. */
     static boolean isTerminal(int descriptor) {
         try {
-            return onOurStreams(List.of("test", "-t", "" + descriptor)).start().waitFor() == 0;
+            return new ProcessBuilder("test", "-t", "" + descriptor).inheritIO().start().waitFor() == 0;
         } catch (IOException | InterruptedException unknown) {
             return false;
         }
@@ -4116,54 +4139,30 @@ final class VmCtl {
                     + withOption("--yes"));
         }
         System.err.print("This will " + what + ". Type yes to go on: ");
-        StringBuilder answer = new StringBuilder();
-        // one line only: the rest of stdin may be for the guest
-        for (int key = System.in.read(); key >= 0 && key != '\n'; key = System.in.read()) {
-            answer.append((char) key);
-        }
-        if (!answer.toString().strip().equals("yes")) {
+        String answer = new BufferedReader(new InputStreamReader(System.in, UTF_8)).readLine();
+        if (answer == null || !answer.strip().equals("yes")) {
             throw new VmException(2, "not confirmed, nothing was changed");
         }
     }
     // end shared:confirm
 
     // shared:streams
-    /** Whether stdin, stdout and stderr were closed at the start. Such a stream counts as /dev/null. */
-    static final boolean[] CLOSED = new boolean[3];
-
-    /**
-     * Call this first in main. The first file that the JVM opens, its class library, gets the number of a closed
-     * descriptor 0, 1 or 2. For the other closed ones the JVM opens /dev/null, so no later file gets their numbers.
-     * Output is UTF-8 in every locale.
-     */
-    static void replaceClosedStreams() {
-        try {
-            Path java = Path.of(System.getProperty("java.home")).toRealPath();
-            for (int i = 0; i < CLOSED.length; i++) {
-                Path link = Path.of("/proc/self/fd", String.valueOf(i));
-                CLOSED[i] = Files.isSymbolicLink(link) && Files.readSymbolicLink(link).startsWith(java);
-            }
-        } catch (IOException noProc) {
-            // then they count as open
-        }
-        System.setIn(CLOSED[0] ? InputStream.nullInputStream() : System.in);
-        System.setOut(new PrintStream(CLOSED[1] ? OutputStream.nullOutputStream() : System.out, true, UTF_8));
-        System.setErr(new PrintStream(CLOSED[2] ? OutputStream.nullOutputStream() : System.err, true, UTF_8));
+    /** Call this first in main: output is UTF-8 in every locale. */
+    static void writeUtf8() {
+        System.setOut(new PrintStream(System.out, true, UTF_8));
+        System.setErr(new PrintStream(System.err, true, UTF_8));
         System.setProperty("sun.stdout.encoding", "UTF-8"); // which picocli asks
         System.setProperty("sun.stderr.encoding", "UTF-8");
     }
 
-    /**
-     * Ends this process. If stdout could not be written, because its reader has gone or a disk is full, the exit code
-     * is 1.
-     */
+    /** Ends this process; with 1 if stdout could not be written. */
     static void exit(String command, int code) {
-        boolean lost = System.out.checkError();
-        if (lost) {
+        if (System.out.checkError()) {
             System.err.println(command + ": the output could not be written: the reader of stdout has gone, or its "
                     + "disk is full");
+            System.exit(1);
         }
-        System.exit(lost ? 1 : code);
+        System.exit(code);
     }
     // end shared:streams
 
@@ -4174,9 +4173,7 @@ final class VmCtl {
      */
     static boolean canAnswer() {
         try (FileChannel file = FileChannel.open(Path.of(System.getProperty("java.home"), "lib", "modules"))) {
-            if (!CLOSED[1]) {
-                file.transferTo(0, 0, new FileOutputStream(FileDescriptor.out).getChannel());
-            }
+            file.transferTo(0, 0, new FileOutputStream(FileDescriptor.out).getChannel());
         } catch (IOException readerGone) {
             System.out.println();
         }
@@ -4185,22 +4182,10 @@ final class VmCtl {
     // end shared:reader
 
     // shared:make
-    /**
-     * How to give this command another option. Under make, which sets vm.make to "TARGET VARIABLE", it is the whole
-     * make command with the variables that were given to make, so that it names the same VM.
-     */
+    /** What to add to this command for one more option. make sets vm.make to its command up to the options. */
     static String withOption(String option) {
-        String[] make = System.getProperty("vm.make", "").split(" ");
-        if (make.length < 2) {
-            return option;
-        }
-        Map<String, String> environment = System.getenv();
-        String variables = Stream.of(environment.getOrDefault("MAKEFLAGS", "").split("(?<!\\\\) "))
-                .filter(word -> word.matches("(?s)(VM|DFLY)_[A-Z_]+=.*") && !word.startsWith(make[1] + "="))
-                .map(word -> word + " ").collect(Collectors.joining());
-        String options = (environment.getOrDefault(make[1], "") + " " + option).strip();
-        String quoted = options.matches("[A-Za-z0-9_=,./-]+") ? options : "'" + options.replace("'", "'\\''") + "'";
-        return "make " + variables + make[0] + (options.isEmpty() ? "" : " " + make[1] + "=" + quoted);
+        String make = System.getProperty("vm.make");
+        return make == null ? option : make.replaceFirst(".* ", "") + "'" + option + "'";
     }
     // end shared:make
 
@@ -4221,6 +4206,35 @@ final class VmCtl {
         }
     }
     // end shared:duration
+
+    // shared:stdin
+    /** Whether stdin was closed at the start: then the first file that the JVM opened, its classes, has its number. */
+    static boolean isStdinClosed() {
+        try {
+            Path java = Path.of(System.getProperty("java.home")).toRealPath();
+            return Path.of("/proc/self/fd/0").toRealPath().startsWith(java);
+        } catch (IOException pipe) {
+            return false;
+        }
+    }
+    // end shared:stdin
+
+    // shared:vmnames
+    private static final Pattern VM_FILE = Pattern.compile(
+            "([^.].*?)(?:-clean\\.qcow2|\\.(?:qcow2|disks|snapshots|install|pid|qemu-pid|ssh))");
+
+    /** The names of all VMs in VM_DIR. A lock or a log, which a failed command may leave, does not count. */
+    static List<String> vmNames(Path vmDir) {
+        try (Stream<Path> files = Files.list(vmDir)) {
+            return files.map(file -> VM_FILE.matcher(file.getFileName().toString())).filter(Matcher::matches)
+                    .map(match -> match.group(1)).distinct().sorted().collect(Collectors.toList());
+        } catch (NoSuchFileException none) {
+            return List.of();
+        } catch (IOException unreadable) {
+            throw new VmException(69, vmDir + " cannot be read: " + reason(unreadable));
+        }
+    }
+    // end shared:vmnames
 
     // shared:rawterminal
     /**
@@ -4264,19 +4278,15 @@ final class VmCtl {
     private static final Pattern CI_COMMAND = Pattern.compile("(?mU)^[^\\S\n]*+::(?=[A-Za-z])|##(?=[A-Za-z]*\\[)");
     private static final Pattern NOT_PRINTABLE = Pattern.compile("[\\p{Cc}\\p{Cf}\\p{Zl}\\p{Zp}&&[^\n\t]]");
 
-    /** A text without the escape sequences of terminals. */
-    static String withoutEscapes(String text) {
-        return ESCAPE_SEQUENCE.matcher(text).replaceAll("");
-    }
-
     /**
-     * A text from outside (the guest, a project, a mirror), made safe for a message: without escape sequences and
-     * carriage returns. Control characters and those that change the direction of writing become '?'; newlines and tabs
-     * stay. What CI systems take for a command, such as ::error:: and ##[group], gets a blank inside.
+     * A text from outside (the guest, a project, a mirror), made safe for a message: without the escape sequences of
+     * terminals and carriage returns. Control characters and those that change the direction of writing become '?';
+     * newlines and tabs stay. What CI systems take for a command, such as ::error:: and ##[group], gets a blank inside.
      */
     static String printable(String text) {
-        String safe = NOT_PRINTABLE.matcher(withoutEscapes(text).replace("\r", "")).replaceAll("?");
-        return CI_COMMAND.matcher(safe).replaceAll(command -> command.group().replaceFirst("(?=.$)", " "));
+        String plain = ESCAPE_SEQUENCE.matcher(text).replaceAll("").replace("\r", "");
+        return CI_COMMAND.matcher(NOT_PRINTABLE.matcher(plain).replaceAll("?"))
+                .replaceAll(command -> command.group().replaceFirst("(?=.$)", " "));
     }
     // end shared:printable
 
@@ -4310,12 +4320,12 @@ final class VmCtl {
         }
     }
 
-    /** The reason of a file system error: some exceptions have only the file as message. */
-    static String reason(IOException refused) {
-        return (refused instanceof AccessDeniedException ? "permission denied: "
-                : refused instanceof FileAlreadyExistsException ? "a file is in the way: "
-                : refused instanceof NoSuchFileException ? "no such file: " : "")
-                + (refused.getMessage() == null ? refused.getClass().getSimpleName() : refused.getMessage());
+    /** Why something failed: some exceptions of the file system have only the file as message. */
+    static String reason(Exception failure) {
+        return (failure instanceof AccessDeniedException ? "permission denied: "
+                : failure instanceof FileAlreadyExistsException ? "a file is in the way: "
+                : failure instanceof NoSuchFileException ? "no such file: " : "")
+                + (failure.getMessage() == null ? failure.getClass().getSimpleName() : failure.getMessage());
     }
     // end shared:failure
 
@@ -4325,71 +4335,90 @@ final class VmCtl {
      */
     static CommandLine commandLine(Object command, Settings settings) {
         CommandLine all = new CommandLine(command);
-        boolean dumb = "dumb".equals(System.getenv("TERM"));
         List<String> help = new ArrayList<>(all.getHelpSectionKeys());
-        // the examples (the footer) before the exit codes, which only the top command's help shows
-        Collections.rotate(help.subList(help.size() - 4, help.size()), 2);
-        all.setHelpSectionKeys(help).getSubcommands().values()
-                .forEach(sub -> sub.setHelpSectionKeys(help.subList(0, help.size() - 2)));
+        help.removeIf(section -> section.startsWith("exitCode")); // which only the top command's help shows
+        all.getSubcommands().values().forEach(sub -> sub.setHelpSectionKeys(help));
         return all.setExpandAtFiles(false).setAllowSubcommandsAsOptionParameters(true)
-                .setColorScheme(CommandLine.Help.defaultColorScheme(dumb ? Ansi.OFF : Ansi.AUTO))
+                .setColorScheme(CommandLine.Help.defaultColorScheme(Ansi.OFF))
                 .setCaseInsensitiveEnumValuesAllowed(true).setDefaultValueProvider(settings)
                 .setExecutionStrategy(parsed -> {
-                    checkValues(settings, parsed);
+                    if (problem(settings, parsed.originalArgs()) != null) {
+                        throw new ParameterException(all, "refuse() tells the problem");
+                    }
+                    settings.warnings.forEach(warning -> tell(all, "warning: " + warning));
                     return new CommandLine.RunLast().execute(parsed);
-                })
-                .setExecutionExceptionHandler((failure, line, parsed) -> {
+                }).setExecutionExceptionHandler((failure, line, parsed) -> {
                     if (!(failure instanceof VmException || failure instanceof IOException)) {
                         throw failure; // a bug keeps its stack trace
                     }
-                    line.getErr().println(printable(line.getCommandSpec().root().name() + ": "
-                            + (failure instanceof IOException refused ? reason(refused) : failure.getMessage())));
-                    boolean full = String.valueOf(failure.getMessage()).contains("No space left");
+                    tell(all, reason(failure));
+                    boolean full = reason(failure).contains("No space left");
                     return failure instanceof VmException expected ? expected.exitCode : full ? 1 : 69;
-                }).setParameterExceptionHandler((failure, args) -> {
-                    CommandSpec spec = failure.getCommandLine().getCommandSpec();
-                    String general = generalProblem(settings, List.of(args));
-                    failure.getCommandLine().getErr().println(printable(spec.root().name() + ": " + (general != null
-                            ? general : describeOptionError(settings, failure, args) + seeHelp(spec))));
-                    return spec.exitCodeOnInvalidInput();
-                });
+                }).setParameterExceptionHandler((failure, args) -> refuse(all, settings, failure, args));
+    }
+
+    private static void tell(CommandLine all, String text) {
+        all.getErr().println(printable(all.getCommandName() + ": " + text));
     }
     // end shared:cli
 
+    // shared:refuse
+    /** Tells what is wrong in a command line or a setting; shows the help instead if it was asked for. */
+    private static int refuse(CommandLine all, Settings settings, ParameterException failure, String... args) {
+        String fault = problem(settings, List.of(args));
+        try { // without the settings: a wrong one must not keep the help away
+            Integer helped = CommandLine.executeHelpRequest(all.setDefaultValueProvider(null).parseArgs(args));
+            if (helped != null) {
+                return helped;
+            } else if (fault == null) { // it is a setting that is wrong
+                fault = settings.origins.get(failure.getArgSpec().descriptionKey()) + ": "
+                        + failure.getCause().getMessage();
+            }
+        } catch (ParameterException wrongArguments) {
+            CommandSpec command = wrongArguments.getCommandLine().getCommandSpec();
+            List<String> known = new ArrayList<>(command.optionsMap().keySet());
+            known.addAll(command.subcommands().keySet());
+            String hint = !(wrongArguments instanceof UnmatchedArgumentException unmatched) ? ""
+                    : didYouMean(unmatched.getUnmatched().get(0).replaceFirst("=.*", ""), known);
+            fault = fault != null ? fault : wrongArguments.getMessage() + hint + "; see: "
+                    + System.getProperty("vm.make", command.qualifiedName() + " ") + "--help";
+        }
+        tell(all, fault);
+        return 2;
+    }
+    // end shared:refuse
+
     // shared:settings
-    /**
-     * What holds where no option is given: the environment, else the vm.env of the working directory, else the user's
-     * own. Empty means unset.
-     */
+    /** What holds where no option is given: the environment, else vm.env here, else the user's own vm.env. */
     static final class Settings implements IDefaultValueProvider { // no record: picocli takes 8 ms longer with one
-        private final Map<String, String> environment;
-        private final Map<String, String> file;
-        /** Which file a setting in {@code file} comes from. */
-        private final Map<String, String> fileNames = new HashMap<>();
+        final Map<String, String> values = new HashMap<>();
+        /** Each setting's name and where it stands, as messages tell it. */
+        final Map<String, String> origins = new HashMap<>();
         final List<String> warnings = new ArrayList<>();
-        /** Why a file cannot be used; null if all can. */
-        String problem;
+        /** Why a vm.env cannot be used; null if all can. */
+        String fault;
 
-        Settings(Map<String, String> environment, Map<String, String> file) {
-            this.environment = environment;
-            this.file = file;
-        }
-
-        /** The value of a setting, or null. */
-        String get(String name) {
-            String value = environment.getOrDefault(name, "").isEmpty() ? file.get(name) : environment.get(name);
-            return value == null || value.isEmpty() ? null : value;
-        }
-
-        /** A setting and where it stands. */
-        String origin(String name) {
-            return name + " in " + (environment.getOrDefault(name, "").isEmpty()
-                    ? fileNames.getOrDefault(name, "vm.env") : "the environment");
+        /** Adds what stands at a place; it wins over what was added before. */
+        Settings add(Map<String, String> found, String place) {
+            found.forEach((name, value) -> {
+                if (value.isEmpty() || value.equals("_NULL_")) {
+                    return; // unset; the latter to picocli
+                } else if (SETTINGS.contains(name) || name.startsWith("VM_TEST_")) {
+                    values.put(name, value);
+                    origins.put(name, name + " in " + place);
+                } else if (name.matches("(VM|DFLY)_.*")) {
+                    String hint = didYouMean(name, SETTINGS);
+                    if (!hint.isEmpty() || place.endsWith("vm.env")) { // other programs have such variables, too
+                        warnings.add(name + " in " + place + " is no setting" + hint);
+                    }
+                }
+            });
+            return this;
         }
 
         @Override
         public String defaultValue(ArgSpec argument) {
-            String value = get(argument.descriptionKey());
+            String value = values.get(argument.descriptionKey());
             return value == null ? null : value.replace("$", "$$"); // or picocli would replace ${env:NAME}
         }
     }
@@ -4400,341 +4429,206 @@ final class VmCtl {
     private static final String ENCODING = "UTF-8".equals(System.getProperty("sun.jnu.encoding"))
             ? Charset.defaultCharset().name() : System.getProperty("sun.jnu.encoding");
 
-    /** Whether a text has letters that the encoding loses. In UTF-8 those are bytes that are not UTF-8. */
-    private static boolean losesLetters(String text) {
-        return text.chars().anyMatch(letter -> ENCODING.equals("UTF-8") ? letter == 0xfffd : letter > 127);
-    }
-
     /**
-     * A problem that every command has, or null: vm.env is wrong, or something would not arrive as it was typed. JBang
-     * replaces letters that the locale cannot express by question marks before this script starts.
+     * Why no command can run, or null: letters would not arrive as they were typed, or a vm.env is wrong. JBang
+     * replaces what the locale cannot express by question marks before this script starts.
      */
-    static String generalProblem(Settings settings, List<String> args) {
-        String words = String.join(" ", args);
+    static String problem(Settings settings, List<String> args) {
         boolean utf8 = ENCODING.equals("UTF-8");
-        String what = losesLetters(words) || !utf8 && words.contains("?") ? "an argument"
-                : losesLetters(System.getProperty("user.dir")) ? "the working directory" : null;
-        for (String name : settings.environment.keySet()) {
-            if (losesLetters(settings.environment.get(name))
-                    && name.matches("HOME|PATH|XDG_RUNTIME_DIR|(VM|DFLY)_.*")) {
-                what = name + " in the environment";
-            }
-        }
-        for (String name : settings.file.keySet()) {
-            what = losesLetters(settings.file.get(name)) ? settings.origin(name) : what;
-        }
-        if (SETTINGS.stream().anyMatch(name -> "_NULL_".equals(settings.get(name)))) {
-            return "_NULL_ is no value of a setting: leave the setting empty"; // to picocli _NULL_ means none
-        }
-        return settings.problem != null ? settings.problem : what == null ? null : "letters of " + what + (utf8
-                ? " are not in UTF-8 and would be lost: write it in UTF-8 (rename a file or directory)"
-                : " may have become question marks, because the locale's encoding is " + ENCODING
-                + ", not UTF-8: set LC_ALL=C.UTF-8");
+        String texts = String.join(" ", args) + settings.values.values() + System.getProperty("user.dir")
+                + System.getenv("HOME") + System.getenv("PATH");
+        boolean lost = utf8 ? texts.contains("\ufffd")
+                : texts.chars().anyMatch(letter -> letter > 127) || String.join("", args).contains("?");
+        return !lost ? settings.fault : "letters of an argument, a setting or a directory " + (utf8
+                ? "are not in UTF-8: write them in UTF-8" : "may have become question marks, because the locale's "
+                + "encoding is " + ENCODING + ", not UTF-8: set LC_ALL=C.UTF-8");
     }
     // end shared:locale
 
     // shared:vmenv
     /** The settings of the environment, of the user's own vm.env, and of the one in this directory, which wins. */
     static Settings readSettings(Map<String, String> environment, Path directory) {
-        Settings settings = new Settings(environment, new HashMap<>());
-        String home = environment.getOrDefault("HOME", "");
+        Settings settings = new Settings();
         Path here = directory.resolve("vm.env");
         try {
-            Path own = home.startsWith("/") ? Path.of(home, ".go-synth", "vm.env") : null;
-            if (own != null && Files.exists(own)) {
-                readFile(settings, own, null);
+            Path own = Path.of(environment.getOrDefault("HOME", ""), ".go-synth", "vm.env");
+            boolean hasOwn = own.isAbsolute() && Files.exists(own);
+            if (hasOwn && !isOwn(own)) {
+                throw new VmException(2, own + " can be changed by another user: chown and chmod go-w make it yours");
+            } else if (hasOwn) {
+                settings.add(readFile(own), own.toString());
             }
-            if (Files.exists(here) && !(own != null && Files.exists(own) && Files.isSameFile(own, here))) {
-                settings.file.remove("VM_PROJECT"); // the project is the directory with this file, or what it names
-                readFile(settings, here, directory.toRealPath());
+            if (Files.exists(here) && !(hasOwn && Files.isSameFile(own, here))) {
+                Map<String, String> project = readFile(here);
+                project.remove("VM_NET", "user"); // a project may take the network away, and not give it
+                settings.values.remove("VM_PROJECT"); // the project is the directory with this file, or what it names
+                settings.add(project, here.toString());
+                requireHarmless(project, directory);
             }
-        } catch (InvalidPathException lostLetters) {
-            return settings; // which generalProblem tells
-        } catch (IOException unreadable) {
-            settings.problem = here + " cannot be read (" + reason(unreadable) + "): repair it, or move it away";
+        } catch (VmException | InvalidPathException | IOException wrong) {
+            settings.fault = reason(wrong);
         }
-        for (String name : environment.keySet().stream().sorted().toList()) {
-            // Other programs have variables that begin with VM_, too: only what is close to a setting counts.
-            String hint = name.matches("(VM|DFLY)_.*") && !isSetting(name) ? didYouMean(name, SETTINGS) : "";
-            if (!hint.isEmpty()) {
-                settings.warnings.add(name + " in the environment is no setting" + hint);
-            }
-        }
-        return settings;
+        return settings.add(environment, "the environment");
     }
     // end shared:vmenv
 
-    // shared:vmenvfile
-    /** Reads the user's own vm.env, or that of the project in this directory, which may be somebody else's. */
-    private static void readFile(Settings settings, Path file, Path project) {
-        String name = project == null ? "~/.go-synth/vm.env" : "vm.env";
-        Map<String, String> values = new HashMap<>();
-        int number = 0;
-        try {
-            checkFile(file, project == null);
-            String text = new String(Files.readAllBytes(file), UTF_8);
-            for (String line : text.replaceFirst("^\ufeff", "").lines().toList()) {
-                number++;
-                String key = readLine(line.strip(), values);
-                if (key != null && key.matches("(VM|DFLY)_.*") && !isSetting(key) && settings.warnings.size() < 10) {
-                    settings.warnings.add(name + ", line " + number + ": there is no setting " + key
-                            + didYouMean(key, SETTINGS));
-                } else if (key != null && isSetting(key)) {
-                    checkSetting(key, values.get(key), project);
-                }
+    // shared:vmenvproject
+    /** Refuses what a project's vm.env must not hold. It may be somebody else's, and must not harm this machine. */
+    private static void requireHarmless(Map<String, String> settings, Path directory) throws IOException {
+        for (String name : settings.keySet()) {
+            if (SETTINGS.contains(name) && !PROJECT_SETTINGS.contains(name)) {
+                throw new VmException(2, name + " is allowed only in your own ~/.go-synth/vm.env, as a project could "
+                        + "harm this machine by it: if you wrote this line of vm.env, move it there, else delete it");
             }
-        } catch (VmException wrongLine) {
-            settings.problem = name + ", line " + number + ": " + wrongLine.getMessage();
-        } catch (InvalidPathException lostLetters) {
-            // which generalProblem tells
-        } catch (IOException unreadable) {
-            settings.problem = name + " cannot be read (" + reason(unreadable) + "): repair it, or move it away";
         }
-        values.keySet().removeIf(key -> values.get(key).isEmpty() || !isSetting(key)
-                || project != null && key.equals("VM_NET") && values.get(key).equals("user"));
-        values.keySet().forEach(key -> settings.fileNames.put(key, name));
-        settings.file.putAll(values);
+        String project = settings.getOrDefault("VM_PROJECT", ".");
+        Path named = project.startsWith("~") ? userPath(project) : directory.resolve(project);
+        if (!Files.exists(named) || !named.toRealPath().startsWith(directory.toRealPath())) {
+            throw new VmException(2, "VM_PROJECT in vm.env is not in the directory of that file: " + project + "; name "
+                    + "it with --project, or move vm.env away and put VM_PROJECT into ~/.go-synth/vm.env");
+        }
+    }
+    // end shared:vmenvproject
+
+    // shared:vmenvfile
+    private static final String QUOTED = "'[^']*+'|\"(?:[^\"\\\\]|\\\\.)*+\"";
+    /** A value ends before a # that follows a blank outside quotes. What follows a backslash is no quote. */
+    private static final String VALUE = "(?:" + QUOTED + "|\\\\.?|[^'\"#]|(?<!\\s)#)*+";
+    private static final Pattern LINE = Pattern.compile(
+            "(?:(?:export\\s+)?([A-Za-z_]\\w*)\\s*=(" + VALUE + "))?(?:#.*)?");
+
+    /** The lines KEY=value of a vm.env. Quotes are removed only if one pair encloses the whole value. */
+    private static Map<String, String> readFile(Path file) throws IOException {
+        if (!Files.isRegularFile(file) || Files.size(file) > 1 << 16) { // a pipe would never end
+            throw new VmException(2, file + " is not a file of at most 64 KB");
+        }
+        Map<String, String> settings = new TreeMap<>();
+        String text = new String(Files.readAllBytes(file), UTF_8).replaceFirst("^\ufeff", "");
+        for (String line : text.lines().map(String::strip).toList()) {
+            Matcher found = LINE.matcher(line);
+            if (!found.matches() || line.contains("\0")) {
+                throw new VmException(2, file + ": this line is not KEY=value with every quote closed: " + line);
+            } else if (found.group(1) != null) {
+                String value = found.group(2).strip();
+                settings.put(found.group(1), value.matches(QUOTED) ? value.substring(1, value.length() - 1) : value);
+            }
+        }
+        settings.values().removeIf(String::isEmpty); // unset
+        return settings;
     }
     // end shared:vmenvfile
 
-    // shared:checksetting
-    /** Refuses a setting that this vm.env must not hold: the project's in {@code directory}, or if null the user's. */
-    private static void checkSetting(String name, String value, Path directory) throws IOException {
-        if (value.isEmpty()) {
-            return;
-        } else if (directory == null) {
-            // else it would depend on the working directory, which may be somebody else's
-            if (Set.of("VM_DIR", "VM_IMAGE", "VM_PHASES", "VM_PROJECT").contains(name) && !value.matches("[/~].*")) {
-                throw new VmException(2, name + " must begin with / or ~ in this file, not be relative: " + value);
-            }
-        } else if (!PROJECT_SETTINGS.contains(name) && SETTINGS.contains(name)) {
-            throw new VmException(2, name + " is allowed only in your own settings, as a project could harm this "
-                    + "machine by it. If you wrote this line, move it to ~/.go-synth/vm.env; else delete it");
-        } else if (name.equals("VM_PROJECT")) {
-            Path project = value.startsWith("~") ? userPath(value) : directory.resolve(value).normalize();
-            Path there = project;
-            while (!Files.exists(there)) {
-                there = there.getParent();
-            }
-            if (!there.toRealPath().resolve(there.relativize(project)).startsWith(directory)) {
-                throw new VmException(2, "VM_PROJECT lies outside of the directory of this file: " + value + "; name "
-                        + "it with --project, or move this file away and put VM_PROJECT into ~/.go-synth/vm.env");
-            }
-        }
-    }
-    // end shared:checksetting
-
-    // shared:vmenvline
-    /** Puts the setting in a line of vm.env into {@code values}: KEY=value, perhaps with export before it. */
-    private static String readLine(String line, Map<String, String> values) {
-        String assignment = line.replaceFirst("^export\\s+", "");
-        int equals = assignment.indexOf('=');
-        String key = equals < 0 ? "" : assignment.substring(0, equals).strip();
-        if (line.isEmpty() || line.startsWith("#")) {
-            return null;
-        } else if (line.length() > 4096) {
-            throw new VmException(2, "this line is longer than 4096 characters");
-        } else if (!key.matches("[A-Za-z_]\\w*")) {
-            throw new VmException(2, "this is not KEY=value");
-        }
-        values.put(key, readValue(assignment.substring(equals + 1)));
-        return key;
-    }
-    // end shared:vmenvline
-
-    // shared:vmenvvalue
-    /**
-     * The value in what follows "KEY=". A # after a blank, outside quotes, begins a comment. Quotes are removed only if
-     * one pair encloses the whole value. A backslash stays in the value, and a quote after it is not counted.
-     */
-    private static String readValue(String text) {
-        char quote = 0; // the one that is open
-        int firstClosed = -1; // where the first pair of quotes ends
-        int end = 0;
-        for (; end < text.length(); end++) {
-            char here = text.charAt(end);
-            if (here == '\\' && quote != '\'' && end + 1 < text.length()) {
-                end++;
-            } else if (quote == 0 && (here == '"' || here == '\'')) {
-                quote = here;
-            } else if (here == quote) {
-                quote = 0;
-                firstClosed = firstClosed < 0 ? end : firstClosed;
-            } else if (quote == 0 && here == '#' && end > 0 && Character.isWhitespace(text.charAt(end - 1))) {
-                break;
-            }
-        }
-        String value = text.substring(0, end).strip();
-        if (quote != 0) {
-            throw new VmException(2, "the quote " + quote + " is not closed");
-        } else if (value.chars().anyMatch(c -> c == 0xfffd || Character.isISOControl(c) && c != '\t')) {
-            throw new VmException(2, "this is not plain text in UTF-8");
-        }
-        boolean enclosed = (value.startsWith("'") || value.startsWith("\""))
-                && text.substring(firstClosed + 1, end).isBlank();
-        return enclosed ? value.substring(1, value.length() - 1) : value;
-    }
-    // end shared:vmenvvalue
-
     // shared:names
+    static final List<String> SETTINGS = List.of("DFLY_VERSION", "VM_ACCEL", "VM_CPU", "VM_CPUS",
+            "VM_CTL_CMD", "VM_DIR", "VM_DISK_CACHE", "VM_DISK_SIZE", "VM_DPORTS_CLONE", "VM_IMAGE", "VM_MEMORY",
+            "VM_MIRROR", "VM_NAME", "VM_NET", "VM_PHASES", "VM_PROJECT", "VM_QEMU_ARGS", "VM_REMOTE_DIR",
+            "VM_SETUP_CMD", "VM_SSH_PORT", "VM_SYNC_CMD", "VM_TIME_LIMIT");
     /** What the vm.env of a project may set: nothing that runs a program here or names a file outside the project. */
-    private static final Set<String> PROJECT_SETTINGS = Set.of("DFLY_VERSION", "VM_NAME", "VM_MEMORY", "VM_CPUS",
-            "VM_DISK_SIZE", "VM_DPORTS_CLONE", "VM_NET", "VM_PROJECT", "VM_REMOTE_DIR", "VM_TIME_LIMIT");
-    static final Set<String> SETTINGS = Stream.concat(PROJECT_SETTINGS.stream(), Stream.of("VM_ACCEL", "VM_CPU",
-            "VM_CTL_CMD", "VM_DIR", "VM_DISK_CACHE", "VM_IMAGE", "VM_MIRROR", "VM_PHASES", "VM_QEMU_ARGS",
-            "VM_SETUP_CMD", "VM_SSH_PORT", "VM_SYNC_CMD")).collect(Collectors.toSet());
-
-    private static boolean isSetting(String name) {
-        return SETTINGS.contains(name) || name.startsWith("VM_TEST_");
-    }
-
-    private static void checkFile(Path file, boolean mustBeOwn) throws IOException {
-        if (!Files.isRegularFile(file) || Files.size(file) > 1 << 20) { // a pipe would never end
-            throw new IOException("it is not a file of at most 1 MB");
-        } else if (mustBeOwn && !isOwn(file)) {
-            throw new IOException("another user owns it or can write to it: chown and chmod go-w make it yours");
-        }
-    }
+    private static final Set<String> PROJECT_SETTINGS = Set.of("DFLY_VERSION", "VM_CPUS", "VM_DISK_SIZE",
+            "VM_DPORTS_CLONE", "VM_MEMORY", "VM_NAME", "VM_NET", "VM_PROJECT", "VM_REMOTE_DIR", "VM_TIME_LIMIT");
     // end shared:names
 
-    // shared:optionerror
-    /** What is wrong with a command line, in plain words and by the name that the user wrote. */
-    static String describeOptionError(Settings settings, ParameterException failure, String... args) {
-        CommandSpec command = failure.getCommandLine().getCommandSpec();
-        if (failure instanceof UnmatchedArgumentException unmatched) {
-            String word = unmatched.getUnmatched().get(0);
-            boolean isOption = word.matches("-.+");
-            boolean isCommand = !isOption && !command.subcommands().isEmpty();
-            String name = word.replaceFirst("(?<=^--[\\w-]{1,99})=.*", "");
-            return isOption ? "there is no option " + name + didYouMean(name, command.optionsMap().keySet())
-                    : isCommand ? "there is no command '" + word + "'"
-                    + didYouMean(word, command.subcommands().keySet())
-                    : "'" + word + "' is one word too many";
-        }
-        ArgSpec argument = failure.getArgSpec();
-        String message = failure.getMessage();
-        String fault = (message.startsWith("Invalid value for ") ? message.substring(message.indexOf(": ") + 2)
-                : message)
-                .replaceFirst("(?s)expected one of \\[(.*)] .*but was (.*)", "$2 is none of $1")
-                .replaceFirst("(?s).* should be in KEY=VALUE format but was (.*)",
-                        "'$1' is not a variable such as K=V");
-        String name = argument instanceof OptionSpec option ? originOf(settings, option, List.of(args))
-                : argument == null ? "" : argument.paramLabel();
-        return name.isEmpty() || fault.startsWith("Missing ") ? fault : name + ": " + fault;
-    }
-
-    private static String seeHelp(CommandSpec spec) {
-        String make = System.getProperty("vm.make"); // the target and its variable for options
-        return "; see: " + (make == null ? spec.qualifiedName() + " " : "make " + make + "=") + "--help";
-    }
-    // end shared:optionerror
-
     // shared:origin
-    /** What the user wrote to give an option its value: the option, or the setting and where it stands. */
-    static String originOf(Settings settings, OptionSpec option, List<String> args) {
-        String key = option.descriptionKey();
-        boolean given = args.stream().takeWhile(arg -> !arg.equals("--"))
-                .anyMatch(arg -> List.of(option.names()).contains(arg) || arg.startsWith(option.longestName() + "="));
-        return given || settings.get(key) == null ? option.longestName() : settings.origin(key);
-    }
-
-    /** As above, for checks after the command line has been read. */
-    static String originOf(CommandSpec command, String option) {
-        CommandLine root = command.root().commandLine();
-        Settings settings = (Settings) root.getDefaultValueProvider();
-        return originOf(settings, command.findOption(option), root.getParseResult().originalArgs());
+    /** What gave an option its value: the setting and where it stands, or the option itself. */
+    static String originOf(CommandSpec command, String name) {
+        Settings settings = (Settings) command.root().commandLine().getDefaultValueProvider();
+        OptionSpec option = command.findOption(name);
+        String value = settings.values.get(option.descriptionKey());
+        return value != null && value.equals(option.getValue()) ? settings.origins.get(option.descriptionKey()) : name;
     }
     // end shared:origin
 
     // shared:nearest
-    /** " (did you mean start?)" if known words are near, else "". */
+    /** " (did you mean start?)" if known words differ by at most two letters, else "". */
     static String didYouMean(String word, Collection<String> known) {
         int letters = word.replaceFirst("^-+", "").length();
-        for (int changes = 0; changes <= (letters < 3 ? 0 : letters < 5 ? 1 : 2); changes++) {
-            int most = changes;
-            String near = known.stream().distinct().sorted().filter(other -> isNear(word, other, most))
-                    .collect(Collectors.joining(" or "));
-            if (!near.isEmpty()) {
-                return " (did you mean " + near + "?)";
-            }
-        }
-        return "";
+        String near = known.stream().filter(other -> letters > 2 && letters < 50 && isNear(word, other, 2))
+                .collect(Collectors.joining(" or "));
+        return near.isEmpty() ? "" : " (did you mean " + near + "?)";
     }
 
-    /** Whether the edit distance is at most this; two letters in the wrong order are one change. */
-    static boolean isNear(String from, String to, int changes) {
-        if (from.isEmpty() || to.isEmpty()) {
-            return from.length() + to.length() <= changes;
+    /** Whether at most this many letters differ, are missing, or are too many. */
+    static boolean isNear(String word, String other, int most) {
+        if (word.isEmpty() || other.isEmpty() || most < 0) {
+            return word.length() + other.length() <= most;
         }
-        String a = from.substring(1);
-        String b = to.substring(1);
-        if (from.charAt(0) == to.charAt(0)) {
-            return isNear(a, b, changes);
-        }
-        boolean swapped = !a.isEmpty() && !b.isEmpty() && from.charAt(0) == b.charAt(0) && a.charAt(0) == to.charAt(0);
-        return changes > 0 && (isNear(a, b, changes - 1) || isNear(from, b, changes - 1) || isNear(a, to, changes - 1)
-                || swapped && isNear(a.substring(1), b.substring(1), changes - 1));
+        String a = word.substring(1);
+        String b = other.substring(1);
+        return word.charAt(0) == other.charAt(0) ? isNear(a, b, most)
+                : isNear(a, b, most - 1) || isNear(a, other, most - 1) || isNear(word, b, most - 1);
     }
     // end shared:nearest
 
     // shared:values
-    /** What a setting must look like, and how to say so: the same in every script. */
-    private static final Map<String, List<String>> VALUES = Map.ofEntries(
-            Map.entry("DFLY_VERSION", List.of("[A-Za-z0-9_][A-Za-z0-9._-]{0,31}", "a version such as 6.4.2")),
-            Map.entry("VM_DIR", List.of("(?s)(?!.*(%|\\$\\{)).*", "a path without % and ${, which ssh would replace")),
-            Map.entry("VM_NAME", List.of("(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}",
-                    // NAME-clean.qcow2 is a disk
-                    "a name of letters, digits, '.', '_' and '-', without '.' or '-' in front or -clean at the end")),
-            Map.entry("VM_MEMORY", List.of("[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M")),
-            Map.entry("VM_DISK_SIZE", List.of("[1-9]\\d{0,6}[MGT]", "a size such as 40G")),
-            Map.entry("VM_DPORTS_CLONE", List.of("yes|no", "yes or no")),
-            Map.entry("VM_CPUS", List.of("[1-9]\\d?", "a number from 1 to 99")),
-            Map.entry("VM_ACCEL", List.of("auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg")),
-            Map.entry("VM_DISK_CACHE", List.of("writeback|none|unsafe", "writeback, none or unsafe")),
-            Map.entry("VM_NET", List.of("user|offline", "user or offline")),
-            Map.entry("VM_SSH_PORT", List.of(
-                    "[1-9]\\d{0,3}|[1-5]\\d{4}|6[0-4]\\d{3}|65[0-4]\\d\\d|655[0-2]\\d|6553[0-5]",
-                    "a port")),
-            Map.entry("VM_QEMU_ARGS", List.of("(?s)('[^']*'|\"(\\\\.|[^\"\\\\])*\"|\\\\.|[^'\"\\\\])*",
-                    "text with every quote closed")));
-    // end shared:values
-
-    // shared:checkvalues
-    /** Refuses a value that does not look like one, wherever it came from, before anything is done with it. */
-    private static void checkValues(Settings settings, ParseResult parsed) {
-        List<CommandLine> lines = parsed.asCommandLineList();
-        if (lines.stream().anyMatch(line -> line.isUsageHelpRequested() || line.isVersionHelpRequested())) {
-            return;
-        } else if (generalProblem(settings, parsed.originalArgs()) != null) {
-            throw new ParameterException(parsed.commandSpec().commandLine(), "general problem");
+    /** The value that an option was given, if it looks as it should. */
+    static String matching(String value, String pattern, String what) {
+        if (!value.matches(pattern)) {
+            throw new TypeConversionException("'" + value + "' is not " + what);
         }
-        settings.warnings.forEach(warning -> lines.get(0).getErr().println(printable(lines.get(0).getCommandName()
-                + ": warning: " + warning)));
-        for (CommandLine line : lines) {
-            for (OptionSpec option : line.getCommandSpec().options()) {
-                List<String> rule = VALUES.getOrDefault(String.valueOf(option.descriptionKey()), List.of("(?s).*"));
-                Object value = option.getValue();
-                if (value != null && !value.toString().matches(rule.get(0))) {
-                    throw new ParameterException(line, "'" + value + "' is not " + rule.get(1), option, null);
-                }
-            }
+        return value;
+    }
+
+    /** What becomes part of a file's name. NAME-clean.qcow2 is a disk of NAME, so no name ends in -clean. */
+    static final class FileName implements ITypeConverter<String> {
+        @Override
+        public String convert(String value) {
+            return matching(value, "(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", "a name of letters, digits, '.', "
+                    + "'_' and '-', without '.' or '-' in front or -clean at the end");
         }
     }
-    // end shared:checkvalues
+    // end shared:values
+
+    // shared:size
+    /** A size of memory or of a disk. */
+    static final class Size implements ITypeConverter<String> {
+        @Override
+        public String convert(String value) {
+            return matching(value, "[1-9]\\d{0,6}[MGT]", "a size such as 512M or 40G");
+        }
+    }
+    // end shared:size
+
+    // shared:accelname
+    /** What QEMU runs the guest with. */
+    static final class AccelName implements ITypeConverter<String> {
+        @Override
+        public String convert(String value) {
+            return matching(value, "auto|kvm|hvf|tcg", "auto, kvm, hvf or tcg");
+        }
+    }
+    // end shared:accelname
+
+    // shared:cpus
+    /** How many processors. */
+    static final class Cpus implements ITypeConverter<String> {
+        @Override
+        public String convert(String value) {
+            return matching(value, "[1-9]\\d?", "a number from 1 to 99");
+        }
+    }
+    // end shared:cpus
+
+    // shared:words
+    /** Words as a shell takes them. */
+    static final class Words implements ITypeConverter<String> {
+        @Override
+        public String convert(String value) {
+            return matching(value, "(?s)(" + QUOTED + "|\\\\.|[^'\"\\\\])*+", "text with every quote closed");
+        }
+    }
+    // end shared:words
 
     // shared:paths
     /** A path as a person writes it in a setting: "~/" is $HOME, a relative one starts here. */
     static Path userPath(String value) {
-        boolean inHome = value.equals("~") || value.startsWith("~/");
         String home = System.getenv().getOrDefault("HOME", "");
-        if (inHome && !home.startsWith("/")) {
-            throw new VmException(69, "HOME is not set to a full path, so " + value
-                    + " cannot be found: set it, or write the full path");
-        } else if (value.startsWith("~") && !inHome) {
-            throw new VmException(2, value + ": only ~ and ~/ stand for a home directory; write the full path, or ./"
-                    + value);
+        if (!value.startsWith("~")) {
+            return Path.of(value).toAbsolutePath().normalize();
+        } else if (!value.matches("~(/.*)?") || !home.startsWith("/")) {
+            throw new VmException(69, value + " cannot be found: only ~/ stands for a home directory, and only if HOME "
+                    + "is set to a full path; write the full path instead");
         }
-        return Path.of(inHome ? home + value.substring(1) : value).toAbsolutePath().normalize();
+        return Path.of(home + value.substring(1)).normalize();
     }
     // end shared:paths
 
@@ -4770,29 +4664,12 @@ final class VmCtl {
     // end shared:runningvm
 
     // shared:known
-    private static final Pattern VM_FILE = Pattern.compile(
-            "([^.].*?)(?:-clean\\.qcow2|\\.(?:qcow2|disks|snapshots|install|pid|qemu-pid|ssh))");
-
-    /** The names of all VMs in VM_DIR. A lock or a log, which a failed command may leave, does not count. */
-    static List<String> vmNames(Path vmDir) {
-        try (Stream<Path> files = Files.list(vmDir)) {
-            return files.map(file -> VM_FILE.matcher(file.getFileName().toString())).filter(Matcher::matches)
-                    .map(match -> match.group(1)).distinct().sorted().collect(Collectors.toList());
-        } catch (NoSuchFileException none) {
-            return List.of();
-        } catch (IOException unreadable) {
-            throw new VmException(69, vmDir + " cannot be read: " + reason(unreadable));
-        }
-    }
-
     /** Why a VM does not run: there is none of this name (69), or nobody has started it (3). */
     static VmException notRunning(Path vmDir, String name) {
-        List<String> names = vmNames(vmDir);
-        if (names.contains(name)) {
-            return new VmException(3, "VM " + name + " is not running; start it: vm-ctl start");
-        }
-        return new VmException(69, "there is no VM " + name + " in " + vmDir
-                + (names.isEmpty() ? ": vm-auto-install makes one" : " (there are: " + String.join(", ", names) + ")"));
+        boolean known = Stream.of("-clean.qcow2", ".qcow2").anyMatch(end -> Files.exists(vmDir.resolve(name + end)));
+        return known ? new VmException(3, "VM " + name + " is not running; start it: vm-ctl start")
+                : new VmException(69, "there is no VM " + name + " in " + vmDir + ": vm-ctl list shows those that "
+                        + "there are, vm-auto-install makes one");
     }
     // end shared:known
 
@@ -4815,24 +4692,17 @@ final class VmCtl {
     // end shared:standstill
 
     // shared:lock
-    /**
-     * Takes a VM's lock, held until the channel is closed or this process ends; its text names the holder. 69 if
-     * another holds it.
-     */
+    /** Takes a lock, held until the channel is closed or this process ends. Its text names the holder: 69 tells it. */
     static FileChannel lock(Path file, String command) throws IOException {
-        FileChannel channel = FileChannel.open(file,
-                Set.of(StandardOpenOption.CREATE, StandardOpenOption.READ, StandardOpenOption.WRITE),
+        FileChannel channel = FileChannel.open(file, Set.of(StandardOpenOption.CREATE, StandardOpenOption.WRITE),
                 PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
         if (channel.tryLock() == null) {
-            try (channel; InputStream in = Channels.newInputStream(channel)) {
-                String holder = new String(in.readNBytes(200), UTF_8).strip();
-                throw new VmException(69, (holder.isEmpty() ? "another command" : holder)
-                        + " holds the lock: wait for it, or stop it, and try again");
-            }
+            channel.close();
+            throw new VmException(69, "another command holds the lock (" + Files.readString(file).strip()
+                    + "): wait for it, or stop it, and try again");
         }
         try {
-            channel.truncate(0).write(UTF_8.encode(command + " (pid " + ProcessHandle.current().pid() + ", since "
-                    + Instant.now() + ")\n"));
+            channel.truncate(0).write(UTF_8.encode(command + " (pid " + ProcessHandle.current().pid() + ")\n"));
         } catch (IOException full) {
             // the lock holds without its text, and what frees space must work on a full disk
         }
@@ -4841,14 +4711,12 @@ final class VmCtl {
     // end shared:lock
 
     // shared:files
-    /** Writes a temporary file and moves it into place, so that no reader ever sees half of a file. */
-    static void writeFile(Path file, String text, String mode) throws IOException {
+    /** Writes a temporary file of mode 0600 and moves it into place, so that no reader ever sees half of a file. */
+    static void writeFile(Path file, String text) throws IOException {
         Path temp = Files.createTempFile(file.getParent(), "." + file.getFileName(), ".new");
-        try {
-            Files.setPosixFilePermissions(Files.writeString(temp, text), PosixFilePermissions.fromString(mode));
-            try (FileChannel channel = FileChannel.open(temp, StandardOpenOption.WRITE)) {
-                channel.force(true); // or a power cut could leave an empty file under the new name
-            }
+        try (FileChannel channel = FileChannel.open(temp, StandardOpenOption.WRITE)) {
+            channel.write(UTF_8.encode(text));
+            channel.force(true); // or a power cut could leave an empty file under the new name
             Files.move(temp, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
         } finally {
             Files.deleteIfExists(temp);
@@ -4856,109 +4724,62 @@ final class VmCtl {
     }
     // end shared:files
 
-    // shared:vmdirectory
-    /** VM_DIR, if it can be used. OpenSSH 9.9 expands % and ${ in Include lines, and 9.2 does not. */
-    static Path vmDirectory(Path directory) {
-        if (directory.toString().contains("%") || directory.toString().contains("${")) {
-            throw new VmException(2, "VM_DIR must not contain % or ${, which ssh may replace in its configuration: "
-                    + directory + "; choose another directory with --vm-dir or VM_DIR");
-        }
-        Path existing = directory;
-        while (!Files.exists(existing)) { // also false without permission to read it
-            existing = existing.getParent();
-        }
-        if (!Files.isDirectory(existing) || !Files.isExecutable(existing)) {
-            throw new VmException(69, existing + (Files.isDirectory(existing) ? " is closed to you"
-                    : " is not a directory")
-                    + ": choose another directory with --vm-dir or VM_DIR");
-        }
-        return existing.equals(directory) ? requireOwn(directory) : directory;
-    }
-    // end shared:vmdirectory
-
     // shared:directory
-    /** Makes a directory and its missing parents for this user alone. One that exists is checked, and never changed. */
-    static Path privateDirectory(Path directory) {
-        try {
-            makeDirectory(directory);
-        } catch (IOException refused) {
-            throw new VmException(69, "cannot write to " + directory + " (" + reason(refused)
-                    + "): choose another directory with --vm-dir or VM_DIR");
+    /** VM_DIR, if it can be used; it need not exist. */
+    static Path vmDirectory(Path directory) {
+        if (directory.toString().matches("(?s).*(%|\\$\\{).*")) { // what OpenSSH 9.9 expands in an Include line
+            throw new VmException(2, "VM_DIR must not contain % or ${, which ssh may replace: choose another "
+                    + "directory than " + directory + " with --vm-dir or VM_DIR");
         }
-        return requireOwn(directory);
+        return Files.notExists(directory) ? directory : privateDirectory(directory);
     }
 
-    private static void makeDirectory(Path directory) throws IOException {
-        if (!Files.isDirectory(directory)) {
-            makeDirectory(directory.getParent());
-            var owner = PosixFilePermissions.fromString("rwx------");
-            try {
-                Files.createDirectory(directory, PosixFilePermissions.asFileAttribute(owner));
-                Files.setPosixFilePermissions(directory, owner); // a strict umask may have taken some away
-            } catch (FileAlreadyExistsException inTheWay) {
-                if (!Files.isDirectory(directory)) { // or another command made it at the same moment
-                    throw inTheWay;
-                }
+    /**
+     * A directory in which no other user can replace keys and disks; of a link the target counts. If it is missing, it
+     * is made with its parents, for this user alone. One that exists is never changed.
+     */
+    static Path privateDirectory(Path directory) {
+        String another = ": choose another directory with --vm-dir or VM_DIR";
+        try {
+            if (Files.notExists(directory)) {
+                Files.createDirectories(directory, PosixFilePermissions.asFileAttribute(
+                        PosixFilePermissions.fromString("rwx------")));
             }
+            int mode = (int) Files.getAttribute(directory, "unix:mode") & 07777;
+            String owner = Files.getOwner(directory).getName();
+            if (!Files.isDirectory(directory)) {
+                throw new VmException(69, directory + " is not a directory" + another);
+            } else if (isOwn(directory)) {
+                return directory;
+            }
+            String quoted = "'" + directory.toString().replace("'", "'\\''") + "'";
+            throw new VmException(69, directory + " belongs to " + owner + " and has the mode "
+                    + Integer.toOctalString(mode) + ", so another user could replace keys and disks in it" + another
+                    + ((mode & 01000) != 0 ? "" : ", or run this as " + owner // else it is like /tmp
+                    + ", or make it yours alone: sudo chown -R $(id -u) " + quoted + "; chmod go-w " + quoted));
+        } catch (IOException refused) {
+            throw new VmException(69, directory + " cannot be used (" + reason(refused) + ")" + another);
         }
     }
     // end shared:directory
 
-    // shared:foreign
-    /** Refuses a directory in which another user could replace keys and disks. Of a symbolic link the target counts. */
-    static Path requireOwn(Path directory) {
-        String another = "choose another directory with --vm-dir or VM_DIR";
-        try {
-            if (!Files.isDirectory(directory)) {
-                throw new VmException(69, directory + " is not a directory: " + another);
-            } else if (isOwn(directory)) {
-                return directory;
-            }
-            String owner = Files.getOwner(directory).getName();
-            String quoted = "'" + directory.toString().replace("'", "'\\''") + "'";
-            String mode = Integer.toOctalString((int) Files.getAttribute(directory, "unix:mode") & 07777);
-            String remedy = Files.getAttribute(directory, "unix:uid").equals(userId())
-                    ? ", or, if nobody else uses this one: "
-                    : ", or run this as " + owner + ", or make it yours: sudo chown -R $(id -u) " + quoted + "; ";
-            boolean everybodys = mode.matches("1..."); // as /tmp, which must stay so
-            throw new VmException(69, directory + " belongs to " + owner + " and has the mode " + mode
-                    + ", so another user could replace keys and disks in it: " + another
-                    + (everybodys ? ", as " + directory.resolve("vm") : remedy + "chmod go-w " + quoted));
-        } catch (IOException unknown) {
-            throw new VmException(69, "cannot tell who owns " + directory + " (" + reason(unknown) + "): " + another);
-        }
-    }
-    // end shared:foreign
-
     // shared:owner
     /** Whether this user owns a file and nobody else can write to it. Ids are compared: a user may have no name. */
     static boolean isOwn(Path file) throws IOException {
+        Path process = Path.of("/proc/self/stat");
+        Path home = Path.of(System.getProperty("user.home")); // where there is no /proc; from the user database
+        Object user = Files.getAttribute(Files.exists(process) ? process : home, "unix:uid");
         int mode = (int) Files.getAttribute(file, "unix:mode");
-        return Files.getAttribute(file, "unix:uid").equals(userId()) && (mode & 02) == 0
+        return Files.getAttribute(file, "unix:uid").equals(user) && (mode & 02) == 0
                 && ((mode & 020) == 0 || hasPrivateGroup(file));
     }
 
     /** Whether a file's group is its owner's alone, as on systems where each user has a group and the umask 002. */
     static boolean hasPrivateGroup(Path file) throws IOException {
         String owner = Files.getOwner(file).getName();
-        Path groups = Path.of("/etc/group");
         return Files.getAttribute(file, "posix:group").toString().equals(owner) && !owner.equals("root")
-                && Files.exists(groups) && new String(Files.readAllBytes(groups), UTF_8).lines()
+                && new String(Files.readAllBytes(Path.of("/etc/group")), UTF_8).lines()
                 .anyMatch(line -> line.startsWith(owner + ":") && line.endsWith(":")); // no members after the colon
-    }
-
-    /** The user id that new files get. On Linux this process's files in /proc have it, so that nothing is written. */
-    private static Object userId() throws IOException {
-        Path own = Path.of("/proc/self/stat");
-        if (Files.exists(own)) {
-            return Files.getAttribute(own, "unix:uid");
-        }
-        Path file = Files.createTempFile("vm", null);
-        try {
-            return Files.getAttribute(file, "unix:uid");
-        } finally {
-            Files.delete(file);
-        }
     }
     // end shared:owner
 
@@ -4993,10 +4814,21 @@ final class VmCtl {
     }
     // end shared:run
 
-    // shared:accel
+    // shared:opens
     /** An accelerator, and why it is the one to use. */
     record Accelerator(String name, String reason) {}
 
+    /** Whether this user can open a device to use it. Its mode alone does not tell: a container may forbid it. */
+    static boolean opens(Path device) {
+        try (FileChannel channel = FileChannel.open(device, StandardOpenOption.READ, StandardOpenOption.WRITE)) {
+            return channel.isOpen();
+        } catch (IOException refused) {
+            return false;
+        }
+    }
+    // end shared:opens
+
+    // shared:accel
     /** What vm-setup recorded in accel.json. It counts while QEMU's version and the access to KVM are the same. */
     static Optional<Accelerator> recordedAccelerator(Path vmDir, String qemuVersion, boolean kvmOpens) {
         try {
@@ -5007,15 +4839,6 @@ final class VmCtl {
             return Optional.of(new Accelerator(name, record.getString("reason", "recorded"))).filter(any -> counts);
         } catch (IOException none) {
             return Optional.empty();
-        }
-    }
-
-    /** Whether this user can open a device to use it. Its mode alone does not tell: a container may forbid it. */
-    static boolean opens(Path device) {
-        try (FileChannel channel = FileChannel.open(device, StandardOpenOption.READ, StandardOpenOption.WRITE)) {
-            return channel.isOpen();
-        } catch (IOException refused) {
-            return false;
         }
     }
     // end shared:accel
@@ -5047,20 +4870,14 @@ final class VmCtl {
     // shared:asksetup
     /** Lets vm-setup write accel.json, and returns how that ended, to be told if there is still no record. */
     private static String askSetup(List<String> setup, Path vmDir) throws IOException {
-        List<String> command = new ArrayList<>(List.of("env", "VM_DIR=" + vmDir));
-        command.addAll(setup);
-        command.addAll(List.of("check", "--accel"));
+        List<String> command = new ArrayList<>(setup);
+        command.addAll(List.of("check", "--accel", "--vm-dir", vmDir.toString()));
         try {
             ProcessResult result = run(Duration.ofSeconds(30), command);
-            if (List.of(126, 127).contains(result.getExitValue())) { // env says so where the program cannot be started
-                return "'" + shellQuoted(setup) + "' cannot be run here; set VM_SETUP_CMD to the command that runs "
-                        + "it, as VM_SETUP_CMD='jbang vm-setup@NAME' for a catalog that you added, or "
-                        + "VM_SETUP_CMD='jbang /path/to/VmSetup.java' for a copied file";
-            }
             String lastLine = result.outputUTF8().lines().reduce("", (before, line) -> line);
             return shellQuoted(setup) + " ended with " + result.getExitValue() + " (" + lastLine + ")";
         } catch (VmException failed) {
-            return failed.getMessage();
+            return failed.getMessage() + "; VM_SETUP_CMD names the command, such as 'jbang vm-setup@NAME'";
         }
     }
     // end shared:asksetup
@@ -5107,19 +4924,15 @@ final class VmCtl {
     // shared:split
     /** The words of a setting, split like a shell does it: quotes and backslashes count, nothing else is expanded. */
     static List<String> split(String text) {
-        String piece = "'[^']*'|\"(?:\\\\.|[^\"\\\\])*\"|\\\\.|[^\\s'\"\\\\]";
-        if (!text.matches("(?s)(?:" + piece + "|\\s)*")) {
+        String piece = QUOTED + "|\\\\.|[^\\s'\"\\\\]";
+        if (!text.matches("(?s)(?:" + piece + "|\\s)*+")) {
             throw new VmException(2, "a quote is not closed: " + text);
         }
-        return Pattern.compile("(?s)(?:" + piece + ")+").matcher(text).results().map(word ->
-                Pattern.compile("(?s)" + piece)
-                .matcher(word.group()).replaceAll(part -> Matcher.quoteReplacement(switch (part.group().charAt(0)) {
-                    case '\'' -> part.group().substring(1, part.group().length() - 1);
-                    case '"' -> part.group().substring(1, part.group().length() - 1).replaceAll("\\\\([\"\\\\$`])",
-                            "$1");
-                    case '\\' -> part.group().substring(1);
-                    default -> part.group();
-                }))).collect(Collectors.toList());
+        Pattern quoted = Pattern.compile("(?s)'([^']*)'|\"((?:[^\"\\\\]|\\\\.)*)\"|\\\\(.)");
+        return Pattern.compile("(?s)(?:" + piece + ")++").matcher(text).results()
+                .map(word -> quoted.matcher(word.group()).replaceAll(part -> Matcher.quoteReplacement(
+                        part.group(1) != null ? part.group(1) : part.group(3) != null ? part.group(3)
+                        : part.group(2).replaceAll("\\\\([\"\\\\$`])", "$1")))).collect(Collectors.toList());
     }
     // end shared:split
 }

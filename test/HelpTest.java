@@ -21,11 +21,11 @@ final class HelpTest {
 
     private static CommandLine script(String name) {
         return switch (name) {
-            case "vm-setup" -> VmSetup.commandLine(new VmSetup(), new VmSetup.Settings(SETTINGS, Map.of()));
-            case "vm-auto-install" -> VmAutoInstall.commandLine(new VmAutoInstall.Settings(SETTINGS, Map.of()));
-            case "vm-ctl" -> VmCtl.commandLine(new VmCtl.Settings(SETTINGS, Map.of()));
-            case "vm-sync" -> VmSync.commandLine(new VmSync(), new VmSync.Settings(SETTINGS, Map.of()));
-            default -> VmTest.commandLine(new VmTest.Settings(SETTINGS, Map.of()));
+            case "vm-setup" -> VmSetup.commandLine(new VmSetup(), new VmSetup.Settings().add(SETTINGS, "the environment"));
+            case "vm-auto-install" -> VmAutoInstall.commandLine(new VmAutoInstall.Settings().add(SETTINGS, "the environment"));
+            case "vm-ctl" -> VmCtl.commandLine(new VmCtl.Settings().add(SETTINGS, "the environment"));
+            case "vm-sync" -> VmSync.commandLine(new VmSync(), new VmSync.Settings().add(SETTINGS, "the environment"));
+            default -> VmTest.commandLine(new VmTest.Settings().add(SETTINGS, "the environment"));
         };
     }
 

@@ -111,7 +111,7 @@ final class InstallFaultsTest {
         Process tool = begin(guest, "phase" + phase, "--yes", "--from", "" + phase, "--to", "" + phase);
         if (code == 124) {
             await(tool, INSTALL.resolve("phase1.log"), sign);
-            guest.install().exits(69).says("vm-auto-install (pid " + tool.pid() + ", since ", "holds the lock");
+            guest.install().exits(69).says("vm-auto-install (pid " + tool.pid() + ")", "holds the lock");
         }
         fails(tool, phase, sign, code, code == 124 ? 30 : 0, where,
                 (cause + "; to go on from there: vm-auto-install --yes --to " + phase + "\n").split("; "));

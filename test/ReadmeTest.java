@@ -65,7 +65,7 @@ final class ReadmeTest {
     void everySettingIsThere() {
         Set<String> settings = new TreeSet<>();
         SCRIPTS.values().forEach(script -> collectSettings(script.get(), settings));
-        assertEquals(VmCtl.SETTINGS, settings, "what a file may set without a warning");
+        assertEquals(Set.copyOf(VmCtl.SETTINGS), settings, "what a file may set without a warning");
         assertEquals(List.of(), settings.stream().filter(name -> find("(?m)^\\|.*`" + name + "`.*\\|.*\\|.*\\|$", readme).isEmpty()).toList());
     }
 
@@ -179,9 +179,9 @@ final class ReadmeTest {
     @Test
     void lettersThatJBangLosesAreNotSent() throws Exception {
         Ran utf8 = shell(Path.of(""), "LC_ALL=C.UTF-8 jbang VmCtl.java strät");
-        assertTrue(utf8.exitCode() == 2 && utf8.err().contains("there is no command 'strät' (did you mean start?)"), utf8.toString());
+        assertTrue(utf8.exitCode() == 2 && utf8.err().contains("'strät' (did you mean start?)"), utf8.toString());
         Ran c = shell(Path.of(""), "LC_ALL=C jbang VmCtl.java exec echo strät");
-        assertTrue(c.exitCode() == 2 && c.err().startsWith("vm-ctl: letters of an argument may have become question marks"), c.toString());
+        assertTrue(c.exitCode() == 2 && c.err().startsWith("vm-ctl: letters of an argument, a setting or a directory may have become question marks"), c.toString());
     }
 
     /** Pictures that GitHub shows: no script, nothing of the machine they were made on; and the tables that make bench writes again. */
@@ -229,7 +229,7 @@ final class ReadmeTest {
 
     /** What vm-test list prints in a project that has all directories. */
     private static String suites() {
-        VmTest.Settings none = new VmTest.Settings(Map.of(), Map.of());
+        VmTest.Settings none = new VmTest.Settings();
         StringWriter out = new StringWriter();
         assertEquals(0, VmTest.commandLine(new VmTest(none), none).setOut(new PrintWriter(out, true)).execute("list", "--project", "test/sample"));
         return out.toString();

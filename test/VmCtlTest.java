@@ -76,7 +76,7 @@ final class VmCtlTest {
         Map<String, String> settings = new HashMap<>(
                 Map.of("VM_DIR", dir.toString(), "VM_NAME", "x", "VM_ACCEL", "tcg", "VM_MEMORY", "256M"));
         settings.putAll(environment);
-        return Script.call(VmCtl.commandLine(new VmCtl.Settings(settings, Map.of("VM_CPUS", "3", "VM_MEMORY", "384M")), arguments), arguments);
+        return Script.call(VmCtl.commandLine(new VmCtl.Settings().add(Map.of("VM_CPUS", "3", "VM_MEMORY", "384M"), "vm.env").add(settings, "the environment"), arguments), arguments);
     }
 
     private interface Condition {
@@ -203,9 +203,9 @@ final class VmCtlTest {
                 List.of("ssh"), List.of("exec", "--", "true"));
         Files.createFile(vm.file(".lock")); // both may be left of a start that failed
         Files.createFile(vm.file(".console.log"));
-        for (String others : List.of(": vm-auto-install makes one", " (there are: other, z.1)")) {
+        for (boolean alone : new boolean[] {true, false}) {
             List<String> before = tree(temporary);
-            String message = "there is no VM x in " + dir + others;
+            String message = "there is no VM x in " + dir + ": vm-ctl list shows those that there are, vm-auto-install makes one";
             for (List<String> command : commands) {
                 Script.Result result = ctl(command.toArray(String[]::new)).exits(69);
                 assertEquals("vm-ctl: " + message + "\n", result.err(), command.toString());
@@ -214,7 +214,7 @@ final class VmCtlTest {
             assertEquals(message + "\n", ctl("stop").exits(0).err());
             assertEquals(message + "\n", ctl("destroy").exits(0).err(), "it does not ask: there is nothing to destroy");
             assertEquals(before, tree(temporary));
-            if (others.startsWith(":")) {
+            if (alone) {
                 assertEquals("there is no VM in " + dir + ": vm-auto-install makes one\n", ctl("list").exits(0).err());
             }
             Files.write(dir.resolve("other-clean.qcow2"), new byte[0]);
@@ -447,7 +447,7 @@ final class VmCtlTest {
     void aDirectoryThatSshWouldReadDifferentlyIsRefused() throws IOException {
         for (String name : List.of("a%b", "a%h", "a${HOME}b")) {
             Path odd = temporary.toRealPath().resolve(name);
-            ctl("start", "--vm-dir", odd.toString()).exits(2).says("is not a path without % and ${").says(odd.toString());
+            ctl("start", "--vm-dir", odd.toString()).exits(2).says("must not contain % or ${").says(odd.toString());
             VmCtl.VmException refused = assertThrows(VmCtl.VmException.class, () -> VmCtl.vmDirectory(odd.resolve("relative")));
             assertEquals(2, refused.exitCode);
             assertFalse(Files.exists(odd));

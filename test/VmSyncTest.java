@@ -67,7 +67,7 @@ final class VmSyncTest {
     Path temp;
 
     static Script.Result call(Map<String, String> environment, Map<String, String> file, String... args) {
-        return Script.call(VmSync.commandLine(new VmSync(), new VmSync.Settings(environment, file)), args);
+        return Script.call(VmSync.commandLine(new VmSync(), new VmSync.Settings().add(file, "vm.env").add(environment, "the environment")), args);
     }
 
     // The command line
@@ -75,12 +75,12 @@ final class VmSyncTest {
     @Test
     void aVmThatDoesNotRunIsTold() throws IOException {
         call(Map.of("VM_DIR", temp.toString(), "VM_PROJECT", temp.toString()), Map.of()).exits(69)
-                .says("there is no VM dfly-vm in " + temp + ": vm-auto-install makes one");
+                .says("there is no VM dfly-vm in " + temp + ": vm-ctl list shows");
         Files.createFile(temp.resolve("dfly-vm-clean.qcow2"));
         call(Map.of("VM_DIR", temp.toString(), "VM_PROJECT", temp.toString()), Map.of()).exits(3)
                 .says("VM dfly-vm is not running; start it: vm-ctl start");
         call(Map.of("VM_DIR", temp.toString(), "VM_NAME", "other"), Map.of(), "pull", "a", "b").exits(69)
-                .says("there is no VM other in " + temp + " (there are: dfly-vm)");
+                .says("there is no VM other in " + temp + ": vm-ctl list shows those that there are, vm-auto-install makes one");
     }
 
     @Test
@@ -1127,7 +1127,7 @@ final class VmSyncTest {
                     }
                 }
             };
-            int code = VmSync.commandLine(new VmSync(), new VmSync.Settings(settings(), Map.of())).setOut(new PrintWriter(new StringWriter()))
+            int code = VmSync.commandLine(new VmSync(), new VmSync.Settings().add(settings(), "the environment")).setOut(new PrintWriter(new StringWriter()))
                     .setErr(new PrintWriter(err)).execute("--engine", engine);
             assertEquals(0, code, err.toString());
             assertEquals(List.of(true), there, err.toString());
@@ -1517,7 +1517,7 @@ final class VmSyncTest {
             assertTrue(sync().exits(69).err().matches("vm-sync: [^\n]*dfly-vm.sync/[^\n]*: Is a directory\n"), sync().err());
             delete(notes);
             Files.writeString(notes, "");
-            assertTrue(sync().exits(69).err().matches("vm-sync: cannot write to [^\n]*dfly-vm.sync \\([^\n]*\n"), sync().err());
+            assertTrue(sync().exits(69).err().matches("vm-sync: [^\n]*dfly-vm.sync is not a directory: [^\n]*\n"), sync().err());
             Files.delete(notes);
         }
 
@@ -1640,7 +1640,7 @@ final class VmSyncTest {
             private final Thread thread;
 
             Watching(String... args) {
-                thread = new Thread(() -> code.complete(VmSync.commandLine(new VmSync(), new VmSync.Settings(settings(), Map.of()))
+                thread = new Thread(() -> code.complete(VmSync.commandLine(new VmSync(), new VmSync.Settings().add(settings(), "the environment"))
                         .setOut(new PrintWriter(out)).setErr(new PrintWriter(err)).execute(args)));
                 thread.start();
             }

@@ -51,7 +51,7 @@ final class VmTestTest {
     // Command line
 
     private static Script.Result vmTest(Map<String, String> environment, Map<String, String> file, String... args) {
-        return Script.call(VmTest.commandLine(new VmTest.Settings(environment, file)), args);
+        return Script.call(VmTest.commandLine(new VmTest.Settings().add(file, "vm.env").add(environment, "the environment")), args);
     }
 
     private Script.Result vmTest(String... args) {
@@ -90,7 +90,7 @@ final class VmTestTest {
 
     @Test
     void noLivePidIsThree() throws Exception {
-        vmTest("unit").is(69, "", "vm-test: there is no VM dfly-vm in " + dir + ": vm-auto-install makes one\n");
+        vmTest("unit").is(69, "", "vm-test: there is no VM dfly-vm in " + dir + ": vm-ctl list shows those that there are, vm-auto-install makes one\n");
         Path disk = Files.createFile(dir.resolve("dfly-vm-clean.qcow2"));
         vmTest("unit").is(3, "", "vm-test: VM dfly-vm is not running; start it: vm-ctl start\n");
         assertEquals(3, vmTest("run", "--", "true").exitCode());
@@ -193,8 +193,8 @@ final class VmTestTest {
         VmTest.Supervisor.ssh = bin.resolve("ssh").toString();
         System.setOut(new PrintStream(Files.newOutputStream(dir.resolve("out")), true, UTF_8));
         System.setErr(new PrintStream(Files.newOutputStream(dir.resolve("err")), true, UTF_8));
-        CommandLine line = VmTest.commandLine(new VmTest.Settings(Map.of("VM_DIR", dir.toString(), "VM_REMOTE_DIR", dir.toString(),
-                "VM_TEST_BUILD", "true", "VM_TEST_IT", command), Map.of()));
+        CommandLine line = VmTest.commandLine(new VmTest.Settings().add(Map.of("VM_DIR", dir.toString(), "VM_REMOTE_DIR", dir.toString(),
+                "VM_TEST_BUILD", "true", "VM_TEST_IT", command), "the environment"));
         FutureTask<Integer> task = new FutureTask<>(() -> {
             int code = line.execute(args);
             VmTest vmTest = line.getCommand();
@@ -320,7 +320,7 @@ final class VmTestTest {
     }
 
     private static String suite(Path project, String name) {
-        return new VmTest.Suites(new VmTest.Settings(Map.of(), Map.of()), project).chosen(List.of(name)).get(0).command();
+        return new VmTest.Suites(new VmTest.Settings(), project).chosen(List.of(name)).get(0).command();
     }
 
     @Test
@@ -350,7 +350,7 @@ final class VmTestTest {
     }
 
     private static List<VmTest.Job> jobs(Map<String, String> settings, VmTest.CallerArgs callerArgs, String... names) {
-        return new VmTest.Suites(new VmTest.Settings(settings, Map.of()), Path.of("test/sample")).jobs(List.of(names), callerArgs);
+        return new VmTest.Suites(new VmTest.Settings().add(settings, "the environment"), Path.of("test/sample")).jobs(List.of(names), callerArgs);
     }
 
     private static String chosen(Map<String, String> settings, String... names) {
@@ -1139,8 +1139,8 @@ final class VmTestTest {
 
     // What failed last time
 
-    private static final VmTest.Settings TWO = new VmTest.Settings(Map.of("VM_TEST_BUILD", "true", "VM_TEST_X", "go test -v -short ./...",
-            "VM_TEST_MAKE", "gmake check"), Map.of());
+    private static final VmTest.Settings TWO = new VmTest.Settings().add(Map.of("VM_TEST_BUILD", "true", "VM_TEST_X", "go test -v -short ./...",
+            "VM_TEST_MAKE", "gmake check"), "the environment");
 
     /** Runs the suites x and make, whose events and exit codes are given, and then asks what failed. */
     private List<String> again(VmTest.CallerArgs callerArgs, String[] streams, int... codes) throws Exception {
@@ -1220,7 +1220,7 @@ final class VmTestTest {
         assertEquals("--failed: the last run was that of another project, host:/p, not host:/q: run a suite of this one first", other.getMessage());
         assertEquals("--failed: suite unit was not in the last run, only x, make",
                 assertThrows(VmTest.VmException.class, () -> failed(suites, "unit")).getMessage());
-        VmTest.Suites changed = new VmTest.Suites(new VmTest.Settings(Map.of("VM_TEST_BUILD", "true", "VM_TEST_X", "go test ./p"), Map.of()), dir);
+        VmTest.Suites changed = new VmTest.Suites(new VmTest.Settings().add(Map.of("VM_TEST_BUILD", "true", "VM_TEST_X", "go test ./p"), "the environment"), dir);
         assertEquals(List.of("go test -json ./p"), failed(changed, "x"), "its command has changed, so it runs whole");
         // One suite again, which passes: what else failed is not forgotten.
         VmTest.LastRun next = new VmTest.LastRun(dir, "host:/p", VmTest.CallerArgs.NONE);
@@ -1238,7 +1238,7 @@ final class VmTestTest {
         VmTest.LastRun cutOff = new VmTest.LastRun(dir, "host:/p", VmTest.CallerArgs.NONE);
         cutOff.begin(cutOff.failedJobs(suites, List.of()));
         assertEquals(List.of("go test -json -short ./..."), failed(suites), "it has begun, and has no result");
-        VmTest.Suites gone = new VmTest.Suites(new VmTest.Settings(Map.of(), Map.of()), dir);
+        VmTest.Suites gone = new VmTest.Suites(new VmTest.Settings(), dir);
         assertEquals("--failed: there is no suite x any more, which the last run had: set its VM_TEST_... again, or name other suites",
                 assertThrows(VmTest.VmException.class, () -> failed(gone)).getMessage());
         VmTest.CallerArgs required = new VmTest.CallerArgs(List.of(), List.of(), true);
@@ -1288,7 +1288,7 @@ final class VmTestTest {
     void controlCharactersAreMadeHarmless() {
         assertEquals("red\ttab\n???? größe $1 \\", VmTest.printable("\u001b[31mred\u001b[0m\ttab\r\n\u0007\b\u001c\u007f\u009b2J größe $1 \\"));
         assertEquals("a?b?c", VmTest.printable("a\u202eb\u2066c"));
-        assertEquals("red, title, char, 8 bit", VmTest.withoutEscapes("\u001b[31;1mred\u001b[0m, \u001b]0;x y\u0007title, \u001bMchar, \u009b2J8 bit"));
+        assertEquals("red, title, char, 8 bit", VmTest.printable("\u001b[31;1mred\u001b[0m, \u001b]0;x y\u0007title, \u001bMchar, \u009b2J8 bit"));
         assertEquals("over[31mwritten?", VmTest.printable("o\u001b]0;never ended\u001b]1;nor this\u001b\\ver\r[31mwritten\u001b"));
     }
 
