@@ -935,16 +935,50 @@ final class VmAutoInstall implements Callable<Integer> {
         }
 
         /** 69 if the header of a disk makes QEMU use a file outside of VM_DIR. */
-        static void checkChain(VmFiles files, Path disk) throws IOException {
-            requireChain(disk, files.dir, "move it away, and run vm-auto-install again");
+        static void checkChain(VmFiles files, Path top) throws IOException {
+            Set<Path> seen = new HashSet<>();
+            for (Path disk = top; disk != null && seen.add(disk);) {
+                disk = backingFile(files, disk, "move it away, and run vm-auto-install again");
+            }
         }
 
         /** 69 if the header of a disk makes QEMU use any other file. */
         static void checkPlain(VmFiles files, Path disk) throws IOException {
             String remedy = "move it away, or let vm-setup disk --yes make a blank one";
-            requireChain(disk, files.dir, remedy);
-            if (backingFile(disk, remedy) != null) {
+            if (backingFile(files, disk, remedy) != null) {
                 throw new VmException(69, disk + " needs another disk as its backing file: " + remedy);
+            }
+        }
+
+        /**
+         * What a disk builds on, or null. 69 unless both are qcow2 files in VM_DIR that hold their own data: a header
+         * can name any file of this machine, and QEMU would use it.
+         */
+        private static Path backingFile(VmFiles files, Path disk, String remedy) throws IOException {
+            requireInside(files, disk, disk + " is ", remedy);
+            ProcessResult info = run(Duration.ofMinutes(1),
+                    List.of("qemu-img", "info", "-f", "qcow2", "--output=json", disk.toString()));
+            if (info.getExitValue() != 0) {
+                throw new VmException(69, disk + " is not a qcow2 image that can be used; " + remedy + ": "
+                        + info.outputUTF8().strip());
+            }
+            JsonObject header = json(info.outputUTF8());
+            String backing = header.getString("backing-filename");
+            if (header.getObject("format-specific").getObject("data").has("data-file")) {
+                throw new VmException(69, disk + " keeps its data in another file, which is refused; " + remedy);
+            } else if (backing == null) {
+                return null;
+            } else if (backing.contains(":") || !"qcow2".equals(header.getString("backing-filename-format"))) {
+                throw new VmException(69, disk + " builds on " + backing + ", which is not said to be a qcow2 file; "
+                        + remedy);
+            }
+            requireInside(files, disk.resolveSibling(backing), disk + " builds on ", remedy);
+            return disk.resolveSibling(backing);
+        }
+
+        private static void requireInside(VmFiles files, Path disk, String what, String remedy) throws IOException {
+            if (!disk.toRealPath().startsWith(files.dir.toRealPath())) {
+                throw new VmException(69, what + disk.toRealPath() + ", which is not in VM_DIR; " + remedy);
             }
         }
     }
@@ -1912,69 +1946,6 @@ final class VmAutoInstall implements Callable<Integer> {
                 : duration.toSeconds() + " s";
     }
 
-    // shared:qcow2
-    /**
-     * What a disk builds on, or null. 69 unless it is qcow2 and names nothing but another qcow2 file: a header can name
-     * any file of this machine, and QEMU would use it.
-     */
-    static Path backingFile(Path disk, String remedy) throws IOException {
-        if (!Files.isRegularFile(disk)) {
-            throw new VmException(69, disk + (Files.exists(disk) ? " is no file; " + remedy
-                    : " is missing: was VM_DIR moved or copied in part? Put the file back and try again"));
-        }
-        try (InputStream in = Files.newInputStream(disk)) {
-            ByteBuffer header = ByteBuffer.wrap(in.readNBytes(1 << 16));
-            if (header.limit() < 4 || header.getInt(0) != 0x514649fb) {
-                throw new VmException(69, disk + " is not a qcow2 image; " + remedy);
-            } else if (header.getInt(4) > 2 && (header.getLong(72) & 4) != 0) { // an incompatible feature
-                throw new VmException(69, disk + " keeps its data in another file, which is refused; " + remedy);
-            }
-            int nameAt = Math.toIntExact(header.getLong(8));
-            if (nameAt == 0) {
-                return null;
-            }
-            String backing = UTF_8.decode(header.slice(nameAt, header.getInt(16))).toString();
-            if (backing.contains(":") || !backingFormats(header, nameAt).equals(Set.of("qcow2"))) {
-                throw new VmException(69, disk + " builds on " + backing + ", which is not said to be a qcow2 file; "
-                        + remedy);
-            }
-            return disk.resolveSibling(backing);
-        } catch (IndexOutOfBoundsException | ArithmeticException | InvalidPathException damaged) {
-            throw new VmException(69, disk + " is damaged; " + remedy);
-        }
-    }
-    // end shared:qcow2
-
-    // shared:chain
-    /** The formats that a qcow2 header gives for the backing file, in its list of extensions; the last one counts. */
-    private static Set<String> backingFormats(ByteBuffer header, int end) {
-        Set<String> formats = new HashSet<>();
-        for (int at = header.getInt(4) > 2 ? header.getInt(100) : 72; at + 8 <= end && header.getInt(at) != 0; ) {
-            ByteBuffer value = header.slice(at + 8, header.getInt(at + 4));
-            if (header.getInt(at) == 0xe2792aca) {
-                formats.add(UTF_8.decode(value.duplicate()).toString());
-            }
-            at += 8 + (value.limit() + 7 & ~7);
-        }
-        return formats;
-    }
-
-    /** 69 unless a disk and all that it builds on are qcow2 files that really lie in VM_DIR. */
-    static void requireChain(Path top, Path vmDir, String remedy) throws IOException {
-        Set<Path> seen = new HashSet<>();
-        String forOthers = top + " builds on it; " + remedy;
-        for (Path disk = top; disk != null; disk = backingFile(disk, disk == top ? remedy : forOthers)) {
-            Path real = Files.exists(disk) ? disk.toRealPath() : disk; // one that is missing has its own message
-            if (!real.startsWith(vmDir.toRealPath()) && Files.exists(disk)) {
-                throw new VmException(69, top + (disk == top ? " is " : " builds on ") + real
-                        + ", which is not in VM_DIR; " + remedy);
-            } else if (!seen.add(real)) {
-                throw new VmException(69, top + " builds on itself; " + remedy);
-            }
-        }
-    }
-    // end shared:chain
-
     // shared:umask
     /** What the command creates is for its user alone, whatever the caller's umask is; Java cannot set one. */
     private static List<String> withUmask(List<String> command) {
@@ -2418,9 +2389,8 @@ final class VmAutoInstall implements Callable<Integer> {
             throw new VmException(2, file + " is not a file of at most 64 KB");
         }
         Map<String, String> settings = new TreeMap<>();
-        String text = new String(Files.readAllBytes(file), UTF_8).replaceFirst("^\ufeff", "");
-        for (String line : text.lines().map(String::strip).toList()) {
-            Matcher found = LINE.matcher(line);
+        for (String line : new String(Files.readAllBytes(file), UTF_8).replaceFirst("^\ufeff", "").lines().toList()) {
+            Matcher found = LINE.matcher(line.strip());
             if (!found.matches() || line.contains("\0")) {
                 throw new VmException(2, file + ": this line is not KEY=value with every quote closed: " + line);
             } else if (found.group(1) != null) {

@@ -3948,7 +3948,6 @@ final class VmCtl {
         }
     }
 
-    // shared:qcow2
     /**
      * What a disk builds on, or null. 69 unless it is qcow2 and names nothing but another qcow2 file: a header can name
      * any file of this machine, and QEMU would use it.
@@ -3979,9 +3978,7 @@ final class VmCtl {
             throw new VmException(69, disk + " is damaged; " + remedy);
         }
     }
-    // end shared:qcow2
 
-    // shared:chain
     /** The formats that a qcow2 header gives for the backing file, in its list of extensions; the last one counts. */
     private static Set<String> backingFormats(ByteBuffer header, int end) {
         Set<String> formats = new HashSet<>();
@@ -4009,7 +4006,6 @@ final class VmCtl {
             }
         }
     }
-    // end shared:chain
 
     // shared:umask
     /** What the command creates is for its user alone, whatever the caller's umask is; Java cannot set one. */
@@ -4503,9 +4499,8 @@ final class VmCtl {
             throw new VmException(2, file + " is not a file of at most 64 KB");
         }
         Map<String, String> settings = new TreeMap<>();
-        String text = new String(Files.readAllBytes(file), UTF_8).replaceFirst("^\ufeff", "");
-        for (String line : text.lines().map(String::strip).toList()) {
-            Matcher found = LINE.matcher(line);
+        for (String line : new String(Files.readAllBytes(file), UTF_8).replaceFirst("^\ufeff", "").lines().toList()) {
+            Matcher found = LINE.matcher(line.strip());
             if (!found.matches() || line.contains("\0")) {
                 throw new VmException(2, file + ": this line is not KEY=value with every quote closed: " + line);
             } else if (found.group(1) != null) {

@@ -4091,9 +4091,8 @@ final class VmTest implements Callable<Integer> {
             throw new VmException(2, file + " is not a file of at most 64 KB");
         }
         Map<String, String> settings = new TreeMap<>();
-        String text = new String(Files.readAllBytes(file), UTF_8).replaceFirst("^\ufeff", "");
-        for (String line : text.lines().map(String::strip).toList()) {
-            Matcher found = LINE.matcher(line);
+        for (String line : new String(Files.readAllBytes(file), UTF_8).replaceFirst("^\ufeff", "").lines().toList()) {
+            Matcher found = LINE.matcher(line.strip());
             if (!found.matches() || line.contains("\0")) {
                 throw new VmException(2, file + ": this line is not KEY=value with every quote closed: " + line);
             } else if (found.group(1) != null) {

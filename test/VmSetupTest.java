@@ -1409,7 +1409,7 @@ final class VmSetupTest {
         String owner = Files.getOwner(foreign).getName();
         for (String command : List.of("fetch", "disk", "check")) {
             assertFailed(run(command), 69, foreign + " belongs to " + owner + " and has the mode 755", ", or run this as " + owner
-                    + ", or make it yours: sudo chown -R $(id -u) '" + foreign + "'; chmod go-w '" + foreign + "'");
+                    + ", or make it yours alone: sudo chown -R $(id -u) '" + foreign + "'; chmod go-w '" + foreign + "'");
         }
     }
 
@@ -1432,7 +1432,7 @@ final class VmSetupTest {
     }
 
     @ParameterizedTest
-    @ValueSource(strings = {"000", "177", "777"})
+    @ValueSource(strings = {"000", "022", "077"})
     void aNewDirectoryAndItsNewParentsAreTheirOwnersAloneWhateverTheUmask(String umask) throws Exception {
         Path made = vmDir.resolve("a/b");
         settings.putAll(Map.of("VM_DIR", made.toString(), "VM_IMAGE", "/nonexistent"));
