@@ -146,7 +146,7 @@ final class DivisionTest {
     }
 
     private static Script.Result vmTest(String arguments) {
-        return Script.call(VmTest.commandLine(new VmTest.Settings(Map.of(), Map.of())), arguments.split(" "));
+        return Script.call(VmTest.commandLine(new VmTest.Settings()), arguments.split(" "));
     }
 
     @Test
@@ -310,7 +310,7 @@ final class DivisionTest {
     private Path part(String name, String command, VmTest.Shard shard, String commit, String... tests) throws Exception {
         Path file = dir.resolve(name);
         VmTest.PackageList list = VmTest.PackageList.parse(Stream.of("a", "b", "c", "d").map(pkg -> "vm-test m/" + pkg + " 1 0\n").collect(Collectors.joining()));
-        VmTest.Job job = new VmTest.Suites(new VmTest.Settings(Map.of("VM_TEST_X", command, "VM_TEST_BUILD", "true"), Map.of()), dir)
+        VmTest.Job job = new VmTest.Suites(new VmTest.Settings().add(Map.of("VM_TEST_X", command, "VM_TEST_BUILD", "true"), "the environment"), dir)
                 .jobs(List.of("x"), VmTest.CallerArgs.NONE).get(0);
         List<String> packages = shard.of(VmTest.Timings.of(null, "x", list.packages()));
         job = job.with(new VmTest.Part(shard, packages, list.hash()));
@@ -402,7 +402,7 @@ final class DivisionTest {
     }
 
     private static String version() {
-        return VmTest.commandLine(new VmTest.Settings(Map.of(), Map.of())).getCommandSpec().version()[0];
+        return VmTest.commandLine(new VmTest.Settings()).getCommandSpec().version()[0];
     }
 
     /** Go's decoders ignore case and unknown members: none of ours may be taken for one of an event's. */
