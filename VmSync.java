@@ -2270,23 +2270,24 @@ final class VmSync implements Callable<Integer> {
     // shared:refuse
     /** Tells what is wrong in a command line or a setting; shows the help instead if it was asked for. */
     private static int refuse(CommandLine all, Settings settings, ParameterException failure, String... args) {
+        CommandSpec command = failure.getCommandLine().getCommandSpec();
+        String help = "; see: " + System.getProperty("vm.make", command.qualifiedName() + " ") + "--help";
         String fault = problem(settings, List.of(args));
         try { // without the settings: a wrong one must not keep the help away
             Integer helped = CommandLine.executeHelpRequest(all.setDefaultValueProvider(null).parseArgs(args));
             if (helped != null) {
                 return helped;
-            } else if (fault == null) { // it is a setting that is wrong
-                fault = settings.origins.get(failure.getArgSpec().descriptionKey()) + ": "
+            } else if (fault == null) { // a setting is wrong, or the command itself refuses the arguments
+                fault = failure.getArgSpec() == null ? failure.getMessage() + help
+                        : settings.origins.get(failure.getArgSpec().descriptionKey()) + ": "
                         + failure.getCause().getMessage();
             }
         } catch (ParameterException wrongArguments) {
-            CommandSpec command = wrongArguments.getCommandLine().getCommandSpec();
             List<String> known = new ArrayList<>(command.optionsMap().keySet());
             known.addAll(command.subcommands().keySet());
             String hint = !(wrongArguments instanceof UnmatchedArgumentException unmatched) ? ""
                     : didYouMean(unmatched.getUnmatched().get(0).replaceFirst("=.*", ""), known);
-            fault = fault != null ? fault : wrongArguments.getMessage() + hint + "; see: "
-                    + System.getProperty("vm.make", command.qualifiedName() + " ") + "--help";
+            fault = fault != null ? fault : wrongArguments.getMessage() + hint + help;
         }
         tell(all, fault);
         return 2;
@@ -2530,7 +2531,8 @@ final class VmSync implements Callable<Integer> {
     // shared:known
     /** Why a VM does not run: there is none of this name (69), or nobody has started it (3). */
     static VmException notRunning(Path vmDir, String name) {
-        boolean known = Stream.of("-clean.qcow2", ".qcow2").anyMatch(end -> Files.exists(vmDir.resolve(name + end)));
+        boolean known = Stream.of("-clean.qcow2", ".qcow2", ".qemu-pid")
+                .anyMatch(end -> Files.exists(vmDir.resolve(name + end)));
         return known ? new VmException(3, "VM " + name + " is not running; start it: vm-ctl start")
                 : new VmException(69, "there is no VM " + name + " in " + vmDir + ": vm-ctl list shows those that "
                         + "there are, vm-auto-install makes one");
