@@ -10,8 +10,11 @@ import java.time.Duration;
 import java.util.List;
 import java.util.regex.Pattern;
 import org.junit.jupiter.api.AfterAll;
+import org.junit.jupiter.api.MethodOrderer;
+import org.junit.jupiter.api.Order;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.TestMethodOrder;
 
 /**
  * The stand-in guest, installed, is as strict as DragonFly: what its table refuses there, it refuses here. And it prints on the serial
@@ -19,6 +22,7 @@ import org.junit.jupiter.api.Test;
  */
 @Tag("core")
 @Tag("vm")
+@TestMethodOrder(MethodOrderer.OrderAnnotation.class)
 final class StandinTest {
 
     static final Path SCRIPT = Path.of("test/standin/strictness.sh").toAbsolutePath();
@@ -39,6 +43,21 @@ final class StandinTest {
     }
 
     @Test
+    @Order(1)
+    void gitWorksOverSsh() throws IOException {
+        freshGuest();
+        Path clone = Guest.BUILD.resolve("test/cloned");
+        Guest.delete(clone);
+        GUEST.sh("cd /root && rm -rf one.git && git init -q --bare one.git && git init -q one && cd one && echo text >file && git add file"
+                + " && git -c user.name=x -c user.email=x@example.org commit -qm one && git push -q /root/one.git HEAD:refs/heads/main"
+                + " && git -C /root/one.git symbolic-ref HEAD refs/heads/main").exits(0);
+        GUEST.run(List.of("sh", "-c", "GIT_SSH_COMMAND=\"ssh -F \\\"$1\\\"\" git clone -q guest:/root/one.git \"$2\"", "sh",
+                GUEST.vmDir().resolve("ssh_config").toString(), clone.toString())).exits(0);
+        assertEquals("text\n", Files.readString(clone.resolve("file")));
+        Guest.delete(clone);
+    }
+
+    @Test
     void eachProgramTakesItsFlagsAndNoOthers() {
         freshGuest();
         List<String> ssh = List.of("sh", "-c", "exec ssh -F \"$1\" guest sh -s <\"$2\"", "sh",
@@ -50,9 +69,11 @@ final class StandinTest {
         assertTrue(Pattern.compile("^\\d{3} passed, 0 failed$", Pattern.MULTILINE).matcher(out.replace("\r", "")).find(), out);
     }
 
+    /** The last word of the guest that the test before has used. */
     @Test
+    @Order(2)
     void aPanicGoesOnInTheConsolesLineAndStaysInTheDebugger() throws Exception {
-        freshGuest();
+        GUEST.ctl("start").exits(0);
         String console = consoleAfter("sysctl debug.debugger_on_panic=1; sysctl debug.panic=1", "db> ");
         assertTrue(console.contains("panic: sysctl_debug_panic\r\ncpuid = 0\r\nTrace beginning at frame 0x") && console.endsWith(DEBUGGER), console);
         assertFalse(console.contains("\npanic: "), "it begins in the line of the login prompt: " + console);
@@ -106,19 +127,5 @@ final class StandinTest {
 
     private static String consoleLog() throws IOException {
         return Files.readString(GUEST.file(".console.log"), ISO_8859_1);
-    }
-
-    @Test
-    void gitWorksOverSsh() throws IOException {
-        freshGuest();
-        Path clone = Guest.BUILD.resolve("test/cloned");
-        Guest.delete(clone);
-        GUEST.sh("cd /root && rm -rf one.git && git init -q --bare one.git && git init -q one && cd one && echo text >file && git add file"
-                + " && git -c user.name=x -c user.email=x@example.org commit -qm one && git push -q /root/one.git HEAD:refs/heads/main"
-                + " && git -C /root/one.git symbolic-ref HEAD refs/heads/main").exits(0);
-        GUEST.run(List.of("sh", "-c", "GIT_SSH_COMMAND=\"ssh -F \\\"$1\\\"\" git clone -q guest:/root/one.git \"$2\"", "sh",
-                GUEST.vmDir().resolve("ssh_config").toString(), clone.toString())).exits(0);
-        assertEquals("text\n", Files.readString(clone.resolve("file")));
-        Guest.delete(clone);
     }
 }

@@ -115,16 +115,55 @@ say "unpacking"
 for d in bin sbin lib lib64; do mkdir -p "$pool/usr/$d"; ln -s usr/$d "$pool/$d"; done
 # The archives of this plan only: the cache may hold older ones.
 printf '%s\n' "$plan" | sed 's/^\([^ ]*\) .*(\([^ ]*\) .*\[\([a-z0-9]*\)\]).*/\1 \2 \3/' >"$work/plan"
-while read -r name version arch; do
-    f=$out/debs/${name}_$(echo "$version" | sed 's/:/%3a/g')_$arch.deb
-    [ -r "$f" ] || fail "$f is missing"
-    case $name in linux-modules-extra-*) only='--wildcards */qemu_fw_cfg.ko*' ;; *) only= ;; esac
-    dpkg-deb --fsys-tarfile "$f" >"$work/deb.tar"
-    # shellcheck disable=SC2086
-    tar -x --keep-directory-symlink --no-same-owner -C "$pool" --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' \
-        --exclude='./usr/share/locale/*' --exclude='./dev/*' -f "$work/deb.tar" $only
-done <"$work/plan"
-rm "$work/deb.tar"
+unpack() { # lines of the plan
+    while read -r name version arch; do
+        f=$out/debs/${name}_$(echo "$version" | sed 's/:/%3a/g')_$arch.deb
+        [ -r "$f" ] || fail "$f is missing"
+        case $name in linux-modules-extra-*) only='--wildcards */qemu_fw_cfg.ko*' ;; *) only= ;; esac
+        dpkg-deb --fsys-tarfile "$f" >"$work/deb.tar"
+        # shellcheck disable=SC2086
+        tar -x --keep-directory-symlink --no-same-owner -C "$pool" --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' \
+            --exclude='./usr/share/locale/*' --exclude='./dev/*' -f "$work/deb.tar" $only
+    done
+    rm -f "$work/deb.tar"
+}
+# The kernel first: if it lacks a module, that is said soon.
+sed -n -e '/^linux-/p' -e '/^busybox-static /p' "$work/plan" >"$work/plan.kernel"
+unpack <"$work/plan.kernel"
+
+# --- the kernel and its modules ---------------------------------------------------------------------------
+vmlinuz=
+for f in "$pool"/boot/vmlinuz-*; do vmlinuz=$f; break; done
+[ -f "$vmlinuz" ] || fail "the package $kernel holds no kernel"
+kver=${vmlinuz##*/vmlinuz-}
+mods=$pool/usr/lib/modules/$kver
+find "$mods" -name '*.ko.zst' -exec zstd -dq --rm {} +
+find "$mods" -name '*.ko.xz' -exec xz -d {} +
+"$pool/usr/bin/busybox" depmod -b "$pool" "$kver"
+ird=$work/initramfs
+mkdir -p "$ird/bin" "$ird/lib/modules/$kver"
+cp "$pool/usr/bin/busybox" "$ird/bin/"
+cp "$here/loader" "$ird/init"
+chmod 755 "$ird/init"
+# Each is a file with what it depends on, or part of the kernel. Without one of them the guest would not find its disks, or have no /proc.
+for m in virtio_pci fuse ata_piix virtio_scsi sd_mod sr_mod isofs virtio_net qemu_fw_cfg button evdev vfat nls_cp437 nls_ascii nls_iso8859-1 ata_generic; do
+    name=$(echo "$m" | sed 's/[-_]/[-_]/g')
+    if l=$(grep "/$name\.ko:" "$mods/modules.dep"); then
+        echo "$m" >>"$ird/modules"
+        for f in ${l%%:*} ${l#*:}; do
+            mkdir -p "$ird/lib/modules/$kver/$(dirname "$f")"
+            cp "$mods/$f" "$ird/lib/modules/$kver/$f"
+        done
+    else
+        grep -q "/$name\.ko\$" "$mods/modules.builtin" ||
+            fail "the kernel $kver has no module $m: neither a file $m.ko in modules.dep nor a line in modules.builtin"
+    fi
+done
+"$pool/usr/bin/busybox" depmod -b "$ird" "$kver"
+
+# --- the other packages -----------------------------------------------------------------------------------
+sed -e '/^linux-/d' -e '/^busybox-static /d' "$work/plan" >"$work/plan.others"
+unpack <"$work/plan.others"
 libs=$pool/usr/lib/x86_64-linux-gnu
 
 # needed BINARY...: the shared libraries it loads, by the guest's own dynamic linker
@@ -252,34 +291,6 @@ done
 
 # --- the boot loader, the kernel, the initramfs -----------------------------------------------------------
 say "the kernel and the loader"
-vmlinuz=
-for f in "$pool"/boot/vmlinuz-*; do vmlinuz=$f; break; done
-[ -f "$vmlinuz" ] || fail "the package $kernel holds no kernel"
-kver=${vmlinuz##*/vmlinuz-}
-mods=$pool/usr/lib/modules/$kver
-find "$mods" -name '*.ko.zst' -exec zstd -dq --rm {} +
-find "$mods" -name '*.ko.xz' -exec xz -d {} +
-"$pool/usr/bin/busybox" depmod -b "$pool" "$kver"
-ird=$work/initramfs
-mkdir -p "$ird/bin" "$ird/lib/modules/$kver"
-cp "$pool/usr/bin/busybox" "$ird/bin/"
-cp "$here/loader" "$ird/init"
-chmod 755 "$ird/init"
-# Each is a file with what it depends on, or part of the kernel. Without one of them the guest would not find its disks, or have no /proc.
-for m in virtio_pci fuse ata_piix virtio_scsi sd_mod sr_mod isofs virtio_net qemu_fw_cfg button evdev vfat nls_cp437 nls_ascii nls_iso8859-1 ata_generic; do
-    name=$(echo "$m" | sed 's/[-_]/[-_]/g')
-    if l=$(grep "/$name\.ko:" "$mods/modules.dep"); then
-        echo "$m" >>"$ird/modules"
-        for f in ${l%%:*} ${l#*:}; do
-            mkdir -p "$ird/lib/modules/$kver/$(dirname "$f")"
-            cp "$mods/$f" "$ird/lib/modules/$kver/$f"
-        done
-    else
-        grep -q "/$name\.ko\$" "$mods/modules.builtin" ||
-            fail "the kernel $kver has no module $m: neither a file $m.ko in modules.dep nor a line in modules.builtin"
-    fi
-done
-"$pool/usr/bin/busybox" depmod -b "$ird" "$kver"
 mkdir -p "$root/boot/kernel"
 (cd "$ird" && find . >"$work/list" && sort "$work/list" | cpio -o -H newc -R 0:0 --quiet >"$work/initramfs.cpio")
 gzip -9n <"$work/initramfs.cpio" >"$root/boot/loader"
