@@ -870,7 +870,8 @@ final class VmAutoInstall implements Callable<Integer> {
 
         /** Removes all that builds on the clean disk. */
         void removeOldDisks() throws IOException {
-            for (Path old : List.of(file(".qcow2"), file(".offline"), file(".snapshots"), file(".disks"))) {
+            for (Path old : List.of(file(".qcow2"), file(".offline"), file(".snapshots"), file(".disks"),
+                    file(".import"))) { // a vm-ctl import that was killed would be finished over this VM
                 if (Files.exists(old, LinkOption.NOFOLLOW_LINKS)) {
                     try (Stream<Path> tree = Files.walk(old)) {
                         for (Path file : tree.sorted(Comparator.reverseOrder()).toList()) {
@@ -2125,7 +2126,7 @@ final class VmAutoInstall implements Callable<Integer> {
 
     // shared:vmnames
     private static final Pattern VM_FILE = Pattern.compile(
-            "([^.].*?)(?:-clean\\.qcow2|\\.(?:qcow2|disks|snapshots|install|pid|qemu-pid|ssh))");
+            "([^.].*?)(?:-clean\\.qcow2|\\.(?:qcow2|disks|snapshots|install|import|pid|qemu-pid|ssh))");
 
     /** The names of all VMs in VM_DIR. A lock or a log, which a failed command may leave, does not count. */
     static List<String> vmNames(Path vmDir) {

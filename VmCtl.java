@@ -4,6 +4,7 @@
 //RUNTIME_OPTIONS -XX:TieredStopAtLevel=1 // starts faster (jbang: 0.76 s, 0.81 s without); C2 would not pay
 //DEPS info.picocli:picocli:4.7.7
 //DEPS org.zeroturnaround:zt-exec:1.13.0
+//DEPS org.apache.commons:commons-compress:1.28.0
 //DEPS com.grack:nanojson:1.10
 //DEPS org.slf4j:slf4j-nop:2.0.17 // zt-exec logs; without a binding slf4j warns on stderr
 
@@ -16,6 +17,7 @@ import com.grack.nanojson.JsonParser;
 import com.grack.nanojson.JsonParserException;
 import com.grack.nanojson.JsonWriter;
 import com.sun.management.OperatingSystemMXBean;
+import java.io.BufferedInputStream;
 import java.io.BufferedReader;
 import java.io.ByteArrayOutputStream;
 import java.io.EOFException;
@@ -65,6 +67,8 @@ import java.nio.file.attribute.FileAttribute;
 import java.nio.file.attribute.PosixFileAttributes;
 import java.nio.file.attribute.PosixFilePermission;
 import java.nio.file.attribute.PosixFilePermissions;
+import java.security.MessageDigest;
+import java.security.NoSuchAlgorithmException;
 import java.security.SecureRandom;
 import java.time.Duration;
 import java.time.Instant;
@@ -78,6 +82,8 @@ import java.util.Comparator;
 import java.util.Deque;
 import java.util.HashMap;
 import java.util.HashSet;
+import java.util.HexFormat;
+import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Locale;
@@ -98,6 +104,10 @@ import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import java.util.zip.CRC32C;
+import org.apache.commons.compress.archivers.tar.TarArchiveEntry;
+import org.apache.commons.compress.archivers.tar.TarArchiveOutputStream;
+import org.apache.commons.compress.archivers.tar.TarConstants;
+import org.apache.commons.compress.archivers.tar.TarUtils;
 import org.zeroturnaround.exec.ProcessExecutor;
 import org.zeroturnaround.exec.ProcessResult;
 import picocli.CommandLine;
@@ -130,6 +140,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * none changes once something builds on it. The RAM of a running guest goes to a file while the guest stands still, for
  * a second or so; then the guest goes on in the same QEMU. A restore starts a new QEMU with a fresh overlay and that
  * RAM.
+ *
+ * <p>An export writes a disk without those that it builds on, and the keys, into one file; an import makes a VM of it.
  *
  * <p>Reads in VM_DIR: {@code <name>-clean.qcow2}, {@code <name>.ssh/}, {@code accel.json}. Writes: {@code
  * <name>.qcow2}, a link that names the overlay at work in {@code <name>.disks/}; {@code <name>.snapshots/}, {@code
@@ -211,16 +223,17 @@ final class VmCtl {
         ctl.settings = settings;
         CommandSpec root = CommandSpec.forAnnotatedObject(ctl);
         List<String> words = List.of(args);
-        List<Method> commands = CommandLine.getCommandMethods(VmCtl.class, null); // a method bears its command's name
+        List<Method> commands = CommandLine.getCommandMethods(VmCtl.class, null);
         List<String> before = words.stream().takeWhile(word -> !isCommand(word)).toList();
         boolean named = before.size() < words.size() && (before.isEmpty() || before.get(0).startsWith("-"))
                 && before.stream().noneMatch(word -> word.matches("--help|-[vV]*h[hvV]*")); // that is the help of all
         for (Method method : commands) {
-            if (!named || words.contains(method.getName())) {
+            String name = method.getAnnotation(Command.class).name();
+            if (!named || words.contains(name)) {
                 CommandSpec command = named || args.length == 0 ? CommandSpec.forAnnotatedObject(method)
                         : CommandSpec.create();
                 command.usageMessage().description(method.getAnnotation(Command.class).description());
-                root.addSubcommand(method.getName(), command);
+                root.addSubcommand(name, command);
             }
         }
         CommandLine line = commandLine(root, settings);
@@ -230,7 +243,8 @@ final class VmCtl {
     }
 
     private static boolean isCommand(String word) {
-        return !CommandLine.getCommandMethods(VmCtl.class, word).isEmpty();
+        return CommandLine.getCommandMethods(VmCtl.class, null).stream()
+                .anyMatch(method -> method.getAnnotation(Command.class).name().equals(word));
     }
 
     /** Options of every command that starts a VM. */
@@ -588,6 +602,85 @@ final class VmCtl {
         }
     }
 
+    @Command(name = "export",
+            description = {"Write the disk and the keys of a VM into one file, from which import makes a VM elsewhere.",
+                "", "The disk is flattened and compressed. Without --with-ram it is the one that restore --cold boots. "
+                    + "Whoever has the file can log in to VMs made from it. It is a tar file that begins with a "
+                    + "manifest: versions, hardware, size and SHA-256 of each part. While it is made, it needs twice "
+                    + "its space. The VM may run."},
+            footer = {"  vm-ctl export ~/dfly.image", "  vm-ctl export ~/built.image --snapshot built --with-ram",
+                "  vm-ctl export --list ~/dfly.image"})
+    void exportImage(@Parameters(paramLabel = "FILE", description = "Where to; a file that is there is replaced.")
+            Path file,
+            @Option(names = "--snapshot", paramLabel = "NAME", description = "What to export (default: clean).")
+            String given,
+            @Option(names = "--with-ram", description = "With the snapshot's RAM.") boolean withRam,
+            @Option(names = "--list", description = "Print the manifest of a file that is there, as JSON; what follows "
+                    + "the manifest is not read.") boolean list) throws IOException {
+        if (list && (given != null || withRam)) {
+            throw wrongUsage("export --list FILE takes no other option");
+        } else if (list) {
+            try (ImageFile image = new ImageFile(file)) {
+                answer("%s", printable(JsonWriter.indent("  ").string().value(image.manifest().json()).done()));
+            }
+            return;
+        }
+        String name = given == null ? CLEAN : given;
+        checkSnapshotName(name);
+        Path target = writable("export", file);
+        openExistingVm();
+        if (target.getParent().toRealPath().startsWith(files.dir())) {
+            throw wrongUsage("export: " + file + " lies in VM_DIR, where it could take the place of a VM's own file: "
+                    + "name one in another directory");
+        }
+        snapshots.requireDisk();
+        files.refuseOlderVersion();
+        locked("export", () -> new ImageExport(files, this::say).write(snapshots.require(name), withRam, target));
+    }
+
+    @Command(name = "import",
+            description = {"Make a VM of a file that export has written.", "",
+                "Everything is verified before the VM gets its name. The sums find damage; they do not prove who made "
+                    + "the file. Use --with-ram only if you trust who made it. If QEMU or the hardware differ from "
+                    + "then, the first start boots the disk, and says why. To replace a VM, it asks on a terminal, and "
+                    + "elsewhere needs --yes.", "",
+                "The exit code is 1 if the file is damaged or its parts are not as its manifest says, and 69 if it "
+                    + "is no such file, was made by a newer vm-ctl, or holds a disk that names other files."},
+            footer = {"  vm-ctl import ~/dfly.image", "  vm-ctl import ~/built.image --vm-name built --with-ram"})
+    void importImage(@Parameters(paramLabel = "FILE", description = "The file.") Path file,
+            @Option(names = "--with-ram", description = "Use the RAM in it, too.") boolean withRam,
+            @Option(names = "--yes", description = "Replace a VM of this name without asking.") boolean yes)
+            throws IOException {
+        try (ImageFile image = new ImageFile(file)) {
+            if (withRam && !image.manifest().hasRam()) {
+                throw unavailable(file + " holds no RAM: import it without --with-ram");
+            }
+            privateDirectory(vmDirectory(userPath(dirOption)));
+            openVm();
+            locked("import", () -> {
+                try {
+                    confirmReplacing(yes);
+                    new ImageImport(files, this::say).receive(image, withRam);
+                    guestSsh.writeIncludes();
+                } finally {
+                    if (!vmNames(files.dir()).contains(files.name())) {
+                        Files.deleteIfExists(files.file(".lock"));
+                    }
+                }
+            });
+        }
+    }
+
+    /** Asks before an import replaces a VM. One that runs, or that clones build on, is not replaced. */
+    private void confirmReplacing(boolean yes) throws IOException {
+        if (qemu.isRunning()) {
+            throw unavailable("VM " + files.name() + " is running; stop it first: vm-ctl stop");
+        } else if (vmNames(files.dir()).contains(files.name())) {
+            clones().refuseIfCloned(null, "replace " + files.name());
+            confirm("replace VM " + files.name() + " with all its disks and snapshots", yes);
+        }
+    }
+
     @Command(name = "console",
             description = {"Attach to the guest's serial console; Ctrl-] detaches.", "",
                 "It works when ssh does not. What the guest prints is also in VM_DIR/NAME.console.log, whether one is "
@@ -616,13 +709,8 @@ final class VmCtl {
     void screenshot(@Parameters(paramLabel = "FILE.png",
             description = "Where to; a file that is there is replaced.") Path file)
             throws IOException {
-        Path directory = file.toAbsolutePath().getParent();
         require("screenshot", file.toString(), "(?s).*\\.png", "a file name that ends in .png");
-        if (Files.isDirectory(file) || !Files.isDirectory(directory) || !Files.isWritable(directory)) {
-            throw wrongUsage("screenshot: " + file
-                    + " cannot be written: name a file in a directory that exists and that you can write to");
-        }
-        Path picture = written(file);
+        Path picture = writable("screenshot", file);
         openRunningVm();
         qemu.requireState();
         Path dump = Files.createTempFile(files.dir(), "." + files.name() + "-", ".png"); // QEMU has another umask
@@ -737,6 +825,8 @@ final class VmCtl {
         openVm();
         if (!vmNames(files.dir()).contains(files.name())) {
             throw notRunning(files.dir(), files.name());
+        } else if (Files.exists(files.file(".import"))) {
+            locked("import", () -> { }); // which completes it
         }
     }
 
@@ -941,6 +1031,16 @@ final class VmCtl {
     private static void checkSnapshotName(String name) {
         require("the snapshot's name", name, SNAPSHOT_NAME,
                 "a name of at most 64 letters, digits, '.', '_' and '-', without '.' or '-' in front");
+    }
+
+    /** A file that the user named, to be written; 2 unless it can be. */
+    private static Path writable(String command, Path file) {
+        Path directory = file.toAbsolutePath().getParent();
+        if (Files.isDirectory(file) || !Files.isDirectory(directory) || !Files.isWritable(directory)) {
+            throw wrongUsage(command + ": " + file
+                    + " cannot be written: name a file in a directory that exists and that you can write to");
+        }
+        return written(file);
     }
 
     /** Refuses a value that does not look like one, by the name of its setting. */
@@ -2086,6 +2186,7 @@ final class VmCtl {
          * never stands in the way of a command that frees space or throws the state away.
          */
         void recover(boolean endsVm) {
+            attempt(say, "could not clean up after an earlier import", () -> new ImageImport(files, say).recover());
             attempt(say, "could not clean up after an earlier command", () -> {
                 Running running = qemu.running().orElse(null);
                 if (!qemu.isRunning()) {
@@ -2245,6 +2346,576 @@ final class VmCtl {
             return unnamed().filter(disk -> !except.contains(disk) && overlaysOn(disk).size() == 1
                     && Stream.concat(overlaysOn(disk).stream(), overlaysOn(overlaysOn(disk).get(0)).stream())
                     .allMatch(above -> above.startsWith(files.disks()))).findFirst();
+        }
+    }
+
+    // Image files.
+
+    /** The sums of some bytes. */
+    record Sums(String sha256, long crc32c) {
+        /** Copies this many bytes, and returns their sums; an EOFException if there are not as many. */
+        static Sums copy(InputStream in, OutputStream out, long bytes, Consumer<String> stage) throws IOException {
+            MessageDigest sha256 = newSha256();
+            CRC32C crc32c = new CRC32C();
+            byte[] buffer = new byte[1 << 20];
+            for (long done = 0; done < bytes; ) {
+                int count = in.readNBytes(buffer, 0, (int) Math.min(buffer.length, bytes - done));
+                if (count == 0) {
+                    throw new EOFException();
+                }
+                refuseIfInterrupted();
+                sha256.update(buffer, 0, count);
+                crc32c.update(buffer, 0, count);
+                out.write(buffer, 0, count);
+                done += count;
+                stage.accept((done >> 20) + " of " + (bytes >> 20) + " MiB");
+            }
+            return new Sums(HexFormat.of().formatHex(sha256.digest()), crc32c.getValue());
+        }
+
+        static String sha256Of(byte[] bytes) {
+            return HexFormat.of().formatHex(newSha256().digest(bytes));
+        }
+
+        private static MessageDigest newSha256() {
+            try {
+                return MessageDigest.getInstance("SHA-256");
+            } catch (NoSuchAlgorithmException never) { // every Java has it
+                throw new IllegalStateException(never);
+            }
+        }
+    }
+
+    /** A file in an image file. */
+    record Part(String name, long bytes, String sha256) {
+        static final String DISK = "disk.qcow2";
+        static final String RAM = "ram";
+        static final String KEYS = "ssh/";
+        /** What vm-auto-install makes in NAME.ssh, of which the first and the last are needed to reach the guest. */
+        static final List<String> KEY_NAMES = List.of("id_ed25519", "id_ed25519.pub", "host_key", "host_key.pub",
+                "root_password", "known_hosts");
+        static final Set<String> REQUIRED = Set.of(DISK, KEYS + "id_ed25519", KEYS + "known_hosts");
+
+        Part {
+            if (bytes < 0 || bytes > limit(name) || !sha256.matches("[0-9a-f]{64}")) {
+                throw new IllegalArgumentException(name + " cannot have " + bytes + " bytes");
+            }
+        }
+
+        static Part of(JsonObject json) {
+            return new Part(json.getString("name", ""), json.getLong("bytes", -1), json.getString("sha256", ""));
+        }
+
+        /** The most bytes of a part; less than any if there is no such part. */
+        private static long limit(String name) {
+            boolean isKey = name.startsWith(KEYS) && KEY_NAMES.contains(name.substring(KEYS.length()));
+            return name.equals(DISK) || name.equals(RAM) ? 1L << 40 : isKey ? 1 << 16 : -1;
+        }
+
+        JsonObject json() {
+            return object("name", name, "bytes", bytes, "sha256", sha256);
+        }
+    }
+
+    /**
+     * What an image file tells of itself, in JSON. Somebody else may have written it: it is checked, and its texts are
+     * only shown, or compared.
+     */
+    record Manifest(JsonObject json, List<Part> parts) {
+        static final String FORMAT = "vm-ctl image";
+        static final int VERSION = 1;
+        static final int MAX_BYTES = 1 << 20;
+
+        /** An exception that says why, unless all that is needed is there, and can be. */
+        static Manifest of(JsonObject json) {
+            List<Part> parts = json.getArray("parts", new JsonArray()).stream()
+                    .map(part -> Part.of((JsonObject) part)).toList();
+            List<String> names = parts.stream().map(Part::name).toList();
+            if (Set.copyOf(names).size() < names.size() || !names.containsAll(Part.REQUIRED)) {
+                throw new IllegalArgumentException("a part is missing, or there twice");
+            } else if (names.contains(Part.RAM) && strings(json, "hardware").isEmpty()) {
+                throw new IllegalArgumentException("it does not say of which hardware the RAM is");
+            } else if (strings(json, "hardware").stream().anyMatch(word -> word.matches("(?s).*\\p{Cntrl}.*"))) {
+                throw new IllegalArgumentException("its hardware is no plain text");
+            }
+            return new Manifest(json, parts);
+        }
+
+        boolean hasRam() {
+            return parts.stream().anyMatch(part -> part.name().equals(Part.RAM));
+        }
+
+        /** The release; a question mark if it is not known. */
+        String dragonfly() {
+            String version = json.getString("dragonfly", "?");
+            return version.matches("[A-Za-z0-9_][A-Za-z0-9._-]{0,31}") ? version : "?";
+        }
+
+        /** The size of the disk as a guest sees it. */
+        long diskSize() {
+            return json.getLong("diskSize");
+        }
+
+        /** Whether the disk was in use by a guest when it was kept. */
+        boolean isInUse() {
+            return json.getBoolean("diskInUse");
+        }
+    }
+
+    /** Writes a snapshot into an image file. */
+    record ImageExport(VmFiles files, Consumer<String> say) {
+        /** Writes beside the file first; what a killed export left there is deleted. */
+        void write(Snapshot snapshot, boolean withRam, Path target) throws IOException {
+            long started = System.nanoTime();
+            if (withRam && (snapshot.ram() == null || snapshot.damage() != null)) {
+                throw unavailable("snapshot " + snapshot.name() + " has no RAM that can be used"
+                        + (snapshot.ram() == null ? "" : " (" + snapshot.damage() + ")")
+                        + ": take it again while the VM runs, or export it without --with-ram");
+            }
+            boolean bootsClean = !withRam && snapshot.isAutomatic() && Files.exists(files.clean());
+            Path disk = bootsClean ? files.clean() : snapshot.disk();
+            Disk.requireChain(disk, files.dir());
+            Path work = workDirectory(target);
+            try (FileChannel held = lock(work.resolve("lock"), "vm-ctl export"); Undo undo = new Undo(say);
+                    Progress progress = new Progress("export", say)) {
+                Path flat = work.resolve(Part.DISK);
+                Path image = work.resolve("image");
+                Files.deleteIfExists(flat);
+                Files.deleteIfExists(image);
+                undo.add(() -> deleteTree(work));
+                progress.stage("compressing the disk");
+                Disk.flatten(disk, flat);
+                onStep.accept("disk flattened");
+                pack(image, snapshot, sources(flat, withRam ? snapshot.ram() : null),
+                        !bootsClean && snapshot.ram() != null, progress);
+                onStep.accept("packed");
+                refuseIfInterrupted();
+                Files.move(image, target, StandardCopyOption.ATOMIC_MOVE);
+                undo.clear();
+                undo.add(() -> deleteTree(work));
+                onStep.accept("exported");
+                held.truncate(0);
+            } catch (ClosedByInterruptException interrupted) {
+                throw interrupted();
+            } catch (IOException failed) {
+                if (String.valueOf(failed.getMessage()).contains("No space left")) {
+                    throw new VmException(1, noSpace(target.getParent()) + ", so nothing was exported");
+                }
+                throw failed;
+            }
+            say.accept("exported " + files.name() + "/" + snapshot.name() + " to " + target + " ("
+                    + (Files.size(target) >> 20) + " MiB) in " + seconds(started)
+                    + "; it holds the keys: whoever has it can log in to VMs made from it");
+        }
+
+        /** The place may be open to others, such as /tmp: a link there could lead anywhere. */
+        private static Path workDirectory(Path target) {
+            Path work = target.resolveSibling("." + target.getFileName() + ".part");
+            if (Files.isSymbolicLink(work)) {
+                throw unavailable(work + " is a link, which is in the way: remove it");
+            }
+            return privateDirectory(work);
+        }
+
+        /** The parts by their names, in the order in which they are written. */
+        private Map<String, Path> sources(Path disk, Path ram) {
+            Map<String, Path> sources = new LinkedHashMap<>();
+            for (String key : Part.KEY_NAMES) {
+                if (Files.exists(files.file(".ssh").resolve(key))) {
+                    sources.put(Part.KEYS + key, files.file(".ssh").resolve(key));
+                }
+            }
+            sources.put(Part.DISK, disk);
+            if (ram != null) {
+                sources.put(Part.RAM, ram);
+            }
+            if (!sources.keySet().containsAll(Part.REQUIRED)) {
+                throw unavailable("a key of " + files.name() + " is missing in " + files.file(".ssh")
+                        + ": put id_ed25519 and known_hosts back there");
+            }
+            return sources;
+        }
+
+        /** The manifest comes first, so each part is read twice: for its sum, and to be copied. */
+        private void pack(Path image, Snapshot snapshot, Map<String, Path> sources, boolean inUse, Progress progress)
+                throws IOException {
+            List<Part> parts = new ArrayList<>();
+            for (String name : sources.keySet()) {
+                long size = Files.size(sources.get(name));
+                try (InputStream in = Files.newInputStream(sources.get(name))) {
+                    Sums sums = Sums.copy(in, OutputStream.nullOutputStream(), size,
+                            done -> progress.stage("reading the " + name + ", " + done));
+                    if (name.equals(Part.RAM) && sums.crc32c() != snapshot.json().getLong("ramCrc32c")) {
+                        throw new VmException(1, "the RAM of snapshot " + snapshot.name() + " is damaged (its checksum "
+                                + "is wrong): export it without --with-ram");
+                    }
+                    parts.add(new Part(name, size, sums.sha256()));
+                }
+            }
+            JsonObject manifest = manifest(snapshot, parts, inUse);
+            manifest.put("diskSize", Disk.read(sources.get(Part.DISK)).size());
+            byte[] text = JsonWriter.indent("  ").string().value(manifest).done().getBytes(UTF_8);
+            try (FileChannel file = FileChannel.open(image, Set.of(StandardOpenOption.WRITE,
+                    StandardOpenOption.CREATE_NEW), ownerOnly());
+                    TarArchiveOutputStream tar = new TarArchiveOutputStream(Channels.newOutputStream(file))) {
+                tar.setBigNumberMode(TarArchiveOutputStream.BIGNUMBER_STAR); // in the header, for 8 GiB and more
+                put(tar, ImageFile.MANIFEST, text);
+                for (Part part : parts) {
+                    begin(tar, part.name(), part.bytes());
+                    try (InputStream in = Files.newInputStream(sources.get(part.name()))) {
+                        Sums.copy(in, tar, part.bytes(),
+                                done -> progress.stage("writing the " + part.name() + ", " + done));
+                    }
+                    tar.closeArchiveEntry();
+                }
+                put(tar, ImageFile.MANIFEST_SUM, Sums.sha256Of(text).getBytes(UTF_8));
+                tar.finish();
+                file.force(true);
+            }
+        }
+
+        private static void put(TarArchiveOutputStream tar, String name, byte[] content) throws IOException {
+            begin(tar, name, content.length);
+            tar.write(content);
+            tar.closeArchiveEntry();
+        }
+
+        /** Begins a file of the archive, for its owner alone, and without this user's name. */
+        private static void begin(TarArchiveOutputStream tar, String name, long size) throws IOException {
+            TarArchiveEntry entry = new TarArchiveEntry(name);
+            entry.setMode(TarArchiveEntry.DEFAULT_FILE_MODE & ~077);
+            entry.setUserName("");
+            entry.setSize(size);
+            tar.putArchiveEntry(entry);
+        }
+
+        private JsonObject manifest(Snapshot snapshot, List<Part> parts, boolean inUse) throws IOException {
+            JsonObject manifest = object("format", Manifest.FORMAT, "version", Manifest.VERSION,
+                    "made", Instant.now().toString(), "vm", files.name(), "snapshot", snapshot.name());
+            manifest.putAll(installation());
+            List<String> hardware = strings(snapshot.json(), "hardware");
+            if (!hardware.isEmpty()) { // else it was never started
+                manifest.putAll(object("qemu", hardware.get(0), "accelerator", option(hardware, "-accel"),
+                        "machine", option(hardware, "-machine"), "cpu", option(hardware, "-cpu"),
+                        "cpus", option(hardware, "-smp"), "memory", option(hardware, "-m")));
+            }
+            if (parts.stream().anyMatch(part -> part.name().equals(Part.RAM))) {
+                manifest.put("hardware", hardware);
+            }
+            manifest.putAll(object("diskInUse", inUse, "parts", parts.stream().map(Part::json).toList()));
+            return manifest;
+        }
+
+        /** What vm-auto-install has recorded of the installation; of a clone, that of the VM that it comes from. */
+        private JsonObject installation() throws IOException {
+            Path directory = Snapshot.source(files).map(source -> new VmFiles(files.dir(), source.cloneOf()))
+                    .orElse(files).file(".install");
+            Path text = directory.resolve("install.json");
+            JsonObject install = Files.exists(text) ? VmCtl.json(Files.readString(text)) : object();
+            List<String> scripts = new ArrayList<>();
+            String iso = null;
+            for (Path record : entries(directory)) {
+                boolean ofThisVm = record.getFileName().toString().matches("installed\\d\\.inputs");
+                for (String line : ofThisVm ? Files.readAllLines(record) : List.<String>of()) {
+                    if (line.startsWith("its script=")) {
+                        scripts.add(line.substring(line.indexOf('=') + 1));
+                    } else if (line.startsWith("the installer ISO=")) { // the sum of its first MiB
+                        iso = line.substring(line.indexOf('=') + 1);
+                    }
+                }
+            }
+            return object("dragonfly", install.getString("version"), "isoStartSha256", iso, "phasesSha256", scripts,
+                    "qemu", install.getString("qemu"), "accelerator", install.getString("accelerator"));
+        }
+    }
+
+    /**
+     * An image file that is read, from its beginning to its end. Somebody else may have made it. It counts only if it
+     * is exactly what an export writes: the manifest, the parts that it names, in that order, as plain files, and the
+     * manifest's sum. So nothing in it chooses a path, and nothing is kept in memory but the manifest.
+     */
+    static final class ImageFile implements AutoCloseable {
+        static final String MANIFEST = "manifest.json";
+        static final String MANIFEST_SUM = "manifest.sha256";
+        private static final int BLOCK = 512;
+        /** A tar file ends with two blocks of zeros or more. */
+        private static final int MAX_END = 1 << 16;
+
+        private final Path file;
+        private final InputStream in;
+        private final Manifest manifest;
+        private String manifestSum;
+
+        ImageFile(Path file) throws IOException {
+            this.file = file;
+            if (Files.isDirectory(file)) {
+                throw noImage("it is a directory");
+            }
+            in = new BufferedInputStream(Files.newInputStream(file));
+            try {
+                manifest = readManifest();
+            } catch (IOException | RuntimeException refused) {
+                in.close();
+                throw refused;
+            }
+        }
+
+        Manifest manifest() {
+            return manifest;
+        }
+
+        @Override
+        public void close() throws IOException {
+            in.close();
+        }
+
+        private VmException noImage(String why) {
+            return unavailable(file + " is no file that vm-ctl export has written: " + why);
+        }
+
+        private static String oneLine(String foreign) {
+            return foreign.substring(0, Math.min(foreign.length(), 200)).replaceAll("\\p{Cntrl}", "?");
+        }
+
+        /** Until the manifest has been read, it may be any file. */
+        private VmException wrong(String why) {
+            return manifestSum == null ? noImage(why)
+                    : new VmException(1, file + " is damaged, or was changed: " + why + "; nothing was imported");
+        }
+
+        private Manifest readManifest() throws IOException {
+            long size = header(MANIFEST);
+            if (size > Manifest.MAX_BYTES) {
+                throw noImage("its manifest has " + size + " bytes, at most " + Manifest.MAX_BYTES + " are read");
+            }
+            byte[] text = content(MANIFEST, (int) size);
+            try {
+                JsonObject json = json(new String(text, UTF_8));
+                if (!Manifest.FORMAT.equals(json.getString("format"))) {
+                    throw noImage("its manifest says nothing of the kind");
+                } else if (json.getLong("version") < 1) {
+                    throw noImage("its manifest does not say in which version of the format it is");
+                } else if (json.getLong("version") > Manifest.VERSION) {
+                    throw unavailable(file + " was written by a newer vm-ctl, in version " + json.getLong("version")
+                            + " of its format; this one reads version " + Manifest.VERSION + ": use a newer vm-ctl");
+                }
+                Manifest read = Manifest.of(json);
+                manifestSum = Sums.sha256Of(text);
+                return read;
+            } catch (VmException refused) {
+                throw refused;
+            } catch (IOException | RuntimeException garbled) { // a member of another kind
+                throw noImage("its manifest makes no sense" + (garbled instanceof IllegalArgumentException
+                        ? ", as " + oneLine(garbled.getMessage()) : ""));
+            }
+        }
+
+        /** The size of the next file in the archive, which must be a plain one of this name. */
+        private long header(String name) throws IOException {
+            byte[] block = in.readNBytes(BLOCK);
+            if (block.length < BLOCK) {
+                throw wrong("it is cut off where " + name + " should begin");
+            }
+            TarArchiveEntry entry;
+            try {
+                entry = TarUtils.verifyCheckSum(block) ? new TarArchiveEntry(block) : null;
+            } catch (RuntimeException noNumber) { // where one should stand
+                entry = null;
+            }
+            if (entry == null) {
+                throw wrong("no header of a tar file stands where " + name + " should begin");
+            } else if (!entry.getName().equals(name)) {
+                throw wrong("'" + oneLine(entry.getName()) + "' stands where " + name + " should");
+            } else if (entry.getLinkFlag() != TarConstants.LF_NORMAL) {
+                throw wrong(name + " is no plain file (its type is '" + (char) entry.getLinkFlag() + "')");
+            }
+            return entry.getSize();
+        }
+
+        /** After a file, zeros fill up the last block. */
+        private void fill(String name, long size) throws IOException {
+            byte[] zeros = new byte[(int) (-size & BLOCK - 1)];
+            if (!Arrays.equals(in.readNBytes(zeros.length), zeros)) {
+                throw wrong("it goes wrong at the end of " + name);
+            }
+        }
+
+        private byte[] content(String name, int size) throws IOException {
+            byte[] content = in.readNBytes(size);
+            if (content.length < size) {
+                throw wrong("it is cut off in " + name);
+            }
+            fill(name, size);
+            return content;
+        }
+
+        /**
+         * Reads and verifies all parts, and writes them into a directory, the RAM only if it is wanted. Returns the
+         * sums by the parts' names.
+         */
+        Map<String, Sums> unpack(Path directory, boolean withRam, Progress progress) throws IOException {
+            Map<String, Sums> sums = new HashMap<>();
+            long total = manifest.parts().stream().mapToLong(Part::bytes).sum();
+            if (Files.isRegularFile(file) && Files.size(file) < total) {
+                throw wrong("it is cut off, as it has " + Files.size(file) + " bytes, and its parts have " + total);
+            }
+            for (Part part : manifest.parts()) {
+                long size = header(part.name());
+                if (size != part.bytes()) {
+                    throw wrong(part.name() + " has " + size + " bytes, and the manifest says " + part.bytes());
+                }
+                boolean kept = withRam || !part.name().equals(Part.RAM);
+                Sums read = read(part, kept ? directory.resolve(part.name()) : null, progress);
+                fill(part.name(), size);
+                if (!read.sha256().equals(part.sha256())) {
+                    throw wrong("the SHA-256 of " + part.name() + " is not the one in the manifest");
+                }
+                sums.put(part.name(), read);
+                onStep.accept("part unpacked");
+            }
+            if (header(MANIFEST_SUM) != manifestSum.length()
+                    || !new String(content(MANIFEST_SUM, manifestSum.length()), UTF_8).equals(manifestSum)) {
+                throw wrong("the SHA-256 of its manifest is another one");
+            }
+            byte[] end = in.readNBytes(MAX_END + 1);
+            if (end.length < 2 * BLOCK || !Arrays.equals(end, new byte[Math.min(end.length, MAX_END)])) {
+                throw wrong("it does not end after its parts");
+            }
+            return sums;
+        }
+
+        /** Copies a part into a file, or, without one, only computes its sums. */
+        private Sums read(Part part, Path target, Progress progress) throws IOException {
+            Consumer<String> stage = done -> progress.stage("reading the " + part.name() + ", " + done);
+            try {
+                if (target == null) {
+                    return Sums.copy(in, OutputStream.nullOutputStream(), part.bytes(), stage);
+                }
+                privateDirectory(target.getParent());
+                try (FileChannel out = FileChannel.open(target, Set.of(StandardOpenOption.WRITE,
+                        StandardOpenOption.CREATE_NEW), ownerOnly())) {
+                    Sums sums = Sums.copy(in, Channels.newOutputStream(out), part.bytes(), stage);
+                    out.force(true);
+                    return sums;
+                }
+            } catch (EOFException cut) {
+                throw wrong("it is cut off in " + part.name());
+            }
+        }
+    }
+
+    /**
+     * Makes a VM of an image file. All of it is first written to NAME.import.part and verified, then this directory
+     * becomes NAME.import, and from then on the VM is there: its files only have to be moved, by the next command if
+     * this one is killed.
+     */
+    record ImageImport(VmFiles files, Consumer<String> say) {
+        private Path part() {
+            return files.file(".import.part");
+        }
+
+        private Path complete() {
+            return files.file(".import");
+        }
+
+        /** Reads and verifies the image, and puts its VM in the place of the one of this name, if there is one. */
+        void receive(ImageFile image, boolean withRam) throws IOException {
+            long started = System.nanoTime();
+            Manifest manifest = image.manifest();
+            try (Undo undo = new Undo(say); Progress progress = new Progress("import", say)) {
+                undo.add(this::deletePart);
+                Map<String, Sums> sums = image.unpack(privateDirectory(part()), withRam, progress);
+                Path disk = part().resolve(Part.DISK);
+                checkDisk(disk, manifest, "it came from " + image.file);
+                Files.setPosixFilePermissions(disk, PosixFilePermissions.fromString("r--------"));
+                Files.move(disk, part().resolve("-clean.qcow2"));
+                renameHostKey(part().resolve(Part.KEYS + "known_hosts"), image);
+                Files.move(part().resolve(Part.KEYS), part().resolve(".ssh"));
+                if (withRam) {
+                    recordRam(manifest, sums.get(Part.RAM).crc32c());
+                }
+                onStep.accept("unpacked");
+                refuseIfInterrupted();
+                Files.move(part(), complete(), StandardCopyOption.ATOMIC_MOVE);
+                undo.clear();
+            } catch (ClosedByInterruptException interrupted) {
+                throw interrupted();
+            }
+            onStep.accept("import complete");
+            place();
+            if (manifest.hasRam() && !withRam) {
+                say.accept("its RAM was not imported, as that needs --with-ram: the first start boots the disk");
+            }
+            if (manifest.isInUse() && !withRam) {
+                say.accept("the disk was in use when it was kept, so the first boot is like one after a power cut: "
+                        + "what the guest wrote in the last 30 s before may be missing");
+            }
+            say.accept("imported " + files.name() + ", DragonFly " + manifest.dragonfly()
+                    + ", in " + seconds(started) + ": VM_NAME=" + files.name() + " vm-ctl start");
+        }
+
+        /** A header can name any file of this machine, which QEMU would then read or write. */
+        private static void checkDisk(Path disk, Manifest manifest, String origin) throws IOException {
+            Path backing = backingFile(disk, origin);
+            if (backing != null) {
+                throw unavailable(disk + " builds on another file, " + backing + ", which is refused; " + origin);
+            } else if (Disk.find(disk).filter(found -> found.size() == manifest.diskSize()).isEmpty()) {
+                throw unavailable(disk + " is damaged, or not as large as the manifest says; " + origin);
+            }
+        }
+
+        /** In known_hosts the guest's host key goes by the VM's name. */
+        private void renameHostKey(Path knownHosts, ImageFile image) throws IOException {
+            String[] words = Files.readString(knownHosts, ISO_8859_1).strip().split("\\s+");
+            if (words.length != 3 || !words[1].matches("[a-z0-9-]+") || !words[2].matches("[A-Za-z0-9+/]+=*")) {
+                throw image.wrong("known_hosts is not one host key");
+            }
+            writeFile(knownHosts, files.name() + " " + words[1] + " " + words[2] + "\n");
+        }
+
+        /** The RAM becomes that of the snapshot clean. The record names the files by their later places. */
+        private void recordRam(Manifest manifest, long crc32c) throws IOException {
+            Path directory = privateDirectory(part().resolve(".snapshots").resolve(CLEAN));
+            Path ram = Files.move(part().resolve(Part.RAM), directory.resolve("ram"));
+            Path later = files.record(CLEAN).resolveSibling("ram");
+            writeRecord(directory.resolve("snapshot.json"), object("disk", files.relative(files.clean()),
+                    "made", Instant.now().toString(), "automatic", false, "ramBytes", Files.size(ram),
+                    "ramCrc32c", crc32c, "ram", files.relative(later), "hardware", strings(manifest.json(),
+                    "hardware")));
+        }
+
+        /**
+         * Moves a complete import to its names. It can be killed and repeated: as long as the keys have not moved,
+         * nothing has, and what is there is the VM that it replaces.
+         */
+        private void place() throws IOException {
+            if (Files.exists(complete().resolve(".ssh"))) {
+                Machine.of(files, say).destroy(Set.of(files.file(".lock"), complete()), removed -> { });
+                onStep.accept("old VM removed");
+            }
+            for (String suffix : List.of(".ssh", ".snapshots", "-clean.qcow2")) {
+                Path file = complete().resolve(suffix);
+                if (Files.exists(file)) {
+                    Files.move(file, files.file(suffix), StandardCopyOption.ATOMIC_MOVE);
+                    onStep.accept("placed " + suffix);
+                }
+            }
+            Files.delete(complete());
+        }
+
+        private void deletePart() throws IOException {
+            if (Files.exists(part())) {
+                deleteTree(part());
+            }
+        }
+
+        /** After an import that was killed: completes it, or, if it had not got that far, deletes what there is. */
+        void recover() throws IOException {
+            deletePart();
+            if (Files.exists(complete())) {
+                place();
+                say.accept("completed the import of " + files.name() + ", which was interrupted at its end");
+            }
         }
     }
 
@@ -3616,8 +4287,18 @@ final class VmCtl {
                     "a layer could not be merged");
         }
 
+        /** Copies what a disk shows, with all that it builds on, into one compressed file. */
+        static void flatten(Path disk, Path flat) throws IOException {
+            image(Duration.ofHours(2), flat, List.of("qemu-img", "convert", "-c", "-f", "qcow2", "-O", "qcow2",
+                    disk.toString(), flat.toString()), "the disk could not be copied"); // it compresses some MB/s
+        }
+
         private static void image(Path file, List<String> command, String failure) throws IOException {
-            ProcessResult result = run(Duration.ofMinutes(15), withUmask(command));
+            image(Duration.ofMinutes(15), file, command, failure);
+        }
+
+        private static void image(Duration limit, Path file, List<String> command, String failure) throws IOException {
+            ProcessResult result = run(limit, withUmask(command));
             if (result.getExitValue() != 0) {
                 String output = result.outputUTF8().strip();
                 boolean full = output.contains("No space");
@@ -3635,7 +4316,7 @@ final class VmCtl {
         private static final List<String> SUFFIXES = List.of("-clean.qcow2", ".qcow2", ".disks", ".snapshots",
                 ".install", ".ssh",
                 ".test", ".sync", ".pid", ".qemu-pid", ".qemu.log", ".qemu.log.1", ".console.log", ".console.log.1",
-                ".lock", ".offline");
+                ".lock", ".offline", ".import", ".import.part");
         private static final List<String> SOCKETS = List.of(".qmp", ".console", ".control", ".ram");
 
         Path file(String suffix) {
@@ -3803,6 +4484,13 @@ final class VmCtl {
 
     private static VmException interrupted() {
         return new VmException(130, "interrupted");
+    }
+
+    /** For work without a wait that an interrupt would end. */
+    private static void refuseIfInterrupted() {
+        if (Thread.currentThread().isInterrupted()) {
+            throw interrupted();
+        }
     }
 
     /** The value of one of QEMU's options, or an empty text. */
@@ -4217,7 +4905,7 @@ final class VmCtl {
 
     // shared:vmnames
     private static final Pattern VM_FILE = Pattern.compile(
-            "([^.].*?)(?:-clean\\.qcow2|\\.(?:qcow2|disks|snapshots|install|pid|qemu-pid|ssh))");
+            "([^.].*?)(?:-clean\\.qcow2|\\.(?:qcow2|disks|snapshots|install|import|pid|qemu-pid|ssh))");
 
     /** The names of all VMs in VM_DIR. A lock or a log, which a failed command may leave, does not count. */
     static List<String> vmNames(Path vmDir) {

@@ -3,7 +3,7 @@
 //JAVA 17+
 //SOURCES ../VmSetup.java ../VmAutoInstall.java ../VmCtl.java ../VmSync.java ../VmTest.java
 //SOURCES FakeVm.java GoGuest.java Guest.java GuestChecks.java KilledCommand.java LockHolder.java Mirror.java Script.java Sshd.java
-//SOURCES PhaseShellTest.java VmSetupTest.java VmAutoInstallTest.java VmCtlTest.java TemporaryTest.java VmSyncTest.java VmTestTest.java DivisionTest.java LintTest.java
+//SOURCES PhaseShellTest.java VmSetupTest.java VmAutoInstallTest.java VmCtlTest.java TemporaryTest.java ImageFileTest.java VmSyncTest.java VmTestTest.java DivisionTest.java LintTest.java
 //SOURCES HelpTest.java CommandLineTest.java MakefileTest.java ReadmeTest.java
 //SOURCES InstallTest.java StandinTest.java StandinBootTest.java LifecycleTest.java SyncTest.java SuitesTest.java ParallelTest.java MakeTest.java ManualTest.java
 //SOURCES InstallFaultsTest.java ByHandTest.java LifecycleFaultsTest.java InterruptionsTest.java ManySnapshotsTest.java SyncFaultsTest.java WorkflowTest.java
@@ -65,7 +65,7 @@ final class AllTests {
             // those in BESIDE: some that need no VM, as long as it is being installed; then the long ones; the last ones may be either JVM's
             VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class,
             InterruptionsTest.class, LifecycleFaultsTest.class, InstallFaultsTest.class, SuitesTest.class, StandinBootTest.class, ByHandTest.class,
-            ManySnapshotsTest.class, VmTestTest.class, DivisionTest.class, TemporaryTest.class,
+            ManySnapshotsTest.class, VmTestTest.class, DivisionTest.class, TemporaryTest.class, ImageFileTest.class,
             VmCtlTest.class, CommandLineTest.class, SyncFaultsTest.class, SlurmTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
 
     /**
@@ -75,7 +75,7 @@ final class AllTests {
      */
     private static final Set<Class<?>> BESIDE = Set.of(VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class,
             InterruptionsTest.class, LifecycleFaultsTest.class, InstallFaultsTest.class, SuitesTest.class, StandinBootTest.class, ByHandTest.class,
-            ManySnapshotsTest.class, VmTestTest.class, DivisionTest.class, TemporaryTest.class,
+            ManySnapshotsTest.class, VmTestTest.class, DivisionTest.class, TemporaryTest.class, ImageFileTest.class,
             VmCtlTest.class, CommandLineTest.class, SyncFaultsTest.class, SlurmTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
 
     /** Where the JVM beside writes its result; only that one has the property. */
