@@ -5,7 +5,7 @@
 //SOURCES FakeVm.java GoGuest.java Guest.java GuestChecks.java KilledCommand.java LockHolder.java Mirror.java Script.java Sshd.java
 //SOURCES PhaseShellTest.java VmSetupTest.java VmAutoInstallTest.java VmCtlTest.java TemporaryTest.java ImageFileTest.java VmSyncTest.java VmTestTest.java DivisionTest.java LintTest.java
 //SOURCES HelpTest.java CommandLineTest.java MakefileTest.java ReadmeTest.java
-//SOURCES InstallTest.java StandinTest.java StandinBootTest.java LifecycleTest.java SyncTest.java SuitesTest.java ParallelTest.java MakeTest.java ManualTest.java
+//SOURCES InstallTest.java StandinTest.java StandinBootTest.java LifecycleTest.java SyncTest.java SuitesTest.java ParallelTest.java ImageTest.java MakeTest.java ManualTest.java
 //SOURCES InstallFaultsTest.java ByHandTest.java LifecycleFaultsTest.java InterruptionsTest.java ManySnapshotsTest.java SyncFaultsTest.java WorkflowTest.java
 //SOURCES BisectTest.java SlurmTest.java GoVersionsTest.java JUnitReadersTest.java
 //JAVAC_OPTIONS -J-XX:TieredStopAtLevel=1
@@ -61,7 +61,7 @@ final class AllTests {
     /** In the order in which they run: first InstallTest, whose VM many classes share. */
     private static final List<Class<?>> CLASSES = List.of(
             InstallTest.class, LintTest.class, HelpTest.class, MakefileTest.class, ReadmeTest.class,
-            StandinTest.class, LifecycleTest.class, SyncTest.class, ParallelTest.class, MakeTest.class, ManualTest.class, WorkflowTest.class, JUnitReadersTest.class,
+            StandinTest.class, LifecycleTest.class, SyncTest.class, ParallelTest.class, ImageTest.class, MakeTest.class, ManualTest.class, WorkflowTest.class, JUnitReadersTest.class,
             // those in BESIDE: some that need no VM, as long as it is being installed; then the long ones; the last ones may be either JVM's
             VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class,
             InterruptionsTest.class, LifecycleFaultsTest.class, InstallFaultsTest.class, SuitesTest.class, StandinBootTest.class, ByHandTest.class,
