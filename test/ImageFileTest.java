@@ -101,7 +101,7 @@ final class ImageFileTest {
 
     private Script.Result ctl(String name, String... arguments) {
         Map<String, String> settings = new HashMap<>(Map.of("VM_DIR", dir.toString(), "VM_NAME", name, "VM_ACCEL", "tcg", "VM_MEMORY", "256M"));
-        return Script.call(VmCtl.commandLine(new VmCtl.Settings(settings, Map.of()), arguments), arguments);
+        return Script.call(VmCtl.commandLine(new VmCtl.Settings().add(settings, "the environment"), arguments), arguments);
     }
 
     private void happensAt(KilledCommand.Way way, String name, String step, String... command) {
