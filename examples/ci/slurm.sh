@@ -1,20 +1,24 @@
 #!/usr/bin/env bash
-# Runs a suite with Slurm, divided into shards. Call it where you would call sbatch, in the project: slurm.sh [SUITE]
+# Runs a suite with Slurm, divided into parts (vm-test --shard). Call it in the project, on a machine that has sbatch:
+# slurm.sh [SUITE]
 #
-# 1. An array job: each task runs its share of the suite's packages in a clone of the VM on its node.
-# 2. A job that runs after all tasks, whatever became of them, and merges their results into report.xml. Its exit code is
-#    the verdict, and that of this script: 0 only if all shards have handed in their results and every test passed.
+# 1. An array job: each task runs one part, which is some of the suite's packages, in a clone of the VM on its node.
+# 2. A second job, which runs after all tasks have ended, also if they failed. It merges their results into report.xml.
+#    This script ends with the exit code of that job, which is the verdict: 0 only if the results of all parts are there
+#    and every test that ran passed.
 #
-# A task ends with its clone deleted, also after scancel or a time limit. What a crash leaves, vm-ctl list shows.
+# Each task deletes its clone when it ends, also after scancel or a time limit. After a crash of the node the clone stays:
+# vm-ctl list shows it, vm-ctl destroy deletes it.
 #
-# Each node needs an installed VM that has been started once, so that its clones need not boot: vm-auto-install;
-# vm-ctl start. VM_DIR lies on the node's own disk. The project lies where all nodes see it, as the results do.
+# On each node, run vm-auto-install and then vm-ctl start once. The start takes the snapshot clean with its RAM, from which
+# the clones start without a boot. VM_DIR must be on the node's own disk. The project must be in a directory that all nodes
+# share; the results are written there, too.
 #
 # What to change:
 suite=${1:-unit}
-shards=4   # how many tasks
+shards=4   # how many parts, each run by a task
 at_once=2  # how many of them run at the same time
-resources=(--cpus-per-task=2 --mem=3G --time=2:00:00) # --mem: VM_MEMORY and half a gigabyte; add --partition, --account
+resources=(--cpus-per-task=2 --mem=3G --time=2:00:00) # --mem: VM_MEMORY plus half a gigabyte; add --partition, --account
 read -ra vm_ctl <<<"${VM_CTL_CMD:-jbang vm-ctl}"
 read -ra vm_test <<<"${VM_TESTER:-jbang vm-test}"
 
