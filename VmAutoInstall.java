@@ -2113,7 +2113,7 @@ final class VmAutoInstall implements Callable<Integer> {
     // end shared:duration
 
     // shared:stdin
-    /** Whether stdin was closed at the start: then the first file that the JVM opened, its classes, has its number. */
+    /** Whether stdin was closed at the start: then descriptor 0 is the first file that the JVM opened, its classes. */
     static boolean isStdinClosed() {
         try {
             Path java = Path.of(System.getProperty("java.home")).toRealPath();
@@ -2286,7 +2286,7 @@ final class VmAutoInstall implements Callable<Integer> {
         /** Why a vm.env cannot be used; null if all can. */
         String fault;
 
-        /** Adds what stands at a place; it wins over what was added before. */
+        /** Adds the settings of one source. They win over those that were added before. */
         Settings add(Map<String, String> found, String place) {
             found.forEach((name, value) -> {
                 if (value.isEmpty() || value.equals("_NULL_")) {
@@ -2366,14 +2366,15 @@ final class VmAutoInstall implements Callable<Integer> {
         for (String name : settings.keySet()) {
             if (SETTINGS.contains(name) && !PROJECT_SETTINGS.contains(name)) {
                 throw new VmException(2, name + " is allowed only in your own ~/.go-synth/vm.env, as a project could "
-                        + "harm this machine by it: if you wrote this line of vm.env, move it there, else delete it");
+                        + "harm this machine with it: if you wrote this line of vm.env, move it there, else delete it");
             }
         }
         String project = settings.getOrDefault("VM_PROJECT", ".");
         Path named = project.startsWith("~") ? userPath(project) : directory.resolve(project);
         if (!Files.exists(named) || !named.toRealPath().startsWith(directory.toRealPath())) {
-            throw new VmException(2, "VM_PROJECT in vm.env is not in the directory of that file: " + project + "; name "
-                    + "it with --project, or move vm.env away and put VM_PROJECT into ~/.go-synth/vm.env");
+            throw new VmException(2, "VM_PROJECT in vm.env must be a directory in or below that file's own, which this "
+                    + "is not: " + project + "; name it with --project, or move vm.env away and put VM_PROJECT into "
+                    + "~/.go-synth/vm.env");
         }
     }
     // end shared:vmenvproject
@@ -2459,8 +2460,8 @@ final class VmAutoInstall implements Callable<Integer> {
     static final class FileName implements ITypeConverter<String> {
         @Override
         public String convert(String value) {
-            return matching(value, "(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", "a name of letters, digits, '.', "
-                    + "'_' and '-', without '.' or '-' in front or -clean at the end");
+            return matching(value, "(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", "a name of at most 64 letters, "
+                    + "digits, '.', '_' and '-' that does not begin with '.' or '-' or end in -clean");
         }
     }
     // end shared:values
@@ -2544,8 +2545,8 @@ final class VmAutoInstall implements Callable<Integer> {
         boolean known = Stream.of("-clean.qcow2", ".qcow2", ".qemu-pid")
                 .anyMatch(end -> Files.exists(vmDir.resolve(name + end)));
         return known ? new VmException(3, "VM " + name + " is not running; start it: vm-ctl start")
-                : new VmException(69, "there is no VM " + name + " in " + vmDir + ": vm-ctl list shows those that "
-                        + "there are, vm-auto-install makes one");
+                : new VmException(69, "there is no VM " + name + " in " + vmDir + ": vm-ctl list names the VMs "
+                        + "there, vm-auto-install makes one");
     }
     // end shared:known
 

@@ -128,7 +128,7 @@ import picocli.CommandLine.TypeConversionException;
 import picocli.CommandLine.UnmatchedArgumentException;
 
 /**
- * Runs the VM whose disk VmAutoInstall made: start, stop, status, snapshots, clones, console, ssh.
+ * Runs the VM whose disk VmAutoInstall made: start, stop, status, snapshots, clones, export, import, console, ssh.
  *
  * <p>A start, in order: takes the VM's lock; cleans up after a command that was killed; makes the working disk, an
  * overlay on the clean disk, if there is none; starts QEMU on a free port, with the RAM of the snapshot below if
@@ -141,7 +141,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * a second or so; then the guest goes on in the same QEMU. A restore starts a new QEMU with a fresh overlay and that
  * RAM.
  *
- * <p>An export writes a disk without those that it builds on, and the keys, into one file; an import makes a VM of it.
+ * <p>An export writes one flat disk, which needs no backing file, and the keys into one file; an import makes a VM from
+ * it.
  *
  * <p>Reads in VM_DIR: {@code <name>-clean.qcow2}, {@code <name>.ssh/}, {@code accel.json}. Writes: {@code
  * <name>.qcow2}, a link that names the overlay at work in {@code <name>.disks/}; {@code <name>.snapshots/}, {@code
@@ -155,12 +156,13 @@ import picocli.CommandLine.UnmatchedArgumentException;
         optionListHeading = "%nOptions:%n", commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n",
         exitCodeListHeading = "%nExit codes:%n",
         description = {"Start, stop, snapshot and restore the DragonFlyBSD test VM", "",
-            "It runs on an overlay on the disk that vm-auto-install made; VM_DIR/NAME.qcow2 is a link to that overlay. "
+            "It runs on an overlay on the disk that vm-auto-install or import made; VM_DIR/NAME.qcow2 is a link to it. "
                 + "The first that is set counts: option, environment, vm.env (KEY=VALUE lines) in the "
                 + "working directory, ~/.go-synth/vm.env."},
         footer = {"  vm-ctl start", "  vm-ctl exec -- uname -a", "  vm-ctl snapshot before-upgrade",
             "  vm-ctl restore before-upgrade    # no disk is copied", "  VM_NAME=other vm-ctl status"},
-        exitCodeList = {"0:done", "1:the job failed (disk full)", "2:wrong usage, or refused because --yes was missing",
+        exitCodeList = {"0:done", "1:the job failed (disk full, a damaged file)",
+            "2:wrong usage, or refused because --yes was missing",
             "3:the VM is not running; status: it is stopped or gone",
             "69:something needed is not available (QEMU, a disk, a port, the lock, ssh), or the guest is in trouble",
             "124:a time limit", "130, 143:interrupted", "N:ssh, exec: the exit code of the command in the guest"})
@@ -194,7 +196,7 @@ final class VmCtl {
             description = "Echo every external command.")
     static boolean verbose;
 
-    /** Before each message: which VM it is about, if a command acts on several. */
+    /** Which VM a message is about, if a command acts on several; else empty. */
     private String messagePrefix = "";
 
     /** The VM at hand, and the parts that act on it. */
@@ -456,14 +458,14 @@ final class VmCtl {
 
     @Command(name = "list",
             description = {"List all VMs in VM_DIR: name, state, port, and what it is a clone of.", "",
-                "Temporary clones and snapshots that nobody needs any more are deleted first."},
+                "Temporary clones and snapshots whose lock file no process holds any more are deleted first."},
             footer = {"  vm-ctl list", "  vm-ctl list --vm-dir /var/tmp/vms"})
     int list() throws IOException {
         openVm();
         for (String name : vmNames(files.dir())) {
             VmCtl other = other(name);
             if (other.temporary().isLeft()) {
-                attempt(other::say, "what is temporary could not be deleted now, a later command tries again",
+                attempt(other::say, Temporary.NOT_DELETED,
                         () -> other.locked("list", () -> { }));
             }
         }
@@ -603,20 +605,20 @@ final class VmCtl {
     }
 
     @Command(name = "export",
-            description = {"Write the disk and the keys of a VM into one file, from which import makes a VM elsewhere.",
-                "", "The disk is flattened and compressed. Without --with-ram it is the one that restore --cold boots. "
-                    + "Whoever has the file can log in to VMs made from it. It is a tar file that begins with a "
-                    + "manifest: versions, hardware, size and SHA-256 of each part. While it is made, it needs twice "
-                    + "its space. The VM may run."},
+            description = {"Write a snapshot of a VM, and its keys, into one file, from which import makes a VM.",
+                "", "Whoever has the file can log in to VMs made from it. The disk is flattened, so that it needs no "
+                    + "backing file, and compressed. Without --with-ram, it is the disk that restore --cold would "
+                    + "boot. The file is a tar file that begins with a manifest: versions, hardware, size and SHA-256 "
+                    + "of each part. The export needs up to twice its size beside it. The VM may run."},
             footer = {"  vm-ctl export ~/dfly.image", "  vm-ctl export ~/built.image --snapshot built --with-ram",
                 "  vm-ctl export --list ~/dfly.image"})
-    void exportImage(@Parameters(paramLabel = "FILE", description = "Where to; a file that is there is replaced.")
+    void exportImage(@Parameters(paramLabel = "FILE", description = "The file; one that is there is replaced.")
             Path file,
-            @Option(names = "--snapshot", paramLabel = "NAME", description = "What to export (default: clean).")
+            @Option(names = "--snapshot", paramLabel = "NAME", description = "The snapshot to export (default: clean).")
             String given,
-            @Option(names = "--with-ram", description = "With the snapshot's RAM.") boolean withRam,
-            @Option(names = "--list", description = "Print the manifest of a file that is there, as JSON; what follows "
-                    + "the manifest is not read.") boolean list) throws IOException {
+            @Option(names = "--with-ram", description = "Export the snapshot's RAM, too.") boolean withRam,
+            @Option(names = "--list", description = "Only print the manifest of a file that is there, as JSON; "
+                    + "what follows the manifest is not verified.") boolean list) throws IOException {
         if (list && (given != null || withRam)) {
             throw wrongUsage("export --list FILE takes no other option");
         } else if (list) {
@@ -639,16 +641,16 @@ final class VmCtl {
     }
 
     @Command(name = "import",
-            description = {"Make a VM of a file that export has written.", "",
-                "Everything is verified before the VM gets its name. The sums find damage; they do not prove who made "
-                    + "the file. Use --with-ram only if you trust who made it. If QEMU or the hardware differ from "
-                    + "then, the first start boots the disk, and says why. To replace a VM, it asks on a terminal, and "
-                    + "elsewhere needs --yes.", "",
-                "The exit code is 1 if the file is damaged or its parts are not as its manifest says, and 69 if it "
-                    + "is no such file, was made by a newer vm-ctl, or holds a disk that names other files."},
+            description = {"Make a VM from a file that export has written.", "",
+                "Nothing is changed before the whole file is verified. Its checksums detect damage; they do not prove "
+                    + "who made the file. Use --with-ram only if you trust who made it. If QEMU or the hardware are "
+                    + "not those of the export, the first start boots the disk, and says why. Replacing a VM asks on "
+                    + "a terminal, and elsewhere needs --yes.", "",
+                "The exit code is 1 if the file is damaged or was changed. It is 69 if export did not write the file, "
+                    + "if a newer vm-ctl did, or if its disk names other files or cannot be used."},
             footer = {"  vm-ctl import ~/dfly.image", "  vm-ctl import ~/built.image --vm-name built --with-ram"})
     void importImage(@Parameters(paramLabel = "FILE", description = "The file.") Path file,
-            @Option(names = "--with-ram", description = "Use the RAM in it, too.") boolean withRam,
+            @Option(names = "--with-ram", description = "Import the RAM, too.") boolean withRam,
             @Option(names = "--yes", description = "Replace a VM of this name without asking.") boolean yes)
             throws IOException {
         try (ImageFile image = new ImageFile(file)) {
@@ -826,7 +828,7 @@ final class VmCtl {
         if (!vmNames(files.dir()).contains(files.name())) {
             throw notRunning(files.dir(), files.name());
         } else if (Files.exists(files.file(".import"))) {
-            locked("import", () -> { }); // which completes it
+            locked("import", () -> { }); // recover() completes it
         }
     }
 
@@ -1207,7 +1209,7 @@ final class VmCtl {
             return cloneOf() + "/" + json.getString("cloneSnapshot");
         }
 
-        /** The lock file by whose lock this lives, relative to VM_DIR; null if it stays until somebody deletes it. */
+        /** Relative to VM_DIR: the file without whose lock this is deleted. Null if this is not temporary. */
         String temporary() {
             return json.getString("temporary");
         }
@@ -1462,14 +1464,16 @@ final class VmCtl {
     // Snapshots.
 
     /**
-     * Snapshots and clones that live as long as a process holds a lock on a file in VM_DIR. The kernel frees the lock
-     * even after kill -9. So whatever ends that process, the next command deletes them.
+     * Snapshots and clones that are kept as long as a process holds a lock on a file in VM_DIR. The kernel frees the
+     * lock even after kill -9. So whatever ends that process, they are deleted by the next command that takes the lock
+     * of the VM they come from, or by list.
      */
     record Temporary(VmFiles files, Snapshots snapshots, Clones clones, Consumer<String> say) {
-        static final String OPTION = "Delete it once no process holds a lock on this file any more. The file must lie "
-                + "in VM_DIR and end in .lock.";
+        static final String OPTION = "Delete it once no process holds an fcntl lock on this file any more. The file "
+                + "must be in VM_DIR, and its name must end in .lock.";
+        static final String NOT_DELETED = "what is temporary could not be deleted now, a later command tries again";
 
-        /** How a record names the lock file that the user gave; 2 if that cannot be one. Null stays null. */
+        /** The lock file that the user gave, relative to VM_DIR; 2 if it cannot be used. Null if none was given. */
         String lockFile(Path given) throws IOException {
             if (given == null) {
                 return null;
@@ -1479,7 +1483,7 @@ final class VmCtl {
                     .anyMatch(name -> new VmFiles(files.dir(), name).file(".lock").equals(file));
             if (!file.startsWith(files.dir()) || !file.toString().endsWith(".lock") || ofVm) {
                 throw wrongUsage("--temporary: " + given
-                        + " is not a file in VM_DIR that ends in .lock and is no VM's own lock");
+                        + " is not a file in VM_DIR that ends in .lock, or is a VM's own lock: name another file");
             } else if (!isHeld(file, false)) {
                 throw wrongUsage("--temporary: no process holds a lock on " + given
                         + ", so it would be deleted at once: lock the file first (with fcntl, not flock)");
@@ -1487,7 +1491,7 @@ final class VmCtl {
             return files.relative(file);
         }
 
-        /** Adds the lock file to what a record is going to hold, if there is one. */
+        /** Adds the lock file, if there is one, to the record of a snapshot or clone. */
         static JsonObject noted(JsonObject record, String lockFile) {
             if (lockFile != null) {
                 record.put("temporary", lockFile);
@@ -1496,9 +1500,9 @@ final class VmCtl {
         }
 
         /**
-         * Whether a process holds a lock on a file; also if that cannot be told. If none does, the file is deleted on
-         * demand, while we hold the lock for a moment. One thread at a time, because closing the file drops every lock
-         * that this JVM holds on it.
+         * Whether a process holds a lock on a file; true also if that cannot be determined. If none does and the caller
+         * wants it, the file is deleted, while we hold its lock. One thread at a time, because closing the file drops
+         * every lock that this JVM holds on it.
          */
         private static synchronized boolean isHeld(Path file, boolean deletes) {
             try (FileChannel channel = FileChannel.open(file, StandardOpenOption.READ);
@@ -1518,7 +1522,7 @@ final class VmCtl {
             return snapshot.temporary() != null && !isHeld(files.inside(snapshot.temporary()), deletesLock);
         }
 
-        /** This VM's temporary clones that nobody needs any more. */
+        /** This VM's temporary clones whose lock file no process holds any more. */
         private List<String> leftClones(boolean deletesLock) {
             return vmNames(files.dir()).stream().filter(name -> Snapshot.source(new VmFiles(files.dir(), name))
                     .filter(source -> files.name().equals(source.cloneOf()) && isLeft(source, deletesLock))
@@ -1535,12 +1539,13 @@ final class VmCtl {
         }
 
         /**
-         * Under this VM's lock: deletes what nobody needs any more. The lock file goes first, as a missing one counts
-         * as free: so nothing is forgotten if this is interrupted. Never fails: a later command tries again.
+         * Under this VM's lock: deletes temporary clones and snapshots whose lock file no process holds any more. The
+         * lock file is deleted first. As a missing one counts as free, the next command continues if this one is
+         * interrupted. Never fails: a later command tries again.
          */
         void deleteLeft() {
             List<String> deleted = new ArrayList<>();
-            attempt(say, "what is temporary could not be deleted now, a later command tries again", () -> {
+            attempt(say, NOT_DELETED, () -> {
                 for (String clone : leftClones(true)) {
                     attempt(say, "temporary clone " + clone + " could not be deleted now, a later command tries again",
                             () -> {
@@ -1555,12 +1560,12 @@ final class VmCtl {
                 }
             });
             if (!deleted.isEmpty()) {
-                say.accept("deleted what was temporary, as its user has ended: " + String.join(", ", deleted));
+                say.accept("deleted what was temporary and is no longer in use: " + String.join(", ", deleted));
                 snapshots.cleanup().cleanUp();
             }
         }
 
-        /** The clone's record goes last, and at once, so that there is never a VM of which nobody knows what it is. */
+        /** The clone's record is moved away last, in one step: without one, a clone would pass for a VM of its own. */
         private void deleteClone(VmFiles clone) throws IOException {
             Path lock = clone.file(".lock");
             Path record = clone.file(".snapshots");
@@ -1581,13 +1586,13 @@ final class VmCtl {
             }
         }
 
-        /** Whether it is deleted. One that a clone of the user's own builds on is temporary no more. */
+        /** Whether it is deleted. If a clone that is not temporary builds on it, it stops being temporary. */
         private boolean deleteSnapshot(Snapshot snapshot) throws IOException {
             List<String> builders = clones.of(snapshot.name());
             if (builders.isEmpty()) {
                 snapshots.remove(snapshot);
                 return true;
-            } else if (builders.stream().noneMatch(this::isTemporaryClone)) { // else both are left for later
+            } else if (builders.stream().noneMatch(this::isTemporaryClone)) { // else a later command deletes both
                 snapshot.json().remove("temporary");
                 writeRecord(files.record(snapshot.name()), snapshot.json());
                 say.accept("temporary snapshot " + snapshot.name() + " stays, as clones build on it: "
@@ -2117,7 +2122,7 @@ final class VmCtl {
                     record.put(member, snapshot.json().get(member));
                 }
             }
-            // first, and with its directories at once: it protects what the clone builds on
+            // first, and in one step: from then on nothing that the clone builds on is deleted
             Path part = files.disks().resolve(Cleanup.CLONE_PART);
             writeRecord(privateDirectory(part.resolve(CLEAN)).resolve("snapshot.json"), record);
             Files.move(part, clone.file(".snapshots"), StandardCopyOption.ATOMIC_MOVE);
@@ -2178,7 +2183,7 @@ final class VmCtl {
 
     /** Brings a VM's directory in order: after a command that was killed, and when disks are no longer needed. */
     record Cleanup(VmFiles files, Qemu qemu, GuestSsh ssh, Consumer<String> say) {
-        /** In NAME.disks: the record of a clone that is being made, or that is being deleted. */
+        /** In NAME.disks: the record of a clone while it is made or deleted. */
         static final String CLONE_PART = "clone.part";
 
         /**
@@ -2351,9 +2356,9 @@ final class VmCtl {
 
     // Image files.
 
-    /** The sums of some bytes. */
+    /** The checksums of some bytes. */
     record Sums(String sha256, long crc32c) {
-        /** Copies this many bytes, and returns their sums; an EOFException if there are not as many. */
+        /** Copies this many bytes, and returns their checksums; an EOFException if the input ends before. */
         static Sums copy(InputStream in, OutputStream out, long bytes, Consumer<String> stage) throws IOException {
             MessageDigest sha256 = newSha256();
             CRC32C crc32c = new CRC32C();
@@ -2391,7 +2396,7 @@ final class VmCtl {
         static final String DISK = "disk.qcow2";
         static final String RAM = "ram";
         static final String KEYS = "ssh/";
-        /** What vm-auto-install makes in NAME.ssh, of which the first and the last are needed to reach the guest. */
+        /** What vm-auto-install makes in NAME.ssh. The first and the last are needed to reach the guest. */
         static final List<String> KEY_NAMES = List.of("id_ed25519", "id_ed25519.pub", "host_key", "host_key.pub",
                 "root_password", "known_hosts");
         static final Set<String> REQUIRED = Set.of(DISK, KEYS + "id_ed25519", KEYS + "known_hosts");
@@ -2406,7 +2411,7 @@ final class VmCtl {
             return new Part(json.getString("name", ""), json.getLong("bytes", -1), json.getString("sha256", ""));
         }
 
-        /** The most bytes of a part; less than any if there is no such part. */
+        /** The largest size that a part may have; -1 if there is no part of this name. */
         private static long limit(String name) {
             boolean isKey = name.startsWith(KEYS) && KEY_NAMES.contains(name.substring(KEYS.length()));
             return name.equals(DISK) || name.equals(RAM) ? 1L << 40 : isKey ? 1 << 16 : -1;
@@ -2418,25 +2423,25 @@ final class VmCtl {
     }
 
     /**
-     * What an image file tells of itself, in JSON. Somebody else may have written it: it is checked, and its texts are
-     * only shown, or compared.
+     * The description, in JSON, with which an image file begins. Somebody else may have written it. So it is checked,
+     * and its texts are only shown or compared.
      */
     record Manifest(JsonObject json, List<Part> parts) {
         static final String FORMAT = "vm-ctl image";
         static final int VERSION = 1;
         static final int MAX_BYTES = 1 << 20;
 
-        /** An exception that says why, unless all that is needed is there, and can be. */
+        /** Throws an exception that says what is missing or impossible. */
         static Manifest of(JsonObject json) {
             List<Part> parts = json.getArray("parts", new JsonArray()).stream()
                     .map(part -> Part.of((JsonObject) part)).toList();
             List<String> names = parts.stream().map(Part::name).toList();
             if (Set.copyOf(names).size() < names.size() || !names.containsAll(Part.REQUIRED)) {
-                throw new IllegalArgumentException("a part is missing, or there twice");
+                throw new IllegalArgumentException("a part is missing, or listed twice");
             } else if (names.contains(Part.RAM) && strings(json, "hardware").isEmpty()) {
-                throw new IllegalArgumentException("it does not say of which hardware the RAM is");
+                throw new IllegalArgumentException("it does not say with which hardware the RAM was saved");
             } else if (strings(json, "hardware").stream().anyMatch(word -> word.matches("(?s).*\\p{Cntrl}.*"))) {
-                throw new IllegalArgumentException("its hardware is no plain text");
+                throw new IllegalArgumentException("its hardware has control characters");
             }
             return new Manifest(json, parts);
         }
@@ -2456,7 +2461,7 @@ final class VmCtl {
             return json.getLong("diskSize");
         }
 
-        /** Whether the disk was in use by a guest when it was kept. */
+        /** Whether a guest was using the disk when the snapshot was taken. */
         boolean isInUse() {
             return json.getBoolean("diskInUse");
         }
@@ -2464,7 +2469,7 @@ final class VmCtl {
 
     /** Writes a snapshot into an image file. */
     record ImageExport(VmFiles files, Consumer<String> say) {
-        /** Writes beside the file first; what a killed export left there is deleted. */
+        /** Writes to a directory beside the target first, and deletes what a killed export left in it. */
         void write(Snapshot snapshot, boolean withRam, Path target) throws IOException {
             long started = System.nanoTime();
             if (withRam && (snapshot.ram() == null || snapshot.damage() != null)) {
@@ -2508,7 +2513,7 @@ final class VmCtl {
                     + "; it holds the keys: whoever has it can log in to VMs made from it");
         }
 
-        /** The place may be open to others, such as /tmp: a link there could lead anywhere. */
+        /** Others may be able to write beside the target, as in /tmp: a link there could lead anywhere. */
         private static Path workDirectory(Path target) {
             Path work = target.resolveSibling("." + target.getFileName() + ".part");
             if (Files.isSymbolicLink(work)) {
@@ -2536,7 +2541,7 @@ final class VmCtl {
             return sources;
         }
 
-        /** The manifest comes first, so each part is read twice: for its sum, and to be copied. */
+        /** The manifest is written first, so each part is read twice: for its checksum, and to be copied. */
         private void pack(Path image, Snapshot snapshot, Map<String, Path> sources, boolean inUse, Progress progress)
                 throws IOException {
             List<Part> parts = new ArrayList<>();
@@ -2630,9 +2635,9 @@ final class VmCtl {
     }
 
     /**
-     * An image file that is read, from its beginning to its end. Somebody else may have made it. It counts only if it
-     * is exactly what an export writes: the manifest, the parts that it names, in that order, as plain files, and the
-     * manifest's sum. So nothing in it chooses a path, and nothing is kept in memory but the manifest.
+     * Reads an image file from its beginning to its end. Somebody else may have made it. It is accepted only if it is
+     * exactly what an export writes: the manifest, the parts that it lists, in that order, as plain files, and the
+     * manifest's checksum. So the file cannot choose a path, and only the manifest is kept in memory.
      */
     static final class ImageFile implements AutoCloseable {
         static final String MANIFEST = "manifest.json";
@@ -2677,7 +2682,7 @@ final class VmCtl {
             return foreign.substring(0, Math.min(foreign.length(), 200)).replaceAll("\\p{Cntrl}", "?");
         }
 
-        /** Until the manifest has been read, it may be any file. */
+        /** 69 until the manifest has been read, as it may be any file; then 1. */
         private VmException wrong(String why) {
             return manifestSum == null ? noImage(why)
                     : new VmException(1, file + " is damaged, or was changed: " + why + "; nothing was imported");
@@ -2692,7 +2697,7 @@ final class VmCtl {
             try {
                 JsonObject json = json(new String(text, UTF_8));
                 if (!Manifest.FORMAT.equals(json.getString("format"))) {
-                    throw noImage("its manifest says nothing of the kind");
+                    throw noImage("its manifest is not that of an export");
                 } else if (json.getLong("version") < 1) {
                     throw noImage("its manifest does not say in which version of the format it is");
                 } else if (json.getLong("version") > Manifest.VERSION) {
@@ -2704,9 +2709,9 @@ final class VmCtl {
                 return read;
             } catch (VmException refused) {
                 throw refused;
-            } catch (IOException | RuntimeException garbled) { // a member of another kind
-                throw noImage("its manifest makes no sense" + (garbled instanceof IllegalArgumentException
-                        ? ", as " + oneLine(garbled.getMessage()) : ""));
+            } catch (IOException | RuntimeException garbled) { // a member has another type
+                throw noImage("its manifest cannot be used" + (garbled instanceof IllegalArgumentException
+                        ? ": " + oneLine(garbled.getMessage()) : ""));
             }
         }
 
@@ -2719,13 +2724,13 @@ final class VmCtl {
             TarArchiveEntry entry;
             try {
                 entry = TarUtils.verifyCheckSum(block) ? new TarArchiveEntry(block) : null;
-            } catch (RuntimeException noNumber) { // where one should stand
+            } catch (RuntimeException noNumber) { // where there should be one
                 entry = null;
             }
             if (entry == null) {
-                throw wrong("no header of a tar file stands where " + name + " should begin");
+                throw wrong("there is no header of a tar file where " + name + " should begin");
             } else if (!entry.getName().equals(name)) {
-                throw wrong("'" + oneLine(entry.getName()) + "' stands where " + name + " should");
+                throw wrong("'" + oneLine(entry.getName()) + "' is where " + name + " should be");
             } else if (entry.getLinkFlag() != TarConstants.LF_NORMAL) {
                 throw wrong(name + " is no plain file (its type is '" + (char) entry.getLinkFlag() + "')");
             }
@@ -2736,7 +2741,7 @@ final class VmCtl {
         private void fill(String name, long size) throws IOException {
             byte[] zeros = new byte[(int) (-size & BLOCK - 1)];
             if (!Arrays.equals(in.readNBytes(zeros.length), zeros)) {
-                throw wrong("it goes wrong at the end of " + name);
+                throw wrong("the zeros that should follow " + name + " are not there");
             }
         }
 
@@ -2751,7 +2756,7 @@ final class VmCtl {
 
         /**
          * Reads and verifies all parts, and writes them into a directory, the RAM only if it is wanted. Returns the
-         * sums by the parts' names.
+         * checksums by the parts' names.
          */
         Map<String, Sums> unpack(Path directory, boolean withRam, Progress progress) throws IOException {
             Map<String, Sums> sums = new HashMap<>();
@@ -2775,16 +2780,16 @@ final class VmCtl {
             }
             if (header(MANIFEST_SUM) != manifestSum.length()
                     || !new String(content(MANIFEST_SUM, manifestSum.length()), UTF_8).equals(manifestSum)) {
-                throw wrong("the SHA-256 of its manifest is another one");
+                throw wrong("the SHA-256 at its end is not that of its manifest");
             }
             byte[] end = in.readNBytes(MAX_END + 1);
             if (end.length < 2 * BLOCK || !Arrays.equals(end, new byte[Math.min(end.length, MAX_END)])) {
-                throw wrong("it does not end after its parts");
+                throw wrong("it is cut off after its parts, or something else follows them");
             }
             return sums;
         }
 
-        /** Copies a part into a file, or, without one, only computes its sums. */
+        /** Copies a part into a file. Without a file it only computes the checksums. */
         private Sums read(Part part, Path target, Progress progress) throws IOException {
             Consumer<String> stage = done -> progress.stage("reading the " + part.name() + ", " + done);
             try {
@@ -2805,9 +2810,9 @@ final class VmCtl {
     }
 
     /**
-     * Makes a VM of an image file. All of it is first written to NAME.import.part and verified, then this directory
-     * becomes NAME.import, and from then on the VM is there: its files only have to be moved, by the next command if
-     * this one is killed.
+     * Makes a VM from an image file. All of it is first written to NAME.import.part and verified. Then this directory
+     * is renamed to NAME.import, and from then on the VM exists: its files only have to be moved, by the next command
+     * if this one is killed.
      */
     record ImageImport(VmFiles files, Consumer<String> say) {
         private Path part() {
@@ -2818,7 +2823,7 @@ final class VmCtl {
             return files.file(".import");
         }
 
-        /** Reads and verifies the image, and puts its VM in the place of the one of this name, if there is one. */
+        /** Reads and verifies the image, and makes its VM, in place of the one of this name if there is one. */
         void receive(ImageFile image, boolean withRam) throws IOException {
             long started = System.nanoTime();
             Manifest manifest = image.manifest();
@@ -2847,8 +2852,8 @@ final class VmCtl {
                 say.accept("its RAM was not imported, as that needs --with-ram: the first start boots the disk");
             }
             if (manifest.isInUse() && !withRam) {
-                say.accept("the disk was in use when it was kept, so the first boot is like one after a power cut: "
-                        + "what the guest wrote in the last 30 s before may be missing");
+                say.accept("a guest was using the disk when the snapshot was taken, so the first start boots as after "
+                        + "a power cut: what the guest wrote in the last 30 s before may be missing");
             }
             say.accept("imported " + files.name() + ", DragonFly " + manifest.dragonfly()
                     + ", in " + seconds(started) + ": VM_NAME=" + files.name() + " vm-ctl start");
@@ -2864,7 +2869,7 @@ final class VmCtl {
             }
         }
 
-        /** In known_hosts the guest's host key goes by the VM's name. */
+        /** known_hosts has the guest's host key under the VM's name. */
         private void renameHostKey(Path knownHosts, ImageFile image) throws IOException {
             String[] words = Files.readString(knownHosts, ISO_8859_1).strip().split("\\s+");
             if (words.length != 3 || !words[1].matches("[a-z0-9-]+") || !words[2].matches("[A-Za-z0-9+/]+=*")) {
@@ -2873,7 +2878,7 @@ final class VmCtl {
             writeFile(knownHosts, files.name() + " " + words[1] + " " + words[2] + "\n");
         }
 
-        /** The RAM becomes that of the snapshot clean. The record names the files by their later places. */
+        /** The RAM becomes that of the snapshot clean. The record names the files where place() will move them. */
         private void recordRam(Manifest manifest, long crc32c) throws IOException {
             Path directory = privateDirectory(part().resolve(".snapshots").resolve(CLEAN));
             Path ram = Files.move(part().resolve(Part.RAM), directory.resolve("ram"));
@@ -2885,8 +2890,8 @@ final class VmCtl {
         }
 
         /**
-         * Moves a complete import to its names. It can be killed and repeated: as long as the keys have not moved,
-         * nothing has, and what is there is the VM that it replaces.
+         * Moves the files of a complete import to their places. It can be killed and repeated: the keys are moved
+         * first, so as long as they are not, the files there are those of the VM that is replaced.
          */
         private void place() throws IOException {
             if (Files.exists(complete().resolve(".ssh"))) {
@@ -2909,12 +2914,12 @@ final class VmCtl {
             }
         }
 
-        /** After an import that was killed: completes it, or, if it had not got that far, deletes what there is. */
+        /** After an import that was killed: completes it if it was verified, else deletes what it wrote. */
         void recover() throws IOException {
             deletePart();
             if (Files.exists(complete())) {
                 place();
-                say.accept("completed the import of " + files.name() + ", which was interrupted at its end");
+                say.accept("completed the import of " + files.name() + ", which had been interrupted");
             }
         }
     }
@@ -3153,7 +3158,7 @@ final class VmCtl {
             return trouble.isEmpty();
         }
 
-        /** Ends the VM at once and deletes what there is of it, except for these files; tells each that it removed. */
+        /** Ends the VM at once and deletes its files, except those to keep; reports each that it removed. */
         void destroy(Set<Path> kept, Consumer<String> removed) throws IOException {
             ssh.closeMaster();
             if (qemu.isRunning()) {
@@ -3417,8 +3422,8 @@ final class VmCtl {
         }
 
         /**
-         * Writes the file that includes every VM's config. It names none of them: while VMs start at the same time, the
-         * one that listed them first could write last, and another's would be missing.
+         * Writes the file that includes every VM's config, by a pattern. With a list of the VMs, one could be missing
+         * while several start at the same time: the command that made its list first could write last.
          */
         void writeIncludes() throws IOException {
             Path config = files.dir().resolve("ssh_config");
@@ -4130,7 +4135,7 @@ final class VmCtl {
     /** Ports of 127.0.0.1 for a VM. */
     static final class Ports {
         private static final int FIRST = 2222;
-        /** What starts of this process have chosen. Clones start at the same time, and QEMU opens its port later. */
+        /** Ports that this process has already chosen: clones start at the same time, and QEMU opens its port later. */
         private static final Set<Integer> CHOSEN = ConcurrentHashMap.newKeySet();
 
         private Ports() {
@@ -4287,7 +4292,7 @@ final class VmCtl {
                     "a layer could not be merged");
         }
 
-        /** Copies what a disk shows, with all that it builds on, into one compressed file. */
+        /** Copies the content of a disk, with that of its backing files, into one compressed file. */
         static void flatten(Path disk, Path flat) throws IOException {
             image(Duration.ofHours(2), flat, List.of("qemu-img", "convert", "-c", "-f", "qcow2", "-O", "qcow2",
                     disk.toString(), flat.toString()), "the disk could not be copied"); // it compresses some MB/s
@@ -4486,7 +4491,7 @@ final class VmCtl {
         return new VmException(130, "interrupted");
     }
 
-    /** For work without a wait that an interrupt would end. */
+    /** For long work in which no blocking call would notice an interrupt. */
     private static void refuseIfInterrupted() {
         if (Thread.currentThread().isInterrupted()) {
             throw interrupted();
@@ -4892,7 +4897,7 @@ final class VmCtl {
     // end shared:duration
 
     // shared:stdin
-    /** Whether stdin was closed at the start: then the first file that the JVM opened, its classes, has its number. */
+    /** Whether stdin was closed at the start: then descriptor 0 is the first file that the JVM opened, its classes. */
     static boolean isStdinClosed() {
         try {
             Path java = Path.of(System.getProperty("java.home")).toRealPath();
@@ -5083,7 +5088,7 @@ final class VmCtl {
         /** Why a vm.env cannot be used; null if all can. */
         String fault;
 
-        /** Adds what stands at a place; it wins over what was added before. */
+        /** Adds the settings of one source. They win over those that were added before. */
         Settings add(Map<String, String> found, String place) {
             found.forEach((name, value) -> {
                 if (value.isEmpty() || value.equals("_NULL_")) {
@@ -5163,14 +5168,15 @@ final class VmCtl {
         for (String name : settings.keySet()) {
             if (SETTINGS.contains(name) && !PROJECT_SETTINGS.contains(name)) {
                 throw new VmException(2, name + " is allowed only in your own ~/.go-synth/vm.env, as a project could "
-                        + "harm this machine by it: if you wrote this line of vm.env, move it there, else delete it");
+                        + "harm this machine with it: if you wrote this line of vm.env, move it there, else delete it");
             }
         }
         String project = settings.getOrDefault("VM_PROJECT", ".");
         Path named = project.startsWith("~") ? userPath(project) : directory.resolve(project);
         if (!Files.exists(named) || !named.toRealPath().startsWith(directory.toRealPath())) {
-            throw new VmException(2, "VM_PROJECT in vm.env is not in the directory of that file: " + project + "; name "
-                    + "it with --project, or move vm.env away and put VM_PROJECT into ~/.go-synth/vm.env");
+            throw new VmException(2, "VM_PROJECT in vm.env must be a directory in or below that file's own, which this "
+                    + "is not: " + project + "; name it with --project, or move vm.env away and put VM_PROJECT into "
+                    + "~/.go-synth/vm.env");
         }
     }
     // end shared:vmenvproject
@@ -5256,8 +5262,8 @@ final class VmCtl {
     static final class FileName implements ITypeConverter<String> {
         @Override
         public String convert(String value) {
-            return matching(value, "(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", "a name of letters, digits, '.', "
-                    + "'_' and '-', without '.' or '-' in front or -clean at the end");
+            return matching(value, "(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", "a name of at most 64 letters, "
+                    + "digits, '.', '_' and '-' that does not begin with '.' or '-' or end in -clean");
         }
     }
     // end shared:values
@@ -5353,8 +5359,8 @@ final class VmCtl {
         boolean known = Stream.of("-clean.qcow2", ".qcow2", ".qemu-pid")
                 .anyMatch(end -> Files.exists(vmDir.resolve(name + end)));
         return known ? new VmException(3, "VM " + name + " is not running; start it: vm-ctl start")
-                : new VmException(69, "there is no VM " + name + " in " + vmDir + ": vm-ctl list shows those that "
-                        + "there are, vm-auto-install makes one");
+                : new VmException(69, "there is no VM " + name + " in " + vmDir + ": vm-ctl list names the VMs "
+                        + "there, vm-auto-install makes one");
     }
     // end shared:known
 

@@ -1337,7 +1337,7 @@ final class VmSetup implements Callable<Integer> {
         /** Why a vm.env cannot be used; null if all can. */
         String fault;
 
-        /** Adds what stands at a place; it wins over what was added before. */
+        /** Adds the settings of one source. They win over those that were added before. */
         Settings add(Map<String, String> found, String place) {
             found.forEach((name, value) -> {
                 if (value.isEmpty() || value.equals("_NULL_")) {
@@ -1417,14 +1417,15 @@ final class VmSetup implements Callable<Integer> {
         for (String name : settings.keySet()) {
             if (SETTINGS.contains(name) && !PROJECT_SETTINGS.contains(name)) {
                 throw new VmException(2, name + " is allowed only in your own ~/.go-synth/vm.env, as a project could "
-                        + "harm this machine by it: if you wrote this line of vm.env, move it there, else delete it");
+                        + "harm this machine with it: if you wrote this line of vm.env, move it there, else delete it");
             }
         }
         String project = settings.getOrDefault("VM_PROJECT", ".");
         Path named = project.startsWith("~") ? userPath(project) : directory.resolve(project);
         if (!Files.exists(named) || !named.toRealPath().startsWith(directory.toRealPath())) {
-            throw new VmException(2, "VM_PROJECT in vm.env is not in the directory of that file: " + project + "; name "
-                    + "it with --project, or move vm.env away and put VM_PROJECT into ~/.go-synth/vm.env");
+            throw new VmException(2, "VM_PROJECT in vm.env must be a directory in or below that file's own, which this "
+                    + "is not: " + project + "; name it with --project, or move vm.env away and put VM_PROJECT into "
+                    + "~/.go-synth/vm.env");
         }
     }
     // end shared:vmenvproject
@@ -1510,8 +1511,8 @@ final class VmSetup implements Callable<Integer> {
     static final class FileName implements ITypeConverter<String> {
         @Override
         public String convert(String value) {
-            return matching(value, "(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", "a name of letters, digits, '.', "
-                    + "'_' and '-', without '.' or '-' in front or -clean at the end");
+            return matching(value, "(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", "a name of at most 64 letters, "
+                    + "digits, '.', '_' and '-' that does not begin with '.' or '-' or end in -clean");
         }
     }
     // end shared:values

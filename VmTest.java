@@ -146,8 +146,8 @@ final class VmTest implements Callable<Integer> {
     String remoteDir;
 
     @Option(names = "--ctl-cmd", descriptionKey = "VM_CTL_CMD", paramLabel = "CMD",
-            description = "How --fresh and --freeze-on-failure run vm-ctl (VM_CTL_CMD; default: VmCtl beside this "
-                    + "script's jar, else VmCtl.java here or above, outside the project).")
+            description = "How --fresh, --freeze-on-failure and --parallel run vm-ctl (VM_CTL_CMD; default: VmCtl "
+                    + "beside this script's jar, else VmCtl.java here or above, outside the project).")
     String ctlCommand;
 
     @Option(names = "--sync-cmd", descriptionKey = "VM_SYNC_CMD", paramLabel = "CMD",
@@ -192,24 +192,24 @@ final class VmTest implements Callable<Integer> {
     @Option(names = "--junit", paramLabel = "FILE", description = "Write a JUnit report of all suites.")
     Path junit;
 
-    @Option(names = "--json", paramLabel = "FILE", description = "Write the events of go test -json, one a line, and a "
-            + "line before and after those of each suite. vm-test merge reads it.")
+    @Option(names = "--json", paramLabel = "FILE", description = "Write the events of go test -json, one a line, and "
+            + "lines before and after those of each suite, which vm-test merge needs.")
     Path json;
 
-    @Option(names = "--parallel", paramLabel = "N", description = "Run the packages of a suite in this many clones of "
-            + "the VM, after sync and build; they are removed afterwards. For suites of the form go test FLAGS "
-            + "PACKAGES; others run whole.")
+    @Option(names = "--parallel", paramLabel = "N", description = "Build in the VM, then run the packages of each "
+            + "suite in at most this many clones of it, which are removed afterwards. A suite that cannot be divided "
+            + "runs whole, in the VM.")
     Integer parallel;
 
-    @Option(names = "--isolate", description = "With --parallel, restore the clone before each package.")
+    @Option(names = "--isolate", description = "With --parallel, restore a clone before it gets another package.")
     boolean isolate;
 
     @Option(names = "--shard", paramLabel = "I/N", description = "Run only part I of N of each suite's packages. auto "
-            + "takes both from GitLab CI or a Slurm array job. A suite that cannot be divided is in part 1.")
+            + "takes both from GitLab CI or a Slurm array job. A suite that cannot be divided runs whole, in part 1.")
     String shardOption;
 
-    @Option(names = "--timings", paramLabel = "FILE", description = "How long packages took, as 'vm-test merge "
-            + "--timings' writes it, so that the parts take equally long.")
+    @Option(names = "--timings", paramLabel = "FILE", description = "A file of 'vm-test merge --timings', which says "
+            + "how long packages take. Parts that all get the same file take about equally long.")
     Path timingsFile;
 
     enum Leaks { fail, warn, ignore }
@@ -288,7 +288,7 @@ final class VmTest implements Callable<Integer> {
     private void interrupt() {
         interrupted = true;
         if (!finished.isDone()) {
-            // to dump, to kill, to tell; to remove the clones
+            // for the goroutine dumps, the kill and the summary; to remove the clones
             long limit = 2 * GuestRun.MAX_STOPPING.toSeconds() + 10 + (parallel == null ? 0 : 60);
             tell("interrupted; stopping (at most " + limit + " s)");
             otherScripts.forEach(Process::destroy);
@@ -434,9 +434,9 @@ final class VmTest implements Callable<Integer> {
     }
 
     @Command(name = "merge", customSynopsis = "vm-test merge [OPTIONS] FILE...",
-            description = {"Make one report and one verdict of the --json files of all parts of a run.", "",
-                "The parts are those of vm-test --shard I/N --json FILE. A part that is missing, cut off or there "
-                    + "twice, and parts of different suites, commits or versions, make the verdict 69; each is named."},
+            description = {"Make one report and one verdict from the --json files of all parts of a run.", "",
+                "The parts are those of vm-test --shard I/N --json FILE. The exit code is 69 if a part is missing, cut "
+                    + "off or given twice, or if parts differ in commands, commits or versions; a message says where."},
             footer = {"  vm-test merge part-1.json part-2.json part-3.json",
                 "  vm-test merge --junit all.xml --timings timings.json part-*.json"})
     int merge(@Parameters(arity = "1..*", paramLabel = "FILE", description = "A file that vm-test --json wrote.")
@@ -446,7 +446,7 @@ final class VmTest implements Callable<Integer> {
             @Option(names = "--json", paramLabel = "FILE", description = "Write the events of all parts in one file.")
             Path mergedJson,
             @Option(names = "--timings", paramLabel = "FILE", description = "Write how long packages took, for the "
-                    + "next --shard.") Path mergedTimings) throws IOException {
+                    + "--timings of the next run.") Path mergedTimings) throws IOException {
         refuseSuites();
         Path junitTarget = writable(mergedJunit);
         Path jsonTarget = writable(mergedJson);
@@ -500,16 +500,16 @@ final class VmTest implements Callable<Integer> {
     private void checkDivision() {
         if (shardOption == null && parallel == null) {
             if (isolate || timingsFile != null) {
-                throw new ParameterException(spec.commandLine(), isolate ? "--isolate goes with --parallel"
-                        : "--timings goes with --shard or --parallel");
+                throw new ParameterException(spec.commandLine(), isolate ? "--isolate needs --parallel"
+                        : "--timings needs --shard or --parallel");
             }
             return;
         }
         String divides = shardOption != null ? "--shard" : "--parallel";
         if (onlyFailed) {
-            throw new ParameterException(spec.commandLine(), "--failed runs few tests: leave out " + divides);
+            throw new ParameterException(spec.commandLine(), "--failed is not divided: leave out " + divides);
         } else if (parallel == null && isolate) {
-            throw new ParameterException(spec.commandLine(), "--isolate goes with --parallel");
+            throw new ParameterException(spec.commandLine(), "--isolate needs --parallel");
         } else if (parallel != null && (parallel < 1 || parallel > CloneSet.MAX)) {
             throw new ParameterException(spec.commandLine(), "--parallel: " + parallel + " is not a number from 1 to "
                     + CloneSet.MAX);
@@ -710,7 +710,7 @@ final class VmTest implements Callable<Integer> {
         if (division == null || job.suite().isBuild()) {
             return division == null ? job : job.with(Part.undivided(division.shard, true));
         }
-        for (Job each : parallel != null ? jobs : List.of(job)) { // what is built now, every clone has
+        for (Job each : parallel != null ? jobs : List.of(job)) { // now, so that every clone has what it builds
             if (each.isGoTest() && !each.suite().isBuild() && !division.lists.containsKey(each.name())) {
                 division.lists.put(each.name(), listPackages(each));
             }
@@ -733,11 +733,11 @@ final class VmTest implements Callable<Integer> {
         return job.with(part);
     }
 
-    /** The packages of a suite, by go list in the guest; with --parallel it builds their tests, too. */
+    /** The packages of a suite, from go list in the guest. With --parallel it also builds their tests. */
     private PackageList listPackages(Job job) throws IOException, InterruptedException {
         StringBuilder output = new StringBuilder();
         GoTest goTest = job.goTest();
-        String build = goTest.list("-export -test -deps") + " >/dev/null 2>&1 || :"; // go test tells what is wrong
+        String build = goTest.list("-export -test -deps") + " >/dev/null 2>&1 || :"; // go test reports what is wrong
         GuestRun guest = new GuestRun(place(vmName), goTest.list("-f " + shellQuoted(List.of(PackageList.FORMAT)))
                 + (parallel == null ? "" : " && { " + build + "; }"), environment, timeout, null, () -> interrupted);
         Verdict verdict = guest.run(bytes -> output.append(bytes, 0, Math.min(bytes.length(),
@@ -752,7 +752,7 @@ final class VmTest implements Callable<Integer> {
         };
     }
 
-    /** Runs a part of a suite in the clones, which are made now if no suite before has used them. */
+    /** Runs a part of a suite in the clones. The first suite that needs them makes them. */
     private Ending runInClones(Job job, SuiteOutput output) throws IOException, InterruptedException {
         long deadline = System.nanoTime() + timeout.toNanos();
         PackageList list = division.lists.get(job.name());
@@ -843,7 +843,7 @@ final class VmTest implements Callable<Integer> {
             return GoTest.parse(suite.command()).with(callerArgs);
         }
 
-        /** The same with the packages of a part; a suite that is not divided keeps its command. */
+        /** The same with the packages of a part. A suite that is not divided keeps its command. */
         Job with(Part part) {
             return new Job(suite, part.packages().isEmpty() ? command : goTest().of(part.packages()).line(), isGoTest,
                     callerArgs, repeated, part);
@@ -1013,7 +1013,7 @@ final class VmTest implements Callable<Integer> {
         private static final Set<String> BUILD_FLAGS = Set.of("asan", "asmflags", "buildvcs", "compiler", "gccgoflags",
                 "gcflags", "installsuffix", "ldflags", "mod", "modcacherw", "modfile", "msan", "overlay", "pgo", "race",
                 "tags", "toolexec", "trimpath");
-        /** Of all packages' names: Linux takes 128 KB in one argument. */
+        /** For all packages' names together: Linux takes 128 KB in one argument. */
         private static final int MAX_LENGTH = 100_000;
 
         /** Null if the command is opaque. */
@@ -1107,13 +1107,13 @@ final class VmTest implements Callable<Integer> {
         GoTest of(List<String> named) {
             String quoted = shellQuoted(named);
             if (quoted.length() > MAX_LENGTH) {
-                throw new VmException(2, "the names of a part's " + named.size() + " packages are too long for a "
-                        + "command line: use more parts");
+                throw new VmException(2, "the names of the " + named.size() + " packages of a part are too long for "
+                        + "one command line: use more parts");
             }
             return new GoTest(start, flags, quoted, args);
         }
 
-        /** go list, with these options, for the packages as they are built here. Packages with an error are named. */
+        /** A go list command with these options and this suite's build flags. It also lists packages with an error. */
         String list(String options) {
             return Stream.concat(Stream.of(start.replaceFirst("test$", "list -e"), options), Stream.concat(
                     flags.stream().filter(flag -> BUILD_FLAGS.contains(nameOf(Shell.words(flag).get(0).value()))),
@@ -1761,7 +1761,7 @@ final class VmTest implements Callable<Integer> {
      */
     record Ending(Verdict verdict, Integer code, List<String> left, List<String> leftInTmp, String trouble,
             String standstill, List<Result> results) {
-        /** Without more than a verdict. */
+        /** Only a verdict and an exit code. */
         static Ending of(Verdict verdict, Integer code) {
             return new Ending(verdict, code, List.of(), List.of(), null, null, List.of());
         }
@@ -1788,7 +1788,7 @@ final class VmTest implements Callable<Integer> {
                     parts.stream().flatMap(part -> part.results.stream()).toList());
         }
 
-        /** The same, with the packages that left something behind. */
+        /** The same, but leftovers and trouble name the packages after which they were seen. */
         Ending after(List<String> packages) {
             String names = " (after " + String.join(", ", packages.subList(0, Math.min(3, packages.size())))
                     + (packages.size() > 3 ? ", ..." : "") + ")";
@@ -2591,7 +2591,7 @@ final class VmTest implements Callable<Integer> {
             String missing = job.part() == null ? "" : job.part().packages().stream().filter(pkg -> !ran.contains(pkg))
                     .collect(Collectors.joining("\n"));
             if (!missing.isEmpty()) {
-                add("packages", Outcome.UNFINISHED, "there is no result of these packages:\n" + missing);
+                add("packages", Outcome.UNFINISHED, "there is no result for these packages:\n" + missing);
             }
         }
 
@@ -2930,8 +2930,8 @@ final class VmTest implements Callable<Integer> {
                     return shard;
                 }
             }
-            throw new VmException(2, "--shard: '" + text + "' is no part such as 2/3, the second of three (at most "
-                    + MAX + "), and not auto" + (text.equals("auto") ? ": " + automatic(environment) : ""));
+            throw new VmException(2, "--shard: '" + text + "' is neither auto nor a part such as 2/3, the second of "
+                    + "three (at most " + MAX + ")" + (text.equals("auto") ? ": " + automatic(environment) : ""));
         }
 
         private static String automatic(Map<String, String> environment) {
@@ -2945,15 +2945,15 @@ final class VmTest implements Callable<Integer> {
                     "SLURM_ARRAY_TASK_" + name, name.equals("STEP") ? "1" : "")).toList();
             if (!numbers.stream().allMatch(number -> number.matches("\\d{1,9}")) || numbers.get(2).matches("0+")) {
                 throw new VmException(2, "--shard auto: SLURM_ARRAY_TASK_ID, _MIN, _STEP and _COUNT are " + numbers
-                        + ": name the part, as --shard 2/3");
+                        + ", which cannot be used: name the part, as --shard 2/3");
             }
             List<Integer> values = numbers.stream().map(Integer::valueOf).toList();
             return ((values.get(0) - values.get(1)) / values.get(2) + 1) + "/" + values.get(3);
         }
 
         /**
-         * The packages of this part. Of all packages, the longest first, each goes to the part that has the least to do
-         * until then. The same packages and times give the same parts on every machine.
+         * The packages of this part. The longest package is assigned first, each to the part that has the least work so
+         * far. The same packages and times give the same parts on every machine.
          */
         List<String> of(Map<String, Double> seconds) {
             double[] load = new double[count];
@@ -2994,7 +2994,7 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    /** How the suites of a call are divided, and what go list told of them. */
+    /** How the suites of a call are divided, and their packages by go list. */
     static final class Division {
         final Shard shard;
         /** From the file that the caller named, or null. */
@@ -3007,11 +3007,11 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    /** What go list tells of a suite: its packages, sorted, and which of them have no tests. */
+    /** A suite's packages by go list, sorted, and which of them have no tests. */
     record PackageList(SortedSet<String> packages, Set<String> withoutTests) {
         static final PackageList NONE = new PackageList(new TreeSet<>(), Set.of());
         static final String FORMAT = "vm-test {{.ImportPath}} {{len .TestGoFiles}} {{len .XTestGoFiles}}";
-        /** Of the guest's output: twice what the largest Go projects have. */
+        /** The limit for go list's output: twice what the largest Go projects have. */
         static final int MAX_LENGTH = 8_000_000;
         private static final Pattern LINE = Pattern.compile("(?m)^vm-test ([\\w.~+@:/-]+) (\\d+) (\\d+)$");
 
@@ -3037,7 +3037,7 @@ final class VmTest implements Callable<Integer> {
             }
         }
 
-        /** What a clone does at a time: one package; those without tests all at once, as go test only names them. */
+        /** What a clone runs at a time: one package; or all those without tests, which go test only names. */
         List<List<String>> work(List<String> part) {
             List<List<String>> work = new ArrayList<>();
             part.stream().filter(pkg -> !withoutTests.contains(pkg)).forEach(pkg -> work.add(List.of(pkg)));
@@ -3061,7 +3061,7 @@ final class VmTest implements Callable<Integer> {
             this.project = project;
         }
 
-        /** From a file that the caller named; 2 if it is none. */
+        /** From a file that the caller named; 2 if it cannot be used. */
         static Timings read(Path file, String project) {
             Timings timings = new Timings(file, project);
             try {
@@ -3103,7 +3103,7 @@ final class VmTest implements Callable<Integer> {
             }
         }
 
-        /** What each package counts: its time; without one the median of the others'; without any 1. */
+        /** The weight of each package: its time, else the median of the others' times, else 1. */
         static Map<String, Double> of(Timings timings, String suite, Collection<String> packages) {
             Map<String, Double> known = timings == null ? Map.of()
                     : timings.suites.getOrDefault(suite, new TreeMap<>());
@@ -3117,7 +3117,7 @@ final class VmTest implements Callable<Integer> {
             return seconds.keySet().stream().sorted(bySeconds.reversed().thenComparing(pkg -> pkg)).toList();
         }
 
-        /** Adds the packages that came to their end. */
+        /** Adds the times of the packages that finished. */
         void add(Report report) {
             SortedMap<String, Double> times = suites.computeIfAbsent(report.job.name(), it -> new TreeMap<>());
             report.tests.stream().filter(test -> !test.isTest() && Set.of(Outcome.PASS, Outcome.FAIL, Outcome.SKIP)
@@ -3140,7 +3140,7 @@ final class VmTest implements Callable<Integer> {
             }
         }
 
-        /** The same for a file that only makes later runs faster. */
+        /** Writes it where it only makes later runs faster: a failure is only reported. */
         void keep() {
             write().forEach(VmTest::tell);
         }
@@ -3148,7 +3148,7 @@ final class VmTest implements Callable<Integer> {
 
     // In clones
 
-    /** The clones of a parallel run. vm-ctl keeps them, and the snapshot that they begin as, while we hold the lock. */
+    /** The clones of a parallel run. vm-ctl keeps them and their snapshot as long as we hold the lock. */
     static final class CloneSet implements Closeable {
         static final int MAX = 64;
         private static final int MAX_NAME = 64; // of VM_NAME
@@ -3157,11 +3157,11 @@ final class VmTest implements Callable<Integer> {
         final List<String> names;
         final Path vmDir;
         final Path lockFile;
-        /** Removes them when the lock is free. */
+        /** Removes them, once the lock is free. */
         private final Runnable removal;
-        /** Those in which something ran. */
+        /** Those in which something has run. */
         final Set<String> used = ConcurrentHashMap.newKeySet();
-        /** Whether what still runs in them is to end. */
+        /** Whether what still runs in them must end. */
         volatile boolean stopped;
         private final FileChannel lock;
 
@@ -3177,7 +3177,7 @@ final class VmTest implements Callable<Integer> {
             }
         }
 
-        /** 69 if so many clones with the memory of this VM do not fit into what is available. */
+        /** 69 if the memory that is available is too small for so many clones of this VM. */
         static void checkMemory(JsonObject vm, int count) throws IOException {
             Path memory = Path.of("/proc/meminfo");
             if (vm == null || !Files.exists(memory)) { // on another system: what is available is unknown
@@ -3188,9 +3188,9 @@ final class VmTest implements Callable<Integer> {
             long free = available.find() ? Long.parseLong(available.group(1)) / 1024 : Long.MAX_VALUE;
             if (each * count > free) {
                 throw new VmException(69, NOTHING_RAN + ": " + count + " clones with " + each + " MB of memory each do "
-                        + "not fit into the " + free + " MB that are available: " + (free < each ? "none does; stop "
-                        + "other programs, or restart the VM with less (VM_MEMORY=512M vm-ctl restart)"
-                        : "--parallel " + free / each + " does"));
+                        + "not fit into the " + free + " MB that are available: " + (free < each ? "not even one does; "
+                        + "stop other programs, or restart the VM with less (VM_MEMORY=512M vm-ctl restart)"
+                        : "use --parallel " + free / each));
             }
         }
 
@@ -3206,13 +3206,13 @@ final class VmTest implements Callable<Integer> {
                 removal.run();
                 Files.deleteIfExists(lockFile);
             } catch (VmException failed) {
-                tell("the clones " + String.join(", ", names) + " could not be removed, vm-ctl list tries again: "
+                tell("the clones " + String.join(", ", names) + " could not be removed, but vm-ctl list tries again: "
                         + failed.getMessage());
             }
         }
     }
 
-    /** Runs packages in clones, each in the one that is free first. */
+    /** Runs packages in clones, each in the next one that is free. */
     static final class ParallelRun {
         /** Runs packages in a clone, and keeps what they print. */
         interface Tests {
@@ -3226,7 +3226,7 @@ final class VmTest implements Callable<Integer> {
         private Verdict stoppedBy; // why the rest was stopped
         private volatile Exception failure;
 
-        /** The work is done from its beginning. */
+        /** The work begins with the first packages of the list. */
         ParallelRun(CloneSet clones, List<List<String>> work, BooleanSupplier interrupted) {
             this.clones = clones;
             this.work = new ConcurrentLinkedQueue<>(work);
@@ -3234,12 +3234,12 @@ final class VmTest implements Callable<Integer> {
         }
 
         /**
-         * Runs all. {@code show} gets the output of one package after the other, and null at the end of each. A clone
-         * that dies is restored, and its packages run once more.
+         * Runs all packages. {@code show} gets the output of one package after the other, and null at the end of each.
+         * A clone that dies is restored, and its packages run once more.
          */
         Ending run(Tests tests, Consumer<String> restore, boolean isolate, BiConsumer<Integer, String> show)
                 throws IOException, InterruptedException {
-            clones.stopped = false; // a suite before may have been
+            clones.stopped = false; // the suite before may have been stopped
             List<Thread> threads = new ArrayList<>();
             for (String clone : clones.names.subList(0, Math.min(clones.names.size(), work.size()))) {
                 Thread thread = new Thread(() -> workIn(clone, tests, restore, isolate, show), clone);
@@ -3272,8 +3272,8 @@ final class VmTest implements Callable<Integer> {
                     }
                     Ending ending = tests.run(clone, packages, spool);
                     if (ending.verdict() == Verdict.LOST && !isStopped()) {
-                        tell(clone + " was lost with " + String.join(" ", packages) + ", which runs once more: "
-                                + ending.trouble());
+                        tell("lost clone " + clone + " while it ran " + String.join(" ", packages)
+                                + ", which runs once more: " + ending.trouble());
                         spool.clear();
                         restore.accept(clone);
                         ending = tests.run(clone, packages, spool);
@@ -3300,7 +3300,7 @@ final class VmTest implements Callable<Integer> {
             spool.replay(show);
             show.accept(1, null);
             if (ending.verdict() == Verdict.INTERRUPTED && stoppedBy != null) {
-                endings.add(ending.with(stoppedBy)); // that one's end stopped this one
+                endings.add(ending.with(stoppedBy)); // not the user, but the end of another package stopped it
                 return;
             }
             endings.add(ending);
@@ -3311,7 +3311,7 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    /** Keeps what packages print until they have ended, on disk, because it may be much. */
+    /** Keeps on disk what a package prints until it has ended, because that may be much. */
     static final class Spool implements Closeable {
         private static final long MAX_BYTES = 1_000_000_000;
         private final Path file;
@@ -3324,7 +3324,7 @@ final class VmTest implements Callable<Integer> {
             clear();
         }
 
-        /** Both streams' threads come here. A full disk shows in replay. */
+        /** The threads of both streams call this. replay() reports a full disk. */
         synchronized void add(int descriptor, String bytes) {
             size += bytes.length();
             try {
@@ -3340,7 +3340,7 @@ final class VmTest implements Callable<Integer> {
             }
         }
 
-        /** Hands on what was kept, in the order in which it came, and forgets it. */
+        /** Passes on what was kept, in the order in which it came, and deletes it. */
         synchronized void replay(BiConsumer<Integer, String> sink) throws IOException {
             try {
                 stream.close();
@@ -3385,7 +3385,7 @@ final class VmTest implements Callable<Integer> {
      * as Go's bufio.Scanner reads.
      */
     static final class Frame {
-        private static final int PIECE = 8000; // characters, of which JSON makes up to six each
+        private static final int PIECE = 8000; // characters; in JSON one may take six
 
         static List<String> begin(Job job, String project, String commit) {
             Part part = job.part() == null ? Part.undivided(Shard.WHOLE, true) : job.part();
@@ -3420,7 +3420,7 @@ final class VmTest implements Callable<Integer> {
             String suite = report.job.name();
             List<String> lines = new ArrayList<>();
             for (Result result : report.suiteResults) {
-                // one without a name stands for the whole suite, and is made again from its other lines
+                // one without a name is about the whole suite, and merge makes it again from the other lines
                 for (String text : result.isTest() ? texts(result.output()) : List.<String>of()) {
                     lines.add(JsonWriter.string().object().value("suite", suite).value("result", result.name())
                             .value("outcome", result.outcome().name()).value("text", text).end().done());
@@ -3447,7 +3447,7 @@ final class VmTest implements Callable<Integer> {
         private static final int MAX_PROBLEMS = 50;
         private final MemoryLimits limits;
         private final Map<String, MergedSuite> suites = new LinkedHashMap<>();
-        /** What is wrong with files in which no suite begins. */
+        /** What is wrong with files, but belongs to no suite. */
         private final List<String> problems = new ArrayList<>();
         private final List<Path> files = new ArrayList<>();
 
@@ -3464,13 +3464,13 @@ final class VmTest implements Callable<Integer> {
             } catch (IOException | JsonParserException | ClassCastException | IllegalArgumentException
                     | DateTimeException | VmException | StackOverflowError damaged) {
                 problems.add(file + " cannot be read: " + (damaged instanceof IOException refused ? reason(refused)
-                        : "a line is none that vm-test --json writes"));
+                        : "it has a line that vm-test --json does not write"));
             }
             if (suite[0] != null) {
                 suite[0].problems.add(file + " ends in the middle of the suite: its last line is missing");
             } else if (before == suites.values().stream().mapToInt(it -> it.parts.size() + it.problems.size()).sum()
                     && problems.stream().noneMatch(problem -> problem.startsWith(file + " "))) {
-                problems.add(file + " has no suite of vm-test --json");
+                problems.add(file + " has no suite that vm-test --json wrote");
             }
         }
 
@@ -3507,7 +3507,7 @@ final class VmTest implements Callable<Integer> {
             suites.values().forEach(suite -> suite.problems.addAll(problems));
             Set<List<String>> sources = suites.values().stream().map(MergedSuite::source).collect(Collectors.toSet());
             if (sources.size() > 1) {
-                suites.values().forEach(suite -> suite.problems.add("the suites are of different runs (project, "
+                suites.values().forEach(suite -> suite.problems.add("the suites are from different runs (project, "
                         + "commit, version, number of parts): " + sources));
             }
             suites.values().forEach(MergedSuite::finish);
@@ -3568,19 +3568,19 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    /** What the files tell of one suite. */
+    /** One suite, from the files of all parts. */
     private static final class MergedSuite {
         final JsonObject header;
         private final int count; // of parts
         private final Instant started;
-        /** By their numbers, the files they are in. */
+        /** The files of the parts, by the parts' numbers. */
         final SortedMap<Integer, Path> parts = new TreeMap<>();
         final List<String> problems = new ArrayList<>();
         private final SuiteOutput output;
         private final Map<String, Integer> packages = new TreeMap<>(); // which part has it
         private final List<Ending> endings = new ArrayList<>();
         private final Map<Piece, StringBuilder> texts = new LinkedHashMap<>();
-        private Integer part; // that is read now; null: one that does not count
+        private Integer part; // the one that is read now; null if it is refused
         private Path file;
         private long events;
         private double seconds;
@@ -3612,7 +3612,7 @@ final class VmTest implements Callable<Integer> {
                     "goTest", "requireTests").filter(name -> !Objects.equals(json.get(name), header.get(name)))
                     .toList();
             if (!different.isEmpty() || shard.count() != count) {
-                problems.add(file + " is of another run than " + (parts.isEmpty() ? "the files before it"
+                problems.add(file + " is from another run than " + (parts.isEmpty() ? "the files before it"
                         : parts.get(parts.firstKey())) + ": " + (different.isEmpty() ? "the number of parts is "
                         + shard.count() + ", not " + count : String.join(", ", different) + " differ"));
             } else if (parts.containsKey(shard.index())) {
@@ -3678,7 +3678,7 @@ final class VmTest implements Callable<Integer> {
             String list = header.getString("list", "");
             if (problems.isEmpty() && !list.isEmpty()
                     && !list.equals(new PackageList(new TreeSet<>(packages.keySet()), Set.of()).hash())) {
-                problems.add("the packages of all parts together are not the suite's list");
+                problems.add("the parts together do not have exactly the packages of the suite");
             }
         }
 
@@ -3987,7 +3987,7 @@ final class VmTest implements Callable<Integer> {
         /** Why a vm.env cannot be used; null if all can. */
         String fault;
 
-        /** Adds what stands at a place; it wins over what was added before. */
+        /** Adds the settings of one source. They win over those that were added before. */
         Settings add(Map<String, String> found, String place) {
             found.forEach((name, value) -> {
                 if (value.isEmpty() || value.equals("_NULL_")) {
@@ -4067,14 +4067,15 @@ final class VmTest implements Callable<Integer> {
         for (String name : settings.keySet()) {
             if (SETTINGS.contains(name) && !PROJECT_SETTINGS.contains(name)) {
                 throw new VmException(2, name + " is allowed only in your own ~/.go-synth/vm.env, as a project could "
-                        + "harm this machine by it: if you wrote this line of vm.env, move it there, else delete it");
+                        + "harm this machine with it: if you wrote this line of vm.env, move it there, else delete it");
             }
         }
         String project = settings.getOrDefault("VM_PROJECT", ".");
         Path named = project.startsWith("~") ? userPath(project) : directory.resolve(project);
         if (!Files.exists(named) || !named.toRealPath().startsWith(directory.toRealPath())) {
-            throw new VmException(2, "VM_PROJECT in vm.env is not in the directory of that file: " + project + "; name "
-                    + "it with --project, or move vm.env away and put VM_PROJECT into ~/.go-synth/vm.env");
+            throw new VmException(2, "VM_PROJECT in vm.env must be a directory in or below that file's own, which this "
+                    + "is not: " + project + "; name it with --project, or move vm.env away and put VM_PROJECT into "
+                    + "~/.go-synth/vm.env");
         }
     }
     // end shared:vmenvproject
@@ -4160,8 +4161,8 @@ final class VmTest implements Callable<Integer> {
     static final class FileName implements ITypeConverter<String> {
         @Override
         public String convert(String value) {
-            return matching(value, "(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", "a name of letters, digits, '.', "
-                    + "'_' and '-', without '.' or '-' in front or -clean at the end");
+            return matching(value, "(?!.*-clean$)[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", "a name of at most 64 letters, "
+                    + "digits, '.', '_' and '-' that does not begin with '.' or '-' or end in -clean");
         }
     }
     // end shared:values
@@ -4217,8 +4218,8 @@ final class VmTest implements Callable<Integer> {
         boolean known = Stream.of("-clean.qcow2", ".qcow2", ".qemu-pid")
                 .anyMatch(end -> Files.exists(vmDir.resolve(name + end)));
         return known ? new VmException(3, "VM " + name + " is not running; start it: vm-ctl start")
-                : new VmException(69, "there is no VM " + name + " in " + vmDir + ": vm-ctl list shows those that "
-                        + "there are, vm-auto-install makes one");
+                : new VmException(69, "there is no VM " + name + " in " + vmDir + ": vm-ctl list names the VMs "
+                        + "there, vm-auto-install makes one");
     }
     // end shared:known
 

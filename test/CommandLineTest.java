@@ -588,11 +588,11 @@ final class CommandLineTest {
                 "VM_IMAGE=/etc/shadow", "VM_MIRROR=http://evil.example/", "VM_PHASES=phases", "VM_ACCEL=tcg", "VM_CPU=host", "VM_DISK_CACHE=unsafe",
                 "export VM_SSH_PORT=22")) {
             String setting = line.replaceAll("^export |=.*", "");
-            assertEquals(setting + " is allowed only in your own ~/.go-synth/vm.env, as a project could harm this machine by it: "
+            assertEquals(setting + " is allowed only in your own ~/.go-synth/vm.env, as a project could harm this machine with it: "
                     + "if you wrote this line of vm.env, move it there, else delete it", settings("", "# theirs\n" + line).fault);
         }
         for (String project : List.of("..", "/", "~/.ssh", "link", "link/new", "sub/../../outside", outside.toString())) {
-            assertEquals("VM_PROJECT in vm.env is not in the directory of that file: " + project + "; name it with --project, or move vm.env away and put "
+            assertEquals("VM_PROJECT in vm.env must be a directory in or below that file's own, which this is not: " + project + "; name it with --project, or move vm.env away and put "
                     + "VM_PROJECT into ~/.go-synth/vm.env", settings("", "# theirs\nVM_PROJECT=" + project).fault);
         }
         assertEquals(null, settings("VM_DIR=~/vm\nVM_CTL_CMD=x", "VM_DIR=").fault);
@@ -617,7 +617,7 @@ final class CommandLineTest {
         }
         settings.put("VM_NAME", "");
         Files.writeString(temp.resolve("vm.env"), "VM_PROJECT=${sys:user.home}\n");
-        run("vm-sync").exits(2).saysOnly("vm-sync: VM_PROJECT in vm.env is not in the directory of that file: ${sys:user.home};");
+        run("vm-sync").exits(2).saysOnly("vm-sync: VM_PROJECT in vm.env must be a directory in or below that file's own, which this is not: ${sys:user.home};");
         assertEquals(null, settings("VM_MEMORY=_NULL_", "VM_PROJECT=_NULL_").values.get("VM_PROJECT"));
     }
 

@@ -131,8 +131,8 @@ final class DivisionTest {
         for (String[] row : new String[][] {
             {"--shard 0/3 unit", "'0/3' is no part"}, {"--shard 4/3 unit", "'4/3' is no part"}, {"--shard a/b unit", "'a/b' is no part"},
             {"--shard 1/2 --failed", "leave out --shard"}, {"--parallel 2 --failed", "leave out --parallel"}, {"--parallel 0 unit", "from 1 to 64"},
-            {"--parallel 65 unit", "from 1 to 64"}, {"--parallel many unit", "many"}, {"--isolate unit", "goes with --parallel"},
-            {"--isolate --shard 1/2 unit", "goes with --parallel"}, {"--timings " + other + " unit", "goes with --shard"},
+            {"--parallel 65 unit", "from 1 to 64"}, {"--parallel many unit", "many"}, {"--isolate unit", "needs --parallel"},
+            {"--isolate --shard 1/2 unit", "needs --parallel"}, {"--timings " + other + " unit", "needs --shard"},
             {"--parallel 2 --freeze-on-failure unit", "leave out one of them"},
             {"--shard 1/2 --timings " + garbage + " unit", garbage + " is no file that vm-test merge --timings wrote"},
             {"--shard 1/2 --timings " + numbers + " unit", numbers + " is no file that vm-test merge --timings wrote"},
@@ -280,7 +280,7 @@ final class DivisionTest {
         VmTest.VmException refused = assertThrows(VmTest.VmException.class, () ->
                 VmTest.CloneSet.checkMemory(new JsonObject(Map.of("memory", "1000G")), 2));
         assertEquals(69, refused.exitCode);
-        assertTrue(refused.getMessage().matches("(?s).* 2 clones with 1024000 MB of memory each do not fit into the \\d+ MB .*: none does; .*"), refused.getMessage());
+        assertTrue(refused.getMessage().matches("(?s).* 2 clones with 1024000 MB of memory each do not fit into the \\d+ MB .*: not even one does; .*"), refused.getMessage());
         refused = assertThrows(VmTest.VmException.class, () -> VmTest.CloneSet.checkMemory(new JsonObject(Map.of("memory", "64M")), 1_000_000));
         assertTrue(refused.getMessage().matches("(?s).*--parallel \\d+ does"), refused.getMessage());
     }
@@ -377,19 +377,19 @@ final class DivisionTest {
         merge(first, dir.resolve("none")).exits(69).answers("no such file", "part 2/2 is missing");
         merge(dir.resolve("none")).exits(69).says("there is nothing to merge");
         merge(Files.writeString(dir.resolve("soon"), Files.readString(second).replaceAll("\"started\":\"[^\"]*\"", "\"started\":\"soon\"")))
-                .exits(69).says("a line is none that vm-test --json writes");
+                .exits(69).says("it has a line that vm-test --json does not write");
         String[][] damages = {
             {"its last line is missing", String.join("\n", lines.subList(0, lines.size() - 1)) + "\n"},
             {"events of the suite, and its last line counts", String.join("\n", Stream.concat(lines.subList(0, 3).stream(),
                     lines.subList(4, lines.size()).stream()).toList()) + "\n"},
             {"its last line has no end", Files.readString(second).strip()},
-            {"has no suite of vm-test --json", ""}, {"a line is none that vm-test --json writes", "FAIL\n"},
-            {"a line is none that vm-test --json writes", "[]\n"}, {"a line is none that vm-test --json writes", "{\"a\":".repeat(100_000) + "\n"},
-            {"a line is none that vm-test --json writes", event("pass", "m/b", "", "")},
+            {"has no suite that vm-test --json wrote", ""}, {"it has a line that vm-test --json does not write", "FAIL\n"},
+            {"it has a line that vm-test --json does not write", "[]\n"}, {"it has a line that vm-test --json does not write", "{\"a\":".repeat(100_000) + "\n"},
+            {"it has a line that vm-test --json does not write", event("pass", "m/b", "", "")},
             {"differ", Files.readString(second).replace("\"version\":\"" + version() + "\"", "\"version\":\"0.1\"")},
-            {"a line is none that vm-test --json writes", Files.readString(second).replace("\"shard\":\"2/2\"", "\"shard\":\"3/2\"")},
+            {"it has a line that vm-test --json does not write", Files.readString(second).replace("\"shard\":\"2/2\"", "\"shard\":\"3/2\"")},
             {"differ", Files.readString(second).replaceAll("\"list\":\"[^\"]*\"", "\"list\":\"0\"")},
-            {"there is no result of these packages", Files.readString(second).replace("m/b\",\"Test", "m/a\",\"Test").replace("m/b\",\"El", "m/a\",\"El")},
+            {"there is no result for these packages", Files.readString(second).replace("m/b\",\"Test", "m/a\",\"Test").replace("m/b\",\"El", "m/a\",\"El")},
             {"is in part 1 and in part 2", Files.readString(second).replace("\"packages\":[\"m/b\"", "\"packages\":[\"m/a\"")},
             {"are not the suite's list", Files.readString(second).replace("\"packages\":[\"m/b\",", "\"packages\":[")}};
         for (String[] damage : damages) {

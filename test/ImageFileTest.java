@@ -346,7 +346,7 @@ final class ImageFileTest {
         writeAgain(Map.of("manifest.json", new byte[(1 << 20) + 1]));
         importFails(69, "its manifest has 1048577 bytes, at most 1048576 are read");
         writeAgain(Map.of("disk.qcow2", new byte[1000]));
-        importFails(69, "'disk.qcow2' stands where manifest.json should");
+        importFails(69, "'disk.qcow2' is where manifest.json should be");
     }
 
     @Test
@@ -361,12 +361,12 @@ final class ImageFileTest {
         lies.put("as /etc/passwd cannot have", json -> part(json, "ssh/host_key").put("name", "/etc/passwd"));
         lies.put("as ssh/../evil cannot have", json -> part(json, "ssh/host_key").put("name", "ssh/../evil"));
         lies.put("as ssh/config cannot have", json -> part(json, "ssh/host_key").put("name", "ssh/config"));
-        lies.put("a part is missing, or there twice", json -> part(json, "ssh/host_key").put("name", "disk.qcow2"));
+        lies.put("a part is missing, or listed twice", json -> part(json, "ssh/host_key").put("name", "disk.qcow2"));
         lies.put("a part is missing, or", json -> json.put("parts", new JsonArray()));
-        lies.put("it does not say of which hardware the RAM is", json -> part(json, "ssh/host_key").put("name", "ram"));
-        lies.put("its hardware is no plain text", json -> json.put("hardware", new JsonArray(List.of("a\nvm-ctl: all is well"))));
+        lies.put("it does not say with which hardware the RAM was saved", json -> part(json, "ssh/host_key").put("name", "ram"));
+        lies.put("its hardware has control characters", json -> json.put("hardware", new JsonArray(List.of("a\nvm-ctl: all is well"))));
         lies.put("as a?vm-ctl: all is well?a", json -> part(json, "ssh/host_key").put("name", "a\nvm-ctl: all is well\n" + "a".repeat(10_000)));
-        lies.put("its manifest makes no sense", json -> json.put("parts", new JsonArray(List.of(1, "two"))));
+        lies.put("its manifest cannot be used", json -> json.put("parts", new JsonArray(List.of(1, "two"))));
         for (var lie : lies.entrySet()) {
             Files.write(file, good);
             changeManifest(lie.getValue());
@@ -430,7 +430,7 @@ final class ImageFileTest {
         try (OutputStream more = Files.newOutputStream(file, StandardOpenOption.APPEND)) {
             more.write(new byte[100_000]);
         }
-        importFails(1, "it does not end after its parts");
+        importFails(1, "it is cut off after its parts, or something else follows them");
     }
 
     @Test
@@ -442,7 +442,7 @@ final class ImageFileTest {
             Map<String, byte[]> changed = new LinkedHashMap<>();
             entries.forEach((key, value) -> changed.put(key.equals("ssh/host_key") ? name : key, value));
             writeAgain(changed);
-            importFails(1, "stands where ssh/host_key should");
+            importFails(1, "is where ssh/host_key should be");
             assertFalse(Files.exists(evil));
         }
         Map<Byte, String> types = Map.of(TarConstants.LF_LINK, "1", TarConstants.LF_SYMLINK, "2", TarConstants.LF_CHR, "3", TarConstants.LF_BLK, "4",
@@ -455,7 +455,7 @@ final class ImageFileTest {
                 put(tar, odd, new byte[0]);
                 put(tar, entry("padding", 1 << 20), new byte[1 << 20]);
             }
-            importFails(1, type.getKey() == TarConstants.LF_DIR ? "'ssh/id_ed25519/' stands where" : "ssh/id_ed25519 is no plain file (its type is '" + type.getValue() + "')");
+            importFails(1, type.getKey() == TarConstants.LF_DIR ? "'ssh/id_ed25519/' is where" : "ssh/id_ed25519 is no plain file (its type is '" + type.getValue() + "')");
         }
     }
 
@@ -558,7 +558,7 @@ final class ImageFileTest {
         for (String step : List.of("import complete", "old VM removed", "placed .ssh", "placed .snapshots", "placed -clean.qcow2")) {
             happensAt(KilledCommand.Way.HALT, "y", step, "import", "--with-ram", "--yes", file.toString());
             assertEquals(List.of("x", "y"), VmCtl.vmNames(dir), step);
-            ctl("y", "restore", "none").exits(69).says("completed the import of y, which was interrupted at its end", "y has no snapshot none");
+            ctl("y", "restore", "none").exits(69).says("completed the import of y, which had been interrupted", "y has no snapshot none");
             holds(imported.clean(), 2);
             assertEquals(3_000_000, Files.size(VmCtl.Snapshot.find(imported, "clean").orElseThrow().ram()), step);
             assertEquals("y ssh-ed25519 AAAA\n", Files.readString(imported.file(".ssh").resolve("known_hosts")));

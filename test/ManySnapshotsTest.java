@@ -128,7 +128,7 @@ final class ManySnapshotsTest {
                 GUEST.with("VM_NAME", "guest.par-1").ctl("restore").exits(0).says("restored clean with its RAM");
                 assertEquals(3, GUEST.qemus().size());
             }
-            GUEST.ctl("list").exits(0).says("deleted what was temporary, as its user has ended: clone guest.par-1, clone guest.par-2, snapshot guest-par");
+            GUEST.ctl("list").exits(0).says("deleted what was temporary and is no longer in use: clone guest.par-1, clone guest.par-2, snapshot guest-par");
             assertEquals(1, GUEST.qemus().size());
             assertEquals(before, depth());
         }

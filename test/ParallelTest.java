@@ -121,7 +121,7 @@ final class ParallelTest {
         ProcessHandle qemu = guest.qemus().stream().filter(it -> commandLine(it).contains(clone + ".qemu-pid")).findFirst().orElseThrow();
         qemu.destroyForcibly();
         qemu.onExit().get(1, TimeUnit.MINUTES);
-        await(test, () -> Files.readString(LOG).contains(clone + " was lost with sample/scenario/slow, which runs once more: VM " + clone + " ended"));
+        await(test, () -> Files.readString(LOG).contains("lost clone " + clone + " while it ran sample/scenario/slow, which runs once more: VM " + clone + " ended"));
         cloneInWhichSlowRuns(test);
         test.destroyForcibly().waitFor();
         assertEquals(3, guest.qemus().size(), "nobody has ended them");

@@ -146,7 +146,7 @@ final class TemporaryTest {
             ctl("x", "list").exits(0);
             assertTrue(VmCtl.isRunning(running.file(".qemu-pid")));
             holder.close();
-            ctl("x", "list").exits(0).says("deleted what was temporary, as its user has ended: clone " + ONE + ", clone " + TWO + ", snapshot x-par-ab");
+            ctl("x", "list").exits(0).says("deleted what was temporary and is no longer in use: clone " + ONE + ", clone " + TWO + ", snapshot x-par-ab");
             assertFalse(VmCtl.isRunning(running.file(".qemu-pid")));
             assertTrue(VmCtl.isRunning(own.file(".qemu-pid")));
         }
@@ -186,10 +186,10 @@ final class TemporaryTest {
         makeTemporary();
         try (LockHolder command = new LockHolder().lock(new VmCtl.VmFiles(dir, TWO).file(".lock"))) {
             holder.close();
-            ctl("x", "list").exits(0).answers(TWO).says("temporary clone " + TWO + " could not be deleted now", "temporary, as its user has ended: clone " + ONE);
+            ctl("x", "list").exits(0).answers(TWO).says("temporary clone " + TWO + " could not be deleted now", "temporary and is no longer in use: clone " + ONE);
             ctl("x", "snapshot", "--list").exits(0).answers("x-par-ab");
         }
-        ctl("x", "list").exits(0).says("ended: clone " + TWO + ", snapshot x-par-ab");
+        ctl("x", "list").exits(0).says("in use: clone " + TWO + ", snapshot x-par-ab");
         assertEquals(before, files());
         assertEquals(1, depth());
     }
@@ -199,7 +199,7 @@ final class TemporaryTest {
         makeTemporary();
         ctl("x", "clone", "--snapshot", "x-par-ab", "own").exits(0);
         holder.close();
-        ctl("x", "list").exits(0).says("temporary snapshot x-par-ab stays, as clones build on it: own;", "ended: clone " + ONE + ", clone " + TWO);
+        ctl("x", "list").exits(0).says("temporary snapshot x-par-ab stays, as clones build on it: own;", "in use: clone " + ONE + ", clone " + TWO);
         holds(new VmCtl.VmFiles(dir, "own").workingDisk().orElseThrow(), 2);
         assertEquals("", ctl("x", "list").exits(0).err(), "it is said once");
         ctl("own", "destroy", "--yes").exits(0);

@@ -205,7 +205,7 @@ final class VmCtlTest {
         Files.createFile(vm.file(".console.log"));
         for (boolean alone : new boolean[] {true, false}) {
             List<String> before = tree(temporary);
-            String message = "there is no VM x in " + dir + ": vm-ctl list shows those that there are, vm-auto-install makes one";
+            String message = "there is no VM x in " + dir + ": vm-ctl list names the VMs there, vm-auto-install makes one";
             for (List<String> command : commands) {
                 Script.Result result = ctl(command.toArray(String[]::new)).exits(69);
                 assertEquals("vm-ctl: " + message + "\n", result.err(), command.toString());

@@ -80,7 +80,7 @@ final class VmSyncTest {
         call(Map.of("VM_DIR", temp.toString(), "VM_PROJECT", temp.toString()), Map.of()).exits(3)
                 .says("VM dfly-vm is not running; start it: vm-ctl start");
         call(Map.of("VM_DIR", temp.toString(), "VM_NAME", "other"), Map.of(), "pull", "a", "b").exits(69)
-                .says("there is no VM other in " + temp + ": vm-ctl list shows those that there are, vm-auto-install makes one");
+                .says("there is no VM other in " + temp + ": vm-ctl list names the VMs there, vm-auto-install makes one");
     }
 
     @Test

@@ -90,7 +90,7 @@ final class VmTestTest {
 
     @Test
     void noLivePidIsThree() throws Exception {
-        vmTest("unit").is(69, "", "vm-test: there is no VM dfly-vm in " + dir + ": vm-ctl list shows those that there are, vm-auto-install makes one\n");
+        vmTest("unit").is(69, "", "vm-test: there is no VM dfly-vm in " + dir + ": vm-ctl list names the VMs there, vm-auto-install makes one\n");
         Path disk = Files.createFile(dir.resolve("dfly-vm-clean.qcow2"));
         vmTest("unit").is(3, "", "vm-test: VM dfly-vm is not running; start it: vm-ctl start\n");
         assertEquals(3, vmTest("run", "--", "true").exitCode());
