@@ -398,10 +398,10 @@ final class CommandLineTest {
             {"VM_CPUS=2 vm-ctl start --cpus x", "Invalid value for option '--cpus': 'x' is not a number from 1 to 99"}, {"vm-ctl --vm-name a/b status", "Invalid value for option '--vm-name': 'a/b' is not a name"},
             {"vm-ctl snapshot a/b", "the snapshot's name: 'a/b' is not"}, {"vm-ctl clone a/b", "Invalid value for positional parameter at index 0..* (NAME): 'a/b' is not"},
             {"vm-ctl strat", "Unmatched argument at index 0: 'strat' (did you mean start?)"}, {"vm-ctl strat status", "Unmatched argument at index 0: 'strat' (did you mean start?)"},
-            {"vm-ctl xyz", "Unmatched argument at index 0: 'xyz'; see"}, {"vm-ctl start --memroy 4G", "Unknown option: '--memroy' (did you mean --memory?)"},
-            {"vm-ctl start --memroy=4G", "Unknown option: '--memroy' (did you mean --memory?)"}, {"vm-ctl stop now", "Unmatched argument at index 1: 'now'; see"},
+            {"vm-ctl xyz", "Unmatched argument at index 0: 'xyz'; see"}, {"vm-ctl start --memroy 4G", "Unknown options: '--memroy', '4G' (did you mean --memory?)"},
+            {"vm-ctl start --memroy=4G", "Unknown option: '--memroy=4G' (did you mean --memory?)"}, {"vm-ctl stop now", "Unmatched argument at index 1: 'now'; see"},
             {"vm-ctl status --quux", "Unknown option: '--quux'; see"}, {"vm-ctl start --timeout", "Missing required parameter for option '--timeout'"},
-            {"vm-setup check --ssh-port x", "Invalid value for option '--ssh-port': 'x' is not an int"}, {"vm-setup --mirror x", "Invalid value for option '--mirror': 'x' is no http or https address"},
+            {"vm-setup check --ssh-port x", "Invalid value for option '--ssh-port': 'x' is not an int"}, {"vm-setup --mirror x", "Invalid value for option '--mirror' (URL,...): 'x' is no http or https address"},
             {"VM_MIRROR=x vm-setup", "VM_MIRROR in the environment: 'x' is no http"}, {"vm-setup chek", "Unmatched argument at index 0: 'chek' (did you mean check?)"},
             {"vm-setup --dfly-version ../6", "Invalid value for option '--dfly-version': '../6' is not a name"}, {"vm-setup disk --disk-size x", "Invalid value for option '--disk-size': 'x' is not a size"},
             {"vm-sync --engine rsnyc", "Invalid value for option '--engine': expected one of [AUTO, RSYNC, TAR]"}, {"vm-sync --remote-dir x", "Invalid value for option '--remote-dir': 'x' is no absolute path"},
@@ -409,8 +409,8 @@ final class CommandLineTest {
             {"vm-sync --project " + none, "--project: " + none + " is not a directory"},
             {"VM_PROJECT=" + none + " vm-sync", "VM_PROJECT in the environment: " + none + " is not a directory"},
             {"vm-test --timeout 1h30 unit", "Invalid value for option '--timeout': '1h30' is not a time"}, {"vm-test --leaks x unit", "Invalid value for option '--leaks': expected one of [fail, warn, ignore]"},
-            {"vm-test --env x unit", "Value for option option '--env' (<K=V>) should be in KEY=VALUE format but was x"}, {"vm-test untit", "there is no suite 'untit' (did you mean unit?)"},
-            {"vm-test lsit", "there is no suite 'lsit' (did you mean list?)"}, {"vm-test --junti x unit", "Unknown option: '--junti' (did you mean --junit?)"}}));
+            {"vm-test --env x unit", "Value for option option '--env' (K=V) should be in KEY=VALUE format but was x"}, {"vm-test untit", "there is no suite 'untit' (did you mean unit?)"},
+            {"vm-test lsit", "there is no suite 'lsit' (did you mean list or unit?)"}, {"vm-test --junti x unit", "Unknown option: '--junti' (did you mean --junit?)"}}));
         forEach(rows.stream().map(row -> row[0].replaceFirst("^([A-Z_]+=\\S+) (\\S+)", "$2 $1")).toList(), moved -> {
             String[] row = rows.stream().filter(any -> any[0].replaceFirst("^([A-Z_]+=\\S+) (\\S+)", "$2 $1").equals(moved)).findFirst().orElseThrow();
             List<String> words = new ArrayList<>(List.of(row[0].split(" ")));

@@ -964,7 +964,7 @@ final class VmCtlTest {
         ctl("clone", "a", "x").exits(69).says("there is a VM x already");
         ctl("clone", "a", "a").exits(2).says("given twice");
         for (String name : List.of("../up", "a-clean", ".a", "")) {
-            ctl("clone", name).exits(2).says("the clone's name");
+            ctl("clone", name).exits(2).says("(NAME): '");
         }
         ctl("clone", "a", "--snapshot", "no-such").exits(69).says("x has no snapshot no-such");
         Files.delete(vm.file(".ssh").resolve("known_hosts"));

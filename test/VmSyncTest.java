@@ -192,7 +192,7 @@ final class VmSyncTest {
         for (String noFile : List.of("", ".", "..", "a/..", "/")) {
             call(Map.of(), Map.of(), "pull", noFile).exits(2).says(noFile.equals("/") ? "LOCAL" : "names no file; for what is in a directory write '");
         }
-        call(Map.of(), Map.of(), "pull", "--max-size", "1", "a", "b").exits(2).says("--max-size: '1' is not a size such as 2G or 512M");
+        call(Map.of(), Map.of(), "pull", "--max-size", "1", "a", "b").exits(2).says("--max-size': '1' is not a size such as 2G or 512M");
         call(Map.of(), Map.of(), "--dry-run", "pull", "a", "b").exits(2).says("not with pull");
         call(Map.of(), Map.of(), "--watch", "pull", "a", "b").exits(2).says("not with pull");
         call(Map.of(), Map.of(), "--engine", "ftp").exits(2).says("--engine");
