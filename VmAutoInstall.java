@@ -2344,7 +2344,13 @@ final class VmAutoInstall implements Callable<Integer> {
             if (hasOwn && !isOwn(own)) {
                 throw new VmException(2, own + " can be changed by another user: chown and chmod go-w make it yours");
             } else if (hasOwn) {
-                settings.add(readFile(own), own.toString());
+                Map<String, String> mine = readFile(own);
+                for (String name : List.of("VM_DIR", "VM_IMAGE", "VM_PHASES", "VM_PROJECT")) {
+                    if (!mine.getOrDefault(name, "/").matches("[/~].*")) { // it would depend on where one stands
+                        throw new VmException(2, name + " in " + own + " must begin with / or ~: " + mine.get(name));
+                    }
+                }
+                settings.add(mine, own.toString());
             }
             if (Files.exists(here) && !(hasOwn && Files.isSameFile(own, here))) {
                 Map<String, String> project = readFile(here);
@@ -2512,9 +2518,10 @@ final class VmAutoInstall implements Callable<Integer> {
         String home = System.getenv().getOrDefault("HOME", "");
         if (!value.startsWith("~")) {
             return Path.of(value).toAbsolutePath().normalize();
-        } else if (!value.matches("~(/.*)?") || !home.startsWith("/")) {
-            throw new VmException(69, value + " cannot be found: only ~/ stands for a home directory, and only if HOME "
-                    + "is set to a full path; write the full path instead");
+        } else if (!value.matches("~(/.*)?")) {
+            throw new VmException(2, value + ": only ~/ stands for a home directory; write the full path instead");
+        } else if (!home.startsWith("/")) {
+            throw new VmException(69, value + " cannot be found, as HOME is not set to a full path: write the full path");
         }
         return Path.of(home + value.substring(1)).normalize();
     }

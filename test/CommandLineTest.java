@@ -596,6 +596,11 @@ final class CommandLineTest {
                     + "VM_PROJECT into ~/.go-synth/vm.env", settings("", "# theirs\nVM_PROJECT=" + project).fault);
         }
         assertEquals(null, settings("VM_DIR=~/vm\nVM_CTL_CMD=x", "VM_DIR=").fault);
+        // else it would lie in whatever project one stands in
+        for (String line : List.of("VM_DIR=vm", "VM_IMAGE=./x.iso", "VM_PHASES=phases", "VM_PROJECT=..")) {
+            assertEquals(line.replaceFirst("=.*", "") + " in " + temp.resolve("home/.go-synth/vm.env") + " must begin with / or ~: " + line.replaceFirst(".*=", ""),
+                    settings(line, null).fault);
+        }
         for (String line : List.of("VM_PROJECT=.", "VM_PROJECT=sub", "VM_PROJECT=./sub/below", "VM_PROJECT=" + temp.toRealPath().resolve("checkout/sub"),
                 "VM_TEST_X=rm -rf / # in the guest", "VM_REMOTE_DIR=/root/x", "VM_TIME_LIMIT=5m", "DFLY_VERSION=6.4.1", "VM_CPUS=2", "VM_DISK_SIZE=9G",
                 "VM_DPORTS_CLONE=yes")) {
@@ -839,7 +844,7 @@ final class CommandLineTest {
         settings.putAll(Map.of("VM_DIR", "", "HOME", temp.resolve("home").toString()));
         run("vm-setup disk").exits(0);
         assertTrue(Files.exists(temp.resolve("home/.go-synth/vm/dfly-vm.install/by-hand.qcow2")));
-        run("vm-ctl --vm-dir ~root/x list").exits(69).saysOnly("only ~/ stands for a home directory");
+        run("vm-ctl --vm-dir ~root/x list").exits(2).saysOnly("only ~/ stands for a home directory");
         settings.put("HOME", "relative");
         run("vm-ctl list").exits(69).saysOnly("only if HOME is set to a full path");
         settings.put("HOME", "");
