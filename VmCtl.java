@@ -1699,6 +1699,10 @@ final class VmCtl {
                         return;
                     }
                 }
+                if (below.cloneOf() != null && below.temporary() != null) { // its user could not tell what is missing
+                    throw unavailable("the RAM of " + below.name() + " cannot be used: " + problem + "; a temporary "
+                            + "clone is not booted, as what the guest wrote last could be missing");
+                }
                 say.accept("the RAM of " + below.name() + " cannot be used: " + problem + "; booting its disk");
             }
             Duration left = plan.timeout().minusNanos(System.nanoTime() - begun);
@@ -5323,7 +5327,7 @@ final class VmCtl {
         } else if (!value.matches("~(/.*)?")) {
             throw new VmException(2, value + ": only ~/ stands for a home directory; write the full path instead");
         } else if (!home.startsWith("/")) {
-            throw new VmException(69, value + " cannot be found, as HOME is not set to a full path: write the full path");
+            throw new VmException(69, value + " cannot be found, as HOME is no full path: write the full path");
         }
         return Path.of(home + value.substring(1)).normalize();
     }

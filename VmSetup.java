@@ -1542,7 +1542,7 @@ final class VmSetup implements Callable<Integer> {
         } else if (!value.matches("~(/.*)?")) {
             throw new VmException(2, value + ": only ~/ stands for a home directory; write the full path instead");
         } else if (!home.startsWith("/")) {
-            throw new VmException(69, value + " cannot be found, as HOME is not set to a full path: write the full path");
+            throw new VmException(69, value + " cannot be found, as HOME is no full path: write the full path");
         }
         return Path.of(home + value.substring(1)).normalize();
     }

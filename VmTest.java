@@ -32,7 +32,6 @@ import java.nio.file.*;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
-import java.time.DateTimeException;
 import java.time.Duration;
 import java.time.Instant;
 import java.time.temporal.ChronoUnit;
@@ -312,6 +311,9 @@ final class VmTest implements Callable<Integer> {
         checkDivision();
         Suites suites = new Suites(settings, project);
         List<Job> whole = suites.jobs(names, callerArgs); // with --failed it checks the names
+        for (Path report : Stream.of(junit, json).filter(file -> file != null && Files.isRegularFile(file)).toList()) {
+            Files.delete(report); // if nothing runs, that of an earlier run would be taken for this one's
+        }
         vmDir = vmDirectory(userPath(dirOption));
         LastRun last = new LastRun(vmDir.resolve(vmName + ".test"), projectOrigin(project), callerArgs);
         List<Job> jobs = onlyFailed ? last.failedJobs(suites, suites.chosen(names)) : whole;
@@ -347,7 +349,8 @@ final class VmTest implements Callable<Integer> {
     private int runJobs(List<Job> jobs, LastRun last) throws Exception {
         List<Report> reports = new ArrayList<>();
         List<String> problems = new ArrayList<>(); // of the report files
-        EventFile events = json == null ? null : new EventFile(json, EventFile.MAX_BYTES);
+        EventFile events = json == null ? null
+                : new EventFile(json, EventFile.MAX_BYTES, jobs.stream().map(Job::name).toList());
         Timings timings = Timings.ofThisMachine(last.file, projectName());
         try (events) {
             for (Job job : jobs) {
@@ -451,6 +454,13 @@ final class VmTest implements Callable<Integer> {
         Path junitTarget = writable(mergedJunit);
         Path jsonTarget = writable(mergedJson);
         Path timingsTarget = writable(mergedTimings);
+        for (Path target : Stream.of(mergedJunit, mergedJson, mergedTimings).filter(Objects::nonNull).toList()) {
+            for (Path file : files) {
+                if (Files.exists(file) && Files.exists(target) && Files.isSameFile(file, target)) {
+                    throw new VmException(2, target + " is one of the files to merge: write to another one");
+                }
+            }
+        }
         Merge merge = new Merge(limits);
         files.forEach(merge::read);
         List<Report> reports = merge.reports();
@@ -594,7 +604,9 @@ final class VmTest implements Callable<Integer> {
             throws IOException, InterruptedException {
         List<String> command = Stream.concat(script.command().stream(), Stream.of(arguments)).toList();
         String what = consequence + ": '" + shellQuoted(command) + "' ";
-        ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true);
+        boolean removesClones = clones != null && clones.isClosed; // which a second Ctrl-C does not stop
+        ProcessBuilder builder = new ProcessBuilder(removesClones ? inOwnSession(command) : command)
+                .redirectErrorStream(true);
         builder.environment().putAll(Map.of("VM_DIR", vmDir.toString(), "VM_NAME", name,
                 "VM_PROJECT", project.toString(), "VM_REMOTE_DIR", guestDirectory()));
         Process process;
@@ -603,7 +615,9 @@ final class VmTest implements Callable<Integer> {
         } catch (VmException missing) {
             throw new VmException(69, what + "cannot be run here" + script.remedy());
         }
-        otherScripts.add(process);
+        if (!removesClones) {
+            otherScripts.add(process);
+        }
         try {
             process.getOutputStream().close();
             process.getInputStream().transferTo(output);
@@ -632,8 +646,15 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
+    /** The command in a session of its own, where there is setsid: Ctrl-C does not reach it. */
+    static List<String> inOwnSession(List<String> command) {
+        String path = System.getenv().getOrDefault("PATH", "/usr/bin:/bin");
+        return Stream.concat(Stream.of(path.split(":")).map(dir -> dir + "/setsid")
+                .filter(file -> Files.isExecutable(Path.of(file))).limit(1), command.stream()).toList();
+    }
+
     static void tell(String line) {
-        System.err.println("vm-test: " + line);
+        System.err.println(printable("vm-test: " + line));
     }
 
     private static Process start(ProcessBuilder builder, boolean verbose) {
@@ -717,9 +738,9 @@ final class VmTest implements Callable<Integer> {
         }
         PackageList list = job.isGoTest() ? division.lists.get(job.name()) : PackageList.NONE;
         if (list.packages().isEmpty()) {
-            tell("suite " + job.name() + " cannot be divided, because " + (job.isGoTest() ? "go list names no packages "
-                    + "for it" : "it is no plain go test") + ": it runs whole" + (division.shard.count() == 1 ? ""
-                    : ", as part 1"));
+            tell("suite " + job.name() + " cannot be divided, because " + (job.isGoTest() ? "go list does not tell "
+                    + "all its packages" : "it is no plain go test") + ": it runs whole"
+                    + (division.shard.count() == 1 ? "" : ", as part 1"));
             return job.with(Part.undivided(division.shard, false));
         }
         Timings known = division.timings != null ? division.timings : parallel != null ? timings : null;
@@ -845,7 +866,8 @@ final class VmTest implements Callable<Integer> {
 
         /** The same with the packages of a part. A suite that is not divided keeps its command. */
         Job with(Part part) {
-            return new Job(suite, part.packages().isEmpty() ? command : goTest().of(part.packages()).line(), isGoTest,
+            return new Job(suite, part.packages().isEmpty() || part.shard().count() == 1 ? command
+                    : goTest().of(part.packages()).line(), isGoTest,
                     callerArgs, repeated, part);
         }
 
@@ -1500,11 +1522,8 @@ final class VmTest implements Callable<Integer> {
 
         Verdict run(Consumer<String> stdout, Consumer<String> stderr) throws IOException, InterruptedException {
             List<String> command = new ArrayList<>(Supervisor.sshCommand(place.vmDir(), place.vmName(), script.length));
-            // ssh gets a session of its own: else Ctrl-C would end it too, and nothing could be stopped in the guest
-            String path = System.getenv().getOrDefault("PATH", "/usr/bin:/bin");
-            Stream.of(path.split(":")).map(dir -> dir + "/setsid").filter(file -> Files.isExecutable(Path.of(file)))
-                    .findFirst().ifPresent(setsid -> command.add(0, setsid));
-            Process process = start(new ProcessBuilder(command), place.verbose());
+            // else Ctrl-C would end ssh, too, and nothing could be stopped in the guest
+            Process process = start(new ProcessBuilder(inOwnSession(command)), place.verbose());
             CountDownLatch open = new CountDownLatch(2);
             pump(process.getInputStream(), stdout, open);
             pump(process.getErrorStream(), stderr, open);
@@ -1764,6 +1783,12 @@ final class VmTest implements Callable<Integer> {
         /** Only a verdict and an exit code. */
         static Ending of(Verdict verdict, Integer code) {
             return new Ending(verdict, code, List.of(), List.of(), null, null, List.of());
+        }
+
+        /** The same with a note for the summary: a result that is no failure. */
+        Ending noting(String text) {
+            return new Ending(verdict, code, left, leftInTmp, trouble, standstill,
+                    List.of(Result.ofSuite("", "note", Outcome.SKIP, text)));
         }
 
         Ending with(Verdict other) {
@@ -2513,7 +2538,13 @@ final class VmTest implements Callable<Integer> {
             }
             tests = output.events.results();
             checkThatNothingWasLost(output);
-            suiteResults.addAll(ending.results());
+            for (Result result : ending.results()) {
+                if (result.failed()) {
+                    suiteResults.add(result);
+                } else {
+                    notes.add(result.output());
+                }
+            }
             if (ended == Verdict.PASSED) {
                 checkForHiddenFailure(output, plain);
                 checkThatTestsRan();
@@ -2763,21 +2794,23 @@ final class VmTest implements Callable<Integer> {
         static final long MAX_BYTES = 4_000_000_000L;
         private final Path path;
         private final long limit;
+        private final List<String> suites; // of the call
         private final OutputStream stream;
         private long size;
         private long events; // of the suite
         /** Why it is not complete, or null. */
         String problem;
 
-        EventFile(Path path, long limit) throws IOException {
+        EventFile(Path path, long limit, List<String> suites) throws IOException {
             this.path = path;
             this.limit = limit;
+            this.suites = suites;
             stream = new BufferedOutputStream(Files.newOutputStream(path));
         }
 
         /** The lines before a suite's events. */
         void begin(Job job, String project, String commit) {
-            Frame.begin(job, project, commit).forEach(this::writeLine);
+            Frame.begin(job, suites, project, commit).forEach(this::writeLine);
             events = 0;
         }
 
@@ -3015,8 +3048,15 @@ final class VmTest implements Callable<Integer> {
         static final int MAX_LENGTH = 8_000_000;
         private static final Pattern LINE = Pattern.compile("(?m)^vm-test ([\\w.~+@:/-]+) (\\d+) (\\d+)$");
 
-        /** No packages if one was named by its files: go test gets them together or not at all. */
+        /**
+         * No packages if one was named by its files: go test gets them together or not at all. Also none if a name is
+         * not understood or may be cut off: that package would never be tested.
+         */
         static PackageList parse(String output) {
+            if (output.length() >= MAX_LENGTH || output.lines().anyMatch(line -> line.startsWith("vm-test ")
+                    && !LINE.matcher(line).matches())) {
+                return NONE;
+            }
             SortedSet<String> packages = new TreeSet<>();
             Set<String> withoutTests = new HashSet<>();
             LINE.matcher(output).results().forEach(line -> {
@@ -3042,8 +3082,8 @@ final class VmTest implements Callable<Integer> {
             List<List<String>> work = new ArrayList<>();
             part.stream().filter(pkg -> !withoutTests.contains(pkg)).forEach(pkg -> work.add(List.of(pkg)));
             List<String> rest = part.stream().filter(withoutTests::contains).toList();
-            if (!rest.isEmpty()) {
-                work.add(rest);
+            for (int from = 0; from < rest.size(); from += 500) { // as many as a command line takes
+                work.add(rest.subList(from, Math.min(rest.size(), from + 500)));
             }
             return work;
         }
@@ -3088,16 +3128,18 @@ final class VmTest implements Callable<Integer> {
             if (Files.size(file) > MAX_BYTES) {
                 throw new IOException("it is larger than " + MAX_BYTES + " bytes");
             }
-            JsonObject json = JsonParser.object().from(Files.readString(file));
-            String of = (String) json.get("project");
-            if (of == null || !json.has("suites")) {
+            JsonObject json = JsonParser.object().withLazyNumbers().from(Files.readString(file));
+            if (!(json.get("project") instanceof String of) || !(json.get("suites") instanceof JsonObject all)) {
                 throw new IOException("it names no project and no suites");
             } else if (!of.equals(project)) {
                 throw new VmException(2, "--timings: " + file + " is of project " + oneLine(of) + ", not " + project);
             }
-            for (String suite : json.getObject("suites").keySet()) {
+            for (String suite : all.keySet()) {
+                if (!(all.get(suite) instanceof JsonObject times) || times.containsValue(null)) {
+                    throw new ClassCastException("a suite or a time is null");
+                }
                 SortedMap<String, Double> packages = new TreeMap<>();
-                ((JsonObject) json.getObject("suites").get(suite)).forEach((pkg, seconds) ->
+                times.forEach((pkg, seconds) ->
                         packages.put(pkg, Math.max(0, Math.min(1e9, ((Number) seconds).doubleValue()))));
                 suites.put(suite, packages);
             }
@@ -3164,6 +3206,7 @@ final class VmTest implements Callable<Integer> {
         /** Whether what still runs in them must end. */
         volatile boolean stopped;
         private final FileChannel lock;
+        boolean isClosed;
 
         CloneSet(Path vmDir, String vmName, int count, Runnable removal) throws IOException {
             this.removal = removal;
@@ -3171,9 +3214,23 @@ final class VmTest implements Callable<Integer> {
             lockFile = vmDir.resolve(vmName + ".test").resolve(id + ".lock");
             String start = vmName.substring(0, Math.min(vmName.length(), MAX_NAME - id.length() - 4)) + "." + id + "-";
             names = IntStream.rangeClosed(1, count).mapToObj(number -> start + number).toList();
+            deleteLocksOfKilledRuns();
             lock = FileChannel.open(lockFile, StandardOpenOption.CREATE, StandardOpenOption.WRITE);
             if (lock.tryLock() == null) {
                 throw new VmException(69, lockFile + " is locked by another command");
+            }
+        }
+
+        /** Those that nobody holds: vm-ctl deletes only one that a clone or a snapshot names. */
+        private void deleteLocksOfKilledRuns() throws IOException {
+            try (DirectoryStream<Path> locks = Files.newDirectoryStream(lockFile.getParent(), "par-*.lock")) {
+                for (Path old : locks) {
+                    try (FileChannel channel = FileChannel.open(old, StandardOpenOption.WRITE)) {
+                        if (channel.tryLock() != null) {
+                            Files.delete(old);
+                        }
+                    }
+                }
             }
         }
 
@@ -3201,10 +3258,16 @@ final class VmTest implements Callable<Integer> {
 
         @Override
         public void close() throws IOException {
+            isClosed = true;
             lock.close();
             try {
                 removal.run();
                 Files.deleteIfExists(lockFile);
+                List<String> left = names.stream().filter(name -> Files.exists(vmDir.resolve(name + ".snapshots")))
+                        .toList();
+                if (!left.isEmpty()) {
+                    throw new VmException(69, String.join(", ", left) + " are still there");
+                }
             } catch (VmException failed) {
                 tell("the clones " + String.join(", ", names) + " could not be removed, but vm-ctl list tries again: "
                         + failed.getMessage());
@@ -3224,7 +3287,7 @@ final class VmTest implements Callable<Integer> {
         private final BooleanSupplier interrupted;
         private final List<Ending> endings = Collections.synchronizedList(new ArrayList<>());
         private Verdict stoppedBy; // why the rest was stopped
-        private volatile Exception failure;
+        private volatile Throwable failure;
 
         /** The work begins with the first packages of the list. */
         ParallelRun(CloneSet clones, List<List<String>> work, BooleanSupplier interrupted) {
@@ -3253,6 +3316,8 @@ final class VmTest implements Callable<Integer> {
                 throw failed;
             } else if (failure instanceof RuntimeException failed) {
                 throw failed;
+            } else if (failure instanceof Error failed) {
+                throw failed;
             } else if (failure != null) {
                 throw new VmException(130, "interrupted");
             }
@@ -3267,23 +3332,35 @@ final class VmTest implements Callable<Integer> {
             try (Spool spool = new Spool(privateDirectory(clones.vmDir.resolve(clone + ".test")).resolve("output"))) {
                 List<String> packages = next();
                 while (packages != null) {
-                    if (!clones.used.add(clone) && isolate) {
-                        restore.accept(clone);
-                    }
-                    Ending ending = tests.run(clone, packages, spool);
-                    if (ending.verdict() == Verdict.LOST && !isStopped()) {
-                        tell("lost clone " + clone + " while it ran " + String.join(" ", packages)
-                                + ", which runs once more: " + ending.trouble());
+                    boolean used = !clones.used.add(clone);
+                    Ending ending = attempt(tests, isolate && used ? restore : null, clone, packages, spool);
+                    if (ending.verdict() == Verdict.LOST && !isStopped() && !spool.tellsFailure) {
+                        String lost = clone + " was lost with " + String.join(" ", packages)
+                                + ", which runs once more: " + ending.trouble();
+                        tell(lost);
                         spool.clear();
-                        restore.accept(clone);
-                        ending = tests.run(clone, packages, spool);
+                        ending = attempt(tests, restore, clone, packages, spool).noting(lost);
                     }
                     take(ending.after(packages), spool, show);
                     packages = next();
                 }
-            } catch (IOException | InterruptedException | RuntimeException failed) {
-                failure = failed;
+            } catch (IOException | InterruptedException | RuntimeException | Error failed) {
+                failure = failed; // an Error, too: its package would be missing
                 clones.stopped = true;
+            }
+        }
+
+        /** Runs packages in a clone, after restoring it if a way to do that is given. If that fails, it is lost. */
+        private static Ending attempt(Tests tests, Consumer<String> restore, String clone, List<String> packages,
+                Spool spool) throws IOException, InterruptedException {
+            try {
+                if (restore != null) {
+                    restore.accept(clone);
+                }
+                return tests.run(clone, packages, spool);
+            } catch (VmException failed) {
+                return new Ending(Set.of(130, 143).contains(failed.exitCode) ? Verdict.INTERRUPTED : Verdict.LOST, null,
+                        List.of(), List.of(), failed.getMessage(), null, List.of());
             }
         }
 
@@ -3314,10 +3391,14 @@ final class VmTest implements Callable<Integer> {
     /** Keeps on disk what a package prints until it has ended, because that may be much. */
     static final class Spool implements Closeable {
         private static final long MAX_BYTES = 1_000_000_000;
+        private static final String FAILURE = "\"Action\":\"fail\"";
         private final Path file;
         private DataOutputStream stream;
         private IOException failed;
         private long size;
+        private String before = ""; // the end of the piece before
+        /** Whether an event in it tells of a failed test. */
+        boolean tellsFailure;
 
         Spool(Path file) throws IOException {
             this.file = file;
@@ -3327,6 +3408,8 @@ final class VmTest implements Callable<Integer> {
         /** The threads of both streams call this. replay() reports a full disk. */
         synchronized void add(int descriptor, String bytes) {
             size += bytes.length();
+            tellsFailure |= (before + bytes).contains(FAILURE);
+            before = bytes.substring(Math.max(0, bytes.length() - FAILURE.length()));
             try {
                 if (size > MAX_BYTES) {
                     throw new IOException("a package printed more than " + MAX_BYTES + " bytes");
@@ -3363,6 +3446,7 @@ final class VmTest implements Callable<Integer> {
                 stream.close();
             }
             size = 0;
+            tellsFailure = false;
             stream = new DataOutputStream(new BufferedOutputStream(Files.newOutputStream(file)));
         }
 
@@ -3387,14 +3471,15 @@ final class VmTest implements Callable<Integer> {
     static final class Frame {
         private static final int PIECE = 8000; // characters; in JSON one may take six
 
-        static List<String> begin(Job job, String project, String commit) {
+        static List<String> begin(Job job, List<String> suites, String project, String commit) {
             Part part = job.part() == null ? Part.undivided(Shard.WHOLE, true) : job.part();
             List<String> lines = new ArrayList<>();
             lines.add(JsonWriter.string().object().value("suite", job.name()).value("command", job.suite().command())
                     .value("project", project).value("commit", commit).value("shard", part.shard().toString())
                     .value("version", VmTest.class.getAnnotation(Command.class).version()[0])
                     .value("goTest", job.isGoTest()).value("requireTests", job.callerArgs().requireTests())
-                    .array("words", job.callerArgs().words()).array("chosen", job.callerArgs().packages())
+                    .array("suites", suites).array("words", job.callerArgs().words())
+                    .array("chosen", job.callerArgs().packages())
                     .value("list", part.listHash()).value("started", Instant.now().toString()).end().done());
             for (List<String> some : pieces(part.packages())) {
                 lines.add(JsonWriter.string().object().value("suite", job.name()).array("packages", some).end().done());
@@ -3461,8 +3546,7 @@ final class VmTest implements Callable<Integer> {
             int before = suites.values().stream().mapToInt(it -> it.parts.size() + it.problems.size()).sum();
             try {
                 forEachLine(file, line -> suite[0] = take(file, suite[0], line));
-            } catch (IOException | JsonParserException | ClassCastException | IllegalArgumentException
-                    | DateTimeException | VmException | StackOverflowError damaged) {
+            } catch (IOException | JsonParserException | RuntimeException | StackOverflowError damaged) {
                 problems.add(file + " cannot be read: " + (damaged instanceof IOException refused ? reason(refused)
                         : "it has a line that vm-test --json does not write"));
             }
@@ -3510,6 +3594,13 @@ final class VmTest implements Callable<Integer> {
                 suites.values().forEach(suite -> suite.problems.add("the suites are from different runs (project, "
                         + "commit, version, number of parts): " + sources));
             }
+            Set<String> neverBegun = suites.values().stream().flatMap(suite -> LastRun.strings(
+                    suite.header.getArray("suites")).stream()).filter(name -> !suites.containsKey(name))
+                    .collect(Collectors.toCollection(TreeSet::new));
+            if (!neverBegun.isEmpty() && suites.values().stream().allMatch(MergedSuite::passed)) { // else it tells why
+                suites.values().forEach(suite -> suite.problems.add("no file has the suites that were to run, too: "
+                        + oneLine(String.join(", ", neverBegun))));
+            }
             suites.values().forEach(MergedSuite::finish);
             return suites.values().stream().map(MergedSuite::report).toList();
         }
@@ -3520,12 +3611,12 @@ final class VmTest implements Callable<Integer> {
 
         /** Writes all in one file; what is wrong, if that cannot be done. */
         List<String> write(List<Report> reports, Path target) throws IOException {
-            EventFile events = new EventFile(target, EventFile.MAX_BYTES);
+            EventFile events = new EventFile(target, EventFile.MAX_BYTES, List.copyOf(suites.keySet()));
             try (events) {
                 for (Report report : reports) {
                     MergedSuite suite = suites.get(report.job.name());
                     events.begin(report.job, project(), suite.header.getString("commit"));
-                    for (Path file : Set.copyOf(suite.parts.values())) {
+                    for (Path file : new LinkedHashSet<>(suite.parts.values())) {
                         String[] current = {null};
                         forEachLine(file, line -> {
                             JsonObject json = JsonParser.object().withLazyNumbers().from(line);
@@ -3589,18 +3680,25 @@ final class VmTest implements Callable<Integer> {
         private record Piece(int part, String name, Outcome outcome) {}
 
         MergedSuite(JsonObject header, int count, MemoryLimits limits) {
-            if (Stream.of("command", "project", "version").anyMatch(name -> header.getString(name) == null)) {
+            if (Stream.of("command", "project", "version", "list").anyMatch(name -> header.getString(name) == null)
+                    || !header.getString("suite", "").matches("[a-z0-9][a-z0-9-]{0,63}")
+                    || !header.getString("started", "").matches("\\d{4}-.*")) {
                 throw new IllegalArgumentException("a member is missing");
             }
-            started = Instant.parse(header.getString("started", ""));
+            started = Instant.parse(header.getString("started"));
             this.header = header;
             this.count = count;
             output = new SuiteOutput(line -> { }, limits);
         }
 
         List<String> source() {
-            return Stream.concat(Stream.of("project", "commit", "version").map(name -> header.getString(name, "none")),
-                    Stream.of(count + " parts")).toList();
+            return Stream.concat(Stream.of("project", "commit", "version").map(name ->
+                    oneLine(header.getString(name, "none"))), Stream.of(count + " parts")).toList();
+        }
+
+        /** Whether all parts that were read passed. */
+        boolean passed() {
+            return endings.stream().allMatch(ending -> ending.verdict() == Verdict.PASSED);
         }
 
         /** The first line of a part. */
@@ -3608,9 +3706,9 @@ final class VmTest implements Callable<Integer> {
             this.file = file;
             events = 0;
             part = null;
-            List<String> different = Stream.of("command", "project", "commit", "version", "list", "words", "chosen",
-                    "goTest", "requireTests").filter(name -> !Objects.equals(json.get(name), header.get(name)))
-                    .toList();
+            List<String> different = Stream.of("command", "project", "commit", "version", "list", "suites", "words",
+                    "chosen", "goTest", "requireTests").filter(name ->
+                    !Objects.equals(json.get(name), header.get(name))).toList();
             if (!different.isEmpty() || shard.count() != count) {
                 problems.add(file + " is from another run than " + (parts.isEmpty() ? "the files before it"
                         : parts.get(parts.firstKey())) + ": " + (different.isEmpty() ? "the number of parts is "
@@ -3657,7 +3755,9 @@ final class VmTest implements Callable<Integer> {
         private void end(JsonObject json) {
             Verdict verdict = Arrays.stream(Verdict.values()).filter(it -> it.toString().equals(json.get("verdict")))
                     .findFirst().orElseThrow(IllegalArgumentException::new);
-            if (json.getLong("events", -1) != events) {
+            if (!header.getString("suite").equals(json.get("suite")) || json.getInt("exit", -1) != verdict.exitCode) {
+                throw new IllegalArgumentException("the last line is of another suite, or contradicts itself");
+            } else if (json.getLong("events", -1) != events) {
                 problems.add(file + " has " + events + " events of the suite, and its last line counts "
                         + json.getLong("events", -1));
             }
@@ -3676,7 +3776,7 @@ final class VmTest implements Callable<Integer> {
                 }
             }
             String list = header.getString("list", "");
-            if (problems.isEmpty() && !list.isEmpty()
+            if (problems.isEmpty() && !(list.isEmpty() && packages.isEmpty())
                     && !list.equals(new PackageList(new TreeSet<>(packages.keySet()), Set.of()).hash())) {
                 problems.add("the parts together do not have exactly the packages of the suite");
             }
@@ -4182,7 +4282,7 @@ final class VmTest implements Callable<Integer> {
         } else if (!value.matches("~(/.*)?")) {
             throw new VmException(2, value + ": only ~/ stands for a home directory; write the full path instead");
         } else if (!home.startsWith("/")) {
-            throw new VmException(69, value + " cannot be found, as HOME is not set to a full path: write the full path");
+            throw new VmException(69, value + " cannot be found, as HOME is no full path: write the full path");
         }
         return Path.of(home + value.substring(1)).normalize();
     }

@@ -129,7 +129,7 @@ final class DivisionTest {
         Path other = Files.writeString(dir.resolve("other.json"), "{\"project\":\"other\",\"suites\":{}}");
         Path numbers = Files.writeString(dir.resolve("numbers.json"), "{\"project\":\"" + dir.getFileName() + "\",\"suites\":{\"unit\":{\"a\":\"soon\"}}}");
         for (String[] row : new String[][] {
-            {"--shard 0/3 unit", "'0/3' is no part"}, {"--shard 4/3 unit", "'4/3' is no part"}, {"--shard a/b unit", "'a/b' is no part"},
+            {"--shard 0/3 unit", "'0/3' is neither auto nor a part"}, {"--shard 4/3 unit", "'4/3' is neither auto nor a part"}, {"--shard a/b unit", "'a/b' is neither auto nor a part"},
             {"--shard 1/2 --failed", "leave out --shard"}, {"--parallel 2 --failed", "leave out --parallel"}, {"--parallel 0 unit", "from 1 to 64"},
             {"--parallel 65 unit", "from 1 to 64"}, {"--parallel many unit", "many"}, {"--isolate unit", "needs --parallel"},
             {"--isolate --shard 1/2 unit", "needs --parallel"}, {"--timings " + other + " unit", "needs --shard"},
@@ -154,12 +154,34 @@ final class DivisionTest {
         assertEquals("A=b doas go list -e -f x '-tags=a b' -mod vendor ./x/... ./y", VmTest.GoTest.parse(
                 "A=b doas go test -v -short '-tags=a b' -run TestX -mod vendor -count=1 ./x/... ./y").list("-f x"));
         assertEquals("/usr/local/go/bin/go list -e -f x", VmTest.GoTest.parse("/usr/local/go/bin/go test").list("-f x"));
-        VmTest.PackageList list = VmTest.PackageList.parse("noise\nvm-test m/b 0 0\nvm-test m/a 1 0\nvm-test m/c 0 2\nvm-test m/d 0 0\nvm-test $(evil) 1 1\n");
+        VmTest.PackageList list = VmTest.PackageList.parse("noise\nvm-test m/b 0 0\nvm-test m/a 1 0\nvm-test m/c 0 2\nvm-test m/d 0 0\n");
+        assertEquals(VmTest.PackageList.NONE, VmTest.PackageList.parse("vm-test m/a 1 0\nvm-test m/b c 1 0\n"), "its tests would never run");
         assertEquals(new TreeSet<>(Set.of("m/a", "m/b", "m/c", "m/d")), list.packages());
         assertEquals(List.of(List.of("m/c"), List.of("m/a"), List.of("m/d", "m/b")), list.work(List.of("m/d", "m/c", "m/b", "m/a")));
         assertTrue(VmTest.PackageList.parse("vm-test command-line-arguments 1 0\n").packages().isEmpty());
         assertEquals("go test -json -short m/a m/b -args -x", VmTest.GoTest.parse("go test -short ./...").with(new VmTest.CallerArgs(
                 List.of("-args", "-x"), List.of(), false)).of(List.of("m/a", "m/b")).line());
+    }
+
+    /** Garbage where times should be is wrong usage, and counts as none where nobody named the file. */
+    @Test
+    void garbageIsNoTiming() throws Exception {
+        Path file = dir.resolve("timings.json");
+        for (String garbage : List.of("", "[]", "{\"project\":\"p\",\"suites\":null}", "{\"project\":\"p\",\"suites\":[]}", "{\"project\":\"p\",\"suites\":5}",
+                "{\"project\":\"p\",\"suites\":{\"unit\":null}}", "{\"project\":\"p\",\"suites\":{\"unit\":{\"a\":null}}}", "{\"project\":5,\"suites\":{}}",
+                "{\"project\":\"p\",\"suites\":{\"unit\":{\"a\":\"soon\"}}}", "{\"a\":".repeat(100_000))) {
+            Files.writeString(file, garbage);
+            assertEquals(2, assertThrows(VmTest.VmException.class, () -> VmTest.Timings.read(file, "p"), garbage).exitCode, garbage);
+            assertEquals(Map.of("a", 1.0), VmTest.Timings.of(VmTest.Timings.ofThisMachine(dir.resolve("last-run.json"), "p"), "unit", List.of("a")));
+        }
+    }
+
+    /** Else that of an earlier run would be taken for this one's, which ran nothing. */
+    @Test
+    void anOldReportDoesNotStay() throws Exception {
+        Path old = Files.writeString(dir.resolve("part.json"), "old");
+        vmTest("--project " + dir + " --vm-dir " + dir + " --json " + old + " unit").exits(69);
+        assertFalse(Files.exists(old));
     }
 
     // Clones
@@ -233,7 +255,9 @@ final class DivisionTest {
     void aTimeLimitEndsAllClonesAndIsTheVerdict() throws Exception {
         Files.createDirectories(dir.resolve("vm.test"));
         try (VmTest.CloneSet clones = clones(2)) {
+            Set<String> ran = ConcurrentHashMap.newKeySet();
             VmTest.ParallelRun.Tests tests = (clone, packages, spool) -> {
+                ran.addAll(packages);
                 if (packages.contains("late")) {
                     return ending(VmTest.Verdict.TIMED_OUT);
                 }
@@ -244,10 +268,71 @@ final class DivisionTest {
             };
             assertEquals(VmTest.Verdict.TIMED_OUT, new VmTest.ParallelRun(clones, List.of(List.of("endless"), List.of("late"), List.of("never")), () -> false)
                     .run(tests, clone -> { }, false, (stream, bytes) -> { }).verdict());
+            assertFalse(ran.contains("never"));
             List<String> restored = Collections.synchronizedList(new ArrayList<>());
             assertEquals(VmTest.Verdict.PASSED, new VmTest.ParallelRun(clones, List.of(List.of("short")), () -> false)
                     .run(tests, restored::add, true, (stream, bytes) -> { }).verdict());
             assertEquals(List.of(clones.names.get(0)), restored, "a suite before has used it");
+        }
+    }
+
+    /** A test that failed before its clone died has failed: no retry may hide it. A retry is told in the summary. */
+    @Test
+    void aRetryHidesNoFailureAndIsTold() throws Exception {
+        Files.createDirectories(dir.resolve("vm.test"));
+        for (boolean fails : new boolean[] {true, false}) {
+            int[] runs = {0};
+            try (VmTest.CloneSet clones = clones(1)) {
+                VmTest.Ending ending = new VmTest.ParallelRun(clones, List.of(List.of("a")), () -> false).run((clone, packages, spool) -> {
+                    spool.add(1, "{\"Time\":\"\",\"Act");
+                    spool.add(1, "ion\":\"" + (fails ? "fail" : "pass") + "\"}\n");
+                    return ending(runs[0]++ == 0 ? VmTest.Verdict.LOST : VmTest.Verdict.PASSED);
+                }, clone -> { }, false, (stream, bytes) -> { });
+                assertEquals(fails ? 1 : 2, runs[0]);
+                assertEquals(fails ? VmTest.Verdict.LOST : VmTest.Verdict.PASSED, ending.verdict());
+                VmTest.Report report = new VmTest.Report(job(), ending, new VmTest.SuiteOutput(line -> { }, new VmTest.MemoryLimits()), Instant.now(), VmTest.Leaks.fail);
+                assertEquals(!fails, report.summary().contains("was lost with a, which runs once more: it died"), report.summary());
+            }
+        }
+    }
+
+    private VmTest.Job job() {
+        return new VmTest.Suites(new VmTest.Settings().add(Map.of("VM_TEST_X", "go test ./...", "VM_TEST_BUILD", "true"), "the environment"), dir)
+                .jobs(List.of("x"), VmTest.CallerArgs.NONE).get(0);
+    }
+
+    /** A clone that cannot be restored is lost. An error of this program is no result, whatever the other clones say. */
+    @Test
+    void whatCannotBeRestoredIsLost() throws Exception {
+        Files.createDirectories(dir.resolve("vm.test"));
+        try (VmTest.CloneSet clones = clones(1)) {
+            VmTest.Ending ending = new VmTest.ParallelRun(clones, List.of(List.of("a"), List.of("b")), () -> false).run((clone, packages, spool) ->
+                    ending(VmTest.Verdict.PASSED), clone -> {
+                        throw new VmTest.VmException(69, "no RAM");
+                    }, true, (stream, bytes) -> { });
+            assertEquals(VmTest.Verdict.LOST, ending.verdict());
+            assertEquals("no RAM (after b)", ending.trouble());
+        }
+        try (VmTest.CloneSet clones = clones(2)) {
+            assertThrows(OutOfMemoryError.class, () -> new VmTest.ParallelRun(clones, List.of(List.of("a"), List.of("b")), () -> false).run((clone, packages, spool) -> {
+                if (packages.contains("b")) {
+                    throw new OutOfMemoryError("as it were");
+                }
+                return ending(VmTest.Verdict.PASSED);
+            }, clone -> { }, false, (stream, bytes) -> { }));
+        }
+    }
+
+    /** The lock of a run that was killed before it made anything. */
+    @Test
+    void aLockThatNobodyHoldsIsDeleted() throws Exception {
+        Path old = Files.createFile(Files.createDirectories(dir.resolve("vm.test")).resolve("par-abcdef.lock"));
+        try (VmTest.CloneSet clones = clones(1)) {
+            assertFalse(Files.exists(old));
+            assertTrue(Files.exists(clones.lockFile));
+        }
+        try (Stream<Path> left = Files.list(dir.resolve("vm.test"))) {
+            assertEquals(List.of(), left.toList(), "its own is deleted, too");
         }
     }
 
@@ -282,7 +367,7 @@ final class DivisionTest {
         assertEquals(69, refused.exitCode);
         assertTrue(refused.getMessage().matches("(?s).* 2 clones with 1024000 MB of memory each do not fit into the \\d+ MB .*: not even one does; .*"), refused.getMessage());
         refused = assertThrows(VmTest.VmException.class, () -> VmTest.CloneSet.checkMemory(new JsonObject(Map.of("memory", "64M")), 1_000_000));
-        assertTrue(refused.getMessage().matches("(?s).*--parallel \\d+ does"), refused.getMessage());
+        assertTrue(refused.getMessage().matches("(?s).*use --parallel \\d+"), refused.getMessage());
     }
 
     /** The names fit into what a VM's name may be, whatever the VM's name is. */
@@ -314,7 +399,7 @@ final class DivisionTest {
                 .jobs(List.of("x"), VmTest.CallerArgs.NONE).get(0);
         List<String> packages = shard.of(VmTest.Timings.of(null, "x", list.packages()));
         job = job.with(new VmTest.Part(shard, packages, list.hash()));
-        try (VmTest.EventFile events = new VmTest.EventFile(file, 1 << 20)) {
+        try (VmTest.EventFile events = new VmTest.EventFile(file, 1 << 20, List.of("x"))) {
             events.begin(job, "project", commit);
             VmTest.SuiteOutput output = new VmTest.SuiteOutput(events::write, new VmTest.MemoryLimits());
             boolean fails = Arrays.asList(tests).contains("FAIL");
@@ -391,11 +476,26 @@ final class DivisionTest {
             {"differ", Files.readString(second).replaceAll("\"list\":\"[^\"]*\"", "\"list\":\"0\"")},
             {"there is no result for these packages", Files.readString(second).replace("m/b\",\"Test", "m/a\",\"Test").replace("m/b\",\"El", "m/a\",\"El")},
             {"is in part 1 and in part 2", Files.readString(second).replace("\"packages\":[\"m/b\"", "\"packages\":[\"m/a\"")},
-            {"are not the suite's list", Files.readString(second).replace("\"packages\":[\"m/b\",", "\"packages\":[")}};
+            {"the parts together do not have exactly the packages of the suite", Files.readString(second).replace("\"packages\":[\"m/b\",", "\"packages\":[")}};
+        String end = lines.get(lines.size() - 1);
+        for (String contradiction : List.of(end.replace("\"suite\":\"x\"", "\"suite\":\"y\""), end.replace("\"exit\":0", "\"exit\":1"),
+                end.replace("\"passed\"", "\"fine\""), end.replace("\"passed\"", "null"))) {
+            assertFalse(contradiction.equals(end));
+            merge(first, Files.writeString(dir.resolve("contradicts"), Files.readString(second).replace(end, contradiction))).exits(69)
+                    .answers("a line that vm-test --json does not write");
+        }
+        String both = "\"suites\":[\"x\",\"y\"]";
+        merge(Files.writeString(dir.resolve("both1"), Files.readString(first).replace("\"suites\":[\"x\"]", both)),
+                Files.writeString(dir.resolve("both2"), Files.readString(second).replace("\"suites\":[\"x\"]", both)))
+                .exits(69).answers("no file has the suites that were to run, too: y");
+        merge(Files.writeString(dir.resolve("escapes"), Files.readString(first).replace("\"suite\":\"x\"", "\"suite\":\"\\u001b[2J\"")))
+                .exits(69).says("there is nothing to merge");
+        merge("--json", second, first, second).exits(2).says(second + " is one of the files to merge");
+        assertEquals(lines, Files.readAllLines(second));
         for (String[] damage : damages) {
             Path damaged = Files.writeString(dir.resolve("damaged"), damage[1]);
             Script.Result ran = merge(first, damaged);
-            assertTrue(Set.of(1, 69).contains(ran.exitCode()), ran.toString());
+            assertEquals(damage[0].startsWith("there is no result") ? 1 : 69, ran.exitCode(), ran.toString());
             assertTrue((ran.out() + ran.err()).contains(damage[0]), damage[0] + ": " + ran);
             assertFalse(ran.out().contains("== x passed"), ran.out());
         }

@@ -184,7 +184,7 @@ final class ImageFileTest {
         holds(imported.clean(), 1);
         changeRecord(record -> record.put("automatic", false));
         ctl("x", "export", file.toString()).exits(0);
-        ctl("y", "import", "--yes", file.toString()).exits(0).says("the first boot is like one after a power cut");
+        ctl("y", "import", "--yes", file.toString()).exits(0).says("the first start boots as after a power cut");
         holds(imported.clean(), 2);
         write(vm.workingDisk().orElseThrow(), 3);
         ctl("x", "snapshot", "later").exits(0);
@@ -269,7 +269,7 @@ final class ImageFileTest {
         ctl("y", "snapshot", "--list").is(0, "", "");
         holds(imported.clean(), 1);
         assertFalse(Files.exists(imported.link()));
-        ctl("y-clean", "import", file.toString()).exits(2).says("or -clean at the end");
+        ctl("y-clean", "import", file.toString()).exits(2).says("or end in -clean");
         assertEquals(List.of("x", "y"), VmCtl.vmNames(dir));
     }
 
@@ -354,9 +354,9 @@ final class ImageFileTest {
         ctl("x", "export", file.toString()).exits(0);
         byte[] good = Files.readAllBytes(file);
         Map<String, Consumer<JsonObject>> lies = new LinkedHashMap<>();
-        lies.put("as disk.qcow2 cannot have 1099511627777 bytes", json -> part(json, "disk.qcow2").put("bytes", (1L << 40) + 1));
+        lies.put("disk.qcow2 cannot have 1099511627777 bytes", json -> part(json, "disk.qcow2").put("bytes", (1L << 40) + 1));
         lies.put("as ssh/id_ed25519 cannot have 65537 bytes", json -> part(json, "ssh/id_ed25519").put("bytes", 65537));
-        lies.put("as disk.qcow2 cannot have -1 bytes", json -> part(json, "disk.qcow2").put("bytes", -1));
+        lies.put("disk.qcow2 cannot have -1 bytes", json -> part(json, "disk.qcow2").put("bytes", -1));
         lies.put("as ../../evil cannot have", json -> part(json, "ssh/host_key").put("name", "../../evil"));
         lies.put("as /etc/passwd cannot have", json -> part(json, "ssh/host_key").put("name", "/etc/passwd"));
         lies.put("as ssh/../evil cannot have", json -> part(json, "ssh/host_key").put("name", "ssh/../evil"));

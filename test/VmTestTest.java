@@ -1613,7 +1613,7 @@ final class VmTestTest {
     @Test
     void aReportOfTheGuestHasALimit() throws Exception {
         Path file = dir.resolve("x.json");
-        try (VmTest.EventFile events = new VmTest.EventFile(file, 20_000)) {
+        try (VmTest.EventFile events = new VmTest.EventFile(file, 20_000, List.of())) {
             events.write("\u00e9".repeat(9_000));
             assertEquals(null, events.problem);
             IntStream.range(0, 1000).forEach(i -> events.write("x".repeat(10_000)));
