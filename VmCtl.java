@@ -2105,6 +2105,9 @@ final class VmCtl {
                         for (Path file : made.all()) {
                             deleteTree(file);
                         }
+                        if (Files.exists(files.disks().resolve(Cleanup.CLONE_PART))) { // its record, not yet in place
+                            deleteTree(files.disks().resolve(Cleanup.CLONE_PART));
+                        }
                     });
                     makeClone(made, snapshot, lockFile);
                     onStep.accept("clone made");
