@@ -73,7 +73,7 @@ final class MakeTest {
     @Test
     void whatDestroysAsks() {
         make("vm-destroy", "VM_NAME=another", "ARGS=--yes").exits(0).says("there is no VM another");
-        make("vm-destroy").exits(2).says("make vm-destroy ARGS=--yes"); // make's own code for a failed command
+        make("vm-destroy").exits(2).says("to confirm it: ARGS='--yes'"); // make's own code for a failed command
         assertTrue(Files.exists(GUEST.file("-clean.qcow2")));
     }
 
