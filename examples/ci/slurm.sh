@@ -19,8 +19,9 @@ suite=${1:-unit}
 shards=4   # how many parts, each run by a task
 at_once=2  # how many of them run at the same time
 resources=(--cpus-per-task=2 --mem=3G --time=2:00:00) # --mem: VM_MEMORY plus half a gigabyte; add --partition, --account
-read -ra vm_ctl <<<"${VM_CTL_CMD:-jbang vm-ctl}"
-read -ra vm_test <<<"${VM_TESTER:-jbang vm-test}"
+vm_ctl=() vm_test=()
+eval "vm_ctl=(${VM_CTL_CMD:-jbang vm-ctl})" # with quotes as in a shell: a path may hold blanks
+eval "vm_test=(${VM_TESTER:-jbang vm-test})"
 
 set -euo pipefail
 case ${1:-} in
