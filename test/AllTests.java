@@ -7,7 +7,7 @@
 //SOURCES HelpTest.java CommandLineTest.java MakefileTest.java ReadmeTest.java
 //SOURCES InstallTest.java StandinTest.java StandinBootTest.java LifecycleTest.java SyncTest.java SuitesTest.java ParallelTest.java ImageTest.java MakeTest.java ManualTest.java
 //SOURCES InstallFaultsTest.java ByHandTest.java LifecycleFaultsTest.java InterruptionsTest.java ManySnapshotsTest.java SyncFaultsTest.java WorkflowTest.java
-//SOURCES BisectTest.java SlurmTest.java GoVersionsTest.java JUnitReadersTest.java
+//SOURCES BisectTest.java SlurmTest.java GitlabTest.java GoVersionsTest.java JUnitReadersTest.java
 //JAVAC_OPTIONS -J-XX:TieredStopAtLevel=1
 //DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
 
@@ -66,7 +66,7 @@ final class AllTests {
             VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class,
             InterruptionsTest.class, LifecycleFaultsTest.class, InstallFaultsTest.class, SuitesTest.class, StandinBootTest.class, ByHandTest.class,
             ManySnapshotsTest.class, VmTestTest.class, DivisionTest.class, TemporaryTest.class, ImageFileTest.class,
-            VmCtlTest.class, CommandLineTest.class, SyncFaultsTest.class, SlurmTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
+            VmCtlTest.class, CommandLineTest.class, SyncFaultsTest.class, SlurmTest.class, GitlabTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
 
     /**
      * Run in a JVM of their own beside the others: an emulated guest has one processor, so one of two cores would be idle. None of them
@@ -76,7 +76,7 @@ final class AllTests {
     private static final Set<Class<?>> BESIDE = Set.of(VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class,
             InterruptionsTest.class, LifecycleFaultsTest.class, InstallFaultsTest.class, SuitesTest.class, StandinBootTest.class, ByHandTest.class,
             ManySnapshotsTest.class, VmTestTest.class, DivisionTest.class, TemporaryTest.class, ImageFileTest.class,
-            VmCtlTest.class, CommandLineTest.class, SyncFaultsTest.class, SlurmTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
+            VmCtlTest.class, CommandLineTest.class, SyncFaultsTest.class, SlurmTest.class, GitlabTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
 
     /** Where the JVM beside writes its result; only that one has the property. */
     private static final String OTHER_RESULT = System.getProperty("result", "");
