@@ -2,6 +2,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -34,6 +35,9 @@ final class GitlabTest {
 
     @TempDir
     static Path repository;
+    /** A runner's commands are words between blanks, and this checkout's path may hold one. */
+    @TempDir
+    static Path bin;
 
     @BeforeAll
     static void aRepositoryAndAnImageInTheCache() throws IOException {
@@ -88,11 +92,21 @@ final class GitlabTest {
         command.addAll(List.of("--cwd", repository.toString(), "--force-shell-executor", "--shell-isolation", "--no-artifacts-to-source",
                 "--concurrency", "1"));
         for (String variable : List.of("SUITE=halves", "SCRIPTS_URL=" + Path.of("").toAbsolutePath(), "SCRIPTS_COMMIT=HEAD",
-                "VM_SETUP_CMD=" + String.join(" ", vmSetup), "VM_CTL_CMD=" + String.join(" ", Script.command("VmCtl")),
-                "VM_SYNC_CMD=" + String.join(" ", Script.command("VmSync")), "VM_TESTER=" + String.join(" ", Script.command("VmTest")))) {
+                "VM_SETUP_CMD=" + oneWord("VmSetup", vmSetup), "VM_CTL_CMD=" + oneWord("VmCtl", Script.command("VmCtl")),
+                "VM_SYNC_CMD=" + oneWord("VmSync", Script.command("VmSync")), "VM_TESTER=" + oneWord("VmTest", Script.command("VmTest")))) {
             command.addAll(List.of("--variable", variable));
         }
         return GUEST.with("VM_PROJECT", "").run(command); // vm.env names it
+    }
+
+    private static Path oneWord(String name, List<String> command) {
+        try {
+            Path file = Files.writeString(bin.resolve(name), "#!/bin/sh\nexec " + VmCtl.shellQuoted(command) + " \"$@\"\n");
+            assertTrue(file.toFile().setExecutable(true));
+            return file;
+        } catch (IOException failed) {
+            throw new UncheckedIOException(failed);
+        }
     }
 
     private static List<Path> artifacts(String name) throws IOException {

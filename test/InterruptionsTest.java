@@ -122,8 +122,8 @@ final class InterruptionsTest {
         }
         assertEquals(List.of("QEMU begins"), steps.remove("start"), "which VmCtlTest cuts off");
         assertEquals(List.of("clone emptied", "clone discarded"), steps.remove("deleteClone"), "which TemporaryTest cuts off");
-        for (String method : List.of("write", "unpack", "receive", "place")) {
-            assertTrue(steps.remove(method) != null, method + " of an image file, which ImageFileTest cuts off");
+        for (String cut : List.of("write", "unpack", "receive", "place")) {
+            assertTrue(steps.remove(cut) != null, cut + " of an image file, which ImageFileTest cuts off");
         }
         assertEquals(Map.of("takeRunning", TAKE, "takeStopped", TAKE_STOPPED, "restore", RESTORE, "restoreRam", RESTORE_RAM,
                 "launch", List.of("QEMU started"), "remove", List.of("deleted"), "make", List.of("clone made"), "makeClone", List.of("clone recorded"),
