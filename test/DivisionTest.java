@@ -436,6 +436,12 @@ final class DivisionTest {
                 VmTest.Timings.of(VmTest.Timings.read(timings, "project"), "x", List.of("m/a", "m/b", "m/c", "m/d")));
         merge(json).exits(0).answers("== x passed, 4 pass, "); // what is merged can be merged
         merge(second, first).exits(0); // in any order
+        // Two workspaces may have the project in directories of other names: the commit tells.
+        String elsewhere = Files.readString(second).replace("\"project\":\"project\"", "\"project\":\"project@2\"");
+        merge(first, Files.writeString(dir.resolve("elsewhere"), elsewhere)).exits(0);
+        String unknown = "\"commit\":null";
+        merge(Files.writeString(dir.resolve("unknown"), Files.readString(first).replaceAll("\"commit\":\"\\w+\"", unknown)),
+                Files.writeString(dir.resolve("elsewhere"), elsewhere.replaceAll("\"commit\":\"\\w+\"", unknown))).exits(69).answers("project differ");
         merge(part("3", new VmTest.Shard(1, 2), "FAIL"), second).exits(1).answers("FAIL m/a TestIt", "the reason", "2 fail, 2 pass");
         merge(part("4", new VmTest.Shard(1, 2), "LEAK"), second).exits(1).answers("left behind (part 1/2)", "mount /y");
         merge(part("5", new VmTest.Shard(1, 2), "LOST"), second).exits(69).answers("VM (part 1/2)", "it died");
