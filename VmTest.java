@@ -3335,7 +3335,7 @@ final class VmTest implements Callable<Integer> {
                     boolean used = !clones.used.add(clone);
                     Ending ending = attempt(tests, isolate && used ? restore : null, clone, packages, spool);
                     if (ending.verdict() == Verdict.LOST && !isStopped() && !spool.tellsFailure) {
-                        String lost = clone + " was lost with " + String.join(" ", packages)
+                        String lost = "lost clone " + clone + " while it ran " + String.join(" ", packages)
                                 + ", which runs once more: " + ending.trouble();
                         tell(lost);
                         spool.clear();
