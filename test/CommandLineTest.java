@@ -846,12 +846,12 @@ final class CommandLineTest {
         assertTrue(Files.exists(temp.resolve("home/.go-synth/vm/dfly-vm.install/by-hand.qcow2")));
         run("vm-ctl --vm-dir ~root/x list").exits(2).saysOnly("only ~/ stands for a home directory");
         settings.put("HOME", "relative");
-        run("vm-ctl list").exits(69).saysOnly("only if HOME is set to a full path");
+        run("vm-ctl list").exits(69).saysOnly("as HOME is no full path");
         settings.put("HOME", "");
         Path project = Files.createDirectories(temp.resolve("project"));
         for (String command : List.of("vm-ctl status", "vm-setup disk", "vm-auto-install clean-phases", "vm-sync --project " + project,
                 "vm-test unit", "vm-ctl --vm-dir ~/vm status")) {
-            run(command).exits(69).saysOnly("only if HOME is set to a full path");
+            run(command).exits(69).saysOnly("as HOME is no full path");
         }
         settings.put("VM_DIR", temp.resolve("vm").toString());
         run("vm-setup disk").exits(0);

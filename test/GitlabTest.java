@@ -87,9 +87,9 @@ final class GitlabTest {
 
     /** All jobs, or those that are named, one at a time. The scripts come from this checkout; their commands are the built jars. */
     private static Script.Result pipeline(List<String> vmSetup, String... jobs) {
-        List<String> command = new ArrayList<>(List.of(RUNNER.resolve("node_modules/.bin/gitlab-ci-local").toString()));
+        List<String> command = new ArrayList<>(List.of("env", "-C", repository.toString(), RUNNER.resolve("node_modules/.bin/gitlab-ci-local").toString()));
         command.addAll(List.of(jobs));
-        command.addAll(List.of("--cwd", repository.toString(), "--force-shell-executor", "--shell-isolation", "--no-artifacts-to-source",
+        command.addAll(List.of("--force-shell-executor", "--shell-isolation", "--no-artifacts-to-source",
                 "--concurrency", "1"));
         for (String variable : List.of("SUITE=halves", "SCRIPTS_URL=" + Path.of("").toAbsolutePath(), "SCRIPTS_COMMIT=HEAD",
                 "VM_SETUP_CMD=" + oneWord("VmSetup", vmSetup), "VM_CTL_CMD=" + oneWord("VmCtl", Script.command("VmCtl")),
