@@ -355,17 +355,17 @@ final class ImageFileTest {
         byte[] good = Files.readAllBytes(file);
         Map<String, Consumer<JsonObject>> lies = new LinkedHashMap<>();
         lies.put("disk.qcow2 cannot have 1099511627777 bytes", json -> part(json, "disk.qcow2").put("bytes", (1L << 40) + 1));
-        lies.put("as ssh/id_ed25519 cannot have 65537 bytes", json -> part(json, "ssh/id_ed25519").put("bytes", 65537));
+        lies.put("ssh/id_ed25519 cannot have 65537 bytes", json -> part(json, "ssh/id_ed25519").put("bytes", 65537));
         lies.put("disk.qcow2 cannot have -1 bytes", json -> part(json, "disk.qcow2").put("bytes", -1));
-        lies.put("as ../../evil cannot have", json -> part(json, "ssh/host_key").put("name", "../../evil"));
-        lies.put("as /etc/passwd cannot have", json -> part(json, "ssh/host_key").put("name", "/etc/passwd"));
-        lies.put("as ssh/../evil cannot have", json -> part(json, "ssh/host_key").put("name", "ssh/../evil"));
-        lies.put("as ssh/config cannot have", json -> part(json, "ssh/host_key").put("name", "ssh/config"));
+        lies.put("../../evil cannot have", json -> part(json, "ssh/host_key").put("name", "../../evil"));
+        lies.put("/etc/passwd cannot have", json -> part(json, "ssh/host_key").put("name", "/etc/passwd"));
+        lies.put("ssh/../evil cannot have", json -> part(json, "ssh/host_key").put("name", "ssh/../evil"));
+        lies.put("ssh/config cannot have", json -> part(json, "ssh/host_key").put("name", "ssh/config"));
         lies.put("a part is missing, or listed twice", json -> part(json, "ssh/host_key").put("name", "disk.qcow2"));
         lies.put("a part is missing, or", json -> json.put("parts", new JsonArray()));
         lies.put("it does not say with which hardware the RAM was saved", json -> part(json, "ssh/host_key").put("name", "ram"));
         lies.put("its hardware has control characters", json -> json.put("hardware", new JsonArray(List.of("a\nvm-ctl: all is well"))));
-        lies.put("as a?vm-ctl: all is well?a", json -> part(json, "ssh/host_key").put("name", "a\nvm-ctl: all is well\n" + "a".repeat(10_000)));
+        lies.put("a?vm-ctl: all is well?a", json -> part(json, "ssh/host_key").put("name", "a\nvm-ctl: all is well\n" + "a".repeat(10_000)));
         lies.put("its manifest cannot be used", json -> json.put("parts", new JsonArray(List.of(1, "two"))));
         for (var lie : lies.entrySet()) {
             Files.write(file, good);
