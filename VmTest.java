@@ -368,7 +368,7 @@ final class VmTest implements Callable<Integer> {
                 }
             }
         }
-        timings.keep();
+        timings.write().forEach(VmTest::tell); // they only make later runs faster
         if (events != null && events.problem != null) {
             problems.add(events.problem);
         }
@@ -653,6 +653,18 @@ final class VmTest implements Callable<Integer> {
                 .filter(file -> Files.isExecutable(Path.of(file))).limit(1), command.stream()).toList();
     }
 
+    /** Writes a new temporary file and moves it into place: no reader sees half of it, and no link is followed. */
+    private static void replaceFile(Path file, String text) throws IOException {
+        Path temporary = Files.createTempFile(file.toAbsolutePath().getParent(), "." + file.getFileName(), ".new");
+        try (FileOutputStream stream = new FileOutputStream(temporary.toFile())) {
+            stream.write((text + "\n").getBytes(UTF_8));
+            stream.getFD().sync();
+            Files.move(temporary, file, StandardCopyOption.ATOMIC_MOVE);
+        } finally {
+            Files.deleteIfExists(temporary);
+        }
+    }
+
     static void tell(String line) {
         System.err.println(printable("vm-test: " + line));
     }
@@ -717,8 +729,10 @@ final class VmTest implements Callable<Integer> {
         try {
             Process process = git.start();
             process.getOutputStream().close();
+            boolean ended = process.waitFor(10, TimeUnit.SECONDS); // it reads two files and prints one line
+            process.destroyForcibly();
             String hash = new String(process.getInputStream().readNBytes(100), UTF_8).strip();
-            return process.waitFor() == 0 && hash.matches("[0-9a-f]{40,64}") ? hash : null;
+            return ended && process.exitValue() == 0 && hash.matches("[0-9a-f]{40,64}") ? hash : null;
         } catch (IOException noGit) {
             return null;
         }
@@ -1277,18 +1291,14 @@ final class VmTest implements Callable<Integer> {
 
         /** If it cannot be written, the old file goes: else --failed would take the run before for this one. */
         private void write() {
-            Path temporary = file.resolveSibling(file.getFileName() + ".new");
             String text = JsonWriter.indent("  ").string().object().value("project", project)
                     .array("words", callerArgs.words()).array("packages", callerArgs.packages())
                     .value("requireTests", callerArgs.requireTests()).object("suites", results).end().done();
-            try (FileOutputStream stream = new FileOutputStream(temporary.toFile())) {
-                stream.write((text + "\n").getBytes(UTF_8));
-                stream.getFD().sync();
-                Files.move(temporary, file, StandardCopyOption.ATOMIC_MOVE);
+            try {
+                replaceFile(file, text);
             } catch (IOException refused) {
                 tell(file + " cannot be written (" + reason(refused) + "), so --failed will not work");
                 file.toFile().delete();
-                temporary.toFile().delete();
             }
         }
     }
@@ -3169,22 +3179,13 @@ final class VmTest implements Callable<Integer> {
 
         /** What is wrong, if the file cannot be written. */
         List<String> write() {
-            Path temporary = file.resolveSibling(file.getFileName() + ".new");
-            JsonObject all = new JsonObject(suites);
             try {
-                Files.writeString(temporary, JsonWriter.indent("  ").string().object().value("project", project)
-                        .object("suites", all).end().done() + "\n");
-                Files.move(temporary, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
+                replaceFile(file, JsonWriter.indent("  ").string().object().value("project", project)
+                        .object("suites", new JsonObject(suites)).end().done());
                 return List.of();
             } catch (IOException failed) {
-                temporary.toFile().delete();
                 return List.of(EventFile.cannotWrite(file, failed));
             }
-        }
-
-        /** Writes it where it only makes later runs faster: a failure is only reported. */
-        void keep() {
-            write().forEach(VmTest::tell);
         }
     }
 
@@ -3269,8 +3270,8 @@ final class VmTest implements Callable<Integer> {
                     throw new VmException(69, String.join(", ", left) + " are still there");
                 }
             } catch (VmException failed) {
-                tell("the clones " + String.join(", ", names) + " could not be removed, but vm-ctl list tries again: "
-                        + failed.getMessage());
+                tell("the clones " + String.join(", ", names) + " could not be removed (" + failed.getMessage()
+                        + "); to try again: vm-ctl list");
             }
         }
     }
@@ -3446,6 +3447,7 @@ final class VmTest implements Callable<Integer> {
                 stream.close();
             }
             size = 0;
+            before = "";
             tellsFailure = false;
             stream = new DataOutputStream(new BufferedOutputStream(Files.newOutputStream(file)));
         }
@@ -3534,14 +3536,12 @@ final class VmTest implements Callable<Integer> {
         private final Map<String, MergedSuite> suites = new LinkedHashMap<>();
         /** What is wrong with files, but belongs to no suite. */
         private final List<String> problems = new ArrayList<>();
-        private final List<Path> files = new ArrayList<>();
 
         Merge(MemoryLimits limits) {
             this.limits = limits;
         }
 
         void read(Path file) {
-            files.add(file);
             MergedSuite[] suite = {null};
             int before = suites.values().stream().mapToInt(it -> it.parts.size() + it.problems.size()).sum();
             try {

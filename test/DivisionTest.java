@@ -430,10 +430,13 @@ final class DivisionTest {
         Path junit = dir.resolve("all.xml");
         Path json = dir.resolve("all.json");
         Path timings = dir.resolve("timings.json");
+        Path mine = Files.writeString(dir.resolve("mine"), "mine");
+        Files.createSymbolicLink(dir.resolve("timings.json.new"), mine); // a project's, where one could expect a temporary file
         merge("--junit", junit, "--json", json, "--timings", timings, first, second).exits(0).answers("== x passed, 4 pass, ");
         assertEquals(4, Files.readString(junit).split("<testcase ").length - 1);
         assertEquals(Map.of("m/a", 2.0, "m/b", 2.0, "m/c", 2.0, "m/d", 2.0),
                 VmTest.Timings.of(VmTest.Timings.read(timings, "project"), "x", List.of("m/a", "m/b", "m/c", "m/d")));
+        assertEquals("mine", Files.readString(mine));
         merge(json).exits(0).answers("== x passed, 4 pass, "); // what is merged can be merged
         merge(second, first).exits(0); // in any order
         // Two workspaces may have the project in directories of other names: the commit tells.
