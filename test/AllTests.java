@@ -2,7 +2,7 @@
 //DESCRIPTION Run tests by their tags or class names, in a fixed order
 //JAVA 17+
 //SOURCES ../VmSetup.java ../VmAutoInstall.java ../VmCtl.java ../VmSync.java ../VmTest.java
-//SOURCES FakeVm.java GoGuest.java Guest.java GuestChecks.java KilledCommand.java LockHolder.java Mirror.java Script.java Sshd.java
+//SOURCES Disks.java FakeVm.java GoGuest.java Guest.java GuestChecks.java KilledCommand.java LockHolder.java Mirror.java Script.java Sshd.java
 //SOURCES PhaseShellTest.java VmSetupTest.java VmAutoInstallTest.java VmCtlTest.java TemporaryTest.java ImageFileTest.java VmSyncTest.java VmTestTest.java DivisionTest.java LintTest.java
 //SOURCES HelpTest.java CommandLineTest.java MakefileTest.java ReadmeTest.java
 //SOURCES InstallTest.java StandinTest.java StandinBootTest.java LifecycleTest.java SyncTest.java SuitesTest.java ParallelTest.java ImageTest.java MakeTest.java ManualTest.java

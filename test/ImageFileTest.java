@@ -60,8 +60,8 @@ final class ImageFileTest {
         vm = new VmCtl.VmFiles(dir, "x");
         imported = new VmCtl.VmFiles(dir, "y");
         file = temporary.toRealPath().resolve("x's image, \u00e9");
-        run("qemu-img", "create", "-q", "-f", "qcow2", vm.clean().toString(), "1G");
-        write(vm.clean(), 1);
+        Disks.run("qemu-img", "create", "-q", "-f", "qcow2", vm.clean().toString(), "1G");
+        Disks.write(vm.clean(), 1);
         Files.setPosixFilePermissions(vm.clean(), PosixFilePermissions.fromString("r--------"));
         Path keys = Files.createDirectories(vm.file(".ssh"));
         for (String key : VmCtl.Part.KEY_NAMES) {
@@ -81,7 +81,7 @@ final class ImageFileTest {
 
     /** Makes clean what the first start makes it: an overlay, and RAM. */
     private byte[] addRam() throws IOException {
-        write(vm.workingDisk().orElseThrow(), 2);
+        Disks.write(vm.workingDisk().orElseThrow(), 2);
         ctl("x", "snapshot", "--yes").exits(0);
         byte[] ram = new byte[3_000_000];
         new Random(1).nextBytes(ram);
@@ -107,22 +107,6 @@ final class ImageFileTest {
     private void happensAt(KilledCommand.Way way, String name, String step, String... command) {
         Script.Result result = KilledCommand.run(Guest.in(dir).with("VM_NAME", name, "VM_ACCEL", "tcg", "VM_MEMORY", "256M"), way, step, 1, command);
         result.exits(way == KilledCommand.Way.HALT ? 137 : 130);
-    }
-
-    private static String run(String... command) throws IOException {
-        Process process = new ProcessBuilder(command).redirectErrorStream(true).start();
-        String output = new String(process.getInputStream().readAllBytes(), ISO_8859_1);
-        assertEquals(0, process.onExit().join().exitValue(), output);
-        return output;
-    }
-
-    private static void write(Path disk, int pattern) throws IOException {
-        run("qemu-io", "-c", "write -P " + pattern + " 0 256k", disk.toString());
-    }
-
-    private static void holds(Path disk, int pattern) throws IOException {
-        String output = run("qemu-io", "-r", "-c", "read -P " + pattern + " 0 256k", disk.toString());
-        assertFalse(output.contains("verification failed"), disk + " does not hold " + pattern);
     }
 
     private static String mode(Path path) throws IOException {
@@ -154,12 +138,12 @@ final class ImageFileTest {
         try (TarArchiveInputStream tar = new TarArchiveInputStream(Files.newInputStream(file))) {
             assertEquals("", tar.getNextEntry().getUserName(), "who made it");
         }
-        assertTrue(run("tar", "-tf", file.toString()).startsWith("manifest.json\nssh/id_ed25519\n"));
+        assertTrue(Disks.run("tar", "-tf", file.toString()).startsWith("manifest.json\nssh/id_ed25519\n"));
 
         ctl("y", "import", file.toString()).exits(0).says("imported y, DragonFly 6.4.2, in ", ": VM_NAME=y vm-ctl start");
         assertEquals("r--------", mode(imported.clean()));
-        assertFalse(run("qemu-img", "info", imported.clean().toString()).contains("backing file"));
-        holds(imported.clean(), 1);
+        assertFalse(Disks.run("qemu-img", "info", imported.clean().toString()).contains("backing file"));
+        Disks.holds(imported.clean(), 1);
         assertEquals(1L << 30, VmCtl.Disk.find(imported.clean()).orElseThrow().size());
         Path keys = imported.file(".ssh");
         assertEquals("rwx------", mode(keys));
@@ -171,7 +155,7 @@ final class ImageFileTest {
         ctl("y", "snapshot", "--list").is(0, "", ""); // as after an installation: the first start takes clean
         ctl("y", "start", "--dry-run").exits(0).answers("qemu-img create", "../y-clean.qcow2");
         ctl("y", "restore").exits(0);
-        holds(imported.workingDisk().orElseThrow(), 1);
+        Disks.holds(imported.workingDisk().orElseThrow(), 1);
     }
 
     @Test
@@ -181,18 +165,18 @@ final class ImageFileTest {
         assertEquals(List.of(false, "256M", "qemu64", "1", "pc"), Stream.of("diskInUse", "memory", "cpu", "cpus", "machine")
                 .map(VmCtl.json(ctl("x", "export", "--list", file.toString()).out())::get).toList());
         ctl("y", "import", file.toString()).exits(0);
-        holds(imported.clean(), 1);
+        Disks.holds(imported.clean(), 1);
         changeRecord(record -> record.put("automatic", false));
         ctl("x", "export", file.toString()).exits(0);
         ctl("y", "import", "--yes", file.toString()).exits(0).says("the first start boots as after a power cut");
-        holds(imported.clean(), 2);
-        write(vm.workingDisk().orElseThrow(), 3);
+        Disks.holds(imported.clean(), 2);
+        Disks.write(vm.workingDisk().orElseThrow(), 3);
         ctl("x", "snapshot", "later").exits(0);
         ctl("x", "clone", "--snapshot", "later", "c").exits(0);
         for (String[] command : new String[][] {{"x", "later"}, {"c", "clean"}}) {
             ctl(command[0], "export", file.toString(), "--snapshot", command[1]).exits(0);
             ctl("y", "import", "--yes", file.toString()).exits(0).says("DragonFly 6.4.2");
-            holds(imported.clean(), 3);
+            Disks.holds(imported.clean(), 3);
         }
     }
 
@@ -201,7 +185,7 @@ final class ImageFileTest {
         byte[] ram = addRam();
         ctl("x", "export", "--with-ram", file.toString()).exits(0);
         ctl("y", "import", "--with-ram", file.toString()).exits(0);
-        holds(imported.clean(), 2);
+        Disks.holds(imported.clean(), 2);
         VmCtl.Snapshot clean = VmCtl.Snapshot.find(imported, "clean").orElseThrow();
         assertEquals(imported.clean(), clean.disk());
         assertTrue(Arrays.equals(ram, Files.readAllBytes(clean.ram())));
@@ -244,7 +228,7 @@ final class ImageFileTest {
         ctl("x", "export", file.toString()).exits(69).saysOnly("put id_ed25519 and known_hosts back");
         Files.move(dir.resolve("key"), vm.file(".ssh").resolve("id_ed25519"));
         Files.delete(vm.clean());
-        run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "/etc/hostname", "-F", "raw", vm.clean().toString(), "1G");
+        Disks.run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "/etc/hostname", "-F", "raw", vm.clean().toString(), "1G");
         ctl("x", "export", file.toString()).exits(69).saysOnly("builds on /etc/hostname");
         assertEquals(List.of(), left());
     }
@@ -254,7 +238,7 @@ final class ImageFileTest {
         ctl("x", "export", file.toString()).exits(0);
         ctl("y", "import", file.toString()).exits(0);
         ctl("y", "restore").exits(0);
-        write(imported.workingDisk().orElseThrow(), 7);
+        Disks.write(imported.workingDisk().orElseThrow(), 7);
         ctl("y", "snapshot", "own").exits(0);
         ctl("y", "import", file.toString()).exits(2).saysOnly("this would replace VM y with all its disks and snapshots; nothing was changed");
         try (FakeVm running = new FakeVm(dir, "y")) {
@@ -264,10 +248,10 @@ final class ImageFileTest {
         ctl("y", "clone", "z").exits(0);
         ctl("y", "import", "--yes", file.toString()).exits(69).saysOnly("cannot replace y: clones build on it: z");
         ctl("z", "destroy", "--yes").exits(0);
-        holds(VmCtl.Snapshot.find(imported, "own").orElseThrow().disk(), 7);
+        Disks.holds(VmCtl.Snapshot.find(imported, "own").orElseThrow().disk(), 7);
         ctl("y", "import", "--yes", file.toString()).exits(0);
         ctl("y", "snapshot", "--list").is(0, "", "");
-        holds(imported.clean(), 1);
+        Disks.holds(imported.clean(), 1);
         assertFalse(Files.exists(imported.link()));
         ctl("y-clean", "import", file.toString()).exits(2).says("or end in -clean");
         assertEquals(List.of("x", "y"), VmCtl.vmNames(dir));
@@ -471,7 +455,7 @@ final class ImageFileTest {
             case "data file" -> "-f qcow2 -o data_file=" + temporary.resolve("data");
             default -> "-f " + kind;
         };
-        run("sh", "-c", "qemu-img create -q " + options + " " + bad + " 1G" + (kind.equals("raw") ? "; truncate -s 2M " + bad : ""));
+        Disks.run("sh", "-c", "qemu-img create -q " + options + " " + bad + " 1G" + (kind.equals("raw") ? "; truncate -s 2M " + bad : ""));
         ctl("x", "export", file.toString()).exits(0);
         replacePart("disk.qcow2", Files.readAllBytes(bad));
         importFails(69, switch (kind) {
@@ -506,12 +490,12 @@ final class ImageFileTest {
         assumeTrue(new ProcessBuilder("mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", small.toString()).start().onExit().join().exitValue() == 0,
                 "only root can mount");
         try {
-            run("qemu-io", "-c", "write -s /dev/urandom 1M 1536k", vm.workingDisk().orElseThrow().toString()); // does not compress
+            Disks.run("qemu-io", "-c", "write -s /dev/urandom 1M 1536k", vm.workingDisk().orElseThrow().toString()); // does not compress
             ctl("x", "snapshot", "full").exits(0);
             Path target = small.toRealPath().resolve("image");
             ctl("x", "export", target.toString(), "--snapshot", "full").exits(1).saysOnly("no space is left on the disk of " + target.getParent());
             assertEquals(List.of(), Arrays.asList(small.toFile().list()), "written, and packed in vain");
-            run("qemu-io", "-c", "write -s /dev/urandom 8M 1536k", vm.workingDisk().orElseThrow().toString());
+            Disks.run("qemu-io", "-c", "write -s /dev/urandom 8M 1536k", vm.workingDisk().orElseThrow().toString());
             ctl("x", "snapshot", "fuller").exits(0);
             ctl("x", "export", target.toString(), "--snapshot", "fuller").exits(1).saysOnly("no space is left");
             assertEquals(List.of(), Arrays.asList(small.toFile().list()), "flattened in vain");
@@ -522,7 +506,7 @@ final class ImageFileTest {
             assertEquals(List.of(), Arrays.asList(dir.toFile().list()));
             dir = vms;
         } finally {
-            run("umount", small.toString());
+            Disks.run("umount", small.toString());
         }
     }
 
@@ -559,7 +543,7 @@ final class ImageFileTest {
             happensAt(KilledCommand.Way.HALT, "y", step, "import", "--with-ram", "--yes", file.toString());
             assertEquals(List.of("x", "y"), VmCtl.vmNames(dir), step);
             ctl("y", "restore", "none").exits(69).says("completed the import of y, which had been interrupted", "y has no snapshot none");
-            holds(imported.clean(), 2);
+            Disks.holds(imported.clean(), 2);
             assertEquals(3_000_000, Files.size(VmCtl.Snapshot.find(imported, "clean").orElseThrow().ram()), step);
             assertEquals("y ssh-ed25519 AAAA\n", Files.readString(imported.file(".ssh").resolve("known_hosts")));
             assertEquals(List.of(file.getFileName().toString(), "y-clean.qcow2", "y.lock", "y.snapshots", "y.ssh"), left(), step);

@@ -1,4 +1,3 @@
-import static java.nio.charset.StandardCharsets.ISO_8859_1;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNull;
@@ -44,7 +43,7 @@ final class TemporaryTest {
         dir = Files.createDirectories(temporary.toRealPath().resolve("vm's dir, *?[\u00e9"));
         vm = new VmCtl.VmFiles(dir, "x");
         makeVm("x");
-        write(vm.workingDisk().orElseThrow(), 2);
+        Disks.write(vm.workingDisk().orElseThrow(), 2);
         lock = Files.createDirectory(dir.resolve("x.test")).resolve("parallel.lock");
         before = files();
         holder = new LockHolder();
@@ -57,8 +56,8 @@ final class TemporaryTest {
 
     private void makeVm(String name) throws IOException {
         VmCtl.VmFiles made = new VmCtl.VmFiles(dir, name);
-        run("qemu-img", "create", "-q", "-f", "qcow2", made.clean().toString(), "1G");
-        write(made.clean(), 1);
+        Disks.run("qemu-img", "create", "-q", "-f", "qcow2", made.clean().toString(), "1G");
+        Disks.write(made.clean(), 1);
         Files.setPosixFilePermissions(made.clean(), PosixFilePermissions.fromString("r--r--r--"));
         Path keys = Files.createDirectories(made.file(".ssh"));
         Files.writeString(keys.resolve("known_hosts"), name + " ssh-ed25519 AAAA\n");
@@ -73,22 +72,6 @@ final class TemporaryTest {
 
     private void killedAt(String step, String... command) {
         KilledCommand.run(Guest.in(dir).with("VM_NAME", "x", "VM_ACCEL", "tcg", "VM_MEMORY", "256M"), KilledCommand.Way.HALT, step, 1, command).exits(137);
-    }
-
-    private static String run(String... command) throws IOException {
-        Process process = new ProcessBuilder(command).redirectErrorStream(true).start();
-        String output = new String(process.getInputStream().readAllBytes(), ISO_8859_1);
-        assertEquals(0, process.onExit().join().exitValue(), output);
-        return output;
-    }
-
-    private static void write(Path disk, int pattern) throws IOException {
-        run("qemu-io", "-c", "write -P " + pattern + " 0 64k", disk.toString());
-    }
-
-    private static void holds(Path disk, int pattern) throws IOException {
-        String output = run("qemu-io", "-r", "-c", "read -P " + pattern + " 0 64k", disk.toString());
-        assertFalse(output.contains("verification failed"), disk + " does not hold " + pattern);
     }
 
     /** All files in VM_DIR; the disks by number, as their names are random. What the first snapshot and the first clone leave is not counted. */
@@ -153,7 +136,7 @@ final class TemporaryTest {
         ctl("x", "stop").exits(0);
         assertEquals(before, files());
         assertEquals(1, depth());
-        holds(vm.workingDisk().orElseThrow(), 2);
+        Disks.holds(vm.workingDisk().orElseThrow(), 2);
         ctl("x", "list").is(0, "x                    stopped\n", "");
     }
 
@@ -200,7 +183,7 @@ final class TemporaryTest {
         ctl("x", "clone", "--snapshot", "x-par-ab", "own").exits(0);
         holder.close();
         ctl("x", "list").exits(0).says("temporary snapshot x-par-ab stays, as clones build on it: own;", "in use: clone " + ONE + ", clone " + TWO);
-        holds(new VmCtl.VmFiles(dir, "own").workingDisk().orElseThrow(), 2);
+        Disks.holds(new VmCtl.VmFiles(dir, "own").workingDisk().orElseThrow(), 2);
         assertEquals("", ctl("x", "list").exits(0).err(), "it is said once");
         ctl("own", "destroy", "--yes").exits(0);
         ctl("x", "snapshot", "--delete", "x-par-ab").exits(0);
@@ -213,12 +196,12 @@ final class TemporaryTest {
     void theUsersSnapshotKeepsWhatItHolds() throws IOException {
         makeTemporary();
         ctl("x", "snapshot", "own").exits(0);
-        write(vm.workingDisk().orElseThrow(), 3);
+        Disks.write(vm.workingDisk().orElseThrow(), 3);
         holder.close();
         ctl("x", "stop").exits(0).says("snapshot x-par-ab");
         assertEquals(2, depth());
         ctl("x", "restore", "own").exits(0);
-        holds(vm.workingDisk().orElseThrow(), 2);
+        Disks.holds(vm.workingDisk().orElseThrow(), 2);
     }
 
     @Test
@@ -239,7 +222,7 @@ final class TemporaryTest {
             ctl("x", "stop").exits(0);
             assertEquals(before, files(), step);
             assertEquals(1, depth(), step);
-            holds(vm.workingDisk().orElseThrow(), 2);
+            Disks.holds(vm.workingDisk().orElseThrow(), 2);
         }
     }
 
@@ -248,12 +231,12 @@ final class TemporaryTest {
         for (int i = 0; i < 30; i++) {
             holder.lock(lock);
             ctl("x", "snapshot", "--temporary", lock.toString(), "round-" + i).exits(0);
-            write(vm.workingDisk().orElseThrow(), i);
+            Disks.write(vm.workingDisk().orElseThrow(), i);
             holder.release();
             ctl("x", "list").exits(0).says("snapshot round-" + i);
             assertEquals(1, depth());
         }
-        holds(vm.workingDisk().orElseThrow(), 29);
+        Disks.holds(vm.workingDisk().orElseThrow(), 29);
         assertEquals(before, files());
     }
 

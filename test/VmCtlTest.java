@@ -89,30 +89,9 @@ final class VmCtlTest {
         }
     }
 
-    private static String sh(String... command) throws IOException {
-        Process process = new ProcessBuilder(command).redirectErrorStream(true).start();
-        String said = new String(process.getInputStream().readAllBytes(), ISO_8859_1);
-        try {
-            assertEquals(0, process.waitFor(), said);
-        } catch (InterruptedException interrupted) {
-            throw new IOException(interrupted);
-        }
-        return said;
-    }
-
-    /** Fills the first 64 KiB of a disk with a byte. */
-    private static void write(Path disk, int pattern) throws IOException {
-        sh("qemu-io", "-c", "write -P " + pattern + " 0 64k", disk.toString());
-    }
-
-    private static void holds(Path disk, int pattern) throws IOException {
-        String said = sh("qemu-io", "-r", "-c", "read -P " + pattern + " 0 64k", disk.toString());
-        assertFalse(said.contains("verification failed"), disk + " does not hold " + pattern);
-    }
-
     private void makeCleanDisk() throws IOException {
-        sh("qemu-img", "create", "-q", "-f", "qcow2", vm.clean().toString(), "1G");
-        write(vm.clean(), 1);
+        Disks.run("qemu-img", "create", "-q", "-f", "qcow2", vm.clean().toString(), "1G");
+        Disks.write(vm.clean(), 1);
         Files.setPosixFilePermissions(vm.clean(), PosixFilePermissions.fromString("r--r--r--"));
     }
 
@@ -181,7 +160,7 @@ final class VmCtlTest {
         makeCleanDisk();
         List<String> printed = ctl("start", "--dry-run").out().lines().toList();
         assertEquals(3, printed.size(), "a directory, an overlay, QEMU");
-        sh("sh", "-c", printed.get(0) + "; " + printed.get(1));
+        Disks.run("sh", "-c", printed.get(0) + "; " + printed.get(1));
         Path overlay = vm.disks().resolve("new.qcow2");
         assertEquals(vm.clean(), VmCtl.Disk.read(overlay).backing());
         assertTrue(printed.get(2).contains("-blockdev") && printed.get(2).contains("new.qcow2"), printed.get(2));
@@ -338,7 +317,7 @@ final class VmCtlTest {
         makeVm();
         ctl("start", "--no-wait").exits(0);
         int port = VmCtl.json(ctl("status", "--json").out()).getInt("port");
-        String config = sh("ssh", "-G", "-F", dir.resolve("ssh_config").toString(), "x");
+        String config = Disks.run("ssh", "-G", "-F", dir.resolve("ssh_config").toString(), "x");
         for (String line : List.of("hostname 127.0.0.1", "port " + port, "user root", "hostkeyalias x", "stricthostkeychecking true",
                 "batchmode yes", "identitiesonly yes", "controlmaster auto", "controlpersist 60")) {
             assertTrue(config.lines().anyMatch(line::equals), line + " is not in " + config);
@@ -351,9 +330,9 @@ final class VmCtlTest {
     @Test
     void theGuestsShellGetsTheWordsAsTheyWere() throws IOException {
         List<String> words = List.of("printf", "%s|", "a b", "it's", "$HOME", "", "*", "!x", "\\", "\u00e9");
-        String said = sh("sh", "-c", VmCtl.GuestSsh.remoteCommand(words, List.of(), null, "mark"));
+        String said = Disks.run("sh", "-c", VmCtl.GuestSsh.remoteCommand(words, List.of(), null, "mark"));
         assertEquals("a b|it's|$HOME||*|!x|\\|\u00e9|", new String(said.getBytes(ISO_8859_1), UTF_8));
-        assertEquals("a 'b' $c\n", sh("sh", "-c", VmCtl.GuestSsh.remoteCommand(List.of("echo \"$G\""), List.of("G=a 'b' $c"), null, "mark")));
+        assertEquals("a 'b' $c\n", Disks.run("sh", "-c", VmCtl.GuestSsh.remoteCommand(List.of("echo \"$G\""), List.of("G=a 'b' $c"), null, "mark")));
     }
 
     /** All 64 bytes reach /dev/random, between the two settings of DragonFly's sysctl. */
@@ -364,7 +343,7 @@ final class VmCtlTest {
             seed[i] = (byte) (i * 4 + i / 32); // 0, '%', a backslash and others that printf may trip on
         }
         Path device = Files.createFile(temporary.resolve("random"));
-        sh("sh", "-c", "sysctl() { echo \"$1 $(wc -c <\"$device\")\" >>\"$device.log\"; }; device=$1; "
+        Disks.run("sh", "-c", "sysctl() { echo \"$1 $(wc -c <\"$device\")\" >>\"$device.log\"; }; device=$1; "
                 + VmCtl.GuestSsh.seedCommand(seed).replace("/dev/random", "\"$device\""), "sh", device.toString());
         assertArrayEquals(seed, Files.readAllBytes(device));
         assertEquals(List.of("kern.seedenable=1 0", "kern.seedenable=0 64"), Files.readAllLines(temporary.resolve("random.log")));
@@ -479,12 +458,12 @@ final class VmCtlTest {
     void theHeaderIsReadAsQemuImgReadsIt() throws Exception {
         makeVm();
         VmCtl.Disk disk = VmCtl.Disk.read(disk());
-        JsonObject info = JsonParser.object().from(sh("qemu-img", "info", "--output=json", disk().toString()));
+        JsonObject info = JsonParser.object().from(Disks.run("qemu-img", "info", "--output=json", disk().toString()));
         assertEquals(info.getLong("virtual-size"), disk.size());
         assertEquals(vm.clean(), disk.backing());
         assertTrue(disk.empty());
         assertNull(VmCtl.Disk.read(vm.clean()).backing());
-        write(disk(), 2);
+        Disks.write(disk(), 2);
         assertFalse(VmCtl.Disk.read(disk()).empty());
         byte[] sound = Files.readAllBytes(disk());
         for (int at : List.of(16, 36)) { // a name's length, a table's
@@ -506,82 +485,82 @@ final class VmCtlTest {
     @Test
     void restoreThenSnapshotThenRestoreLosesNothing() throws IOException {
         makeVm();
-        write(disk(), 2);
+        Disks.write(disk(), 2);
         ctl("snapshot", "one").exits(0);
         for (int pattern = 3; pattern < 7; pattern++) {
             ctl("restore", "one").exits(0);
-            holds(disk(), pattern - 1);
-            write(disk(), pattern);
+            Disks.holds(disk(), pattern - 1);
+            Disks.write(disk(), pattern);
             ctl("snapshot", "one").exits(2).says("--yes");
             ctl("snapshot", "one", "--yes").exits(0);
             assertEquals(2, depth(), "the replaced snapshot's layer was not merged away");
         }
         ctl("restore").exits(0);
-        holds(disk(), 1);
+        Disks.holds(disk(), 1);
         ctl("restore", "one").exits(0);
-        holds(disk(), 6);
-        sh("qemu-img", "check", "-q", disk().toString());
+        Disks.holds(disk(), 6);
+        Disks.run("qemu-img", "check", "-q", disk().toString());
     }
 
     @Test
     void aReplacedDiskStaysWhileSomethingBuildsOnIt() throws IOException {
         makeVm();
-        write(disk(), 2);
+        Disks.write(disk(), 2);
         ctl("snapshot", "one").exits(0);
         Path replaced = snapshot("one").disk();
         ctl("snapshot", "two").exits(0);
         ctl("restore", "one").exits(0);
-        write(disk(), 4);
+        Disks.write(disk(), 4);
         ctl("snapshot", "three").exits(0);
         ctl("restore", "clean").exits(0);
-        write(disk(), 3);
+        Disks.write(disk(), 3);
         ctl("snapshot", "one", "--yes").exits(0);
         assertTrue(Files.exists(replaced), "two and three build on it");
         ctl("restore", "two").exits(0);
-        holds(disk(), 2);
+        Disks.holds(disk(), 2);
         ctl("snapshot", "--delete", "three").exits(0);
         assertFalse(Files.exists(replaced), "it could be merged into the disk of two");
-        holds(disk(), 2);
+        Disks.holds(disk(), 2);
         ctl("restore", "one").exits(0);
-        holds(disk(), 3);
+        Disks.holds(disk(), 3);
         ctl("restore", "two").exits(0);
-        holds(disk(), 2);
+        Disks.holds(disk(), 2);
     }
 
     @Test
     void deletingASnapshotMergesItsLayerAway() throws IOException {
         makeVm();
         ctl("snapshot", "one").exits(0);
-        write(disk(), 2);
+        Disks.write(disk(), 2);
         ctl("snapshot", "two").exits(0);
         assertEquals(3, depth());
         ctl("snapshot", "--delete", "one").exits(0).says("deleted one");
         assertEquals(2, depth());
-        holds(disk(), 2);
+        Disks.holds(disk(), 2);
         ctl("snapshot", "--delete", "clean").exits(2);
         ctl("snapshot", "--delete", "two").exits(0);
         assertEquals(1, depth(), "the VM itself still builds on it");
-        holds(disk(), 2);
+        Disks.holds(disk(), 2);
         assertEquals("", ctl("snapshot", "--list").exits(0).out());
         assertEquals(List.of(disk()), files(vm.disks()));
         assertFalse(Files.exists(vm.file(".snapshots")) && !files(vm.file(".snapshots")).isEmpty());
-        sh("qemu-img", "check", "-q", disk().toString());
+        Disks.run("qemu-img", "check", "-q", disk().toString());
     }
 
     @Test
     void manySnapshotsLeaveNothingBehind() throws IOException {
         makeVm();
         for (int i = 0; i < 30; i++) {
-            write(disk(), 2 + i);
+            Disks.write(disk(), 2 + i);
             ctl("snapshot", "s" + i % 3, "--yes").exits(0);
         }
         assertEquals(4, depth());
-        holds(disk(), 31);
+        Disks.holds(disk(), 31);
         for (int i = 0; i < 3; i++) {
             ctl("snapshot", "--delete", "s" + i).exits(0);
         }
         assertEquals(1, depth());
-        holds(disk(), 31);
+        Disks.holds(disk(), 31);
         assertEquals(List.of(disk()), files(vm.disks()));
     }
 
@@ -594,19 +573,19 @@ final class VmCtlTest {
     @Test
     void aVmDirThatWasMovedOrCopiedUsesItsOwnDisks() throws IOException {
         makeVm();
-        write(disk(), 2);
+        Disks.write(disk(), 2);
         ctl("snapshot", "one").exits(0);
-        write(disk(), 3);
+        Disks.write(disk(), 3);
         Path moved = temporary.toRealPath().resolve("moved");
-        sh("cp", "-a", dir.toString(), moved.toString());
+        Disks.run("cp", "-a", dir.toString(), moved.toString());
         Map<String, String> there = Map.of("VM_DIR", moved.toString());
         VmCtl.VmFiles copy = new VmCtl.VmFiles(moved, "x");
-        write(copy.workingDisk().orElseThrow(), 4);
-        holds(disk(), 3);
+        Disks.write(copy.workingDisk().orElseThrow(), 4);
+        Disks.holds(disk(), 3);
         ctl(there, "restore", "one").exits(0);
         ctl(there, "snapshot", "--delete", "one").exits(0);
         Files.move(dir, temporary.resolve("away"));
-        holds(copy.workingDisk().orElseThrow(), 2);
+        Disks.holds(copy.workingDisk().orElseThrow(), 2);
         assertTrue(copy.workingDisk().orElseThrow().startsWith(moved));
     }
 
@@ -617,7 +596,7 @@ final class VmCtlTest {
         ctl("start", "--no-wait").exits(0);
         List<String> hardware = new VmCtl.Qemu(vm, message -> { }).running().orElseThrow().hardware();
         ctl("stop", "--force").exits(0);
-        write(disk(), 2);
+        Disks.write(disk(), 2);
         ctl("snapshot", "one").exits(0);
         giveRam("one", hardware);
         List<String> before = whatIsSaid();
@@ -630,15 +609,15 @@ final class VmCtlTest {
             }
             Files.setLastModifiedTime(vm.clean(), FileTime.from(Instant.now().minus(Duration.ofDays(days)))); // older or newer than the rest
             assertEquals(before, whatIsSaid(), days + " days");
-            write(disk(), 3);
+            Disks.write(disk(), 3);
             ctl("snapshot", "two", "--yes").exits(0);
             ctl("restore", "--cold", "--timeout", "1s").exits(0);
-            holds(disk(), 1);
+            Disks.holds(disk(), 1);
             ctl("restore", "two").exits(0);
-            holds(disk(), 3);
+            Disks.holds(disk(), 3);
             ctl("snapshot", "--delete", "two").exits(0);
             restoredDisk("one");
-            holds(disk(), 2);
+            Disks.holds(disk(), 2);
         }
     }
 
@@ -666,7 +645,7 @@ final class VmCtlTest {
     void aMissingDiskIsSaidAndNothingElseIsRemoved() throws IOException {
         makeVm();
         ctl("snapshot", "one").exits(0);
-        write(disk(), 2);
+        Disks.write(disk(), 2);
         ctl("snapshot", "two").exits(0);
         Path one = snapshot("one").disk();
         Files.move(one, temporary.resolve("away"));
@@ -679,30 +658,30 @@ final class VmCtlTest {
         assertEquals(left, files(vm.disks()));
         Files.move(temporary.resolve("away"), one);
         ctl("restore", "two").exits(0);
-        holds(disk(), 2);
+        Disks.holds(disk(), 2);
     }
 
     @Test
     void aSymbolicLinkToTheDirectoryIsTheSameDirectory() throws IOException {
         makeVm();
-        write(disk(), 2);
+        Disks.write(disk(), 2);
         Path link = Files.createSymbolicLink(temporary.resolve("link"), dir);
         ctl("snapshot", "one").exits(0);
         ctl(Map.of("VM_DIR", link.toString()), "snapshot", "two").exits(0);
         ctl("snapshot", "--delete", "one").exits(0);
-        holds(disk(), 2);
+        Disks.holds(disk(), 2);
         ctl("restore", "two").exits(0);
-        holds(disk(), 2);
+        Disks.holds(disk(), 2);
     }
 
     @Test
     void aDamagedRecordCostsNothing() throws IOException {
         makeVm();
-        write(disk(), 2);
+        Disks.write(disk(), 2);
         ctl("snapshot", "one").exits(0);
         Path foreign = Files.createDirectory(vm.file(".snapshots").resolve("lost+found"));
         Path note = Files.writeString(vm.file(".snapshots").resolve("note.txt"), "not ours");
-        write(disk(), 3);
+        Disks.write(disk(), 3);
         ctl("snapshot", "two").exits(0);
         Path own = Files.writeString(Files.createDirectory(vm.file(".snapshots").resolve("mine")).resolve("a"), "not ours");
         Path backup = Files.copy(vm.clean(), vm.disks().resolve("backup.qcow2"));
@@ -720,11 +699,11 @@ final class VmCtlTest {
             ctl("restore", "one").exits(69).says("is damaged").says("--list");
             ctl("restore", "two").exits(0);
             ctl("snapshot", "--delete", "one").exits(69);
-            holds(disk(), 3);
+            Disks.holds(disk(), 3);
         }
         Files.writeString(record, text);
         ctl("restore", "one").exits(0);
-        holds(disk(), 2);
+        Disks.holds(disk(), 2);
     }
 
     /** A header can name any file of this machine, and QEMU and qemu-img would use it. */
@@ -732,10 +711,10 @@ final class VmCtlTest {
     void aDiskThatReachesOutOfVmDirIsRefused() throws IOException {
         makeVm();
         Path outside = temporary.resolve("outside.qcow2");
-        sh("qemu-img", "create", "-q", "-f", "qcow2", outside.toString(), "1G");
+        Disks.run("qemu-img", "create", "-q", "-f", "qcow2", outside.toString(), "1G");
         Path link = Files.createSymbolicLink(dir.resolve("link.qcow2"), outside);
         Path deeper = dir.resolve("deeper.qcow2");
-        sh("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", outside.toString(), deeper.toString());
+        Disks.run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", outside.toString(), deeper.toString());
         Path secret = Files.writeString(dir.resolve("secret"), "a key");
         Path disk = disk();
         byte[] sound = Files.readAllBytes(disk);
@@ -753,7 +732,7 @@ final class VmCtlTest {
             List<String> command = new ArrayList<>(List.of("qemu-img", "create", "-q", "-f", "qcow2", "-u"));
             command.addAll(List.of(attack[0].split(" ")));
             command.addAll(List.of(attack[1], disk.toString(), "1G"));
-            sh(command.toArray(String[]::new));
+            Disks.run(command.toArray(String[]::new));
             for (String line : List.of("start --no-wait", "snapshot one")) {
                 ctl(line.split(" ")).exits(69).says(disk.toString()).says(attack[2]);
             }
@@ -790,7 +769,7 @@ final class VmCtlTest {
     @Test
     void aLinkThatNamesADiskOthersNeedIsRefused() throws IOException {
         makeVm();
-        write(disk(), 2);
+        Disks.write(disk(), 2);
         ctl("snapshot", "one").exits(0);
         for (Path wrong : List.of(snapshot("one").disk(), vm.clean(), dir.resolve("x.disks/none.qcow2"), Path.of("/etc/passwd"))) {
             Files.delete(vm.link());
@@ -799,7 +778,7 @@ final class VmCtlTest {
             ctl("snapshot", "two").exits(69).says(wrong.toString());
         }
         ctl("restore", "one").exits(0);
-        holds(disk(), 2);
+        Disks.holds(disk(), 2);
     }
 
     /** An older vm-setup disk or vm-ctl install made NAME.qcow2 a disk of its own: what the line says to do about it works. */
@@ -809,15 +788,15 @@ final class VmCtlTest {
         if (installed) {
             makeCleanDisk();
         }
-        sh("qemu-img", "create", "-q", "-f", "qcow2", vm.link().toString(), "1G");
+        Disks.run("qemu-img", "create", "-q", "-f", "qcow2", vm.link().toString(), "1G");
         String said = "";
         for (String command : List.of("start", "snapshot clean --yes", "restore")) {
             said = ctl(command.split(" ")).exits(69).says("is a disk that an older vm-setup disk or vm-ctl install made").err();
         }
-        sh("sh", "-c", said.replaceAll("(?s).*installation: (mkdir .*) && vm-auto-install.*", "$1"));
+        Disks.run("sh", "-c", said.replaceAll("(?s).*installation: (mkdir .*) && vm-auto-install.*", "$1"));
         assertEquals(1L << 30, VmCtl.Disk.read(vm.file(".install").resolve("by-hand.qcow2")).size());
         if (installed) {
-            holds(vm.clean(), 1);
+            Disks.holds(vm.clean(), 1);
             ctl("start", "--no-wait").exits(0);
         } else {
             ctl("start").exits(69).says("vm-auto-install by-hand continues it");
@@ -827,7 +806,7 @@ final class VmCtlTest {
     @Test
     void whatAnOlderVersionMadeIsRecognised() throws IOException {
         makeCleanDisk();
-        sh("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", vm.clean().toString(), vm.link().toString());
+        Disks.run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", vm.clean().toString(), vm.link().toString());
         for (String command : List.of("start", "restart", "restore", "snapshot one", "clone two")) {
             ctl(command.split(" ")).exits(69).says("made by an older vm-ctl").says("rm -r ");
         }
@@ -852,9 +831,9 @@ final class VmCtlTest {
     void aKilledSnapshotOfAStoppedVmIsThereOrNotAndLosesNothing() throws Exception {
         makeVm();
         for (String step : List.of("overlay made", "link moved", "recorded")) {
-            write(disk(), step.length());
+            Disks.write(disk(), step.length());
             killedAt(step, "snapshot", "one", "--yes");
-            holds(disk(), step.length());
+            Disks.holds(disk(), step.length());
             ctl("stop").exits(0); // cleans up, and merges
             assertEquals(step.equals("recorded") ? "one" : "", ctl("snapshot", "--list").out().replaceAll("(?s) .*", ""));
             assertEquals(step.equals("recorded") ? 2 : 1, depth(), step);
@@ -863,43 +842,43 @@ final class VmCtlTest {
         killedAt("deleted", "snapshot", "--delete", "one");
         ctl("stop").exits(0);
         assertEquals(1, depth());
-        holds(disk(), "recorded".length());
+        Disks.holds(disk(), "recorded".length());
     }
 
     @Test
     void aKilledRestoreLeavesTheOldDiskOrTheNewOne() throws Exception {
         makeVm();
-        write(disk(), 2);
+        Disks.write(disk(), 2);
         ctl("snapshot", "one").exits(0);
         for (String step : List.of("overlay made", "ended", "link moved")) {
-            write(disk(), 3);
+            Disks.write(disk(), 3);
             killedAt(step, "restore", "one");
-            holds(disk(), step.equals("link moved") ? 2 : 3);
+            Disks.holds(disk(), step.equals("link moved") ? 2 : 3);
             ctl("stop").exits(0);
             assertEquals(2, files(vm.disks()).size(), step);
             ctl("restore", "one").exits(0);
-            holds(disk(), 2);
+            Disks.holds(disk(), 2);
         }
         killedAt("QEMU started", "start", "--no-wait");
         assertTrue(VmCtl.isRunning(vm.qemuPid()), "it runs, without a record");
         ctl("status").exits(0).answers("starting");
         ctl("start", "--no-wait").exits(0).says("was interrupted: ending its QEMU");
         ctl("stop", "--force").exits(0);
-        holds(disk(), 2);
+        Disks.holds(disk(), 2);
     }
 
     @Test
     void aKilledCloneIsNoVmOrOneThatCanBeDestroyed() throws Exception {
         makeVm();
         keys();
-        write(disk(), 2);
+        Disks.write(disk(), 2);
         ctl("snapshot", "one").exits(0);
         killedAt("clone made", "clone", "--snapshot", "one", "two", "three");
         ctl("snapshot", "--delete", "one").exits(69).says("clones build on it: two");
         ctl("clone", "two").exits(69).says("there is a VM two already");
         ctl(Map.of("VM_NAME", "two"), "destroy", "--yes").exits(0);
         ctl("snapshot", "--delete", "one").exits(0);
-        holds(disk(), 2);
+        Disks.holds(disk(), 2);
     }
 
     // Clones.
@@ -908,17 +887,17 @@ final class VmCtlTest {
     void aCloneHasItsOwnDiskAndProtectsWhatItBuildsOn() throws IOException {
         makeVm();
         keys();
-        write(disk(), 2);
+        Disks.write(disk(), 2);
         ctl("snapshot", "one").exits(0);
-        write(disk(), 3);
+        Disks.write(disk(), 3);
         ctl("clone", "a", "--snapshot", "one").exits(0).says("made a of x/one");
         ctl("clone", "b", "c").exits(0); // of the clean disk: it was never started
         Map<String, String> a = Map.of("VM_NAME", "a");
         VmCtl.VmFiles clone = new VmCtl.VmFiles(dir, "a");
-        holds(clone.workingDisk().orElseThrow(), 2);
-        write(clone.workingDisk().orElseThrow(), 4);
-        holds(disk(), 3);
-        holds(new VmCtl.VmFiles(dir, "b").workingDisk().orElseThrow(), 1);
+        Disks.holds(clone.workingDisk().orElseThrow(), 2);
+        Disks.write(clone.workingDisk().orElseThrow(), 4);
+        Disks.holds(disk(), 3);
+        Disks.holds(new VmCtl.VmFiles(dir, "b").workingDisk().orElseThrow(), 1);
         ctl("list").exits(0).answers("clone of x/one").answers("clone of x/clean");
         assertEquals("x/one", VmCtl.json(ctl(a, "status", "--json").out()).getString("cloneOf"));
         assertTrue(Files.readString(clone.file(".ssh").resolve("known_hosts")).startsWith("a ssh-ed25519"));
@@ -946,14 +925,14 @@ final class VmCtlTest {
         ctl(a, "snapshot", "own").exits(0);
         ctl(a, "restore").exits(69).says("has no snapshot clean");
         ctl(a, "restore", "own").exits(0);
-        holds(clone.workingDisk().orElseThrow(), 4);
+        Disks.holds(clone.workingDisk().orElseThrow(), 4);
 
         for (String name : List.of("a", "b", "c")) {
             ctl(Map.of("VM_NAME", name), "destroy", "--yes").exits(0);
         }
-        holds(disk(), 3);
+        Disks.holds(disk(), 3);
         ctl("restore", "one").exits(0);
-        holds(disk(), 2);
+        Disks.holds(disk(), 2);
         ctl("destroy", "--yes").exits(0);
     }
 
@@ -1141,7 +1120,7 @@ final class VmCtlTest {
 
         Duration limit = VmCtl.Qemu.answerLimit;
         VmCtl.Qemu.answerLimit = Duration.ofSeconds(1);
-        sh("kill", "-STOP", String.valueOf(pid));
+        Disks.run("kill", "-STOP", String.valueOf(pid));
         awaitTrue(() -> Files.readString(Path.of("/proc/" + pid + "/stat")).contains(") T "));
         for (int i = 0; i < 3; i++) { // until the monitor's backlog is full, too
             ctl("status").exits(69).answers("hung");
@@ -1150,7 +1129,7 @@ final class VmCtlTest {
             ctl((command + (command.equals("snapshot") ? " --yes" : "")).split(" ")).exits(69)
                     .says("QEMU (pid " + pid + ") does not answer: if it was stopped, kill -CONT " + pid);
         }
-        sh("kill", "-CONT", String.valueOf(pid));
+        Disks.run("kill", "-CONT", String.valueOf(pid));
         VmCtl.Qemu.answerLimit = limit;
 
         Files.writeString(vm.file(".console.log"), "booting\npanic: vm_fault\ncpuid = 0\nCopyright (c) 2003-2025 The DragonFly Project.\n");
@@ -1223,10 +1202,10 @@ final class VmCtlTest {
         makeVm();
         Files.setPosixFilePermissions(dir, PosixFilePermissions.fromString("rwxr-xr-x")); // it was there: never changed
         keys();
-        sh("chmod", "-R", "go=", vm.file(".ssh").toString());
+        Disks.run("chmod", "-R", "go=", vm.file(".ssh").toString());
         String tool = VmCtl.shellQuoted(List.of("java", "-XX:TieredStopAtLevel=1", "-cp", System.getProperty("java.class.path"), "VmCtl",
                 "--vm-dir", dir.toString(), "--vm-name", "x")) + " ";
-        sh("sh", "-c", "set -e; umask 000; export VM_ACCEL=tcg VM_MEMORY=256M; " + tool + "restore; " + tool + "snapshot one; "
+        Disks.run("sh", "-c", "set -e; umask 000; export VM_ACCEL=tcg VM_MEMORY=256M; " + tool + "restore; " + tool + "snapshot one; "
                 + tool + "clone --snapshot one y; " + tool + "start --no-wait");
         List<String> open = new ArrayList<>();
         try (Stream<Path> all = Files.walk(dir)) {
@@ -1257,14 +1236,14 @@ final class VmCtlTest {
             ctl(line.split(" ")).exits(124); // nothing answers, but QEMU runs
             assertEquals("offline", VmCtl.json(ctl("status", "--json").out()).getString("net"), line);
         }
-        sh("kill", "-KILL", Files.readString(vm.qemuPid()).strip()); // as a guest could end it
+        Disks.run("kill", "-KILL", Files.readString(vm.qemuPid()).strip()); // as a guest could end it
         awaitTrue(() -> !VmCtl.isRunning(vm.qemuPid()));
         ctl("start", "--no-wait").exits(0);
         ctl("status").answers("net            offline");
         ctl("start", "--no-wait", "--net", "user").exits(0).says("vm-ctl restart --net user");
         try (ServerSocket taken = new ServerSocket(0, 1, InetAddress.getByName("127.0.0.1"))) {
             for (String line : List.of("start --ssh-port " + taken.getLocalPort(), "start --qemu-args=-nonsense", "snapshot --delete nope")) {
-                sh("kill", "-KILL", Files.readString(vm.qemuPid()).strip());
+                Disks.run("kill", "-KILL", Files.readString(vm.qemuPid()).strip());
                 awaitTrue(() -> !VmCtl.isRunning(vm.qemuPid()));
                 ctl(line.split(" ")).exits(69); // none of these is a stop by the user
                 ctl("start", "--no-wait").exits(0);
@@ -1289,7 +1268,7 @@ final class VmCtlTest {
         makeVm();
         ctl("start", "--no-wait").exits(0);
         long pid = VmCtl.json(ctl("status", "--json").out()).getLong("pid");
-        sh("kill", "-KILL", String.valueOf(pid));
+        Disks.run("kill", "-KILL", String.valueOf(pid));
         awaitTrue(() -> !VmCtl.isRunning(vm.qemuPid()));
         ctl("status").exits(3).answers("gone");
         ctl("start", "--no-wait").exits(0);
@@ -1734,7 +1713,7 @@ final class VmCtlTest {
     void layersAreMergedWhileQemuRuns() throws Exception {
         makeVm();
         for (int i = 2; i < 6; i++) {
-            write(disk(), i);
+            Disks.write(disk(), i);
             ctl("snapshot", "s" + i).exits(0);
         }
         ctl("start", "--no-wait").exits(0);
@@ -1756,21 +1735,21 @@ final class VmCtlTest {
         }
         assertTrue(open.stream().noneMatch(file -> file.endsWith("(deleted)") && file.contains(".disks")), open.toString());
         ctl("stop", "--force").exits(0);
-        holds(disk(), 5);
-        sh("qemu-img", "check", "-q", disk().toString());
+        Disks.holds(disk(), 5);
+        Disks.run("qemu-img", "check", "-q", disk().toString());
         assertEquals(2, files(vm.disks()).size());
         ctl("restore", "s2").exits(0);
-        holds(disk(), 2);
-        assertTrue(sh("qemu-img", "info", snapshot("s2").disk().toString()).contains("backing file: ../x-clean.qcow2"), "relative");
+        Disks.holds(disk(), 2);
+        assertTrue(Disks.run("qemu-img", "info", snapshot("s2").disk().toString()).contains("backing file: ../x-clean.qcow2"), "relative");
     }
 
     @Test
     void whatCannotBeMadeIsUndoneAndAFullDiskIsNamed() throws Exception {
         assumeTrue(System.getProperty("user.name").equals("root"), "only root may mount");
-        sh("mount", "-t", "tmpfs", "-o", "size=2m,nr_inodes=60,mode=700", "tmpfs", dir.toString());
+        Disks.run("mount", "-t", "tmpfs", "-o", "size=2m,nr_inodes=60,mode=700", "tmpfs", dir.toString());
         try {
             makeVm();
-            write(disk(), 2);
+            Disks.write(disk(), 2);
             ctl("snapshot", "one").exits(0);
             fill();
             ctl("snapshot", "two").exits(1).says("no space is left on the disk of ");
@@ -1778,14 +1757,14 @@ final class VmCtlTest {
             assertFalse(ctl("status").out().contains("two"));
             ctl("stop").exits(0);
             ctl("restore", "one").exits(1);
-            holds(disk(), 2);
+            Disks.holds(disk(), 2);
             ctl("snapshot", "--delete", "one").exits(0);
             fill();
             ctl("start", "--no-wait").exits(1).says("no space is left on the disk of " + dir);
             assertFalse(VmCtl.isRunning(vm.qemuPid()), "a start that failed leaves nothing running");
             ctl("destroy", "--yes").exits(0);
         } finally {
-            sh("umount", "-l", dir.toString());
+            Disks.run("umount", "-l", dir.toString());
         }
     }
 
