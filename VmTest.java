@@ -528,7 +528,8 @@ final class VmTest implements Callable<Integer> {
                     + "--parallel runs the suites in clones: leave out one of them");
         }
         Shard shard = shardOption == null ? Shard.WHOLE : Shard.parse(shardOption, System.getenv());
-        division = new Division(shard, timingsFile == null ? null : Timings.read(timingsFile, projectName()));
+        division = new Division(shard, timingsFile == null ? null : Timings.read(timingsFile, projectName()),
+                new HashMap<>());
     }
 
     private String projectName() {
@@ -684,7 +685,7 @@ final class VmTest implements Callable<Integer> {
     // One suite
 
     /** Runs a suite. If the project is not in the guest, the first suite ends the command with 69. */
-    private Report runSuite(Job job, boolean first, EventFile events) throws IOException, InterruptedException {
+    private Report runSuite(Job job, boolean first, EventFile events) throws Exception {
         System.err.println("== " + job.label() + ": " + printable(job.command()));
         SuiteOutput output = new SuiteOutput(events == null ? line -> { } : events::write, limits);
         Instant started = Instant.now();
@@ -693,7 +694,7 @@ final class VmTest implements Callable<Integer> {
         }
         Ending ending;
         if (job.part() != null && job.part().isEmpty()) {
-            ending = Ending.of(Verdict.PASSED, 0);
+            ending = Ending.only(Verdict.PASSED, 0);
         } else if (parallel != null && job.part() != null && !job.part().packages().isEmpty()) {
             ending = runInClones(job, output);
         } else {
@@ -743,24 +744,24 @@ final class VmTest implements Callable<Integer> {
     /** With --shard or --parallel the part of a suite that is run here, else the suite. */
     private Job divided(Job job, List<Job> jobs, Timings timings) throws IOException, InterruptedException {
         if (division == null || job.suite().isBuild()) {
-            return division == null ? job : job.with(Part.undivided(division.shard, true));
+            return division == null ? job : job.with(Part.undivided(division.shard(), true));
         }
         for (Job each : parallel != null ? jobs : List.of(job)) { // now, so that every clone has what it builds
-            if (each.isGoTest() && !each.suite().isBuild() && !division.lists.containsKey(each.name())) {
-                division.lists.put(each.name(), listPackages(each));
+            if (each.isGoTest() && !each.suite().isBuild() && !division.lists().containsKey(each.name())) {
+                division.lists().put(each.name(), listPackages(each));
             }
         }
-        PackageList list = job.isGoTest() ? division.lists.get(job.name()) : PackageList.NONE;
+        PackageList list = job.isGoTest() ? division.lists().get(job.name()) : PackageList.NONE;
         if (list.packages().isEmpty()) {
             tell("suite " + job.name() + " cannot be divided, because " + (job.isGoTest() ? "go list does not tell "
                     + "all its packages" : "it is no plain go test") + ": it runs whole"
-                    + (division.shard.count() == 1 ? "" : ", as part 1"));
-            return job.with(Part.undivided(division.shard, false));
+                    + (division.shard().count() == 1 ? "" : ", as part 1"));
+            return job.with(Part.undivided(division.shard(), false));
         }
-        Timings known = division.timings != null ? division.timings : parallel != null ? timings : null;
+        Timings known = division.timings() != null ? division.timings() : parallel != null ? timings : null;
         Map<String, Double> seconds = Timings.of(known, job.name(), list.packages());
-        Part part = new Part(division.shard, division.shard.of(seconds), list.hash());
-        if (division.shard.count() > 1 && !part.isEmpty()) {
+        Part part = new Part(division.shard(), division.shard().of(seconds), list.hash());
+        if (division.shard().count() > 1 && !part.isEmpty()) {
             tell("to run exactly this part elsewhere: vm-test " + shellQuoted(Stream.concat(Stream.of(job.name()),
                     part.packages().stream().flatMap(pkg -> Stream.of("--packages", pkg))).toList())
                     + (job.callerArgs().words().isEmpty() ? "" : " -- " + shellQuoted(job.callerArgs().words())));
@@ -788,11 +789,11 @@ final class VmTest implements Callable<Integer> {
     }
 
     /** Runs a part of a suite in the clones. The first suite that needs them makes them. */
-    private Ending runInClones(Job job, SuiteOutput output) throws IOException, InterruptedException {
+    private Ending runInClones(Job job, SuiteOutput output) throws Exception {
         long deadline = System.nanoTime() + timeout.toNanos();
-        PackageList list = division.lists.get(job.name());
+        PackageList list = division.lists().get(job.name());
         if (clones == null) {
-            int most = division.lists.values().stream().mapToInt(all -> all.work(List.copyOf(all.packages())).size())
+            int most = division.lists().values().stream().mapToInt(all -> all.work(List.copyOf(all.packages())).size())
                     .max().orElse(1);
             clones = new CloneSet(vmDir, vmName, Math.min(parallel, most), () -> vmCtlFor(vmName, "list"));
             runScript("no clone was made", vmCtl, "snapshot", "--temporary", clones.lockFile.toString(), clones.id);
@@ -1791,7 +1792,7 @@ final class VmTest implements Callable<Integer> {
     record Ending(Verdict verdict, Integer code, List<String> left, List<String> leftInTmp, String trouble,
             String standstill, List<Result> results) {
         /** Only a verdict and an exit code. */
-        static Ending of(Verdict verdict, Integer code) {
+        static Ending only(Verdict verdict, Integer code) {
             return new Ending(verdict, code, List.of(), List.of(), null, null, List.of());
         }
 
@@ -3037,18 +3038,8 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    /** How the suites of a call are divided, and their packages by go list. */
-    static final class Division {
-        final Shard shard;
-        /** From the file that the caller named, or null. */
-        final Timings timings;
-        final Map<String, PackageList> lists = new HashMap<>(); // by suite
-
-        Division(Shard shard, Timings timings) {
-            this.shard = shard;
-            this.timings = timings;
-        }
-    }
+    /** How the suites of a call are divided: by the timings that the caller named, or null. And go list's packages. */
+    record Division(Shard shard, Timings timings, Map<String, PackageList> lists) {}
 
     /** A suite's packages by go list, sorted, and which of them have no tests. */
     record PackageList(SortedSet<String> packages, Set<String> withoutTests) {
@@ -3302,7 +3293,7 @@ final class VmTest implements Callable<Integer> {
          * A clone that dies is restored, and its packages run once more.
          */
         Ending run(Tests tests, Consumer<String> restore, boolean isolate, BiConsumer<Integer, String> show)
-                throws IOException, InterruptedException {
+                throws Exception {
             clones.stopped = false; // the suite before may have been stopped
             List<Thread> threads = new ArrayList<>();
             for (String clone : clones.names.subList(0, Math.min(clones.names.size(), work.size()))) {
@@ -3313,17 +3304,13 @@ final class VmTest implements Callable<Integer> {
             for (Thread thread : threads) {
                 thread.join();
             }
-            if (failure instanceof IOException failed) {
-                throw failed;
-            } else if (failure instanceof RuntimeException failed) {
-                throw failed;
-            } else if (failure instanceof Error failed) {
+            if (failure instanceof Error failed) {
                 throw failed;
             } else if (failure != null) {
-                throw new VmException(130, "interrupted");
+                throw (Exception) failure;
             }
             if (!work.isEmpty()) { // it was stopped before the rest
-                endings.add(Ending.of(stoppedBy == null ? Verdict.INTERRUPTED : stoppedBy, (Integer) null));
+                endings.add(Ending.only(stoppedBy == null ? Verdict.INTERRUPTED : stoppedBy, null));
             }
             return Ending.of(endings);
         }
@@ -3481,7 +3468,7 @@ final class VmTest implements Callable<Integer> {
                     .value("version", VmTest.class.getAnnotation(Command.class).version()[0])
                     .value("goTest", job.isGoTest()).value("requireTests", job.callerArgs().requireTests())
                     .array("suites", suites).array("words", job.callerArgs().words())
-                    .array("chosen", job.callerArgs().packages())
+                    .value("chosen", !job.callerArgs().packages().isEmpty())
                     .value("list", part.listHash()).value("started", Instant.now().toString()).end().done());
             for (List<String> some : pieces(part.packages())) {
                 lines.add(JsonWriter.string().object().value("suite", job.name()).array("packages", some).end().done());
@@ -3523,8 +3510,15 @@ final class VmTest implements Callable<Integer> {
         }
 
         private static List<String> texts(String text) {
-            return IntStream.rangeClosed(0, Math.max(0, text.length() - 1) / PIECE).mapToObj(piece ->
-                    text.substring(piece * PIECE, Math.min(text.length(), (piece + 1) * PIECE))).toList();
+            List<String> pieces = new ArrayList<>();
+            int from = 0;
+            do {
+                int end = Math.min(text.length(), from + PIECE);
+                end -= end < text.length() && Character.isHighSurrogate(text.charAt(end - 1)) ? 1 : 0;
+                pieces.add(text.substring(from, end));
+                from = end;
+            } while (from < text.length());
+            return pieces;
         }
     }
 
@@ -3543,18 +3537,17 @@ final class VmTest implements Callable<Integer> {
 
         void read(Path file) {
             MergedSuite[] suite = {null};
-            int before = suites.values().stream().mapToInt(it -> it.parts.size() + it.problems.size()).sum();
             try {
                 forEachLine(file, line -> suite[0] = take(file, suite[0], line));
+                if (Files.size(file) == 0) { // else its first line began a suite
+                    throw new IOException("it is empty");
+                }
             } catch (IOException | JsonParserException | RuntimeException | StackOverflowError damaged) {
                 problems.add(file + " cannot be read: " + (damaged instanceof IOException refused ? reason(refused)
                         : "it has a line that vm-test --json does not write"));
             }
             if (suite[0] != null) {
                 suite[0].problems.add(file + " ends in the middle of the suite: its last line is missing");
-            } else if (before == suites.values().stream().mapToInt(it -> it.parts.size() + it.problems.size()).sum()
-                    && problems.stream().noneMatch(problem -> problem.startsWith(file + " "))) {
-                problems.add(file + " has no suite that vm-test --json wrote");
             }
         }
 
@@ -3769,7 +3762,7 @@ final class VmTest implements Callable<Integer> {
             if (part != null) {
                 output.endPart();
                 seconds = Math.max(seconds, json.getDouble("seconds", 0));
-                endings.add(Ending.of(verdict, (Integer) null));
+                endings.add(Ending.only(verdict, null));
             }
         }
 
@@ -3799,11 +3792,12 @@ final class VmTest implements Callable<Integer> {
             }
             endings.add(new Ending(Verdict.PASSED, null, List.of(), List.of(), null, null, results));
             output.end();
+            List<String> all = List.copyOf(packages.keySet());
             CallerArgs callerArgs = new CallerArgs(LastRun.strings(header.getArray("words")),
-                    LastRun.strings(header.getArray("chosen")), header.getBoolean("requireTests"));
+                    header.getBoolean("chosen") ? all : List.of(), header.getBoolean("requireTests"));
             Job job = new Job(new Suite(suite, header.getString("command"), List.of(), ""), header.getString("command"),
-                    header.getBoolean("goTest"), callerArgs, Map.of(), new Part(Shard.WHOLE,
-                    List.copyOf(packages.keySet()), header.getString("list", ""), false));
+                    header.getBoolean("goTest"), callerArgs, Map.of(),
+                    new Part(Shard.WHOLE, all, header.getString("list", ""), false));
             Report report = new Report(job, Ending.of(endings), output, started, Leaks.ignore);
             report.seconds = seconds;
             return report;

@@ -477,7 +477,7 @@ final class DivisionTest {
             {"events of the suite, and its last line counts", String.join("\n", Stream.concat(lines.subList(0, 3).stream(),
                     lines.subList(4, lines.size()).stream()).toList()) + "\n"},
             {"its last line has no end", Files.readString(second).strip()},
-            {"has no suite that vm-test --json wrote", ""}, {"it has a line that vm-test --json does not write", "FAIL\n"},
+            {"cannot be read: it is empty", ""}, {"it has a line that vm-test --json does not write", "FAIL\n"},
             {"it has a line that vm-test --json does not write", "[]\n"}, {"it has a line that vm-test --json does not write", "{\"a\":".repeat(100_000) + "\n"},
             {"it has a line that vm-test --json does not write", event("pass", "m/b", "", "")},
             {"differ", Files.readString(second).replace("\"version\":\"" + version() + "\"", "\"version\":\"0.1\"")},
