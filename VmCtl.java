@@ -2522,11 +2522,11 @@ final class VmCtl {
 
         /** Others may be able to write beside the target, as in /tmp: a link there could lead anywhere. */
         private static Path workDirectory(Path target) {
-            Path work = target.resolveSibling("." + target.getFileName() + ".part");
-            if (Files.isSymbolicLink(work)) {
+            Path work = privateDirectory(target.resolveSibling("." + target.getFileName() + ".part"));
+            if (Files.isSymbolicLink(work)) { // looked at last: nobody else can replace a directory of this user's
                 throw unavailable(work + " is a link, which is in the way: remove it");
             }
-            return privateDirectory(work);
+            return work;
         }
 
         /** The parts by their names, in the order in which they are written. */
