@@ -41,7 +41,6 @@ import java.net.Socket;
 import java.net.StandardProtocolFamily;
 import java.net.UnixDomainSocketAddress;
 import java.nio.ByteBuffer;
-import java.nio.channels.AsynchronousCloseException;
 import java.nio.channels.Channel;
 import java.nio.channels.Channels;
 import java.nio.channels.ClosedByInterruptException;
@@ -4120,7 +4119,7 @@ final class VmCtl {
                     return "it is damaged (its checksum is wrong)";
                 }
                 taken = true;
-            } catch (AsynchronousCloseException late) {
+            } catch (ClosedChannelException late) { // in the middle of a step, or between two
                 return late instanceof ClosedByInterruptException ? "it was not read: interrupted"
                         : "it was not read within " + limit.toSeconds() + " s";
             } catch (IOException closed) {

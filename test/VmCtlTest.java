@@ -1588,6 +1588,11 @@ final class VmCtlTest {
                 damage.write(old);
             }
         }
+        // A limit that comes between two writes says nothing against the RAM.
+        qemu.launch(again, disk(), "one");
+        assertEquals("it was not read within 0 s", ram(qemu).load(file, ram.getLong("ramCrc32c"), Duration.ZERO));
+        qemu.end();
+        qemu.removeLeftovers();
         List<String> smaller = new ArrayList<>(hardware);
         smaller.replaceAll(word -> word.equals("256M") ? "128M" : word);
         VmCtl.Plan other = new VmCtl.Plan(smaller, "a test", "writeback", 0, false, List.of(), "user", Duration.ofMinutes(1), true, false);
@@ -1630,7 +1635,7 @@ final class VmCtlTest {
         Files.writeString(vm.record("one"), JsonWriter.string(record));
 
         // The guest is silent, but the limit was shorter than the one for restores: nothing is marked.
-        Script.Result silent = ctl("restore", "one", "--timeout", "2s").exits(124).says("the RAM of one cannot be used: no answer after 1 s");
+        Script.Result silent = ctl("restore", "one", "--timeout", "6s").exits(124).says("the RAM of one cannot be used: no answer after 3 s");
         silent.says("booting its disk").says("like one after a power cut").says("sshd does not answer");
         assertEquals(List.of("one"), VmCtl.json(ctl("status", "--json").out()).getArray("usableRam"));
         assertEquals("starting", VmCtl.json(ctl("status", "--json").exits(0).out()).getString("state"), "a booted VM runs");
@@ -1638,11 +1643,11 @@ final class VmCtlTest {
 
         // Twice silent for the full limit.
         Duration limit = VmCtl.Snapshots.emulatedRestoreLimit;
-        VmCtl.Snapshots.emulatedRestoreLimit = Duration.ofSeconds(1);
+        VmCtl.Snapshots.emulatedRestoreLimit = Duration.ofSeconds(3);
         try {
-            ctl("restore", "one", "--timeout", "2s").exits(124).says("no answer after 1 s");
+            ctl("restore", "one", "--timeout", "6s").exits(124).says("no answer after 3 s");
             assertEquals(List.of("one"), VmCtl.json(ctl("status", "--json").out()).getArray("usableRam"));
-            ctl("restore", "one", "--timeout", "2s").exits(124).says("no answer after 1 s");
+            ctl("restore", "one", "--timeout", "6s").exits(124).says("no answer after 3 s");
         } finally {
             VmCtl.Snapshots.emulatedRestoreLimit = limit;
         }
@@ -1652,7 +1657,7 @@ final class VmCtlTest {
         // A wrong checksum.
         record.put("ramCrc32c", 1);
         Files.writeString(vm.record("one"), JsonWriter.string(record));
-        ctl("restore", "one", "--timeout", "1s").exits(124).says("cannot be used: it is damaged (its checksum is wrong)");
+        ctl("restore", "one", "--timeout", "6s").exits(124).says("cannot be used: it is damaged (its checksum is wrong)");
         ctl("status", "--json").answers("\"usableRam\":[]");
         ctl("stop", "--force").exits(0);
         ctl("snapshot", "one", "--yes").exits(0);

@@ -75,7 +75,7 @@ final class VmSyncTest {
     @Test
     void aVmThatDoesNotRunIsTold() throws IOException {
         call(Map.of("VM_DIR", temp.toString(), "VM_PROJECT", temp.toString()), Map.of()).exits(69)
-                .says("there is no VM dfly-vm in " + temp + ": vm-ctl list shows");
+                .says("there is no VM dfly-vm in " + temp + ": vm-ctl list names");
         Files.createFile(temp.resolve("dfly-vm-clean.qcow2"));
         call(Map.of("VM_DIR", temp.toString(), "VM_PROJECT", temp.toString()), Map.of()).exits(3)
                 .says("VM dfly-vm is not running; start it: vm-ctl start");
