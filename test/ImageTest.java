@@ -43,7 +43,7 @@ final class ImageTest {
         THERE.ctl("start").exits(0).says("restored clean with its RAM");
         THERE.ctl("exec", "uname").exits(0).answers("DragonFly");
         THERE.ctl("stop", "--force").exits(0);
-        THERE.ctl("import", IMAGE.toString(), "--yes").exits(0).says("its RAM was not imported", "like one after a power cut");
+        THERE.ctl("import", IMAGE.toString(), "--yes").exits(0).says("its RAM was not imported", "as after a power cut");
         assertFalse(Files.exists(THERE.file(".snapshots")));
         THERE.ctl("start").exits(0).says("booted travelled", "kept disk and RAM");
         THERE.ctl("exec", "uname").exits(0).answers("DragonFly");
