@@ -2376,7 +2376,8 @@ final class VmAutoInstall implements Callable<Integer> {
             }
         }
         String project = settings.getOrDefault("VM_PROJECT", ".");
-        Path named = project.startsWith("~") ? userPath(project) : directory.resolve(project);
+        // normalized first, as when it is used: the system would follow a link before the ".." behind it
+        Path named = project.startsWith("~") ? userPath(project) : directory.resolve(project).normalize();
         if (!Files.exists(named) || !named.toRealPath().startsWith(directory.toRealPath())) {
             throw new VmException(2, "VM_PROJECT in vm.env must be a directory in or below that file's own, which this "
                     + "is not: " + project + "; name it with --project, or move vm.env away and put VM_PROJECT into "
