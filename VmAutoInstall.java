@@ -2581,8 +2581,8 @@ final class VmAutoInstall implements Callable<Integer> {
     /** Writes a temporary file of mode 0600 and moves it into place, so that no reader ever sees half of a file. */
     static void writeFile(Path file, String text) throws IOException {
         Path temp = Files.createTempFile(file.getParent(), "." + file.getFileName(), ".new");
-        try (FileChannel channel = FileChannel.open(temp, StandardOpenOption.WRITE)) {
-            channel.write(UTF_8.encode(text));
+        // writeString, as one write of a channel may take a part only when the disk fills up
+        try (FileChannel channel = FileChannel.open(Files.writeString(temp, text), StandardOpenOption.WRITE)) {
             channel.force(true); // or a power cut could leave an empty file under the new name
             Files.move(temp, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
         } finally {
