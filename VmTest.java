@@ -4537,7 +4537,7 @@ final class VmTest implements Callable<Integer> {
         if (!text.matches("(?s)(?:" + piece + "|\\s)*+")) {
             throw new VmException(2, "a quote is not closed: " + text);
         }
-        Pattern quoted = Pattern.compile("(?s)'([^']*)'|\"((?:[^\"\\\\]|\\\\.)*)\"|\\\\(.)");
+        Pattern quoted = Pattern.compile("(?s)'([^']*)'|\"((?:[^\"\\\\]|\\\\.)*+)\"|\\\\(.)");
         return Pattern.compile("(?s)(?:" + piece + ")++").matcher(text).results()
                 .map(word -> quoted.matcher(word.group()).replaceAll(part -> Matcher.quoteReplacement(
                         part.group(1) != null ? part.group(1) : part.group(3) != null ? part.group(3)
