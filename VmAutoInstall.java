@@ -2296,7 +2296,8 @@ final class VmAutoInstall implements Callable<Integer> {
                     origins.put(name, name + " in " + place);
                 } else if (name.matches("(VM|DFLY)_.*")) {
                     String hint = didYouMean(name, SETTINGS);
-                    if (!hint.isEmpty() || place.endsWith("vm.env")) { // other programs have such variables, too
+                    boolean told = !hint.isEmpty() || place.endsWith("vm.env");
+                    if (told && warnings.size() < 10) { // other programs have such variables, too
                         warnings.add(name + " in " + place + " is no setting" + hint);
                     }
                 }
