@@ -1451,10 +1451,13 @@ final class VmSetup implements Callable<Integer> {
             throw new VmException(2, file + " is not a file of at most 64 KB");
         }
         Map<String, String> settings = new TreeMap<>();
+        int number = 0;
         for (String line : new String(Files.readAllBytes(file), UTF_8).replaceFirst("^\ufeff", "").lines().toList()) {
+            number++;
             Matcher found = LINE.matcher(line.strip());
             if (!found.matches() || line.contains("\0")) {
-                throw new VmException(2, file + ": this line is not KEY=value with every quote closed: " + line);
+                throw new VmException(2, file + ", line " + number // not the text: a link may lead to a secret
+                        + ": this is not KEY=value with every quote closed");
             } else if (found.group(1) != null) {
                 String value = found.group(2).strip();
                 settings.put(found.group(1), value.matches(QUOTED) ? value.substring(1, value.length() - 1) : value);
