@@ -588,6 +588,8 @@ final class CommandLineTest {
         Path outside = Files.createDirectories(temp.resolve("outside"));
         Files.createDirectories(temp.resolve("checkout/sub/below"));
         Files.createSymbolicLink(temp.resolve("checkout/link"), outside);
+        Files.createDirectories(temp.resolve("checkout/outside")); // where the system finds jump/../../outside
+        Files.createSymbolicLink(temp.resolve("checkout/jump"), Path.of("sub/below"));
         for (String line : List.of("VM_CTL_CMD=touch evil", "VM_SYNC_CMD=x", "VM_SETUP_CMD=x", "VM_DIR=vm", "VM_QEMU_ARGS=-incoming \"exec:touch evil\"",
                 "VM_IMAGE=/etc/shadow", "VM_MIRROR=http://evil.example/", "VM_PHASES=phases", "VM_ACCEL=tcg", "VM_CPU=host", "VM_DISK_CACHE=unsafe",
                 "export VM_SSH_PORT=22")) {
@@ -595,7 +597,7 @@ final class CommandLineTest {
             assertEquals(setting + " is allowed only in your own ~/.go-synth/vm.env, as a project could harm this machine with it: "
                     + "if you wrote this line of vm.env, move it there, else delete it", settings("", "# theirs\n" + line).fault);
         }
-        for (String project : List.of("..", "/", "~/.ssh", "link", "link/new", "sub/../../outside", outside.toString())) {
+        for (String project : List.of("..", "/", "~/.ssh", "link", "link/new", "sub/../../outside", "jump/../../outside", outside.toString())) {
             assertEquals("VM_PROJECT in vm.env must be a directory in or below that file's own, which this is not: " + project + "; name it with --project, or move vm.env away and put "
                     + "VM_PROJECT into ~/.go-synth/vm.env", settings("", "# theirs\nVM_PROJECT=" + project).fault);
         }
