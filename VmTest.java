@@ -252,8 +252,12 @@ final class VmTest implements Callable<Integer> {
         CommandLine line = commandLine();
         VmTest command = line.getCommand();
         Runtime.getRuntime().addShutdownHook(new Thread(command::interrupt));
-        int code = line.execute(args);
-        command.finished.complete(null);
+        int code;
+        try {
+            code = line.execute(args);
+        } finally {
+            command.finished.complete(null); // after an Error, too: interrupt() waits for this
+        }
         exit("vm-test", code);
     }
 
