@@ -2624,19 +2624,15 @@ final class VmCtl {
             Path text = directory.resolve("install.json");
             JsonObject install = Files.exists(text) ? VmCtl.json(Files.readString(text)) : object();
             List<String> scripts = new ArrayList<>();
-            String iso = null;
             for (Path record : entries(directory)) {
-                boolean ofThisVm = record.getFileName().toString().matches("installed\\d\\.inputs");
-                for (String line : ofThisVm ? Files.readAllLines(record) : List.<String>of()) {
-                    if (line.startsWith("its script=")) {
-                        scripts.add(line.substring(line.indexOf('=') + 1));
-                    } else if (line.startsWith("the installer ISO=")) { // the sum of its first MiB
-                        iso = line.substring(line.indexOf('=') + 1);
-                    }
+                if (record.getFileName().toString().matches("installed\\d\\.inputs")) {
+                    Files.readAllLines(record).stream().filter(line -> line.startsWith("its script="))
+                            .forEach(line -> scripts.add(line.substring(line.indexOf('=') + 1)));
                 }
             }
-            return object("dragonfly", install.getString("version"), "isoStartSha256", iso, "phasesSha256", scripts,
-                    "qemu", install.getString("qemu"), "accelerator", install.getString("accelerator"));
+            return object("dragonfly", install.getString("version"), "isoSha256", install.getString("isoSha256"),
+                    "phasesSha256", scripts, "qemu", install.getString("qemu"),
+                    "accelerator", install.getString("accelerator"));
         }
     }
 
@@ -3030,8 +3026,8 @@ final class VmCtl {
         }
 
         /**
-         * What start does if the VM runs: a guest that stands still goes on, one that shuts down is awaited. False: it
-         * has ended.
+         * What start does if the VM runs: a guest that stands still goes on, one that shuts down is awaited. False if
+         * it has ended.
          */
         boolean resume(Plan plan) throws IOException {
             Running running = qemu.running().orElseThrow(() ->
@@ -3042,7 +3038,12 @@ final class VmCtl {
             }
             // a start may have been killed before it did, or VM_DIR moved since
             attempt(say, "the ssh config could not be written", () -> ssh.writeConfig(running.port()));
-            boolean stoodStill = !qemu.requireState().equals("running");
+            Optional<String> state = qemu.stateUnlessEnded();
+            if (state.isEmpty()) {
+                qemu.removeLeftovers();
+                return false;
+            }
+            boolean stoodStill = !state.get().equals("running");
             if (stoodStill) {
                 qemu.qmp("cont");
             }
@@ -3086,7 +3087,16 @@ final class VmCtl {
                 return;
             }
             Running running = force ? null : qemu.running().orElse(null);
-            boolean ask = running != null && canBeAsked(running);
+            boolean ask = false;
+            if (running != null) {
+                Optional<String> state = qemu.stateUnlessEnded();
+                if (state.isEmpty()) {
+                    qemu.removeLeftovers();
+                    say.accept(files.name() + " has ended by itself");
+                    return;
+                }
+                ask = canBeAsked(running, state.get());
+            }
             ssh.closeMaster(); // it may belong to a boot of the guest that is over
             if (ask) {
                 note(running.during(Act.STOPPING));
@@ -3151,8 +3161,7 @@ final class VmCtl {
         }
 
         /** Whether it makes sense to ask the guest to shut down. */
-        private boolean canBeAsked(Running running) throws IOException {
-            String state = qemu.requireState();
+        private boolean canBeAsked(Running running, String state) throws IOException {
             if (state.equals("io-error")) {
                 throw cannotWrite();
             } else if (!Set.of("running", "internal-error").contains(state)) {
@@ -3806,13 +3815,28 @@ final class VmCtl {
             return line.isEmpty() ? null : line.toString();
         }
 
-        /** What the guest does, as runState; 69 if QEMU does not answer soon. */
+        /** What the guest does, as runState; 69 if QEMU does not answer soon, or has ended. */
         String requireState() throws IOException {
-            String state = runState();
-            if (state.equals("unknown")) {
+            Optional<String> state = stateUnlessEnded();
+            if (state.isEmpty()) {
                 throw noAnswer();
             }
-            return state;
+            return state.get();
+        }
+
+        /**
+         * For a QEMU that was found running: what the guest does, or empty if QEMU has ended meanwhile, as after a
+         * shutdown. 69 if it runs and does not answer soon.
+         */
+        Optional<String> stateUnlessEnded() throws IOException {
+            onStep.accept("found running");
+            String state = runState();
+            if (!state.equals("unknown")) {
+                return Optional.of(state);
+            } else if (isRunning()) {
+                throw noAnswer();
+            }
+            return Optional.empty();
         }
 
         private VmException noAnswer() throws IOException {

@@ -121,6 +121,7 @@ final class InterruptionsTest {
             }
         }
         assertEquals(List.of("QEMU begins"), steps.remove("start"), "which VmCtlTest cuts off");
+        assertEquals(List.of("found running"), steps.remove("stateUnlessEnded"), "which VmCtlTest cuts off");
         assertEquals(List.of("clone emptied", "clone discarded"), steps.remove("deleteClone"), "which TemporaryTest cuts off");
         for (String cut : List.of("write", "unpack", "receive", "place")) {
             assertTrue(steps.remove(cut) != null, cut + " of an image file, which ImageFileTest cuts off");

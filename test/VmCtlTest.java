@@ -1380,6 +1380,31 @@ final class VmCtlTest {
                 + "--disk-cache unsafe --ssh-port 2 --qemu-args '-device virtio-rng-pci'");
     }
 
+    /** As a guest that was shutting down when the command began. */
+    @Test
+    void aVmThatEndsUnderTheEyesOfACommandIsStartedOrIsStopped() throws Exception {
+        makeVm();
+        Map<String, String> outcomes = Map.of("stop", "x has ended by itself", "start --no-wait", "");
+        for (Map.Entry<String, String> row : outcomes.entrySet()) {
+            ctl("start", "--no-wait").exits(0);
+            long before = new VmCtl.Qemu(vm, message -> { }).running().orElseThrow().pid();
+            VmCtl.onStep = step -> {
+                if (step.equals("found running") && ProcessHandle.of(before).isPresent()) {
+                    ProcessHandle qemu = ProcessHandle.of(before).orElseThrow();
+                    qemu.destroyForcibly();
+                    qemu.onExit().join();
+                }
+            };
+            try {
+                ctl(row.getKey().split(" ")).exits(0).says(row.getValue());
+            } finally {
+                VmCtl.onStep = step -> { };
+            }
+            assertEquals(!row.getKey().equals("stop"), VmCtl.isRunning(vm.qemuPid()), row.getKey());
+            ctl("stop", "--force").exits(0);
+        }
+    }
+
     /** A start that QEMU refuses leaves the disk that fits the RAM, so that the next one need not boot. */
     @Test
     void aStartThatFailsLeavesTheDiskAsItWas() throws Exception {
