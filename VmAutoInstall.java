@@ -55,6 +55,7 @@ import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
 import java.nio.file.attribute.PosixFilePermissions;
+import java.security.DigestOutputStream;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.security.SecureRandom;
@@ -667,7 +668,7 @@ final class VmAutoInstall implements Callable<Integer> {
         Path replaceCleanDisk(Path disk, Purpose check, Path iso) throws Exception {
             JsonObject versions = check(disk, check);
             installation.place(disk, check == Purpose.CHECK, object("version", machine.version, "iso", iso.toString(),
-                    "versions", versions, "accelerator", machine.accel, "qemu", Qemu.version(),
+                    "isoSha256", sha256(iso), "versions", versions, "accelerator", machine.accel, "qemu", Qemu.version(),
                     "finished", Instant.now().toString()));
             say.accept(files.name + " is installed: " + versions.getString("uname") + ", " + versions.getString("go")
                     + "; start it: vm-ctl start");
@@ -1936,6 +1937,12 @@ final class VmAutoInstall implements Callable<Integer> {
 
     private static String sha256(byte[] content) throws NoSuchAlgorithmException {
         return HexFormat.of().formatHex(MessageDigest.getInstance("SHA-256").digest(content));
+    }
+
+    private static String sha256(Path file) throws IOException, NoSuchAlgorithmException {
+        MessageDigest digest = MessageDigest.getInstance("SHA-256");
+        Files.copy(file, new DigestOutputStream(OutputStream.nullOutputStream(), digest));
+        return HexFormat.of().formatHex(digest.digest());
     }
 
     private static String quoted(List<String> lines) {

@@ -68,8 +68,8 @@ final class ImageFileTest {
             Files.writeString(keys.resolve(key), key.equals("known_hosts") ? "x ssh-ed25519 AAAA\n" : "it is " + key);
         }
         Path install = Files.createDirectories(vm.file(".install"));
-        Files.writeString(install.resolve("install.json"), "{\"version\": \"6.4.2\", \"qemu\": \"QEMU 7\", \"accelerator\": \"tcg\"}");
-        Files.writeString(install.resolve("installed1.inputs"), "DFLY_VERSION=6.4.2\nits script=aa\nthe installer ISO=bb\n");
+        Files.writeString(install.resolve("install.json"), "{\"version\": \"6.4.2\", \"isoSha256\": \"bb\", \"qemu\": \"QEMU 7\", \"accelerator\": \"tcg\"}");
+        Files.writeString(install.resolve("installed1.inputs"), "DFLY_VERSION=6.4.2\nits script=aa\n");
         Files.writeString(install.resolve("installed2.inputs"), "its script=cc\n");
         ctl("x", "restore").exits(0);
     }
@@ -133,7 +133,7 @@ final class ImageFileTest {
         assertEquals("rw-------", mode(file));
         JsonObject manifest = VmCtl.json(ctl("any", "export", "--list", file.toString()).exits(0).out());
         assertEquals(List.of("vm-ctl image", "x", "clean", "6.4.2", "bb", List.of("aa", "cc"), "QEMU 7", "tcg", false),
-                Stream.of("format", "vm", "snapshot", "dragonfly", "isoStartSha256", "phasesSha256", "qemu", "accelerator", "diskInUse").map(manifest::get).toList());
+                Stream.of("format", "vm", "snapshot", "dragonfly", "isoSha256", "phasesSha256", "qemu", "accelerator", "diskInUse").map(manifest::get).toList());
         assertEquals(7, manifest.getArray("parts").size());
         try (TarArchiveInputStream tar = new TarArchiveInputStream(Files.newInputStream(file))) {
             assertEquals("", tar.getNextEntry().getUserName(), "who made it");

@@ -95,7 +95,10 @@ final class InstallTest {
         withMirror().install("--yes").exits(0)
                 .says("phase 1 done in ", "phase 2 done in ", "phase 3 done in ", "guest is installed: DragonFly 6.4.2");
         assertFalse(Files.exists(GUEST.file(".snapshots")), "they back on the disk that is gone");
-        assertTrue(Files.readString(GUEST.file(".install").resolve("install.json")).contains("\"version\":\"6.4.2\""));
+        String installed = Files.readString(GUEST.file(".install").resolve("install.json"));
+        assertTrue(installed.contains("\"version\":\"6.4.2\""), installed);
+        String sum = GUEST.run(List.of("sha256sum", GUEST.vmDir().resolve("dfly-6.4.2.iso").toString())).exits(0).out();
+        assertTrue(installed.contains("\"isoSha256\":\"" + sum.substring(0, 64) + "\""), installed);
         Path clean = GUEST.file("-clean.qcow2");
         assertEquals("r--------", mode(clean));
         String info = GUEST.run(List.of("qemu-img", "info", clean.toString())).exits(0).out();
