@@ -19,6 +19,7 @@ import java.nio.file.StandardOpenOption;
 import java.time.LocalDate;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -131,6 +132,7 @@ final class Bench {
         groups.put("output", this::output);
         groups.put("sync", this::sync);
         groups.put("install", this::install);
+        groups.put("image", this::image);
         groups.put("fetch", this::fetch);
         groups.put("disk", this::disk);
         groups.put("many", this::many);
@@ -489,15 +491,7 @@ final class Bench {
      */
     private void parallel() throws Exception {
         needVm();
-        Path project = WORK.resolve("eight");
-        delete(project);
-        Files.createDirectories(project);
-        Files.writeString(project.resolve("go.mod"), "module eight\n\ngo 1.18\n");
-        for (int i = 1; i <= 8; i++) {
-            Path test = Files.createDirectories(project.resolve("p" + i)).resolve("p_test.go");
-            Files.writeString(test, "package p\n\nimport (\n\t\"testing\"\n\t\"time\"\n)\n\nfunc TestWaits(t *testing.T) { time.Sleep(10 * time.Second) }\n");
-        }
-        Map<String, String> suite = Map.of("VM_PROJECT", project.toString(), "VM_TEST_BUILD", "true", "VM_TEST_UNIT", "go test -p 1 -count=1 ./...");
+        Map<String, String> suite = waitingTests(8, 10);
         done(script("VmTest", "--sync", "unit"), 0, suite);
         double alone = seconds(() -> done(script("VmTest", "unit"), 0, suite)); // minutes each: one run has to do
         for (int count : List.of(1, 2, 4)) {
@@ -516,6 +510,50 @@ final class Bench {
         }
         times.add(number("to remove them and merge the layer %.1f s", seconds(() -> done(script("VmCtl", "list"), 0))));
         notes.add("Of `vm-test --parallel 4` this is for the clones: " + String.join(", ", times) + ".");
+    }
+
+    /** A VM that travels, and what that saves on a machine that has nothing: the time to the first test result. */
+    private void image() throws Exception {
+        Map<String, String> suite = waitingTests(1, 0);
+        Work firstTest = () -> {
+            done(script("VmCtl", "start"), 0);
+            done(script("VmTest", "--sync", "unit"), 0, suite);
+        };
+        removeVmDir();
+        double installed = seconds(() -> {
+            installOnce();
+            firstTest.run();
+        });
+        Path image = WORK.resolve("image");
+        Path copy = Files.createDirectories(WORK.resolve("copy"));
+        List<String> sizes = new ArrayList<>();
+        for (String option : List.of("", " --with-ram")) {
+            List<String> more = option.isEmpty() ? List.of() : List.of("--with-ram");
+            List<Double> exports = new ArrayList<>();
+            List<Double> copies = new ArrayList<>();
+            List<Double> imports = new ArrayList<>();
+            List<Double> unpacked = new ArrayList<>();
+            List<Double> results = new ArrayList<>();
+            for (int i = 0; i < 3; i++) {
+                exports.add(seconds(() -> done(script("VmCtl", List.of("export", image.toString()), more.toArray(String[]::new)), 0)));
+                copies.add(seconds(() -> done(command("qemu-img", "convert", "-c", "-O", "qcow2",
+                        VM_DIR.resolve(NAME + "-clean.qcow2").toString(), copy.resolve("disk").toString()), 0)));
+            }
+            sizes.add(Files.size(image) / 1_000_000 + " MB" + (option.isEmpty() ? "" : " with the RAM"));
+            for (int i = 0; i < 3; i++) {
+                removeVmDir();
+                imports.add(seconds(() -> done(script("VmCtl", List.of("import", image.toString()), more.toArray(String[]::new)), 0)));
+                results.add(imports.get(i) + seconds(firstTest));
+                unpacked.add(seconds(() -> done(command("tar", "-C", copy.toString(), "-xf", image.toString()), 0)));
+            }
+            add(new Row("`vm-ctl export" + option + "`", "`qemu-img convert -c` of the disk alone", 1.5, "x", exports, copies));
+            add(new Row("`vm-ctl import" + option + "`", "`tar -xf` of the file", 3, "x", imports, unpacked));
+            add(new Row("from an empty VM_DIR to the first test result, `vm-ctl import" + option + "`", "the same, installed", 0.5, "x",
+                    results, Collections.nCopies(results.size(), installed)));
+        }
+        notes.add("The image file of this installation has " + String.join(", and ", sizes) + ".");
+        delete(image);
+        delete(copy);
     }
 
     // The VM and what else is measured on.
@@ -543,6 +581,13 @@ final class Bench {
 
     private void destroy() throws Exception {
         done(script("VmCtl", "destroy", "--yes"), 0);
+    }
+
+    private void removeVmDir() throws Exception {
+        if (Files.exists(VM_DIR)) {
+            destroy();
+            delete(VM_DIR);
+        }
     }
 
     /** Installs, and tells when what happened, in seconds from the command's start: onN, offN (the guest's), phaseN, all. */
@@ -638,6 +683,27 @@ final class Bench {
         }
         Files.writeString(project.resolve("complete"), "");
         return project;
+    }
+
+    /** The settings for a project whose suite unit has so many packages, with one test each that waits for so many seconds. */
+    private static Map<String, String> waitingTests(int packages, int seconds) throws IOException {
+        Path project = WORK.resolve("waiting");
+        delete(project);
+        Files.createDirectories(project);
+        Files.writeString(project.resolve("go.mod"), "module waiting\n\ngo 1.18\n");
+        for (int i = 1; i <= packages; i++) {
+            Files.writeString(Files.createDirectories(project.resolve("p" + i)).resolve("p_test.go"), """
+                    package p
+
+                    import (
+                    	"testing"
+                    	"time"
+                    )
+
+                    func TestWaits(t *testing.T) { time.Sleep(%d * time.Second) }
+                    """.formatted(seconds));
+        }
+        return Map.of("VM_PROJECT", project.toString(), "VM_TEST_BUILD", "true", "VM_TEST_UNIT", "go test -p 1 -count=1 ./...");
     }
 
     /** A directory with links to these programs and no others. */
