@@ -91,6 +91,8 @@ final class AllTests {
     /** The longest class takes ten minutes on two idle cores without KVM. One that needs an hour hangs. */
     private static final Duration LIMIT = Duration.ofMinutes(60);
 
+    /** A system property: the directory of the stand-in once that is built; empty if it cannot be. */
+    private static final String STANDIN = "standin";
     private static final PrintStream STDOUT = System.out;
     private static final PrintStream STDERR = System.err;
     private static long passed;
@@ -102,11 +104,6 @@ final class AllTests {
         checkThatEveryTestClassIsListed();
         List<Class<?>> classes = select(List.of(args));
         Files.createDirectories(RESULTS);
-        if (classes.stream().anyMatch(type -> hasTag(type, "vm"))) {
-            ScheduledExecutorService timer = giveUpAfterTheLimit("the build of the stand-in guest", RESULTS);
-            prepareVm(classes);
-            timer.shutdownNow();
-        }
         List<Class<?>> beside = classes.stream().filter(type -> BESIDE.contains(type) && classes.stream().anyMatch(AllTests::sharesVm))
                 .collect(Collectors.toList());
         List<Class<?>> order = new ArrayList<>(classes);
@@ -118,12 +115,14 @@ final class AllTests {
             Files.createDirectory(BEGUN);
         }
         Process other = beside.isEmpty() ? null : start(beside);
+        if (OTHER_RESULT.isEmpty() && classes.stream().anyMatch(type -> hasTag(type, "vm"))) {
+            buildStandin();
+        }
         for (Class<?> type : order) {
             if (OTHER_RESULT.isEmpty() && type != InstallTest.class) {
                 Files.write(VM_IS_THERE, new byte[0]);
             }
-            if (isFirstToBegin(type)) {
-                awaitVm(type);
+            if (isFirstToBegin(type) && (!hasTag(type, "vm") || isReadyFor(type))) {
                 run(type);
             }
         }
@@ -145,7 +144,7 @@ final class AllTests {
         }
     }
 
-    /** The classes that have one of these tags or names, in the order of the list. */
+    /** The classes that have one of these tags or names, in the order of the list; InstallTest, too, if they need the VM and it is not there. */
     private static List<Class<?>> select(List<String> words) {
         for (String word : words) {
             if (CLASSES.stream().noneMatch(type -> isNamed(type, word))) {
@@ -154,7 +153,12 @@ final class AllTests {
                 System.exit(2);
             }
         }
-        return new ArrayList<>(CLASSES.stream().filter(type -> words.stream().anyMatch(word -> isNamed(type, word))).toList());
+        List<Class<?>> chosen = new ArrayList<>(CLASSES.stream().filter(type -> words.stream().anyMatch(word -> isNamed(type, word))).toList());
+        if (OTHER_RESULT.isEmpty() && chosen.stream().anyMatch(type -> hasTag(type, "vm")) && !Files.exists(RESULTS.resolve("installed"))
+                && !chosen.contains(InstallTest.class)) {
+            chosen.add(0, InstallTest.class);
+        }
+        return chosen;
     }
 
     private static boolean isNamed(Class<?> type, String word) {
@@ -174,24 +178,19 @@ final class AllTests {
         return Arrays.stream(type.getAnnotationsByType(Tag.class)).map(Tag::value).toList();
     }
 
-    /**
-     * Builds the stand-in guest, and puts InstallTest first if there is no installed VM. If the stand-in cannot be built, the classes
-     * that use the VM are left out, and that is a failure.
-     */
-    private static void prepareVm(List<Class<?>> classes) throws Exception {
+    /** Builds the stand-in guest; at once, if that has been done. If it cannot be built, the classes that use the VM do not run, and that is a failure. */
+    private static void buildStandin() throws Exception {
+        ScheduledExecutorService timer = giveUpAfterTheLimit("the build of the stand-in guest", RESULTS);
         Process build = new ProcessBuilder("test/standin/build.sh", Path.of(".build/standin").toAbsolutePath().toString())
                 .redirectInput(new File("/dev/null")).redirectError(ProcessBuilder.Redirect.INHERIT).start();
         String directory = new String(build.getInputStream().readAllBytes(), UTF_8).strip();
-        if (build.waitFor() != 0) {
+        boolean isBuilt = build.waitFor() == 0;
+        if (!isBuilt) {
             FAILURES.add("FAILED: the stand-in guest cannot be built");
             failed++;
-            classes.removeIf(type -> hasTag(type, "vm"));
-            return;
         }
-        System.setProperty("standin", directory);
-        if (OTHER_RESULT.isEmpty() && !Files.exists(RESULTS.resolve("installed")) && !classes.contains(InstallTest.class)) {
-            classes.add(0, InstallTest.class);
-        }
+        System.setProperty(STANDIN, isBuilt ? directory : "");
+        timer.shutdownNow();
     }
 
     private static boolean isFirstToBegin(Class<?> type) throws IOException {
@@ -203,13 +202,20 @@ final class AllTests {
         }
     }
 
-    /** Some classes use the disks of the shared VM, or what else InstallTest has made. */
-    private static void awaitVm(Class<?> type) throws InterruptedException {
+    /**
+     * Whether there is a stand-in for a class that uses a VM. The JVM beside waits for it, and for what else InstallTest makes, such as
+     * the disks of the shared VM.
+     */
+    private static boolean isReadyFor(Class<?> type) throws Exception {
         ScheduledExecutorService timer = giveUpAfterTheLimit("the installation of the shared VM", RESULTS);
-        while (hasTag(type, "vm") && type != InstallTest.class && !Files.exists(VM_IS_THERE)) {
+        while (type != InstallTest.class && !Files.exists(VM_IS_THERE)) {
             TimeUnit.MILLISECONDS.sleep(200);
         }
         timer.shutdownNow();
+        if (System.getProperty(STANDIN) == null) {
+            buildStandin();
+        }
+        return !System.getProperty(STANDIN).isEmpty();
     }
 
     /** Another JVM like this one, with a result of its own. It shows its lines where this one does. */

@@ -25,7 +25,7 @@ import org.junit.jupiter.api.TestMethodOrder;
 final class ByHandTest {
 
     private static final Guest HAND = Guest.in(Guest.BUILD.resolve("test/by hand"))
-            .with("VM_IMAGE", Guest.STANDIN.resolve("iso-images/dfly-x86_64-6.4.2_REL.iso").toString());
+            .with("VM_IMAGE", Guest.standin().resolve("iso-images/dfly-x86_64-6.4.2_REL.iso").toString());
     private static final Path LOG = Guest.BUILD.resolve("test/by-hand.log");
     private static final Path DISK = HAND.file(".install").resolve("by-hand.qcow2");
     private static final Path CLEAN = HAND.file("-clean.qcow2");
@@ -47,7 +47,7 @@ final class ByHandTest {
     @Test
     @Order(1)
     void whatThePrintedInstructionsSayGivesAVmLikeAnother() throws Exception {
-        try (Mirror mirror = new Mirror(Guest.STANDIN).start()) {
+        try (Mirror mirror = new Mirror(Guest.standin()).start()) {
             Guest guest = HAND.withFirmware(mirror.port(), "");
             guest.setup("disk", "--disk-size", "8G").exits(0).answers(DISK.toString());
             Process terminal = guest.atTerminal(LOG, "VmAutoInstall", "by-hand");

@@ -29,10 +29,13 @@ record Guest(Map<String, String> settings) {
     static final Path SAMPLE = Path.of("test/sample").toAbsolutePath();
     /** The phases that the shared VM was installed by. */
     static final Path INSTALLED_PHASES = BUILD.resolve("test/phases installed");
-    /** The mirror's root; AllTests builds it before it runs a class that uses a VM. */
-    static final Path STANDIN = Path.of(System.getProperty("standin", "the-stand-in-was-not-built"));
     /** Ends whatever hangs. An installation takes three minutes on two idle cores without KVM, three times that on busy ones. */
     private static final Duration LIMIT = Duration.ofMinutes(15);
+
+    /** The mirror's root; AllTests builds it before it runs a class that uses a VM. */
+    static Path standin() {
+        return Path.of(System.getProperty("standin", "the-stand-in-was-not-built"));
+    }
 
     /** The VM that InstallTest installs and the other tests share. Its directory's name holds what paths trip over. */
     static Guest installed() {

@@ -39,7 +39,7 @@ final class InstallFaultsTest {
 
     private static final Guest GUEST = Guest.installed();
     private static final Guest TWIN = Guest.in(Guest.BUILD.resolve("test/broken"))
-            .with("VM_IMAGE", Guest.STANDIN.resolve("iso-images/dfly-x86_64-6.4.2_REL.iso").toString(), "VM_TIME_LIMIT", "6m"); // of which a sixth may be silence
+            .with("VM_IMAGE", Guest.standin().resolve("iso-images/dfly-x86_64-6.4.2_REL.iso").toString(), "VM_TIME_LIMIT", "6m"); // of which a sixth may be silence
     private static final Path INSTALL = TWIN.file(".install");
     private static final Path CLEAN = TWIN.file("-clean.qcow2");
     private static final Path OUTPUT = Guest.BUILD.resolve("test/install-faults.txt");
@@ -48,7 +48,7 @@ final class InstallFaultsTest {
 
     @BeforeAll
     static void start() throws IOException {
-        mirror = new Mirror(Guest.STANDIN).start();
+        mirror = new Mirror(Guest.standin()).start();
         small = Files.createDirectories(Guest.BUILD.resolve("test/small phases"));
         for (String script : List.of("phase1-install.sh", "phase2-update.sh", "phase3-provision.sh")) {
             Path file = Files.writeString(small.resolve(script), """

@@ -39,7 +39,7 @@ final class InstallTest {
             GUEST.ctl("destroy", "--yes");
             Guest.delete(GUEST.vmDir());
         }
-        mirror = new Mirror(Guest.STANDIN).start();
+        mirror = new Mirror(Guest.standin()).start();
     }
 
     @AfterAll

@@ -56,7 +56,7 @@ final class ManualTest {
         Path jbang = Files.createDirectories(scratch.resolve("bin")).resolve("jbang");
         Files.writeString(jbang, "#!/bin/sh\nexec '" + Guest.BUILD.resolve("jbang") + "' \"$@\"\n");
         Files.setPosixFilePermissions(jbang, PosixFilePermissions.fromString("rwxr-xr-x"));
-        mirror = new Mirror(Guest.STANDIN).start();
+        mirror = new Mirror(Guest.standin()).start();
         guest = Guest.installed().withFirmware(mirror.port(), "").with("VM_PROJECT", scratch.resolve("go-synth").toString(),
                 "VM_PHASES", Guest.INSTALLED_PHASES.toString(),
                 "PATH", jbang.getParent() + ":" + System.getenv("PATH"));
@@ -129,12 +129,14 @@ final class ManualTest {
         byHand.ctl("destroy", "--yes").exits(0);
     }
 
+    /** With small suites: MakeTest runs the real ones. */
     private static void typeOnTheVm(String line) {
         boolean down = line.endsWith("make vm-start");
         if (guest.qemus().isEmpty() != down) {
             guest.ctl(down ? "stop" : "start").exits(0);
         }
-        type(guest, TOP, line).exits(0);
+        type(guest.with("VM_TEST_UNIT", "go test -v -short ./internal/words ./stats", "VM_TEST_INTEGRATION", "go test -v ./stats",
+                "VM_TEST_PHASE4", "doas go test -v ./stats"), TOP, line).exits(0);
     }
 
     /**

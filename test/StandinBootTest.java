@@ -28,7 +28,7 @@ import org.junit.jupiter.api.Test;
 @Tag("vm")
 final class StandinBootTest {
 
-    private static final Path ISO = Guest.STANDIN.resolve("iso-images/dfly-x86_64-6.4.2_REL.iso");
+    private static final Path ISO = Guest.standin().resolve("iso-images/dfly-x86_64-6.4.2_REL.iso");
     private static final Path BUILD_SCRIPT = Path.of("test/standin/build.sh").toAbsolutePath();
     private static final Path DISKS = Guest.BUILD.resolve("test/standin disks");
 
@@ -301,7 +301,7 @@ final class StandinBootTest {
         String text = Files.readString(script);
         assertTrue(text.contains("for m in virtio_pci "), text);
         Files.writeString(script, text.replace("for m in virtio_pci ", "for m in virtio_pci no-such_module "));
-        Path builds = Guest.STANDIN.getParent();
+        Path builds = Guest.standin().getParent();
         TreeSet<String> before = names(builds);
         Guest.installed().run(List.of("sh", script.toString(), builds.toString())).exits(69).says("has no module no-such_module");
         assertEquals(before, names(builds));

@@ -305,7 +305,9 @@ chmod 755 "$root/boot/kernel/kernel" "$root/boot/loader"
 cp "$here/guest/cd/boot/loader.conf" "$root/boot/loader.conf"
 
 # The disk's boot code: the mbr jumps to sector 2112, 32 KB into the slice, where disklabel -B puts boot2.
+# The second line spares an emulated kernel 0.7 s of the 6.9 s of a boot: checks of its own, and measuring the clock.
 args='quiet loglevel=1 console=tty0 panic=0 net.ifnames=0 mitigations=off nowatchdog'
+args="$args nokaslr tsc=reliable no_timer_check cryptomgr.notests lsm= audit=0 init_on_alloc=0"
 printf 'linux (hd0,msdos2)/kernel/kernel %s standin.boot=disk\ninitrd (hd0,msdos2)/loader\nboot\n' "$args" >"$work/boot/disk.cfg"
 grub-mkimage -O i386-pc -p '(hd0,msdos2)/boot' -c "$work/boot/disk.cfg" -o "$work/boot/core.img" biosdisk part_msdos ext2 linux
 le64() { printf "$(printf '\\%03o\\%03o\\0\\0\\0\\0\\0\\0' $(($1 & 255)) $(($1 >> 8)))"; }
