@@ -263,8 +263,9 @@ final class VmAutoInstall implements Callable<Integer> {
     static final class LimitOption {
         @Option(names = "--time-limit", descriptionKey = "VM_TIME_LIMIT", paramLabel = "TIME",
                 converter = TimeLimit.class,
-                description = "For each phase, the check of the new disk, and provision, as 90m or 2h; the console may "
-                        + "be silent a sixth of that (VM_TIME_LIMIT; default: 60m, emulated 4h).")
+                description = "The limit for each phase and for provision, as 90m or 2h. A phase whose console is "
+                        + "silent for a sixth of it is ended, too (VM_TIME_LIMIT; default: 60m, emulated and for "
+                        + "provision 4h).")
         Duration time;
 
         Duration with(String accel) {
@@ -322,7 +323,8 @@ final class VmAutoInstall implements Callable<Integer> {
         Start start = force ? new Start(1, "--force") : from != null ? new Start(from, "--from")
                 : installation.firstChange(all, Installation.DISKS);
         if (Files.exists(files.clean()) && !changed.equals(start) && changed.phase <= LAST) {
-            say("phase " + changed.phase + " of the installed VM: " + changed.why);
+            say("the installed VM is not what these phases make now (phase " + changed.phase + ": " + changed.why
+                    + ")");
         }
         say(start.phase > to ? "phases 1 to " + to + " are done" : "beginning at phase " + start.phase + ": "
                 + start.why);
@@ -331,9 +333,9 @@ final class VmAutoInstall implements Callable<Integer> {
 
     @Command(name = "by-hand", description = {"Install by hand, with the serial console on this terminal", "",
         "Boots the installer with a blank disk and a CD with the phase scripts, and prints what to type. If the disk "
-            + "can boot already, it is booted. When the machine powers off, the disk is checked: if it is provisioned, "
+            + "can boot already, it is booted. When the guest powers off, the disk is checked: if it is provisioned, "
             + "it becomes the VM's disk. Otherwise it stays in VM_DIR/NAME.install/by-hand.qcow2, and the same command "
-            + "continues with it; vm-setup disk makes it blank again. Ctrl-] shuts the machine down, a second Ctrl-] "
+            + "continues with it; vm-setup disk makes it blank again. Ctrl-] shuts the guest down, a second Ctrl-] "
             + "kills it. The screen is VNC on a unix socket."},
             footer = {"  vm-auto-install by-hand", "  vm-auto-install by-hand --vm-name mine --disk-size 60G"})
     int byHand(@Mixin MachineOptions machine, @Mixin PhasesOption phases, @Mixin DportsOption dports,
@@ -362,7 +364,7 @@ final class VmAutoInstall implements Callable<Integer> {
     }
 
     private static final String BY_HAND_HELP = """
-            This terminal is the machine's serial line. Ctrl-] shuts the machine down; a second one kills it.
+            This terminal is the guest's serial console. Ctrl-] shuts the guest down; a second Ctrl-] kills it.
             Its screen is VNC on the unix socket %s
 
             To install: press 9 at the boot menu, type "set console=comconsole", then "boot", and log in as root.
@@ -370,7 +372,8 @@ final class VmAutoInstall implements Callable<Integer> {
 
               mount_cd9660 /dev/cd1 /mnt && sh /mnt/phase1.sh
 
-            Once the disk boots: log in as root (phase 1 sets the password in %s)
+            Then the check of the disk fails, as the system is not provisioned yet. Run the same command again: it boots
+            the disk. Log in as root (phase 1 sets the password in %s)
             and type this, which provisions the system and powers off:
 
               mount_cd9660 /dev/cd1 /mnt && sh /mnt/setup.sh
@@ -448,7 +451,8 @@ final class VmAutoInstall implements Callable<Integer> {
 
     @Command(name = "clean-phases", description = {
         "Delete the unfinished files of a killed run; with --disks the phase disks too", "",
-        "The VM needs none of them. Without the disks a changed phase 3 begins at phase 1."},
+        "The VM needs none of them. After --disks the next installation begins at phase 1, even if only phase 3 "
+            + "has changed."},
             footer = "  vm-auto-install clean-phases --disks")
     int cleanPhases(@Option(names = "--disks", description = "The phases' disks too.") boolean disks) throws Exception {
         VmFiles files = files(null);
@@ -575,7 +579,7 @@ final class VmAutoInstall implements Callable<Integer> {
                     + ": " + String.join(", ", clones)
                     + "; destroy them first, each with vm-ctl destroy --vm-name CLONE");
         }
-        confirm("replace VM " + files.name + " with all its snapshots", yes);
+        confirm("replace VM " + files.name + " and delete its disks and snapshots", yes);
     }
 
     /** Turns "auto" into the accelerator that it stands for. In a dry run nothing is measured. */
@@ -668,8 +672,8 @@ final class VmAutoInstall implements Callable<Integer> {
         Path replaceCleanDisk(Path disk, Purpose check, Path iso) throws Exception {
             JsonObject versions = check(disk, check);
             installation.place(disk, check == Purpose.CHECK, object("version", machine.version, "iso", iso.toString(),
-                    "isoSha256", sha256(iso), "versions", versions, "accelerator", machine.accel, "qemu", Qemu.version(),
-                    "finished", Instant.now().toString()));
+                    "isoSha256", sha256(iso), "versions", versions, "accelerator", machine.accel,
+                    "qemu", Qemu.version(), "finished", Instant.now().toString()));
             say.accept(files.name + " is installed: " + versions.getString("uname") + ", " + versions.getString("go")
                     + "; start it: vm-ctl start");
             return files.clean();
@@ -1095,7 +1099,8 @@ final class VmAutoInstall implements Callable<Integer> {
             try (InputStream image = Files.newInputStream(iso)) {
                 image.skip(0x8001);
                 if (!new String(image.readNBytes(5), ISO_8859_1).equals("CD001")) {
-                    throw new VmException(69, iso + " is not an ISO 9660 image");
+                    throw new VmException(69, iso + " is not an ISO 9660 image: delete it and run vm-setup, or "
+                            + "name an installer with VM_IMAGE");
                 }
             }
             return iso;
@@ -2387,8 +2392,8 @@ final class VmAutoInstall implements Callable<Integer> {
         // normalized first, as when it is used: the system would follow a link before the ".." behind it
         Path named = project.startsWith("~") ? userPath(project) : directory.resolve(project).normalize();
         if (!Files.exists(named) || !named.toRealPath().startsWith(directory.toRealPath())) {
-            throw new VmException(2, "VM_PROJECT in vm.env must be a directory in or below that file's own, which this "
-                    + "is not: " + project + "; name it with --project, or move vm.env away and put VM_PROJECT into "
+            throw new VmException(2, "VM_PROJECT in vm.env is " + project + ", which is no directory in or below that "
+                    + "of vm.env: name it with --project, or move vm.env away and put VM_PROJECT into "
                     + "~/.go-synth/vm.env");
         }
     }

@@ -135,8 +135,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * "clean". Beside QEMU a small shell loop looks every 30 s whether {@code <name>.console.log} or QEMU's own log is
  * larger than 10 MB; if so, it keeps the end, as in {@code <name>.console.log.1}, and empties the log.
  *
- * <p>A snapshot puts an empty overlay on the working disk and works on that from then on, so no disk is copied, and
- * none changes once something builds on it. The RAM of a running guest goes to a file while the guest stands still, for
+ * <p>A snapshot puts an empty overlay on the working disk, and the VM works on that overlay from then on. So no disk
+ * is copied. The RAM of a running guest goes to a file while the guest stands still, for
  * a second or so; then the guest goes on in the same QEMU. A restore starts a new QEMU with a fresh overlay and that
  * RAM.
  *
@@ -155,7 +155,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
         optionListHeading = "%nOptions:%n", commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n",
         exitCodeListHeading = "%nExit codes:%n",
         description = {"Start, stop, snapshot and restore the DragonFlyBSD test VM", "",
-            "It runs on an overlay on the disk that vm-auto-install or import made; VM_DIR/NAME.qcow2 is a link to it. "
+            "The VM works on an overlay over the disk that vm-auto-install or import made. VM_DIR/NAME.qcow2 is a "
+                + "link to that overlay. "
                 + "The first that is set counts: option, environment, vm.env (KEY=VALUE lines) in the "
                 + "working directory, ~/.go-synth/vm.env."},
         footer = {"  vm-ctl start", "  vm-ctl exec -- uname -a", "  vm-ctl snapshot before-upgrade",
@@ -287,9 +288,9 @@ final class VmCtl {
 
         @Option(names = "--net", descriptionKey = "VM_NET", paramLabel = "NET",
                 converter = Network.class,
-                description = "user; or offline: the guest reaches nothing, not even this machine, and is reached by "
-                        + "ssh and forwarded ports alone (VM_NET; default: user, but a VM that was not stopped keeps "
-                        + "what it has).")
+                description = "user: the guest reaches the internet and this machine; or offline: it reaches nothing, "
+                        + "and only ssh and forwarded ports reach it (VM_NET; default: user, but a VM that was not "
+                        + "stopped keeps what it has).")
         String net;
 
         @Option(names = "--forward", paramLabel = "HOST:GUEST",
@@ -354,8 +355,8 @@ final class VmCtl {
     @Command(name = "start",
             description = {"Start the VM and wait until ssh answers.", "",
                 "The first start after an installation takes the snapshot clean, disk and RAM. If nothing was written "
-                    + "since a snapshot, a start restores its RAM, unless QEMU, accelerator, CPU, memory or processors "
-                    + "differ from then, or the guest does not answer: then it boots the disk. A paused VM goes on."},
+                    + "since a snapshot, a start restores its RAM. It boots the disk instead if QEMU, its arguments or "
+                    + "the hardware have changed, or if the guest does not answer. A paused guest resumes."},
             footer = {"  vm-ctl start", "  vm-ctl start --memory 4G --forward 8080:80",
                 "  vm-ctl start --dry-run    # prints the commands that it would run"})
     void start(@Mixin MachineOptions options,
@@ -422,10 +423,10 @@ final class VmCtl {
 
     @Command(name = "status",
             description = {"Show the VM's state, without waiting for the guest.", "",
-                "The state is running, starting, paused, panicked, hung, stopped, or gone (it ended without being "
-                    + "stopped). With it come what the VM was started with, the size of its disk (as the guest sees "
-                    + "it, and here), how many backing files that disk has, its snapshots, and which of them have RAM "
-                    + "that can be used."},
+                "The state is running, starting, paused, panicked (or the boot failed), hung (QEMU does not answer), "
+                    + "stopped, or gone (QEMU ended by itself). With it come what the VM was started with, the size of "
+                    + "its disk (as the guest sees it, and here), how many backing files that disk has, its "
+                    + "snapshots, and which of them have RAM that can be used."},
             footer = {"  vm-ctl status --guest", "  vm-ctl status --json"})
     int status(@Option(names = "--json",
             description = "Print {name, state, reason, cloneOf, temporary, pid, port, accel, memory, cpus, "
@@ -537,9 +538,9 @@ final class VmCtl {
 
     @Command(name = "restore",
             description = {"Go back to a snapshot. The working disk is deleted without asking.", "",
-                "After one with RAM the VM runs, its clock set; if the RAM cannot be used, the disk is booted. After "
-                    + "one without RAM the VM runs or is stopped, as before. The snapshots stay. A running VM keeps "
-                    + "the port, the forwards and the kind of network that it was started with."},
+                "If the snapshot has RAM, the guest runs from it, and its clock is set; if the RAM cannot be used, "
+                    + "the disk is booted. If it has none, the VM runs or is stopped, as before. The snapshots stay. A "
+                    + "running VM keeps the port, the forwards and the kind of network that it was started with."},
             footer = {"  vm-ctl restore", "  vm-ctl restore before-upgrade",
                 "  vm-ctl restore --cold    # boot, do not use the RAM"})
     void restore(@Mixin MachineOptions options,
@@ -574,8 +575,8 @@ final class VmCtl {
         options.check(command());
         for (String option : List.of("--forward", "--ssh-port")) {
             if (command().commandLine().getParseResult().hasMatchedOption(option)) {
-                throw wrongUsage(option + " does not go with clone: each clone has ports of its own (vm-ctl "
-                        + "restart " + option + ")");
+                throw wrongUsage(option + " does not go with clone, as each clone has ports of its own: give it to "
+                        + "vm-ctl restart, with VM_NAME set to the clone's name");
             }
         }
         openExistingVm();
@@ -608,7 +609,8 @@ final class VmCtl {
                 "", "Whoever has the file can log in to VMs made from it. The disk is flattened, so that it needs no "
                     + "backing file, and compressed. Without --with-ram, it is the disk that restore --cold would "
                     + "boot. The file is a tar file that begins with a manifest: versions, hardware, size and SHA-256 "
-                    + "of each part. The export needs up to twice its size beside it. The VM may run."},
+                    + "of each part. While it is written, its directory needs room for "
+                    + "up to twice its size. The VM may run."},
             footer = {"  vm-ctl export ~/dfly.image", "  vm-ctl export ~/built.image --snapshot built --with-ram",
                 "  vm-ctl export --list ~/dfly.image"})
     void exportImage(@Parameters(paramLabel = "FILE", description = "The file; one that is there is replaced.")
@@ -678,7 +680,7 @@ final class VmCtl {
             throw unavailable("VM " + files.name() + " is running; stop it first: vm-ctl stop");
         } else if (vmNames(files.dir()).contains(files.name())) {
             clones().refuseIfCloned(null, "replace " + files.name());
-            confirm("replace VM " + files.name() + " with all its disks and snapshots", yes);
+            confirm("replace VM " + files.name() + " and delete its disks and snapshots", yes);
         }
     }
 
@@ -726,11 +728,11 @@ final class VmCtl {
     }
 
     @Command(name = "ssh", description = {"Open a shell in the guest, as root.", "",
-                "It is ssh -F VM_DIR/ssh_config NAME, which works for every tool."},
+                "It runs ssh -F VM_DIR/ssh_config NAME. scp, rsync and other tools can use that file, too."},
             footer = {"  vm-ctl ssh", "  vm-ctl ssh -- -t top", "  vm-ctl ssh -- -L 8080:127.0.0.1:80"})
     int ssh(@Parameters(arity = "0..*", paramLabel = "WORD",
-            description = "A command for root's shell, or after -- options for "
-                    + "ssh, too (default: none, a shell on this terminal).") List<String> words) throws IOException {
+            description = "A command to run; after -- also options for ssh "
+                    + "(default: a shell on this terminal).") List<String> words) throws IOException {
         openRunningVm();
         String[] more = words == null ? new String[0] : words.toArray(String[]::new);
         return sshResult(interactive(guestSsh.command(more), null, null));
@@ -1468,9 +1470,10 @@ final class VmCtl {
      * of the VM they come from, or by list.
      */
     record Temporary(VmFiles files, Snapshots snapshots, Clones clones, Consumer<String> say) {
-        static final String OPTION = "Delete it once no process holds an fcntl lock on this file any more. The file "
-                + "must be in VM_DIR, and its name must end in .lock.";
-        static final String NOT_DELETED = "what is temporary could not be deleted now, a later command tries again";
+        static final String OPTION = "When no process holds an fcntl lock on this file any more, the next command "
+                + "that changes the VM, or list, deletes it. The file must be in VM_DIR, and its name must end in "
+                + ".lock.";
+        static final String NOT_DELETED = "what is temporary could not be deleted now; a later command tries again";
 
         /** The lock file that the user gave, relative to VM_DIR; 2 if it cannot be used. Null if none was given. */
         String lockFile(Path given) throws IOException {
@@ -1546,7 +1549,7 @@ final class VmCtl {
             List<String> deleted = new ArrayList<>();
             attempt(say, NOT_DELETED, () -> {
                 for (String clone : leftClones(true)) {
-                    attempt(say, "temporary clone " + clone + " could not be deleted now, a later command tries again",
+                    attempt(say, "temporary clone " + clone + " could not be deleted now; a later command tries again",
                             () -> {
                                 deleteClone(new VmFiles(files.dir(), clone));
                                 deleted.add("clone " + clone);
@@ -1702,7 +1705,7 @@ final class VmCtl {
                     throw unavailable("the RAM of " + below.name() + " cannot be used: " + problem + "; a temporary "
                             + "clone is not booted, as what the guest wrote last could be missing");
                 }
-                say.accept("the RAM of " + below.name() + " cannot be used: " + problem + "; booting its disk");
+                say.accept("booting its disk, as the RAM of " + below.name() + " cannot be used: " + problem);
             }
             Duration left = plan.timeout().minusNanos(System.nanoTime() - begun);
             boot(plan, left.compareTo(MIN_BOOT) < 0 ? MIN_BOOT : left, below, problem, before);
@@ -1895,7 +1898,8 @@ final class VmCtl {
         private void takeStopped(String name, JsonObject details) throws IOException {
             requireDisk();
             if (files.workingDisk().isEmpty()) {
-                throw unavailable(files.name() + " has no disk of its own to keep: vm-ctl start makes one");
+                throw unavailable(files.name() + " was never started, so there is nothing to snapshot: run vm-ctl "
+                        + "start first");
             }
             Path disk = requireWorkingDisk();
             try (Undo undo = new Undo(say)) {
@@ -2268,7 +2272,7 @@ final class VmCtl {
          * again.
          */
         void cleanUp() {
-            attempt(say, "could not clean up now, a later command tries again", () -> {
+            attempt(say, "could not clean up now; a later command tries again", () -> {
                 Set<Path> tried = new HashSet<>();
                 for (Optional<Layers> layers = deleteUnused(); layers.isPresent(); layers = deleteUnused()) {
                     Path layer = layers.get().mergeable(tried).orElse(null);
@@ -2279,7 +2283,7 @@ final class VmCtl {
                     Path overlay = layers.get().overlaysOn(layer).get(0);
                     try (Progress progress = new Progress("cleaning up", say)) {
                         progress.stage("merging disks");
-                        attempt(say, "a layer of the disk could not be merged now, a later command tries again",
+                        attempt(say, "an overlay could not be merged now; a later command tries again",
                                 () -> merge(layer, overlay));
                     }
                 }
@@ -4211,7 +4215,7 @@ final class VmCtl {
             if (!awaitFree(port)) {
                 throw unavailable("port " + port + " of 127.0.0.1 " + holder(port).map("is taken by "::concat)
                         .orElse(port < 1024 ? "is for root alone, or taken by another user"
-                                : "is taken by another user's process") + ": choose another");
+                                : "is taken by another user's process") + ": choose another port");
             }
         }
 
@@ -5212,8 +5216,8 @@ final class VmCtl {
         // normalized first, as when it is used: the system would follow a link before the ".." behind it
         Path named = project.startsWith("~") ? userPath(project) : directory.resolve(project).normalize();
         if (!Files.exists(named) || !named.toRealPath().startsWith(directory.toRealPath())) {
-            throw new VmException(2, "VM_PROJECT in vm.env must be a directory in or below that file's own, which this "
-                    + "is not: " + project + "; name it with --project, or move vm.env away and put VM_PROJECT into "
+            throw new VmException(2, "VM_PROJECT in vm.env is " + project + ", which is no directory in or below that "
+                    + "of vm.env: name it with --project, or move vm.env away and put VM_PROJECT into "
                     + "~/.go-synth/vm.env");
         }
     }
@@ -5416,7 +5420,7 @@ final class VmCtl {
             case "running", "inmigrate", "prelaunch" -> null;
             case "unknown" -> "QEMU (pid " + pid + ") does not answer: if it was stopped, kill -CONT " + pid
                     + " lets it go on; vm-ctl stop --force ends it";
-            case "internal-error" -> "the guest stopped by an internal error of QEMU: vm-ctl restart --force boots it";
+            case "internal-error" -> "an internal error of QEMU stopped the guest: vm-ctl restart --force boots it";
             case "io-error" -> "the disk of this machine is full, so the guest stands still: free some space, then "
                     + "vm-ctl start";
             default -> "the guest stands still (" + state + "): vm-ctl start lets it go on";

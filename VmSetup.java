@@ -165,8 +165,8 @@ final class VmSetup implements Callable<Integer> {
     String imageOption;
 
     @Option(names = "--trust-mirror", scope = ScopeType.INHERIT,
-            description = "fetch, check: skip the checksums in this script, for an image of your own with a release's "
-                    + "name; also allow an http mirror for a version without known checksums.")
+            description = "fetch, check: do not compare the checksums in this script, for an installer of your own "
+                    + "with a release's name. It also allows an http mirror for a version without known checksums.")
     boolean trustMirror;
 
     @Option(names = "--disk-size", descriptionKey = "VM_DISK_SIZE",
@@ -254,7 +254,8 @@ final class VmSetup implements Callable<Integer> {
             if (Files.exists(disk)) {
                 ProcessResult info = run(Duration.ofMinutes(1), List.of("qemu-img", "info", disk.toString()));
                 if (info.getExitValue() != 0 && info.outputUTF8().contains("\" lock")) { // QEMU locks the disks it uses
-                    throw new VmException(69, disk + " is in use by a QEMU process: end that process first");
+                    throw new VmException(69, disk + " is in use by a QEMU process, as of an installation by hand: end "
+                            + "that first, with Ctrl-] in its terminal");
                 }
                 if (!yes) {
                     throw new VmException(2, disk + " is there (" + Files.size(disk) / MB + " MB), and nothing was "
@@ -408,7 +409,7 @@ final class VmSetup implements Callable<Integer> {
         static void require(String what, String algorithm, String actual, String expected) {
             if (actual != null && expected != null && !actual.equals(expected)) {
                 throw new VmException(1, what + " has the " + algorithm + " " + actual + ", not " + expected
-                        + ": damaged, or another file");
+                        + ", so it is damaged, or another file");
             }
         }
 
@@ -480,7 +481,7 @@ final class VmSetup implements Callable<Integer> {
             } catch (VmException failed) {
                 throw new VmException(failed.exitCode, failed.getMessage() + (file(".bz2.part").toFile().length() > 0
                         ? ". The part is kept: run it again to resume"
-                        : ". Set VM_MIRROR to another one, or VM_IMAGE to a file"));
+                        : ". Choose another mirror with VM_MIRROR, or name a local installer with VM_IMAGE"));
             }
         }
 
@@ -551,7 +552,7 @@ final class VmSetup implements Callable<Integer> {
                 ByteBuffer magic = ByteBuffer.allocate(5);
                 channel.read(magic, 0x8001);
                 if (!new String(magic.array(), UTF_8).equals("CD001")) {
-                    throw new VmException(1, what + " holds no ISO 9660 image");
+                    throw new VmException(1, what + " holds no ISO 9660 image, so it is no installer");
                 }
                 channel.force(true); // or a power failure could leave an empty file with the name of a verified one
             }
@@ -584,9 +585,9 @@ final class VmSetup implements Callable<Integer> {
         Sums sums(URI mirror) throws InterruptedException {
             String archive = release.archive();
             if (mirror.getScheme().equals("http") && !release.trustMirror && release.known == null) {
-                throw new VmException(2, mirror + " is skipped: no checksums are known for DragonFly "
-                        + release.version + ", and over http anybody could replace the file: use an https mirror, "
-                        + "or " + withOption("--trust-mirror"));
+                throw new VmException(2, mirror + " is skipped, as no checksums are known for DragonFly "
+                        + release.version + ", and over http anybody could replace the file: it needs an https "
+                        + "mirror, or " + withOption("--trust-mirror"));
             }
             try {
                 String text = http.text(mirror.resolve("md5.txt"));
@@ -1113,7 +1114,8 @@ final class VmSetup implements Callable<Integer> {
         /** What to do where only emulation works. */
         String fix() throws IOException {
             return !isMac() && !opens(kvm) ? obstacle().fix
-                    : "emulation is used, which is slow; KVM is fast on a host that is no VM";
+                    : "use a host that is no VM, or switch on nested virtualization for this one; until then "
+                    + "emulation is used, which is slow";
         }
 
         private Obstacle obstacle() throws IOException {
@@ -1431,8 +1433,8 @@ final class VmSetup implements Callable<Integer> {
         // normalized first, as when it is used: the system would follow a link before the ".." behind it
         Path named = project.startsWith("~") ? userPath(project) : directory.resolve(project).normalize();
         if (!Files.exists(named) || !named.toRealPath().startsWith(directory.toRealPath())) {
-            throw new VmException(2, "VM_PROJECT in vm.env must be a directory in or below that file's own, which this "
-                    + "is not: " + project + "; name it with --project, or move vm.env away and put VM_PROJECT into "
+            throw new VmException(2, "VM_PROJECT in vm.env is " + project + ", which is no directory in or below that "
+                    + "of vm.env: name it with --project, or move vm.env away and put VM_PROJECT into "
                     + "~/.go-synth/vm.env");
         }
     }

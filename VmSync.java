@@ -152,8 +152,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
         optionListHeading = "%nOptions:%n",
         commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
         description = {"Copy a project into the running VM, and results back", "",
-            "Without a command it makes VM_REMOTE_DIR in the guest equal to VM_PROJECT, except what is left alone "
-                + "on both sides: VM_DIR, a *.db at the top that git does not track, the built binary "
+            "Without a command it makes VM_REMOTE_DIR in the guest equal to VM_PROJECT. Some files are neither sent "
+                + "nor deleted in the guest: VM_DIR, a *.db at the top that git does not track, the built binary "
                 + "(a file named like the project), and what --exclude says. Of .git it sends what git needs to read "
                 + "the repository, without remotes, logs and hooks. It reads VM_DIR/ssh_config and VM_DIR/NAME.ssh/, "
                 + "and keeps notes for the next sync in VM_DIR/NAME.sync/. The first that is set counts: option, "
@@ -1361,7 +1361,7 @@ final class VmSync implements Callable<Integer> {
                         + " && cd " + Destination.PART + " && tar -xpf - && exec sh apply",
                         out -> send(out, job.project(), changes), LimitedOutput::readAnswer);
                 if (answer.status() != 0) {
-                    messages.add("not all could be changed in the guest: " + answer.errors());
+                    messages.add("some files could not be changed in the guest: " + answer.errors());
                 }
             }
             // A deletion that makes room for something else is no news.
@@ -1486,7 +1486,7 @@ final class VmSync implements Callable<Integer> {
         void requireRunning() {
             awaitGuest(vmDirectory(vmDir), name, () -> false); // Ctrl-C ends vm-sync by itself
             if (!Files.exists(Path.of(sshConfig()))) {
-                throw new VmException(69, sshConfig() + " is missing: 'vm-ctl start' writes it once the guest answers");
+                throw new VmException(69, sshConfig() + " is missing: vm-ctl start writes it again");
             }
         }
 
@@ -1838,7 +1838,7 @@ final class VmSync implements Callable<Integer> {
                     // A sparse file is written with its holes. What is left out counts too: it has to be read.
                     long size = Math.max(entry.getSize(), entry.getRealSize());
                     if (size < 0 || size > maxSize - total) {
-                        throw stopped("more than --max-size " + (maxSize >> 20) + "M arrives");
+                        throw stopped("the files are larger than --max-size, which is " + (maxSize >> 20) + "M");
                     }
                     total += size;
                     limited.allow(entry.getSize());
@@ -2398,8 +2398,8 @@ final class VmSync implements Callable<Integer> {
         // normalized first, as when it is used: the system would follow a link before the ".." behind it
         Path named = project.startsWith("~") ? userPath(project) : directory.resolve(project).normalize();
         if (!Files.exists(named) || !named.toRealPath().startsWith(directory.toRealPath())) {
-            throw new VmException(2, "VM_PROJECT in vm.env must be a directory in or below that file's own, which this "
-                    + "is not: " + project + "; name it with --project, or move vm.env away and put VM_PROJECT into "
+            throw new VmException(2, "VM_PROJECT in vm.env is " + project + ", which is no directory in or below that "
+                    + "of vm.env: name it with --project, or move vm.env away and put VM_PROJECT into "
                     + "~/.go-synth/vm.env");
         }
     }
@@ -2562,7 +2562,7 @@ final class VmSync implements Callable<Integer> {
             case "running", "inmigrate", "prelaunch" -> null;
             case "unknown" -> "QEMU (pid " + pid + ") does not answer: if it was stopped, kill -CONT " + pid
                     + " lets it go on; vm-ctl stop --force ends it";
-            case "internal-error" -> "the guest stopped by an internal error of QEMU: vm-ctl restart --force boots it";
+            case "internal-error" -> "an internal error of QEMU stopped the guest: vm-ctl restart --force boots it";
             case "io-error" -> "the disk of this machine is full, so the guest stands still: free some space, then "
                     + "vm-ctl start";
             default -> "the guest stands still (" + state + "): vm-ctl start lets it go on";

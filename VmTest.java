@@ -98,7 +98,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
         descriptionHeading = "%n", parameterListHeading = "%n", optionListHeading = "%nOptions:%n",
         commandListHeading = "%nCommands:%n", footerHeading = "%nExamples:%n", exitCodeListHeading = "%nExit codes:%n",
         customSynopsis = {"vm-test [OPTIONS] SUITE... [-- FLAG...]", "       vm-test --failed [OPTIONS] [SUITE...]",
-            "       vm-test list", "       vm-test run [OPTIONS] -- CMD [ARG...]",
+            "       vm-test list", "       vm-test run [OPTIONS] CMD [ARG...]",
             "       vm-test merge [OPTIONS] FILE..."},
         description = {"Build a project and run its tests in the running VM, and give a verdict", "",
             "The build runs once, then every suite, even if an earlier one fails, in VM_REMOTE_DIR in the guest. A "
@@ -544,7 +544,8 @@ final class VmTest implements Callable<Integer> {
     private static Path writable(Path file) {
         Path named = file == null ? null : written(file);
         if (named != null && (Files.isDirectory(named) || !Files.isWritable(named.getParent()))) {
-            throw new VmException(2, "cannot write " + named + ": name a file in a folder that exists and is writable");
+            throw new VmException(2, "cannot write " + named + ": name a file in a directory that exists and that "
+                    + "you can write to");
         }
         return named;
     }
@@ -1732,7 +1733,8 @@ final class VmTest implements Callable<Integer> {
                         + "; vm-test --sync (or vm-sync) brings it");
                 case "origin" -> refuse(place.directory() + " in the guest came from "
                         + oneLine(text.replaceFirst(" (\\S+)$", " ($1)")) + ", and this project is " + place.origin()
-                        + ": vm-test --sync (or vm-sync) brings this one, or give it a VM_REMOTE_DIR of its own");
+                        + ": vm-test --sync (or vm-sync) puts this one in its place, or give it a VM_REMOTE_DIR of its "
+                        + "own");
                 case "left" -> Optional.ofNullable(leftovers).ifPresent(left -> left.take(text));
                 default -> { } // a suite that knows the mark
             }
@@ -2626,7 +2628,7 @@ final class VmTest implements Callable<Integer> {
                 } else if ((required || none && job.needsTests()) // of a part merge decides
                         && (job.part() == null || job.part().shard().count() == 1)) {
                     add("tests", Outcome.FAIL, what + ", but "
-                            + (required ? "--require-tests asks for some" : "some were chosen"));
+                            + (required ? "--require-tests asks for some" : "some were chosen: check their names"));
                 }
             }
         }
@@ -3266,7 +3268,7 @@ final class VmTest implements Callable<Integer> {
                 }
             } catch (VmException failed) {
                 tell("the clones " + String.join(", ", names) + " could not be removed (" + failed.getMessage()
-                        + "); to try again: vm-ctl list");
+                        + "); vm-ctl list tries again");
             }
         }
     }
@@ -4184,8 +4186,8 @@ final class VmTest implements Callable<Integer> {
         // normalized first, as when it is used: the system would follow a link before the ".." behind it
         Path named = project.startsWith("~") ? userPath(project) : directory.resolve(project).normalize();
         if (!Files.exists(named) || !named.toRealPath().startsWith(directory.toRealPath())) {
-            throw new VmException(2, "VM_PROJECT in vm.env must be a directory in or below that file's own, which this "
-                    + "is not: " + project + "; name it with --project, or move vm.env away and put VM_PROJECT into "
+            throw new VmException(2, "VM_PROJECT in vm.env is " + project + ", which is no directory in or below that "
+                    + "of vm.env: name it with --project, or move vm.env away and put VM_PROJECT into "
                     + "~/.go-synth/vm.env");
         }
     }
@@ -4348,7 +4350,7 @@ final class VmTest implements Callable<Integer> {
             case "running", "inmigrate", "prelaunch" -> null;
             case "unknown" -> "QEMU (pid " + pid + ") does not answer: if it was stopped, kill -CONT " + pid
                     + " lets it go on; vm-ctl stop --force ends it";
-            case "internal-error" -> "the guest stopped by an internal error of QEMU: vm-ctl restart --force boots it";
+            case "internal-error" -> "an internal error of QEMU stopped the guest: vm-ctl restart --force boots it";
             case "io-error" -> "the disk of this machine is full, so the guest stands still: free some space, then "
                     + "vm-ctl start";
             default -> "the guest stands still (" + state + "): vm-ctl start lets it go on";

@@ -544,10 +544,10 @@ final class Bench {
                 removeVmDir();
                 imports.add(seconds(() -> done(script("VmCtl", List.of("import", image.toString()), more.toArray(String[]::new)), 0)));
                 results.add(imports.get(i) + seconds(firstTest));
-                unpacked.add(seconds(() -> done(command("tar", "-C", copy.toString(), "-xf", image.toString()), 0)));
+                unpacked.add(seconds(() -> done(command("sh", "-c", "tar -C \"$1\" -xf \"$0\" && sha256sum \"$0\"", image.toString(), copy.toString()), 0)));
             }
             add(new Row("`vm-ctl export" + option + "`", "`qemu-img convert -c` of the disk alone", 1.5, "x", exports, copies));
-            add(new Row("`vm-ctl import" + option + "`", "`tar -xf` of the file", 3, "x", imports, unpacked));
+            add(new Row("`vm-ctl import" + option + "`", "`tar -xf` and `sha256sum` of the file", 3, "x", imports, unpacked));
             add(new Row("from an empty VM_DIR to the first test result, `vm-ctl import" + option + "`", "the same, installed", 0.5, "x",
                     results, Collections.nCopies(results.size(), installed)));
         }
@@ -918,7 +918,7 @@ final class Bench {
         lines.add("|---|---|---|---|---|---|---|---|---|");
         lines.addAll(merged(parts.size() < 4 ? "" : parts.get(1), rows.stream().map(Row::line).toList()));
         lines.add("");
-        lines.add("| as the work grows | from \u2192 to | work | then | now | time | on |");
+        lines.add("| as the work grows | from \u2192 to | work | time for less | time for more | time | on |");
         lines.add("|---|---|---|---|---|---|---|");
         lines.addAll(merged(parts.size() < 4 ? "" : parts.get(2), growths.stream().map(Growth::line).toList()));
         lines.add("");

@@ -88,7 +88,7 @@ final class ByHandTest {
         Object clean = Files.getAttribute(CLEAN, "unix:ino");
         Files.copy(CLEAN, DISK, StandardCopyOption.REPLACE_EXISTING);
         Files.setPosixFilePermissions(DISK, PosixFilePermissions.fromString("rw-------"));
-        HAND.install("by-hand").exits(2).says("this would replace VM guest with all its snapshots", "--yes");
+        HAND.install("by-hand").exits(2).says("this would replace VM guest and delete its disks and snapshots", "--yes");
         Process tool = HAND.attach(LOG, "VmAutoInstall", "by-hand", "--yes");
         Guest.await(LOG, "login:");
         OutputStream keys = tool.getOutputStream();

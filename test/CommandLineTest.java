@@ -598,7 +598,7 @@ final class CommandLineTest {
                     + "if you wrote this line of vm.env, move it there, else delete it", settings("", "# theirs\n" + line).fault);
         }
         for (String project : List.of("..", "/", "~/.ssh", "link", "link/new", "sub/../../outside", "jump/../../outside", outside.toString())) {
-            assertEquals("VM_PROJECT in vm.env must be a directory in or below that file's own, which this is not: " + project + "; name it with --project, or move vm.env away and put "
+            assertEquals("VM_PROJECT in vm.env is " + project + ", which is no directory in or below that of vm.env: name it with --project, or move vm.env away and put "
                     + "VM_PROJECT into ~/.go-synth/vm.env", settings("", "# theirs\nVM_PROJECT=" + project).fault);
         }
         assertEquals(null, settings("VM_DIR=~/vm\nVM_CTL_CMD=x", "VM_DIR=").fault);
@@ -628,7 +628,7 @@ final class CommandLineTest {
         }
         settings.put("VM_NAME", "");
         Files.writeString(temp.resolve("vm.env"), "VM_PROJECT=${sys:user.home}\n");
-        run("vm-sync").exits(2).saysOnly("vm-sync: VM_PROJECT in vm.env must be a directory in or below that file's own, which this is not: ${sys:user.home};");
+        run("vm-sync").exits(2).saysOnly("vm-sync: VM_PROJECT in vm.env is ${sys:user.home}, which is no directory in or below that of vm.env: ");
         assertEquals(null, settings("VM_MEMORY=_NULL_", "VM_PROJECT=_NULL_").values.get("VM_PROJECT"));
     }
 

@@ -240,7 +240,7 @@ final class ImageFileTest {
         ctl("y", "restore").exits(0);
         Disks.write(imported.workingDisk().orElseThrow(), 7);
         ctl("y", "snapshot", "own").exits(0);
-        ctl("y", "import", file.toString()).exits(2).saysOnly("this would replace VM y with all its disks and snapshots; nothing was changed");
+        ctl("y", "import", file.toString()).exits(2).saysOnly("this would replace VM y and delete its disks and snapshots; nothing was changed");
         try (FakeVm running = new FakeVm(dir, "y")) {
             ctl("y", "import", "--yes", file.toString()).exits(69).says("VM y is running; stop it first");
             assertTrue(VmCtl.isRunning(running.file(".qemu-pid")));

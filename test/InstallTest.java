@@ -85,7 +85,7 @@ final class InstallTest {
         Files.createDirectories(GUEST.file(".snapshots").resolve("of 6.4.0"));
         Files.writeString(GUEST.file("-clean.qcow2"), "6.4.0");
         Files.writeString(GUEST.file(".install").resolve("installed1.inputs"), "DFLY_VERSION=6.4.0\n");
-        withMirror().install().exits(2).says("DFLY_VERSION (6.4.0 -> 6.4.2)", "replace VM guest with all its snapshots", "--yes");
+        withMirror().install().exits(2).says("DFLY_VERSION (6.4.0 -> 6.4.2)", "replace VM guest and delete its disks and snapshots", "--yes");
         assertEquals("6.4.0", Files.readString(GUEST.file("-clean.qcow2")));
     }
 

@@ -1211,7 +1211,7 @@ class VmAutoInstallTest {
         Files.createDirectories(vmDir().resolve("dfly-vm.snapshots/before"));
         for (String[] command : new String[][] {{}, {"by-hand"}}) {
             assertEquals(2, run(command));
-            assertTrue(last.err().contains("with all its snapshots; nothing was changed; to confirm it: --yes"), last.err());
+            assertTrue(last.err().contains("and delete its disks and snapshots; nothing was changed; to confirm it: --yes"), last.err());
         }
         try (FakeVm vm = new FakeVm(vmDir(), "dfly-vm")) {
             for (String record : List.of(Files.readString(vm.file(".pid")), "damaged")) { // the lock alone counts

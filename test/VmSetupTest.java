@@ -295,7 +295,7 @@ final class VmSetupTest {
         String other = "0".repeat(32);
         known = Map.of("7.7.7", new VmSetup.Sums(wrong.equals("archiveMd5") ? other : digest("MD5", archive),
                 wrong.equals("archiveSha256") ? other : digest("SHA-256", archive), wrong.equals("isoMd5") ? other : digest("MD5", image)));
-        assertFailed(run(), 1, words, "not " + other + ": damaged, or another file");
+        assertFailed(run(), 1, words, "not " + other + ", so it is damaged, or another file");
         assertEquals(downloads, downloads().size());
         assertEquals(List.of(), parts());
     }
@@ -321,7 +321,7 @@ final class VmSetupTest {
     @ParameterizedTest
     @CsvSource(delimiter = '|', textBlock = """
             md5=wrong                            |  1 | has the MD5 % damaged, or another file                        | 1
-            404=/iso-images/%s                   | 69 | answered 404, not found % Set VM_MIRROR to another one         | 1
+            404=/iso-images/%s                   | 69 | answered 404, not found % Choose another mirror with VM_MIRROR | 1
             404=/iso-images/md5.txt              | 69 | md5.txt answered 404, not found                               | 0
             503=/iso-images/%s                   | 69 | failed 5 times in a row % answered 503                        | 5
             503=/iso-images/md5.txt              | 69 | cannot be reached % answered 503                              | 0
@@ -621,7 +621,7 @@ final class VmSetupTest {
         settings.put("VM_IMAGE", scratch.toString());
         assertFailed(run(), 69, scratch + " is no file that can be read");
         settings.put("VM_IMAGE", Files.writeString(scratch.resolve("text.iso"), "hello").toString());
-        assertFailed(run(), 1, "text.iso holds no ISO 9660 image");
+        assertFailed(run(), 1, "text.iso holds no ISO 9660 image, so it is no installer");
         settings.put("VM_IMAGE", Files.write(scratch.resolve("half.iso.bz2"), Arrays.copyOf(archive, 50_000)).toString());
         assertFailed(run(), 1, "half.iso.bz2 cannot be unpacked");
         settings.put("VM_IMAGE", Files.write(scratch.resolve("a.iso"), image).toString());
@@ -757,7 +757,7 @@ final class VmSetupTest {
             Script.Result result = run();
             assertFetched(result);
             assertEquals(bytes < archive.length, result.err().contains("not " + digest("MD5", archive)
-                    + ": damaged, or another file; once more from the start"), result.err());
+                    + ", so it is damaged, or another file; once more from the start"), result.err());
         }
     }
 
@@ -827,13 +827,13 @@ final class VmSetupTest {
     /** Whose word counts. The sums known here are right, wrong, or none are; plain or https; with and without --trust-mirror. */
     @ParameterizedTest
     @CsvSource(delimiter = '|', textBlock = """
-            none  | http  | false | 2 | is skipped: no checksums are known for DragonFly 7.7.7, and over http % use an https mirror, or --trust-mirror
+            none  | http  | false | 2 | is skipped, as no checksums are known for DragonFly 7.7.7, and over http % it needs an https mirror, or --trust-mirror
             none  | http  | true  | 0 | no checksums are known for DragonFly 7.7.7: only the mirror's own md5.txt is compared
             none  | https | false | 0 | no checksums are known for DragonFly 7.7.7: only the mirror's own md5.txt is compared
             none  | https | true  | 0 | no checksums are known for DragonFly 7.7.7: only the mirror's own md5.txt is compared
-            wrong | http  | false | 1 | not 00000000000000000000000000000000: damaged, or another file
+            wrong | http  | false | 1 | not 00000000000000000000000000000000, so it is damaged, or another file
             wrong | http  | true  | 0 | WARNING: --trust-mirror: the known checksums of DragonFly 7.7.7 are NOT checked: only the mirror's own md5.txt is compared
-            wrong | https | false | 1 | not 00000000000000000000000000000000: damaged, or another file
+            wrong | https | false | 1 | not 00000000000000000000000000000000, so it is damaged, or another file
             wrong | https | true  | 0 | WARNING: --trust-mirror: the known checksums of DragonFly 7.7.7 are NOT checked: only the mirror's own md5.txt is compared
             right | http  | false | 0 | is complete, verified
             right | http  | true  | 0 | WARNING: --trust-mirror
@@ -1082,7 +1082,7 @@ final class VmSetupTest {
             qemu.getOutputStream().write("read 0 512\n".getBytes(UTF_8));
             qemu.getOutputStream().flush();
             assertEquals('q', qemu.getInputStream().read()); // its prompt: the disk is open
-            assertFailed(run("disk", "--yes"), 69, disk + " is in use by a QEMU process: end that process first");
+            assertFailed(run("disk", "--yes"), 69, disk + " is in use by a QEMU process, as of an installation by hand: end that first, with Ctrl-] in its terminal");
         } finally {
             qemu.destroyForcibly().waitFor();
         }

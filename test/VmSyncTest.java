@@ -161,7 +161,7 @@ final class VmSyncTest {
             assertEquals("vm-sync: the disk of this machine is full, so the guest stands still: free some space, then vm-ctl start\n",
                     sync().exits(1).err());
             vm.pretend("internal-error");
-            sync().exits(69).says("the guest stopped by an internal error of QEMU: vm-ctl restart --force boots it");
+            sync().exits(69).says("an internal error of QEMU stopped the guest: vm-ctl restart --force boots it");
         } finally {
             VmSync.snapshotPause = before;
         }
@@ -656,7 +656,7 @@ final class VmSyncTest {
         assertEquals(1_000_000, Files.size(temp.resolve("holes")));
         Files.delete(temp.resolve("holes"));
         for (long size : new long[] {1_048_577, Integer.MAX_VALUE}) {
-            assertEquals("stopped, because more than --max-size 1M arrives: kept 0 files, 0 bytes in " + temp,
+            assertEquals("stopped, because the files are larger than --max-size, which is 1M: kept 0 files, 0 bytes in " + temp,
                     refused(new VmSync.Pull(temp, List.of(), null, 1 << 20), new ByteArrayInputStream(sparse("holes", size))));
         }
         assertTrue(refused(new VmSync.Pull(temp, List.of(), null, 1 << 20), new ByteArrayInputStream(sparse("holes", Long.MAX_VALUE))).startsWith("stopped, "));
@@ -674,7 +674,7 @@ final class VmSyncTest {
                     tar.closeArchiveEntry();
                 }
             }
-            assertEquals("stopped, because more than --max-size 1M arrives: kept 1 files, 600000 bytes in " + temp,
+            assertEquals("stopped, because the files are larger than --max-size, which is 1M: kept 1 files, 600000 bytes in " + temp,
                     refused(new VmSync.Pull(temp, List.of(), null, 1 << 20), new ByteArrayInputStream(two.toByteArray())));
             assertEquals(Set.of(".", "first"), tree(temp).keySet());
             Files.delete(temp.resolve("first"));
