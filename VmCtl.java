@@ -136,7 +136,7 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * larger than 10 MB; if so, it keeps the end, as in {@code <name>.console.log.1}, and empties the log.
  *
  * <p>A snapshot puts an empty overlay on the working disk, and the VM works on that overlay from then on. So no disk
- * is copied. The RAM of a running guest goes to a file while the guest stands still, for
+ * is copied. The RAM of a running guest goes to a file while the guest is paused, for
  * a second or so; then the guest goes on in the same QEMU. A restore starts a new QEMU with a fresh overlay and that
  * RAM.
  *
@@ -1990,10 +1990,10 @@ final class VmCtl {
                 onStep.accept("going on");
             }
             say.accept("kept disk and RAM (" + (ram.getLong("ramBytes") >> 20) + " MiB) as " + name + " in "
-                    + seconds(started) + "; the guest stood still for " + pause);
+                    + seconds(started) + "; the guest was paused for " + pause);
         }
 
-        /** The guest stood still, so its clock is late. */
+        /** The guest was paused, so its clock is late. */
         private void setClock() throws IOException {
             if (qemu.isRunning()) {
                 ssh.setClock();
@@ -2216,7 +2216,7 @@ final class VmCtl {
                     files.useDisk(new GuestDisk(qemu).active());
                     new GuestRam(qemu).resume();
                     qemu.write(running.during(Act.NONE));
-                    say.accept("an earlier snapshot was interrupted: the guest goes on");
+                    say.accept("an earlier snapshot was interrupted: the guest resumes");
                     ssh.setClock();
                 }
                 if (qemu.isRunning() && !qemu.runState().equals("unknown")) {
@@ -3019,7 +3019,7 @@ final class VmCtl {
             return console;
         }
 
-        /** Why a guest that stands still cannot be used; 1 if this machine's disk is full. */
+        /** Why a guest that is paused cannot be used; 1 if this machine's disk is full. */
         static VmException standsStill(String state, Running running) {
             return new VmException(state.equals("io-error") ? 1 : 69, standstill(state, running.pid()));
         }
@@ -3030,7 +3030,7 @@ final class VmCtl {
         }
 
         /**
-         * What start does if the VM runs: a guest that stands still goes on, one that shuts down is awaited. False if
+         * What start does if the VM runs: a guest that is paused goes on, one that shuts down is awaited. False if
          * it has ended.
          */
         boolean resume(Plan plan) throws IOException {
@@ -3223,7 +3223,7 @@ final class VmCtl {
                 return new Report("hung", 69, standstill, running);
             } else if (running.act() == Act.SAVING && !state.equals("running")) {
                 return new Report("paused", 0,
-                        "a snapshot is being taken, or was interrupted; if so, vm-ctl start lets the guest go on",
+                        "a snapshot is being taken, or was interrupted; if so, vm-ctl start resumes the guest",
                         running);
             } else if (standstill != null) {
                 return new Report("paused", 0, standstill, running);
@@ -3408,7 +3408,7 @@ final class VmCtl {
         }
 
         /**
-         * A guest that stood still has the time of then. The BSD date takes whole seconds; a try that took long is
+         * A guest that was paused has the time of then. The BSD date takes whole seconds; a try that took long is
          * repeated.
          */
         void setClock() throws IOException {
@@ -3417,7 +3417,7 @@ final class VmCtl {
             for (int attempt = 0; attempt < 3 && (attempt == 0 || delay > 150); attempt++) {
                 Instant started = Instant.now();
                 if (!endsWell(command("date -u " + form.format(started.plusMillis(500 + delay))))) {
-                    say.accept("the guest's clock could not be set; it is late by as long as the guest stood still");
+                    say.accept("the guest's clock could not be set; it is late by as long as the guest was paused");
                     return;
                 }
                 delay = Duration.between(started, Instant.now()).toMillis() / 2;
@@ -3593,7 +3593,7 @@ final class VmCtl {
             }
         }
 
-        /** QEMU's command line. One that takes RAM in waits for it, and then stands still. */
+        /** QEMU's command line. One that takes RAM in waits for it, and then is paused. */
         static List<String> arguments(VmFiles files, Plan plan, int port, Path disk,
                 boolean takesRam) throws IOException {
             List<String> arguments = new ArrayList<>(hasSetsid ? List.of("setsid") : List.of());
@@ -4064,10 +4064,10 @@ final class VmCtl {
         }
     }
 
-    /** The RAM of a guest that stands still: to a file, and from a file into a QEMU that waits for it. */
+    /** The RAM of a guest that is paused: to a file, and from a file into a QEMU that waits for it. */
     record GuestRam(Qemu qemu) {
         /**
-         * Writes the RAM of a guest that stands still to a file; returns its size and checksum, for the snapshot's
+         * Writes the RAM of a guest that is paused to a file; returns its size and checksum, for the snapshot's
          * record. It goes through this process, because QEMU says "completed" also if the program at the other end
          * failed or the disk was full.
          */
@@ -4101,7 +4101,7 @@ final class VmCtl {
                 throw new VmException(full ? 1 : late ? 124 : 69, "the RAM could not be saved: "
                         + (full ? noSpace(file.getParent()) : late ? "it took longer than " + limit.toSeconds() + " s"
                         : reason((IOException) failed))
-                        + (qemu.isRunning() ? "; the guest goes on" : "; QEMU has ended"));
+                        + (qemu.isRunning() ? "; the guest resumes" : "; QEMU has ended"));
             } finally {
                 Files.deleteIfExists(socket);
             }
@@ -5419,11 +5419,11 @@ final class VmCtl {
         return switch (state) {
             case "running", "inmigrate", "prelaunch" -> null;
             case "unknown" -> "QEMU (pid " + pid + ") does not answer: if it was stopped, kill -CONT " + pid
-                    + " lets it go on; vm-ctl stop --force ends it";
+                    + " resumes it; vm-ctl stop --force ends it";
             case "internal-error" -> "an internal error of QEMU stopped the guest: vm-ctl restart --force boots it";
-            case "io-error" -> "the disk of this machine is full, so the guest stands still: free some space, then "
+            case "io-error" -> "the disk of this machine is full, so the guest is paused: free some space, then "
                     + "vm-ctl start";
-            default -> "the guest stands still (" + state + "): vm-ctl start lets it go on";
+            default -> "the guest does not run (" + state + "): vm-ctl start resumes it";
         };
     }
     // end shared:standstill

@@ -1505,7 +1505,7 @@ final class VmSync implements Callable<Integer> {
         }
 
         /**
-         * The guest may have ended or stand still meanwhile, which says more than what ssh makes of it. A QEMU that
+         * The guest may have ended or be paused meanwhile, which says more than what ssh makes of it. A QEMU that
          * ends closes its connections before it is gone, so it gets a second.
          */
         VmException lost(String why) {
@@ -2561,11 +2561,11 @@ final class VmSync implements Callable<Integer> {
         return switch (state) {
             case "running", "inmigrate", "prelaunch" -> null;
             case "unknown" -> "QEMU (pid " + pid + ") does not answer: if it was stopped, kill -CONT " + pid
-                    + " lets it go on; vm-ctl stop --force ends it";
+                    + " resumes it; vm-ctl stop --force ends it";
             case "internal-error" -> "an internal error of QEMU stopped the guest: vm-ctl restart --force boots it";
-            case "io-error" -> "the disk of this machine is full, so the guest stands still: free some space, then "
+            case "io-error" -> "the disk of this machine is full, so the guest is paused: free some space, then "
                     + "vm-ctl start";
-            default -> "the guest stands still (" + state + "): vm-ctl start lets it go on";
+            default -> "the guest does not run (" + state + "): vm-ctl start resumes it";
         };
     }
     // end shared:standstill
@@ -2606,7 +2606,7 @@ final class VmSync implements Callable<Integer> {
     static Duration snapshotPause = Duration.ofSeconds(60);
 
     /**
-     * A running VM: its record, QEMU's word for what the guest does, and why the guest stands still (null if it goes
+     * A running VM: its record, QEMU's word for what the guest does, and why the guest is paused (null if it goes
      * on).
      */
     record GuestState(JsonObject vm, String word, String why) {

@@ -1521,8 +1521,8 @@ final class VmTest implements Callable<Integer> {
         volatile boolean refused;
         /** Why there is no result, and what to do. */
         volatile String trouble;
-        private volatile String standstillNow; // why the guest stands still; null while it goes on
-        /** Why it stood still when the time limit came or the connection was lost. */
+        private volatile String standstillNow; // why the guest is paused; null while it goes on
+        /** Why it was paused when the time limit came or the connection was lost. */
         String standstill;
 
         GuestRun(Place place, String command, Map<String, String> environment, Duration timeout, Leftovers leftovers,
@@ -1606,7 +1606,7 @@ final class VmTest implements Callable<Integer> {
 
         /** Asks QEMU now and then whether the guest is paused, in a thread of its own: QEMU may not answer. */
         private void watchStandstill() {
-            long since = 0; // when it began to stand still
+            long since = 0; // since when it is paused
             boolean told = false;
             while (!over) {
                 GuestState guest = place.guestState();
@@ -1793,7 +1793,7 @@ final class VmTest implements Callable<Integer> {
 
     /**
      * How a command in the guest ended: the verdict; its exit code, or null; what it left behind, and in /tmp; why
-     * there is no result, or null; why the guest stood still, or null; and what else is known of it.
+     * there is no result, or null; why the guest was paused, or null; and what else is known of it.
      */
     record Ending(Verdict verdict, Integer code, List<String> left, List<String> leftInTmp, String trouble,
             String standstill, List<Result> results) {
@@ -4349,11 +4349,11 @@ final class VmTest implements Callable<Integer> {
         return switch (state) {
             case "running", "inmigrate", "prelaunch" -> null;
             case "unknown" -> "QEMU (pid " + pid + ") does not answer: if it was stopped, kill -CONT " + pid
-                    + " lets it go on; vm-ctl stop --force ends it";
+                    + " resumes it; vm-ctl stop --force ends it";
             case "internal-error" -> "an internal error of QEMU stopped the guest: vm-ctl restart --force boots it";
-            case "io-error" -> "the disk of this machine is full, so the guest stands still: free some space, then "
+            case "io-error" -> "the disk of this machine is full, so the guest is paused: free some space, then "
                     + "vm-ctl start";
-            default -> "the guest stands still (" + state + "): vm-ctl start lets it go on";
+            default -> "the guest does not run (" + state + "): vm-ctl start resumes it";
         };
     }
     // end shared:standstill
@@ -4394,7 +4394,7 @@ final class VmTest implements Callable<Integer> {
     static Duration snapshotPause = Duration.ofSeconds(60);
 
     /**
-     * A running VM: its record, QEMU's word for what the guest does, and why the guest stands still (null if it goes
+     * A running VM: its record, QEMU's word for what the guest does, and why the guest is paused (null if it goes
      * on).
      */
     record GuestState(JsonObject vm, String word, String why) {

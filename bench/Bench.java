@@ -331,7 +331,7 @@ final class Bench {
             for (int run = 0; run <= 3; run++) {
                 double command = seconds(() -> done(script("VmCtl", "snapshot", "measured"), 0, vm));
                 // It is told in tenths.
-                double pause = Math.max(0.05, Double.parseDouble(saidLast("the guest stood still for ([\\d.]+) s")));
+                double pause = Math.max(0.05, Double.parseDouble(saidLast("the guest was paused for ([\\d.]+) s")));
                 double restore = seconds(() -> done(script("VmCtl", "restore", "measured"), 0, vm));
                 done(script("VmCtl", "snapshot", "--delete", "measured"), 0, vm);
                 if (run > 0) {
@@ -340,7 +340,7 @@ final class Bench {
                     restores.add(restore);
                 }
             }
-            add(new Row("the guest stands still for `vm-ctl snapshot`, " + sizes.get(i) + " of RAM used",
+            add(new Row("the guest is paused for `vm-ctl snapshot`, " + sizes.get(i) + " of RAM used",
                     "until it is restored from that RAM", 0.50, "x", pauses, sums(pauses, restores)));
             add(new Row("`vm-ctl snapshot`, " + sizes.get(i) + " of RAM used", "the same and a restore of it", 0.60, "x",
                     commands, sums(commands, restores)));
@@ -351,7 +351,7 @@ final class Bench {
         destroyClones();
         String small = sizes.get(0) + " of RAM used";
         String large = sizes.get(2) + " of RAM used";
-        grown("the guest stands still for `vm-ctl snapshot`", small, large, 15, stood[0], stood[2]);
+        grown("the guest is paused for `vm-ctl snapshot`", small, large, 15, stood[0], stood[2]);
         grown("`vm-ctl snapshot` of a running VM", small, large, 15, whole[0], whole[2]);
         grown("`vm-ctl restore` of a running VM", small, large, 15, back[0], back[2]);
     }

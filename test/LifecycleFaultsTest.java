@@ -224,7 +224,7 @@ final class LifecycleFaultsTest {
                 }),
                 fault("the guest is paused for some seconds", () -> {
                     new VmCtl.Qemu(new VmCtl.VmFiles(GUEST.vmDir(), "guest"), message -> { }).qmp("stop");
-                    GUEST.ctl("status").exits(0).answers("paused", "vm-ctl start lets it go on");
+                    GUEST.ctl("status").exits(0).answers("paused", "vm-ctl start resumes it");
                     Thread.sleep(6000);
                     GUEST.ctl("start").exits(0).says("runs already");
                     GuestChecks.assertClockIsRight(GUEST);
@@ -409,7 +409,7 @@ final class LifecycleFaultsTest {
             Files.copy(GUEST.file("-clean.qcow2"), full.file("-clean.qcow2"));
             GUEST.run(List.of("cp", "-r", GUEST.file(".ssh").toString(), full.vmDir().toString())).exits(0);
             full.ctl("start").exits(0).says("could not be kept as snapshot clean", "no space is left on", full.vmDir().toString());
-            full.ctl("snapshot", "one").exits(1).says("no space is left on", full.vmDir().toString(), "the guest goes on");
+            full.ctl("snapshot", "one").exits(1).says("no space is left on", full.vmDir().toString(), "the guest resumes");
             full.sh("nohup sh -c 'dd if=/dev/urandom of=/root/big bs=1048576 count=100; md5 -q /root/big >/root/sum; sync'"
                     + " >/dev/null 2>&1 </dev/null &").exits(0);
             awaitTrue(() -> full.ctl("status").exits(0).out().contains("paused"));

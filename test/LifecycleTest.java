@@ -143,7 +143,7 @@ final class LifecycleTest {
         DateTimeFormatter form = DateTimeFormatter.ofPattern("yyyyMMddHHmm.ss").withZone(ZoneOffset.UTC);
         GUEST.sh("echo one >/root/state; sync; date -u " + form.format(Instant.now().minus(Duration.ofMinutes(10)))).exits(0);
         String boot = GUEST.sh("cat /proc/sys/kernel/random/boot_id").exits(0).out();
-        GUEST.ctl("snapshot", "one", "--yes").exits(0).says("kept disk and RAM", "the guest stood still for "); // as if ten minutes ago
+        GUEST.ctl("snapshot", "one", "--yes").exits(0).says("kept disk and RAM", "the guest was paused for "); // as if ten minutes ago
         GUEST.sh("echo two >/root/state").exits(0);
         // Linux takes the new random bytes in without using them at once; a real DragonFly gives different numbers after each restore.
         Script.Result restored = GUEST.ctl("restore", "one").exits(0);

@@ -1583,7 +1583,7 @@ final class VmCtlTest {
         Path directory = Files.createDirectories(vm.file(".snapshots").resolve("one"));
         Path file = directory.resolve("ram");
 
-        // The tool died after the RAM was saved: the guest stands still, and the next command lets it go on.
+        // The tool died after the RAM was saved: the guest is paused, and the next command lets it go on.
         qemu.write(running.during(VmCtl.Act.SAVING));
         qemu.qmp("stop");
         JsonObject ram = ram(qemu).save(file, Duration.ofMinutes(1));
@@ -1591,7 +1591,7 @@ final class VmCtlTest {
         assertEquals(Files.size(file), ram.getLong("ramBytes"));
         assertEquals("postmigrate", qemu.runState());
         ctl("status").exits(0).answers("a snapshot is being taken, or was interrupted");
-        ctl("start", "--no-wait").exits(0).says("an earlier snapshot was interrupted: the guest goes on");
+        ctl("start", "--no-wait").exits(0).says("an earlier snapshot was interrupted: the guest resumes");
         assertEquals("running", qemu.runState());
         assertFalse(Files.exists(file), "RAM without a record is of no use");
 

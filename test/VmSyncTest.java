@@ -143,7 +143,7 @@ final class VmSyncTest {
         try (FakeVm vm = new FakeVm(temp, "dfly-vm")) {
             vm.qmp("stop");
             long start = System.nanoTime();
-            assertEquals("vm-sync: the guest stands still (paused): vm-ctl start lets it go on\n", sync().exits(69).err());
+            assertEquals("vm-sync: the guest does not run (paused): vm-ctl start resumes it\n", sync().exits(69).err());
             assertTrue(System.nanoTime() - start > 1e9, "it may have been a snapshot");
             VmSync.snapshotPause = before;
             CompletableFuture<Script.Result> waiting = CompletableFuture.supplyAsync(this::sync);
@@ -153,12 +153,12 @@ final class VmSyncTest {
             vm.signal("STOP");
             start = System.nanoTime();
             assertEquals("vm-sync: QEMU (pid " + vm.pid() + ") does not answer: if it was stopped, kill -CONT " + vm.pid()
-                    + " lets it go on; vm-ctl stop --force ends it\n", sync().exits(69).err());
+                    + " resumes it; vm-ctl stop --force ends it\n", sync().exits(69).err());
             assertTrue(System.nanoTime() - start < 15e9, "within seconds");
             vm.signal("CONT");
             sync().exits(69).says("ssh_config is missing");
             vm.pretend("io-error");
-            assertEquals("vm-sync: the disk of this machine is full, so the guest stands still: free some space, then vm-ctl start\n",
+            assertEquals("vm-sync: the disk of this machine is full, so the guest is paused: free some space, then vm-ctl start\n",
                     sync().exits(1).err());
             vm.pretend("internal-error");
             sync().exits(69).says("an internal error of QEMU stopped the guest: vm-ctl restart --force boots it");
@@ -1885,7 +1885,7 @@ final class VmSyncTest {
             try {
                 sshd.budget.set(1_000_000);
                 sshd.beforeCut = () -> sshd.vm.mustDo("stop");
-                assertEquals("vm-sync: the guest stands still (paused): vm-ctl start lets it go on\n", sync("--engine", engine).exits(69).err());
+                assertEquals("vm-sync: the guest does not run (paused): vm-ctl start resumes it\n", sync("--engine", engine).exits(69).err());
                 sshd.vm.qmp("cont");
                 sshd.budget.set(1_000_000);
                 sshd.beforeCut = () -> record.toFile().delete();

@@ -118,12 +118,12 @@ final class VmTestTest {
         VmTest.snapshotPause = Duration.ofMillis(500);
         try (FakeVm vm = new FakeVm(dir, "dfly-vm")) {
             vm.qmp("stop");
-            vmTest("unit").is(69, "", "vm-test: the guest stands still (paused): vm-ctl start lets it go on\n");
+            vmTest("unit").is(69, "", "vm-test: the guest does not run (paused): vm-ctl start resumes it\n");
             vm.signal("STOP");
             vmTest("run", "--", "true").is(69, "", "vm-test: QEMU (pid " + vm.pid() + ") does not answer: if it was stopped, kill -CONT " + vm.pid()
-                    + " lets it go on; vm-ctl stop --force ends it\n");
+                    + " resumes it; vm-ctl stop --force ends it\n");
             vm.pretend("io-error");
-            vmTest("unit").is(1, "", "vm-test: the disk of this machine is full, so the guest stands still: free some space, "
+            vmTest("unit").is(1, "", "vm-test: the disk of this machine is full, so the guest is paused: free some space, "
                     + "then vm-ctl start\n");
         }
     }
@@ -224,7 +224,7 @@ final class VmTestTest {
         return command.get(5, TimeUnit.MINUTES);
     }
 
-    private static final String PAUSED = "the guest stands still (paused): vm-ctl start lets it go on";
+    private static final String PAUSED = "the guest does not run (paused): vm-ctl start resumes it";
     private static final String UNTIL_GO = "touch begun; until [ -e go ]; do sleep 0.1; done";
 
     @Test
@@ -238,10 +238,10 @@ final class VmTestTest {
             vm.qmp("cont");
             Thread.sleep(500);
             vm.pretend("io-error");
-            await("err", "the disk of this machine is full, so the guest stands still: free some space, then vm-ctl start");
+            await("err", "the disk of this machine is full, so the guest is paused: free some space, then vm-ctl start");
             Files.createFile(dir.resolve("go"));
             assertEquals(0, exitCode(process));
-            assertEquals("== it: " + UNTIL_GO + "\nvm-test: " + PAUSED + "\nvm-test: the disk of this machine is full, so the guest stands still: "
+            assertEquals("== it: " + UNTIL_GO + "\nvm-test: " + PAUSED + "\nvm-test: the disk of this machine is full, so the guest is paused: "
                     + "free some space, then vm-ctl start\nvm-test: it passed\n", Files.readString(dir.resolve("err")));
         }
     }
