@@ -149,6 +149,8 @@ import picocli.CommandLine.UnmatchedArgumentException;
 final class VmAutoInstall implements Callable<Integer> {
     static final List<String> SCRIPTS = List.of("phase1-install.sh", "phase2-update.sh", "phase3-provision.sh");
     private static final int LAST = SCRIPTS.size();
+    /** An input of phase 1. Of the ISO its beginning counts, where ISO 9660 has its size and its date. */
+    private static final String ISO = "the installer ISO";
 
     @Spec
     CommandSpec spec;
@@ -526,17 +528,15 @@ final class VmAutoInstall implements Callable<Integer> {
                 : originOf(spec, "--image") + ": there is no file " + iso);
     }
 
-    /** All phases of an installation. Of the ISO its beginning counts, where ISO 9660 has its size and its date. */
+    /** All phases of an installation. */
     private List<Phase> phases(VmFiles files, List<Path> scripts, Path iso) throws Exception {
         SortedMap<String, byte[]> data = Credentials.files(files, dports.clone);
         List<Phase> phases = new ArrayList<>();
         for (Path script : scripts) {
             phases.add(Phase.of(phases.size() + 1, script, data, dports.clone));
         }
-        try (InputStream image = Files.newInputStream(iso)) {
-            phases.get(0).inputs.putAll(Map.of("DFLY_VERSION", machine.version, "VM_DISK_SIZE", machine.diskSize,
-                    "the installer ISO", sha256(image.readNBytes(1 << 20))));
-        }
+        phases.get(0).inputs.putAll(Map.of("DFLY_VERSION", machine.version, "VM_DISK_SIZE", machine.diskSize,
+                ISO, startOf(iso)));
         return phases;
     }
 
@@ -670,9 +670,11 @@ final class VmAutoInstall implements Callable<Integer> {
 
         /** Checks a disk, then moves it into place as the clean disk, and records what it was made from. */
         Path replaceCleanDisk(Path disk, Purpose check, Path iso) throws Exception {
+            String start = check == Purpose.CHECK ? installation.inputs(Installation.DISKS, 1).get(ISO) : null;
+            String sum = startOf(iso).equals(start) ? sha256(iso) : null; // else it is not the one of phase 1
             JsonObject versions = check(disk, check);
             installation.place(disk, check == Purpose.CHECK, object("version", machine.version, "iso", iso.toString(),
-                    "isoSha256", sha256(iso), "versions", versions, "accelerator", machine.accel,
+                    "isoSha256", sum, "versions", versions, "accelerator", machine.accel,
                     "qemu", Qemu.version(), "finished", Instant.now().toString()));
             say.accept(files.name + " is installed: " + versions.getString("uname") + ", " + versions.getString("go")
                     + "; start it: vm-ctl start");
@@ -1099,8 +1101,7 @@ final class VmAutoInstall implements Callable<Integer> {
             try (InputStream image = Files.newInputStream(iso)) {
                 image.skip(0x8001);
                 if (!new String(image.readNBytes(5), ISO_8859_1).equals("CD001")) {
-                    throw new VmException(69, iso + " is not an ISO 9660 image: delete it and run vm-setup, or "
-                            + "name an installer with VM_IMAGE");
+                    throw new VmException(69, iso + " is not an ISO 9660 image");
                 }
             }
             return iso;
@@ -1944,6 +1945,13 @@ final class VmAutoInstall implements Callable<Integer> {
         return HexFormat.of().formatHex(MessageDigest.getInstance("SHA-256").digest(content));
     }
 
+    /** The checksum of an ISO's first MiB. */
+    private static String startOf(Path iso) throws IOException, NoSuchAlgorithmException {
+        try (InputStream image = Files.newInputStream(iso)) {
+            return sha256(image.readNBytes(1 << 20));
+        }
+    }
+
     private static String sha256(Path file) throws IOException, NoSuchAlgorithmException {
         MessageDigest digest = MessageDigest.getInstance("SHA-256");
         Files.copy(file, new DigestOutputStream(OutputStream.nullOutputStream(), digest));
@@ -2308,8 +2316,8 @@ final class VmAutoInstall implements Callable<Integer> {
                     origins.put(name, name + " in " + place);
                 } else if (name.matches("(VM|DFLY)_.*")) {
                     String hint = didYouMean(name, SETTINGS);
-                    boolean told = !hint.isEmpty() || place.endsWith("vm.env");
-                    if (told && warnings.size() < 10) { // other programs have such variables, too
+                    // other programs have such variables, too
+                    if (place.endsWith("vm.env") ? warnings.size() < 10 : !hint.isEmpty()) {
                         warnings.add(name + " in " + place + " is no setting" + hint);
                     }
                 }

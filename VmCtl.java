@@ -539,8 +539,9 @@ final class VmCtl {
     @Command(name = "restore",
             description = {"Go back to a snapshot. The working disk is deleted without asking.", "",
                 "If the snapshot has RAM, the guest runs from it, and its clock is set; if the RAM cannot be used, "
-                    + "the disk is booted. If it has none, the VM runs or is stopped, as before. The snapshots stay. A "
-                    + "running VM keeps the port, the forwards and the kind of network that it was started with."},
+                    + "the disk is booted. A snapshot without RAM leaves the VM running or stopped, as it was. The "
+                    + "snapshots stay. A running VM keeps the port, the forwards and the kind of network that it was "
+                    + "started with."},
             footer = {"  vm-ctl restore", "  vm-ctl restore before-upgrade",
                 "  vm-ctl restore --cold    # boot, do not use the RAM"})
     void restore(@Mixin MachineOptions options,
@@ -1471,8 +1472,8 @@ final class VmCtl {
      */
     record Temporary(VmFiles files, Snapshots snapshots, Clones clones, Consumer<String> say) {
         static final String OPTION = "When no process holds an fcntl lock on this file any more, the next command "
-                + "that changes the VM, or list, deletes it. The file must be in VM_DIR, and its name must end in "
-                + ".lock.";
+                + "that changes the VM, or list, deletes the snapshot or clone. The file must be in VM_DIR, and its "
+                + "name must end in .lock.";
         static final String NOT_DELETED = "what is temporary could not be deleted now; a later command tries again";
 
         /** The lock file that the user gave, relative to VM_DIR; 2 if it cannot be used. Null if none was given. */
@@ -3034,19 +3035,21 @@ final class VmCtl {
          * it has ended.
          */
         boolean resume(Plan plan) throws IOException {
-            Running running = qemu.running().orElseThrow(() ->
-                    unavailable("QEMU runs, but " + files.pidFile() + " is missing: vm-ctl restart --force"));
+            Running running = qemu.running().orElse(null);
+            if (running == null && qemu.isRunning()) {
+                throw unavailable("QEMU runs, but " + files.pidFile() + " is missing: vm-ctl restart --force");
+            }
+            Optional<String> state = running == null ? Optional.empty() : qemu.stateUnlessEnded();
+            if (state.isEmpty()) {
+                qemu.removeLeftovers();
+                return false;
+            }
             if (plan.net().equals("offline") && !running.net().equals("offline")) {
                 throw unavailable(files.name() + " runs with a network, which cannot be taken away while it "
                         + "runs: vm-ctl restart --net offline");
             }
             // a start may have been killed before it did, or VM_DIR moved since
             attempt(say, "the ssh config could not be written", () -> ssh.writeConfig(running.port()));
-            Optional<String> state = qemu.stateUnlessEnded();
-            if (state.isEmpty()) {
-                qemu.removeLeftovers();
-                return false;
-            }
             boolean stoodStill = !state.get().equals("running");
             if (stoodStill) {
                 qemu.qmp("cont");
@@ -3837,7 +3840,7 @@ final class VmCtl {
             String state = runState();
             if (!state.equals("unknown")) {
                 return Optional.of(state);
-            } else if (isRunning()) {
+            } else if (!hasEnded(Duration.ofSeconds(1))) { // it closes its socket a moment before it is gone
                 throw noAnswer();
             }
             return Optional.empty();
@@ -5132,8 +5135,8 @@ final class VmCtl {
                     origins.put(name, name + " in " + place);
                 } else if (name.matches("(VM|DFLY)_.*")) {
                     String hint = didYouMean(name, SETTINGS);
-                    boolean told = !hint.isEmpty() || place.endsWith("vm.env");
-                    if (told && warnings.size() < 10) { // other programs have such variables, too
+                    // other programs have such variables, too
+                    if (place.endsWith("vm.env") ? warnings.size() < 10 : !hint.isEmpty()) {
                         warnings.add(name + " in " + place + " is no setting" + hint);
                     }
                 }

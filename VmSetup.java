@@ -586,8 +586,8 @@ final class VmSetup implements Callable<Integer> {
             String archive = release.archive();
             if (mirror.getScheme().equals("http") && !release.trustMirror && release.known == null) {
                 throw new VmException(2, mirror + " is skipped, as no checksums are known for DragonFly "
-                        + release.version + ", and over http anybody could replace the file: it needs an https "
-                        + "mirror, or " + withOption("--trust-mirror"));
+                        + release.version + ", and over http anybody could replace the file: this release needs an "
+                        + "https mirror, or " + withOption("--trust-mirror"));
             }
             try {
                 String text = http.text(mirror.resolve("md5.txt"));
@@ -1114,8 +1114,8 @@ final class VmSetup implements Callable<Integer> {
         /** What to do where only emulation works. */
         String fix() throws IOException {
             return !isMac() && !opens(kvm) ? obstacle().fix
-                    : "use a host that is no VM, or switch on nested virtualization for this one; until then "
-                    + "emulation is used, which is slow";
+                    : "until it works, emulation is used, which is slow" + (isMac() ? ""
+                    : "; KVM often fails on a host that is itself a VM");
         }
 
         private Obstacle obstacle() throws IOException {
@@ -1349,8 +1349,8 @@ final class VmSetup implements Callable<Integer> {
                     origins.put(name, name + " in " + place);
                 } else if (name.matches("(VM|DFLY)_.*")) {
                     String hint = didYouMean(name, SETTINGS);
-                    boolean told = !hint.isEmpty() || place.endsWith("vm.env");
-                    if (told && warnings.size() < 10) { // other programs have such variables, too
+                    // other programs have such variables, too
+                    if (place.endsWith("vm.env") ? warnings.size() < 10 : !hint.isEmpty()) {
                         warnings.add(name + " in " + place + " is no setting" + hint);
                     }
                 }

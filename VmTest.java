@@ -4102,8 +4102,8 @@ final class VmTest implements Callable<Integer> {
                     origins.put(name, name + " in " + place);
                 } else if (name.matches("(VM|DFLY)_.*")) {
                     String hint = didYouMean(name, SETTINGS);
-                    boolean told = !hint.isEmpty() || place.endsWith("vm.env");
-                    if (told && warnings.size() < 10) { // other programs have such variables, too
+                    // other programs have such variables, too
+                    if (place.endsWith("vm.env") ? warnings.size() < 10 : !hint.isEmpty()) {
                         warnings.add(name + " in " + place + " is no setting" + hint);
                     }
                 }

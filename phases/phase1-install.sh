@@ -166,7 +166,7 @@ data=/root/pfi
 mkdir -p "$data"
 chmod 0700 "$data"
 for file in vm.conf authorized_keys hostkey hostkey.pub; do
-    [ -s "/mnt/$file" ] || die "the CD of the phase has no $file"
+    [ -s "/mnt/$file" ] || die "the phase disc has no $file"
     cp "/mnt/$file" "$data/$file"
 done
 hostname=$(conf VM_HOSTNAME)

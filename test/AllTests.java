@@ -87,6 +87,7 @@ final class AllTests {
     /** What the JVMs tell each other: a file for each class that one of them has begun, and one when InstallTest is not, or no more, running. */
     private static final Path BEGUN = RESULTS.resolve("begun");
     private static final Path VM_IS_THERE = BEGUN.resolve("the shared VM is there");
+    private static final Path NO_STANDIN = BEGUN.resolve("the stand-in cannot be built");
 
     /** The longest class takes ten minutes on two idle cores without KVM. One that needs an hour hangs. */
     private static final Duration LIMIT = Duration.ofMinutes(60);
@@ -188,6 +189,7 @@ final class AllTests {
         if (!isBuilt) {
             FAILURES.add("FAILED: the stand-in guest cannot be built");
             failed++;
+            Files.write(NO_STANDIN, new byte[0]);
         }
         System.setProperty(STANDIN, isBuilt ? directory : "");
         timer.shutdownNow();
@@ -212,10 +214,10 @@ final class AllTests {
             TimeUnit.MILLISECONDS.sleep(200);
         }
         timer.shutdownNow();
-        if (System.getProperty(STANDIN) == null) {
+        if (System.getProperty(STANDIN) == null && !Files.exists(NO_STANDIN)) {
             buildStandin();
         }
-        return !System.getProperty(STANDIN).isEmpty();
+        return !System.getProperty(STANDIN, "").isEmpty();
     }
 
     /** Another JVM like this one, with a result of its own. It shows its lines where this one does. */

@@ -81,7 +81,7 @@ final class ByHandTest {
         }
     }
 
-    /** Without a terminal, over an installed VM. Ctrl-] shuts the machine down, and a check that is interrupted changes nothing. */
+    /** Without a terminal, over an installed VM. Ctrl-] shuts the guest down, and a check that is interrupted changes nothing. */
     @Test
     @Order(2)
     void anInterruptedCheckKeepsBothDisks() throws Exception {

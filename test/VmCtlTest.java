@@ -1583,7 +1583,7 @@ final class VmCtlTest {
         Path directory = Files.createDirectories(vm.file(".snapshots").resolve("one"));
         Path file = directory.resolve("ram");
 
-        // The tool died after the RAM was saved: the guest is paused, and the next command lets it go on.
+        // The tool died after the RAM was saved: the guest is paused, and the next command resumes it.
         qemu.write(running.during(VmCtl.Act.SAVING));
         qemu.qmp("stop");
         JsonObject ram = ram(qemu).save(file, Duration.ofMinutes(1));

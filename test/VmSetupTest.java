@@ -827,7 +827,7 @@ final class VmSetupTest {
     /** Whose word counts. The sums known here are right, wrong, or none are; plain or https; with and without --trust-mirror. */
     @ParameterizedTest
     @CsvSource(delimiter = '|', textBlock = """
-            none  | http  | false | 2 | is skipped, as no checksums are known for DragonFly 7.7.7, and over http % it needs an https mirror, or --trust-mirror
+            none  | http  | false | 2 | is skipped, as no checksums are known for DragonFly 7.7.7, and over http % this release needs an https mirror, or --trust-mirror
             none  | http  | true  | 0 | no checksums are known for DragonFly 7.7.7: only the mirror's own md5.txt is compared
             none  | https | false | 0 | no checksums are known for DragonFly 7.7.7: only the mirror's own md5.txt is compared
             none  | https | true  | 0 | no checksums are known for DragonFly 7.7.7: only the mirror's own md5.txt is compared
