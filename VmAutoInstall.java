@@ -671,7 +671,7 @@ final class VmAutoInstall implements Callable<Integer> {
         /** Checks a disk, then moves it into place as the clean disk, and records what it was made from. */
         Path replaceCleanDisk(Path disk, Purpose check, Path iso) throws Exception {
             String start = check == Purpose.CHECK ? installation.inputs(Installation.DISKS, 1).get(ISO) : null;
-            String sum = startOf(iso).equals(start) ? sha256(iso) : null; // else it is not the one of phase 1
+            String sum = start != null && start.equals(startOf(iso)) ? sha256(iso) : null; // else it is another ISO
             JsonObject versions = check(disk, check);
             installation.place(disk, check == Purpose.CHECK, object("version", machine.version, "iso", iso.toString(),
                     "isoSha256", sum, "versions", versions, "accelerator", machine.accel,

@@ -135,10 +135,9 @@ import picocli.CommandLine.UnmatchedArgumentException;
  * "clean". Beside QEMU a small shell loop looks every 30 s whether {@code <name>.console.log} or QEMU's own log is
  * larger than 10 MB; if so, it keeps the end, as in {@code <name>.console.log.1}, and empties the log.
  *
- * <p>A snapshot puts an empty overlay on the working disk, and the VM works on that overlay from then on. So no disk
- * is copied. The RAM of a running guest goes to a file while the guest is paused, for
- * a second or so; then the guest goes on in the same QEMU. A restore starts a new QEMU with a fresh overlay and that
- * RAM.
+ * <p>A snapshot puts an empty overlay on the working disk, and the VM works on that overlay from then on. So no disk is
+ * copied. The RAM of a running guest goes to a file while the guest is paused, for a second or so; then the guest
+ * resumes in the same QEMU. A restore starts a new QEMU with a fresh overlay and that RAM.
  *
  * <p>An export writes one flat disk, which needs no backing file, and the keys into one file; an import makes a VM from
  * it.
@@ -3031,7 +3030,7 @@ final class VmCtl {
         }
 
         /**
-         * What start does if the VM runs: a guest that is paused goes on, one that shuts down is awaited. False if
+         * What start does if the VM runs: a paused guest resumes, one that shuts down is awaited. False if
          * it has ended.
          */
         boolean resume(Plan plan) throws IOException {
@@ -3050,8 +3049,8 @@ final class VmCtl {
             }
             // a start may have been killed before it did, or VM_DIR moved since
             attempt(say, "the ssh config could not be written", () -> ssh.writeConfig(running.port()));
-            boolean stoodStill = !state.get().equals("running");
-            if (stoodStill) {
+            boolean wasPaused = !state.get().equals("running");
+            if (wasPaused) {
                 qemu.qmp("cont");
             }
             if (running.act() == Act.STOPPING || consoleSince(running).showsShutdown()) {
@@ -3066,7 +3065,7 @@ final class VmCtl {
             }
             if (plan.waits()) {
                 awaitGuest(running, plan.timeout());
-                if (stoodStill) {
+                if (wasPaused) {
                     ssh.setClock();
                 }
             }
@@ -3596,7 +3595,7 @@ final class VmCtl {
             }
         }
 
-        /** QEMU's command line. One that takes RAM in waits for it, and then is paused. */
+        /** QEMU's command line. One that takes RAM in waits for it, and is paused then. */
         static List<String> arguments(VmFiles files, Plan plan, int port, Path disk,
                 boolean takesRam) throws IOException {
             List<String> arguments = new ArrayList<>(hasSetsid ? List.of("setsid") : List.of());
