@@ -92,7 +92,7 @@ final class AllTests {
     /** The longest class takes ten minutes on two idle cores without KVM. One that needs an hour hangs. */
     private static final Duration LIMIT = Duration.ofMinutes(60);
 
-    /** A system property: the directory of the stand-in once that is built; empty if it cannot be. */
+    /** A system property: the directory of the stand-in once that is built. */
     private static final String STANDIN = "standin";
     private static final PrintStream STDOUT = System.out;
     private static final PrintStream STDERR = System.err;
@@ -185,13 +185,13 @@ final class AllTests {
         Process build = new ProcessBuilder("test/standin/build.sh", Path.of(".build/standin").toAbsolutePath().toString())
                 .redirectInput(new File("/dev/null")).redirectError(ProcessBuilder.Redirect.INHERIT).start();
         String directory = new String(build.getInputStream().readAllBytes(), UTF_8).strip();
-        boolean isBuilt = build.waitFor() == 0;
-        if (!isBuilt) {
+        if (build.waitFor() == 0) {
+            System.setProperty(STANDIN, directory);
+        } else {
             FAILURES.add("FAILED: the stand-in guest cannot be built");
             failed++;
             Files.write(NO_STANDIN, new byte[0]);
         }
-        System.setProperty(STANDIN, isBuilt ? directory : "");
         timer.shutdownNow();
     }
 
@@ -217,7 +217,7 @@ final class AllTests {
         if (System.getProperty(STANDIN) == null && !Files.exists(NO_STANDIN)) {
             buildStandin();
         }
-        return !System.getProperty(STANDIN, "").isEmpty();
+        return System.getProperty(STANDIN) != null;
     }
 
     /** Another JVM like this one, with a result of its own. It shows its lines where this one does. */
