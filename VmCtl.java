@@ -401,7 +401,7 @@ final class VmCtl {
         locked("stop", () -> {
             machine.stop(how.force);
             Files.deleteIfExists(files.offlineMark());
-            cleanup().cleanUp();
+            snapshots.cleanup().cleanUp();
         });
     }
 
@@ -530,7 +530,7 @@ final class VmCtl {
             JsonObject details = Temporary.noted(object("automatic", false), temporary().lockFile(lockFile));
             locked("snapshot", () -> {
                 snapshots.take(name, details, Duration.ofMinutes(15));
-                cleanup().cleanUp();
+                snapshots.cleanup().cleanUp();
             });
         }
     }
@@ -582,7 +582,7 @@ final class VmCtl {
         openExistingVm();
         String lock = temporary().lockFile(lockFile);
         Plan plan = start ? plan(options, true, false).elsewhere() : null;
-        locked("clone", () -> clones().make(snapshots.require(snapshot), names, lock));
+        locked("clone", () -> snapshots.clones().make(snapshots.require(snapshot), names, lock));
         return start ? startClones(names, plan) : 0;
     }
 
@@ -599,7 +599,7 @@ final class VmCtl {
             clone.locked("start", () -> clone.snapshots.start(plan));
             return 0;
         } catch (IOException | VmException failed) {
-            say(name + ": " + (failed instanceof IOException refused ? reason(refused) : failed.getMessage()));
+            say(name + ": " + reason(failed));
             return failed instanceof VmException expected ? expected.exitCode : 69;
         }
     }
@@ -679,7 +679,7 @@ final class VmCtl {
         if (qemu.isRunning()) {
             throw unavailable("VM " + files.name() + " is running; stop it first: vm-ctl stop");
         } else if (vmNames(files.dir()).contains(files.name())) {
-            clones().refuseIfCloned(null, "replace " + files.name());
+            snapshots.clones().refuseIfCloned(null, "replace " + files.name());
             confirm("replace VM " + files.name() + " and delete its disks and snapshots", yes);
         }
     }
@@ -715,7 +715,7 @@ final class VmCtl {
         require("screenshot", file.toString(), "(?s).*\\.png", "a file name that ends in .png");
         Path picture = writable("screenshot", file);
         openRunningVm();
-        qemu.requireState();
+        qemu.stateUnlessEnded(); // 69 soon, not after a minute, if QEMU does not answer
         Path dump = Files.createTempFile(files.dir(), "." + files.name() + "-", ".png"); // QEMU has another umask
         try {
             qemu.qmp("screendump", "filename", dump.toString(), "format", "png");
@@ -784,7 +784,7 @@ final class VmCtl {
         }
         confirm("destroy " + files.name() + " with all its disks and snapshots", yes);
         locked("destroy", () -> {
-            clones().refuseIfCloned(null, "destroy " + files.name());
+            snapshots.clones().refuseIfCloned(null, "destroy " + files.name());
             machine.destroy(Set.of(), this::say);
             guestSsh.writeIncludes();
         });
@@ -801,7 +801,7 @@ final class VmCtl {
     private void locked(String command, Step work) throws IOException {
         try (FileChannel held = lock(privateDirectory(files.dir()).resolve(files.name() + ".lock"), "vm-ctl "
                 + command)) {
-            cleanup().recover(List.of("start", "stop", "restart", "restore", "destroy").contains(command));
+            snapshots.cleanup().recover(List.of("start", "stop", "restart", "restore", "destroy").contains(command));
             temporary().deleteLeft();
             work.run();
             held.truncate(0);
@@ -858,16 +858,8 @@ final class VmCtl {
         snapshots = new Snapshots(files, machine, qemu, guestSsh, this::say);
     }
 
-    private Cleanup cleanup() {
-        return new Cleanup(files, qemu, guestSsh, this::say);
-    }
-
-    private Clones clones() {
-        return new Clones(files, guestSsh, this::say);
-    }
-
     private Temporary temporary() {
-        return new Temporary(files, snapshots, clones(), this::say);
+        return new Temporary(files, snapshots, this::say);
     }
 
     /** Another VM of the same directory. */
@@ -1312,7 +1304,7 @@ final class VmCtl {
                 try {
                     step.run();
                 } catch (IOException | VmException failed) {
-                    failures.add(failed instanceof IOException refused ? reason(refused) : failed.getMessage());
+                    failures.add(reason(failed));
                 }
             }
             kept |= !failures.isEmpty(); // then not all is undone
@@ -1469,7 +1461,7 @@ final class VmCtl {
      * lock even after kill -9. So whatever ends that process, they are deleted by the next command that takes the lock
      * of the VM they come from, or by list.
      */
-    record Temporary(VmFiles files, Snapshots snapshots, Clones clones, Consumer<String> say) {
+    record Temporary(VmFiles files, Snapshots snapshots, Consumer<String> say) {
         static final String OPTION = "When no process holds an fcntl lock on this file any more, the next command "
                 + "that changes the VM, or list, deletes the snapshot or clone. The file must be in VM_DIR, and its "
                 + "name must end in .lock.";
@@ -1577,9 +1569,7 @@ final class VmCtl {
                 onStep.accept("clone emptied");
                 Files.move(lock, record.resolve("lock"), StandardCopyOption.ATOMIC_MOVE);
                 Path discarded = privateDirectory(files.disks()).resolve(Cleanup.CLONE_PART);
-                if (Files.exists(discarded)) { // of a command that was killed
-                    deleteTree(discarded);
-                }
+                deleteTree(discarded); // of a command that was killed
                 Files.move(record, discarded, StandardCopyOption.ATOMIC_MOVE);
                 onStep.accept("clone discarded");
                 deleteTree(discarded);
@@ -1590,7 +1580,7 @@ final class VmCtl {
 
         /** Whether it is deleted. If a clone that is not temporary builds on it, it stops being temporary. */
         private boolean deleteSnapshot(Snapshot snapshot) throws IOException {
-            List<String> builders = clones.of(snapshot.name());
+            List<String> builders = snapshots.clones().of(snapshot.name());
             if (builders.isEmpty()) {
                 snapshots.remove(snapshot);
                 return true;
@@ -1622,6 +1612,10 @@ final class VmCtl {
 
         Cleanup cleanup() {
             return new Cleanup(files, qemu, ssh, say);
+        }
+
+        Clones clones() {
+            return new Clones(files, ssh, say);
         }
 
         private GuestDisk disk() {
@@ -1756,7 +1750,7 @@ final class VmCtl {
                     throw notTaken;
                 }
                 say.accept("the VM runs, but could not be kept as snapshot clean, so the next restore boots again: "
-                        + (notTaken instanceof IOException refused ? reason(refused) : notTaken.getMessage()));
+                        + reason(notTaken));
             }
         }
 
@@ -1881,7 +1875,7 @@ final class VmCtl {
          */
         void take(String name, JsonObject details, Duration limit) throws IOException {
             if (Files.exists(files.record(name))) {
-                new Clones(files, ssh, say).refuseIfCloned(name, "replace snapshot " + name);
+                clones().refuseIfCloned(name, "replace snapshot " + name);
             }
             privateDirectory(files.record(name).getParent());
             try {
@@ -2065,7 +2059,7 @@ final class VmCtl {
                         + "vm-ctl destroy deletes the VM");
             }
             Snapshot snapshot = require(name);
-            new Clones(files, ssh, say).refuseIfCloned(name, "delete snapshot " + name);
+            clones().refuseIfCloned(name, "delete snapshot " + name);
             remove(snapshot);
             say.accept("deleted " + name);
             cleanup().cleanUp();
@@ -2108,9 +2102,7 @@ final class VmCtl {
                         for (Path file : made.all()) {
                             deleteTree(file);
                         }
-                        if (Files.exists(files.disks().resolve(Cleanup.CLONE_PART))) { // its record, not yet in place
-                            deleteTree(files.disks().resolve(Cleanup.CLONE_PART));
-                        }
+                        deleteTree(files.disks().resolve(Cleanup.CLONE_PART)); // its record, not yet in place
                     });
                     makeClone(made, snapshot, lockFile);
                     onStep.accept("clone made");
@@ -2297,7 +2289,7 @@ final class VmCtl {
             Set<PosixFilePermission> mode = Files.getPosixFilePermissions(builder);
             Files.setPosixFilePermissions(builder, PosixFilePermissions.fromString("rw-------"));
             try {
-                if (qemu.isRunning() && new GuestDisk(qemu).isUsed(builder)) {
+                if (qemu.isRunning() && new GuestDisk(qemu).node(builder).isPresent()) {
                     new GuestDisk(qemu).merge(builder, base, relative);
                 } else {
                     Disk.rebase(builder, relative);
@@ -2834,7 +2826,7 @@ final class VmCtl {
             long started = System.nanoTime();
             Manifest manifest = image.manifest();
             try (Undo undo = new Undo(say); Progress progress = new Progress("import", say)) {
-                undo.add(this::deletePart);
+                undo.add(() -> deleteTree(part()));
                 Map<String, Sums> sums = image.unpack(privateDirectory(part()), withRam, progress);
                 Path disk = part().resolve(Part.DISK);
                 checkDisk(disk, manifest, "it came from " + image.file);
@@ -2914,15 +2906,9 @@ final class VmCtl {
             Files.delete(complete());
         }
 
-        private void deletePart() throws IOException {
-            if (Files.exists(part())) {
-                deleteTree(part());
-            }
-        }
-
         /** After an import that was killed: completes it if it was verified, else deletes what it wrote. */
         void recover() throws IOException {
-            deletePart();
+            deleteTree(part());
             if (Files.exists(complete())) {
                 place();
                 say.accept("completed the import of " + files.name() + ", which had been interrupted");
@@ -3561,7 +3547,8 @@ final class VmCtl {
         /** The exit code of a QEMU that made a forbidden system call: 128 + SIGSYS. */
         private static final int KILLED_BY_SANDBOX = 159;
         /** Whether QEMU can start in a session of its own; macOS has no setsid. Tests clear it. */
-        static boolean hasSetsid = onPath("setsid");
+        static boolean hasSetsid = Stream.of(System.getenv().getOrDefault("PATH", "").split(":"))
+                .anyMatch(directory -> Files.isExecutable(Path.of(directory, "setsid")));
 
         /** The arguments that make the machine, as the guest and its RAM see it. */
         static List<String> hardware(String accelerator, String cpu, String memory, int cpus) {
@@ -3821,15 +3808,6 @@ final class VmCtl {
             return line.isEmpty() ? null : line.toString();
         }
 
-        /** What the guest does, as runState; 69 if QEMU does not answer soon, or has ended. */
-        String requireState() throws IOException {
-            Optional<String> state = stateUnlessEnded();
-            if (state.isEmpty()) {
-                throw noAnswer();
-            }
-            return state.get();
-        }
-
         /**
          * For a QEMU that was found running: what the guest does, or empty if QEMU has ended meanwhile, as after a
          * shutdown. 69 if it runs and does not answer soon.
@@ -3963,17 +3941,13 @@ final class VmCtl {
         }
 
         /** The node of a disk of this VM, also of one under the working disk; empty if QEMU does not use it. */
-        private Optional<String> node(Path disk) throws IOException {
+        Optional<String> node(Path disk) throws IOException {
             for (JsonObject image : images()) {
                 if (fileOf(image.getString("file")).endsWith(disk.getFileName())) {
                     return Optional.of(image.getString("node-name"));
                 }
             }
             return Optional.empty();
-        }
-
-        boolean isUsed(Path disk) throws IOException {
-            return node(disk).isPresent();
         }
 
         /** Opens an overlay beside the guest's disk, and returns its node's name. */
@@ -4102,7 +4076,7 @@ final class VmCtl {
                 }
                 throw new VmException(full ? 1 : late ? 124 : 69, "the RAM could not be saved: "
                         + (full ? noSpace(file.getParent()) : late ? "it took longer than " + limit.toSeconds() + " s"
-                        : reason((IOException) failed))
+                        : reason(failed))
                         + (qemu.isRunning() ? "; the guest resumes" : "; QEMU has ended"));
             } finally {
                 Files.deleteIfExists(socket);
@@ -4285,8 +4259,19 @@ final class VmCtl {
             }
         }
 
+        /** 69 unless a disk and all that it builds on are qcow2 files that really lie in VM_DIR. */
         static void requireChain(Path top, Path vmDir) throws IOException {
-            VmCtl.requireChain(top, vmDir, REMEDY);
+            Set<Path> seen = new HashSet<>();
+            String forOthers = top + " builds on it; " + REMEDY;
+            for (Path disk = top; disk != null; disk = backingFile(disk, disk == top ? REMEDY : forOthers)) {
+                Path real = Files.exists(disk) ? disk.toRealPath() : disk; // one that is missing has its own message
+                if (!real.startsWith(vmDir.toRealPath()) && Files.exists(disk)) {
+                    throw unavailable(top + (disk == top ? " is " : " builds on ") + real
+                            + ", which is not in VM_DIR; " + REMEDY);
+                } else if (!seen.add(real)) {
+                    throw unavailable(top + " builds on itself; " + REMEDY);
+                }
+            }
         }
 
         /** How many layers lie under a disk. */
@@ -4491,7 +4476,7 @@ final class VmCtl {
         /**
          * 69 if an older vm-ctl made this VM's disks: it named them in another way, which cannot be told apart later.
          */
-        void refuseOlderVersion() throws IOException {
+        void refuseOlderVersion() {
             boolean isFile = Files.isRegularFile(link(), LinkOption.NOFOLLOW_LINKS);
             String old = shellQuoted(List.of(link().toString()));
             String install = shellQuoted(List.of(file(".install").toString()));
@@ -4540,7 +4525,7 @@ final class VmCtl {
         return at < 0 ? "" : arguments.get(at + 1);
     }
 
-    private static String noSpace(Path file) throws IOException {
+    private static String noSpace(Path file) {
         return "no space is left on the disk of " + file;
     }
 
@@ -4560,10 +4545,8 @@ final class VmCtl {
     private static void attempt(Consumer<String> say, String failure, Step step) {
         try {
             step.run();
-        } catch (IOException failed) {
+        } catch (IOException | VmException failed) {
             say.accept(failure + ": " + reason(failed));
-        } catch (VmException failed) {
-            say.accept(failure + ": " + failed.getMessage());
         }
     }
 
@@ -4590,11 +4573,6 @@ final class VmCtl {
         }
     }
 
-    private static boolean onPath(String program) {
-        return Stream.of(System.getenv().getOrDefault("PATH", "").split(":"))
-                .anyMatch(directory -> Files.isExecutable(Path.of(directory, program)));
-    }
-
     /** Makes an empty file for this user alone, unless there is one. */
     private static void makeFile(Path file) throws IOException {
         if (!Files.exists(file)) {
@@ -4617,6 +4595,9 @@ final class VmCtl {
     }
 
     private static void deleteTree(Path tree) throws IOException {
+        if (!Files.exists(tree, LinkOption.NOFOLLOW_LINKS)) {
+            return;
+        }
         try (Stream<Path> files = Files.walk(tree)) {
             for (Path file : files.sorted(Comparator.reverseOrder()).toList()) {
                 Files.delete(file);
@@ -4719,21 +4700,6 @@ final class VmCtl {
             at += 8 + (value.limit() + 7 & ~7);
         }
         return formats;
-    }
-
-    /** 69 unless a disk and all that it builds on are qcow2 files that really lie in VM_DIR. */
-    static void requireChain(Path top, Path vmDir, String remedy) throws IOException {
-        Set<Path> seen = new HashSet<>();
-        String forOthers = top + " builds on it; " + remedy;
-        for (Path disk = top; disk != null; disk = backingFile(disk, disk == top ? remedy : forOthers)) {
-            Path real = Files.exists(disk) ? disk.toRealPath() : disk; // one that is missing has its own message
-            if (!real.startsWith(vmDir.toRealPath()) && Files.exists(disk)) {
-                throw new VmException(69, top + (disk == top ? " is " : " builds on ") + real
-                        + ", which is not in VM_DIR; " + remedy);
-            } else if (!seen.add(real)) {
-                throw new VmException(69, top + " builds on itself; " + remedy);
-            }
-        }
     }
 
     // shared:umask
