@@ -88,6 +88,7 @@ import java.util.function.Consumer;
 import java.util.regex.MatchResult;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
+import java.util.regex.PatternSyntaxException;
 import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
@@ -292,9 +293,12 @@ final class VmSync implements Callable<Integer> {
                     + "${DEFAULT-VALUE}).")
             long maxSize) throws IOException {
         boolean tree = remote.endsWith("/");
-        if (dryRun || watch) {
-            throw new VmException(2, "--dry-run and --watch go with a sync, not with pull");
-        } else if (remote.matches("(?s)(.*/)?\\.{0,2}") && !tree) {
+        for (OptionSpec option : spec.commandLine().getParseResult().matchedOptions()) {
+            if (option.scopeType() != ScopeType.INHERIT) {
+                throw new VmException(2, option.longestName() + " goes with a sync, not with pull");
+            }
+        }
+        if (remote.matches("(?s)(.*/)?\\.{0,2}") && !tree) {
             throw new VmException(2, "REMOTE: '" + remote + "' names no file; for what is in a directory write '"
                     + (remote.isEmpty() ? "." : remote) + "/'");
         } else if (local == null && remote.startsWith("/")) {
@@ -326,7 +330,7 @@ final class VmSync implements Callable<Integer> {
     private Pull newPull(String remote, String local, String file, long maxSize) throws IOException {
         Path place = local == null ? project.resolve(remote).normalize() : userPath(local);
         if (local != null) {
-            written(Path.of(local));
+            written(place);
             boolean into = file != null && (local.endsWith("/") || Files.isDirectory(place));
             place = into ? path(place, file) : place;
         }
@@ -492,7 +496,8 @@ final class VmSync implements Callable<Integer> {
     private Look look(Job job, Sender sender, String more) {
         Look look = Look.of(job.to().label(), sender.inGuest(job.to().lookScript()
                 + (dryRun ? "" : job.to().prepareScript(source)) + more));
-        if (job.to().isForeign(look.origin())) {
+        boolean again = rsyncHere && !more.isEmpty(); // because the guest has no rsync
+        if (job.to().isForeign(look.origin()) && !again) {
             tell("vm-sync: replaces " + remoteDir + ", which came from " + quoted(cut(look.origin())));
         }
         return look;
@@ -637,8 +642,13 @@ final class VmSync implements Callable<Integer> {
             String body = pattern.replaceAll("(?<=.)/$", "");
             boolean path = body.contains("/") || body.contains("**");
             String start = path && !body.startsWith("/") ? "(?:.*/)?" : "";
-            return new Rule(hides, body.length() < pattern.length(), path, Pattern.compile(start
-                    + regex(body.replaceAll("^/", "")), Pattern.DOTALL), (hides ? "- " : "+ ") + pattern);
+            try {
+                return new Rule(hides, body.length() < pattern.length(), path, Pattern.compile(start
+                        + regex(body.replaceAll("^/", "")), Pattern.DOTALL), (hides ? "- " : "+ ") + pattern);
+            } catch (PatternSyntaxException wrong) {
+                throw new VmException(2, "--exclude: " + quoted(pattern)
+                        + " has a '[' without its ']', or a wrong range");
+            }
         }
 
         /** As rsync reads them. */
@@ -847,9 +857,6 @@ final class VmSync implements Callable<Integer> {
             Instant now = Instant.now();
             began = now.getEpochSecond() * SECOND + now.getNano();
             lastBegan = Files.exists(time) ? read(time) : oldest(file);
-            if (!Files.exists(time)) {
-                note(lastBegan); // this sync may be interrupted
-            }
         }
 
         private long read(Path note) throws IOException {
@@ -871,6 +878,9 @@ final class VmSync implements Callable<Integer> {
 
         /** A file with a date shortly before that sync. */
         Path reference() throws IOException {
+            if (!Files.exists(time)) {
+                note(lastBegan); // this sync may be interrupted
+            }
             return Files.setLastModifiedTime(time, FileTime.from(lastBegan / SECOND - 1, TimeUnit.SECONDS));
         }
 

@@ -194,7 +194,9 @@ final class VmSyncTest {
         }
         call(Map.of(), Map.of(), "pull", "--max-size", "1", "a", "b").exits(2).says("--max-size': '1' is not a size such as 2G or 512M");
         call(Map.of(), Map.of(), "--dry-run", "pull", "a", "b").exits(2).says("not with pull");
-        call(Map.of(), Map.of(), "--watch", "pull", "a", "b").exits(2).says("not with pull");
+        for (String option : List.of("--watch", "--force", "--no-delete", "--engine=tar", "--exclude=x")) {
+            call(Map.of(), Map.of(), option, "pull", "a", "b").exits(2).says(option.replaceAll("=.*", "") + " goes with a sync, not with pull");
+        }
         call(Map.of(), Map.of(), "--engine", "ftp").exits(2).says("--engine");
         call(Map.of("VM_NAME", "../x"), Map.of()).exits(2).says("VM_NAME in the environment");
         call(Map.of("VM_PROJECT", temp.resolve("none").toString()), Map.of()).exits(2).says("VM_PROJECT in the environment: " + temp.resolve("none") + " is not");
@@ -202,6 +204,9 @@ final class VmSyncTest {
         call(Map.of("VM_PROJECT", temp.toString()), Map.of(), "--exclude-from", temp.resolve("none").toString()).exits(2).says("--exclude-from");
         call(Map.of("VM_PROJECT", temp.toString()), Map.of(), "--exclude-from", temp.toString()).exits(2).says("--exclude-from");
         call(Map.of("VM_PROJECT", temp.toString()), Map.of(), "--exclude", "- ").exits(2).says("an empty pattern");
+        for (String wrong : List.of("[]", "[z-a]", "[a\\]")) {
+            call(Map.of("VM_PROJECT", temp.toString()), Map.of(), "--exclude", wrong).exits(2).says("has a '[' without its ']'");
+        }
     }
 
     /** Asked before the VM is: there is none here. */
