@@ -25,6 +25,7 @@ import java.nio.CharBuffer;
 import java.nio.channels.FileChannel;
 import java.nio.channels.FileLock;
 import java.nio.channels.SocketChannel;
+import java.nio.charset.CharacterCodingException;
 import java.nio.charset.Charset;
 import java.nio.charset.CharsetDecoder;
 import java.nio.charset.CodingErrorAction;
@@ -623,6 +624,9 @@ final class VmTest implements Callable<Integer> {
         }
         if (!removesClones) {
             otherScripts.add(process);
+            if (interrupted) { // perhaps after interrupt() went through that list
+                process.destroy();
+            }
         }
         try {
             process.getOutputStream().close();
@@ -733,13 +737,13 @@ final class VmTest implements Callable<Integer> {
         ProcessBuilder git = new ProcessBuilder("git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null",
                 "-C", project.toString(), "rev-parse", "--verify", "HEAD").redirectError(Redirect.DISCARD);
         try {
-            Process process = git.start();
+            Process process = start(git, verbose);
             process.getOutputStream().close();
             boolean ended = process.waitFor(10, TimeUnit.SECONDS); // it reads two files and prints one line
             process.destroyForcibly();
             String hash = new String(process.getInputStream().readNBytes(100), UTF_8).strip();
             return ended && process.exitValue() == 0 && hash.matches("[0-9a-f]{40,64}") ? hash : null;
-        } catch (IOException noGit) {
+        } catch (IOException | VmException noGit) {
             return null;
         }
     }
@@ -1277,7 +1281,7 @@ final class VmTest implements Callable<Integer> {
                 return JsonParser.object().from(Files.readString(file));
             } catch (NoSuchFileException none) {
                 return null;
-            } catch (JsonParserException | StackOverflowError damaged) {
+            } catch (JsonParserException | CharacterCodingException | StackOverflowError damaged) {
                 throw new VmException(69, file + " is damaged: delete it, and run the suites again");
             }
         }
@@ -1780,7 +1784,7 @@ final class VmTest implements Callable<Integer> {
         /** What fails a suite: processes, mounts and files under /build. So does what could not be listed. */
         List<String> failing() {
             Stream<String> unknown = Stream.of("unknown: the guest did not list all that was there before and after");
-            return Stream.concat(lines.stream().filter(line -> line.matches("(process|mount|file|unknown:) .*")),
+            return Stream.concat(lines.stream().filter(line -> line.matches("(?s)(process|mount|file|unknown:) .*")),
                     complete ? Stream.empty() : unknown).toList();
         }
 
@@ -3300,7 +3304,6 @@ final class VmTest implements Callable<Integer> {
          */
         Ending run(Tests tests, Consumer<String> restore, boolean isolate, BiConsumer<Integer, String> show)
                 throws Exception {
-            clones.stopped = false; // the suite before may have been stopped
             List<Thread> threads = new ArrayList<>();
             for (String clone : clones.names.subList(0, Math.min(clones.names.size(), work.size()))) {
                 Thread thread = new Thread(() -> workIn(clone, tests, restore, isolate, show), clone);
@@ -3310,6 +3313,7 @@ final class VmTest implements Callable<Integer> {
             for (Thread thread : threads) {
                 thread.join();
             }
+            clones.stopped = false; // for the next suite, which may run in the VM itself
             if (failure instanceof Error failed) {
                 throw failed;
             } else if (failure != null) {

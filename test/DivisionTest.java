@@ -269,6 +269,7 @@ final class DivisionTest {
             assertEquals(VmTest.Verdict.TIMED_OUT, new VmTest.ParallelRun(clones, List.of(List.of("endless"), List.of("late"), List.of("never")), () -> false)
                     .run(tests, clone -> { }, false, (stream, bytes) -> { }).verdict());
             assertFalse(ran.contains("never"));
+            assertFalse(clones.stopped, "a suite that is not divided runs next, and in the VM itself");
             List<String> restored = Collections.synchronizedList(new ArrayList<>());
             assertEquals(VmTest.Verdict.PASSED, new VmTest.ParallelRun(clones, List.of(List.of("short")), () -> false)
                     .run(tests, restored::add, true, (stream, bytes) -> { }).verdict());

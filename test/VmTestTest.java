@@ -699,11 +699,11 @@ final class VmTestTest {
         VmTest.Leftovers left = new VmTest.Leftovers();
         String unknown = "unknown: the guest did not list all that was there before and after";
         assertEquals(List.of(unknown), left.failing());
-        Stream.of("process 12 sleep 903", "mount tmpfs on /mnt", "file /build/a b", "tmp go-build123", "tmp go-builder", "tmp vm-sync.Ab", "tmp t1", "odd", "", "strange x")
+        Stream.of("process 12 sleep 903", "mount tmpfs on /mnt", "file /build/a b", "file /build/a\r", "tmp go-build123", "tmp go-builder", "tmp vm-sync.Ab", "tmp t1", "odd", "", "strange x")
                 .forEach(left::take);
-        assertEquals(List.of("process 12 sleep 903", "mount tmpfs on /mnt", "file /build/a b", unknown), left.failing());
+        assertEquals(List.of("process 12 sleep 903", "mount tmpfs on /mnt", "file /build/a b", "file /build/a\r", unknown), left.failing());
         left.take("end");
-        assertEquals(List.of("process 12 sleep 903", "mount tmpfs on /mnt", "file /build/a b"), left.failing());
+        assertEquals(List.of("process 12 sleep 903", "mount tmpfs on /mnt", "file /build/a b", "file /build/a\r"), left.failing());
         assertEquals(List.of("/tmp/go-builder", "/tmp/t1"), left.inTmp());
     }
 
