@@ -3297,6 +3297,8 @@ final class VmCtl {
     record GuestSsh(VmFiles files, Consumer<String> say) {
         /** How many bytes are kept of what a command in the guest prints. */
         static final int MAX_OUTPUT = 1 << 16;
+        /** For what ends soon in a guest that answers. KILL takes 5 s, and the guest may be slow. Tests shorten it. */
+        static Duration answerLimit = Duration.ofSeconds(30);
 
         /**
          * RAM holds the ssh sessions of then, whose other end is gone. They would stay for hours; all but our own are
@@ -3511,7 +3513,7 @@ final class VmCtl {
                 Process process = new ProcessBuilder(command).redirectInput(Path.of("/dev/null").toFile())
                         .redirectOutput(ProcessBuilder.Redirect.DISCARD).redirectError(ProcessBuilder.Redirect.DISCARD)
                         .start();
-                boolean ended = process.waitFor(30, TimeUnit.SECONDS); // KILL takes 5 s in the guest, which may be slow
+                boolean ended = process.waitFor(answerLimit.toMillis(), TimeUnit.MILLISECONDS);
                 process.destroy();
                 return ended && process.exitValue() == 0;
             } catch (IOException | InterruptedException failed) {

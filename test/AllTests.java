@@ -26,7 +26,6 @@ import java.nio.file.Path;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.Collections;
 import java.util.List;
 import java.util.Set;
 import java.util.TreeSet;
@@ -47,10 +46,11 @@ import org.junit.platform.reporting.legacy.xml.LegacyXmlReportGeneratingListener
 /**
  * Runs the test classes that have one of the given tags or names, one after the other, with JUnit. test/run starts it.
  *
- * <p>The tags: {@code unit} needs no VM. {@code core} runs end to end on the stand-in guest. {@code faults} are the long fault matrices.
+ * <p>The tags: {@code unit} needs no VM. {@code core} runs end to end on the stand-in guest. {@code faults} are the long matrices of faults,
+ * the lines of the README, and the tests of the stand-in itself.
  * {@code foreign} needs programs that no one here wrote, from a package registry. {@code vm} marks the classes that use the VM that
- * InstallTest installs in .build/test; InstallTest runs first if they need it and it is not there. While these run, those that do
- * not use it run in another JVM.
+ * InstallTest installs in .build/test; InstallTest runs first if they need it and it is not there. Some classes share that VM and run
+ * one after the other; meanwhile the others run in two more JVMs.
  *
  * <p>It prints a line for each class, its table of faults, and what failed. For each class, .build/test has NAME.log with all its
  * output and NAME.xml/ with JUnit's own report. The sum goes to .build/test/result. The exit code is 0 if tests ran and all passed, 1
@@ -58,27 +58,28 @@ import org.junit.platform.reporting.legacy.xml.LegacyXmlReportGeneratingListener
  */
 final class AllTests {
 
-    /** In the order in which they run: first InstallTest, whose VM many classes share. */
-    private static final List<Class<?>> CLASSES = List.of(
+    /** One after the other, in this JVM: first InstallTest, whose VM those after it share. JBang, which some of them call, builds one thing at a time. */
+    private static final List<Class<?>> HERE = List.of(
             InstallTest.class, LintTest.class, HelpTest.class, MakefileTest.class, ReadmeTest.class,
-            StandinTest.class, LifecycleTest.class, SyncTest.class, ParallelTest.class, ImageTest.class, MakeTest.class, ManualTest.class, WorkflowTest.class, JUnitReadersTest.class,
-            // those in BESIDE: some that need no VM, as long as it is being installed; then the long ones; the last ones may be either JVM's
-            VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class,
-            InterruptionsTest.class, LifecycleFaultsTest.class, InstallFaultsTest.class, SuitesTest.class, StandinBootTest.class, ByHandTest.class,
-            ManySnapshotsTest.class, VmTestTest.class, DivisionTest.class, TemporaryTest.class, ImageFileTest.class,
-            VmCtlTest.class, CommandLineTest.class, SyncFaultsTest.class, SlurmTest.class, GitlabTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
+            ImageTest.class, MakeTest.class, ManualTest.class, WorkflowTest.class, JUnitReadersTest.class);
 
     /**
-     * Run in a JVM of their own beside the others: an emulated guest has one processor, so one of two cores would be idle. None of them
-     * uses the shared VM, or builds anything with JBang, whose cache takes one build at a time. So the JVM that has done its own classes
-     * takes those of them that nobody has begun, from the end; then both end at about the same time.
+     * In any JVM: each takes the first one that none has begun. First those that need no VM, as long as it is being installed; then the
+     * long ones, so that all JVMs end at about the same time.
      */
-    private static final Set<Class<?>> BESIDE = Set.of(VmSetupTest.class, VmAutoInstallTest.class, VmSyncTest.class,
-            InterruptionsTest.class, LifecycleFaultsTest.class, InstallFaultsTest.class, SuitesTest.class, StandinBootTest.class, ByHandTest.class,
-            ManySnapshotsTest.class, VmTestTest.class, DivisionTest.class, TemporaryTest.class, ImageFileTest.class,
-            VmCtlTest.class, CommandLineTest.class, SyncFaultsTest.class, SlurmTest.class, GitlabTest.class, BisectTest.class, GoVersionsTest.class, PhaseShellTest.class);
+    private static final List<Class<?>> ANYWHERE = List.of(
+            VmSetupTest.class, VmAutoInstallTest.class, CommandLineTest.class, VmCtlTest.class,
+            LifecycleFaultsTest.class, InterruptionsTest.class, InstallFaultsTest.class, SuitesTest.class, ManySnapshotsTest.class, ParallelTest.class, LifecycleTest.class,
+            SyncTest.class, SlurmTest.class, StandinBootTest.class, StandinTest.class, ByHandTest.class,
+            GitlabTest.class, GoVersionsTest.class, SyncFaultsTest.class, VmTestTest.class, ImageFileTest.class, TemporaryTest.class, BisectTest.class, VmSyncTest.class, DivisionTest.class,
+            PhaseShellTest.class);
 
-    /** Where the JVM beside writes its result; only that one has the property. */
+    private static final List<Class<?>> CLASSES = Stream.of(HERE, ANYWHERE).flatMap(List::stream).toList();
+
+    /** Other JVMs beside this one. Three in all keep two cores busy: an emulated guest has one processor, and tests often wait. */
+    private static final int OTHERS = 2;
+
+    /** Where a JVM beside writes its result; only those have the property. */
     private static final String OTHER_RESULT = System.getProperty("result", "");
 
     private static final Path RESULTS = Path.of(".build/test");
@@ -105,21 +106,19 @@ final class AllTests {
         checkThatEveryTestClassIsListed();
         List<Class<?>> classes = select(List.of(args));
         Files.createDirectories(RESULTS);
-        List<Class<?>> beside = classes.stream().filter(type -> BESIDE.contains(type) && classes.stream().anyMatch(AllTests::sharesVm))
-                .collect(Collectors.toList());
-        List<Class<?>> order = new ArrayList<>(classes);
-        order.removeAll(beside);
-        Collections.reverse(beside);
-        order.addAll(beside);
+        List<Process> others = new ArrayList<>();
         if (OTHER_RESULT.isEmpty()) {
             Guest.delete(BEGUN);
             Files.createDirectory(BEGUN);
+            List<Class<?>> anywhere = classes.stream().filter(ANYWHERE::contains).toList();
+            for (int i = 1; i <= Math.min(OTHERS, classes.size() - 1) && !anywhere.isEmpty(); i++) {
+                others.add(start(".beside" + i, anywhere));
+            }
+            if (classes.stream().anyMatch(type -> hasTag(type, "vm"))) {
+                buildStandin();
+            }
         }
-        Process other = beside.isEmpty() ? null : start(beside);
-        if (OTHER_RESULT.isEmpty() && classes.stream().anyMatch(type -> hasTag(type, "vm"))) {
-            buildStandin();
-        }
-        for (Class<?> type : order) {
+        for (Class<?> type : classes) {
             if (OTHER_RESULT.isEmpty() && type != InstallTest.class) {
                 Files.write(VM_IS_THERE, new byte[0]);
             }
@@ -127,8 +126,8 @@ final class AllTests {
                 run(type);
             }
         }
-        if (other != null) {
-            addResult(await(other));
+        for (int i = 0; i < others.size(); i++) {
+            addResult(".beside" + (i + 1), await(others.get(i)));
         }
         writeResult();
         System.exit(failed == 0 && passed > 0 ? 0 : 1); // also when a test left a thread that does not end
@@ -166,11 +165,6 @@ final class AllTests {
         return type.getName().equals(word) || hasTag(type, word);
     }
 
-    /** It uses the shared VM that InstallTest has installed. */
-    private static boolean sharesVm(Class<?> type) {
-        return OTHER_RESULT.isEmpty() && hasTag(type, "vm") && type != InstallTest.class && !BESIDE.contains(type);
-    }
-
     private static boolean hasTag(Class<?> type, String tag) {
         return tags(type).contains(tag);
     }
@@ -199,13 +193,13 @@ final class AllTests {
         try {
             Files.createFile(BEGUN.resolve(type.getName()));
             return true;
-        } catch (FileAlreadyExistsException theOtherJvmHas) {
+        } catch (FileAlreadyExistsException anotherJvmHas) {
             return false;
         }
     }
 
     /**
-     * Whether there is a stand-in for a class that uses a VM. The JVM beside waits for it, and for what else InstallTest makes, such as
+     * Whether there is a stand-in for a class that uses a VM. The JVMs beside wait for it, and for what else InstallTest makes, such as
      * the disks of the shared VM.
      */
     private static boolean isReadyFor(Class<?> type) throws Exception {
@@ -221,11 +215,11 @@ final class AllTests {
     }
 
     /** Another JVM like this one, with a result of its own. It shows its lines where this one does. */
-    private static Process start(List<Class<?>> classes) throws IOException {
-        Files.deleteIfExists(RESULTS.resolve("result.beside"));
+    private static Process start(String result, List<Class<?>> classes) throws IOException {
+        Files.deleteIfExists(RESULTS.resolve("result" + result));
         List<String> command = new ArrayList<>(List.of(Path.of(System.getProperty("java.home"), "bin/java").toString()));
         command.addAll(ManagementFactory.getRuntimeMXBean().getInputArguments());
-        command.addAll(List.of("-Dresult=.beside", "-cp", System.getProperty("java.class.path"), AllTests.class.getName()));
+        command.addAll(List.of("-Dresult=" + result, "-cp", System.getProperty("java.class.path"), AllTests.class.getName()));
         classes.forEach(type -> command.add(type.getName()));
         Process other = new ProcessBuilder(command).inheritIO().start();
         Runtime.getRuntime().addShutdownHook(new Thread(other::destroy));
@@ -233,16 +227,16 @@ final class AllTests {
     }
 
     private static int await(Process other) throws InterruptedException {
-        ScheduledExecutorService timer = giveUpAfterTheLimit("the tests in the other JVM", RESULTS);
+        ScheduledExecutorService timer = giveUpAfterTheLimit("the tests in another JVM", RESULTS);
         int code = other.waitFor();
         timer.shutdownNow();
         return code;
     }
 
-    private static void addResult(int code) throws IOException {
-        Path file = RESULTS.resolve("result.beside");
+    private static void addResult(String result, int code) throws IOException {
+        Path file = RESULTS.resolve("result" + result);
         if (!Files.exists(file)) {
-            FAILURES.add("FAILED: the other JVM ended with exit code " + code + " and without a result");
+            FAILURES.add("FAILED: another JVM ended with exit code " + code + " and without a result");
             failed++;
             return;
         }
@@ -285,7 +279,7 @@ final class AllTests {
         boolean nothing = good + bad + notRun == 0; // a class that tests nothing has not passed
         passed += good;
         failed += nothing ? 1 : bad;
-        StringWriter text = new StringWriter(); // shown at once: the other JVM writes there, too
+        StringWriter text = new StringWriter(); // shown at once: the other JVMs write there, too
         PrintWriter lines = new PrintWriter(text);
         lines.println(name + ": " + good + " passed, " + (nothing ? 1 : bad) + " failed"
                 + (notRun == 0 ? "" : ", " + notRun + " not run") + ", " + time.toSeconds() + " s");

@@ -24,7 +24,7 @@ import org.junit.jupiter.api.TestMethodOrder;
  * The commands in the fences of README and CONTRIBUTING, run as a person would type them, on the VM that InstallTest installed. Only names
  * are others: the VM's, its directory's, the project's, a test's, and those of files in the home directory.
  */
-@Tag("core")
+@Tag("faults")
 @Tag("vm")
 @TestMethodOrder(MethodOrderer.OrderAnnotation.class)
 final class ManualTest {

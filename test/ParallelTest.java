@@ -46,7 +46,7 @@ final class ParallelTest {
         Path qemu = Files.writeString(bin.resolve("qemu-system-x86_64"), "#!/bin/sh\ncase \" $* \" in *' -pidfile '*) echo \"$*\" >>'" + STARTS
                 + "' ;; esac\nPATH=" + System.getenv("PATH") + "\nexec qemu-system-x86_64 \"$@\"\n");
         Files.setPosixFilePermissions(qemu, PosixFilePermissions.fromString("rwxr-xr-x"));
-        guest = Guest.installed().with("PATH", bin + ":" + System.getenv("PATH"));
+        guest = Guest.twin("parallel's, \u00e9").with("PATH", bin + ":" + System.getenv("PATH"));
         guest.fresh();
         depth = GuestChecks.chain(guest.file(".qcow2").toRealPath()).size();
     }

@@ -24,7 +24,7 @@ import org.junit.jupiter.api.Test;
  * How the stand-in boots, from its CD and from an installed disk, how strict its CD is, and how its build fails. On QEMUs of its own,
  * beside the shared VM: it reads that one's disks under other names.
  */
-@Tag("core")
+@Tag("faults")
 @Tag("vm")
 final class StandinBootTest {
 

@@ -20,7 +20,7 @@ import org.junit.jupiter.api.TestMethodOrder;
  * The stand-in guest, installed, is as strict as DragonFly: what its table refuses there, it refuses here. And it prints on the serial
  * line what a real DragonFly was seen to print. StandinBootTest tests the same of its CD.
  */
-@Tag("core")
+@Tag("faults")
 @Tag("vm")
 @TestMethodOrder(MethodOrderer.OrderAnnotation.class)
 final class StandinTest {
@@ -28,9 +28,9 @@ final class StandinTest {
     static final Path SCRIPT = Path.of("test/standin/strictness.sh").toAbsolutePath();
     static final String DEBUGGER = "Debugger(\"panic\")\r\n\r\nCPU0 stopping CPUs: 0x00000000\r\n stopped\r\n"
             + "Stopped at      Debugger+0x7c:  movb    $0,0xb834e9(%rip)\r\ndb> ";
-    private static final Guest GUEST = Guest.installed();
+    private static final Guest GUEST = Guest.twin("standin's");
 
-    /** The shared VM as it was after its installation, also when a test before has made it panic. */
+    /** The VM as it was after its installation, also when a test before has made it panic. */
     private static void freshGuest() {
         GUEST.ctl("stop", "--force").exits(0);
         GUEST.fresh();
@@ -104,7 +104,7 @@ final class StandinTest {
         GUEST.ctl("stop", "--force").exits(0);
     }
 
-    /** What the shared VM's console shows after a command over ssh, up to a text. The command may end the guest or never end. */
+    /** What the VM's console shows after a command over ssh, up to a text. The command may end the guest or never end. */
     private static String consoleAfter(String command, String until) throws Exception {
         int from = consoleLog().length();
         Process tool = GUEST.start(Guest.BUILD.resolve("test/standin-command.txt"), "VmCtl", "exec", "--", command);

@@ -23,7 +23,7 @@ import org.junit.jupiter.params.provider.ValueSource;
 @Tag("vm")
 final class SyncTest {
 
-    private static final Guest GUEST = Guest.installed();
+    private static final Guest GUEST = Guest.twin("sync's, \u00e9");
     private static final Path PROJECT = Guest.BUILD.resolve("test/project, \u00e9");
 
     @BeforeAll

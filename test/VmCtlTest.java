@@ -38,6 +38,7 @@ import java.util.Optional;
 import java.util.concurrent.TimeUnit;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.AfterEach;
+import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
@@ -54,6 +55,12 @@ final class VmCtlTest {
 
     private Path dir;
     private VmCtl.VmFiles vm;
+
+    /** No guest answers ssh here. */
+    @BeforeAll
+    static void waitForNoGuest() {
+        VmCtl.GuestSsh.answerLimit = Duration.ofSeconds(1);
+    }
 
     @BeforeEach
     void makeDirectory() throws IOException {
@@ -1660,7 +1667,7 @@ final class VmCtlTest {
         Files.writeString(vm.record("one"), JsonWriter.string(record));
 
         // The guest is silent, but the limit was shorter than the one for restores: nothing is marked.
-        Script.Result silent = ctl("restore", "one", "--timeout", "6s").exits(124).says("the RAM of one cannot be used: no answer after 3 s");
+        Script.Result silent = ctl("restore", "one", "--timeout", "2s").exits(124).says("the RAM of one cannot be used: no answer after 1 s");
         silent.says("booting its disk").says("like one after a power cut").says("sshd does not answer");
         assertEquals(List.of("one"), VmCtl.json(ctl("status", "--json").out()).getArray("usableRam"));
         assertEquals("starting", VmCtl.json(ctl("status", "--json").exits(0).out()).getString("state"), "a booted VM runs");
@@ -1668,11 +1675,11 @@ final class VmCtlTest {
 
         // Twice silent for the full limit.
         Duration limit = VmCtl.Snapshots.emulatedRestoreLimit;
-        VmCtl.Snapshots.emulatedRestoreLimit = Duration.ofSeconds(3);
+        VmCtl.Snapshots.emulatedRestoreLimit = Duration.ofSeconds(1);
         try {
-            ctl("restore", "one", "--timeout", "6s").exits(124).says("no answer after 3 s");
+            ctl("restore", "one", "--timeout", "2s").exits(124).says("no answer after 1 s");
             assertEquals(List.of("one"), VmCtl.json(ctl("status", "--json").out()).getArray("usableRam"));
-            ctl("restore", "one", "--timeout", "6s").exits(124).says("no answer after 3 s");
+            ctl("restore", "one", "--timeout", "2s").exits(124).says("no answer after 1 s");
         } finally {
             VmCtl.Snapshots.emulatedRestoreLimit = limit;
         }
@@ -1682,7 +1689,7 @@ final class VmCtlTest {
         // A wrong checksum.
         record.put("ramCrc32c", 1);
         Files.writeString(vm.record("one"), JsonWriter.string(record));
-        ctl("restore", "one", "--timeout", "6s").exits(124).says("cannot be used: it is damaged (its checksum is wrong)");
+        ctl("restore", "one", "--timeout", "2s").exits(124).says("cannot be used: it is damaged (its checksum is wrong)");
         ctl("status", "--json").answers("\"usableRam\":[]");
         ctl("stop", "--force").exits(0);
         ctl("snapshot", "one", "--yes").exits(0);

@@ -383,22 +383,27 @@ rm -rf "$G/src/cmd"
 mkdir -p "$G/pkg/tool/linux_amd64"
 for p in asm buildid compile link test2json vet cover; do cp "$goroot/pkg/tool/linux_amd64/$p" "$G/pkg/tool/linux_amd64/"; done
 say "go's standard library"
-# Without cgo (the guest has no C compiler), and compiled in advance where this version of Go keeps it.
-build_go() { (cd / && env -i PATH=/usr/bin:/bin HOME="$work" GOROOT="$G" GOCACHE="$work/gocache" CGO_ENABLED=0 GO111MODULE=off GOTOOLCHAIN=local "$G/bin/go" "$@" >&2); }
-build_go install std
+# Without cgo (the guest has no C compiler).
+# What tests import is compiled in advance where this version of Go keeps it. The rest would take a minute.
+imported="bytes context errors fmt os os/exec os/signal path/filepath runtime strconv strings sync syscall testing time unicode/utf8"
+build_go() { (cd / && env -i PATH=/usr/bin:/bin HOME="$work" GOROOT="$G" GOCACHE="$work/gocache" CGO_ENABLED=0 GO111MODULE=off GOTOOLCHAIN=local "$G/bin/go" "$@"); }
+# shellcheck disable=SC2086
+std=$(build_go list -deps testing/internal/testdeps $imported)
+# shellcheck disable=SC2086
+build_go install $std >&2
 # A vet of what tests import, as the first `go test` in the guest would do it, in half a minute. Go finds by contents what it knows already.
 mkdir "$work/vetted"
 printf 'module vetted\n\ngo 1.18\n' >"$work/vetted/go.mod"
 {
     echo 'package vetted'
-    for p in bytes context fmt os os/exec os/signal path/filepath runtime strconv strings sync syscall testing time unicode/utf8; do echo "import _ \"$p\""; done
+    for p in $imported; do echo "import _ \"$p\""; done
 } >"$work/vetted/vetted_test.go"
 for how in 'test -exec=/bin/true' vet; do
     # shellcheck disable=SC2086
     (cd "$work/vetted" && env -i PATH=/usr/bin:/bin HOME="$work" GOROOT="$G" GOCACHE="$P/go/root/.cache/go-build" CGO_ENABLED=0 GOTOOLCHAIN=local \
         "$G/bin/go" $how . >&2)
 done
-for p in dns procfs; do build_go build -trimpath -ldflags='-s -w' -o "$root$S/$p" "$here/guest/$p.go"; done
+for p in dns procfs; do build_go build -trimpath -ldflags='-s -w' -o "$root$S/$p" "$here/guest/$p.go" >&2; done
 cat >"$P/go/usr/local/bin/go" <<'END'
 #!/bin/sh
 export CGO_ENABLED="${CGO_ENABLED-0}" GOROOT="${GOROOT-/usr/local/go}"
