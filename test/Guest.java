@@ -139,9 +139,18 @@ record Guest(Map<String, String> settings) {
         return twin;
     }
 
-    /** A command in the guest's sh; the shell's text is one argument all the way. */
+    /** A text in the guest's sh, by ssh itself: it has no JVM to start, and vm-ctl exec has tests of its own. */
     Script.Result sh(String text) {
-        return ctl("exec", "--", "sh", "-c", text);
+        try {
+            Path script = Files.writeString(Files.createTempFile("guest", ".sh"), text);
+            ProcessBuilder ssh = builder(List.of("ssh", "-F", vmDir().resolve("ssh_config").toString(), settings.get("VM_NAME"),
+                    "exec sh -c 'text=$(cat); exec </dev/null; eval \"$text\"'")).redirectInput(script.toFile());
+            Script.Result result = Script.run(ssh, LIMIT);
+            Files.delete(script);
+            return new Script.Result(text, result.exitCode(), result.out(), result.err());
+        } catch (IOException failure) {
+            throw new UncheckedIOException(failure);
+        }
     }
 
     Script.Result run(String script, String... arguments) {

@@ -94,7 +94,6 @@ final class InstallFaultsTest {
         2 | nonet@phase2     | 5 15 30 60 none to none          | PHASE 2 FAILED   | 1   | step 2 (reach the  | its script gave up: reach
         2 | norepo@phase2    | 5 15 30 60 none to none          | PHASE 2 FAILED   | 1   | step 3 (update the | pkg update: failed
         2 | mountroot        |                                  | mountroot>       | 1   | the root mount     | the kernel cannot mount
-        3 | panic@phase3     |                                  | panic: assertion | 1   | pfi                | the kernel panicked
         """)
     void aFailedPhaseSaysWhatHappened(int phase, String fault, String edit, String sign, int code, String where, String cause)
             throws Exception {

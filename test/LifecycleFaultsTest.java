@@ -9,7 +9,6 @@ import java.net.ServerSocket;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
-import java.nio.file.StandardOpenOption;
 import java.nio.file.attribute.FileTime;
 import java.time.Duration;
 import java.time.Instant;
@@ -55,6 +54,7 @@ final class LifecycleFaultsTest {
         Files.move(copy, GUEST.file("-clean.qcow2"), StandardCopyOption.REPLACE_EXISTING);
         Files.setLastModifiedTime(GUEST.file("-clean.qcow2"), FileTime.from(Instant.now().plus(Duration.ofHours(2))));
         GuestChecks.asInstalled(GUEST);
+        GUEST.sync().exits(0);
         GUEST.sh("echo kept >/root/kept; sync").exits(0);
         GUEST.ctl("snapshot", "kept", "--yes").exits(0);
     }
@@ -121,7 +121,7 @@ final class LifecycleFaultsTest {
                     Process exec = GUEST.start(LOG, "VmCtl", "exec", "--", "echo started; sleep 600");
                     Guest.await(LOG, "started");
                     exec.destroyForcibly().waitFor();
-                    GUEST.sh("true").exits(0);
+                    GUEST.ctl("exec", "true").exits(0);
                 }));
     }
 
@@ -172,13 +172,12 @@ final class LifecycleFaultsTest {
                 }),
                 fault("the guest floods its console", () -> {
                     Path console = GUEST.file(".console.log");
-                    GUEST.ctl("exec", "--timeout", "15s", "--", FAULT + "flood 1000000");
+                    GUEST.ctl("exec", "--timeout", "5s", "--", FAULT + "flood 1000000");
                     long grown = Files.size(console);
-                    System.out.println("a flood of 15 s left " + grown + " bytes");
+                    System.out.println("a flood of 5 s left " + grown + " bytes");
                     assertTrue(grown < 30_000_000, grown + " bytes of console");
                 }),
                 fault("programs print what a panic prints", () -> {
-                    GUEST.sync().exits(0);
                     // A Go program's words, and those of a real panic, as dmesg has them after one: sshd answers, so all is well.
                     // vm-test looks at the console every 0.1 s, and asks sshd within 5 s.
                     String go = "printf 'panic: index out of range\\n\\ngoroutine 1 [running]:\\n' >/dev/console; sleep 3; ";
@@ -188,12 +187,10 @@ final class LifecycleFaultsTest {
                     GUEST.ctl("stop").exits(0).says("by shutdown -p now over ssh");
                 }),
                 fault("a suite whose guest panics", () -> {
-                    GUEST.sync().exits(0);
                     GUEST.with("VM_TEST_BUILD", "true", "VM_TEST_PANIC", "sysctl debug.debugger_on_panic=1; " + FAULT + "panic; sleep 600")
                             .test("panic").exits(69).says("panic");
                 }),
                 fault("a suite whose VM is killed", () -> {
-                    GUEST.sync().exits(0);
                     Files.deleteIfExists(LOG);
                     Process suite = GUEST.with("VM_TEST_BUILD", "true", "VM_TEST_SLEEPY", "echo started; sleep 600").start(LOG, "VmTest", "sleepy");
                     Guest.await(LOG, "started");
@@ -235,18 +232,6 @@ final class LifecycleFaultsTest {
     @Order(5)
     Stream<DynamicTest> filesAreDamaged() {
         return Stream.of(
-                fault("a RAM file is truncated", () -> {
-                    GUEST.ctl("snapshot", "cut", "--yes").exits(0);
-                    Path ram = GUEST.file(".snapshots").resolve("cut/ram");
-                    try (var channel = Files.newByteChannel(ram, StandardOpenOption.WRITE)) {
-                        channel.truncate(Files.size(ram) / 2);
-                    }
-                    assertFalse(GUEST.ctl("status", "--json").out().replaceAll(".*\"usableRam\":\\[", "").contains("cut"));
-                    GUEST.ctl("snapshot", "--list").exits(0).answers("disk; its RAM is unusable: its file has ");
-                    GUEST.ctl("restore", "cut").exits(0).says("the RAM of cut cannot be used: its file has ", "booted", "power cut");
-                    GUEST.sh("cat /root/kept").exits(0).answers("kept");
-                    GUEST.ctl("snapshot", "--delete", "cut").exits(0);
-                }),
                 fault("the guest has another host key", () -> {
                     Path known = GUEST.file(".ssh").resolve("known_hosts");
                     String right = Files.readString(known);
@@ -265,7 +250,7 @@ final class LifecycleFaultsTest {
 
     /**
      * A guest that breaks as soon as it is restored: it notices, because the connection that it held to this host's port is gone.
-     * It is booted in the same command. The second time in a row its RAM counts as unusable; a short limit proves nothing.
+     * It is booted in the same command; a short limit proves nothing. VmCtlTest sees to the second time in a row.
      */
     @Test
     @Order(6)
@@ -285,11 +270,6 @@ final class LifecycleFaultsTest {
         GUEST.ctl("restore", "cut").exits(0).says("the RAM of cut cannot be used: the guest is in trouble: panic", "booted guest");
         GUEST.sh("cat /root/kept").exits(0).answers("kept");
         GUEST.ctl("status", "--json").exits(0).answers("\"usableRam\":[\"clean\",\"cut\",\"kept\"]");
-        restoredDisk();
-        GUEST.ctl("start", "--no-wait").exits(0).says("the RAM of cut cannot be used: the guest is in trouble: panic", "is still booting");
-        GUEST.ctl("snapshot", "--list").exits(0).answers("RAM is unusable: the restored guest did not answer, twice in a row");
-        restoredDisk();
-        GUEST.ctl("start", "--no-wait").exits(0).says("cannot be used: the restored guest did not answer, twice in a row");
         GUEST.ctl("restore", "kept").exits(0);
         GUEST.ctl("snapshot", "cut", "--yes").exits(0);
         GUEST.ctl("restore", "cut").exits(0).says("restored cut with its RAM");
@@ -349,20 +329,7 @@ final class LifecycleFaultsTest {
                         Files.move(moved.vmDir(), GUEST.vmDir());
                         Guest.delete(copy.vmDir());
                     }
-                }),
-                fault("another VM has the first port", () -> {
-                    int port = port();
-                    try (ServerSocket other = new ServerSocket(port == 2222 ? 2223 : 2222, 1, InetAddress.getLoopbackAddress())) {
-                        GUEST.ctl("restore", "kept").exits(0);
-                    } catch (java.net.BindException taken) {
-                        GUEST.ctl("restore", "kept").exits(0); // another VM has it indeed
-                    }
-                    assertEquals(port, port());
                 }));
-    }
-
-    private static int port() {
-        return Integer.parseInt(GUEST.ctl("status", "--json").exits(0).out().replaceAll("(?s).*\"port\":(\\d+).*", "$1"));
     }
 
     /** As in a container that shares VM_DIR: QEMU's pid is somebody else's there, who must live. */
@@ -370,30 +337,31 @@ final class LifecycleFaultsTest {
     @Order(8)
     Stream<DynamicTest> fromAnotherPidNamespace() {
         assumeTrue(System.getProperty("user.name").equals("root"), "only root may make a pid namespace");
-        return Stream.of(List.of("status"), List.of("start"), List.of("stop", "--force"), List.of("restore", "kept"), List.of("destroy", "--yes"))
-                .map(words -> fault("from another pid namespace: " + String.join(" ", words), () -> {
-                    Guest guest = GUEST;
-                    if (words.contains("destroy")) {
-                        guest = GUEST.with("VM_NAME", "seen");
-                        GUEST.ctl("clone", "--snapshot", "kept", "--start", "seen").exits(0);
-                    }
-                    String pid = Files.readString(guest.file(".qemu-pid")).strip();
-                    List<String> command = new ArrayList<>(List.of("unshare", "-p", "-f", "--mount-proc", "-m", "sh", "-c", """
-                            echo $(($1 - 1)) >/proc/sys/kernel/ns_last_pid; sleep 300 & shift
-                            "$@"; code=$?
-                            kill $! && exit $code
-                            echo "the stranger is dead" >&2; exit 99
-                            """, "sh", pid));
-                    command.addAll(Script.command("VmCtl", words.toArray(String[]::new)));
-                    Script.Result inside = guest.run(command).exits(0);
-                    switch (words.get(0)) {
-                        case "status" -> inside.answers("running");
-                        case "start" -> inside.says("runs already");
-                        case "restore" -> inside.says("restored kept with its RAM");
-                        default -> assertEquals(List.of(), guest.qemus().stream()
-                                .filter(qemu -> String.valueOf(qemu.pid()).equals(pid)).toList());
-                    }
-                }));
+        return Stream.of("status, start, stop --force", "restore kept", "destroy --yes").map(lines -> fault("from another pid namespace: " + lines, () -> {
+            Guest guest = GUEST;
+            if (lines.startsWith("destroy")) {
+                guest = GUEST.with("VM_NAME", "seen");
+                GUEST.ctl("clone", "--snapshot", "kept", "--start", "seen").exits(0);
+            }
+            String pid = Files.readString(guest.file(".qemu-pid")).strip();
+            for (String line : lines.split(", ")) {
+                List<String> command = new ArrayList<>(List.of("unshare", "-p", "-f", "--mount-proc", "-m", "sh", "-c", """
+                        echo $(($1 - 1)) >/proc/sys/kernel/ns_last_pid; sleep 300 & shift
+                        "$@"; code=$?
+                        kill $! && exit $code
+                        echo "the stranger is dead" >&2; exit 99
+                        """, "sh", pid));
+                command.addAll(Script.command("VmCtl", line.split(" ")));
+                Script.Result inside = guest.run(command).exits(0);
+                switch (line) {
+                    case "status" -> inside.answers("running");
+                    case "start" -> inside.says("runs already");
+                    case "restore kept" -> inside.says("restored kept with its RAM");
+                    default -> assertEquals(List.of(), guest.qemus().stream()
+                            .filter(qemu -> String.valueOf(qemu.pid()).equals(pid)).toList());
+                }
+            }
+        }));
     }
 
     /** On a file system with 64 MB beside the clean disk: neither the VM's RAM nor much of a disk has room there. */

@@ -138,9 +138,9 @@ final class ManySnapshotsTest {
 
     @Test
     @Order(3)
-    void fifteenRestoresOnAPortSetByHandLeaveNothingBehind() throws Exception {
+    void restoresOnAPortSetByHandLeaveNothingBehind() throws Exception {
         Guest guest = GUEST.with("VM_SSH_PORT", String.valueOf(Guest.freePort()));
-        for (int i = 0; i < 15; i++) {
+        for (int i = 0; i < 5; i++) {
             guest.ctl("restore").exits(0).says("ssh on port " + guest.settings().get("VM_SSH_PORT"));
         }
         guest.sh("true").exits(0);
@@ -150,28 +150,14 @@ final class ManySnapshotsTest {
 
     @Test
     @Order(4)
-    void thirtySnapshotsOfAStoppedVmComeAndGo() throws IOException {
+    void manyClonesComeAndGo() throws IOException {
         GUEST.ctl("stop", "--force").exits(0);
         List<String> stopped = files();
-        IntStream.rangeClosed(1, 30).forEach(i -> GUEST.ctl("snapshot", "cold-" + i).exits(0));
-        assertEquals(depth + 30, depth());
-        GUEST.ctl("snapshot", "--list").exits(0).answers("cold-1 ", "cold-30 ");
-        for (int i = 1; i <= 30; i++) { // in an order that is neither the first's nor the last's
-            GUEST.ctl("snapshot", "--delete", "cold-" + (i * 7 % 31)).exits(0);
-        }
-        assertEquals(depth, depth());
-        assertEquals(stopped, files());
-    }
-
-    @Test
-    @Order(5)
-    void twentyClonesComeAndGo() throws IOException {
-        List<String> stopped = files();
-        List<String> names = IntStream.rangeClosed(1, 20).mapToObj(i -> "clone" + i).toList();
+        List<String> names = IntStream.rangeClosed(1, 8).mapToObj(i -> "clone" + i).toList();
         List<String> words = new ArrayList<>(List.of("clone"));
         words.addAll(names);
         GUEST.ctl(words.toArray(String[]::new)).exits(0);
-        assertEquals(20, GUEST.ctl("list").exits(0).out().lines().filter(line -> line.contains("clone of guest/clean")).count());
+        assertEquals(8, GUEST.ctl("list").exits(0).out().lines().filter(line -> line.contains("clone of guest/clean")).count());
         GUEST.ctl("destroy", "--yes").exits(69).says("clones build on it");
         for (String name : names) {
             GUEST.with("VM_NAME", name).ctl("destroy", "--yes").exits(0);

@@ -78,12 +78,15 @@ final class Script {
         return command;
     }
 
-    /** Runs a process to its end, without input. It is killed at the limit, and that is a failure. */
+    /** Runs a process to its end, without input unless the builder has one. It is killed at the limit, and that is a failure. */
     static Result run(ProcessBuilder builder, Duration limit) {
         try {
             Path out = Files.createTempFile("out", ".txt");
             Path err = Files.createTempFile("err", ".txt");
-            Process process = builder.redirectInput(new File("/dev/null")).redirectOutput(out.toFile()).redirectError(err.toFile()).start();
+            if (builder.redirectInput() == ProcessBuilder.Redirect.PIPE) {
+                builder.redirectInput(new File("/dev/null"));
+            }
+            Process process = builder.redirectOutput(out.toFile()).redirectError(err.toFile()).start();
             boolean ended = process.waitFor(limit.toMillis(), TimeUnit.MILLISECONDS);
             int exitCode = process.destroyForcibly().waitFor();
             Result result = new Result(String.join(" ", builder.command()), exitCode, Files.readString(out), Files.readString(err));

@@ -830,8 +830,11 @@ final class VmCtlTest {
 
     /** Runs a command that ends, as by kill -9, at one of its steps. */
     private void killedAt(String step, String... command) {
-        Guest guest = Guest.in(dir).with("VM_NAME", "x", "VM_ACCEL", "tcg", "VM_MEMORY", "256M");
-        KilledCommand.run(guest, KilledCommand.Way.HALT, step, 1, command).exits(137);
+        KilledCommand.run(killable(), KilledCommand.Way.HALT, step, 1, command).exits(137);
+    }
+
+    private Guest killable() {
+        return Guest.in(dir).with("VM_NAME", "x", "VM_ACCEL", "tcg", "VM_MEMORY", "256M");
     }
 
     @Test
@@ -880,10 +883,16 @@ final class VmCtlTest {
         keys();
         Disks.write(disk(), 2);
         ctl("snapshot", "one").exits(0);
-        killedAt("clone made", "clone", "--snapshot", "one", "two", "three");
-        ctl("snapshot", "--delete", "one").exits(69).says("clones build on it: two");
-        ctl("clone", "two").exits(69).says("there is a VM two already");
-        ctl(Map.of("VM_NAME", "two"), "destroy", "--yes").exits(0);
+        for (String step : List.of("clone recorded", "clone made")) {
+            killedAt(step, "clone", "--snapshot", "one", "two", "three");
+            ctl("list").exits(0).answers("clone of x/one");
+            ctl("snapshot", "--delete", "one").exits(69).says("clones build on it: two");
+            ctl("clone", "two").exits(69).says("there is a VM two already");
+            ctl(Map.of("VM_NAME", "two"), "status").exits(3).answers("stopped");
+            ctl(Map.of("VM_NAME", "two"), "destroy", "--yes").exits(0);
+            KilledCommand.run(killable(), KilledCommand.Way.SIGINT, step, 1, "clone", "--snapshot", "one", "two", "three").exits(130);
+            assertEquals(List.of(), files(dir).stream().filter(file -> file.getFileName().toString().matches("(two|three).*")).toList());
+        }
         ctl("snapshot", "--delete", "one").exits(0);
         Disks.holds(disk(), 2);
     }
@@ -1686,7 +1695,12 @@ final class VmCtlTest {
         ctl("snapshot", "--list").answers("its RAM is unusable: the restored guest did not answer, twice in a row");
         ctl("restore", "one", "--timeout", "1s").exits(124).says("cannot be used: the restored guest did not answer, twice in a row");
 
-        // A wrong checksum.
+        // A file that was cut off, and a wrong checksum.
+        long bytes = record.getLong("ramBytes");
+        record.put("ramBytes", bytes + 1);
+        Files.writeString(vm.record("one"), JsonWriter.string(record));
+        ctl("restore", "one", "--timeout", "2s").exits(124).says("cannot be used: its file has " + bytes + " bytes instead of " + (bytes + 1), "power cut");
+        record.put("ramBytes", bytes);
         record.put("ramCrc32c", 1);
         Files.writeString(vm.record("one"), JsonWriter.string(record));
         ctl("restore", "one", "--timeout", "2s").exits(124).says("cannot be used: it is damaged (its checksum is wrong)");

@@ -7,7 +7,8 @@
 #   fails  the command fails
 #   is     the command prints the word that follows the last |
 #   absent the program is not in the base system
-# A name that begins with cd: or disk: is for the live CD alone, which may use da0, or for an installed disk alone.
+# A name that begins with cd: or disk: is for the live CD alone, which may use da0, or for an installed disk alone. The CD's programs are
+# those of the disk, so what they refuse is tried there only.
 # Prints `ok NAME` or `FAIL NAME`, last `N passed, N failed`.
 PATH=/sbin:/bin:/usr/sbin:/usr/bin
 export PATH
@@ -36,6 +37,7 @@ verdict() { # NAME GOOD
 while read -r kind name command; do
     case $kind in '' | '#') continue ;; esac
     case $name in $elsewhere:*) continue ;; esac
+    case $elsewhere,$kind in disk,no | disk,known | disk,absent) continue ;; esac
     want=
     if [ "$kind" = is ]; then
         want=${command##*|}
