@@ -3297,7 +3297,7 @@ final class VmCtl {
     record GuestSsh(VmFiles files, Consumer<String> say) {
         /** How many bytes are kept of what a command in the guest prints. */
         static final int MAX_OUTPUT = 1 << 16;
-        /** For what ends soon in a guest that answers. KILL takes 5 s, and the guest may be slow. Tests shorten it. */
+        /** For a command that ends soon if the guest answers: KILL takes 5 s, and the guest may be slow. */
         static Duration answerLimit = Duration.ofSeconds(30);
 
         /**

@@ -58,7 +58,7 @@ import org.junit.platform.reporting.legacy.xml.LegacyXmlReportGeneratingListener
  */
 final class AllTests {
 
-    /** One after the other, in this JVM: first InstallTest, whose VM those after it share. JBang, which some of them call, builds one thing at a time. */
+    /** One after the other, in this JVM: first InstallTest, whose VM ImageTest, MakeTest and ManualTest share. JBang, which some call, builds one thing at a time. */
     private static final List<Class<?>> HERE = List.of(
             InstallTest.class, LintTest.class, HelpTest.class, MakefileTest.class, ReadmeTest.class,
             ImageTest.class, MakeTest.class, ManualTest.class, WorkflowTest.class, JUnitReadersTest.class);
@@ -68,11 +68,10 @@ final class AllTests {
      * long ones, so that all JVMs end at about the same time.
      */
     private static final List<Class<?>> ANYWHERE = List.of(
-            VmSetupTest.class, VmAutoInstallTest.class, CommandLineTest.class, VmCtlTest.class,
-            LifecycleFaultsTest.class, InterruptionsTest.class, InstallFaultsTest.class, SuitesTest.class, ManySnapshotsTest.class, ParallelTest.class, LifecycleTest.class,
-            SyncTest.class, SlurmTest.class, StandinBootTest.class, StandinTest.class, ByHandTest.class,
-            GitlabTest.class, GoVersionsTest.class, SyncFaultsTest.class, VmTestTest.class, ImageFileTest.class, TemporaryTest.class, BisectTest.class, VmSyncTest.class, DivisionTest.class,
-            PhaseShellTest.class);
+            CommandLineTest.class, VmCtlTest.class, VmSetupTest.class, VmAutoInstallTest.class, VmTestTest.class, VmSyncTest.class, ImageFileTest.class, TemporaryTest.class,
+            LifecycleFaultsTest.class, InterruptionsTest.class, SuitesTest.class, InstallFaultsTest.class, ParallelTest.class, LifecycleTest.class, ManySnapshotsTest.class,
+            SyncTest.class, ByHandTest.class, SlurmTest.class, StandinBootTest.class, StandinTest.class, GitlabTest.class, GoVersionsTest.class, SyncFaultsTest.class,
+            BisectTest.class, DivisionTest.class, PhaseShellTest.class);
 
     private static final List<Class<?>> CLASSES = Stream.of(HERE, ANYWHERE).flatMap(List::stream).toList();
 
@@ -111,7 +110,8 @@ final class AllTests {
             Guest.delete(BEGUN);
             Files.createDirectory(BEGUN);
             List<Class<?>> anywhere = classes.stream().filter(ANYWHERE::contains).toList();
-            for (int i = 1; i <= Math.min(OTHERS, classes.size() - 1) && !anywhere.isEmpty(); i++) {
+            int left = anywhere.size() == classes.size() ? anywhere.size() - 1 : anywhere.size(); // for others than this JVM
+            for (int i = 1; i <= Math.min(OTHERS, left); i++) {
                 others.add(start(".beside" + i, anywhere));
             }
             if (classes.stream().anyMatch(type -> hasTag(type, "vm"))) {

@@ -141,6 +141,7 @@ record Guest(Map<String, String> settings) {
 
     /** A text in the guest's sh, by ssh itself: it has no JVM to start, and vm-ctl exec has tests of its own. */
     Script.Result sh(String text) {
+        assertTrue(VmCtl.isRunning(file(".qemu-pid")), () -> "no VM runs, and another may have its port: " + text); // all have the same keys
         try {
             Path script = Files.writeString(Files.createTempFile("guest", ".sh"), text);
             ProcessBuilder ssh = builder(List.of("ssh", "-F", vmDir().resolve("ssh_config").toString(), settings.get("VM_NAME"),

@@ -78,7 +78,8 @@ final class ParallelTest {
         Script.Result result = guest.with("VM_TEST_HOST", "hostname; go version").test("--sync", "--parallel", "2", "--junit", JUNIT.toString(),
                 "--json", JSON.toString(), "unit", "host").exits(0).says("suite host cannot be divided, because it is no plain go test: it runs whole");
         assertEquals(1, (result.out() + result.err()).split("gmake build", -1).length - 1, "built once");
-        assertEquals(2, Files.readAllLines(STARTS).size(), "a QEMU for each clone");
+        // One is tried again if another VM of this machine takes its port meanwhile.
+        assertEquals(2, Files.readAllLines(STARTS).stream().map(line -> line.replaceAll(" -display.*", "")).distinct().count(), "a QEMU for each clone");
         Map<String, Integer> ends = new TreeMap<>();
         for (String line : Files.readAllLines(JSON)) {
             JsonObject json = JsonParser.object().from(line);

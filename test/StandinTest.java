@@ -10,6 +10,7 @@ import java.time.Duration;
 import java.util.List;
 import java.util.regex.Pattern;
 import org.junit.jupiter.api.AfterAll;
+import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.MethodOrderer;
 import org.junit.jupiter.api.Order;
 import org.junit.jupiter.api.Tag;
@@ -28,18 +29,24 @@ final class StandinTest {
     static final Path SCRIPT = Path.of("test/standin/strictness.sh").toAbsolutePath();
     static final String DEBUGGER = "Debugger(\"panic\")\r\n\r\nCPU0 stopping CPUs: 0x00000000\r\n stopped\r\n"
             + "Stopped at      Debugger+0x7c:  movb    $0,0xb834e9(%rip)\r\ndb> ";
-    private static final Guest GUEST = Guest.twin("standin's");
+    private static Guest guest;
+
+    /** Not before: StandinBootTest uses this class, in another JVM. */
+    @BeforeAll
+    static void aVm() {
+        guest = Guest.twin("standin's");
+    }
 
     /** The VM as it was after its installation, also when a test before has made it panic. */
     private static void freshGuest() {
-        GUEST.ctl("stop", "--force").exits(0);
-        GUEST.fresh();
+        guest.ctl("stop", "--force").exits(0);
+        guest.fresh();
     }
 
     @AfterAll
     static void stop() {
-        GUEST.ctl("stop", "--force").exits(0);
-        assertEquals(List.of(), GUEST.qemus());
+        guest.ctl("stop", "--force").exits(0);
+        assertEquals(List.of(), guest.qemus());
     }
 
     @Test
@@ -48,11 +55,11 @@ final class StandinTest {
         freshGuest();
         Path clone = Guest.BUILD.resolve("test/cloned");
         Guest.delete(clone);
-        GUEST.sh("cd /root && rm -rf one.git && git init -q --bare one.git && git init -q one && cd one && echo text >file && git add file"
+        guest.sh("cd /root && rm -rf one.git && git init -q --bare one.git && git init -q one && cd one && echo text >file && git add file"
                 + " && git -c user.name=x -c user.email=x@example.org commit -qm one && git push -q /root/one.git HEAD:refs/heads/main"
                 + " && git -C /root/one.git symbolic-ref HEAD refs/heads/main").exits(0);
-        GUEST.run(List.of("sh", "-c", "GIT_SSH_COMMAND=\"ssh -F \\\"$1\\\"\" git clone -q guest:/root/one.git \"$2\"", "sh",
-                GUEST.vmDir().resolve("ssh_config").toString(), clone.toString())).exits(0);
+        guest.run(List.of("sh", "-c", "GIT_SSH_COMMAND=\"ssh -F \\\"$1\\\"\" git clone -q guest:/root/one.git \"$2\"", "sh",
+                guest.vmDir().resolve("ssh_config").toString(), clone.toString())).exits(0);
         assertEquals("text\n", Files.readString(clone.resolve("file")));
         Guest.delete(clone);
     }
@@ -61,8 +68,8 @@ final class StandinTest {
     void eachProgramTakesItsFlagsAndNoOthers() {
         freshGuest();
         List<String> ssh = List.of("sh", "-c", "exec ssh -F \"$1\" guest sh -s <\"$2\"", "sh",
-                GUEST.vmDir().resolve("ssh_config").toString(), SCRIPT.toString());
-        assertAllPassed(GUEST.run(ssh).exits(0).out());
+                guest.vmDir().resolve("ssh_config").toString(), SCRIPT.toString());
+        assertAllPassed(guest.run(ssh).exits(0).out());
     }
 
     static void assertAllPassed(String out) {
@@ -73,11 +80,11 @@ final class StandinTest {
     @Test
     @Order(2)
     void aPanicGoesOnInTheConsolesLineAndStaysInTheDebugger() throws Exception {
-        GUEST.ctl("start").exits(0);
+        guest.ctl("start").exits(0);
         String console = consoleAfter("sysctl debug.debugger_on_panic=1; sysctl debug.panic=1", "db> ");
         assertTrue(console.contains("panic: sysctl_debug_panic\r\ncpuid = 0\r\nTrace beginning at frame 0x") && console.endsWith(DEBUGGER), console);
         assertFalse(console.contains("\npanic: "), "it begins in the line of the login prompt: " + console);
-        GUEST.ctl("stop", "--force").exits(0);
+        guest.ctl("stop", "--force").exits(0);
     }
 
     @Test
@@ -91,7 +98,7 @@ final class StandinTest {
         long took = (System.nanoTime() - said) / 1_000_000_000;
         assertTrue(took >= 10 && took < 180, "it rebooted after " + took + " s"); // the guest's clock may be ahead of ours
         assertFalse(console.contains("Debugger("), console);
-        GUEST.ctl("stop", "--force").exits(0);
+        guest.ctl("stop", "--force").exits(0);
     }
 
     @Test
@@ -101,13 +108,13 @@ final class StandinTest {
         assertFalse(console.contains("System shutdown time has arrived"), console);
         assertTrue(Pattern.compile("\\w+ +\\d+ [0-9:]+ \\S+ shutdown: power-down by root: \r\nShutting down daemon processes:\\.\r\nStopping cron\\.\r\n").matcher(console).find(), console);
         assertTrue(console.contains("\r\nhammer2_unmount(A): devvp da0s1d rbdirty 0 ronly=0\r\n"), console);
-        GUEST.ctl("stop", "--force").exits(0);
+        guest.ctl("stop", "--force").exits(0);
     }
 
     /** What the VM's console shows after a command over ssh, up to a text. The command may end the guest or never end. */
     private static String consoleAfter(String command, String until) throws Exception {
         int from = consoleLog().length();
-        Process tool = GUEST.start(Guest.BUILD.resolve("test/standin-command.txt"), "VmCtl", "exec", "--", command);
+        Process tool = guest.start(Guest.BUILD.resolve("test/standin-command.txt"), "VmCtl", "exec", "--", command);
         try {
             return console(from, until);
         } finally {
@@ -126,6 +133,6 @@ final class StandinTest {
     }
 
     private static String consoleLog() throws IOException {
-        return Files.readString(GUEST.file(".console.log"), ISO_8859_1);
+        return Files.readString(guest.file(".console.log"), ISO_8859_1);
     }
 }

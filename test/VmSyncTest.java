@@ -443,6 +443,23 @@ final class VmSyncTest {
         }
     }
 
+    /** As on a full disk, at each sync of a watch. */
+    @Test
+    void notesThatCannotBeWrittenHoldNoLock() throws IOException {
+        Path file = temp.resolve("notes/key");
+        Files.createDirectory(file.getParent());
+        try (VmSync.Journal journal = new VmSync.Journal(file, List.of(), message -> { })) {
+            Path time = journal.reference();
+            Files.delete(time);
+            Files.createDirectory(time.resolveSibling(time.getFileName() + ".new")); // where it is to be written
+        }
+        for (int sync = 1; sync <= 2; sync++) {
+            try (VmSync.Journal journal = new VmSync.Journal(file, List.of(), message -> { })) {
+                assertTrue(assertThrows(VmSync.VmException.class, journal::reference).getMessage().contains("make room, then sync again"));
+            }
+        }
+    }
+
     @Test
     void aProjectsLinkLeadsNoPullAway() throws IOException {
         Path links = Files.createDirectories(Path.of(".build/test/links"));

@@ -1234,6 +1234,8 @@ final class VmTestTest {
             Files.writeString(file, damaged);
             assertEquals(file + " is damaged: delete it, and run the suites again", assertThrows(VmTest.VmException.class, () -> failed(suites)).getMessage());
         }
+        Files.write(file, new byte[] {'{', '"', (byte) 0xff, '"', ':', '1', '}'});
+        assertEquals(file + " is damaged: delete it, and run the suites again", assertThrows(VmTest.VmException.class, () -> failed(suites)).getMessage());
         Files.writeString(file, text);
         VmTest.LastRun cutOff = new VmTest.LastRun(dir, "host:/p", VmTest.CallerArgs.NONE);
         cutOff.begin(cutOff.failedJobs(suites, List.of()));

@@ -8,7 +8,7 @@
 #   is     the command prints the word that follows the last |
 #   absent the program is not in the base system
 # A name that begins with cd: or disk: is for the live CD alone, which may use da0, or for an installed disk alone. The CD's programs are
-# those of the disk, so what they refuse is tried there only.
+# those of the disk, so the kinds no, known and absent run on the disk only.
 # Prints `ok NAME` or `FAIL NAME`, last `N passed, N failed`.
 PATH=/sbin:/bin:/usr/sbin:/usr/bin
 export PATH
