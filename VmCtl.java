@@ -2033,12 +2033,14 @@ final class VmCtl {
                 Path overlay = Disk.newOverlay(files, base);
                 undo.add(() -> discard(overlay));
                 Path link = files.prepareLink(overlay); // there may be no room for it later
+                undo.add(() -> Files.deleteIfExists(link));
                 onStep.accept("overlay made");
                 if (wasRunning) {
                     ssh.closeMaster();
                     qemu.end(); // its disk is thrown away: nothing to write back
                 }
                 onStep.accept("ended");
+                refuseIfInterrupted(); // from here on the working disk is gone
                 files.useLink(link);
                 undo.clear();
             }

@@ -883,7 +883,7 @@ final class VmCtlTest {
         Disks.holds(disk(), 3);
         assertEquals(2, files(vm.disks()).size(), "it is undone");
         ctl("start", "--no-wait").exits(0); // a QEMU that the restore would have ended itself
-        KilledCommand.run(killable(), KilledCommand.Way.QEMU, "overlay made", 1, "restore", "one", "--no-wait").exits(0);
+        KilledCommand.run(killable(), KilledCommand.Way.QEMU, "overlay made", 1, "restore", "one", "--timeout", "1s").exits(124); // which boots it, and nothing answers
         ctl("stop", "--force").exits(0);
         ctl("restore", "one").exits(0);
         killedAt("QEMU started", "start", "--no-wait");
