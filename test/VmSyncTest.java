@@ -1323,7 +1323,8 @@ final class VmSyncTest {
                 if (engine.equals("tar")) { // the others are the same for both
                     return;
                 }
-                inLocale(variable, locale, ascii, plain, concat(command, "pull", "./", ascii.resolve("pulled").toString()));
+                String[] pull = {"java", "-cp", System.getProperty("java.class.path"), "VmSync", "pull", "./", ascii.resolve("pulled").toString()};
+                inLocale(variable, locale, ascii, plain, pull).exits(1).says("left out");
                 Set<String> pulled = tree(ascii.resolve("pulled")).keySet();
                 assertTrue(pulled.containsAll(List.of(bytesOf("é日本"), "not-utf8-\u00ff")), pulled.toString());
                 // The project's own name would be handed to other programs.
@@ -1343,10 +1344,6 @@ final class VmSyncTest {
                     "VM_REMOTE_DIR", ascii.resolve("base/guest/tree").toString()));
             int code = builder.start().waitFor();
             return new Script.Result("vm-sync", code, read(base.resolve("out")), read(base.resolve("err")));
-        }
-
-        private static String[] concat(String[] words, String... more) {
-            return Stream.concat(Stream.of(words), Stream.of(more)).toArray(String[]::new);
         }
 
         private static void copy(Path from, Path to) throws Exception {
