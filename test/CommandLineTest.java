@@ -26,6 +26,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
 import java.util.function.Consumer;
+import java.util.function.Function;
 import java.util.function.Predicate;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
@@ -411,13 +412,16 @@ final class CommandLineTest {
             {"vm-test --timeout 1h30 unit", "Invalid value for option '--timeout': '1h30' is not a time"}, {"vm-test --leaks x unit", "Invalid value for option '--leaks': expected one of [fail, warn, ignore]"},
             {"vm-test --env x unit", "Value for option option '--env' (K=V) should be in KEY=VALUE format but was x"}, {"vm-test untit", "there is no suite 'untit' (did you mean unit?)"},
             {"vm-test lsit", "there is no suite 'lsit' (did you mean list or unit?)"}, {"vm-test --junti x unit", "Unknown option: '--junti' (did you mean --junit?)"}}));
-        forEach(rows.stream().map(row -> row[0].replaceFirst("^([A-Z_]+=\\S+) (\\S+)", "$2 $1")).toList(), moved -> {
-            String[] row = rows.stream().filter(any -> any[0].replaceFirst("^([A-Z_]+=\\S+) (\\S+)", "$2 $1").equals(moved)).findFirst().orElseThrow();
+        Map<String, Function<String[], CommandLine>> scripts = Map.of("vm-setup", args -> VmSetup.commandLine(), "vm-auto-install", args -> VmAutoInstall.commandLine(),
+                "vm-ctl", VmCtl::commandLine, "vm-sync", args -> VmSync.commandLine(), "vm-test", args -> VmTest.commandLine());
+        for (String[] row : rows) {
             List<String> words = new ArrayList<>(List.of(row[0].split(" ")));
-            List<String> command = new ArrayList<>(words.get(0).contains("=") ? List.of("env", words.remove(0)) : List.of());
-            command.addAll(jar(words));
-            start(command).exits(2).saysOnly(words.get(0) + ": " + row[1]);
-        });
+            String setting = words.get(0).contains("=") ? words.remove(0) : null;
+            String[] arguments = words.subList(1, words.size()).toArray(String[]::new);
+            Script.Result result = setting == null ? Script.call(scripts.get(words.get(0)).apply(arguments), arguments)
+                    : start(concat(List.of("env", setting), jar(words)));
+            result.exits(2).saysOnly(words.get(0) + ": " + row[1]);
+        }
         assertEquals(List.of(), vmDir(), "nothing was written");
     }
 
