@@ -526,6 +526,7 @@ final class VmCtl {
             if (snapshots.find(name).isPresent()) {
                 confirm("replace snapshot " + name + " of " + files.name(), yes);
             }
+            snapshots.requireDisk(); // before anything is made: an empty .snapshots would count as a VM
             files.refuseOlderVersion();
             JsonObject details = Temporary.noted(object("automatic", false), temporary().lockFile(lockFile));
             locked("snapshot", () -> {
@@ -2628,7 +2629,10 @@ final class VmCtl {
                             .forEach(line -> scripts.add(line.substring(line.indexOf('=') + 1)));
                 }
             }
-            return object("dragonfly", install.getString("version"), "isoSha256", install.getString("isoSha256"),
+            // What the installed system says of itself: with VM_IMAGE, the version that was asked for says nothing.
+            String system = install.getObject("versions", object()).getString("uname", "");
+            String release = system.matches("DragonFly \\S+ .*") ? system.split(" ")[1] : install.getString("version");
+            return object("dragonfly", release, "isoSha256", install.getString("isoSha256"),
                     "phasesSha256", scripts, "qemu", install.getString("qemu"),
                     "accelerator", install.getString("accelerator"));
         }
@@ -3040,6 +3044,7 @@ final class VmCtl {
             boolean wasPaused = !state.get().equals("running");
             if (wasPaused) {
                 qemu.qmp("cont");
+                say.accept("the guest was paused, and resumes");
             }
             if (running.act() == Act.STOPPING || consoleSince(running).showsShutdown()) {
                 say.accept("the guest is shutting down; waiting for its end");

@@ -740,8 +740,8 @@ final class VmTest implements Callable<Integer> {
             Process process = start(git, verbose);
             process.getOutputStream().close();
             boolean ended = process.waitFor(10, TimeUnit.SECONDS); // it reads two files and prints one line
-            process.destroyForcibly();
-            String hash = new String(process.getInputStream().readNBytes(100), UTF_8).strip();
+            String hash = ended ? new String(process.getInputStream().readNBytes(100), UTF_8).strip() : "";
+            process.destroyForcibly(); // not before: it closes the streams, of an ended process too
             return ended && process.exitValue() == 0 && hash.matches("[0-9a-f]{40,64}") ? hash : null;
         } catch (IOException | VmException noGit) {
             return null;

@@ -425,6 +425,19 @@ final class CommandLineTest {
         assertEquals(List.of(), vmDir(), "nothing was written");
     }
 
+    /** merge compares it in the parts. */
+    @Test
+    void aReportNamesTheCommitThatWasTested() throws Exception {
+        useGuest();
+        for (String line : List.of("init -q", "add .", "-c user.name=x -c user.email=x@example.org commit -qm one")) {
+            start(concat(List.of("git", "-C", temp.resolve("project").toString()), List.of(line.split(" ")))).exits(0);
+        }
+        String commit = start(List.of("git", "-C", temp.resolve("project").toString(), "rev-parse", "HEAD")).exits(0).out().strip();
+        run("vm-sync --engine tar --force").exits(0);
+        run("vm-test unit --json report.json").exits(0);
+        assertTrue(Files.readString(temp.resolve("report.json")).contains("\"commit\":\"" + commit + "\""), Files.readString(temp.resolve("report.json")));
+    }
+
     @Test
     void aLateRefusalNamesWhatTheUserWrote() throws IOException {
         String none = temp.resolve("none").toString();

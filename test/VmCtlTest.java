@@ -1134,6 +1134,14 @@ final class VmCtlTest {
     }
 
     @Test
+    void aRefusedSnapshotMakesNothing() throws IOException {
+        keys(); // as after an installation that failed
+        List<Path> before = files(dir);
+        ctl("snapshot", "one").exits(69).says("there is no disk for x in ", "run vm-auto-install");
+        assertEquals(before, files(dir).stream().filter(file -> !file.toString().endsWith(".lock")).toList());
+    }
+
+    @Test
     void aKilledDestroyCanBeRepeated() throws Exception {
         makeVm();
         ctl("snapshot", "one").exits(0);
