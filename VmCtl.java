@@ -2036,12 +2036,12 @@ final class VmCtl {
                 Path link = files.prepareLink(overlay); // there may be no room for it later
                 undo.add(() -> Files.deleteIfExists(link));
                 onStep.accept("overlay made");
+                refuseIfInterrupted(); // from here on the working disk is given up
                 if (wasRunning) {
                     ssh.closeMaster();
                     qemu.end(); // its disk is thrown away: nothing to write back
                 }
                 onStep.accept("ended");
-                refuseIfInterrupted(); // from here on the working disk is gone
                 files.useLink(link);
                 undo.clear();
             }
@@ -2629,9 +2629,12 @@ final class VmCtl {
                             .forEach(line -> scripts.add(line.substring(line.indexOf('=') + 1)));
                 }
             }
-            // What the installed system says of itself: with VM_IMAGE, the version that was asked for says nothing.
-            String system = install.getObject("versions", object()).getString("uname", "");
-            String release = system.matches("DragonFly \\S+ .*") ? system.split(" ")[1] : install.getString("version");
+            // With VM_IMAGE, the version that was asked for may not be what the installed system says: "DragonFly 6.4-RELEASE
+            // x86_64" of a 6.4.2.
+            String asked = install.getString("version", "?");
+            Matcher system = Pattern.compile("DragonFly (([\\w.]+)-\\w+) .*")
+                    .matcher(install.getObject("versions", object()).getString("uname", ""));
+            String release = !system.matches() || asked.startsWith(system.group(2)) ? asked : system.group(1);
             return object("dragonfly", release, "isoSha256", install.getString("isoSha256"),
                     "phasesSha256", scripts, "qemu", install.getString("qemu"),
                     "accelerator", install.getString("accelerator"));
@@ -3044,7 +3047,7 @@ final class VmCtl {
             boolean wasPaused = !state.get().equals("running");
             if (wasPaused) {
                 qemu.qmp("cont");
-                say.accept("the guest was paused, and resumes");
+                say.accept("the guest was paused: resuming it");
             }
             if (running.act() == Act.STOPPING || consoleSince(running).showsShutdown()) {
                 say.accept("the guest is shutting down; waiting for its end");

@@ -38,7 +38,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import picocli.CommandLine;
 
-/** What a person types, in all five scripts: the built jars as processes. Each test is about one kind of fault, and has a table of its cases. */
+/** What a person types, in all five scripts: the built jars as processes, and where only an option is wrong, in this JVM. Each test is about one kind of fault, and has a table of its cases. */
 @Tag("unit")
 final class CommandLineTest {
 
@@ -412,8 +412,13 @@ final class CommandLineTest {
             {"vm-test --timeout 1h30 unit", "Invalid value for option '--timeout': '1h30' is not a time"}, {"vm-test --leaks x unit", "Invalid value for option '--leaks': expected one of [fail, warn, ignore]"},
             {"vm-test --env x unit", "Value for option option '--env' (K=V) should be in KEY=VALUE format but was x"}, {"vm-test untit", "there is no suite 'untit' (did you mean unit?)"},
             {"vm-test lsit", "there is no suite 'lsit' (did you mean list or unit?)"}, {"vm-test --junti x unit", "Unknown option: '--junti' (did you mean --junit?)"}}));
-        Map<String, Function<String[], CommandLine>> scripts = Map.of("vm-setup", args -> VmSetup.commandLine(), "vm-auto-install", args -> VmAutoInstall.commandLine(),
-                "vm-ctl", VmCtl::commandLine, "vm-sync", args -> VmSync.commandLine(), "vm-test", args -> VmTest.commandLine());
+        String here = "the environment";
+        Map<String, Function<String[], CommandLine>> scripts = Map.of(
+                "vm-setup", args -> VmSetup.commandLine(new VmSetup(), new VmSetup.Settings().add(settings, here)),
+                "vm-auto-install", args -> VmAutoInstall.commandLine(new VmAutoInstall.Settings().add(settings, here)),
+                "vm-ctl", args -> VmCtl.commandLine(new VmCtl.Settings().add(settings, here), args),
+                "vm-sync", args -> VmSync.commandLine(new VmSync(), new VmSync.Settings().add(settings, here)),
+                "vm-test", args -> VmTest.commandLine(new VmTest.Settings().add(settings, here)));
         for (String[] row : rows) {
             List<String> words = new ArrayList<>(List.of(row[0].split(" ")));
             String setting = words.get(0).contains("=") ? words.remove(0) : null;

@@ -68,7 +68,7 @@ final class ImageFileTest {
             Files.writeString(keys.resolve(key), key.equals("known_hosts") ? "x ssh-ed25519 AAAA\n" : "it is " + key);
         }
         Path install = Files.createDirectories(vm.file(".install"));
-        Files.writeString(install.resolve("install.json"), "{\"version\": \"6.4.1\", \"versions\": {\"uname\": \"DragonFly 6.4.2-RELEASE x86_64\"}, \"isoSha256\": \"bb\", \"qemu\": \"QEMU 7\", \"accelerator\": \"tcg\"}");
+        Files.writeString(install.resolve("install.json"), "{\"version\": \"6.4.2\", \"versions\": {\"uname\": \"DragonFly 6.4-RELEASE x86_64\"}, \"isoSha256\": \"bb\", \"qemu\": \"QEMU 7\", \"accelerator\": \"tcg\"}");
         Files.writeString(install.resolve("installed1.inputs"), "DFLY_VERSION=6.4.2\nits script=aa\n");
         Files.writeString(install.resolve("installed2.inputs"), "its script=cc\n");
         ctl("x", "restore").exits(0);
@@ -126,13 +126,22 @@ final class ImageFileTest {
         assertEquals(List.of(file.getFileName().toString()), left(), "after: " + line);
     }
 
+    /** Of an installer that VM_IMAGE named. */
+    @Test
+    void anImageNamesTheReleaseThatWasInstalled() throws IOException {
+        Path record = dir.resolve("x.install/install.json");
+        Files.writeString(record, Files.readString(record).replace("6.4-RELEASE", "5.9-DEVELOPMENT"));
+        ctl("x", "export", file.toString()).exits(0);
+        ctl("y", "import", file.toString()).exits(0).says("imported y, DragonFly 5.9-DEVELOPMENT, in ");
+    }
+
     @Test
     void aVmTravels() throws IOException {
         Script.Result made = ctl("x", "export", file.toString()).exits(0).says("exported x/clean to " + file, "whoever has it can log in");
         assertEquals("", made.out());
         assertEquals("rw-------", mode(file));
         JsonObject manifest = VmCtl.json(ctl("any", "export", "--list", file.toString()).exits(0).out());
-        assertEquals(List.of("vm-ctl image", "x", "clean", "6.4.2-RELEASE", "bb", List.of("aa", "cc"), "QEMU 7", "tcg", false),
+        assertEquals(List.of("vm-ctl image", "x", "clean", "6.4.2", "bb", List.of("aa", "cc"), "QEMU 7", "tcg", false),
                 Stream.of("format", "vm", "snapshot", "dragonfly", "isoSha256", "phasesSha256", "qemu", "accelerator", "diskInUse").map(manifest::get).toList());
         assertEquals(7, manifest.getArray("parts").size());
         try (TarArchiveInputStream tar = new TarArchiveInputStream(Files.newInputStream(file))) {
@@ -140,7 +149,7 @@ final class ImageFileTest {
         }
         assertTrue(Disks.run("tar", "-tf", file.toString()).startsWith("manifest.json\nssh/id_ed25519\n"));
 
-        ctl("y", "import", file.toString()).exits(0).says("imported y, DragonFly 6.4.2-RELEASE, in ", ": VM_NAME=y vm-ctl start");
+        ctl("y", "import", file.toString()).exits(0).says("imported y, DragonFly 6.4.2, in ", ": VM_NAME=y vm-ctl start");
         assertEquals("r--------", mode(imported.clean()));
         assertFalse(Disks.run("qemu-img", "info", imported.clean().toString()).contains("backing file"));
         Disks.holds(imported.clean(), 1);
@@ -401,6 +410,7 @@ final class ImageFileTest {
         }
         int manifest = new String(good, ISO_8859_1).indexOf("\"dragonfly\":\"6.4.2\"") + 13;
         int padding = new String(good, ISO_8859_1).indexOf("it is id_ed25519") + 100;
+        assertTrue(manifest > 512 && padding > 512, manifest + " " + padding);
         for (int at : List.of(3, 124, 156, 600, manifest, padding, 12_000, ram, good.length - 50_000, good.length - 300, good.length - 11_000)) {
             byte[] changed = good.clone();
             changed[at] ^= 1;

@@ -45,7 +45,7 @@ final class InterruptionsTest {
     private static final Set<String> TAKE_WITHOUT_QEMU = Set.of("overlay made", "link moved", "overlay in use", "going on");
     private static final Set<String> TAKE_CTRL_C = Set.of("RAM saved", "overlay attached", "recorded");
     private static final Set<String> RESTORE_WITHOUT_QEMU = Set.of("QEMU started", "waiting for RAM", "woken");
-    private static final Set<String> RESTORE_CTRL_C = Set.of("link moved", "RAM loaded");
+    private static final Set<String> RESTORE_CTRL_C = Set.of("overlay made", "ended", "RAM loaded");
     /** What was tried, and how it ended. */
     private static final Map<String, String> TABLE = new LinkedHashMap<>();
 

@@ -223,7 +223,7 @@ final class LifecycleFaultsTest {
                     new VmCtl.Qemu(new VmCtl.VmFiles(GUEST.vmDir(), "guest"), message -> { }).qmp("stop");
                     GUEST.ctl("status").exits(0).answers("paused", "vm-ctl start resumes it");
                     Thread.sleep(6000);
-                    GUEST.ctl("start").exits(0).says("the guest was paused, and resumes", "runs already");
+                    GUEST.ctl("start").exits(0).says("the guest was paused: resuming it", "runs already");
                     GuestChecks.assertClockIsRight(GUEST);
                 }));
     }
