@@ -134,7 +134,7 @@ final class SuitesTest {
         failing.sh("rm /root/left").exits(0);
         failing.ctl("restore", "failed-left").exits(0);
         failing.sh("rm /root/left").exits(0);
-        failing.test("hangs", "--timeout", "5s", "--freeze-on-failure").exits(124).says("the VM is kept as hangs left it");
+        failing.test("hangs", "--timeout", "20s", "--freeze-on-failure").exits(124).says("the VM is kept as hangs left it");
         assertEquals("", survivors());
         failing.ctl("restore", "failed-hangs").exits(0);
         assertTrue(survivors().contains("sleep 600"), "frozen before they were killed");
@@ -162,7 +162,7 @@ final class SuitesTest {
     @Test
     void nothingOutlivesASuite() throws Exception {
         Guest orphans = UNBUILT.with("VM_TEST_ORPHANS", "/root/orphaning.test -test.v -test.timeout 10m");
-        orphans.test("--timeout", "5s", "orphans").exits(124).answers("left behind: ", "SIGQUIT: quit", "TestLeavesProcessesAndHangs(0x").says("orphans timed out");
+        orphans.test("--timeout", "20s", "orphans").exits(124).answers("left behind: ", "SIGQUIT: quit", "TestLeavesProcessesAndHangs(0x").says("orphans timed out");
         assertEquals("", survivors());
         for (boolean cut : new boolean[] {false, true}) {
             Process suite = orphans.start(LOG, "VmTest", "orphans");
