@@ -2629,8 +2629,8 @@ final class VmCtl {
                             .forEach(line -> scripts.add(line.substring(line.indexOf('=') + 1)));
                 }
             }
-            // With VM_IMAGE, the version that was asked for may not be what the installed system says: "DragonFly 6.4-RELEASE
-            // x86_64" of a 6.4.2.
+            // With VM_IMAGE, another release may be installed than was asked for.
+            // A 6.4.2 calls itself "DragonFly 6.4-RELEASE x86_64".
             String asked = install.getString("version", "?");
             Matcher system = Pattern.compile("DragonFly (([\\w.]+)-\\w+) .*")
                     .matcher(install.getObject("versions", object()).getString("uname", ""));
