@@ -98,10 +98,13 @@ import net.schmizz.sshj.DefaultConfig;
 import net.schmizz.sshj.SSHClient;
 import net.schmizz.sshj.common.IOUtils;
 import net.schmizz.sshj.common.LoggerFactory;
+import net.schmizz.sshj.common.Message;
 import net.schmizz.sshj.common.SSHException;
+import net.schmizz.sshj.common.SSHPacket;
 import net.schmizz.sshj.common.SecurityUtils;
 import net.schmizz.sshj.common.StreamCopier;
 import net.schmizz.sshj.connection.channel.direct.Session;
+import net.schmizz.sshj.connection.channel.direct.SessionChannel;
 import net.schmizz.sshj.transport.verification.OpenSSHKnownHosts;
 import org.apache.commons.compress.archivers.tar.TarArchiveEntry;
 import org.apache.commons.compress.archivers.tar.TarArchiveInputStream;
@@ -1540,7 +1543,8 @@ final class VmSync implements Callable<Integer> {
             programs.echo().accept("(built in) ssh " + name + " " + word(command));
             try {
                 client = client == null ? connect() : client;
-                Session session = client.startSession();
+                SessionChannel session = (SessionChannel) client.startSession();
+                client.getTransport().setDisconnectListener((reason, why) -> goOnSending(session));
                 Session.Command running = session.exec(command);
                 LimitedOutput errors = new LimitedOutput(MAX_ERRORS);
                 var drained = new StreamCopier(running.getErrorStream(), errors, LoggerFactory.DEFAULT)
@@ -1564,6 +1568,18 @@ final class VmSync implements Callable<Integer> {
             } catch (IOException broken) {
                 close();
                 throw lost(oneLine(reason(broken)));
+            }
+        }
+
+        /**
+         * For a connection that broke. sshj lets a sender wait for 30 s for a guest that takes no more: as if it took
+         * 4 GB more, the sender goes on, and fails at once.
+         */
+        private static void goOnSending(SessionChannel session) {
+            try {
+                session.handle(Message.CHANNEL_WINDOW_ADJUST, new SSHPacket().putUInt32(0xffff_ffffL));
+            } catch (SSHException closed) {
+                // then nobody waits
             }
         }
 

@@ -37,6 +37,7 @@ import java.util.TreeSet;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.FutureTask;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.locks.LockSupport;
 import java.util.concurrent.TimeoutException;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
@@ -1543,6 +1544,35 @@ final class VmSyncTest {
         /** As a kill -9 does. The connection is gone at once, QEMU's lock a moment later. */
         @ByEitherEngine
         void aVmThatEndsMeanwhileIsTold(String engine) throws Exception {
+            sshd.budget.set(1_000_000);
+            aVmEndsMeanwhile(engine);
+        }
+
+        /** The guest's tar reads nothing: the connection breaks when the window is full, and who sends waits for more. */
+        @Test
+        void aVmThatEndsWhileItTakesNoMoreIsTold() throws Exception {
+            Thread sender = Thread.currentThread();
+            Path over = base.resolve("over");
+            Path tar = Files.writeString(base.resolve("bin/tar"), "#!/bin/sh\nuntil [ -e \"" + over + "\" ]; do sleep 0.1; done\n"
+                    + "kill -9 $(ps -o ppid= -p $PPID)\n");
+            Files.setPosixFilePermissions(tar, PosixFilePermissions.fromString("rwxr-xr-x"));
+            Thread end = new Thread(() -> {
+                while (Stream.of(sender.getStackTrace()).noneMatch(frame -> frame.getMethodName().equals("awaitExpansion"))) {
+                    LockSupport.parkNanos(10_000_000);
+                }
+                sshd.beforeCut.run();
+                over.toFile().mkdir();
+            });
+            end.setDaemon(true);
+            try {
+                aVmEndsMeanwhile("tar", end);
+            } finally {
+                Files.delete(tar);
+                Files.deleteIfExists(over);
+            }
+        }
+
+        private void aVmEndsMeanwhile(String engine, Thread... end) throws Exception {
             byte[] content = new byte[4_000_000];
             new java.util.Random(1).nextBytes(content);
             Files.write(project.resolve("big"), content);
@@ -1553,7 +1583,7 @@ final class VmSyncTest {
             Files.writeString(config, before + "Include \"" + keys.resolve("config") + "\"\n");
             try (FakeVm dying = new FakeVm(base.resolve("vm"), "dying")) {
                 sshd.beforeCut = () -> ProcessHandle.of(dying.pid()).ifPresent(ProcessHandle::destroyForcibly);
-                sshd.budget.set(1_000_000);
+                Stream.of(end).forEach(Thread::start);
                 long start = System.nanoTime();
                 sync("--vm-name", "dying", "--engine", engine).exits(69).says("VM dying ended meanwhile (").says("); start it: vm-ctl start");
                 assertTrue(System.nanoTime() - start < 25e9, "soon");
