@@ -734,7 +734,7 @@ final class VmCtl {
     int ssh(@Parameters(arity = "0..*", paramLabel = "WORD",
             description = "A command to run; after -- also options for ssh "
                     + "(default: a shell on this terminal).") List<String> words) throws IOException {
-        openRunningVm();
+        openVmForSsh();
         String[] more = words == null ? new String[0] : words.toArray(String[]::new);
         return sshResult(interactive(guestSsh.command(more), null, null));
     }
@@ -761,7 +761,7 @@ final class VmCtl {
         }
         List<String> variables = environment == null ? List.of() : environment;
         variables.forEach(variable -> require("--env", variable, "(?s)[A-Za-z_]\\w*=.*", "a variable such as K=V"));
-        openRunningVm();
+        openVmForSsh();
         long started = System.nanoTime();
         String mark = "vm-ctl-exec-" + randomWord();
         String command = GuestSsh.remoteCommand(words, variables, limit, mark);
@@ -840,6 +840,12 @@ final class VmCtl {
         if (!qemu.isRunning()) {
             throw notRunning(files.dir(), files.name());
         }
+    }
+
+    /** A VM whose guest goes on, as far as QEMU knows: with a paused one, ssh would wait for minutes. */
+    private void openVmForSsh() throws IOException {
+        openRunningVm();
+        machine.refuseIfPaused();
     }
 
     /** Whether there is nothing to stop or to destroy; says so. */
@@ -921,9 +927,12 @@ final class VmCtl {
         }
     }
 
-    /** Exit code 255 comes from ssh or from the guest's command; a second ssh call tells which. */
+    /**
+     * Exit code 255 comes from ssh or from the guest's command; a second ssh call tells which. If QEMU has ended, that
+     * call may reach a clone, which has the same keys, on the same port.
+     */
     private int sshResult(int code) throws IOException {
-        if (code == 255 && !guestSsh.run(SOON, "true").ok()) {
+        if (code == 255 && (!qemu.isRunning() || !guestSsh.run(SOON, "true").ok())) {
             throw unavailable("the guest does not answer ssh: " + machine.whySilent());
         }
         return code;
@@ -3017,6 +3026,17 @@ final class VmCtl {
         /** Why a guest that is paused cannot be used; 1 if this machine's disk is full. */
         static VmException standsStill(String state, Running running) {
             return new VmException(state.equals("io-error") ? 1 : 69, standstill(state, running.pid()));
+        }
+
+        /** Refuses a guest that is paused, unless by a command that will resume it. */
+        void refuseIfPaused() throws IOException {
+            Running running = qemu.running().orElse(null);
+            if (running != null && running.act() == Act.NONE) {
+                String state = qemu.stateUnlessEnded().orElseThrow(() -> notRunning(files.dir(), files.name()));
+                if (standstill(state, running.pid()) != null) {
+                    throw standsStill(state, running);
+                }
+            }
         }
 
         /** What its console tells of trouble; whatever that is, a guest whose sshd answers has none. */

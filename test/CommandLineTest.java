@@ -289,6 +289,22 @@ final class CommandLineTest {
         }
     }
 
+    /** Clones have the keys of their VM: one that took the port of a dead one answers in its place. And ssh would wait minutes for a paused guest. */
+    @Test
+    void aGuestThatCannotAnswerIsToldSoon() throws Exception {
+        try (Sshd guest = new Sshd()) {
+            settings.put("VM_DIR", guest.vmDir.toString());
+            run(List.of("vm-ctl", "exec", "exit 255")).is(255, "", "");
+            guest.vm.qmp("stop");
+            for (String command : List.of("vm-ctl exec true", "vm-ctl ssh true")) {
+                run(command).exits(69).saysOnly("the guest does not run (paused): vm-ctl start resumes it");
+            }
+            guest.vm.qmp("cont");
+            run(List.of("vm-ctl", "exec", "kill -9 " + guest.vm.pid() + "; exit 255")).exits(69)
+                    .saysOnly("the guest does not answer ssh: the VM has ended: vm-ctl start");
+        }
+    }
+
     // What belongs to whom
 
     @Test
