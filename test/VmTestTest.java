@@ -24,6 +24,7 @@ import java.util.TreeMap;
 import java.util.concurrent.FutureTask;
 import java.util.concurrent.TimeUnit;
 import java.util.function.IntConsumer;
+import java.util.function.ToIntFunction;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
@@ -463,12 +464,25 @@ final class VmTestTest {
 
     /** The supervisor on stdin as ssh brings it; stdin stays open until it says how the command ended. */
     private String supervised(String directory, String command, Map<String, String> environment) throws Exception {
+        return supervised("sh", directory, command, environment, script -> script.length);
+    }
+
+    /** The same by this shell; so much of the script comes first, and the rest when that has been read. */
+    private String supervised(String shell, String directory, String command, Map<String, String> environment, ToIntFunction<byte[]> first)
+            throws Exception {
         byte[] script = VmTest.Supervisor.script("MARK ", place(directory), command, environment, false).getBytes(UTF_8);
-        String remote = VmTest.Supervisor.sshCommand(Path.of("/vm"), "x", script.length).get(5);
+        String remote = VmTest.Supervisor.sshCommand(Path.of("/vm"), "x", script.length).get(5).replaceFirst("^exec sh", "exec env " + shell);
         ProcessBuilder builder = new ProcessBuilder("sh", "-c", remote).redirectErrorStream(true);
         builder.environment().put("HOME", home == null ? dir.toString() : home.toString());
         Process process = builder.start();
-        process.getOutputStream().write(script);
+        int size = first.applyAsInt(script);
+        process.getOutputStream().write(script, 0, size);
+        process.getOutputStream().flush();
+        while (size < script.length && process.descendants().noneMatch(reader -> reader.info().commandLine().orElse("").contains("dd bs=1 "))) {
+            assertTrue(process.isAlive());
+            Thread.sleep(5);
+        }
+        process.getOutputStream().write(script, size, script.length - size);
         process.getOutputStream().flush();
         StringBuilder said = new StringBuilder();
         for (int c = process.getInputStream().read(); c >= 0; c = process.getInputStream().read()) {
@@ -487,6 +501,19 @@ final class VmTestTest {
         assertTrue(said.contains(work + "\n"), said);
         assertTrue(said.contains(odd + "||-n|" + odd + "|"), said);
         assertTrue(said.endsWith("MARK exit 7\nMARK exit 7\n"), said);
+    }
+
+    /** ssh may bring the script in pieces. To bash a character has several bytes, as to the BSD's sh. */
+    @Test
+    void theScriptMayComeInPieces() throws Exception {
+        List<ToIntFunction<byte[]>> pieces = List.of(script -> 1, script -> script.length - 1, script -> script.length,
+                script -> new String(script, ISO_8859_1).indexOf("\n\n") + 1, script -> new String(script, ISO_8859_1).indexOf("\u00c3") + 1);
+        for (ToIntFunction<byte[]> first : pieces) {
+            for (String shell : List.of("sh", "LC_ALL=C.UTF-8 bash")) {
+                String said = supervised(shell, dir.toString(), "printf '%s|' \"$ODD\"; exit 7", Map.of("ODD", "\u00fc\n\n\u00fc"), first);
+                assertEquals("\u00fc\n\n\u00fc|MARK exit 7\nMARK exit 7\n", new String(said.getBytes(ISO_8859_1), UTF_8), shell);
+            }
+        }
     }
 
     @Test
