@@ -16,6 +16,7 @@ import java.nio.file.Path;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.concurrent.locks.LockSupport;
 
 /**
  * To the scripts a running VM: a real QEMU, but without a machine. It holds the lock on NAME.qemu-pid, which this JVM could not hold for
@@ -37,7 +38,7 @@ final class FakeVm implements AutoCloseable {
         Path log = Files.createTempFile("fake-vm", ".log");
         qemu = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(log.toFile()).start();
         try {
-            for (long end = System.nanoTime() + Duration.ofMinutes(5).toNanos(); !answers(); Thread.onSpinWait()) {
+            for (long end = System.nanoTime() + Duration.ofMinutes(5).toNanos(); !answers(); LockSupport.parkNanos(2_000_000)) {
                 assertTrue(qemu.isAlive() && System.nanoTime() < end, () -> "QEMU does not start: " + read(log));
             }
             record(file(".qmp"));
@@ -124,7 +125,7 @@ final class FakeVm implements AutoCloseable {
             qemu.waitFor();
         }
         while (signal.equals("STOP") && !Files.readString(Path.of("/proc/" + pid() + "/stat")).contains(") T ")) {
-            Thread.onSpinWait();
+            LockSupport.parkNanos(2_000_000);
         }
     }
 

@@ -16,6 +16,7 @@ import java.util.Comparator;
 import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
+import java.util.regex.Pattern;
 import java.util.stream.Stream;
 
 /**
@@ -229,8 +230,7 @@ record Guest(Map<String, String> settings) {
     /** The QEMU processes that serve this VM_DIR, whoever started them: a test that leaves one behind has failed. */
     List<ProcessHandle> qemus() {
         try (Stream<ProcessHandle> all = ProcessHandle.allProcesses()) {
-            return all.filter(process -> commandLine(process).contains("qemu-system") && commandLine(process).contains(vmDir().toString()))
-                    .toList();
+            return all.filter(process -> commandLine(process).matches("(?s).*qemu-system.*" + Pattern.quote(vmDir().toString()) + ".*")).toList();
         }
     }
 
