@@ -272,7 +272,7 @@ always:
 	  MAVEN_OPTS="$$MAVEN_OPTS -Djansi.noreset=true" mvn -q -B org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy -Dmdep.stripVersion=true -DoutputDirectory=.build \
 	    -Dartifact=dev.jbang:jbang-cli:$(JBANG_VERSION):jar:all >&2 && \
 	  echo "$(JBANG_SHA256)  .build/jbang-cli-all.jar" | $(sha256) --check --quiet - && \
-	  printf '%s\n' '#!/bin/sh' 'out=$$(java -jar "$${0%/*}/jbang-cli-all.jar" "$$@"); code=$$?' \
+	  printf '%s\n' '#!/bin/sh' 'out=$$(java -XX:TieredStopAtLevel=1 -jar "$${0%/*}/jbang-cli-all.jar" "$$@"); code=$$?' \
 	    '[ $$code -ne 255 ] || eval "exec $$out"' '[ -z "$$out" ] || printf "%s\\n" "$$out"' 'exit $$code' >$@.new; \
 	else \
 	  echo "JBang is missing: install it (https://www.jbang.dev/download), or Maven, which fetches it: sudo apt-get install maven" >&2; \
