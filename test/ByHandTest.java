@@ -70,7 +70,7 @@ final class ByHandTest {
                 Guest.type(keys, LOG, "root\r", "assword:");
                 Guest.type(keys, LOG, Files.readString(guest.file(".ssh").resolve("root_password")).strip() + "\r", "# ");
                 Guest.type(keys, LOG, "mount_cd9660 /dev/cd1 /mnt && sh /mnt/setup.sh\r", "STEP 1");
-                end(terminal, 0, "DONE WITH PHASE 3.", "guest is installed: DragonFly 6.4.2", CLEAN + "\r\n");
+                end(terminal, 0, "DONE WITH PHASE 3.", "guest is installed: DragonFly 6.4-RELEASE x86_64", CLEAN + "\r\n");
             }
             assertEquals("r--------", PosixFilePermissions.toString(Files.getPosixFilePermissions(CLEAN)));
             assertFalse(Files.exists(DISK));

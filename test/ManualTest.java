@@ -173,7 +173,7 @@ final class ManualTest {
                 phase 3 done in 22 s
                 flattening the disk
                 booting it once, to see that it answers
-                dfly-vm is installed: DragonFly 6.4.2-RELEASE x86_64, go version go1.19.8 linux/amd64; start it: vm-ctl start
+                dfly-vm is installed: DragonFly 6.4-RELEASE x86_64, go version go1.19.8 linux/amd64; start it: vm-ctl start
                 """, last);
         second.ctl("destroy", "--yes").exits(0);
     }

@@ -230,7 +230,7 @@ no time time stat -c %n file
 no time time --portability true
 no id id --user
 is id id -un|root
-is uname uname -sr|DragonFly 6.4.2-RELEASE
+is uname uname -sr|DragonFly 6.4-RELEASE
 no uname uname -o
 no uname uname --all
 no hostname hostname -I
