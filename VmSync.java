@@ -29,6 +29,7 @@ import java.io.PrintStream;
 import java.io.PrintWriter;
 import java.io.StringReader;
 import java.net.InetAddress;
+import java.net.Socket;
 import java.net.StandardProtocolFamily;
 import java.net.URI;
 import java.net.UnixDomainSocketAddress;
@@ -96,6 +97,7 @@ import net.schmizz.keepalive.KeepAliveProvider;
 import net.schmizz.keepalive.KeepAliveRunner;
 import net.schmizz.sshj.DefaultConfig;
 import net.schmizz.sshj.SSHClient;
+import net.schmizz.sshj.common.DisconnectReason;
 import net.schmizz.sshj.common.IOUtils;
 import net.schmizz.sshj.common.LoggerFactory;
 import net.schmizz.sshj.common.Message;
@@ -1544,7 +1546,8 @@ final class VmSync implements Callable<Integer> {
             try {
                 client = client == null ? connect() : client;
                 SessionChannel session = (SessionChannel) client.startSession();
-                client.getTransport().setDisconnectListener((reason, why) -> goOnSending(session));
+                Socket socket = client.getSocket();
+                client.getTransport().setDisconnectListener((reason, why) -> wake(socket, reason, session));
                 Session.Command running = session.exec(command);
                 LimitedOutput errors = new LimitedOutput(MAX_ERRORS);
                 var drained = new StreamCopier(running.getErrorStream(), errors, LoggerFactory.DEFAULT)
@@ -1572,14 +1575,17 @@ final class VmSync implements Callable<Integer> {
         }
 
         /**
-         * For a connection that broke. sshj lets a sender wait for 30 s for a guest that takes no more: as if it took
-         * 4 GB more, the sender goes on, and fails at once.
+         * When the connection breaks: wakes a sender that waits until the guest accepts more data. sshj would let it
+         * wait 30 s. With a larger window it tries to send, and fails at once.
          */
-        private static void goOnSending(SessionChannel session) {
-            try {
-                session.handle(Message.CHANNEL_WINDOW_ADJUST, new SSHPacket().putUInt32(0xffff_ffffL));
-            } catch (SSHException closed) {
-                // then nobody waits
+        private static void wake(Socket socket, DisconnectReason reason, SessionChannel session) {
+            if (reason != DisconnectReason.BY_APPLICATION) {
+                IOUtils.closeQuietly(socket);
+                try {
+                    session.handle(Message.CHANNEL_WINDOW_ADJUST, new SSHPacket().putUInt32(0xffff_ffffL));
+                } catch (SSHException impossible) { // the packet is well-formed
+                    throw new IllegalStateException(impossible);
+                }
             }
         }
 

@@ -1487,9 +1487,9 @@ final class VmTest implements Callable<Integer> {
         }
 
         /**
-         * ssh to a sh that takes so many bytes of stdin as its script, and leaves what follows them to it. As a rule
-         * they come at once: to read them one by one takes 0.6 s of an emulated guest's processor. csh, a possible
-         * login shell, reads this one line as sh does.
+         * Starts a sh in the guest that reads its script, scriptBytes long, from stdin. The orders that follow stay
+         * unread. The script usually arrives in one read: byte by byte costs 0.6 s of CPU time in an emulated guest.
+         * csh, a possible login shell, reads this one line as sh does.
          */
         static List<String> sshCommand(Path vmDir, String vmName, int scriptBytes) {
             return List.of(ssh, "-F", vmDir.resolve("ssh_config").toString(), "-T", vmName, ("exec sh -c '"

@@ -289,7 +289,7 @@ final class CommandLineTest {
         }
     }
 
-    /** Clones have the keys of their VM: one that took the port of a dead one answers in its place. And ssh would wait minutes for a paused guest. */
+    /** A clone has its source's keys, so it may answer on a dead VM's port. ssh would wait minutes for a paused guest. */
     @Test
     void aGuestThatCannotAnswerIsToldSoon() throws Exception {
         try (Sshd guest = new Sshd()) {

@@ -37,8 +37,8 @@ import java.util.TreeSet;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.FutureTask;
 import java.util.concurrent.TimeUnit;
-import java.util.concurrent.locks.LockSupport;
 import java.util.concurrent.TimeoutException;
+import java.util.concurrent.locks.LockSupport;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
@@ -1548,25 +1548,29 @@ final class VmSyncTest {
             aVmEndsMeanwhile(engine);
         }
 
-        /** The guest's tar reads nothing: the connection breaks when the window is full, and who sends waits for more. */
+        /** The guest's tar reads nothing, so vm-sync waits with a full window when the connection breaks. */
         @Test
         void aVmThatEndsWhileItTakesNoMoreIsTold() throws Exception {
             Thread sender = Thread.currentThread();
             Path over = base.resolve("over");
-            Path tar = Files.writeString(base.resolve("bin/tar"), "#!/bin/sh\nuntil [ -e \"" + over + "\" ]; do sleep 0.1; done\n"
+            Path tar = Files.writeString(base.resolve("bin/tar"), "#!/bin/sh\nuntil [ -e \"" + over + "\" ] || [ ! -e \"$0\" ]; do sleep 0.1; done\n"
                     + "kill -9 $(ps -o ppid= -p $PPID)\n");
             Files.setPosixFilePermissions(tar, PosixFilePermissions.fromString("rwxr-xr-x"));
             Thread end = new Thread(() -> {
-                while (Stream.of(sender.getStackTrace()).noneMatch(frame -> frame.getMethodName().equals("awaitExpansion"))) {
+                while (!Thread.currentThread().isInterrupted()) {
+                    if (Stream.of(sender.getStackTrace()).anyMatch(frame -> frame.getMethodName().equals("awaitExpansion"))) {
+                        sshd.beforeCut.run();
+                        over.toFile().mkdir();
+                        return;
+                    }
                     LockSupport.parkNanos(10_000_000);
                 }
-                sshd.beforeCut.run();
-                over.toFile().mkdir();
             });
-            end.setDaemon(true);
             try {
                 aVmEndsMeanwhile("tar", end);
             } finally {
+                end.interrupt();
+                end.join();
                 Files.delete(tar);
                 Files.deleteIfExists(over);
             }

@@ -467,7 +467,7 @@ final class VmTestTest {
         return supervised("sh", directory, command, environment, script -> script.length);
     }
 
-    /** The same by this shell; so much of the script comes first, and the rest when that has been read. */
+    /** As above, in this shell. The first bytes are sent alone; the rest follows once they were read. */
     private String supervised(String shell, String directory, String command, Map<String, String> environment, ToIntFunction<byte[]> first)
             throws Exception {
         byte[] script = VmTest.Supervisor.script("MARK ", place(directory), command, environment, false).getBytes(UTF_8);
@@ -478,9 +478,8 @@ final class VmTestTest {
         int size = first.applyAsInt(script);
         process.getOutputStream().write(script, 0, size);
         process.getOutputStream().flush();
-        while (size < script.length && process.descendants().noneMatch(reader -> reader.info().commandLine().orElse("").contains("dd bs=1 "))) {
-            assertTrue(process.isAlive());
-            Thread.sleep(5);
+        for (long end = System.nanoTime() + TimeUnit.MINUTES.toNanos(5); size < script.length && process.descendants().noneMatch(VmTestTest::readsTheRest); Thread.sleep(5)) {
+            assertTrue(process.isAlive() && System.nanoTime() < end, "it does not read the rest");
         }
         process.getOutputStream().write(script, size, script.length - size);
         process.getOutputStream().flush();
@@ -503,7 +502,19 @@ final class VmTestTest {
         assertTrue(said.endsWith("MARK exit 7\nMARK exit 7\n"), said);
     }
 
-    /** ssh may bring the script in pieces. To bash a character has several bytes, as to the BSD's sh. */
+    private static boolean readsTheRest(ProcessHandle process) {
+        return process.info().arguments().filter(words -> words[0].equals("bs=1")).isPresent();
+    }
+
+    @Test
+    void whatFollowsTheScriptIsLeftToIt() throws Exception {
+        Path input = Files.writeString(dir.resolve("input"), "cat\norder\n");
+        Process shell = new ProcessBuilder("sh", "-c", "cat " + VmTest.shellQuoted(List.of(input.toString())) + " | "
+                + VmTest.Supervisor.sshCommand(Path.of("/vm"), "x", 4).get(5).replaceFirst("^exec ", "")).start();
+        assertEquals("order\n", new String(shell.getInputStream().readAllBytes(), UTF_8));
+    }
+
+    /** ssh may bring the script in pieces. In UTF-8, bash and BSD's sh count characters, not bytes. */
     @Test
     void theScriptMayComeInPieces() throws Exception {
         List<ToIntFunction<byte[]>> pieces = List.of(script -> 1, script -> script.length - 1, script -> script.length,
