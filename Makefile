@@ -182,7 +182,7 @@ test: ## Unit tests and end-to-end tests on the stand-in guest (TESTS=ReadmeTest
 	@test/run $(TESTS)
 
 .PHONY: test-faults
-test-faults: ## Long tests: kills and failures, README's lines, the stand-in
+test-faults: ## Long tests: kills and failures, clones, README's lines, the stand-in
 	@test/install-packages
 	@$(MAKE) --no-print-directory --silent $(JARS) $(ARCHIVES)
 	@test/run faults

@@ -27,7 +27,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.TestMethodOrder;
 
 /** A suite in clones of the VM, and in parts with one verdict, on the stand-in guest: what is built, started and run, and what is left. */
-@Tag("core")
+@Tag("faults")
 @Tag("vm")
 @TestMethodOrder(MethodOrderer.OrderAnnotation.class)
 final class ParallelTest {

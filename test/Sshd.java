@@ -72,7 +72,7 @@ final class Sshd implements AutoCloseable {
                 + keys.resolve("id_ed25519.pub") + "\"\nSetEnv \"HOME=" + base.resolve("home") + "\" \"PATH=" + bin + ":/usr/bin:/bin\"\n" + moreConfig);
         Files.writeString(keys.resolve("config"), "Host dfly-vm\n  HostName 127.0.0.1\n  Port " + relay.getLocalPort() + "\n  User " + System.getProperty("user.name")
                 + "\n  IdentityFile \"" + keys.resolve("id_ed25519") + "\"\n  IdentitiesOnly yes\n  UserKnownHostsFile \"" + keys.resolve("known_hosts")
-                + "\"\n  HostKeyAlias dfly-vm\n  StrictHostKeyChecking yes\n  BatchMode yes\n  LogLevel ERROR\n");
+                + "\"\n  HostKeyAlias dfly-vm\n  StrictHostKeyChecking yes\n  BatchMode yes\n  KexAlgorithms curve25519-sha256\n  LogLevel ERROR\n");
         Files.writeString(vmDir.resolve("ssh_config"), "Include \"" + keys.resolve("config") + "\"\n");
         if (System.getProperty("user.name").equals("root")) {
             Files.createDirectories(Path.of("/run/sshd"));
