@@ -65,12 +65,13 @@ final class AllTests {
 
     /**
      * In any JVM: each takes the first one that none has begun. First those that need no VM, as long as it is being installed; then the
-     * long ones, so that all JVMs end at about the same time.
+     * long ones, and last the short ones, so that all JVMs end at about the same time.
      */
     private static final List<Class<?>> ANYWHERE = List.of(
-            CommandLineTest.class, VmCtlTest.class, VmSetupTest.class, VmAutoInstallTest.class, VmTestTest.class, VmSyncTest.class, ImageFileTest.class, TemporaryTest.class,
-            LifecycleFaultsTest.class, InterruptionsTest.class, SuitesTest.class, InstallFaultsTest.class, ParallelTest.class, LifecycleTest.class, ManySnapshotsTest.class,
-            SyncTest.class, ByHandTest.class, SlurmTest.class, StandinBootTest.class, StandinTest.class, GitlabTest.class, GoVersionsTest.class, SyncFaultsTest.class,
+            CommandLineTest.class, VmCtlTest.class, VmSetupTest.class, VmAutoInstallTest.class,
+            LifecycleFaultsTest.class, SuitesTest.class, InterruptionsTest.class, InstallFaultsTest.class, ParallelTest.class, LifecycleTest.class,
+            VmSyncTest.class, ManySnapshotsTest.class, SyncTest.class, ByHandTest.class, SlurmTest.class, StandinBootTest.class, StandinTest.class,
+            GitlabTest.class, GoVersionsTest.class, SyncFaultsTest.class, VmTestTest.class, ImageFileTest.class, TemporaryTest.class,
             BisectTest.class, DivisionTest.class, PhaseShellTest.class);
 
     private static final List<Class<?>> CLASSES = Stream.of(HERE, ANYWHERE).flatMap(List::stream).toList();
