@@ -842,7 +842,7 @@ final class VmCtl {
         }
     }
 
-    /** The same; refuses a paused guest at once, for which ssh would wait for minutes. */
+    /** The same, and 69 if its guest is paused: ssh would wait for minutes. */
     private void openVmForSsh() throws IOException {
         openRunningVm();
         machine.refuseIfPaused();
@@ -3028,19 +3028,19 @@ final class VmCtl {
             return new VmException(state.equals("io-error") ? 1 : 69, standstill(state, running.pid()));
         }
 
-        /** Refuses a paused guest, unless a snapshot or a restore has paused it and will resume it in a moment. */
+        /** Refuses a paused guest. One that a snapshot or a restore has paused is about to resume. */
         void refuseIfPaused() throws IOException {
-            for (int look = 1; ; look++) {
-                Running running = qemu.running().orElse(null);
-                String state = qemu.runState();
-                if (running == null || running.act() != Act.NONE || state.equals("unknown")
-                        || standstill(state, running.pid()) == null) {
-                    return; // ssh finds out what QEMU does not tell
-                } else if (look == 2) {
-                    throw unavailable(standstill(state, running.pid()));
-                }
-                pause(500);
+            String[] why = new String[1];
+            if (!await(Duration.ofSeconds(1), () -> (why[0] = whyPaused()) == null)) {
+                throw unavailable(why[0]);
             }
+        }
+
+        private String whyPaused() throws IOException {
+            Running running = qemu.running().orElse(null);
+            String state = qemu.runState();
+            boolean known = running != null && running.act() == Act.NONE && !state.equals("unknown");
+            return known ? standstill(state, running.pid()) : null;
         }
 
         /** What its console tells of trouble; whatever that is, a guest whose sshd answers has none. */

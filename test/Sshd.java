@@ -70,6 +70,7 @@ final class Sshd implements AutoCloseable {
         Path config = Files.writeString(base.resolve("sshd_config"), "Port " + port + "\nListenAddress 127.0.0.1\nPasswordAuthentication no\n"
                 + "StrictModes no\nPermitRootLogin yes\nPidFile none\nMaxStartups 100\nHostKey \"" + keys.resolve("host_key") + "\"\nAuthorizedKeysFile \""
                 + keys.resolve("id_ed25519.pub") + "\"\nSetEnv \"HOME=" + base.resolve("home") + "\" \"PATH=" + bin + ":/usr/bin:/bin\"\n" + moreConfig);
+        // A cheap key exchange: some tests make hundreds of connections.
         Files.writeString(keys.resolve("config"), "Host dfly-vm\n  HostName 127.0.0.1\n  Port " + relay.getLocalPort() + "\n  User " + System.getProperty("user.name")
                 + "\n  IdentityFile \"" + keys.resolve("id_ed25519") + "\"\n  IdentitiesOnly yes\n  UserKnownHostsFile \"" + keys.resolve("known_hosts")
                 + "\"\n  HostKeyAlias dfly-vm\n  StrictHostKeyChecking yes\n  BatchMode yes\n  KexAlgorithms curve25519-sha256\n  LogLevel ERROR\n");
