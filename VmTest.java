@@ -12,6 +12,7 @@ import com.grack.nanojson.JsonArray;
 import com.grack.nanojson.JsonObject;
 import com.grack.nanojson.JsonParser;
 import com.grack.nanojson.JsonParserException;
+import com.grack.nanojson.JsonStringWriter;
 import com.grack.nanojson.JsonWriter;
 import java.io.*;
 import java.lang.ProcessBuilder.Redirect;
@@ -366,7 +367,9 @@ final class VmTest implements Callable<Integer> {
                 spec.commandLine().getOut().print(report.summary());
                 spec.commandLine().getOut().flush();
                 last.add(report);
-                timings.add(report);
+                if (job.runsWholePackages()) {
+                    timings.add(report);
+                }
                 boolean broken = job.suite().isBuild() && report.verdict != Verdict.PASSED;
                 if (broken || report.verdict.compareTo(Verdict.INTERRUPTED) >= 0) {
                     break;
@@ -429,8 +432,7 @@ final class VmTest implements Callable<Integer> {
         checkOptions();
         vmDir = vmDirectory(userPath(dirOption));
         lockVm();
-        GuestRun guest = new GuestRun(place(vmName), command.size() == 1 ? command.get(0) : shellQuoted(command),
-                environment, timeout, null, () -> interrupted);
+        GuestRun guest = guestRun(vmName, command.size() == 1 ? command.get(0) : shellQuoted(command), timeout, false);
         Verdict verdict = guest.run(stdout::print, stderr::print);
         return switch (verdict) {
             case LOST -> throw new VmException(69, guest.trouble);
@@ -513,32 +515,28 @@ final class VmTest implements Callable<Integer> {
     }
 
     private void checkDivision() {
-        if (shardOption == null && parallel == null) {
-            if (isolate || timingsFile != null) {
-                throw new ParameterException(spec.commandLine(), isolate ? "--isolate needs --parallel"
-                        : "--timings needs --shard or --parallel");
-            }
-            return;
+        boolean divides = shardOption != null || parallel != null;
+        String wrong = isolate && parallel == null ? "--isolate needs --parallel"
+                : timingsFile != null && !divides ? "--timings needs --shard or --parallel"
+                : onlyFailed && divides
+                ? "--failed is not divided: leave out " + (shardOption != null ? "--shard" : "--parallel")
+                : parallel != null && (parallel < 1 || parallel > CloneSet.MAX)
+                ? "--parallel: " + parallel + " is not a number from 1 to " + CloneSet.MAX
+                : parallel != null && freeze
+                ? "--freeze-on-failure keeps VM " + vmName + ", and --parallel runs the suites in clones: leave out "
+                + "one of them"
+                : null;
+        if (wrong != null) {
+            throw new ParameterException(spec.commandLine(), wrong);
+        } else if (divides) {
+            Shard shard = shardOption == null ? Shard.WHOLE : Shard.parse(shardOption, System.getenv());
+            division = new Division(shard, timingsFile == null ? null : Timings.read(timingsFile, projectName()),
+                    new HashMap<>());
         }
-        String divides = shardOption != null ? "--shard" : "--parallel";
-        if (onlyFailed) {
-            throw new ParameterException(spec.commandLine(), "--failed is not divided: leave out " + divides);
-        } else if (parallel == null && isolate) {
-            throw new ParameterException(spec.commandLine(), "--isolate needs --parallel");
-        } else if (parallel != null && (parallel < 1 || parallel > CloneSet.MAX)) {
-            throw new ParameterException(spec.commandLine(), "--parallel: " + parallel + " is not a number from 1 to "
-                    + CloneSet.MAX);
-        } else if (parallel != null && freeze) {
-            throw new ParameterException(spec.commandLine(), "--freeze-on-failure keeps VM " + vmName + ", and "
-                    + "--parallel runs the suites in clones: leave out one of them");
-        }
-        Shard shard = shardOption == null ? Shard.WHOLE : Shard.parse(shardOption, System.getenv());
-        division = new Division(shard, timingsFile == null ? null : Timings.read(timingsFile, projectName()),
-                new HashMap<>());
     }
 
     private String projectName() {
-        Path name = project.toAbsolutePath().normalize().getFileName();
+        Path name = project.getFileName();
         return name == null ? "/" : name.toString();
     }
 
@@ -561,10 +559,6 @@ final class VmTest implements Callable<Integer> {
         if (lock.tryLock() == null) {
             throw new VmException(69, "another vm-test uses VM " + vmName + ": wait for it, or stop it");
         }
-    }
-
-    private Place place(String name) throws IOException {
-        return new Place(vmDir, name, guestDirectory(), projectOrigin(project), verbose);
     }
 
     private String guestDirectory() {
@@ -646,13 +640,10 @@ final class VmTest implements Callable<Integer> {
         ByteArrayOutputStream output = new ByteArrayOutputStream();
         try {
             runScript("vm-ctl for " + name, name, vmCtl, output, arguments);
-        } catch (IOException failed) {
-            throw new VmException(69, "vm-ctl for " + name + ": " + reason(failed));
-        } catch (InterruptedException ending) {
-            Thread.currentThread().interrupt();
-            throw new VmException(130, "interrupted");
         } catch (VmException failed) {
             throw new VmException(failed.exitCode, failed.getMessage() + ": " + output.toString(UTF_8).strip());
+        } catch (IOException | InterruptedException failed) {
+            throw new VmException(69, "vm-ctl for " + name + ": " + reason(failed));
         }
     }
 
@@ -665,7 +656,7 @@ final class VmTest implements Callable<Integer> {
 
     /** Writes a new temporary file and moves it into place: no reader sees half of it, and no link is followed. */
     private static void replaceFile(Path file, String text) throws IOException {
-        Path temporary = Files.createTempFile(file.toAbsolutePath().getParent(), "." + file.getFileName(), ".new");
+        Path temporary = Files.createTempFile(file.getParent(), "." + file.getFileName(), ".new");
         try (FileOutputStream stream = new FileOutputStream(temporary.toFile())) {
             stream.write((text + "\n").getBytes(UTF_8));
             stream.getFD().sync();
@@ -702,12 +693,12 @@ final class VmTest implements Callable<Integer> {
             events.begin(job, projectName(), commit());
         }
         Ending ending;
-        if (job.part() != null && job.part().isEmpty()) {
+        if (job.part().isEmpty()) {
             ending = Ending.only(Verdict.PASSED, 0);
-        } else if (parallel != null && job.part() != null && !job.part().packages().isEmpty()) {
+        } else if (parallel != null && !job.part().packages().isEmpty()) {
             ending = runInClones(job, output);
         } else {
-            GuestRun guest = guestRun(vmName, job.command(), timeout);
+            GuestRun guest = guestRun(vmName, job.command(), timeout, leaks != Leaks.ignore);
             guest.beforeKill = freeze ? () -> freeze(job.suite()) : null;
             Verdict verdict = guest.run(bytes -> show(stdout, output.take(1, bytes)),
                     bytes -> show(stderr, output.take(2, bytes)));
@@ -727,8 +718,10 @@ final class VmTest implements Callable<Integer> {
         return report;
     }
 
-    private GuestRun guestRun(String name, String command, Duration limit) throws IOException {
-        return new GuestRun(place(name), command, environment, limit, leaks == Leaks.ignore ? null : new Leftovers(),
+    /** A command for a VM; {@code leftovers}: whether the guest is to list what it leaves behind. */
+    private GuestRun guestRun(String name, String command, Duration limit, boolean leftovers) throws IOException {
+        Place place = new Place(vmDir, name, guestDirectory(), projectOrigin(project), verbose);
+        return new GuestRun(place, command, environment, limit, leftovers,
                 () -> interrupted || clones != null && clones.stopped);
     }
 
@@ -742,7 +735,7 @@ final class VmTest implements Callable<Integer> {
             boolean ended = process.waitFor(10, TimeUnit.SECONDS); // it reads two files and prints one line
             String hash = ended ? new String(process.getInputStream().readNBytes(100), UTF_8).strip() : "";
             process.destroyForcibly(); // not before: it closes the streams, of an ended process too
-            return ended && process.exitValue() == 0 && hash.matches("[0-9a-f]{40,64}") ? hash : null;
+            return hash.matches("[0-9a-f]{40,64}") ? hash : null;
         } catch (IOException | VmException noGit) {
             return null;
         }
@@ -760,7 +753,7 @@ final class VmTest implements Callable<Integer> {
                 division.lists().put(each.name(), listPackages(each));
             }
         }
-        PackageList list = job.isGoTest() ? division.lists().get(job.name()) : PackageList.NONE;
+        PackageList list = division.lists().getOrDefault(job.name(), PackageList.NONE);
         if (list.packages().isEmpty()) {
             tell("suite " + job.name() + " cannot be divided, because " + (job.isGoTest() ? "go list does not tell "
                     + "all its packages" : "it is no plain go test") + ": it runs whole"
@@ -783,8 +776,8 @@ final class VmTest implements Callable<Integer> {
         StringBuilder output = new StringBuilder();
         GoTest goTest = job.goTest();
         String build = goTest.list("-export -test -deps") + " >/dev/null 2>&1 || :"; // go test reports what is wrong
-        GuestRun guest = new GuestRun(place(vmName), goTest.list("-f " + shellQuoted(List.of(PackageList.FORMAT)))
-                + (parallel == null ? "" : " && { " + build + "; }"), environment, timeout, null, () -> interrupted);
+        GuestRun guest = guestRun(vmName, goTest.list("-f " + shellQuoted(List.of(PackageList.FORMAT)))
+                + (parallel == null ? "" : " && { " + build + "; }"), timeout, false);
         Verdict verdict = guest.run(bytes -> output.append(bytes, 0, Math.min(bytes.length(),
                 PackageList.MAX_LENGTH - output.length())), errors -> { });
         return switch (verdict) {
@@ -802,19 +795,18 @@ final class VmTest implements Callable<Integer> {
         long deadline = System.nanoTime() + timeout.toNanos();
         PackageList list = division.lists().get(job.name());
         if (clones == null) {
-            int most = division.lists().values().stream().mapToInt(all -> all.work(List.copyOf(all.packages())).size())
+            int most = division.lists().values().stream().mapToInt(all -> all.work(all.packages()).size())
                     .max().orElse(1);
             clones = new CloneSet(vmDir, vmName, Math.min(parallel, most), () -> vmCtlFor(vmName, "list"));
             runScript("no clone was made", vmCtl, "snapshot", "--temporary", clones.lockFile.toString(), clones.id);
-            List<String> arguments = new ArrayList<>(List.of("clone", "--temporary", clones.lockFile.toString(),
-                    "--snapshot", clones.id, "--start"));
-            arguments.addAll(clones.names);
-            runScript("no suite was run in clones", vmCtl, arguments.toArray(String[]::new));
+            runScript("no suite was run in clones", vmCtl, Stream.concat(Stream.of("clone", "--temporary",
+                    clones.lockFile.toString(), "--snapshot", clones.id, "--start"), clones.names.stream())
+                    .toArray(String[]::new));
         }
         ParallelRun run = new ParallelRun(clones, list.work(job.part().packages()), () -> interrupted);
         return run.run((clone, packages, spool) -> {
             Duration left = Duration.ofNanos(Math.max(1, deadline - System.nanoTime()));
-            GuestRun guest = guestRun(clone, job.goTest().of(packages).line(), left);
+            GuestRun guest = guestRun(clone, job.goTest().of(packages).line(), left, leaks != Leaks.ignore);
             return Ending.of(guest.run(bytes -> spool.add(1, bytes), bytes -> spool.add(2, bytes)), guest);
         }, clone -> vmCtlFor(clone, "restore"), isolate, (stream, bytes) -> {
             show(stream == 1 ? stdout : stderr, bytes == null ? output.endPart() : output.take(stream, bytes));
@@ -837,10 +829,8 @@ final class VmTest implements Callable<Integer> {
         try {
             runScript("no snapshot " + snapshot, vmCtl, "snapshot", "--yes", snapshot);
             tell("the VM is kept as " + suite.name() + " left it: vm-ctl restore " + snapshot);
-        } catch (IOException | VmException refused) {
-            tell(refused.getMessage());
-        } catch (InterruptedException ending) {
-            Thread.currentThread().interrupt();
+        } catch (IOException | InterruptedException | VmException refused) {
+            tell(reason(refused));
         }
     }
 
@@ -861,15 +851,15 @@ final class VmTest implements Callable<Integer> {
             return words.isEmpty() && packages.isEmpty();
         }
 
-        boolean chooseTests() {
-            return !packages.isEmpty()
-                    || words.stream().anyMatch(word -> GoTest.isFlag(word) && GoTest.nameOf(word).equals("run"));
+        /** Whether a word is this flag of go test, however it is written. */
+        boolean hasFlag(String name) {
+            return words.stream().anyMatch(word -> GoTest.isFlag(word) && GoTest.nameOf(word).equals(name));
         }
     }
 
     /**
      * A suite as it is run: the line for the guest's sh, whether it is a go test with -json, the tests that failed
-     * last time, by package, if only these run again, and the part of a divided run, or null.
+     * last time, by package, if only these run again, and the part of it that is run.
      */
     record Job(Suite suite, String command, boolean isGoTest, CallerArgs callerArgs,
             Map<String, List<String>> repeated, Part part) {
@@ -879,8 +869,7 @@ final class VmTest implements Callable<Integer> {
 
         /** Its name, and which part of it this is. */
         String label() {
-            return name() + (part == null || part.shard().count() == 1 || suite.isBuild() ? ""
-                    : " (part " + part.shard() + ")");
+            return name() + (part.shard().count() == 1 || suite.isBuild() ? "" : " (part " + part.shard() + ")");
         }
 
         /** The suite's command as a go test, with what the caller adds. */
@@ -897,7 +886,13 @@ final class VmTest implements Callable<Integer> {
 
         /** Whether 0 tests are a failure, because the tests were chosen. */
         boolean needsTests() {
-            return isGoTest && (callerArgs.chooseTests() || !repeated.isEmpty());
+            return isGoTest
+                    && (!callerArgs.packages().isEmpty() || callerArgs.hasFlag("run") || !repeated.isEmpty());
+        }
+
+        /** If only some of its tests run, a package's time says nothing about a run of all of them. */
+        boolean runsWholePackages() {
+            return repeated.isEmpty() && !callerArgs.hasFlag("run") && !callerArgs.hasFlag("skip");
         }
     }
 
@@ -921,17 +916,14 @@ final class VmTest implements Callable<Integer> {
                 -run TestIntegration_OrphanedProcesses ./environment/bsd/
                 fixtures           go test -v -run Fixture ./stats/
                 """;
-        /** In go-synth's newer trees the worker's tests are in another package. */
-        private static final String PHASE4_WITHOUT_WORKER = "doas go test -v -tags=integration ./environment/bsd/";
-
         private static final Set<String> SUBCOMMANDS = Set.of("list", "run", "merge");
 
         private final Map<String, Suite> byName = new LinkedHashMap<>();
 
         Suites(Settings settings, Path project) {
             BUILT_IN.lines().map(line -> line.split(" +", 2)).forEach(row -> add(row[0], row[1], ""));
-            if (!Files.isDirectory(project.resolve("internal/worker"))) {
-                add("phase4", PHASE4_WITHOUT_WORKER, "");
+            if (!Files.isDirectory(project.resolve("internal/worker"))) { // so it is in go-synth's newer trees
+                add("phase4", "doas go test -v -tags=integration ./environment/bsd/", "");
             }
             byName.put("all", new Suite("all", "", List.of("unit", "integration", "phase4"), ""));
             byName.put("quick", new Suite("quick", "", List.of("--sync", "phase4"), ""));
@@ -1011,7 +1003,7 @@ final class VmTest implements Callable<Integer> {
         private static Job job(Suite suite, CallerArgs callerArgs) {
             GoTest goTest = GoTest.parse(suite.command());
             if (goTest != null) {
-                return new Job(suite, goTest.with(callerArgs).line(), true, callerArgs, Map.of(), null);
+                return new Job(suite, goTest.with(callerArgs).line(), true, callerArgs, Map.of(), Part.WHOLE);
             } else if (!callerArgs.packages().isEmpty()) {
                 throw new VmException(2, "--packages is for suites of the form 'go test FLAGS PACKAGES', and "
                         + suite.name() + " is another command: " + suite.command());
@@ -1020,7 +1012,7 @@ final class VmTest implements Callable<Integer> {
                         + " has a # comment, in which the words after -- would be lost: " + suite.command());
             }
             String added = callerArgs.words().isEmpty() ? "" : " " + shellQuoted(callerArgs.words());
-            return new Job(suite, suite.command() + added, false, callerArgs, Map.of(), null);
+            return new Job(suite, suite.command() + added, false, callerArgs, Map.of(), Part.WHOLE);
         }
 
         /** The suite's failed tests, by package; of a package without names all tests. */
@@ -1039,7 +1031,7 @@ final class VmTest implements Callable<Integer> {
             });
             String command = lines.size() == 1 ? lines.get(0) : "code=0; " + lines.stream()
                     .map(line -> line + " || code=$?; ").collect(Collectors.joining()) + "exit $code";
-            return new Job(suite, command, true, callerArgs, failed, null);
+            return new Job(suite, command, true, callerArgs, failed, Part.WHOLE);
         }
     }
 
@@ -1225,9 +1217,7 @@ final class VmTest implements Callable<Integer> {
         /** What failed in the last run, of these suites, or of all if there are none. */
         List<Job> failedJobs(Suites suites, List<Suite> chosen) throws IOException {
             JsonObject last = read();
-            if (last == null) {
-                throw new VmException(2, "--failed: there was no run yet: run a suite first");
-            } else if (!project.equals(last.getString("project"))) {
+            if (!project.equals(last.getString("project"))) {
                 throw new VmException(2, "--failed: the last run was that of another project, " + printable(
                         last.getString("project", "?")) + ", not " + project + ": run a suite of this one first");
             }
@@ -1280,7 +1270,7 @@ final class VmTest implements Callable<Integer> {
             try {
                 return JsonParser.object().from(Files.readString(file));
             } catch (NoSuchFileException none) {
-                return null;
+                throw new VmException(2, "--failed: there was no run yet: run a suite first");
             } catch (JsonParserException | CharacterCodingException | StackOverflowError damaged) {
                 throw new VmException(69, file + " is damaged: delete it, and run the suites again");
             }
@@ -1367,12 +1357,9 @@ final class VmTest implements Callable<Integer> {
     static final class Supervisor {
         /** The program. A test names another one. */
         static String ssh = "ssh";
-        /** If more lines than this were there before, nobody can tell which ones are new. */
-        private static final int MAX_LISTED = 200_000;
-        /** How many seconds a process may live on after the suite's end: git gc --auto ends by itself. */
-        private static final int GRACE = 5;
 
         private static final String SCRIPT = """
+            listed=200000 # if more lines were there before, nobody can tell which ones are new
             exec 3>&2 4<&0 </dev/null 2>/dev/null
             trap '' HUP INT QUIT TERM PIPE
             say() { printf '%s\\n' "$mark$*" >&3; }
@@ -1444,7 +1431,7 @@ final class VmTest implements Callable<Integer> {
             while ps -axww -o pid,ppid,command | awk -v self=$$ '
                     $1 != self && $2 != self && /[s]h -c script=.*dd bs=/ { other = 1 } END { exit !other }'
             do nap; n=$((n - 1)); [ $n -gt 0 ] || { say busy; exit; }; done
-            [ -z "$leftovers" ] || was=$(listing | head -n $listed)
+            [ -z "$grace" ] || was=$(listing | head -n $listed)
             before=$(table)
             (
                 watcher=$(sh -c 'echo $PPID')
@@ -1459,25 +1446,25 @@ final class VmTest implements Callable<Integer> {
             code=$?
             kill -USR1 $watcher # unless it has begun to stop the suite
             wait $watcher
-            end=$(($(date +%s) + grace))
+            end=$(($(date +%s) + ${grace:-0})) # git gc --auto, for one, ends by itself
             while left=$(mine none) || left='? the processes could not be listed'
                 [ -n "$left" ] && [ "$(date +%s)" -lt $end ]; do nap; done
             [ -z "$left" ] || printf '%s\\n' "$left" | while read -r process; do say left process "$process"; done
-            [ -z "$leftovers" ] || added
+            [ -z "$grace" ] || added
             say exit $code
             say exit $code 3>&1
             """;
 
         /**
          * The supervisor with what it is to run, as text for sh's stdin. The suite's own variables are set in the last
-         * moment, by a shell that needs none of the supervisor's any more.
+         * moment, by a shell that needs none of the supervisor's any more. {@code leftovers}: whether it lists what is
+         * there before and after the suite; then a process may live on for 5 seconds after the suite's end.
          */
         static String script(String mark, Place place, String command, Map<String, String> environment,
                 boolean leftovers) {
             Map<String, String> variables = Map.of("mark", mark, "dir", place.directory(), "origin", place.origin(),
                     "start", assignments("export ", environment) + "exec /bin/sh -c " + shellQuoted(List.of(command)),
-                    "leftovers", leftovers ? "yes" : "", "listed", String.valueOf(MAX_LISTED),
-                    "grace", String.valueOf(leftovers ? GRACE : 0));
+                    "grace", leftovers ? "5" : "");
             return assignments("", variables) + SCRIPT;
         }
 
@@ -1516,8 +1503,8 @@ final class VmTest implements Callable<Integer> {
         private final BooleanSupplier interrupted;
         private final Path console;
         private final long consoleStart;
-        /** Takes what the command left behind; null: nobody asks. */
-        final Leftovers leftovers;
+        /** What the command left behind. Without the guest's listings it is not complete. */
+        final Leftovers leftovers = new Leftovers();
         /** At the time limit, after the goroutine dumps and before the kill; null: nothing. */
         Runnable beforeKill;
         volatile Integer code;
@@ -1533,21 +1520,21 @@ final class VmTest implements Callable<Integer> {
         /** Why it was paused when the time limit came or the connection was lost. */
         String standstill;
 
-        GuestRun(Place place, String command, Map<String, String> environment, Duration timeout, Leftovers leftovers,
+        /** {@code lists}: whether the guest lists what is there before and after the command. */
+        GuestRun(Place place, String command, Map<String, String> environment, Duration timeout, boolean lists,
                 BooleanSupplier interrupted) {
             this.place = place;
             this.timeout = timeout;
-            this.leftovers = leftovers;
             this.interrupted = interrupted;
-            script = Supervisor.script(mark, place, command, environment, leftovers != null).getBytes(UTF_8);
+            script = Supervisor.script(mark, place, command, environment, lists).getBytes(UTF_8);
             console = place.vmDir().resolve(place.vmName() + ".console.log");
             consoleStart = console.toFile().length();
         }
 
         Verdict run(Consumer<String> stdout, Consumer<String> stderr) throws IOException, InterruptedException {
-            List<String> command = new ArrayList<>(Supervisor.sshCommand(place.vmDir(), place.vmName(), script.length));
             // else Ctrl-C would end ssh, too, and nothing could be stopped in the guest
-            Process process = start(new ProcessBuilder(inOwnSession(command)), place.verbose());
+            Process process = start(new ProcessBuilder(inOwnSession(Supervisor.sshCommand(place.vmDir(),
+                    place.vmName(), script.length))), place.verbose());
             CountDownLatch open = new CountDownLatch(2);
             pump(process.getInputStream(), stdout, open);
             pump(process.getErrorStream(), stderr, open);
@@ -1743,7 +1730,7 @@ final class VmTest implements Callable<Integer> {
                         + oneLine(text.replaceFirst(" (\\S+)$", " ($1)")) + ", and this project is " + place.origin()
                         + ": vm-test --sync (or vm-sync) puts this one in its place, or give it a VM_REMOTE_DIR of its "
                         + "own");
-                case "left" -> Optional.ofNullable(leftovers).ifPresent(left -> left.take(text));
+                case "left" -> leftovers.take(text);
                 default -> { } // a suite that knows the mark
             }
             return !line[0].equals("exit");
@@ -1821,9 +1808,8 @@ final class VmTest implements Callable<Integer> {
         }
 
         static Ending of(Verdict verdict, GuestRun guest) {
-            Leftovers leftovers = guest.leftovers;
-            return new Ending(verdict, guest.code, leftovers == null ? List.of() : leftovers.failing(),
-                    leftovers == null ? List.of() : leftovers.inTmp(), guest.trouble, guest.standstill, List.of());
+            return new Ending(verdict, guest.code, guest.leftovers.failing(), guest.leftovers.inTmp(), guest.trouble,
+                    guest.standstill, List.of());
         }
 
         /** The worst verdict, the first exit code that is not 0, and all that was left behind. */
@@ -1952,7 +1938,7 @@ final class VmTest implements Callable<Integer> {
 
     /**
      * Splits what a command prints into the events of go test and everything else, and tells what to show of it now.
-     * Strings that begin as "bytes" hold one character for each byte.
+     * A String named {@code bytes} holds one character for each byte.
      */
     static final class SuiteOutput {
         private static final int MAX_LINE = 1 << 20; // a longer line is no event, and is shown at once
@@ -2151,16 +2137,13 @@ final class VmTest implements Callable<Integer> {
 
     /** What became of a test, a package or a suite; from good to bad. */
     enum Outcome {
-        PASS("pass", "", ""), SKIP("skip", "SKIP ", "skipped"), RUNNING("running", "", "error"),
-        UNFINISHED("unfinished", "DID NOT FINISH ", "error"), FAIL("fail", "FAIL ", "failure"),
-        NOT_BUILT("broken", "BUILD FAILED ", "error");
+        PASS("", ""), SKIP("SKIP ", "skipped"), RUNNING("", "error"), UNFINISHED("DID NOT FINISH ", "error"),
+        FAIL("FAIL ", "failure"), BROKEN("BUILD FAILED ", "error");
 
-        private final String word;
         private final String heading; // in the summary
         private final String junit; // its element
 
-        Outcome(String word, String heading, String junit) {
-            this.word = word;
+        Outcome(String heading, String junit) {
             this.heading = heading;
             this.junit = junit;
         }
@@ -2175,7 +2158,7 @@ final class VmTest implements Callable<Integer> {
 
         @Override
         public String toString() {
-            return word;
+            return name().toLowerCase(Locale.ROOT);
         }
     }
 
@@ -2302,7 +2285,7 @@ final class VmTest implements Callable<Integer> {
             String pkg = event.getString(action.startsWith("build-") ? "ImportPath" : "Package", "");
             String test = event.getString("Test", "");
             String output = event.getString("Output", "");
-            if (pkg.isEmpty()) {
+            if (pkg.isEmpty() || action.equals("run") && test.isEmpty()) {
                 return false;
             }
             switch (action) {
@@ -2357,7 +2340,7 @@ final class VmTest implements Callable<Integer> {
         void notBuilt(String pkg) {
             List<PackageRun> runs = packages.computeIfAbsent(pkg, it -> List.of(new PackageRun(pkg, limits, null)));
             if (runs.stream().allMatch(run -> run.tests.isEmpty())) {
-                runs.forEach(run -> run.self.outcome = Outcome.NOT_BUILT);
+                runs.forEach(run -> run.self.outcome = Outcome.BROKEN);
             }
         }
 
@@ -2376,7 +2359,7 @@ final class VmTest implements Callable<Integer> {
 
         /** Whether all tests of a package ran to their end, and none was cut off by a panic, os.Exit or a kill. */
         boolean isComplete(String pkg) {
-            return packages.getOrDefault(pkg, List.of()).stream().allMatch(run -> run.complete);
+            return packages.get(pkg).stream().allMatch(run -> run.complete);
         }
     }
 
@@ -2507,7 +2490,7 @@ final class VmTest implements Callable<Integer> {
             }
             tests.values().forEach(runs -> runs.forEach(run -> run.resolve(passed)));
             boolean built = passed || failedBuild == null && !notBuilt;
-            self.end(built ? how : Outcome.NOT_BUILT, seconds);
+            self.end(built ? how : Outcome.BROKEN, seconds);
             if (!built && failedBuild != null) { // a copy, as the packages that a build serves are many
                 self.output.clear();
                 self.output.add(failedBuild.output.toString());
@@ -2571,12 +2554,14 @@ final class VmTest implements Callable<Integer> {
                 }
             }
             if (ended == Verdict.PASSED) {
-                checkForHiddenFailure(output, plain);
+                checkForHiddenFailure(output);
                 checkThatTestsRan();
                 checkThatAllPackagesRan();
             }
             if (guestCode != null) {
                 checkThatFailedTestsRanAgain();
+            }
+            if (guestCode != null && leaks != Leaks.ignore) {
                 checkLeftovers(ending, leaks);
             }
             if (ending.trouble() != null) {
@@ -2587,7 +2572,7 @@ final class VmTest implements Callable<Integer> {
             failedTests = ended == Verdict.FAILED && suiteResults.isEmpty() ? failedTests(output.events) : Map.of();
             if (tests.isEmpty() && suiteResults.isEmpty() || ended != Verdict.PASSED && !failed) { // else it is told
                 Outcome outcome = ended == Verdict.PASSED ? Outcome.PASS : ended != Verdict.FAILED ? Outcome.UNFINISHED
-                        : job.suite().isBuild() ? Outcome.NOT_BUILT : Outcome.FAIL;
+                        : job.suite().isBuild() ? Outcome.BROKEN : Outcome.FAIL;
                 add("", outcome, plain);
             }
             failures = new FailureReasons(tests, plain).of(suiteResults);
@@ -2615,7 +2600,7 @@ final class VmTest implements Callable<Integer> {
             }
         }
 
-        private void checkForHiddenFailure(SuiteOutput output, String plain) {
+        private void checkForHiddenFailure(SuiteOutput output) {
             if (!job.isGoTest() && output.tellsFailure) {
                 add("failures", Outcome.FAIL, "the command ended with 0, but go test reported failures (in a pipe, "
                         + "bash's 'set -o pipefail' keeps the exit code):\n" + plain);
@@ -2631,10 +2616,10 @@ final class VmTest implements Callable<Integer> {
             if (skipped && (counted || required)) { // of none, all were skipped
                 String what = !counted ? "no test could be counted" : none ? "0 tests ran" : "all tests skipped";
                 remark = ", " + what;
-                if (job.part() != null && job.part().isEmpty()) {
+                if (job.part().isEmpty()) {
                     remark = ", this part has no packages";
-                } else if ((required || none && job.needsTests()) // of a part merge decides
-                        && (job.part() == null || job.part().shard().count() == 1)) {
+                } else if ((required || none && job.needsTests())
+                        && job.part().shard().count() == 1) { // of a part merge decides
                     add("tests", Outcome.FAIL, what + ", but "
                             + (required ? "--require-tests asks for some" : "some were chosen: check their names"));
                 }
@@ -2644,7 +2629,7 @@ final class VmTest implements Callable<Integer> {
         /** A package that go test says nothing of, not even that it has no tests, may not have been tested. */
         private void checkThatAllPackagesRan() {
             Set<String> ran = tests.stream().map(Result::pkg).collect(Collectors.toSet());
-            String missing = job.part() == null ? "" : job.part().packages().stream().filter(pkg -> !ran.contains(pkg))
+            String missing = job.part().packages().stream().filter(pkg -> !ran.contains(pkg))
                     .collect(Collectors.joining("\n"));
             if (!missing.isEmpty()) {
                 add("packages", Outcome.UNFINISHED, "there is no result for these packages:\n" + missing);
@@ -2696,7 +2681,7 @@ final class VmTest implements Callable<Integer> {
         /** The verdict in one line. */
         String line() {
             boolean notBuilt = verdict == Verdict.FAILED && failures.keySet().stream().allMatch(test ->
-                    test.outcome() == Outcome.NOT_BUILT);
+                    test.outcome() == Outcome.BROKEN);
             return job.label() + " " + verdict + (notBuilt ? " (build failed)" : "")
                     + (verdict == Verdict.PASSED || guestCode == null ? "" : ", guest exit code " + guestCode) + remark;
         }
@@ -2761,7 +2746,7 @@ final class VmTest implements Callable<Integer> {
             this.tests = tests;
             this.plain = plain;
             packages = tests.stream().filter(test -> !test.isTest()).collect(Collectors.toMap(Result::pkg, it -> it));
-            Stream<Result> notBuilt = tests.stream().filter(test -> test.outcome() == Outcome.NOT_BUILT);
+            Stream<Result> notBuilt = tests.stream().filter(test -> test.outcome() == Outcome.BROKEN);
             Stream.concat(notBuilt.map(Result::output), Stream.of(plain)).distinct().forEach(this::addBuildErrors);
         }
 
@@ -2782,7 +2767,7 @@ final class VmTest implements Callable<Integer> {
         /** Its output, and its package's if it did not finish or printed nothing. */
         private String reason(Result test) {
             String output = test.output();
-            if (test.outcome() == Outcome.NOT_BUILT) {
+            if (test.outcome() == Outcome.BROKEN) {
                 StringBuilder errors = buildErrors.get(test.pkg());
                 return errors == null || errors.length() == 0 ? output + shared(plain) : errors.toString();
             }
@@ -2813,10 +2798,17 @@ final class VmTest implements Callable<Integer> {
         }
     }
 
-    /** The file of --json. A full disk does not stop the run: what is wrong is told at the end. */
+    /**
+     * The file of --json. A full disk does not stop the run: what is wrong is told at the end.
+     * <p>
+     * Before and after a suite's events it has lines of ours, with the member "suite" and no "Action"; other readers of
+     * go test -json take them for events without a meaning. They are not longer than 64 KB, which is as long as Go's
+     * bufio.Scanner reads.
+     */
     static final class EventFile implements Closeable {
         /** 200 MB of short lines are 2 GB of events. The guest decides how many come, and must not fill this disk. */
         static final long MAX_BYTES = 4_000_000_000L;
+        private static final Pattern PIECE = Pattern.compile("(?s).{1,8000}"); // in JSON one may be six times as long
         private final Path path;
         private final long limit;
         private final List<String> suites; // of the call
@@ -2835,19 +2827,48 @@ final class VmTest implements Callable<Integer> {
 
         /** The lines before a suite's events. */
         void begin(Job job, String project, String commit) {
-            Frame.begin(job, suites, project, commit).forEach(this::writeLine);
+            Part part = job.part();
+            writeLine(line(job).value("command", job.suite().command()).value("project", project)
+                    .value("commit", commit).value("shard", part.shard().toString())
+                    .value("version", VmTest.class.getAnnotation(Command.class).version()[0])
+                    .value("goTest", job.isGoTest()).value("requireTests", job.callerArgs().requireTests())
+                    .array("suites", suites).array("words", job.callerArgs().words())
+                    .value("chosen", !job.callerArgs().packages().isEmpty())
+                    .value("list", part.listHash()).value("started", Instant.now().toString()));
+            part.packages().forEach(pkg -> writeLine(line(job).array("packages", List.of(pkg))));
             events = 0;
         }
 
         /** The lines after a suite's events. */
         void end(Report report) {
-            Frame.end(report, events).forEach(this::writeLine);
+            for (Result result : report.suiteResults) {
+                // one without a name is about the whole suite, and merge makes it again from the other lines
+                for (String text : result.isTest() ? pieces(result.output()) : List.<String>of()) {
+                    writeLine(line(report.job).value("result", result.name())
+                            .value("outcome", result.outcome().name()).value("text", text));
+                }
+            }
+            pieces(report.plain).forEach(text -> writeLine(line(report.job).value("text", text)));
+            writeLine(line(report.job).value("verdict", report.verdict.toString())
+                    .value("exit", report.verdict.exitCode).value("events", events).value("seconds", report.seconds));
+        }
+
+        private static JsonStringWriter line(Job job) {
+            return JsonWriter.string().object().value("suite", job.name());
+        }
+
+        private static List<String> pieces(String text) {
+            return PIECE.matcher(text).results().map(MatchResult::group).toList();
         }
 
         /** An event, which ends in a newline, unless it was cut off. */
         void write(String event) {
             events++;
             writeLine(event.strip());
+        }
+
+        private void writeLine(JsonStringWriter line) {
+            writeLine(line.end().done());
         }
 
         private void writeLine(String line) {
@@ -2874,9 +2895,7 @@ final class VmTest implements Callable<Integer> {
         }
 
         static String cannotWrite(Path file, Exception failed) {
-            return "cannot write all of " + file + " ("
-                    + (failed instanceof IOException refused ? reason(refused) : failed.getMessage())
-                    + "): make room, or choose another place";
+            return "cannot write all of " + file + " (" + reason(failed) + "): make room, or choose another place";
         }
     }
 
@@ -3017,7 +3036,10 @@ final class VmTest implements Callable<Integer> {
             double[] load = new double[count];
             int[] size = new int[count];
             List<String> mine = new ArrayList<>();
-            for (String pkg : Timings.longestFirst(seconds)) {
+            Comparator<String> bySeconds = Comparator.comparing(seconds::get);
+            List<String> longestFirst = seconds.keySet().stream()
+                    .sorted(bySeconds.reversed().thenComparing(pkg -> pkg)).toList();
+            for (String pkg : longestFirst) {
                 int least = 0;
                 for (int part = 1; part < count; part++) {
                     boolean less = load[part] < load[least] || load[part] == load[least] && size[part] < size[least];
@@ -3043,6 +3065,8 @@ final class VmTest implements Callable<Integer> {
      * has no packages, the hash "", and may run in all parts (the build), or in part 1 only.
      */
     record Part(Shard shard, List<String> packages, String listHash, boolean isEmpty) {
+        static final Part WHOLE = undivided(Shard.WHOLE, true);
+
         Part(Shard shard, List<String> packages, String listHash) {
             this(shard, packages, listHash, packages.isEmpty());
         }
@@ -3093,7 +3117,7 @@ final class VmTest implements Callable<Integer> {
         }
 
         /** What a clone runs at a time: one package; or all those without tests, which go test only names. */
-        List<List<String>> work(List<String> part) {
+        List<List<String>> work(Collection<String> part) {
             List<List<String>> work = new ArrayList<>();
             part.stream().filter(pkg -> !withoutTests.contains(pkg)).forEach(pkg -> work.add(List.of(pkg)));
             List<String> rest = part.stream().filter(withoutTests::contains).toList();
@@ -3120,43 +3144,41 @@ final class VmTest implements Callable<Integer> {
         static Timings read(Path file, String project) {
             Timings timings = new Timings(file, project);
             try {
-                timings.read();
-            } catch (IOException | JsonParserException | ClassCastException | StackOverflowError wrong) {
+                if (Files.size(file) > MAX_BYTES) {
+                    throw new IOException("it is larger than " + MAX_BYTES + " bytes");
+                }
+                JsonObject json = SuiteOutput.parsed(Files.readString(file));
+                if (json == null || !(json.get("project") instanceof String of)
+                        || !(json.get("suites") instanceof JsonObject all)) {
+                    throw new IOException("it names no project and no suites");
+                } else if (!of.equals(project)) {
+                    throw new VmException(2, "--timings: " + file + " is of project " + oneLine(of) + ", not "
+                            + project);
+                }
+                for (String suite : all.keySet()) {
+                    if (!(all.get(suite) instanceof JsonObject times)
+                            || !times.values().stream().allMatch(Number.class::isInstance)) {
+                        throw new IOException("a time is no number");
+                    }
+                    SortedMap<String, Double> packages = new TreeMap<>();
+                    times.keySet().forEach(pkg ->
+                            packages.put(pkg, Math.max(0, Math.min(1e9, times.getDouble(pkg)))));
+                    timings.suites.put(suite, packages);
+                }
+                return timings;
+            } catch (IOException wrong) {
                 throw new VmException(2, "--timings: " + file + " is no file that vm-test merge --timings wrote ("
-                        + (wrong instanceof IOException refused ? reason(refused) : "not such JSON") + ")");
+                        + reason(wrong) + ")");
             }
-            return timings;
         }
 
         /** Those of earlier runs here, beside last-run.json. A file that cannot be used counts as none. */
         static Timings ofThisMachine(Path lastRun, String project) {
-            Timings timings = new Timings(lastRun.resolveSibling("timings.json"), project);
+            Path file = lastRun.resolveSibling("timings.json");
             try {
-                timings.read();
-            } catch (IOException | VmException | JsonParserException | ClassCastException | StackOverflowError none) {
-                timings.suites.clear();
-            }
-            return timings;
-        }
-
-        private void read() throws IOException, JsonParserException {
-            if (Files.size(file) > MAX_BYTES) {
-                throw new IOException("it is larger than " + MAX_BYTES + " bytes");
-            }
-            JsonObject json = JsonParser.object().withLazyNumbers().from(Files.readString(file));
-            if (!(json.get("project") instanceof String of) || !(json.get("suites") instanceof JsonObject all)) {
-                throw new IOException("it names no project and no suites");
-            } else if (!of.equals(project)) {
-                throw new VmException(2, "--timings: " + file + " is of project " + oneLine(of) + ", not " + project);
-            }
-            for (String suite : all.keySet()) {
-                if (!(all.get(suite) instanceof JsonObject times) || times.containsValue(null)) {
-                    throw new ClassCastException("a suite or a time is null");
-                }
-                SortedMap<String, Double> packages = new TreeMap<>();
-                times.forEach((pkg, seconds) ->
-                        packages.put(pkg, Math.max(0, Math.min(1e9, ((Number) seconds).doubleValue()))));
-                suites.put(suite, packages);
+                return read(file, project);
+            } catch (VmException unusable) {
+                return new Timings(file, project);
             }
         }
 
@@ -3169,17 +3191,14 @@ final class VmTest implements Callable<Integer> {
             return packages.stream().collect(Collectors.toMap(pkg -> pkg, pkg -> known.getOrDefault(pkg, median)));
         }
 
-        static List<String> longestFirst(Map<String, Double> seconds) {
-            Comparator<String> bySeconds = Comparator.comparing(seconds::get);
-            return seconds.keySet().stream().sorted(bySeconds.reversed().thenComparing(pkg -> pkg)).toList();
-        }
-
         /** Adds the times of the packages that finished. */
         void add(Report report) {
-            SortedMap<String, Double> times = suites.computeIfAbsent(report.job.name(), it -> new TreeMap<>());
-            report.tests.stream().filter(test -> !test.isTest() && Set.of(Outcome.PASS, Outcome.FAIL, Outcome.SKIP)
-                    .contains(test.outcome())).forEach(test -> times.put(test.pkg(), test.seconds()));
-            suites.values().removeIf(Map::isEmpty);
+            for (Result result : report.tests) {
+                if (!result.isTest() && Set.of(Outcome.PASS, Outcome.FAIL, Outcome.SKIP).contains(result.outcome())) {
+                    suites.computeIfAbsent(report.job.name(), it -> new TreeMap<>())
+                            .put(result.pkg(), result.seconds());
+                }
+            }
         }
 
         /** What is wrong, if the file cannot be written. */
@@ -3222,12 +3241,13 @@ final class VmTest implements Callable<Integer> {
             names = IntStream.rangeClosed(1, count).mapToObj(number -> start + number).toList();
             deleteLocksOfKilledRuns();
             lock = FileChannel.open(lockFile, StandardOpenOption.CREATE, StandardOpenOption.WRITE);
-            if (lock.tryLock() == null) {
-                throw new VmException(69, lockFile + " is locked by another command");
-            }
+            lock.lock(); // the name is random, so nobody else holds it
         }
 
-        /** Those that nobody holds: vm-ctl deletes only one that a clone or a snapshot names. */
+        /**
+         * Deletes lock files of killed runs that had made nothing yet; vm-ctl deletes the others together with what
+         * names them.
+         */
         private void deleteLocksOfKilledRuns() throws IOException {
             try (DirectoryStream<Path> locks = Files.newDirectoryStream(lockFile.getParent(), "par-*.lock")) {
                 for (Path old : locks) {
@@ -3235,6 +3255,8 @@ final class VmTest implements Callable<Integer> {
                         if (channel.tryLock() != null) {
                             Files.delete(old);
                         }
+                    } catch (NoSuchFileException deleted) {
+                        // by vm-ctl, meanwhile
                     }
                 }
             }
@@ -3291,9 +3313,9 @@ final class VmTest implements Callable<Integer> {
         private final CloneSet clones;
         private final Queue<List<String>> work;
         private final BooleanSupplier interrupted;
-        private final List<Ending> endings = Collections.synchronizedList(new ArrayList<>());
+        private final List<Ending> endings = new ArrayList<>();
         private Verdict stoppedBy; // why the rest was stopped
-        private volatile Throwable failure;
+        private Throwable failure; // is read when all threads have ended
 
         /** The work begins with the first packages of the list. */
         ParallelRun(CloneSet clones, List<List<String>> work, BooleanSupplier interrupted) {
@@ -3308,12 +3330,9 @@ final class VmTest implements Callable<Integer> {
          */
         Ending run(Tests tests, Consumer<String> restore, boolean isolate, BiConsumer<Integer, String> show)
                 throws Exception {
-            List<Thread> threads = new ArrayList<>();
-            for (String clone : clones.names.subList(0, Math.min(clones.names.size(), work.size()))) {
-                Thread thread = new Thread(() -> workIn(clone, tests, restore, isolate, show), clone);
-                threads.add(thread);
-                thread.start();
-            }
+            List<Thread> threads = clones.names.stream().limit(work.size())
+                    .map(clone -> new Thread(() -> workIn(clone, tests, restore, isolate, show), clone)).toList();
+            threads.forEach(Thread::start);
             for (Thread thread : threads) {
                 thread.join();
             }
@@ -3379,8 +3398,7 @@ final class VmTest implements Callable<Integer> {
             spool.replay(show);
             show.accept(1, null);
             if (ending.verdict() == Verdict.INTERRUPTED && stoppedBy != null) {
-                endings.add(ending.with(stoppedBy)); // not the user, but the end of another package stopped it
-                return;
+                ending = ending.with(stoppedBy); // not the user, but the end of another package stopped it
             }
             endings.add(ending);
             if (ending.verdict().compareTo(Verdict.TIMED_OUT) >= 0) {
@@ -3466,76 +3484,6 @@ final class VmTest implements Callable<Integer> {
 
     // Parts of a run, from several machines
 
-    /**
-     * The lines of a --json file before and after a suite's events. They have the member "suite" and no "Action"; other
-     * readers of go test -json take them for events without a meaning. No line is longer than 64 KB, which is as long
-     * as Go's bufio.Scanner reads.
-     */
-    static final class Frame {
-        private static final int PIECE = 8000; // characters; in JSON one may take six
-
-        static List<String> begin(Job job, List<String> suites, String project, String commit) {
-            Part part = job.part() == null ? Part.undivided(Shard.WHOLE, true) : job.part();
-            List<String> lines = new ArrayList<>();
-            lines.add(JsonWriter.string().object().value("suite", job.name()).value("command", job.suite().command())
-                    .value("project", project).value("commit", commit).value("shard", part.shard().toString())
-                    .value("version", VmTest.class.getAnnotation(Command.class).version()[0])
-                    .value("goTest", job.isGoTest()).value("requireTests", job.callerArgs().requireTests())
-                    .array("suites", suites).array("words", job.callerArgs().words())
-                    .value("chosen", !job.callerArgs().packages().isEmpty())
-                    .value("list", part.listHash()).value("started", Instant.now().toString()).end().done());
-            for (List<String> some : pieces(part.packages())) {
-                lines.add(JsonWriter.string().object().value("suite", job.name()).array("packages", some).end().done());
-            }
-            return lines;
-        }
-
-        private static List<List<String>> pieces(List<String> names) {
-            List<List<String>> pieces = new ArrayList<>();
-            int room = 0;
-            for (String name : names) {
-                if (name.length() > room) {
-                    pieces.add(new ArrayList<>());
-                    room = PIECE;
-                }
-                pieces.get(pieces.size() - 1).add(name);
-                room -= name.length();
-            }
-            return pieces;
-        }
-
-        static List<String> end(Report report, long events) {
-            String suite = report.job.name();
-            List<String> lines = new ArrayList<>();
-            for (Result result : report.suiteResults) {
-                // one without a name is about the whole suite, and merge makes it again from the other lines
-                for (String text : result.isTest() ? texts(result.output()) : List.<String>of()) {
-                    lines.add(JsonWriter.string().object().value("suite", suite).value("result", result.name())
-                            .value("outcome", result.outcome().name()).value("text", text).end().done());
-                }
-            }
-            for (String text : report.plain.isEmpty() ? List.<String>of() : texts(report.plain)) {
-                lines.add(JsonWriter.string().object().value("suite", suite).value("text", text).end().done());
-            }
-            lines.add(JsonWriter.string().object().value("suite", suite).value("verdict", report.verdict.toString())
-                    .value("exit", report.verdict.exitCode).value("events", events).value("seconds", report.seconds)
-                    .end().done());
-            return lines;
-        }
-
-        private static List<String> texts(String text) {
-            List<String> pieces = new ArrayList<>();
-            int from = 0;
-            do {
-                int end = Math.min(text.length(), from + PIECE);
-                end -= end < text.length() && Character.isHighSurrogate(text.charAt(end - 1)) ? 1 : 0;
-                pieces.add(text.substring(from, end));
-                from = end;
-            } while (from < text.length());
-            return pieces;
-        }
-    }
-
     /** Makes one report of each suite from the --json files of all its parts. In doubt the verdict is "lost". */
     static final class Merge {
         private static final int MAX_LINE = 16_000_000; // characters; test2json cuts lines at 1,024
@@ -3552,13 +3500,9 @@ final class VmTest implements Callable<Integer> {
         void read(Path file) {
             MergedSuite[] suite = {null};
             try {
-                forEachLine(file, line -> suite[0] = take(file, suite[0], line));
-                if (Files.size(file) == 0) { // else its first line began a suite
-                    throw new IOException("it is empty");
-                }
-            } catch (IOException | JsonParserException | RuntimeException | StackOverflowError damaged) {
-                problems.add(file + " cannot be read: " + (damaged instanceof IOException refused ? reason(refused)
-                        : "it has a line that vm-test --json does not write"));
+                forEachLine(file, (line, json) -> suite[0] = take(file, suite[0], json));
+            } catch (IOException damaged) {
+                problems.add(damaged.getMessage());
             }
             if (suite[0] != null) {
                 suite[0].problems.add(file + " ends in the middle of the suite: its last line is missing");
@@ -3566,15 +3510,8 @@ final class VmTest implements Callable<Integer> {
         }
 
         /** Takes a line; the suite that it belongs to, or null after the last line of one. */
-        private MergedSuite take(Path file, MergedSuite suite, String line) throws JsonParserException {
-            JsonObject json = JsonParser.object().withLazyNumbers().from(line);
-            if (json.has("Action") || !json.has("suite")) {
-                if (suite == null) {
-                    throw new IllegalArgumentException("an event outside of a suite");
-                }
-                suite.takeEvent(line);
-                return suite;
-            } else if (json.has("command")) {
+        private MergedSuite take(Path file, MergedSuite suite, JsonObject json) {
+            if (json.has("command") && !isEvent(json)) {
                 if (suite != null) {
                     suite.problems.add(file + " has a suite without its last line");
                 }
@@ -3585,8 +3522,15 @@ final class VmTest implements Callable<Integer> {
                 return begun;
             } else if (suite == null) {
                 throw new IllegalArgumentException("a line outside of a suite");
+            } else if (isEvent(json)) {
+                suite.takeEvent(json);
+                return suite;
             }
             return suite.take(json) ? suite : null;
+        }
+
+        private static boolean isEvent(JsonObject json) {
+            return json.has("Action") || !json.has("suite");
         }
 
         List<Report> reports() {
@@ -3604,7 +3548,8 @@ final class VmTest implements Callable<Integer> {
             Set<String> neverBegun = suites.values().stream().flatMap(suite -> LastRun.strings(
                     suite.header.getArray("suites")).stream()).filter(name -> !suites.containsKey(name))
                     .collect(Collectors.toCollection(TreeSet::new));
-            if (!neverBegun.isEmpty() && suites.values().stream().allMatch(MergedSuite::passed)) { // else it tells why
+            boolean passed = suites.values().stream().allMatch(suite -> suite.verdict == Verdict.PASSED);
+            if (!neverBegun.isEmpty() && passed) { // else a failure tells why
                 suites.values().forEach(suite -> suite.problems.add("no file has the suites that were to run, too: "
                         + oneLine(String.join(", ", neverBegun))));
             }
@@ -3613,11 +3558,12 @@ final class VmTest implements Callable<Integer> {
         }
 
         String project() {
-            return suites.values().iterator().next().header.getString("project", "?");
+            return suites.values().iterator().next().header.getString("project");
         }
 
         /** Writes all in one file; what is wrong, if that cannot be done. */
         List<String> write(List<Report> reports, Path target) throws IOException {
+            List<String> wrong = new ArrayList<>();
             EventFile events = new EventFile(target, EventFile.MAX_BYTES, List.copyOf(suites.keySet()));
             try (events) {
                 for (Report report : reports) {
@@ -3625,33 +3571,36 @@ final class VmTest implements Callable<Integer> {
                     events.begin(report.job, project(), suite.header.getString("commit"));
                     for (Path file : new LinkedHashSet<>(suite.parts.values())) {
                         String[] current = {null};
-                        forEachLine(file, line -> {
-                            JsonObject json = JsonParser.object().withLazyNumbers().from(line);
-                            boolean event = json.has("Action") || !json.has("suite");
-                            current[0] = event ? current[0] : json.getString("suite");
-                            if (event && report.job.name().equals(current[0])) {
+                        forEachLine(file, (line, json) -> {
+                            if (!isEvent(json)) {
+                                current[0] = json.getString("suite");
+                            } else if (report.job.name().equals(current[0])) {
                                 events.write(line);
                             }
                         });
                     }
                     events.end(report);
                 }
-            } catch (JsonParserException | ClassCastException | StackOverflowError changed) {
-                return List.of("cannot write all of " + target + ": a file that was merged cannot be read");
+            } catch (IOException unreadable) {
+                wrong.add("cannot write all of " + target + ": " + unreadable.getMessage());
             }
-            return events.problem == null ? List.of() : List.of(events.problem);
+            if (events.problem != null) {
+                wrong.add(events.problem);
+            }
+            return wrong;
         }
 
-        private interface LineReader {
-            void take(String line) throws JsonParserException;
-        }
-
-        private static void forEachLine(Path file, LineReader reader) throws IOException, JsonParserException {
+        /** Hands on each line of a file with its JSON. A failure says which file cannot be read, and why. */
+        private static void forEachLine(Path file, BiConsumer<String, JsonObject> reader) throws IOException {
             try (BufferedReader in = new BufferedReader(new InputStreamReader(Files.newInputStream(file), UTF_8))) {
                 StringBuilder line = new StringBuilder();
                 for (int c = in.read(); c >= 0; c = in.read()) {
                     if (c == '\n') {
-                        reader.take(line.toString());
+                        JsonObject json = SuiteOutput.parsed(line.toString());
+                        if (json == null) {
+                            throw new IllegalArgumentException("a line is not JSON");
+                        }
+                        reader.accept(line.toString(), json);
                         line.setLength(0);
                     } else if (line.length() < MAX_LINE) {
                         line.append((char) c);
@@ -3661,7 +3610,12 @@ final class VmTest implements Callable<Integer> {
                 }
                 if (line.length() > 0) {
                     throw new IOException("its last line has no end");
+                } else if (Files.size(file) == 0) {
+                    throw new IOException("it is empty");
                 }
+            } catch (IOException | RuntimeException damaged) {
+                throw new IOException(file + " cannot be read: " + (damaged instanceof IOException ? reason(damaged)
+                        : "it has a line that vm-test --json does not write"), damaged);
             }
         }
     }
@@ -3676,15 +3630,12 @@ final class VmTest implements Callable<Integer> {
         final List<String> problems = new ArrayList<>();
         private final SuiteOutput output;
         private final Map<String, Integer> packages = new TreeMap<>(); // which part has it
-        private final List<Ending> endings = new ArrayList<>();
-        private final Map<Piece, StringBuilder> texts = new LinkedHashMap<>();
+        private final Map<String, Result> results = new LinkedHashMap<>(); // of the suite itself in its parts, by name
+        Verdict verdict = Verdict.PASSED; // the worst of the parts that were read
         private Integer part; // the one that is read now; null if it is refused
         private Path file;
         private long events;
         private double seconds;
-
-        /** A result of the suite itself, in one of its parts. */
-        private record Piece(int part, String name, Outcome outcome) {}
 
         MergedSuite(JsonObject header, int count, MemoryLimits limits) {
             if (Stream.of("command", "project", "version", "list").anyMatch(name -> header.getString(name) == null)
@@ -3700,17 +3651,15 @@ final class VmTest implements Callable<Integer> {
 
         List<String> source() {
             return Stream.concat(Stream.of(hasCommit() ? "commit" : "project", "version").map(name ->
-                    oneLine(header.getString(name, "none"))), Stream.of(count + " parts")).toList();
+                    oneLine(header.getString(name))), Stream.of(count + " parts")).toList();
         }
 
-        /** Then the name of the project's directory does not count: CI systems have several workspaces. */
+        /**
+         * With a commit, the project's directory may have another name in each part: CI systems have several
+         * workspaces.
+         */
         private boolean hasCommit() {
             return header.getString("commit") != null;
-        }
-
-        /** Whether all parts that were read passed. */
-        boolean passed() {
-            return endings.stream().allMatch(ending -> ending.verdict() == Verdict.PASSED);
         }
 
         /** The first line of a part. */
@@ -3733,50 +3682,52 @@ final class VmTest implements Callable<Integer> {
             }
         }
 
-        void takeEvent(String line) {
+        void takeEvent(JsonObject event) {
             events++;
             if (part != null) {
-                output.take(1, new String((line + "\n").getBytes(UTF_8), ISO_8859_1));
+                output.events.take(event);
             }
         }
 
         /** Another line of the part; false if it is the last one. */
         boolean take(JsonObject json) {
-            if (json.has("packages")) {
-                json.getArray("packages").forEach(name -> addPackage(String.valueOf(name)));
-            } else if (json.has("verdict")) {
+            String text = json.getString("text", "");
+            if (json.has("verdict")) {
                 end(json);
                 return false;
-            } else if (part != null && json.has("result")) {
-                Outcome outcome = Outcome.valueOf(json.getString("outcome"));
-                texts.computeIfAbsent(new Piece(part, json.getString("result"), outcome), it -> new StringBuilder())
-                        .append(json.getString("text", ""));
-            } else if (part != null) {
-                output.plain.add(json.getString("text", ""));
+            } else if (part == null) {
+                return true;
+            } else if (json.has("packages")) {
+                json.getArray("packages").forEach(name -> addPackage(String.valueOf(name)));
+            } else if (json.has("result")) {
+                String name = json.getString("result") + (count == 1 ? "" : " (part " + part + "/" + count + ")");
+                results.computeIfAbsent(name, it -> Result.ofSuite(header.getString("suite"), name,
+                        Outcome.valueOf(json.getString("outcome")), "")).runs().get(0).output.add(text);
+            } else {
+                output.plain.add(text);
             }
             return true;
         }
 
         private void addPackage(String name) {
-            Integer other = part == null ? null : packages.putIfAbsent(name, part);
+            Integer other = packages.putIfAbsent(name, part);
             if (other != null && !other.equals(part)) {
                 problems.add("package " + oneLine(name) + " is in part " + other + " and in part " + part);
             }
         }
 
         private void end(JsonObject json) {
-            Verdict verdict = Arrays.stream(Verdict.values()).filter(it -> it.toString().equals(json.get("verdict")))
+            Verdict ended = Arrays.stream(Verdict.values()).filter(it -> it.toString().equals(json.get("verdict")))
                     .findFirst().orElseThrow(IllegalArgumentException::new);
-            if (!header.getString("suite").equals(json.get("suite")) || json.getInt("exit", -1) != verdict.exitCode) {
+            if (!header.getString("suite").equals(json.get("suite")) || json.getInt("exit", -1) != ended.exitCode) {
                 throw new IllegalArgumentException("the last line is of another suite, or contradicts itself");
             } else if (json.getLong("events", -1) != events) {
                 problems.add(file + " has " + events + " events of the suite, and its last line counts "
                         + json.getLong("events", -1));
             }
             if (part != null) {
-                output.endPart();
                 seconds = Math.max(seconds, json.getDouble("seconds", 0));
-                endings.add(Ending.only(verdict, null));
+                verdict = Collections.max(List.of(verdict, ended));
             }
         }
 
@@ -3787,7 +3738,7 @@ final class VmTest implements Callable<Integer> {
                     problems.add("part " + number + "/" + count + " is missing: no file has it");
                 }
             }
-            String list = header.getString("list", "");
+            String list = header.getString("list");
             if (problems.isEmpty() && !(list.isEmpty() && packages.isEmpty())
                     && !list.equals(new PackageList(new TreeSet<>(packages.keySet()), Set.of()).hash())) {
                 problems.add("the parts together do not have exactly the packages of the suite");
@@ -3795,24 +3746,22 @@ final class VmTest implements Callable<Integer> {
         }
 
         Report report() {
-            List<Result> results = new ArrayList<>();
+            List<Result> all = new ArrayList<>(results.values());
             String suite = header.getString("suite");
-            texts.forEach((piece, text) -> results.add(Result.ofSuite(suite, piece.name + (count == 1 ? ""
-                    : " (part " + piece.part + "/" + count + ")"), piece.outcome, text.toString())));
             if (!problems.isEmpty()) {
-                results.add(Result.ofSuite(suite, "parts", Outcome.UNFINISHED, problems.stream().distinct()
+                verdict = Verdict.LOST;
+                all.add(Result.ofSuite(suite, "parts", Outcome.UNFINISHED, problems.stream().distinct()
                         .limit(Merge.MAX_PROBLEMS).collect(Collectors.joining("\n"))));
-                endings.add(new Ending(Verdict.LOST, null, List.of(), List.of(), null, problems.get(0), List.of()));
             }
-            endings.add(new Ending(Verdict.PASSED, null, List.of(), List.of(), null, null, results));
             output.end();
-            List<String> all = List.copyOf(packages.keySet());
+            List<String> names = List.copyOf(packages.keySet());
             CallerArgs callerArgs = new CallerArgs(LastRun.strings(header.getArray("words")),
-                    header.getBoolean("chosen") ? all : List.of(), header.getBoolean("requireTests"));
+                    header.getBoolean("chosen") ? names : List.of(), header.getBoolean("requireTests"));
             Job job = new Job(new Suite(suite, header.getString("command"), List.of(), ""), header.getString("command"),
                     header.getBoolean("goTest"), callerArgs, Map.of(),
-                    new Part(Shard.WHOLE, all, header.getString("list", ""), false));
-            Report report = new Report(job, Ending.of(endings), output, started, Leaks.ignore);
+                    new Part(Shard.WHOLE, names, header.getString("list"), false));
+            Report report = new Report(job, new Ending(verdict, null, List.of(), List.of(), null,
+                    problems.isEmpty() ? null : problems.get(0), all), output, started, Leaks.ignore);
             report.seconds = seconds;
             return report;
         }
@@ -3841,7 +3790,7 @@ final class VmTest implements Callable<Integer> {
             terminal = isTerminal(descriptor);
         }
 
-        /** Both a stream's thread and the summary come here. */
+        /** Called by the stream's thread and by the main thread. */
         synchronized void print(String bytes) {
             if (!bytes.isEmpty()) {
                 inLine = !bytes.endsWith("\n");

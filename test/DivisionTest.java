@@ -6,6 +6,8 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.grack.nanojson.JsonObject;
 import com.grack.nanojson.JsonParser;
+import java.io.ByteArrayOutputStream;
+import java.io.PrintStream;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Instant;
@@ -332,6 +334,10 @@ final class DivisionTest {
             assertFalse(Files.exists(old));
             assertTrue(Files.exists(clones.lockFile));
         }
+        // Somebody else deletes it between the listing and the attempt to open it: what is listed cannot be opened.
+        Files.createSymbolicLink(old, dir.resolve("none"));
+        clones(1).close();
+        Files.delete(old);
         try (Stream<Path> left = Files.list(dir.resolve("vm.test"))) {
             assertEquals(List.of(), left.toList(), "its own is deleted, too");
         }
@@ -486,7 +492,7 @@ final class DivisionTest {
             {"differ", Files.readString(second).replaceAll("\"list\":\"[^\"]*\"", "\"list\":\"0\"")},
             {"there is no result for these packages", Files.readString(second).replace("m/b\",\"Test", "m/a\",\"Test").replace("m/b\",\"El", "m/a\",\"El")},
             {"is in part 1 and in part 2", Files.readString(second).replace("\"packages\":[\"m/b\"", "\"packages\":[\"m/a\"")},
-            {"the parts together do not have exactly the packages of the suite", Files.readString(second).replace("\"packages\":[\"m/b\",", "\"packages\":[")}};
+            {"the parts together do not have exactly the packages of the suite", Files.readString(second).replace("{\"suite\":\"x\",\"packages\":[\"m/b\"]}\n", "")}};
         String end = lines.get(lines.size() - 1);
         for (String contradiction : List.of(end.replace("\"suite\":\"x\"", "\"suite\":\"y\""), end.replace("\"exit\":0", "\"exit\":1"),
                 end.replace("\"passed\"", "\"fine\""), end.replace("\"passed\"", "null"))) {
@@ -509,6 +515,29 @@ final class DivisionTest {
             assertTrue((ran.out() + ran.err()).contains(damage[0]), damage[0] + ": " + ran);
             assertFalse(ran.out().contains("== x passed"), ran.out());
         }
+    }
+
+    /** What is missing from the merged file is told with the file that cannot be read, and takes nothing from the verdict. */
+    @Test
+    void aPartThatIsCutInALineIsNamedAndTheVerdictTold() throws Exception {
+        Path first = part("1", new VmTest.Shard(1, 2));
+        Path second = part("2", new VmTest.Shard(2, 2));
+        Path cut = Files.writeString(dir.resolve("cut"), Files.readString(second).strip());
+        Path all = dir.resolve("all.json");
+        ByteArrayOutputStream told = new ByteArrayOutputStream();
+        PrintStream before = System.err;
+        System.setErr(new PrintStream(told, true));
+        try {
+            merge("--json", all, first, cut).exits(69).answers("== x lost: ", cut + " cannot be read: its last line has no end");
+        } finally {
+            System.setErr(before);
+        }
+        assertEquals("vm-test: x lost: " + cut + " ends in the middle of the suite: its last line is missing\nvm-test: cannot write all of " + all + ": " + cut
+                + " cannot be read: its last line has no end\n", told.toString());
+        merge(all).exits(69);
+        merge("--json", dir.resolve("none/all.json"), first, second).exits(2).says("name a file in a directory that exists");
+        merge("--json", Files.createSymbolicLink(dir.resolve("dangling"), dir.resolve("none/all.json")), first, second).exits(69)
+                .says("no such file: ");
     }
 
     private static String version() {

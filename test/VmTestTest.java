@@ -225,6 +225,37 @@ final class VmTestTest {
         return command.get(5, TimeUnit.MINUTES);
     }
 
+    @Test
+    void leaksThatAreIgnoredAreNotEvenTold() throws Exception {
+        try (FakeVm vm = new FakeVm(dir, "dfly-vm")) {
+            assertEquals(0, exitCode(start(GUEST_HERE, "sleep 617 >/dev/null 2>&1 &", "it", "--leaks", "ignore")), Files.readString(dir.resolve("err")));
+            String out = Files.readString(dir.resolve("out"));
+            assertTrue(out.startsWith("== it passed") && out.lines().count() == 1, out);
+        }
+    }
+
+    /** Times of runs in which only some of a package's tests run would spoil the balance of later divided runs. */
+    @Test
+    void onlyTimesOfWholePackagesAreKept() throws Exception {
+        Path go = Files.writeString(Files.createDirectories(dir.resolve("bin")).resolve("go"), "#!/bin/sh\ncat \"$VM_DIR/events\"\nexit $(cat \"$VM_DIR/code\")\n");
+        assertTrue(go.toFile().setExecutable(true));
+        try (FakeVm vm = new FakeVm(dir, "dfly-vm")) {
+            Object[][] rows = { // what the tests say, how long the package takes, the time that is known then, arguments
+                {"fail", 7.0, 7.0, "it"}, {"fail", 0.01, 7.0, "it -- -run TestA"}, {"fail", 0.01, 7.0, "it -- -skip=TestB"},
+                {"fail", 9.0, 9.0, "it --packages ./p"}, {"pass", 0.01, 9.0, "--failed"}, {"pass", 8.0, 8.0, "it -- -count=1"}};
+            for (Object[] row : rows) {
+                Files.writeString(dir.resolve("events"), ("{'Action':'run','Package':'p','Test':'TestA'}\n{'Action':'" + row[0] + "','Package':'p','Test':'TestA'}\n{'Action':'output',"
+                        + "'Package':'p','Output':'" + row[0].toString().toUpperCase() + "\\n'}\n{'Action':'" + row[0] + "','Package':'p','Elapsed':" + row[1] + "}\n").replace('\'', '"'));
+                int code = row[0].equals("fail") ? 1 : 0;
+                Files.writeString(dir.resolve("code"), code + "\n");
+                assertEquals(code, exitCode(start(GUEST_HERE, "go test ./...", row[3].toString().split(" "))), Files.readString(dir.resolve("err")));
+                String project = Path.of("").toAbsolutePath().getFileName().toString();
+                assertEquals(Map.of("p", row[2]), VmTest.Timings.of(VmTest.Timings.ofThisMachine(dir.resolve("dfly-vm.test/last-run.json"), project), "it", List.of("p")),
+                        List.of(row).toString());
+            }
+        }
+    }
+
     private static final String PAUSED = "the guest does not run (paused): vm-ctl start resumes it";
     private static final String UNTIL_GO = "touch begun; until [ -e go ]; do sleep 0.1; done";
 
@@ -681,7 +712,7 @@ final class VmTestTest {
     }
 
     private VmTest.GuestRun guestRun() {
-        return new VmTest.GuestRun(new VmTest.Place(dir, "x", "/d", "h:/p", false), "true", Map.of(), Duration.ofSeconds(1), new VmTest.Leftovers(), () -> false);
+        return new VmTest.GuestRun(new VmTest.Place(dir, "x", "/d", "h:/p", false), "true", Map.of(), Duration.ofSeconds(1), true, () -> false);
     }
 
     /** One whose guest has listed that nothing was left behind. */
@@ -1175,6 +1206,19 @@ final class VmTestTest {
         }
     }
 
+    /** Go sends none, but a program that is tested can print one: it is output like any other. */
+    @Test
+    void aRunWithoutATestIsNoEvent() throws Exception {
+        for (int code = 0; code <= 1; code++) {
+            String odd = "{\"Action\":\"run\",\"Package\":\"example.com/s/p\"}\n";
+            VmTest.Report report = report(odd + events("p run TestA") + odd + events(code == 0 ? "p pass TestA 0" : "p fail TestA 0")
+                    + events(code == 0 ? "p ok - 0.1" : "p FAIL - 0.1"), "", code);
+            assertEquals(code == 0 ? "unit passed" : "unit failed, guest exit code 1", report.line());
+            assertEquals(1, count(junit(report), "testcase"));
+            assertEquals(odd + odd, report.plain);
+        }
+    }
+
     // What failed last time
 
     private static final VmTest.Settings TWO = new VmTest.Settings().add(Map.of("VM_TEST_BUILD", "true", "VM_TEST_X", "go test -v -short ./...",
@@ -1423,7 +1467,7 @@ final class VmTestTest {
         private static final int MANY = 10_500;
         static final List<String> STREAMS = List.of("tests", "output", "names", "subtests", "lines", "packages", "runs", "build", "builds", "shared", "unbuilt", "listings");
         private final VmTest.SuiteOutput output = new VmTest.SuiteOutput(line -> { }, new VmTest.MemoryLimits(20));
-        private final VmTest.GuestRun guest = new VmTest.GuestRun(place("/d"), "true", Map.of(), Duration.ofSeconds(1), new VmTest.Leftovers(), () -> false);
+        private final VmTest.GuestRun guest = new VmTest.GuestRun(place("/d"), "true", Map.of(), Duration.ofSeconds(1), true, () -> false);
 
         /** Prints for each stream the verdict, whether a result may be lost, and whether the reports have a limit. */
         public static void main(String... args) throws Exception {
