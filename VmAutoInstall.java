@@ -1112,8 +1112,8 @@ final class VmAutoInstall implements Callable<Integer> {
         /** The CD's data files: who may log in, which host key to have, the addresses of QEMU's network. */
         static SortedMap<String, byte[]> files(VmFiles files, String dportsClone) throws IOException {
             Path keys = privateDirectory(files.key(""));
-            makeKey(keys.resolve("id_ed25519"), keys.resolve("id_ed25519.pub"), files.name);
-            makeKey(keys.resolve("host_key"), keys.resolve("host_key.pub"), files.name);
+            makeKey(keys.resolve("id_ed25519"), files.name);
+            makeKey(keys.resolve("host_key"), files.name);
             if (!Files.exists(keys.resolve("root_password"))) {
                 writeFile(keys.resolve("root_password"), new BigInteger(128, new SecureRandom()).toString(36) + "\n");
             }
@@ -1130,7 +1130,8 @@ final class VmAutoInstall implements Callable<Integer> {
         }
 
         /** Makes a pair of keys, unless there is one. ssh-keygen writes the public key last. */
-        private static void makeKey(Path key, Path publicKey, String comment) throws IOException {
+        private static void makeKey(Path key, String comment) throws IOException {
+            Path publicKey = Path.of(key + ".pub");
             if (!Files.exists(key) || !Files.exists(publicKey)) {
                 Files.deleteIfExists(key);
                 ProcessResult made = run(Duration.ofMinutes(1), List.of("ssh-keygen", "-q", "-t", "ed25519", "-N", "",
@@ -1145,7 +1146,6 @@ final class VmAutoInstall implements Callable<Integer> {
 
     /** What is done over ssh: phase 3 in the running VM, and the look at a new disk's tools. */
     static final class Provisioning {
-        private static final int LONGEST_LINE = 4000;
         private static final List<String> TOOLS = List.of("go", "bash", "git", "rsync", "curl", "wget", "doas",
                 "gmake");
         private static final String PRINT_VERSIONS = """
@@ -1222,7 +1222,7 @@ final class VmAutoInstall implements Callable<Integer> {
                     if (letter == '\n') {
                         lines.accept(line.toString(UTF_8));
                         line.reset();
-                    } else if (line.size() < LONGEST_LINE) { // the guest may never end one
+                    } else if (line.size() < 4000) { // the guest may never end one
                         line.write(letter);
                     }
                 }
@@ -1278,7 +1278,7 @@ final class VmAutoInstall implements Callable<Integer> {
                             + escaped(disk)));
             command.addAll(List.of(("-nodefaults -no-user-config -vga std -display none -mon chardev=qmp0,mode=control"
                     + " -chardev stdio,id=serial0,signal=off -serial chardev:serial0"
-                    + " -device virtio-net-pci,netdev=net0 -device virtio-scsi-pci,id=scsi0"
+                    + " -device virtio-net-pci,netdev=net0,romfile= -device virtio-scsi-pci,id=scsi0"
                     + " -device scsi-hd,drive=disk0,bus=scsi0.0,bootindex=" + (cdOrder == 0 ? 1 : 0)
                     + (byHand ? " -vnc unix:by-hand.vnc" : " -no-reboot")).split(" ")));
             for (int i = 0; i < cds.size(); i++) {
@@ -1610,14 +1610,12 @@ final class VmAutoInstall implements Callable<Integer> {
         private static final String PANIC = "the kernel panicked";
         private static final String NO_ROOT = "the kernel cannot mount its root file system";
         private static final String NO_KERNEL = "the loader cannot load the kernel";
-        /** Lines of the boot loader that mean failure. */
-        private static final Map<Pattern, String> LOADER_FAILURES = patterns(
-                "can't (load|find) 'kernel'|no bootable kernel", NO_KERNEL);
         /**
-         * Lines of kernel and rc that mean failure, until the script says its first word: later, programs may print
-         * them.
+         * Lines of loader, kernel and rc that mean failure, until the script says its first word: later, programs may
+         * print them.
          */
         private static final Map<Pattern, String> BOOT_FAILURES = patterns(
+                "can't (load|find) 'kernel'|no bootable kernel", NO_KERNEL,
                 "init: not found in path", "the root file system holds no init: the wrong CD is cd0, or nothing is "
                     + "installed",
                 "^Manual root filesystem specification", NO_ROOT,
@@ -1840,7 +1838,6 @@ final class VmAutoInstall implements Callable<Integer> {
             }
             Consumer<String> failed = cause -> fail(hinted(cause + ": " + text));
             match(FAILURES, text, failed);
-            match(inLoader() ? LOADER_FAILURES : Map.of(), text, failed);
             match(stage.compareTo(Stage.SCRIPT) < 0 ? BOOT_FAILURES : Map.of(), text, failed);
         }
 
@@ -1910,10 +1907,7 @@ final class VmAutoInstall implements Callable<Integer> {
     static final class PhaseNumber implements ITypeConverter<Integer> {
         @Override
         public Integer convert(String value) {
-            if (!value.matches("[1-" + LAST + "]")) {
-                throw new TypeConversionException("'" + value + "' is not the number of a phase, 1 to " + LAST);
-            }
-            return Integer.valueOf(value);
+            return Integer.valueOf(matching(value, "[1-" + LAST + "]", "the number of a phase, 1 to " + LAST));
         }
     }
 

@@ -442,10 +442,8 @@ final class VmSync implements Callable<Integer> {
     static final class Size implements ITypeConverter<Long> {
         @Override
         public Long convert(String value) {
-            if (!value.matches("[1-9]\\d{0,6}[MG]")) {
-                throw new TypeConversionException("'" + value + "' is not a size such as 2G or 512M");
-            }
-            return Long.parseLong(value.replaceAll("\\D", "")) << (value.endsWith("G") ? 30 : 20);
+            String digits = matching(value, "[1-9]\\d{0,6}[MG]", "a size such as 2G or 512M").replaceAll("\\D", "");
+            return Long.parseLong(digits) << (value.endsWith("G") ? 30 : 20);
         }
     }
 
@@ -456,8 +454,8 @@ final class VmSync implements Callable<Integer> {
         started = System.nanoTime();
         guest.requireRunning();
         String key = UUID.nameUUIDFromBytes(remoteDir.getBytes(UTF_8)).toString();
-        Path notes = dryRun ? null : privateDirectory(vmDir.resolve(name + ".sync")).resolve(key);
-        try (Journal journal = dryRun ? null : new Journal(notes, patterns, this::tell)) {
+        try (Journal journal = dryRun ? null : new Journal(
+                privateDirectory(vmDir.resolve(name + ".sync")).resolve(key), patterns, this::tell)) {
             source = Source.read(project, vmDir, bytesOf(remoteDir), patterns, journal, programs);
             if (changes != null) {
                 changes.start(source.rules());
@@ -733,7 +731,7 @@ final class VmSync implements Callable<Integer> {
                 }
             }
             lines.addAll(patterns);
-            Path inside = Files.exists(vmDir) ? vmDir.toRealPath() : vmDir;
+            Path inside = vmDir.toRealPath();
             if (inside.startsWith(project) && !inside.equals(project)) {
                 lines.add("/" + Rules.literal(nameOf(project, inside)) + "/");
             }
@@ -859,8 +857,7 @@ final class VmSync implements Callable<Integer> {
             }
             String hash = UUID.nameUUIDFromBytes(bytes(String.join("\0", patterns))).toString().substring(0, 8);
             time = file.resolveSibling(file.getFileName() + "-" + hash + ".time");
-            Instant now = Instant.now();
-            began = now.getEpochSecond() * SECOND + now.getNano();
+            began = ChronoUnit.NANOS.between(Instant.EPOCH, Instant.now());
             lastBegan = Files.exists(time) ? read(time) : oldest(file);
         }
 
@@ -1040,18 +1037,18 @@ final class VmSync implements Callable<Integer> {
 
     /** What lookScript prints: where the guest's rsync is, if it has one; the origin; the output of what follows it. */
     record Look(String rsync, String origin, String rest) {
-        private static final Pattern RESPONSE = Pattern.compile("(?s)vm-sync rsync=([^\n]*)\norigin=([^\n]*)\n(.*)");
+        private static final Pattern RESPONSE = Pattern.compile(
+                "(?s).*?vm-sync rsync=([^\n]*)\norigin=([^\n]*)\n(.*)");
 
         static Look of(String label, Answer answer) {
             if (answer.status() != 0) {
                 throw new VmException(answer.status() == Destination.REFUSED ? 2 : 1, label + " "
                         + oneLine(answer.errors()));
             }
-            String text = answer.text();
-            Matcher response = RESPONSE.matcher(text.substring(Math.max(0, text.indexOf("vm-sync rsync="))));
+            Matcher response = RESPONSE.matcher(answer.text());
             if (!response.matches()) { // its .profile ended it, say
                 throw new VmException(69, "the guest's sh ended early (look at root's .profile there); it printed: "
-                        + quoted(cut(text.replaceFirst("(?s)\n.*", ""))));
+                        + quoted(cut(answer.text().replaceFirst("(?s)\n.*", ""))));
             }
             String rsync = response.group(1).matches("/[\\w./+-]+") ? response.group(1) : ""; // an argument of ssh
             return new Look(rsync, response.group(2), response.group(3));
@@ -1098,8 +1095,6 @@ final class VmSync implements Callable<Integer> {
                 """;
         private static final Pattern LINE = Pattern.compile(
                 "([0-7]{1,6}) (\\d{1,18}) (-?\\d{1,18})\\.(\\d{9})\\d* ");
-
-        private Listing() {}
 
         /** {@code messages} gets what is unreadable. */
         static TreeMap<String, Item> of(Path root, Rules rules, List<String> messages) {
@@ -1168,8 +1163,6 @@ final class VmSync implements Callable<Integer> {
 
     /** What makes the guest's tree equal to the project's. It compares, and does nothing. */
     static final class Plan {
-        private Plan() {}
-
         /** Deletions come first; {@code messages} gets what cannot be done. */
         static List<Change> of(Map<String, Item> project, TreeMap<String, Item> guest, Rules rules, boolean delete,
                 Set<String> resend, List<String> messages) {
@@ -1875,7 +1868,7 @@ final class VmSync implements Callable<Integer> {
                     total += size;
                     limited.allow(entry.getSize());
                     count();
-                    take(tar, entry, size);
+                    take(tar, entry);
                 }
                 limited.allow(0);
                 limited.transferTo(OutputStream.nullOutputStream()); // a guest cut off earlier calls it an error
@@ -1912,16 +1905,16 @@ final class VmSync implements Callable<Integer> {
             }
         }
 
-        private void take(TarArchiveInputStream tar, TarArchiveEntry entry, long size) throws IOException {
+        private void take(TarArchiveInputStream tar, TarArchiveEntry entry) throws IOException {
             String name = entry.getName();
-            if (file != null && (files > 0 || !isFile(tar, entry) || !parts(name).equals(List.of(file)))) {
+            if (file != null && (files > 0 || !isFile(entry) || !parts(name).equals(List.of(file)))) {
                 throw stopped(files > 0 ? "the guest sent more than the one file that was asked for"
                         : "the guest did not send the file that was asked for, but " + quoted(cut(name)));
             }
             try {
                 Path path = makeWay(name, entry.isDirectory());
-                if (isFile(tar, entry)) {
-                    writeFile(tar, entry, size, path);
+                if (isFile(entry)) {
+                    writeFile(tar, entry, path);
                 } else if (entry.isSymbolicLink()) {
                     Path target = path(Path.of(""), safeTarget(entry.getLinkName(), parts(name).size() - 1));
                     putInPlace(path, temporary -> Files.createSymbolicLink(temporary, target));
@@ -1935,10 +1928,10 @@ final class VmSync implements Callable<Integer> {
             }
         }
 
-        private static boolean isFile(TarArchiveInputStream tar, TarArchiveEntry entry) {
+        private static boolean isFile(TarArchiveEntry entry) {
             return List.of(TarConstants.LF_OLDNORM, TarConstants.LF_NORMAL, TarConstants.LF_CONTIG,
                     TarConstants.LF_GNUTYPE_SPARSE).contains(entry.getLinkFlag())
-                    && !entry.isDirectory() && tar.canReadEntryData(entry);
+                    && !entry.isDirectory();
         }
 
         static List<String> parts(String name) {
@@ -2005,8 +1998,7 @@ final class VmSync implements Callable<Integer> {
             }
         }
 
-        private void writeFile(TarArchiveInputStream tar, TarArchiveEntry entry, long size, Path path)
-                throws IOException {
+        private void writeFile(TarArchiveInputStream tar, TarArchiveEntry entry, Path path) throws IOException {
             Set<PosixFilePermission> mode = EnumSet.allOf(PosixFilePermission.class);
             mode.removeIf(bit -> (entry.getMode() & 0755 & 0400 >> bit.ordinal()) == 0);
             putInPlace(path, temporary -> {
@@ -2014,18 +2006,9 @@ final class VmSync implements Callable<Integer> {
                 try (OutputStream out = Channels.newOutputStream(Files.newByteChannel(temporary,
                         Set.of(StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE),
                         PosixFilePermissions.asFileAttribute(mode)))) {
-                    byte[] buffer = new byte[1 << 16];
-                    long left = size;
-                    for (int count = tar.read(buffer); count >= 0; count = tar.read(buffer)) {
-                        left -= count;
-                        if (left < 0) {
-                            throw stopped("a file is longer than announced");
-                        }
-                        out.write(buffer, 0, count);
-                    }
+                    bytes += tar.transferTo(out); // which is never longer than was announced
                 }
                 Files.setLastModifiedTime(temporary, entry.getLastModifiedTime());
-                bytes += Files.size(temporary);
             });
         }
 

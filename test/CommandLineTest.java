@@ -345,7 +345,8 @@ final class CommandLineTest {
             List<String> words = List.of(prompt.split(" "));
             List<String> before = vmDir().stream().filter(kept()).toList();
             run(prompt).exits(2).says("to confirm it: --yes");
-            for (String typed : List.of("no\n", "y\n", "\n", "yes please\n", "\u0004")) {
+            List<String> answers = List.of("y\n", "no\n", "\n", "yes please\n", "\u0004"); // to the same lines of code in both scripts
+            for (String typed : prompt.equals(prompts.get(0)) ? answers : answers.subList(0, 1)) {
                 Script.Result refused = onTerminal(typed, words);
                 refused.exits(2);
                 assertTrue(refused.out().contains("Type yes to go on") && refused.out().contains("not confirmed, nothing was changed"),

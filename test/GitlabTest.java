@@ -31,7 +31,7 @@ final class GitlabTest {
     /** The last version that runs on Node 18, which Debian 12 has. */
     private static final String VERSION = "4.62.0";
     private static final Path RUNNER = Guest.BUILD.resolve("gitlab-ci-local");
-    private static final Guest GUEST = Guest.twin("gitlab");
+    private static final Guest GUEST = Guest.unstartedTwin("gitlab");
 
     @TempDir
     static Path repository;

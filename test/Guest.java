@@ -2,6 +2,7 @@ import static java.nio.charset.StandardCharsets.ISO_8859_1;
 import static java.nio.charset.StandardCharsets.UTF_8;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import com.grack.nanojson.JsonObject;
 import java.io.IOException;
 import java.io.OutputStream;
 import java.io.UncheckedIOException;
@@ -30,6 +31,8 @@ record Guest(Map<String, String> settings) {
     static final Path SAMPLE = Path.of("test/sample").toAbsolutePath();
     /** The phases that the shared VM was installed by. */
     static final Path INSTALLED_PHASES = BUILD.resolve("test/phases installed");
+    /** The shared VM's snapshot clean, as its first start made it. */
+    static final Path FIRST_START = BUILD.resolve("test/first start");
     /** Ends whatever hangs. An installation takes three minutes on two idle cores without KVM, three times that on busy ones. */
     private static final Duration LIMIT = Duration.ofMinutes(15);
 
@@ -119,8 +122,34 @@ record Guest(Map<String, String> settings) {
         }
     }
 
-    /** Another VM_DIR with the VM as it was installed, for a class that runs beside those which share that one. */
+    /** Keeps disk and RAM of a VM's first start for its twins. */
+    void keepFirstStart() throws IOException {
+        delete(FIRST_START);
+        copySnapshot(vmDir(), FIRST_START);
+    }
+
+    private static void copySnapshot(Path from, Path to) throws IOException {
+        String record = "guest.snapshots/clean/snapshot.json";
+        JsonObject snapshot = VmCtl.json(Files.readString(from.resolve(record)));
+        for (String file : List.of(record, snapshot.getString("disk"), snapshot.getString("ram"))) {
+            Files.createDirectories(to.resolve(file).getParent());
+            Files.copy(from.resolve(file), to.resolve(file), StandardCopyOption.COPY_ATTRIBUTES);
+        }
+    }
+
+    /** Another VM_DIR with the VM as its first start left it, for a class that runs beside those which share that one. */
     static Guest twin(String directory) {
+        Guest twin = unstartedTwin(directory);
+        try {
+            copySnapshot(FIRST_START, twin.vmDir());
+        } catch (IOException failure) {
+            throw new UncheckedIOException(failure);
+        }
+        return twin;
+    }
+
+    /** Another VM_DIR with the VM as it was installed. */
+    static Guest unstartedTwin(String directory) {
         Guest twin = in(BUILD.resolve("test").resolve(directory));
         for (ProcessHandle left : twin.qemus()) { // by a run that was killed
             left.destroyForcibly();
@@ -130,6 +159,7 @@ record Guest(Map<String, String> settings) {
             delete(twin.vmDir());
             Files.createDirectories(twin.file(".ssh"));
             Files.createLink(twin.file("-clean.qcow2"), installed().file("-clean.qcow2"));
+            Files.copy(installed().vmDir().resolve("accel.json"), twin.vmDir().resolve("accel.json"));
             for (String file : List.of("id_ed25519", "id_ed25519.pub", "host_key", "host_key.pub", "root_password", "known_hosts")) {
                 Files.copy(installed().file(".ssh").resolve(file), twin.file(".ssh").resolve(file),
                         StandardCopyOption.COPY_ATTRIBUTES);

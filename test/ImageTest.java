@@ -10,7 +10,7 @@ import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 
 /** A VM travels in a file to another VM_DIR, and runs there, by its RAM and by its disk. */
-@Tag("core")
+@Tag("faults")
 @Tag("vm")
 final class ImageTest {
 

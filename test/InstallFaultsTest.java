@@ -149,7 +149,6 @@ final class InstallFaultsTest {
     void whateverIsKilledInPhase1TheNextRunDoesItAgain() throws Exception {
         Guest guest = TWIN.with("VM_PHASES", small.toString());
         Map<Path, FileTime> before = disks();
-        killQemu(guest, 1, "--to", "1");
         killTool(guest, 1, "--to", "1");
         assertEquals(before, disks());
         guest.install("--to", "1").exits(0).says("beginning at phase 1: changed since: its script", "phase 1 done in ")
@@ -170,7 +169,7 @@ final class InstallFaultsTest {
         assertEquals(before, disks());
         // On its way to phase 3 it does phase 2, whatever modules the loader cannot load.
         killQemu(guest.withFirmware(mirror.port(), "nomodule"), 3, "--yes");
-        assertTrue(read(INSTALL.resolve("phase2.log")).contains("Unable to load "), "the loader has nothing to complain about");
+        assertTrue(read(INSTALL.resolve("phase2.log")).contains("Unable to load /kernel/ehci\r\n"), "the loader has nothing to complain about");
         before.remove(INSTALL.resolve("phase3.qcow2"));
         before.put(INSTALL.resolve("phase2.qcow2"), disks().get(INSTALL.resolve("phase2.qcow2")));
         assertEquals(before, disks());

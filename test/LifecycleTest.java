@@ -30,7 +30,7 @@ import org.junit.jupiter.api.TestMethodOrder;
 @TestMethodOrder(MethodOrderer.OrderAnnotation.class)
 final class LifecycleTest {
 
-    private static final Guest GUEST = Guest.twin("a life's days, \u00e9");
+    private static final Guest GUEST = Guest.unstartedTwin("a life's days, \u00e9");
     private static final int PORT = Guest.freePort();
 
     @AfterAll
@@ -237,17 +237,6 @@ final class LifecycleTest {
         }
         assertTrue(console.waitFor(10, TimeUnit.MINUTES), "the console does not end with its input");
         assertEquals(0, console.exitValue());
-    }
-
-    @Test
-    @Order(12)
-    void aKilledQemuIsNoticedAndMended() throws Exception {
-        ProcessHandle qemu = GUEST.qemus().get(0);
-        qemu.destroyForcibly();
-        qemu.onExit().get();
-        GUEST.ctl("status").exits(3).answers("gone");
-        GUEST.ctl("start").exits(0).says("booted guest");
-        GUEST.sh("cat /root/state").exits(0).answers("four");
     }
 
     /** The guest reaches this machine's loopback as 10.0.2.2, unless it is offline. Its RAM fits either network. */

@@ -125,6 +125,13 @@ final class ManualTest {
         assertTrue(Files.readString(scratch.resolve("coverage.out")).startsWith("mode: "));
     }
 
+    @Test
+    @Order(6)
+    void theBenchmarkMeasures() {
+        type(guest, TOP, "make bench ARGS=nothing").exits(2).says("bench: the groups are start exec quick");
+        type(guest, TOP, "make bench ARGS=many").exits(0).answers("| `vm-ctl list` | 1 VM", "| `vm-ctl restore` of a stopped VM | 1 snapshot");
+    }
+
     /** By Ctrl-] twice. */
     @Test
     @Order(5)

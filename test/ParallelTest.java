@@ -102,9 +102,8 @@ final class ParallelTest {
     @Order(2)
     void whatAPackageLeavesIsNamedWithItAndHarmsNoOther() {
         Script.Result result = guest.with("VM_TEST_BUILD", "true", "VM_TEST_LEAKING", "doas go test -count=1 -tags=scenario ./scenario/leaking "
-                + "./scenario/failing ./scenario/nobuild ./internal/words").test("--parallel", "1", "--isolate", "leaking").exits(1)
-                .answers("left behind", "mount tmpfs", "(after sample/scenario/leaking)", "FAIL sample/scenario/failing TestFailsInSubtest/bad",
-                        "BUILD FAILED sample/scenario/nobuild", "ok  \tsample/internal/words");
+                + "./internal/words").test("--parallel", "1", "--isolate", "leaking").exits(1)
+                .answers("left behind", "mount tmpfs", "(after sample/scenario/leaking)", "ok  \tsample/internal/words");
         assertFalse(result.out().contains("(after sample/internal/words)"), result.out());
         guest.sh("test ! -e /build/Workers/leak.log").exits(0);
     }
@@ -180,8 +179,8 @@ final class ParallelTest {
         await(test, () -> {
             for (ProcessHandle qemu : guest.qemus()) {
                 Matcher name = Pattern.compile("([^/]+)\\.qemu-pid").matcher(commandLine(qemu));
-                if (name.find() && name.group(1).contains(".par-") && guest.with("VM_NAME", name.group(1)).ctl("exec", "ps", "-axww", "-o", "command")
-                        .out().contains("/slow.test ")) {
+                if (name.find() && name.group(1).contains(".par-") && VmCtl.isRunning(guest.vmDir().resolve(name.group()))
+                        && guest.with("VM_NAME", name.group(1)).sh("ps -axww -o command").out().contains("/slow.test ")) {
                     found[0] = name.group(1);
                 }
             }

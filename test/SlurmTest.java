@@ -42,8 +42,6 @@ final class SlurmTest {
     @BeforeAll
     static void aClusterWithAnInstalledVm() throws Exception {
         assumeTrue(Files.isExecutable(Path.of("/usr/sbin/slurmctld")), "no Slurm on this machine");
-        GUEST.fresh();
-        GUEST.ctl("stop").exits(0); // its clones begin as the snapshot clean that the first start took
         Path conf = Files.writeString(temporary.resolve("slurm.conf"), configuration());
         project = copyOfTheSample();
         // What an admin would change in the script: two shards, one at a time, as this machine has two processors.

@@ -238,10 +238,6 @@ final class StandinBootTest {
             assertEquals("*Unable to load /boot/kernel/ehci\r\n*Unable to load /boot/kernel/xhci\r\n*EHCI autoload failed - no such file or directory\r\n*Copyright (c) ",
                     withoutWheel(cd.await("Copyright (c) ").split("\\]\r\n")[1]));
         }
-        try (Machine disk = Machine.withDisk("nomodule")) {
-            disk.await("Unable to load /kernel/ehci\r\n");
-            disk.await("login: ");
-        }
     }
 
     @Test

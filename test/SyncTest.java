@@ -96,9 +96,9 @@ final class SyncTest {
             System.out.println(latencies);
             GUEST.sh("cat /root/tree-" + engine + "/dir/inner").exits(0).answers("save 4");
             if (engine.equals("rsync")) {
-                GUEST.ctl("stop").exits(0);
+                GUEST.ctl("stop", "--force").exits(0);
                 Files.writeString(PROJECT.resolve("dir/inner"), "while it was stopped");
-                GUEST.ctl("start").exits(0);
+                GUEST.ctl("restore").exits(0); // which starts it
                 awaitSyncs(log, 7);
                 GUEST.sh("cat /root/tree-" + engine + "/dir/inner").exits(0).answers("while it was stopped");
             }

@@ -641,7 +641,7 @@ class VmAutoInstallTest {
                 "a thread for each processor would make an emulated DragonFly stand still: " + phase1);
         machine.cpus = null;
         assertTrue(String.join(" ", qemu(machine, odd, List.of(), odd, 0, false)).contains(" -accel tcg -cpu qemu64 -m 2G -smp 1 "));
-        assertTrue(phase1.containsAll(List.of("-no-reboot", "virtio-net-pci,netdev=net0", "user,id=net0",
+        assertTrue(phase1.containsAll(List.of("-no-reboot", "virtio-net-pci,netdev=net0,romfile=", "user,id=net0",
                 "scsi-hd,drive=disk0,bus=scsi0.0,bootindex=1", "ide-cd,drive=cd0,bus=ide.0,unit=0,bootindex=0",
                 "ide-cd,drive=cd1,bus=ide.0,unit=1", "ide-cd,drive=cd2,bus=ide.1,unit=0",
                 "driver=raw,read-only=on,node-name=cd0,file.driver=file,file.filename=/a,,b 'c\"/d:e/i",
