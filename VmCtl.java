@@ -62,7 +62,6 @@ import java.nio.file.NotDirectoryException;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
-import java.nio.file.attribute.FileAttribute;
 import java.nio.file.attribute.PosixFileAttributes;
 import java.nio.file.attribute.PosixFilePermission;
 import java.nio.file.attribute.PosixFilePermissions;
@@ -224,11 +223,10 @@ final class VmCtl {
         ctl.settings = settings;
         CommandSpec root = CommandSpec.forAnnotatedObject(ctl);
         List<String> words = List.of(args);
-        List<Method> commands = CommandLine.getCommandMethods(VmCtl.class, null);
         List<String> before = words.stream().takeWhile(word -> !isCommand(word)).toList();
         boolean named = before.size() < words.size() && (before.isEmpty() || before.get(0).startsWith("-"))
                 && before.stream().noneMatch(word -> word.matches("--help|-[vV]*h[hvV]*")); // that is the help of all
-        for (Method method : commands) {
+        for (Method method : CommandLine.getCommandMethods(VmCtl.class, null)) {
             String name = method.getAnnotation(Command.class).name();
             if (!named || words.contains(name)) {
                 CommandSpec command = named || args.length == 0 ? CommandSpec.forAnnotatedObject(method)
@@ -376,7 +374,7 @@ final class VmCtl {
             if (qemu.isRunning() && machine.resume(plan)) {
                 say(files.name() + " runs already: " + machine.describe());
                 machine.addForwards(plan.forwards());
-                List<String> missing = options.missingIn(qemu.running().orElseThrow());
+                List<String> missing = options.missingIn(qemu.requireRunning());
                 if (!missing.isEmpty()) {
                     say("it keeps the options that it was started with. To use the new ones: vm-ctl restart "
                             + shellQuoted(missing));
@@ -459,7 +457,7 @@ final class VmCtl {
             description = {"List all VMs in VM_DIR: name, state, port, and what it is a clone of.", "",
                 "Temporary clones and snapshots whose lock file no process holds any more are deleted first."},
             footer = {"  vm-ctl list", "  vm-ctl list --vm-dir /var/tmp/vms"})
-    int list() throws IOException {
+    void list() throws IOException {
         openVm();
         for (String name : vmNames(files.dir())) {
             VmCtl other = other(name);
@@ -478,14 +476,13 @@ final class VmCtl {
                 report = other.machine.report();
             } catch (VmException damaged) {
                 report = new Report("unknown", 69, damaged.getMessage(), null);
-                say(name + ": " + damaged.getMessage());
+                other.say(damaged.getMessage());
             }
             String where = report.running() == null ? "" : "  port " + report.running().port();
             String clone = Snapshot.source(other.files).map(snapshot -> "  clone of " + snapshot.origin()
                     + (snapshot.temporary() == null ? "" : "  temporary")).orElse("");
             answer("%-20s %s%s%s", name, report.state(), where, clone);
         }
-        return 0;
     }
 
     @Command(name = "snapshot",
@@ -512,6 +509,9 @@ final class VmCtl {
         checkSnapshotName(delete == null ? name : delete);
         if (delete == null) {
             refuseCommandAsName(name);
+        } else if (delete.equals(CLEAN)) {
+            throw wrongUsage("snapshot clean cannot be deleted: unless clones build on it, vm-ctl snapshot clean --yes "
+                    + "replaces it, and vm-ctl destroy deletes the VM");
         }
         openExistingVm();
         if (list) {
@@ -527,8 +527,7 @@ final class VmCtl {
                 confirm("replace snapshot " + name + " of " + files.name(), yes);
             }
             snapshots.requireDisk(); // before anything is made: an empty .snapshots would count as a VM
-            files.refuseOlderVersion();
-            JsonObject details = Temporary.noted(object("automatic", false), temporary().lockFile(lockFile));
+            JsonObject details = object("temporary", temporary().lockFile(lockFile));
             locked("snapshot", () -> {
                 snapshots.take(name, details, Duration.ofMinutes(15));
                 snapshots.cleanup().cleanUp();
@@ -584,6 +583,8 @@ final class VmCtl {
         String lock = temporary().lockFile(lockFile);
         Plan plan = start ? plan(options, true, false).elsewhere() : null;
         locked("clone", () -> snapshots.clones().make(snapshots.require(snapshot), names, lock));
+        say("made " + String.join(", ", names) + " of " + files.name() + "/" + snapshot + (start ? ""
+                : (names.size() == 1 ? "" : ", each") + ": VM_NAME=" + names.get(0) + " vm-ctl start"));
         return start ? startClones(names, plan) : 0;
     }
 
@@ -591,7 +592,7 @@ final class VmCtl {
     private int startClones(List<String> names, Plan plan) {
         List<CompletableFuture<Integer>> starts = names.stream().map(name -> CompletableFuture.supplyAsync(
                 () -> startClone(name, plan), task -> new Thread(task, "start " + name).start())).toList();
-        return starts.stream().map(CompletableFuture::join).filter(exitCode -> exitCode != 0).findFirst().orElse(0);
+        return starts.stream().map(CompletableFuture::join).reduce(0, (first, next) -> first == 0 ? next : first);
     }
 
     private int startClone(String name, Plan plan) {
@@ -600,7 +601,7 @@ final class VmCtl {
             clone.locked("start", () -> clone.snapshots.start(plan));
             return 0;
         } catch (IOException | VmException failed) {
-            say(name + ": " + reason(failed));
+            clone.say(reason(failed));
             return failed instanceof VmException expected ? expected.exitCode : 69;
         }
     }
@@ -625,7 +626,7 @@ final class VmCtl {
             throw wrongUsage("export --list FILE takes no other option");
         } else if (list) {
             try (ImageFile image = new ImageFile(file)) {
-                answer("%s", printable(JsonWriter.indent("  ").string().value(image.manifest().json()).done()));
+                answer("%s", printable(JsonWriter.indent("  ").string().value(image.manifest.json()).done()));
             }
             return;
         }
@@ -638,7 +639,6 @@ final class VmCtl {
                     + "name one in another directory");
         }
         snapshots.requireDisk();
-        files.refuseOlderVersion();
         locked("export", () -> new ImageExport(files, this::say).write(snapshots.require(name), withRam, target));
     }
 
@@ -656,10 +656,9 @@ final class VmCtl {
             @Option(names = "--yes", description = "Replace a VM of this name without asking.") boolean yes)
             throws IOException {
         try (ImageFile image = new ImageFile(file)) {
-            if (withRam && !image.manifest().hasRam()) {
+            if (withRam && !image.manifest.hasRam()) {
                 throw unavailable(file + " holds no RAM: import it without --with-ram");
             }
-            privateDirectory(vmDirectory(userPath(dirOption)));
             openVm();
             locked("import", () -> {
                 try {
@@ -667,7 +666,7 @@ final class VmCtl {
                     new ImageImport(files, this::say).receive(image, withRam);
                     guestSsh.writeIncludes();
                 } finally {
-                    if (!vmNames(files.dir()).contains(files.name())) {
+                    if (!exists()) {
                         Files.deleteIfExists(files.file(".lock"));
                     }
                 }
@@ -679,7 +678,7 @@ final class VmCtl {
     private void confirmReplacing(boolean yes) throws IOException {
         if (qemu.isRunning()) {
             throw unavailable("VM " + files.name() + " is running; stop it first: vm-ctl stop");
-        } else if (vmNames(files.dir()).contains(files.name())) {
+        } else if (exists()) {
             snapshots.clones().refuseIfCloned(null, "replace " + files.name());
             confirm("replace VM " + files.name() + " and delete its disks and snapshots", yes);
         }
@@ -786,7 +785,7 @@ final class VmCtl {
         confirm("destroy " + files.name() + " with all its disks and snapshots", yes);
         locked("destroy", () -> {
             snapshots.clones().refuseIfCloned(null, "destroy " + files.name());
-            machine.destroy(Set.of(), this::say);
+            machine.destroy();
             guestSsh.writeIncludes();
         });
     }
@@ -806,8 +805,10 @@ final class VmCtl {
             temporary().deleteLeft();
             work.run();
             held.truncate(0);
+        } catch (ClosedByInterruptException interrupted) {
+            throw interrupted();
         } catch (IOException failed) {
-            if (String.valueOf(failed.getMessage()).contains("No space left")) {
+            if (reason(failed).contains("No space left")) {
                 throw new VmException(1, noSpace(files.dir()) + " (" + reason(failed)
                         + "): free some, as with vm-ctl snapshot --delete NAME");
             }
@@ -820,14 +821,14 @@ final class VmCtl {
      * path.
      */
     private void openVm() throws IOException {
-        Path dir = vmDirectory(userPath(dirOption));
-        open(new VmFiles(Files.exists(dir) ? dir.toRealPath() : dir, nameOption));
+        Path dir = userPath(dirOption);
+        open(new VmFiles(vmDirectory(Files.exists(dir) ? dir.toRealPath() : dir), nameOption));
     }
 
     /** The same, and 69 at once if there is no such VM. */
     private void openExistingVm() throws IOException {
         openVm();
-        if (!vmNames(files.dir()).contains(files.name())) {
+        if (!exists()) {
             throw notRunning(files.dir(), files.name());
         } else if (Files.exists(files.file(".import"))) {
             locked("import", () -> { }); // recover() completes it
@@ -848,9 +849,14 @@ final class VmCtl {
         machine.refuseIfPaused();
     }
 
+    /** Whether there is a VM of this name. */
+    private boolean exists() {
+        return vmNames(files.dir()).contains(files.name());
+    }
+
     /** Whether there is nothing to stop or to destroy; says so. */
     private boolean isMissing() {
-        boolean missing = !vmNames(files.dir()).contains(files.name());
+        boolean missing = !exists();
         if (missing) {
             say(notRunning(files.dir(), files.name()).getMessage());
         }
@@ -874,13 +880,13 @@ final class VmCtl {
         VmCtl other = new VmCtl();
         other.spec = spec;
         other.messagePrefix = name + ": ";
-        other.open(new VmFiles(files.dir(), name));
+        other.open(files.other(name));
         return other;
     }
 
     /**
-     * What the options say, checked. Port, forwards and network that they do not name are those of the running VM. A VM
-     * that was not stopped stays offline, as its guest can end QEMU.
+     * What the options say, checked. Port, forwards and network that they do not name are those of the running VM. A
+     * guest can end QEMU itself. The mark of an offline VM outlives that, so the next start is offline, too.
      */
     private Plan plan(MachineOptions options, boolean waits, boolean dryRun) throws IOException {
         long mebibytes = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean())
@@ -895,9 +901,7 @@ final class VmCtl {
         if (forwards.stream().anyMatch(forward -> Ports.ofHost(forward) == port)) {
             throw wrongUsage("--forward: port " + port + " is the one for ssh");
         }
-        List<String> more = split(options.qemuArgs);
         snapshots.requireDisk();
-        files.refuseOlderVersion();
         String version = dryRun ? recordedVersion()
                 : run(SOON, List.of(QEMU, "--version")).outputUTF8().lines().findFirst().orElse("");
         Path project = userPath(settings.values.getOrDefault("VM_PROJECT", ""));
@@ -910,9 +914,8 @@ final class VmCtl {
             case "hvf" -> "host";
             default -> "qemu64";
         };
-        List<String> hardware = new ArrayList<>(List.of(version));
-        hardware.addAll(Qemu.hardware(accelerator, cpu, memory, cpus));
-        hardware.addAll(more);
+        List<String> hardware = Stream.of(List.of(version), Qemu.hardware(accelerator, cpu, memory, cpus),
+                split(options.qemuArgs)).flatMap(List::stream).toList();
         boolean fixed = options.sshPort != null || before != null && before.json().getBoolean("portIsFixed");
         return new Plan(hardware, chosen.reason(), options.cache, port, fixed, forwards, net, options.timeout, waits,
                 options.cold);
@@ -949,7 +952,7 @@ final class VmCtl {
         try { // ssh ignores write errors on stdout, so its output is copied here unless stdout is a terminal
             process = (isTerminal(1) ? builder : builder.redirectOutput(Redirect.PIPE)).start();
         } catch (IOException refused) {
-            // it names the program, and whether it is missing or its line too long
+            // The message names the program and says whether it is missing or its command line too long.
             throw unavailable(refused.getMessage());
         }
         CountDownLatch interrupted = new CountDownLatch(1);
@@ -1060,7 +1063,7 @@ final class VmCtl {
     }
 
     private void answer(String format, Object... values) {
-        spec.commandLine().getOut().println(String.format(format, values));
+        spec.commandLine().getOut().printf(format + "%n", values);
     }
 
     // Values.
@@ -1169,7 +1172,7 @@ final class VmCtl {
                 JsonObject json = VmCtl.json(Files.readString(files.record(name)));
                 Path ram = json.has("ram") ? files.inside(json.getString("ram")) : null;
                 strings(json, "hardware"); // fails if it is no list of words
-                if (json.has("temporary")) {
+                if (json.get("temporary") != null) {
                     files.inside(json.getString("temporary"));
                 }
                 return Optional.of(new Snapshot(name, files.inside(json.getString("disk")), ram, json));
@@ -1198,9 +1201,9 @@ final class VmCtl {
             return find(files, CLEAN).filter(snapshot -> snapshot.cloneOf() != null);
         }
 
-        /** Whether the first start took it, of the installation as it was made. */
-        boolean isAutomatic() {
-            return json.getBoolean("automatic");
+        /** Whether the first start took it, of the installation as it was made, whose disk is still there. */
+        boolean isAsInstalled(VmFiles files) {
+            return json.getBoolean("automatic") && Files.exists(files.clean());
         }
 
         /** The VM that this clone's snapshot comes from; null for a snapshot of the VM's own. */
@@ -1246,8 +1249,7 @@ final class VmCtl {
 
         /** For a list: what is in it. */
         String contents() throws IOException {
-            String problem = ram == null ? null : damage();
-            return ram == null ? "disk" : problem == null ? "disk and RAM" : "disk; its RAM is unusable: " + problem;
+            return ram == null ? "disk" : damage() == null ? "disk and RAM" : "disk; its RAM is unusable: " + damage();
         }
     }
 
@@ -1484,7 +1486,7 @@ final class VmCtl {
             }
             Path file = Files.exists(given) ? given.toRealPath() : given.toAbsolutePath().normalize();
             boolean ofVm = vmNames(files.dir()).stream()
-                    .anyMatch(name -> new VmFiles(files.dir(), name).file(".lock").equals(file));
+                    .anyMatch(name -> files.other(name).file(".lock").equals(file));
             if (!file.startsWith(files.dir()) || !file.toString().endsWith(".lock") || ofVm) {
                 throw wrongUsage("--temporary: " + given
                         + " is not a file in VM_DIR that ends in .lock, or is a VM's own lock: name another file");
@@ -1493,14 +1495,6 @@ final class VmCtl {
                         + ", so it would be deleted at once: lock the file first (with fcntl, not flock)");
             }
             return files.relative(file);
-        }
-
-        /** Adds the lock file, if there is one, to the record of a snapshot or clone. */
-        static JsonObject noted(JsonObject record, String lockFile) {
-            if (lockFile != null) {
-                record.put("temporary", lockFile);
-            }
-            return record;
         }
 
         /**
@@ -1528,7 +1522,7 @@ final class VmCtl {
 
         /** This VM's temporary clones whose lock file no process holds any more. */
         private List<String> leftClones(boolean deletesLock) {
-            return vmNames(files.dir()).stream().filter(name -> Snapshot.source(new VmFiles(files.dir(), name))
+            return vmNames(files.dir()).stream().filter(name -> Snapshot.source(files.other(name))
                     .filter(source -> files.name().equals(source.cloneOf()) && isLeft(source, deletesLock))
                     .isPresent()).toList();
         }
@@ -1553,7 +1547,7 @@ final class VmCtl {
                 for (String clone : leftClones(true)) {
                     attempt(say, "temporary clone " + clone + " could not be deleted now; a later command tries again",
                             () -> {
-                                deleteClone(new VmFiles(files.dir(), clone));
+                                deleteClone(files.other(clone));
                                 deleted.add("clone " + clone);
                             });
                 }
@@ -1575,7 +1569,7 @@ final class VmCtl {
             Path record = clone.file(".snapshots");
             FileChannel held = lock(lock, "the deletion of what is temporary");
             try {
-                Machine.of(clone, say).destroy(Set.of(lock, record), message -> { });
+                Machine.of(clone, message -> { }).destroy(lock, record);
                 onStep.accept("clone emptied");
                 Files.move(lock, record.resolve("lock"), StandardCopyOption.ATOMIC_MOVE);
                 Path discarded = privateDirectory(files.disks()).resolve(Cleanup.CLONE_PART);
@@ -1594,7 +1588,8 @@ final class VmCtl {
             if (builders.isEmpty()) {
                 snapshots.remove(snapshot);
                 return true;
-            } else if (builders.stream().noneMatch(this::isTemporaryClone)) { // else a later command deletes both
+            } else if (builders.stream().noneMatch( // else a later command deletes both
+                    name -> Snapshot.source(files.other(name)).map(Snapshot::temporary).isPresent())) {
                 snapshot.json().remove("temporary");
                 writeRecord(files.record(snapshot.name()), snapshot.json());
                 say.accept("temporary snapshot " + snapshot.name() + " stays, as clones build on it: "
@@ -1602,10 +1597,6 @@ final class VmCtl {
                         + " deletes it after them");
             }
             return false;
-        }
-
-        private boolean isTemporaryClone(String name) {
-            return Snapshot.source(new VmFiles(files.dir(), name)).map(Snapshot::temporary).isPresent();
         }
     }
 
@@ -1625,7 +1616,7 @@ final class VmCtl {
         }
 
         Clones clones() {
-            return new Clones(files, ssh, say);
+            return new Clones(files, say);
         }
 
         private GuestDisk disk() {
@@ -1636,7 +1627,7 @@ final class VmCtl {
             return new GuestRam(qemu);
         }
 
-        /** 69 if the installation has not come to an end, so that there is nothing to run. */
+        /** 69 if there is nothing to run: the installation has not come to an end, or an older vm-ctl made the disk. */
         void requireDisk() {
             if (!Files.exists(files.link(), LinkOption.NOFOLLOW_LINKS) && !Files.exists(files.clean())
                     && find(CLEAN).isEmpty()) {
@@ -1645,6 +1636,7 @@ final class VmCtl {
                         + " by hand is not finished: vm-auto-install by-hand continues it"
                         : "there is no disk for " + files.name() + " in " + files.dir() + ": run vm-auto-install");
             }
+            files.refuseOlderVersion();
         }
 
         /** The snapshot of this name; clean before the first start, which has no record, is the clean disk alone. */
@@ -1663,17 +1655,16 @@ final class VmCtl {
 
         /** For status: the working disk, the layers under it, the snapshots. */
         JsonObject details() throws IOException {
-            Path disk = files.workingDisk().filter(Files::exists).orElse(null);
-            Disk image = disk == null ? null : Disk.find(disk).orElse(null);
+            Optional<Path> disk = files.workingDisk().filter(Files::exists);
             List<String> usable = new ArrayList<>();
             for (Snapshot snapshot : Snapshot.all(files)) {
                 if (snapshot.ram() != null && snapshot.damage() == null) {
                     usable.add(snapshot.name());
                 }
             }
-            return object("diskBytes", image == null ? null : image.size(),
-                    "diskFileBytes", disk == null ? null : Files.size(disk),
-                    "depth", disk == null ? null : Disk.depth(disk),
+            return object("diskBytes", disk.flatMap(Disk::find).map(Disk::size).orElse(null),
+                    "diskFileBytes", disk.map(Path::toFile).map(File::length).orElse(null),
+                    "depth", disk.map(Disk::depth).orElse(null),
                     "snapshots", Snapshot.all(files).stream().map(Snapshot::name).toList(), "usableRam", usable);
         }
 
@@ -1720,7 +1711,7 @@ final class VmCtl {
          * working disk until now, null if a guest wrote to it; if QEMU does not start, it is used again, with that RAM.
          */
         private void boot(Plan plan, Duration limit, Snapshot below, String problem, Path before) throws IOException {
-            boolean asInstalled = below != null && below.isAutomatic() && Files.exists(files.clean());
+            boolean asInstalled = below != null && below.isAsInstalled(files);
             if (below != null && below.ram() != null) { // boots without what a silent guest wrote
                 files.useDisk(Disk.newOverlay(files, asInstalled ? files.clean() : below.disk()));
                 if (!asInstalled) {
@@ -1731,7 +1722,7 @@ final class VmCtl {
             long started = System.nanoTime();
             Running running;
             try {
-                running = launch(plan, null);
+                running = launch(plan, false);
             } catch (IOException | VmException refused) {
                 if (before != null) {
                     files.useDisk(before);
@@ -1769,9 +1760,9 @@ final class VmCtl {
             Path disk = files.workingDisk().orElseThrow();
             Disk.requireChain(disk, files.dir());
             Optional<Layers> layers = Layers.read(files, qemu);
-            if (Files.isSymbolicLink(files.link()) && (!disk.startsWith(files.disks())
+            if (!disk.startsWith(files.disks())
                     || Snapshot.all(files).stream().anyMatch(snapshot -> snapshot.disk().equals(disk))
-                    || layers.isPresent() && !layers.get().overlaysOn(disk).isEmpty())) {
+                    || layers.isPresent() && !layers.get().overlaysOn(disk).isEmpty()) {
                 throw unavailable(files.link() + " names " + disk
                         + ", which must not change, as a snapshot or another disk "
                         + "needs it: vm-ctl restore makes a new working disk");
@@ -1779,11 +1770,11 @@ final class VmCtl {
             return disk;
         }
 
-        /** Starts QEMU; with a snapshot's name, one that waits for its RAM. */
-        private Running launch(Plan plan, String restored) throws IOException {
+        /** Starts QEMU; one that takes RAM in waits for it. */
+        private Running launch(Plan plan, boolean takesRam) throws IOException {
             ssh.closeMaster(); // of the QEMU before
             say.accept("accelerator: " + plan.accel() + " (" + plan.accelReason() + ")");
-            Running running = qemu.launch(plan, files.workingDisk().orElseThrow(), restored);
+            Running running = qemu.launch(plan, files.workingDisk().orElseThrow(), takesRam);
             try {
                 ssh.writeConfig(running.port());
             } catch (IOException full) {
@@ -1803,7 +1794,7 @@ final class VmCtl {
         private String restoreRam(Snapshot snapshot, Plan plan) throws IOException {
             Duration limit = plan.accel().equals("tcg") ? emulatedRestoreLimit : RESTORE_LIMIT;
             boolean full = plan.timeout().dividedBy(2).compareTo(limit) >= 0; // the other half is for a boot
-            Running running = launch(plan, snapshot.name());
+            Running running = launch(plan, true);
             onStep.accept("waiting for RAM");
             Duration atMost = full ? limit : plan.timeout().dividedBy(2);
             String refusal;
@@ -1895,12 +1886,11 @@ final class VmCtl {
                     takeStopped(name, details);
                 }
             } finally {
-                Cleanup.deleteIfEmpty(files.record(name).getParent());
+                deleteIfEmpty(files.record(name).getParent());
             }
         }
 
         private void takeStopped(String name, JsonObject details) throws IOException {
-            requireDisk();
             if (files.workingDisk().isEmpty()) {
                 throw unavailable(files.name() + " was never started, so there is nothing to snapshot: run vm-ctl "
                         + "start first");
@@ -1928,8 +1918,9 @@ final class VmCtl {
             String state = qemu.runState();
             if (!state.equals("running")) {
                 throw Machine.standsStill(state, running);
-            // a boot of this disk finds what was written
-            } else if (!hasBanner(running.port(), 5000) || !ssh.run(SOON, "sync").ok()) {
+            }
+            // sync: so that a boot of this disk finds what the guest wrote
+            if (!hasBanner(running.port(), 5000) || !ssh.run(SOON, "sync").ok()) {
                 throw unavailable("no snapshot was taken: the guest does not answer ssh. Repeat after vm-ctl "
                         + "restart, or after vm-ctl stop to keep the disk only");
             }
@@ -1938,7 +1929,7 @@ final class VmCtl {
         /** The QEMU that runs goes on running, on a new overlay. See the class comment of VmCtl. */
         private void takeRunning(String name, JsonObject details, Duration limit) throws IOException {
             long started = System.nanoTime();
-            Running running = qemu.running().orElseThrow();
+            Running running = qemu.requireRunning();
             requireAnsweringGuest(running);
             JsonObject ram;
             String pause;
@@ -1958,9 +1949,9 @@ final class VmCtl {
                     }
                 });
                 onStep.accept("overlay made");
-                Path directory = files.record(name).getParent();
+                Path parent = files.record(name).getParent();
                 // the RAM of the snapshot that this one replaces stays until the new record is written
-                Path ramFile = directory.resolve(Files.exists(directory.resolve("ram")) ? "ram-2" : "ram");
+                Path ramFile = parent.resolve(Files.exists(parent.resolve("ram")) ? "ram-" + randomWord() : "ram");
                 undo.add(() -> Files.deleteIfExists(ramFile));
                 try (Progress progress = new Progress("snapshot", say)) {
                     progress.stage("saving the RAM");
@@ -2009,9 +2000,8 @@ final class VmCtl {
             JsonObject record = object("disk", files.relative(disk), "made", Instant.now().toString());
             record.putAll(more);
             if (name.equals(CLEAN)) { // a clone stays one
-                Snapshot.source(files).ifPresent(source -> Temporary.noted(record, source.temporary())
-                        .putAll(object("cloneOf", source.cloneOf(),
-                        "cloneSnapshot", source.json().getString("cloneSnapshot"))));
+                Snapshot.source(files).ifPresent(source -> List.of("cloneOf", "cloneSnapshot", "temporary")
+                        .forEach(member -> record.put(member, source.json().get(member))));
             }
             Files.setPosixFilePermissions(disk, PosixFilePermissions.fromString("r--------"));
             writeRecord(files.record(name), record);
@@ -2034,11 +2024,14 @@ final class VmCtl {
          */
         void restore(String name, Plan plan) throws IOException {
             Snapshot snapshot = require(name);
-            boolean bootsClean = plan.cold() && snapshot.isAutomatic() && Files.exists(files.clean());
+            boolean bootsClean = plan.cold() && snapshot.isAsInstalled(files);
             Path base = bootsClean ? files.clean() : snapshot.disk();
             Disk.requireChain(base, files.dir());
             boolean wasRunning = qemu.isRunning();
-            qemu.requireStart(plan);
+            boolean starts = wasRunning || snapshot.ram() != null;
+            if (starts) {
+                qemu.requireStart(plan);
+            }
             try (Undo undo = new Undo(say)) {
                 Path overlay = Disk.newOverlay(files, base);
                 undo.add(() -> discard(overlay));
@@ -2056,7 +2049,7 @@ final class VmCtl {
             }
             onStep.accept("link moved");
             cleanup().cleanUp();
-            if (wasRunning || snapshot.ram() != null) {
+            if (starts) {
                 start(plan);
             } else {
                 say.accept("restored the disk of " + name + ": vm-ctl start boots it");
@@ -2066,10 +2059,6 @@ final class VmCtl {
         // Deleting.
 
         void delete(String name) throws IOException {
-            if (name.equals(CLEAN)) {
-                throw wrongUsage("snapshot clean cannot be deleted: vm-ctl snapshot clean --yes replaces it, "
-                        + "vm-ctl destroy deletes the VM");
-            }
             Snapshot snapshot = require(name);
             clones().refuseIfCloned(name, "delete snapshot " + name);
             remove(snapshot);
@@ -2084,12 +2073,12 @@ final class VmCtl {
             if (snapshot.ram() != null) {
                 Files.deleteIfExists(snapshot.ram());
             }
-            Cleanup.deleteIfEmpty(files.record(snapshot.name()).getParent());
+            deleteIfEmpty(files.record(snapshot.name()).getParent());
         }
     }
 
     /** The VMs that build on this one's snapshots: makes them, and protects what they need. */
-    record Clones(VmFiles files, GuestSsh ssh, Consumer<String> say) {
+    record Clones(VmFiles files, Consumer<String> say) {
         /**
          * Makes VMs that begin as a snapshot of this one; all of them or, if something fails, none. With a lock file
          * they are temporary.
@@ -2102,14 +2091,14 @@ final class VmCtl {
             files.refuseOlderVersion();
             Disk.requireChain(snapshot.disk(), files.dir());
             for (String clone : clones) {
-                if (!new VmFiles(files.dir(), clone).all().isEmpty()) {
+                if (!files.other(clone).all().isEmpty()) {
                     throw unavailable("there is a VM " + clone
                             + " already: choose another name, or vm-ctl destroy it");
                 }
             }
             try (Undo undo = new Undo(say)) {
                 for (String clone : clones) {
-                    VmFiles made = new VmFiles(files.dir(), clone);
+                    VmFiles made = files.other(clone);
                     undo.add(() -> {
                         for (Path file : made.all()) {
                             deleteTree(file);
@@ -2121,15 +2110,11 @@ final class VmCtl {
                 }
                 undo.clear();
             }
-            ssh.writeIncludes();
-            say.accept("made " + String.join(", ", clones) + " of " + files.name() + "/" + snapshot.name()
-                    + (clones.size() == 1 ? "" : ", each") + ": VM_NAME=" + clones.get(0) + " vm-ctl start");
         }
 
         private void makeClone(VmFiles clone, Snapshot snapshot, String lockFile) throws IOException {
-            JsonObject record = Temporary.noted(object("disk", files.relative(snapshot.disk()),
-                    "made", Instant.now().toString(), "automatic", false, "cloneOf", files.name(),
-                    "cloneSnapshot", snapshot.name()), lockFile);
+            JsonObject record = object("disk", files.relative(snapshot.disk()), "made", Instant.now().toString(),
+                    "cloneOf", files.name(), "cloneSnapshot", snapshot.name(), "temporary", lockFile);
             if (snapshot.ram() != null) {
                 record.put("ram", files.relative(snapshot.ram()));
                 for (String member : List.of("ramBytes", "ramCrc32c", "hardware", "unusable")) {
@@ -2169,10 +2154,10 @@ final class VmCtl {
         List<String> of(String snapshot) {
             List<String> clones = new ArrayList<>();
             for (String name : vmNames(files.dir())) {
-                VmFiles other = new VmFiles(files.dir(), name);
+                VmFiles other = files.other(name);
                 if (name.equals(files.name())) {
                     continue;
-                } else if (isRecordedClone(other, snapshot) || buildsOn(other, snapshot)) {
+                } else if (buildsOn(other, snapshot)) {
                     clones.add(name);
                 } else if (Snapshot.damaged(other).contains(CLEAN)) {
                     clones.add(name + " (perhaps: its record " + other.record(CLEAN) + " is damaged)");
@@ -2181,15 +2166,13 @@ final class VmCtl {
             return clones;
         }
 
-        private boolean isRecordedClone(VmFiles other, String snapshot) {
-            return Snapshot.source(other).filter(source -> files.name().equals(source.cloneOf())
-                    && (snapshot == null || snapshot.equals(source.json().getString("cloneSnapshot")))).isPresent();
-        }
-
-        /** Whether a disk of another VM builds on one of this VM, whatever the records say. */
+        /** Whether another VM is recorded as a clone or, whatever the records say, has a disk on one of this VM's. */
         private boolean buildsOn(VmFiles other, String snapshot) {
             Path disk = snapshot == null ? null : Snapshot.find(files, snapshot).map(Snapshot::disk).orElse(null);
-            return entries(other.disks()).stream().flatMap(overlay -> Disk.find(overlay).map(Disk::backing).stream())
+            return Snapshot.source(other).filter(source -> files.name().equals(source.cloneOf())
+                    && (snapshot == null || snapshot.equals(source.json().getString("cloneSnapshot")))).isPresent()
+                    || entries(other.disks()).stream()
+                    .flatMap(overlay -> Disk.find(overlay).map(Disk::backing).stream())
                     .anyMatch(base -> (base.equals(files.clean()) || base.startsWith(files.disks()))
                             && (snapshot == null || base.equals(disk)));
         }
@@ -2223,17 +2206,11 @@ final class VmCtl {
                     say.accept("an earlier snapshot was interrupted: the guest resumes");
                     ssh.setClock();
                 }
-                if (qemu.isRunning() && !qemu.runState().equals("unknown")) {
+                if (qemu.isRunning() && qemu.answers()) {
                     new GuestDisk(qemu).cancelMerges();
                 }
                 deleteUnused();
             });
-        }
-
-        static void deleteIfEmpty(Path directory) throws IOException {
-            if (entries(directory).isEmpty()) {
-                Files.deleteIfExists(directory);
-            }
         }
 
         /**
@@ -2254,7 +2231,7 @@ final class VmCtl {
             for (Path directory : entries(files.file(".snapshots"))) {
                 String name = directory.getFileName().toString();
                 if (name.matches(SNAPSHOT_NAME) && Files.isDirectory(directory)) { // else not ours, as lost+found
-                    deleteMatching(directory, "ram(-\\d+)?|\\.snapshot\\.json.*\\.new",
+                    deleteMatching(directory, "ram(-[0-9a-f]+)?|\\.snapshot\\.json.*\\.new",
                             Snapshot.find(files, name).map(Snapshot::ram).orElse(null));
                     deleteIfEmpty(directory);
                 }
@@ -2319,7 +2296,7 @@ final class VmCtl {
         /** Empty while QEMU does not answer, or a record or a needed disk cannot be read: what is needed is unknown. */
         static Optional<Layers> read(VmFiles files, Qemu qemu) throws IOException {
             boolean runs = qemu.isRunning();
-            if (!Snapshot.damaged(files).isEmpty() || runs && qemu.runState().equals("unknown")) {
+            if (!Snapshot.damaged(files).isEmpty() || runs && !qemu.answers()) {
                 return Optional.empty();
             }
             Layers layers = new Layers(files, new TreeMap<>(), new HashSet<>());
@@ -2328,11 +2305,11 @@ final class VmCtl {
             if (runs) {
                 layers.needed.add(new GuestDisk(qemu).active());
             }
-            for (Path directory : entries(files.dir())) {
-                for (Path disk : directory.toString().endsWith(".disks") ? entries(directory) : List.<Path>of()) {
+            for (String name : vmNames(files.dir())) {
+                for (Path disk : entries(files.other(name).disks())) {
                     Optional<Disk> image = Disk.find(disk);
-                    if (disk.toString().endsWith(".qcow2") // else it is half made
-                            && (image.isPresent() || Files.exists(disk))) { // else another VM's was deleted just now
+                    // Skips files that are half made, and another VM's disk that was deleted just now.
+                    if (disk.toString().endsWith(".qcow2") && (image.isPresent() || Files.exists(disk))) {
                         layers.disks.put(disk, image.orElse(DAMAGED));
                     }
                 }
@@ -2373,7 +2350,8 @@ final class VmCtl {
     /** The checksums of some bytes. */
     record Sums(String sha256, long crc32c) {
         /** Copies this many bytes, and returns their checksums; an EOFException if the input ends before. */
-        static Sums copy(InputStream in, OutputStream out, long bytes, Consumer<String> stage) throws IOException {
+        static Sums copy(InputStream in, OutputStream out, long bytes, Progress progress, String act)
+                throws IOException {
             MessageDigest sha256 = newSha256();
             CRC32C crc32c = new CRC32C();
             byte[] buffer = new byte[1 << 20];
@@ -2387,7 +2365,7 @@ final class VmCtl {
                 crc32c.update(buffer, 0, count);
                 out.write(buffer, 0, count);
                 done += count;
-                stage.accept((done >> 20) + " of " + (bytes >> 20) + " MiB");
+                progress.stage(act + ", " + (done >> 20) + " of " + (bytes >> 20) + " MiB");
             }
             return new Sums(HexFormat.of().formatHex(sha256.digest()), crc32c.getValue());
         }
@@ -2416,19 +2394,15 @@ final class VmCtl {
         static final Set<String> REQUIRED = Set.of(DISK, KEYS + "id_ed25519", KEYS + "known_hosts");
 
         Part {
-            if (bytes < 0 || bytes > limit(name) || !sha256.matches("[0-9a-f]{64}")) {
+            boolean isKey = name.startsWith(KEYS) && KEY_NAMES.contains(name.substring(KEYS.length()));
+            long limit = name.equals(DISK) || name.equals(RAM) ? 1L << 40 : isKey ? 1 << 16 : -1; // there is no other
+            if (bytes < 0 || bytes > limit || !sha256.matches("[0-9a-f]{64}")) {
                 throw new IllegalArgumentException(name + " cannot have " + bytes + " bytes");
             }
         }
 
         static Part of(JsonObject json) {
             return new Part(json.getString("name", ""), json.getLong("bytes", -1), json.getString("sha256", ""));
-        }
-
-        /** The largest size that a part may have; -1 if there is no part of this name. */
-        private static long limit(String name) {
-            boolean isKey = name.startsWith(KEYS) && KEY_NAMES.contains(name.substring(KEYS.length()));
-            return name.equals(DISK) || name.equals(RAM) ? 1L << 40 : isKey ? 1 << 16 : -1;
         }
 
         JsonObject json() {
@@ -2469,16 +2443,6 @@ final class VmCtl {
             String version = json.getString("dragonfly", "?");
             return version.matches("[A-Za-z0-9_][A-Za-z0-9._-]{0,31}") ? version : "?";
         }
-
-        /** The size of the disk as a guest sees it. */
-        long diskSize() {
-            return json.getLong("diskSize");
-        }
-
-        /** Whether a guest was using the disk when the snapshot was taken. */
-        boolean isInUse() {
-            return json.getBoolean("diskInUse");
-        }
     }
 
     /** Writes a snapshot into an image file. */
@@ -2491,7 +2455,7 @@ final class VmCtl {
                         + (snapshot.ram() == null ? "" : " (" + snapshot.damage() + ")")
                         + ": take it again while the VM runs, or export it without --with-ram");
             }
-            boolean bootsClean = !withRam && snapshot.isAutomatic() && Files.exists(files.clean());
+            boolean bootsClean = !withRam && snapshot.isAsInstalled(files);
             Path disk = bootsClean ? files.clean() : snapshot.disk();
             Disk.requireChain(disk, files.dir());
             Path work = workDirectory(target);
@@ -2514,10 +2478,8 @@ final class VmCtl {
                 undo.add(() -> deleteTree(work));
                 onStep.accept("exported");
                 held.truncate(0);
-            } catch (ClosedByInterruptException interrupted) {
-                throw interrupted();
             } catch (IOException failed) {
-                if (String.valueOf(failed.getMessage()).contains("No space left")) {
+                if (reason(failed).contains("No space left")) {
                     throw new VmException(1, noSpace(target.getParent()) + ", so nothing was exported");
                 }
                 throw failed;
@@ -2562,8 +2524,7 @@ final class VmCtl {
             for (String name : sources.keySet()) {
                 long size = Files.size(sources.get(name));
                 try (InputStream in = Files.newInputStream(sources.get(name))) {
-                    Sums sums = Sums.copy(in, OutputStream.nullOutputStream(), size,
-                            done -> progress.stage("reading the " + name + ", " + done));
+                    Sums sums = Sums.copy(in, OutputStream.nullOutputStream(), size, progress, "reading the " + name);
                     if (name.equals(Part.RAM) && sums.crc32c() != snapshot.json().getLong("ramCrc32c")) {
                         throw new VmException(1, "the RAM of snapshot " + snapshot.name() + " is damaged (its checksum "
                                 + "is wrong): export it without --with-ram");
@@ -2574,16 +2535,14 @@ final class VmCtl {
             JsonObject manifest = manifest(snapshot, parts, inUse);
             manifest.put("diskSize", Disk.read(sources.get(Part.DISK)).size());
             byte[] text = JsonWriter.indent("  ").string().value(manifest).done().getBytes(UTF_8);
-            try (FileChannel file = FileChannel.open(image, Set.of(StandardOpenOption.WRITE,
-                    StandardOpenOption.CREATE_NEW), ownerOnly());
+            try (FileChannel file = newFile(image);
                     TarArchiveOutputStream tar = new TarArchiveOutputStream(Channels.newOutputStream(file))) {
                 tar.setBigNumberMode(TarArchiveOutputStream.BIGNUMBER_STAR); // in the header, for 8 GiB and more
                 put(tar, ImageFile.MANIFEST, text);
                 for (Part part : parts) {
                     begin(tar, part.name(), part.bytes());
                     try (InputStream in = Files.newInputStream(sources.get(part.name()))) {
-                        Sums.copy(in, tar, part.bytes(),
-                                done -> progress.stage("writing the " + part.name() + ", " + done));
+                        Sums.copy(in, tar, part.bytes(), progress, "writing the " + part.name());
                     }
                     tar.closeArchiveEntry();
                 }
@@ -2627,7 +2586,7 @@ final class VmCtl {
 
         /** What vm-auto-install has recorded of the installation; of a clone, that of the VM that it comes from. */
         private JsonObject installation() throws IOException {
-            Path directory = Snapshot.source(files).map(source -> new VmFiles(files.dir(), source.cloneOf()))
+            Path directory = Snapshot.source(files).map(source -> files.other(source.cloneOf()))
                     .orElse(files).file(".install");
             Path text = directory.resolve("install.json");
             JsonObject install = Files.exists(text) ? VmCtl.json(Files.readString(text)) : object();
@@ -2679,10 +2638,6 @@ final class VmCtl {
                 in.close();
                 throw refused;
             }
-        }
-
-        Manifest manifest() {
-            return manifest;
         }
 
         @Override
@@ -2807,15 +2762,14 @@ final class VmCtl {
 
         /** Copies a part into a file. Without a file it only computes the checksums. */
         private Sums read(Part part, Path target, Progress progress) throws IOException {
-            Consumer<String> stage = done -> progress.stage("reading the " + part.name() + ", " + done);
+            String act = "reading the " + part.name();
             try {
                 if (target == null) {
-                    return Sums.copy(in, OutputStream.nullOutputStream(), part.bytes(), stage);
+                    return Sums.copy(in, OutputStream.nullOutputStream(), part.bytes(), progress, act);
                 }
                 privateDirectory(target.getParent());
-                try (FileChannel out = FileChannel.open(target, Set.of(StandardOpenOption.WRITE,
-                        StandardOpenOption.CREATE_NEW), ownerOnly())) {
-                    Sums sums = Sums.copy(in, Channels.newOutputStream(out), part.bytes(), stage);
+                try (FileChannel out = newFile(target)) {
+                    Sums sums = Sums.copy(in, Channels.newOutputStream(out), part.bytes(), progress, act);
                     out.force(true);
                     return sums;
                 }
@@ -2842,7 +2796,7 @@ final class VmCtl {
         /** Reads and verifies the image, and makes its VM, in place of the one of this name if there is one. */
         void receive(ImageFile image, boolean withRam) throws IOException {
             long started = System.nanoTime();
-            Manifest manifest = image.manifest();
+            Manifest manifest = image.manifest;
             try (Undo undo = new Undo(say); Progress progress = new Progress("import", say)) {
                 undo.add(() -> deleteTree(part()));
                 Map<String, Sums> sums = image.unpack(privateDirectory(part()), withRam, progress);
@@ -2859,15 +2813,13 @@ final class VmCtl {
                 refuseIfInterrupted();
                 Files.move(part(), complete(), StandardCopyOption.ATOMIC_MOVE);
                 undo.clear();
-            } catch (ClosedByInterruptException interrupted) {
-                throw interrupted();
             }
             onStep.accept("import complete");
             place();
             if (manifest.hasRam() && !withRam) {
                 say.accept("its RAM was not imported, as that needs --with-ram: the first start boots the disk");
             }
-            if (manifest.isInUse() && !withRam) {
+            if (manifest.json().getBoolean("diskInUse") && !withRam) {
                 say.accept("a guest was using the disk when the snapshot was taken, so the first start boots as after "
                         + "a power cut: what the guest wrote in the last 30 s before may be missing");
             }
@@ -2880,7 +2832,7 @@ final class VmCtl {
             Path backing = backingFile(disk, origin);
             if (backing != null) {
                 throw unavailable(disk + " builds on another file, " + backing + ", which is refused; " + origin);
-            } else if (Disk.find(disk).filter(found -> found.size() == manifest.diskSize()).isEmpty()) {
+            } else if (Disk.find(disk).filter(found -> found.size() == manifest.json().getLong("diskSize")).isEmpty()) {
                 throw unavailable(disk + " is damaged, or not as large as the manifest says; " + origin);
             }
         }
@@ -2900,9 +2852,8 @@ final class VmCtl {
             Path ram = Files.move(part().resolve(Part.RAM), directory.resolve("ram"));
             Path later = files.record(CLEAN).resolveSibling("ram");
             writeRecord(directory.resolve("snapshot.json"), object("disk", files.relative(files.clean()),
-                    "made", Instant.now().toString(), "automatic", false, "ramBytes", Files.size(ram),
-                    "ramCrc32c", crc32c, "ram", files.relative(later), "hardware", strings(manifest.json(),
-                    "hardware")));
+                    "made", Instant.now().toString(), "ramBytes", Files.size(ram), "ramCrc32c", crc32c,
+                    "ram", files.relative(later), "hardware", strings(manifest.json(), "hardware")));
         }
 
         /**
@@ -2911,7 +2862,7 @@ final class VmCtl {
          */
         private void place() throws IOException {
             if (Files.exists(complete().resolve(".ssh"))) {
-                Machine.of(files, say).destroy(Set.of(files.file(".lock"), complete()), removed -> { });
+                Machine.of(files, removed -> { }).destroy(files.file(".lock"), complete());
                 onStep.accept("old VM removed");
             }
             for (String suffix : List.of(".ssh", ".snapshots", "-clean.qcow2")) {
@@ -2958,10 +2909,7 @@ final class VmCtl {
 
         /** For messages: how the running VM is reached. */
         String describe() throws IOException {
-            Running running = qemu.running().orElse(null);
-            if (running == null) {
-                throw unavailable("QEMU has ended" + qemu.logEnd());
-            }
+            Running running = qemu.requireRunning();
             return "ssh on port " + running.port() + " (pid " + running.pid() + ", " + running.accel() + ")";
         }
 
@@ -2971,7 +2919,7 @@ final class VmCtl {
          */
         void awaitGuest(Running running, Duration limit) throws IOException {
             int port = running.port();
-            boolean restoring = running.json().getString("restored") != null && !running.isReady();
+            boolean restoring = running.json().getBoolean("restored") && !running.isReady();
             String last = "sshd does not answer on port " + port;
             int refusals = 0;
             long deadline = System.nanoTime() + limit.toNanos();
@@ -3095,7 +3043,7 @@ final class VmCtl {
         /** Opens further ports of a running VM. */
         void addForwards(List<String> forwards) throws IOException {
             for (String forward : forwards) {
-                Running running = qemu.running().orElseThrow();
+                Running running = qemu.requireRunning();
                 if (!running.forwards().contains(forward)) {
                     qemu.addForward(forward);
                     List<String> all = new ArrayList<>(running.forwards());
@@ -3130,7 +3078,7 @@ final class VmCtl {
             boolean ended = ask && endsBy("shutdown -p now over ssh", SHUTDOWN_LIMIT,
                             () -> hasBanner(running.port(), 5000) && ssh.run(SOON, "shutdown -p now").ok())
                     || ask && endsBy("the power button", SOON, () -> qemu.qmp("system_powerdown") != null)
-                    || !qemu.runState().equals("unknown")
+                    || qemu.answers()
                     && endsBy("QMP quit", Duration.ofSeconds(30), () -> qemu.qmp("quit") != null)
                     || endsBy("SIGKILL", SOON, () -> {
                         qemu.end();
@@ -3200,7 +3148,7 @@ final class VmCtl {
         }
 
         /** Ends the VM at once and deletes its files, except those to keep; reports each that it removed. */
-        void destroy(Set<Path> kept, Consumer<String> removed) throws IOException {
+        void destroy(Path... kept) throws IOException {
             ssh.closeMaster();
             if (qemu.isRunning()) {
                 qemu.end();
@@ -3211,13 +3159,13 @@ final class VmCtl {
                 // a copy of VM_DIR may use it, too
                 boolean elsewhere = Files.isSymbolicLink(file) && Files.isDirectory(file);
                 String target = elsewhere ? "; what it names stays: " + file.toRealPath() : "";
-                if (!kept.contains(file)) {
+                if (!List.of(kept).contains(file)) {
                     deleteTree(file);
-                    removed.accept("removed " + file.getFileName() + target);
+                    say.accept("removed " + file.getFileName() + target);
                 }
             }
-            if (!sockets.equals(files.dir()) && entries(sockets).isEmpty()) {
-                Files.deleteIfExists(sockets);
+            if (!sockets.equals(files.dir())) {
+                deleteIfEmpty(sockets);
             }
         }
 
@@ -3362,10 +3310,8 @@ final class VmCtl {
         record Output(boolean ok, String text) {}
 
         List<String> command(String... words) {
-            List<String> command = new ArrayList<>(List.of("ssh", "-F", files.dir().resolve("ssh_config").toString(),
-                    files.name()));
-            command.addAll(List.of(words));
-            return command;
+            return Stream.concat(Stream.of("ssh", "-F", files.dir().resolve("ssh_config").toString(), files.name()),
+                    Stream.of(words)).toList();
         }
 
         Output run(Duration limit, String line) throws IOException {
@@ -3457,32 +3403,10 @@ final class VmCtl {
             }
         }
 
-        /** Writes what ssh needs to know of this VM, and the file that includes it. */
+        /** Writes the connection's settings, for every tool that reads ssh_config, and the file that includes them. */
         void writeConfig(int port) throws IOException {
             Path keys = privateDirectory(files.file(".ssh"));
-            writeFile(keys.resolve("config"), config(files.name(), port, keys, files.socket(".control")));
-            writeIncludes();
-        }
-
-        /**
-         * Writes the file that includes every VM's config, by a pattern. With a list of the VMs, one could be missing
-         * while several start at the same time: the command that made its list first could write last.
-         */
-        void writeIncludes() throws IOException {
-            Path config = files.dir().resolve("ssh_config");
-            if (entries(files.dir()).stream().noneMatch(file -> file.toString().endsWith(".ssh")
-                    && Files.exists(file.resolve("config")))) {
-                Files.deleteIfExists(config);
-                return;
-            }
-            String directory = files.dir().toString().replaceAll("[\\\\*?\\[]", "\\\\$0"); // ssh expands what follows
-            String pattern = (directory + "/*.ssh/config").replace("\\", "\\\\").replace("\"", "\\\"");
-            writeFile(config, "Include \"" + pattern + "\"\n");
-        }
-
-        /** The connection's settings, one a line, for every tool that reads ssh_config. */
-        static String config(String name, int port, Path keys, Path control) {
-            return """
+            writeFile(keys.resolve("config"), """
                     Host %1$s
                     HostName 127.0.0.1
                     Port %2$d
@@ -3502,8 +3426,24 @@ final class VmCtl {
                     ControlMaster auto
                     ControlPath %5$s
                     ControlPersist 60
-                    """.formatted(name, port, quoted(keys.resolve("id_ed25519")), quoted(keys.resolve("known_hosts")),
-                    quoted(control));
+                    """.formatted(files.name(), port, quoted(keys.resolve("id_ed25519")),
+                    quoted(keys.resolve("known_hosts")), quoted(files.socket(".control"))));
+            writeIncludes();
+        }
+
+        /**
+         * Writes the file that includes every VM's config, by a pattern. With a list of the VMs, one could be missing
+         * while several start at the same time: the command that made its list first could write last.
+         */
+        void writeIncludes() throws IOException {
+            Path config = files.dir().resolve("ssh_config");
+            if (entries(files.dir()).stream().noneMatch(file -> file.toString().endsWith(".ssh")
+                    && Files.exists(file.resolve("config")))) {
+                Files.deleteIfExists(config);
+                return;
+            }
+            String directory = files.dir().toString().replaceAll("[\\\\*?\\[]", "\\\\$0"); // ssh expands what follows
+            writeFile(config, "Include " + quoted(Path.of(directory, "*.ssh/config")) + "\n");
         }
 
         private static String quoted(Path path) {
@@ -3544,9 +3484,8 @@ final class VmCtl {
          */
         private static boolean endsWell(List<String> command) { // zt-exec's own shutdown hook would end it
             try {
-                Process process = new ProcessBuilder(command).redirectInput(Path.of("/dev/null").toFile())
-                        .redirectOutput(ProcessBuilder.Redirect.DISCARD).redirectError(ProcessBuilder.Redirect.DISCARD)
-                        .start();
+                Process process = new ProcessBuilder(command).redirectInput(new File("/dev/null"))
+                        .redirectOutput(Redirect.DISCARD).redirectError(Redirect.DISCARD).start();
                 boolean ended = process.waitFor(answerLimit.toMillis(), TimeUnit.MILLISECONDS);
                 process.destroy();
                 return ended && process.exitValue() == 0;
@@ -3629,12 +3568,14 @@ final class VmCtl {
             }
             arguments.addAll(sandbox(plan.hardware(), hasSetsid));
             arguments.addAll(List.of("-blockdev", JsonWriter.string(GuestDisk.options(disk, "disk0", plan.cache()))));
-            StringBuilder network = new StringBuilder("user,id=net0"
-                    + (plan.net().equals("offline") ? ",restrict=on" : "") + ",hostfwd=" + hostForward(port + ":22"));
-            plan.forwards().forEach(forward -> network.append(",hostfwd=").append(hostForward(forward)));
+            String network = "user,id=net0" + (plan.net().equals("offline") ? ",restrict=on" : "") + ",hostfwd="
+                    + hostForward(port + ":22");
+            for (String forward : plan.forwards()) {
+                network += ",hostfwd=" + hostForward(forward);
+            }
             String socket = "socket,server=on,wait=off,id=";
             String log = ",logappend=on,logfile=" + doubled(files.consoleLog());
-            arguments.addAll(List.of("-netdev", network.toString(),
+            arguments.addAll(List.of("-netdev", network,
                     "-chardev", socket + "qmp0,path=" + doubled(files.socket(".qmp")),
                     "-mon", "chardev=qmp0,mode=control",
                     "-chardev", socket + "serial0,path=" + doubled(files.socket(".console")) + log));
@@ -3651,10 +3592,9 @@ final class VmCtl {
         }
 
         /**
-         * Starts QEMU on the first port it can have, and writes down what runs. With a snapshot's name it waits for
-         * that RAM.
+         * Starts QEMU on the first port it can have, and writes down what runs. One that takes RAM in waits for it.
          */
-        Running launch(Plan plan, Path disk, String restored) throws IOException {
+        Running launch(Plan plan, Path disk, boolean takesRam) throws IOException {
             Disk.requireChain(disk, files.dir());
             if (plan.net().equals("offline")) {
                 makeFile(files.offlineMark());
@@ -3662,21 +3602,21 @@ final class VmCtl {
                 Files.deleteIfExists(files.offlineMark());
             }
             Files.deleteIfExists(files.pidFile()); // of the QEMU before
-            files.makeSocketDirectory();
+            privateDirectory(files.socket(".qmp").getParent()); // one in /tmp is checked by the next socket()
             makeFile(files.consoleLog());
             long consoleAt = Files.size(files.consoleLog());
             requirePorts(plan);
             long deadline = System.nanoTime() + Duration.ofSeconds(10).toNanos();
-            List<Integer> ports = new ArrayList<>(Ports.candidates(plan));
+            List<Integer> ports = Ports.candidates(plan);
             List<String> unknownOptions = List.of(); // to this QEMU
             while (true) {
                 int port = ports.get(0);
-                List<String> arguments = arguments(files, plan, port, disk, restored != null);
+                List<String> arguments = arguments(files, plan, port, disk, takesRam);
                 arguments.removeAll(unknownOptions);
                 String problem = start(arguments);
                 if (problem == null) {
                     onStep.accept("QEMU started");
-                    return begin(plan, port, consoleAt, restored);
+                    return begin(plan, port, consoleAt, takesRam);
                 } else if (problem.contains("Cannot lock pid file") && System.nanoTime() < deadline) {
                     pause(20); // somebody asks whether it runs, which takes a moment
                 } else if (unknownOptions.isEmpty() && problem.matches("(?sm)(.*^)?\\S+: -sandbox\\b.*")) {
@@ -3708,9 +3648,9 @@ final class VmCtl {
                         .redirectErrorStream(true).redirectOutput(Redirect.appendTo(log.toFile())).start();
                 undo.add(process::destroyForcibly);
                 onStep.accept("QEMU begins");
-                await(SOON, () -> !process.isAlive() || !runState().equals("unknown"));
+                await(SOON, () -> !process.isAlive() || answers());
                 // with -daemonize, this process is only QEMU's parent
-                if (process.isAlive() ? !runState().equals("unknown") : process.exitValue() == 0 && !hasSetsid) {
+                if (process.isAlive() ? answers() : process.exitValue() == 0 && !hasSetsid) {
                     undo.clear();
                     return null;
                 }
@@ -3724,22 +3664,21 @@ final class VmCtl {
             }
         }
 
-        /** 69 if QEMU could not start as planned: asked before the VM is ended. */
+        /**
+         * 69 if QEMU could not start as planned: asked before the VM is ended. Hardware that the VM does not have yet
+         * is tried: QEMU starts with it, paused, and is ended at once.
+         */
         void requireStart(Plan plan) throws IOException {
             requirePorts(plan);
-            if (isRunning() && running().filter(running -> running.hardware().equals(plan.hardware())).isEmpty()) {
-                requireHardware(plan.hardware());
+            if (!isRunning() || running().filter(running -> running.hardware().equals(plan.hardware())).isPresent()) {
+                return;
             }
-        }
-
-        /** Starts QEMU paused with these options and ends it at once; 69 if QEMU refuses them. */
-        private static void requireHardware(List<String> hardware) throws IOException {
             List<String> command = new ArrayList<>(List.of("sh", "-c",
                     "echo '{\"execute\":\"qmp_capabilities\"}{\"execute\":\"quit\"}' | exec \"$@\" >/dev/null", "sh",
                     QEMU, "-S",
                     "-display", "none", "-blockdev", "driver=null-co,node-name=disk0,read-zeroes=on", "-netdev",
                     "user,id=net0", "-chardev", "null,id=serial0", "-qmp", "stdio"));
-            command.addAll(hardware.subList(1, hardware.size()));
+            command.addAll(plan.hardware().subList(1, plan.hardware().size()));
             ProcessResult tried = run(SOON, command);
             if (tried.getExitValue() != 0) {
                 throw unavailable("QEMU refuses these options, so nothing was changed: "
@@ -3760,7 +3699,7 @@ final class VmCtl {
             }
         }
 
-        private Running begin(Plan plan, int port, long consoleAt, String restored) throws IOException {
+        private Running begin(Plan plan, int port, long consoleAt, boolean takesRam) throws IOException {
             String pid = Files.readString(files.qemuPid()).strip();
             try {
                 Running running = write(new Running(object("pid", Long.parseLong(pid), "port", port,
@@ -3768,8 +3707,8 @@ final class VmCtl {
                         "memory", option(plan.hardware(), "-m"), "cpus", option(plan.hardware(), "-smp"),
                         "forwards", plan.forwards(), "net", plan.net(),
                         "hardware", plan.hardware(), "cache", plan.cache(), "started", Instant.now().toString(),
-                        "consoleAt", consoleAt, "qmp", files.socket(".qmp").toString(), "restored", restored,
-                        "ready", false, "act", (restored == null ? Act.NONE : Act.RESTORING).name())));
+                        "consoleAt", consoleAt, "qmp", files.socket(".qmp").toString(), "restored", takesRam,
+                        "act", (takesRam ? Act.RESTORING : Act.NONE).name())));
                 run(SOON, withUmask(List.of("sh", "-c", LOG_KEEPER, "log-keeper", files.qemuPid().toString(), pid,
                         "" + logCheckSeconds, files.consoleLog().toString(),
                         files.qemuLog().toString())));
@@ -3794,6 +3733,16 @@ final class VmCtl {
                 throw unavailable("the record of the running VM is damaged: " + files.pidFile()
                         + "; vm-ctl stop --force ends the VM, so that it can be started again");
             }
+        }
+
+        /** The same where the VM was found running a moment ago; 69 if it has ended, or has no record. */
+        Running requireRunning() throws IOException {
+            Optional<Running> running = running();
+            if (running.isEmpty()) {
+                throw unavailable(isRunning() ? "an earlier start was interrupted: run vm-ctl start again"
+                        : "QEMU has ended" + logEnd());
+            }
+            return running.get();
         }
 
         Running write(Running running) throws IOException {
@@ -3876,6 +3825,10 @@ final class VmCtl {
             }
         }
 
+        boolean answers() {
+            return !runState().equals("unknown");
+        }
+
         /** Ends QEMU at once: by SIGKILL if the process is known to be this VM's, else by its monitor. */
         void end() throws IOException {
             ProcessHandle process = process().orElse(null);
@@ -3948,13 +3901,13 @@ final class VmCtl {
 
         /** The overlay that the guest's disk is now; known by its file name, as VM_DIR may have been moved. */
         Path active() throws IOException {
-            Path file = fileOf(activeImage().getString("file"));
-            return file.getParent().getFileName().toString().endsWith(".disks")
-                    ? qemu.files().disks().resolve(file.getFileName()) : file;
+            return qemu.files().disks().resolve(fileOf(activeImage().getString("file")).getFileName());
         }
 
         private JsonObject activeImage() throws IOException {
-            return query("query-block").map(device -> device.getObject("inserted"))
+            return query("query-block")
+                    .filter(device -> device.getString("device").isEmpty()) // a user's -drive has a name
+                    .map(device -> device.getObject("inserted"))
                     .filter(image -> image != null && image.getString("drv").equals("qcow2")).findFirst()
                     .orElseThrow(() -> unavailable("QEMU does not name the guest's disk"));
         }
@@ -4020,7 +3973,16 @@ final class VmCtl {
             qemu.qmp("job-finalize", "id", job);
             awaitJob(job, "concluded");
             qemu.qmp("job-dismiss", "id", job);
-            closeUnusedNodes();
+            for (JsonObject image : images()) { // QEMU keeps the disks that it was told to open, and their space
+                String name = image.getString("node-name");
+                try {
+                    if (name.startsWith("disk")) { // one of ours
+                        close(name);
+                    }
+                } catch (VmException inUse) {
+                    // it is still part of a chain
+                }
+            }
         }
 
         /** Ends merges of a command that was killed: no snapshot can be taken during one. They are begun anew later. */
@@ -4057,23 +4019,6 @@ final class VmCtl {
                 throw new VmException(124, "merging takes longer than 15 minutes");
             }
         }
-
-        /**
-         * Closes disks that were merged away: QEMU keeps those that it was told to open, and their space, until told
-         * otherwise.
-         */
-        private void closeUnusedNodes() throws IOException {
-            List<String> nodes = images().stream().map(image -> image.getString("node-name")).toList();
-            for (String node : nodes) {
-                try {
-                    if (node.startsWith("disk")) { // one of ours
-                        close(node);
-                    }
-                } catch (VmException inUse) {
-                    // which QEMU knows best
-                }
-            }
-        }
     }
 
     /** The RAM of a guest that is paused: to a file, and from a file into a QEMU that waits for it. */
@@ -4093,8 +4038,7 @@ final class VmCtl {
                 qemu.qmp("migrate-set-parameters", "max-bandwidth", 1L << 40, "downtime-limit", 600_000);
                 qemu.qmp("migrate", "uri", "unix:" + socket);
                 JsonObject written;
-                try (SocketChannel in = limited(server.accept(), limit); FileChannel out = FileChannel.open(file,
-                        Set.of(StandardOpenOption.WRITE, StandardOpenOption.CREATE_NEW), ownerOnly())) {
+                try (SocketChannel in = limited(server.accept(), limit); FileChannel out = newFile(file)) {
                     written = copy(in, out);
                 }
                 JsonObject migration = awaitMigration();
@@ -4105,7 +4049,7 @@ final class VmCtl {
             } catch (ClosedByInterruptException interrupted) {
                 throw interrupted();
             } catch (IOException | VmException failed) {
-                boolean full = String.valueOf(failed.getMessage()).contains("No space");
+                boolean full = reason(failed).contains("No space");
                 boolean late = !full && qemu.isRunning() && System.nanoTime() - started >= limit.toNanos();
                 if (failed instanceof VmException && !late) {
                     throw failed;
@@ -4184,9 +4128,6 @@ final class VmCtl {
         /** Ports that this process has already chosen: clones start at the same time, and QEMU opens its port later. */
         private static final Set<Integer> CHOSEN = ConcurrentHashMap.newKeySet();
 
-        private Ports() {
-        }
-
         /** The host's port in HOST:GUEST. */
         static int ofHost(String forward) {
             return Integer.parseInt(forward.split(":")[0]);
@@ -4201,8 +4142,7 @@ final class VmCtl {
                 awaitFree(plan.port());
             }
             List<Integer> free = Stream.concat(Stream.of(plan.port()), IntStream.range(FIRST, FIRST + 100).boxed())
-                    .filter(port -> port != 0 && isFree(port)
-                            && plan.forwards().stream().noneMatch(forward -> ofHost(forward) == port))
+                    .filter(port -> port != 0 && isFreeForSsh(plan, port))
                     .distinct().collect(Collectors.toCollection(ArrayList::new));
             if (plan.port() == 0) {
                 free.stream().filter(CHOSEN::add).findFirst().ifPresent(port -> {
@@ -4218,8 +4158,12 @@ final class VmCtl {
 
         /** What a start would take if nothing happened until then; runs no program, for --dry-run. */
         static int firstChoice(Plan plan) {
-            return plan.port() != 0 ? plan.port()
-                    : IntStream.range(FIRST, FIRST + 100).filter(Ports::isFree).findFirst().orElse(FIRST);
+            return plan.port() != 0 ? plan.port() : IntStream.range(FIRST, FIRST + 100)
+                    .filter(port -> isFreeForSsh(plan, port)).findFirst().orElse(FIRST);
+        }
+
+        private static boolean isFreeForSsh(Plan plan, int port) {
+            return isFree(port) && plan.forwards().stream().noneMatch(forward -> ofHost(forward) == port);
         }
 
         /** 69, naming who has it, if a port cannot be used. */
@@ -4289,7 +4233,7 @@ final class VmCtl {
                 image.seek(tablesAt);
                 image.readFully(clusters);
                 return new Disk(backing == null ? null : backing.normalize(), size,
-                        IntStream.range(0, clusters.length).allMatch(i -> clusters[i] == 0));
+                        Arrays.equals(clusters, new byte[clusters.length]));
             } catch (EOFException cut) {
                 throw unavailable(file + " is damaged; " + REMEDY);
             }
@@ -4312,11 +4256,9 @@ final class VmCtl {
 
         /** How many layers lie under a disk. */
         static int depth(Path top) {
-            int depth = 0;
-            Disk disk = find(top).orElse(null);
-            while (disk != null && disk.backing() != null && depth < 10_000) {
-                disk = find(disk.backing()).orElse(null);
-                depth++;
+            int depth = -1;
+            for (Path disk = top; disk != null && depth < 10_000; depth++) {
+                disk = find(disk).map(Disk::backing).orElse(null);
             }
             return depth;
         }
@@ -4328,7 +4270,7 @@ final class VmCtl {
         static List<String> overlayCommand(Path base, Path overlay) throws IOException {
             return List.of("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-u", "-b",
                     overlay.getParent().relativize(base).toString(), overlay.toString(),
-                    String.valueOf(read(base).size()));
+                    "" + read(base).size());
         }
 
         /** Makes an overlay for a VM; under another name first, so that there is never half of one. */
@@ -4381,6 +4323,11 @@ final class VmCtl {
                 ".lock", ".offline", ".import", ".import.part");
         private static final List<String> SOCKETS = List.of(".qmp", ".console", ".control", ".ram");
 
+        /** Those of another VM of the same directory. */
+        VmFiles other(String vm) {
+            return new VmFiles(dir, vm);
+        }
+
         Path file(String suffix) {
             return dir.resolve(name + suffix);
         }
@@ -4415,7 +4362,10 @@ final class VmCtl {
             return file(".qemu-pid");
         }
 
-        /** Is there from the start of an offline VM until vm-ctl stop, as its guest can end QEMU and so the record. */
+        /**
+         * Is there from the start of an offline VM until vm-ctl stop. A guest can end QEMU itself. The mark outlives
+         * that, so the next start is offline, too.
+         */
         Path offlineMark() {
             return file(".offline");
         }
@@ -4479,14 +4429,6 @@ final class VmCtl {
             Path directory = Path.of(System.getProperty("java.io.tmpdir"), "vm-" + hash);
             return (Files.exists(directory, LinkOption.NOFOLLOW_LINKS) ? socketDirectory(directory) : directory)
                     .resolve(suffix.substring(1));
-        }
-
-        /** Makes what the sockets need. */
-        void makeSocketDirectory() throws IOException {
-            Path directory = socket(".qmp").getParent();
-            if (!directory.equals(dir)) {
-                socketDirectory(directory);
-            }
         }
 
         /** A directory for sockets, which others could have put there before us: it counts only if it is ours alone. */
@@ -4612,12 +4554,14 @@ final class VmCtl {
     /** Makes an empty file for this user alone, unless there is one. */
     private static void makeFile(Path file) throws IOException {
         if (!Files.exists(file)) {
-            Files.createFile(file, ownerOnly());
+            newFile(file).close();
         }
     }
 
-    private static FileAttribute<?> ownerOnly() {
-        return PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------"));
+    /** Makes a file for this user alone; fails if there is one. */
+    private static FileChannel newFile(Path file) throws IOException {
+        return FileChannel.open(file, Set.of(StandardOpenOption.WRITE, StandardOpenOption.CREATE_NEW),
+                PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
     }
 
     private static List<Path> entries(Path directory) {
@@ -4627,6 +4571,12 @@ final class VmCtl {
             return List.of();
         } catch (IOException unreadable) {
             throw unavailable(directory + " cannot be read: " + reason(unreadable));
+        }
+    }
+
+    private static void deleteIfEmpty(Path directory) throws IOException {
+        if (entries(directory).isEmpty()) {
+            Files.deleteIfExists(directory);
         }
     }
 
@@ -4700,15 +4650,15 @@ final class VmCtl {
      */
     static Path backingFile(Path disk, String remedy) throws IOException {
         if (!Files.isRegularFile(disk)) {
-            throw new VmException(69, disk + (Files.exists(disk) ? " is no file; " + remedy
+            throw unavailable(disk + (Files.exists(disk) ? " is no file; " + remedy
                     : " is missing: was VM_DIR moved or copied in part? Put the file back and try again"));
         }
         try (InputStream in = Files.newInputStream(disk)) {
             ByteBuffer header = ByteBuffer.wrap(in.readNBytes(1 << 16));
             if (header.limit() < 4 || header.getInt(0) != 0x514649fb) {
-                throw new VmException(69, disk + " is not a qcow2 image; " + remedy);
+                throw unavailable(disk + " is not a qcow2 image; " + remedy);
             } else if (header.getInt(4) > 2 && (header.getLong(72) & 4) != 0) { // an incompatible feature
-                throw new VmException(69, disk + " keeps its data in another file, which is refused; " + remedy);
+                throw unavailable(disk + " keeps its data in another file, which is refused; " + remedy);
             }
             int nameAt = Math.toIntExact(header.getLong(8));
             if (nameAt == 0) {
@@ -4716,12 +4666,11 @@ final class VmCtl {
             }
             String backing = UTF_8.decode(header.slice(nameAt, header.getInt(16))).toString();
             if (backing.contains(":") || !backingFormats(header, nameAt).equals(Set.of("qcow2"))) {
-                throw new VmException(69, disk + " builds on " + backing + ", which is not said to be a qcow2 file; "
-                        + remedy);
+                throw unavailable(disk + " builds on " + backing + ", which is not said to be a qcow2 file; " + remedy);
             }
             return disk.resolveSibling(backing);
         } catch (IndexOutOfBoundsException | ArithmeticException | InvalidPathException damaged) {
-            throw new VmException(69, disk + " is damaged; " + remedy);
+            throw unavailable(disk + " is damaged; " + remedy);
         }
     }
 

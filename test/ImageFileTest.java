@@ -167,6 +167,18 @@ final class ImageFileTest {
         Disks.holds(imported.workingDisk().orElseThrow(), 1);
     }
 
+    /** Also below a link: a VM_DIR is known by its real path. */
+    @Test
+    void anImportMakesVmDir() throws IOException {
+        ctl("x", "export", file.toString()).exits(0);
+        Path real = Files.createDirectory(temporary.toRealPath().resolve("real"));
+        Path made = Files.createSymbolicLink(temporary.resolve("link"), real).resolve("new/vms");
+        ctl("y", "import", "--vm-dir", made.toString(), file.toString()).exits(0);
+        assertEquals("rwx------", mode(real.resolve("new/vms")));
+        ctl("y", "restore", "--vm-dir", made.toString()).exits(0);
+        Disks.holds(new VmCtl.VmFiles(real.resolve("new/vms"), "y").workingDisk().orElseThrow(), 1);
+    }
+
     @Test
     void withoutRamTheDiskIsTheOneThatAColdRestoreBoots() throws IOException {
         addRam();

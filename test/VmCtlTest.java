@@ -135,6 +135,7 @@ final class VmCtlTest {
     void wrongUsageIsOneLineAndTwo() {
         ctl("strt").exits(2).says("did you mean");
         ctl("start", "--no-wiat").exits(2).says("--no-wait");
+        ctl("snapshot", "--delete", "clean").exits(2).says("snapshot clean cannot be deleted: unless clones build on it, "); // nor is there a VM
         ctl().exits(2);
         ctl("--help", "start").exits(0).answers("Commands:").answers("  stop ").answers("  start ");
         ctl("--vm-name", "x", "-h", "start").exits(0).answers("  stop ");
@@ -443,7 +444,12 @@ final class VmCtlTest {
             VmCtl.VmException refused = assertThrows(VmCtl.VmException.class, () -> VmCtl.vmDirectory(odd.resolve("relative")));
             assertEquals(2, refused.exitCode);
             assertFalse(Files.exists(odd));
+            Path link = Files.createSymbolicLink(temporary.resolve("link"), Files.createDirectory(odd));
+            ctl("start", "--vm-dir", link.toString()).exits(2).says("must not contain % or ${").says(odd.toString());
+            Files.delete(link);
         }
+        Path oddLink = Files.createSymbolicLink(temporary.resolve("50%"), dir); // ssh is given what it leads to
+        ctl("start", "--vm-dir", oddLink.toString()).exits(69).says("there is no VM x in " + dir);
     }
 
     @Test
@@ -889,6 +895,7 @@ final class VmCtlTest {
         killedAt("QEMU started", "start", "--no-wait");
         assertTrue(VmCtl.isRunning(vm.qemuPid()), "it runs, without a record");
         ctl("status").exits(0).answers("starting");
+        ctl("snapshot", "two").exits(69).says("vm-ctl: an earlier start was interrupted: run vm-ctl start again");
         ctl("start", "--no-wait").exits(0).says("was interrupted: ending its QEMU");
         ctl("stop", "--force").exits(0);
         Disks.holds(disk(), 2);
@@ -923,8 +930,8 @@ final class VmCtlTest {
         Disks.write(disk(), 2);
         ctl("snapshot", "one").exits(0);
         Disks.write(disk(), 3);
-        ctl("clone", "a", "--snapshot", "one").exits(0).says("made a of x/one");
-        ctl("clone", "b", "c").exits(0); // of the clean disk: it was never started
+        ctl("clone", "a", "--snapshot", "one").exits(0).says("made a of x/one: VM_NAME=a vm-ctl start\n");
+        ctl("clone", "b", "c").exits(0).says("made b, c of x/clean, each: VM_NAME=b vm-ctl start\n"); // of the clean disk: it was never started
         Map<String, String> a = Map.of("VM_NAME", "a");
         VmCtl.VmFiles clone = new VmCtl.VmFiles(dir, "a");
         Disks.holds(clone.workingDisk().orElseThrow(), 2);
@@ -984,6 +991,29 @@ final class VmCtlTest {
         ctl("list").exits(0);
         assertEquals(List.of(), new VmCtl.VmFiles(dir, "a").all());
         assertEquals(List.of(), new VmCtl.VmFiles(dir, "b").all());
+    }
+
+    /** Each is waited for, also if one before it has failed; the exit code is that of the first. */
+    @Test
+    void clonesThatStartTogetherAreAllAwaited() throws IOException {
+        makeVm();
+        keys();
+        VmCtl.onStep = step -> {
+            try {
+                if (step.equals("clone made") && !Files.exists(dir.resolve("b.disks"))) {
+                    Files.delete(new VmCtl.VmFiles(dir, "a").workingDisk().orElseThrow());
+                }
+            } catch (IOException failed) {
+                throw new UncheckedIOException(failed);
+            }
+        };
+        try {
+            Script.Result result = ctl("clone", "--start", "--timeout", "2s", "a", "b").exits(69);
+            result.says("made a, b of x/clean\n", "a: ", " is missing", "b: no answer after ");
+        } finally {
+            VmCtl.onStep = step -> { };
+            ctl(Map.of("VM_NAME", "b"), "stop", "--force");
+        }
     }
 
     private void keys() throws IOException {
@@ -1101,6 +1131,25 @@ final class VmCtlTest {
                 taken.close();
             }
         }
+    }
+
+    /** Of two ports that are forwarded, one for ssh, and one as the user wants it. */
+    @Test
+    void aDryRunForwardsAPortOnce() throws IOException {
+        makeCleanDisk();
+        String port = ctl("start", "--dry-run").out().replaceAll("(?s).*127\\.0\\.0\\.1:(\\d+)-:22.*", "$1");
+        String line = ctl("start", "--dry-run", "--forward", port + ":80").exits(0).answers("127.0.0.1:" + port + "-:80").out();
+        assertFalse(line.contains("127.0.0.1:" + port + "-:22"), line);
+    }
+
+    @Test
+    void aRestoreThatStartsNothingNeedsNoPort() throws IOException {
+        makeVm();
+        Disks.write(disk(), 2);
+        try (ServerSocket taken = new ServerSocket(0, 1, InetAddress.getByName("127.0.0.1"))) {
+            ctl(Map.of("VM_SSH_PORT", "" + taken.getLocalPort()), "restore").exits(0).says("restored the disk of clean: vm-ctl start boots it");
+        }
+        Disks.holds(disk(), 1);
     }
 
     /** The tool as a process of its own. */
@@ -1665,7 +1714,7 @@ final class VmCtlTest {
             }
         }
         // A limit that comes between two writes says nothing against the RAM.
-        qemu.launch(again, disk(), "one");
+        qemu.launch(again, disk(), true);
         assertEquals("it was not read within 0 s", ram(qemu).load(file, ram.getLong("ramCrc32c"), Duration.ZERO));
         qemu.end();
         qemu.removeLeftovers();
@@ -1678,7 +1727,7 @@ final class VmCtlTest {
 
     /** What the guest does after this RAM was loaded; the problem is a pattern, or null if none is expected. */
     private String restored(VmCtl.Qemu qemu, VmCtl.Plan plan, Path ram, long checksum, String problem) throws IOException {
-        qemu.launch(plan, disk(), "one");
+        qemu.launch(plan, disk(), true);
         String refusal = ram(qemu).load(ram, checksum, Duration.ofMinutes(1));
         if (problem == null) {
             assertNull(refusal);
@@ -1745,6 +1794,63 @@ final class VmCtlTest {
         ctl("snapshot", "--list").answers("disk\n");
         // By other hardware it is not marked.
         ctl("restore", "one").exits(0).says("restored the disk of one");
+    }
+
+    /** Takes a snapshot of a bare QEMU, as if its guest answered: by a port that greets as sshd does, and an ssh that only succeeds. */
+    private void snapshotOfBareQemu(String name) throws Exception {
+        Path ssh = Files.createDirectories(temporary.resolve("bin")).resolve("ssh");
+        Files.setPosixFilePermissions(Files.writeString(ssh, "#!/bin/sh\n"), PosixFilePermissions.fromString("rwxr-xr-x"));
+        try (ServerSocket sshd = new ServerSocket(0, 5, InetAddress.getByName("127.0.0.1"))) {
+            VmCtl.Qemu qemu = new VmCtl.Qemu(vm, message -> { });
+            qemu.write(qemu.running().orElseThrow().with("port", sshd.getLocalPort()));
+            Thread greeter = new Thread(() -> {
+                try (Socket client = sshd.accept()) {
+                    client.getOutputStream().write("SSH-2.0-OpenSSH_9.2\r\n".getBytes(UTF_8));
+                } catch (IOException closed) {
+                    // the command never asked
+                }
+            });
+            greeter.start();
+            Path said = temporary.resolve("said");
+            Process tool = start(said, List.of(), Map.of("PATH", ssh.getParent() + ":" + System.getenv("PATH")), "snapshot", name, "--yes");
+            assertEquals(0, tool.waitFor(), Files.readString(said));
+            greeter.join();
+        }
+    }
+
+    /** QEMU names one that -drive gives it before the VM's own, and one of -blockdev after it. */
+    @Test
+    void aDiskOfTheUserIsNotTakenForTheVms() throws Exception {
+        makeVm();
+        Path extra = temporary.toRealPath().resolve("extra.qcow2");
+        Disks.run("qemu-img", "create", "-q", "-f", "qcow2", extra.toString(), "1G");
+        Path another = Files.copy(extra, extra.resolveSibling("another.qcow2"));
+        ctl("start", "--no-wait", "--qemu-args", "-drive file=" + extra + ",if=none,id=x -device scsi-hd,drive=x -blockdev "
+                + "driver=qcow2,node-name=y,file.driver=file,file.filename=" + another + " -device scsi-hd,drive=y").exits(0);
+        Path before = disk();
+        assertEquals(before, new VmCtl.GuestDisk(new VmCtl.Qemu(vm, message -> { })).active());
+        snapshotOfBareQemu("one");
+        assertEquals(before, snapshot("one").disk());
+        assertEquals(disk(), new VmCtl.GuestDisk(new VmCtl.Qemu(vm, message -> { })).active());
+        assertEquals(before, VmCtl.Disk.read(disk()).backing());
+        assertNotEquals("r--------", PosixFilePermissions.toString(Files.getPosixFilePermissions(extra)));
+    }
+
+    /** While another snapshot's record is damaged, nothing is deleted, so the RAM of replaced snapshots piles up. */
+    @Test
+    void ramStaysWithItsSnapshotHoweverOftenThatIsReplaced() throws Exception {
+        makeVm();
+        ctl("snapshot", "damaged").exits(0);
+        String record = Files.readString(vm.record("damaged"));
+        ctl("start", "--no-wait").exits(0);
+        Files.writeString(vm.record("damaged"), "{");
+        for (int i = 1; i <= 3; i++) {
+            snapshotOfBareQemu("one");
+            assertEquals("disk and RAM", snapshot("one").contents(), "the snapshot taken for the " + i + ". time");
+        }
+        Files.writeString(vm.record("damaged"), record);
+        ctl("stop", "--force").exits(0);
+        assertEquals(List.of(snapshot("one").ram(), vm.record("one")), files(vm.record("one").getParent()));
     }
 
     private static VmCtl.GuestRam ram(VmCtl.Qemu qemu) {
