@@ -155,7 +155,7 @@ final class AllTests {
             }
         }
         List<Class<?>> chosen = new ArrayList<>(CLASSES.stream().filter(type -> words.stream().anyMatch(word -> isNamed(type, word))).toList());
-        if (OTHER_RESULT.isEmpty() && chosen.stream().anyMatch(type -> hasTag(type, "vm")) && !Files.exists(RESULTS.resolve("installed"))
+        if (OTHER_RESULT.isEmpty() && chosen.stream().anyMatch(type -> hasTag(type, "vm")) && !Files.exists(Guest.FIRST_START)
                 && !chosen.contains(InstallTest.class)) {
             chosen.add(0, InstallTest.class);
         }

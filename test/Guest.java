@@ -31,7 +31,7 @@ record Guest(Map<String, String> settings) {
     static final Path SAMPLE = Path.of("test/sample").toAbsolutePath();
     /** The phases that the shared VM was installed by. */
     static final Path INSTALLED_PHASES = BUILD.resolve("test/phases installed");
-    /** The shared VM's snapshot clean, as its first start made it. */
+    /** The shared VM's snapshot clean, as its first start made it. InstallTest makes it last: that VM is there if this is. */
     static final Path FIRST_START = BUILD.resolve("test/first start");
     /** Ends whatever hangs. An installation takes three minutes on two idle cores without KVM, three times that on busy ones. */
     private static final Duration LIMIT = Duration.ofMinutes(15);
@@ -124,8 +124,10 @@ record Guest(Map<String, String> settings) {
 
     /** Keeps disk and RAM of a VM's first start for its twins. */
     void keepFirstStart() throws IOException {
-        delete(FIRST_START);
-        copySnapshot(vmDir(), FIRST_START);
+        Path copy = BUILD.resolve("test/first start, unfinished");
+        delete(copy);
+        copySnapshot(vmDir(), copy);
+        Files.move(copy, FIRST_START);
     }
 
     private static void copySnapshot(Path from, Path to) throws IOException {

@@ -34,7 +34,6 @@ final class InstallTest {
 
     @BeforeAll
     static void anEmptyDirectory() throws IOException {
-        Files.deleteIfExists(Guest.BUILD.resolve("test/installed"));
         Guest.delete(Guest.FIRST_START);
         if (Files.exists(GUEST.vmDir())) {
             GUEST.ctl("destroy", "--yes");
@@ -137,7 +136,6 @@ final class InstallTest {
         GUEST.ctl("start").exits(0).says("kept disk and RAM");
         GUEST.ctl("stop", "--force").exits(0);
         GUEST.keepFirstStart();
-        Files.createFile(Guest.BUILD.resolve("test/installed"));
     }
 
     /** These phases with another first line of phase 3. */
