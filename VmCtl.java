@@ -510,8 +510,8 @@ final class VmCtl {
         if (delete == null) {
             refuseCommandAsName(name);
         } else if (delete.equals(CLEAN)) {
-            throw wrongUsage("snapshot clean cannot be deleted: unless clones build on it, vm-ctl snapshot clean --yes "
-                    + "replaces it, and vm-ctl destroy deletes the VM");
+            throw wrongUsage("snapshot clean cannot be deleted. vm-ctl snapshot clean --yes replaces it, vm-ctl "
+                    + "destroy deletes the whole VM; both are refused while clones build on it");
         }
         openExistingVm();
         if (list) {
@@ -584,7 +584,7 @@ final class VmCtl {
         Plan plan = start ? plan(options, true, false).elsewhere() : null;
         locked("clone", () -> snapshots.clones().make(snapshots.require(snapshot), names, lock));
         say("made " + String.join(", ", names) + " of " + files.name() + "/" + snapshot + (start ? ""
-                : (names.size() == 1 ? "" : ", each") + ": VM_NAME=" + names.get(0) + " vm-ctl start"));
+                : "; to start " + names.get(0) + ": VM_NAME=" + names.get(0) + " vm-ctl start"));
         return start ? startClones(names, plan) : 0;
     }
 
@@ -821,8 +821,12 @@ final class VmCtl {
      * path.
      */
     private void openVm() throws IOException {
-        Path dir = userPath(dirOption);
-        open(new VmFiles(vmDirectory(Files.exists(dir) ? dir.toRealPath() : dir), nameOption));
+        open(new VmFiles(vmDirectory(realPath(userPath(dirOption))), nameOption));
+    }
+
+    /** A path without links, also of what is not there yet. */
+    private static Path realPath(Path path) throws IOException {
+        return Files.exists(path) ? path.toRealPath() : realPath(path.getParent()).resolve(path.getFileName());
     }
 
     /** The same, and 69 at once if there is no such VM. */
@@ -885,8 +889,8 @@ final class VmCtl {
     }
 
     /**
-     * What the options say, checked. Port, forwards and network that they do not name are those of the running VM. A
-     * guest can end QEMU itself. The mark of an offline VM outlives that, so the next start is offline, too.
+     * What the options say, checked. Port, forwards and network that they do not name are those of the running VM. An
+     * offline VM stays offline until vm-ctl stop, also if its guest ends QEMU: a file says so.
      */
     private Plan plan(MachineOptions options, boolean waits, boolean dryRun) throws IOException {
         long mebibytes = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean())
@@ -1201,7 +1205,7 @@ final class VmCtl {
             return find(files, CLEAN).filter(snapshot -> snapshot.cloneOf() != null);
         }
 
-        /** Whether the first start took it, of the installation as it was made, whose disk is still there. */
+        /** Whether the first start took it, right after the installation, and the clean disk is still there. */
         boolean isAsInstalled(VmFiles files) {
             return json.getBoolean("automatic") && Files.exists(files.clean());
         }
@@ -1627,7 +1631,7 @@ final class VmCtl {
             return new GuestRam(qemu);
         }
 
-        /** 69 if there is nothing to run: the installation has not come to an end, or an older vm-ctl made the disk. */
+        /** 69 if there is no disk to run: the installation is not finished, or an older vm-ctl made the disk. */
         void requireDisk() {
             if (!Files.exists(files.link(), LinkOption.NOFOLLOW_LINKS) && !Files.exists(files.clean())
                     && find(CLEAN).isEmpty()) {
@@ -1770,7 +1774,7 @@ final class VmCtl {
             return disk;
         }
 
-        /** Starts QEMU; one that takes RAM in waits for it. */
+        /** Starts QEMU. With takesRam it stays paused and waits for the RAM. */
         private Running launch(Plan plan, boolean takesRam) throws IOException {
             ssh.closeMaster(); // of the QEMU before
             say.accept("accelerator: " + plan.accel() + " (" + plan.accelReason() + ")");
@@ -2166,7 +2170,7 @@ final class VmCtl {
             return clones;
         }
 
-        /** Whether another VM is recorded as a clone or, whatever the records say, has a disk on one of this VM's. */
+        /** Whether another VM builds on this one: its record says so, or the backing file of one of its disks. */
         private boolean buildsOn(VmFiles other, String snapshot) {
             Path disk = snapshot == null ? null : Snapshot.find(files, snapshot).map(Snapshot::disk).orElse(null);
             return Snapshot.source(other).filter(source -> files.name().equals(source.cloneOf())
@@ -2200,7 +2204,11 @@ final class VmCtl {
                     qemu.end();
                     qemu.removeLeftovers();
                 } else if (running.act() == Act.SAVING) {
-                    files.useDisk(new GuestDisk(qemu).active());
+                    Path active = new GuestDisk(qemu).active();
+                    if (!Files.exists(active)) {
+                        throw unavailable(active + " is missing, though QEMU uses it: nothing is cleaned up");
+                    }
+                    files.useDisk(active);
                     new GuestRam(qemu).resume();
                     qemu.write(running.during(Act.NONE));
                     say.accept("an earlier snapshot was interrupted: the guest resumes");
@@ -2305,8 +2313,8 @@ final class VmCtl {
             if (runs) {
                 layers.needed.add(new GuestDisk(qemu).active());
             }
-            for (String name : vmNames(files.dir())) {
-                for (Path disk : entries(files.other(name).disks())) {
+            for (Path directory : entries(files.dir())) { // all of them: a user may have renamed a VM's
+                for (Path disk : directory.toString().endsWith(".disks") ? entries(directory) : List.<Path>of()) {
                     Optional<Disk> image = Disk.find(disk);
                     // Skips files that are half made, and another VM's disk that was deleted just now.
                     if (disk.toString().endsWith(".qcow2") && (image.isPresent() || Files.exists(disk))) {
@@ -2395,7 +2403,7 @@ final class VmCtl {
 
         Part {
             boolean isKey = name.startsWith(KEYS) && KEY_NAMES.contains(name.substring(KEYS.length()));
-            long limit = name.equals(DISK) || name.equals(RAM) ? 1L << 40 : isKey ? 1 << 16 : -1; // there is no other
+            long limit = name.equals(DISK) || name.equals(RAM) ? 1L << 40 : isKey ? 1 << 16 : -1; // no other is allowed
             if (bytes < 0 || bytes > limit || !sha256.matches("[0-9a-f]{64}")) {
                 throw new IllegalArgumentException(name + " cannot have " + bytes + " bytes");
             }
@@ -3592,7 +3600,8 @@ final class VmCtl {
         }
 
         /**
-         * Starts QEMU on the first port it can have, and writes down what runs. One that takes RAM in waits for it.
+         * Starts QEMU on the first port it can have, and writes the record. With takesRam, QEMU stays paused and waits
+         * for the RAM.
          */
         Running launch(Plan plan, Path disk, boolean takesRam) throws IOException {
             Disk.requireChain(disk, files.dir());
@@ -3602,7 +3611,7 @@ final class VmCtl {
                 Files.deleteIfExists(files.offlineMark());
             }
             Files.deleteIfExists(files.pidFile()); // of the QEMU before
-            privateDirectory(files.socket(".qmp").getParent()); // one in /tmp is checked by the next socket()
+            privateDirectory(files.socket(".qmp").getParent()); // if it is in /tmp, arguments() checks it
             makeFile(files.consoleLog());
             long consoleAt = Files.size(files.consoleLog());
             requirePorts(plan);
@@ -3665,8 +3674,8 @@ final class VmCtl {
         }
 
         /**
-         * 69 if QEMU could not start as planned: asked before the VM is ended. Hardware that the VM does not have yet
-         * is tried: QEMU starts with it, paused, and is ended at once.
+         * 69 if QEMU could not start as planned: asked before the VM is ended. If the plan changes the running
+         * VM's hardware, a second QEMU is started with it, paused, and ended at once.
          */
         void requireStart(Plan plan) throws IOException {
             requirePorts(plan);
@@ -3735,7 +3744,7 @@ final class VmCtl {
             }
         }
 
-        /** The same where the VM was found running a moment ago; 69 if it has ended, or has no record. */
+        /** Like running(), of a VM that ran a moment ago: 69 if it has ended, or if its start wrote no record. */
         Running requireRunning() throws IOException {
             Optional<Running> running = running();
             if (running.isEmpty()) {
@@ -3905,10 +3914,9 @@ final class VmCtl {
         }
 
         private JsonObject activeImage() throws IOException {
-            return query("query-block")
-                    .filter(device -> device.getString("device").isEmpty()) // a user's -drive has a name
-                    .map(device -> device.getObject("inserted"))
-                    .filter(image -> image != null && image.getString("drv").equals("qcow2")).findFirst()
+            return query("query-block").map(device -> device.getObject("inserted"))
+                    .filter(image -> image != null // by the names that we give: the user's disks have others
+                    && image.getString("node-name", "").matches("disk0|disk-[0-9a-f]+")).findFirst()
                     .orElseThrow(() -> unavailable("QEMU does not name the guest's disk"));
         }
 
@@ -3973,7 +3981,7 @@ final class VmCtl {
             qemu.qmp("job-finalize", "id", job);
             awaitJob(job, "concluded");
             qemu.qmp("job-dismiss", "id", job);
-            for (JsonObject image : images()) { // QEMU keeps the disks that it was told to open, and their space
+            for (JsonObject image : images()) { // QEMU keeps what it was told to open, and its space
                 String name = image.getString("node-name");
                 try {
                     if (name.startsWith("disk")) { // one of ours
@@ -4323,7 +4331,7 @@ final class VmCtl {
                 ".lock", ".offline", ".import", ".import.part");
         private static final List<String> SOCKETS = List.of(".qmp", ".console", ".control", ".ram");
 
-        /** Those of another VM of the same directory. */
+        /** The files of another VM in the same VM_DIR. */
         VmFiles other(String vm) {
             return new VmFiles(dir, vm);
         }
@@ -4363,8 +4371,8 @@ final class VmCtl {
         }
 
         /**
-         * Is there from the start of an offline VM until vm-ctl stop. A guest can end QEMU itself. The mark outlives
-         * that, so the next start is offline, too.
+         * It is there from the start of an offline VM until vm-ctl stop. It stays if the guest ends QEMU, so that the
+         * next start is offline, too.
          */
         Path offlineMark() {
             return file(".offline");
@@ -4515,8 +4523,11 @@ final class VmCtl {
         return String.format(Locale.ROOT, "%.1f s", (System.nanoTime() - since) / 1e9);
     }
 
+    /** Members without a value are left out. */
     private static void writeRecord(Path file, JsonObject record) throws IOException {
-        writeFile(file, JsonWriter.string(record));
+        JsonObject written = new JsonObject(record);
+        written.values().removeIf(value -> value == null);
+        writeFile(file, JsonWriter.string(written));
     }
 
     /** Runs a step that the command can do without: its failure is only reported. */

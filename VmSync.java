@@ -2006,7 +2006,7 @@ final class VmSync implements Callable<Integer> {
                 try (OutputStream out = Channels.newOutputStream(Files.newByteChannel(temporary,
                         Set.of(StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE),
                         PosixFilePermissions.asFileAttribute(mode)))) {
-                    bytes += tar.transferTo(out); // which is never longer than was announced
+                    bytes += tar.transferTo(out); // the library reads no further than the header says
                 }
                 Files.setLastModifiedTime(temporary, entry.getLastModifiedTime());
             });

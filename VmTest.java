@@ -482,7 +482,7 @@ final class VmTest implements Callable<Integer> {
         }
         if (timingsTarget != null) {
             Timings timings = new Timings(timingsTarget, merge.project());
-            reports.forEach(timings::add);
+            reports.stream().filter(report -> report.job.runsWholePackages()).forEach(timings::add);
             problems.addAll(timings.write());
         }
         return verdict(reports, problems);
@@ -890,7 +890,7 @@ final class VmTest implements Callable<Integer> {
                     && (!callerArgs.packages().isEmpty() || callerArgs.hasFlag("run") || !repeated.isEmpty());
         }
 
-        /** If only some of its tests run, a package's time says nothing about a run of all of them. */
+        /** Whether all tests of its packages run: only then are the packages' times of use for later runs. */
         boolean runsWholePackages() {
             return repeated.isEmpty() && !callerArgs.hasFlag("run") && !callerArgs.hasFlag("skip");
         }
@@ -922,7 +922,7 @@ final class VmTest implements Callable<Integer> {
 
         Suites(Settings settings, Path project) {
             BUILT_IN.lines().map(line -> line.split(" +", 2)).forEach(row -> add(row[0], row[1], ""));
-            if (!Files.isDirectory(project.resolve("internal/worker"))) { // so it is in go-synth's newer trees
+            if (!Files.isDirectory(project.resolve("internal/worker"))) { // as in go-synth's newer trees
                 add("phase4", "doas go test -v -tags=integration ./environment/bsd/", "");
             }
             byName.put("all", new Suite("all", "", List.of("unit", "integration", "phase4"), ""));
@@ -1359,7 +1359,7 @@ final class VmTest implements Callable<Integer> {
         static String ssh = "ssh";
 
         private static final String SCRIPT = """
-            listed=200000 # if more lines were there before, nobody can tell which ones are new
+            listed=200000 # lines; with more before the suite, new ones cannot be told apart
             exec 3>&2 4<&0 </dev/null 2>/dev/null
             trap '' HUP INT QUIT TERM PIPE
             say() { printf '%s\\n' "$mark$*" >&3; }
@@ -1446,7 +1446,7 @@ final class VmTest implements Callable<Integer> {
             code=$?
             kill -USR1 $watcher # unless it has begun to stop the suite
             wait $watcher
-            end=$(($(date +%s) + ${grace:-0})) # git gc --auto, for one, ends by itself
+            end=$(($(date +%s) + ${grace:-0})) # a process may end by itself, as git gc --auto does
             while left=$(mine none) || left='? the processes could not be listed'
                 [ -n "$left" ] && [ "$(date +%s)" -lt $end ]; do nap; done
             [ -z "$left" ] || printf '%s\\n' "$left" | while read -r process; do say left process "$process"; done
@@ -1457,8 +1457,8 @@ final class VmTest implements Callable<Integer> {
 
         /**
          * The supervisor with what it is to run, as text for sh's stdin. The suite's own variables are set in the last
-         * moment, by a shell that needs none of the supervisor's any more. {@code leftovers}: whether it lists what is
-         * there before and after the suite; then a process may live on for 5 seconds after the suite's end.
+         * moment, by a shell that needs none of the supervisor's any more. {@code leftovers}: whether it lists files
+         * and mounts before and after the suite. If so, processes get 5 seconds to end before they are left behind.
          */
         static String script(String mark, Place place, String command, Map<String, String> environment,
                 boolean leftovers) {
@@ -1503,7 +1503,7 @@ final class VmTest implements Callable<Integer> {
         private final BooleanSupplier interrupted;
         private final Path console;
         private final long consoleStart;
-        /** What the command left behind. Without the guest's listings it is not complete. */
+        /** What the command left behind; incomplete if the guest was not asked to list. */
         final Leftovers leftovers = new Leftovers();
         /** At the time limit, after the goroutine dumps and before the kill; null: nothing. */
         Runnable beforeKill;
@@ -2808,7 +2808,7 @@ final class VmTest implements Callable<Integer> {
     static final class EventFile implements Closeable {
         /** 200 MB of short lines are 2 GB of events. The guest decides how many come, and must not fill this disk. */
         static final long MAX_BYTES = 4_000_000_000L;
-        private static final Pattern PIECE = Pattern.compile("(?s).{1,8000}"); // in JSON one may be six times as long
+        private static final Pattern PIECE = Pattern.compile("(?s).{1,8000}+"); // in JSON a character may take six
         private final Path path;
         private final long limit;
         private final List<String> suites; // of the call
@@ -3245,8 +3245,8 @@ final class VmTest implements Callable<Integer> {
         }
 
         /**
-         * Deletes lock files of killed runs that had made nothing yet; vm-ctl deletes the others together with what
-         * names them.
+         * Deletes the locks of runs that were killed before they made a snapshot or a clone. vm-ctl deletes any other
+         * lock, with the snapshot and the clones that name it.
          */
         private void deleteLocksOfKilledRuns() throws IOException {
             try (DirectoryStream<Path> locks = Files.newDirectoryStream(lockFile.getParent(), "par-*.lock")) {
@@ -3315,7 +3315,7 @@ final class VmTest implements Callable<Integer> {
         private final BooleanSupplier interrupted;
         private final List<Ending> endings = new ArrayList<>();
         private Verdict stoppedBy; // why the rest was stopped
-        private Throwable failure; // is read when all threads have ended
+        private Throwable failure; // read only after all threads have ended
 
         /** The work begins with the first packages of the list. */
         ParallelRun(CloneSet clones, List<List<String>> work, BooleanSupplier interrupted) {
@@ -3549,7 +3549,7 @@ final class VmTest implements Callable<Integer> {
                     suite.header.getArray("suites")).stream()).filter(name -> !suites.containsKey(name))
                     .collect(Collectors.toCollection(TreeSet::new));
             boolean passed = suites.values().stream().allMatch(suite -> suite.verdict == Verdict.PASSED);
-            if (!neverBegun.isEmpty() && passed) { // else a failure tells why
+            if (!neverBegun.isEmpty() && passed) { // a suite that failed is why others never began
                 suites.values().forEach(suite -> suite.problems.add("no file has the suites that were to run, too: "
                         + oneLine(String.join(", ", neverBegun))));
             }
@@ -3613,9 +3613,9 @@ final class VmTest implements Callable<Integer> {
                 } else if (Files.size(file) == 0) {
                     throw new IOException("it is empty");
                 }
-            } catch (IOException | RuntimeException damaged) {
-                throw new IOException(file + " cannot be read: " + (damaged instanceof IOException ? reason(damaged)
-                        : "it has a line that vm-test --json does not write"), damaged);
+            } catch (IOException | RuntimeException | StackOverflowError damaged) { // the last: nested very deeply
+                throw new IOException(file + " cannot be read: " + (damaged instanceof IOException refused
+                        ? reason(refused) : "it has a line that vm-test --json does not write"), damaged);
             }
         }
     }
@@ -3640,7 +3640,9 @@ final class VmTest implements Callable<Integer> {
         MergedSuite(JsonObject header, int count, MemoryLimits limits) {
             if (Stream.of("command", "project", "version", "list").anyMatch(name -> header.getString(name) == null)
                     || !header.getString("suite", "").matches("[a-z0-9][a-z0-9-]{0,63}")
-                    || !header.getString("started", "").matches("\\d{4}-.*")) {
+                    || !header.getString("started", "").matches("\\d{4}-.*")
+                    || Stream.of("suites", "words").map(header::getArray).anyMatch(all -> all == null
+                    || !all.stream().allMatch(String.class::isInstance))) {
                 throw new IllegalArgumentException("a member is missing");
             }
             started = Instant.parse(header.getString("started"));
@@ -3698,7 +3700,7 @@ final class VmTest implements Callable<Integer> {
             } else if (part == null) {
                 return true;
             } else if (json.has("packages")) {
-                json.getArray("packages").forEach(name -> addPackage(String.valueOf(name)));
+                json.getArray("packages").forEach(name -> addPackage((String) name));
             } else if (json.has("result")) {
                 String name = json.getString("result") + (count == 1 ? "" : " (part " + part + "/" + count + ")");
                 results.computeIfAbsent(name, it -> Result.ofSuite(header.getString("suite"), name,

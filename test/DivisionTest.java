@@ -334,7 +334,7 @@ final class DivisionTest {
             assertFalse(Files.exists(old));
             assertTrue(Files.exists(clones.lockFile));
         }
-        // Somebody else deletes it between the listing and the attempt to open it: what is listed cannot be opened.
+        // A dangling link stands for a lock that vm-ctl deletes meanwhile: it is listed, but cannot be opened.
         Files.createSymbolicLink(old, dir.resolve("none"));
         clones(1).close();
         Files.delete(old);
@@ -487,6 +487,9 @@ final class DivisionTest {
             {"cannot be read: it is empty", ""}, {"it has a line that vm-test --json does not write", "FAIL\n"},
             {"it has a line that vm-test --json does not write", "[]\n"}, {"it has a line that vm-test --json does not write", "{\"a\":".repeat(100_000) + "\n"},
             {"it has a line that vm-test --json does not write", event("pass", "m/b", "", "")},
+            {"it has a line that vm-test --json does not write", lines.get(0) + "\n{\"suite\":\"x\",\"packages\":[[]]}\n"},
+            {"cannot be read: it has a line that vm-test --json does not write", lines.get(0).replace("\"commit\":", "\"commit\":" + "[".repeat(3000) + "]".repeat(3000) + ",\"c\":")
+                    + "\n"},
             {"differ", Files.readString(second).replace("\"version\":\"" + version() + "\"", "\"version\":\"0.1\"")},
             {"it has a line that vm-test --json does not write", Files.readString(second).replace("\"shard\":\"2/2\"", "\"shard\":\"3/2\"")},
             {"differ", Files.readString(second).replaceAll("\"list\":\"[^\"]*\"", "\"list\":\"0\"")},
@@ -517,7 +520,7 @@ final class DivisionTest {
         }
     }
 
-    /** What is missing from the merged file is told with the file that cannot be read, and takes nothing from the verdict. */
+    /** If a part cannot be read to its end, a message names it, and the verdict is still printed. */
     @Test
     void aPartThatIsCutInALineIsNamedAndTheVerdictTold() throws Exception {
         Path first = part("1", new VmTest.Shard(1, 2));

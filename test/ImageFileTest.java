@@ -167,7 +167,7 @@ final class ImageFileTest {
         Disks.holds(imported.workingDisk().orElseThrow(), 1);
     }
 
-    /** Also below a link: a VM_DIR is known by its real path. */
+    /** Also below a link; then its real path is used. */
     @Test
     void anImportMakesVmDir() throws IOException {
         ctl("x", "export", file.toString()).exits(0);
@@ -177,6 +177,9 @@ final class ImageFileTest {
         assertEquals("rwx------", mode(real.resolve("new/vms")));
         ctl("y", "restore", "--vm-dir", made.toString()).exits(0);
         Disks.holds(new VmCtl.VmFiles(real.resolve("new/vms"), "y").workingDisk().orElseThrow(), 1);
+        Path odd = Files.createSymbolicLink(temporary.resolve("odd"), Files.createDirectory(temporary.toRealPath().resolve("a%b"))).resolve("vms");
+        ctl("y", "import", "--vm-dir", odd.toString(), file.toString()).exits(2).says("VM_DIR must not contain %");
+        assertFalse(Files.exists(odd));
     }
 
     @Test

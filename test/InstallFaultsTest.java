@@ -146,7 +146,7 @@ final class InstallFaultsTest {
     }
 
     @Test
-    void whateverIsKilledInPhase1TheNextRunDoesItAgain() throws Exception {
+    void aToolKilledInPhase1IsFollowedByTheWholePhase() throws Exception {
         Guest guest = TWIN.with("VM_PHASES", small.toString());
         Map<Path, FileTime> before = disks();
         killTool(guest, 1, "--to", "1");

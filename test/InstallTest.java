@@ -92,7 +92,7 @@ final class InstallTest {
     @Test
     @Order(5)
     void threePhasesInstallWithoutAWord() throws IOException {
-        phases(Guest.INSTALLED_PHASES, "set -eux").install("--yes").exits(0) // traced, for the look at the log
+        phases(Guest.INSTALLED_PHASES, "set -eux").install("--yes").exits(0) // with set -x, to see that the trace does not print the password
                 .says("phase 1 done in ", "phase 2 done in ", "phase 3 done in ", "guest is installed: DragonFly 6.4-RELEASE x86_64");
         assertFalse(Files.exists(GUEST.file(".snapshots")), "they back on the disk that is gone");
         String installed = Files.readString(GUEST.file(".install").resolve("install.json"));
@@ -138,7 +138,7 @@ final class InstallTest {
         GUEST.keepFirstStart();
     }
 
-    /** These phases with another first line of phase 3. */
+    /** A copy of phases/ in which phase 3 has this line instead of `set -eu`. */
     private static Guest phases(Path copy, String first) throws IOException {
         return withMirror().with("VM_PHASES", Guest.phasesWhere(copy, "phase3-provision.sh", "set -eu", first).toString());
     }

@@ -102,8 +102,9 @@ final class ParallelTest {
     @Order(2)
     void whatAPackageLeavesIsNamedWithItAndHarmsNoOther() {
         Script.Result result = guest.with("VM_TEST_BUILD", "true", "VM_TEST_LEAKING", "doas go test -count=1 -tags=scenario ./scenario/leaking "
-                + "./internal/words").test("--parallel", "1", "--isolate", "leaking").exits(1)
-                .answers("left behind", "mount tmpfs", "(after sample/scenario/leaking)", "ok  \tsample/internal/words");
+                + "./scenario/failing ./scenario/nobuild ./internal/words").test("--parallel", "1", "--isolate", "leaking").exits(1)
+                .answers("left behind", "mount tmpfs", "(after sample/scenario/leaking)", "FAIL sample/scenario/failing TestFailsInSubtest/bad",
+                        "BUILD FAILED sample/scenario/nobuild", "ok  \tsample/internal/words");
         assertFalse(result.out().contains("(after sample/internal/words)"), result.out());
         guest.sh("test ! -e /build/Workers/leak.log").exits(0);
     }

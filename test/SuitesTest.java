@@ -75,9 +75,9 @@ final class SuitesTest {
         }
     }
 
-    /** GoVersionsTest has the other kinds, such as a panic. */
+    /** VmTestTest has panics, vet's complaints and os.Exit, as Go printed them; GoVersionsTest has them from several versions of Go. */
     @Test
-    void everyKindOfTestGetsItsOutcome() throws Exception {
+    void failedAndSkippedTestsGetTheirOutcome() throws Exception {
         String packages = Stream.of("failing", "skipping", "nesting", "racing", "many")
                 .map(name -> " ./scenario/" + name).reduce("", String::concat);
         Script.Result result = UNBUILT.with("VM_TEST_SCENARIO", "go test -v -count=1 -tags=scenario" + packages)

@@ -80,7 +80,7 @@ final class SyncTest {
 
     @ParameterizedTest
     @ValueSource(strings = {"rsync", "tar"})
-    void aWatchBringsASaveAtOnceAndOutlivesRestartAndRestore(String engine) throws Exception {
+    void aWatchBringsASaveAtOnceAndOutlivesAStopAndRestores(String engine) throws Exception {
         Guest project = project(engine);
         Path log = Guest.BUILD.resolve("test/watch.log");
         Process watch = project.start(log, "VmSync", "--watch", "--engine", engine);

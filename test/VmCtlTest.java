@@ -135,7 +135,7 @@ final class VmCtlTest {
     void wrongUsageIsOneLineAndTwo() {
         ctl("strt").exits(2).says("did you mean");
         ctl("start", "--no-wiat").exits(2).says("--no-wait");
-        ctl("snapshot", "--delete", "clean").exits(2).says("snapshot clean cannot be deleted: unless clones build on it, "); // nor is there a VM
+        ctl("snapshot", "--delete", "clean").exits(2).says("snapshot clean cannot be deleted. vm-ctl snapshot clean --yes replaces it, "); // nor is there a VM
         ctl().exits(2);
         ctl("--help", "start").exits(0).answers("Commands:").answers("  stop ").answers("  start ");
         ctl("--vm-name", "x", "-h", "start").exits(0).answers("  stop ");
@@ -930,8 +930,8 @@ final class VmCtlTest {
         Disks.write(disk(), 2);
         ctl("snapshot", "one").exits(0);
         Disks.write(disk(), 3);
-        ctl("clone", "a", "--snapshot", "one").exits(0).says("made a of x/one: VM_NAME=a vm-ctl start\n");
-        ctl("clone", "b", "c").exits(0).says("made b, c of x/clean, each: VM_NAME=b vm-ctl start\n"); // of the clean disk: it was never started
+        ctl("clone", "a", "--snapshot", "one").exits(0).says("made a of x/one; to start a: VM_NAME=a vm-ctl start\n");
+        ctl("clone", "b", "c").exits(0).says("made b, c of x/clean; to start b: VM_NAME=b vm-ctl start\n"); // of the clean disk: it was never started
         Map<String, String> a = Map.of("VM_NAME", "a");
         VmCtl.VmFiles clone = new VmCtl.VmFiles(dir, "a");
         Disks.holds(clone.workingDisk().orElseThrow(), 2);
@@ -993,7 +993,7 @@ final class VmCtlTest {
         assertEquals(List.of(), new VmCtl.VmFiles(dir, "b").all());
     }
 
-    /** Each is waited for, also if one before it has failed; the exit code is that of the first. */
+    /** Each is waited for, also if one before it has failed; the exit code is that of the first that failed. */
     @Test
     void clonesThatStartTogetherAreAllAwaited() throws IOException {
         makeVm();
@@ -1133,7 +1133,7 @@ final class VmCtlTest {
         }
     }
 
-    /** Of two ports that are forwarded, one for ssh, and one as the user wants it. */
+    /** A dry run does not give ssh the port that the user forwards. */
     @Test
     void aDryRunForwardsAPortOnce() throws IOException {
         makeCleanDisk();
@@ -1765,6 +1765,8 @@ final class VmCtlTest {
         assertEquals(List.of("one"), VmCtl.json(ctl("status", "--json").out()).getArray("usableRam"));
         assertEquals("starting", VmCtl.json(ctl("status", "--json").exits(0).out()).getString("state"), "a booted VM runs");
         ctl("restore", "one", "--cold", "--timeout", "1s").exits(124);
+        KilledCommand.run(killable(), KilledCommand.Way.HALT, "link moved", 1, "restore", "one").exits(137);
+        ctl("start", "--no-wait", "--timeout", "4s").exits(0).says("the RAM of one cannot be used: no answer after 2 s", "booting its disk");
 
         // Twice silent for the full limit.
         Duration limit = VmCtl.Snapshots.emulatedRestoreLimit;
@@ -1810,15 +1812,17 @@ final class VmCtlTest {
                     // the command never asked
                 }
             });
+            greeter.setDaemon(true);
             greeter.start();
             Path said = temporary.resolve("said");
             Process tool = start(said, List.of(), Map.of("PATH", ssh.getParent() + ":" + System.getenv("PATH")), "snapshot", name, "--yes");
             assertEquals(0, tool.waitFor(), Files.readString(said));
-            greeter.join();
+            greeter.join(60_000);
+            assertFalse(greeter.isAlive(), "the command never asked");
         }
     }
 
-    /** QEMU names one that -drive gives it before the VM's own, and one of -blockdev after it. */
+    /** QEMU lists a disk of -drive before the VM's own, and one of -blockdev after it. */
     @Test
     void aDiskOfTheUserIsNotTakenForTheVms() throws Exception {
         makeVm();
@@ -1838,7 +1842,7 @@ final class VmCtlTest {
 
     /** While another snapshot's record is damaged, nothing is deleted, so the RAM of replaced snapshots piles up. */
     @Test
-    void ramStaysWithItsSnapshotHoweverOftenThatIsReplaced() throws Exception {
+    void aSnapshotThatIsReplacedThreeTimesKeepsItsRam() throws Exception {
         makeVm();
         ctl("snapshot", "damaged").exits(0);
         String record = Files.readString(vm.record("damaged"));
@@ -1846,7 +1850,7 @@ final class VmCtlTest {
         Files.writeString(vm.record("damaged"), "{");
         for (int i = 1; i <= 3; i++) {
             snapshotOfBareQemu("one");
-            assertEquals("disk and RAM", snapshot("one").contents(), "the snapshot taken for the " + i + ". time");
+            assertEquals("disk and RAM", snapshot("one").contents(), "snapshot number " + i);
         }
         Files.writeString(vm.record("damaged"), record);
         ctl("stop", "--force").exits(0);

@@ -226,7 +226,7 @@ final class VmTestTest {
     }
 
     @Test
-    void leaksThatAreIgnoredAreNotEvenTold() throws Exception {
+    void ignoredLeaksAreNotReported() throws Exception {
         try (FakeVm vm = new FakeVm(dir, "dfly-vm")) {
             assertEquals(0, exitCode(start(GUEST_HERE, "sleep 617 >/dev/null 2>&1 &", "it", "--leaks", "ignore")), Files.readString(dir.resolve("err")));
             String out = Files.readString(dir.resolve("out"));
