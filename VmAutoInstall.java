@@ -38,6 +38,7 @@ import java.lang.management.ManagementFactory;
 import java.math.BigInteger;
 import java.net.InetAddress;
 import java.net.ServerSocket;
+import java.net.StandardProtocolFamily;
 import java.net.UnixDomainSocketAddress;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
@@ -1510,8 +1511,11 @@ final class VmAutoInstall implements Callable<Integer> {
     static final class Qmp implements AutoCloseable {
         // in a directory of its own: VM_DIR's path may be too long for a socket
         final Path socket = Files.createTempDirectory("vm-install").resolve("qmp");
+        /** How long the first answer may take. A test shortens it. */
+        static Duration answerLimit = Duration.ofSeconds(5);
         private final StringBuilder received = new StringBuilder();
         private SocketChannel channel;
+        private long asked; // for the first answer; 0 once it has come
 
         Qmp() throws IOException {}
 
@@ -1525,8 +1529,8 @@ final class VmAutoInstall implements Callable<Integer> {
                 if (channel == null && Files.exists(socket)) {
                     channel = SocketChannel.open(UnixDomainSocketAddress.of(socket));
                     channel.configureBlocking(false);
-                    send(object("execute", "qmp_capabilities"));
-                    removeSocket(); // a kill -9 leaves no litter
+                    asked = System.nanoTime();
+                    send(object("execute", "qmp_capabilities", "id", "first"));
                 } else if (channel != null) {
                     ByteBuffer buffer = ByteBuffer.allocate(8192);
                     // an intruder in QEMU may never end a line
@@ -1536,6 +1540,7 @@ final class VmAutoInstall implements Callable<Integer> {
                     if (command != null) { // after reading: QEMU may have ended and refuse it
                         send(object("execute", command, "arguments", arguments, "id", command));
                     }
+                    wake();
                 }
             } catch (IOException ended) {
                 // with QEMU, or it does not listen yet
@@ -1545,7 +1550,25 @@ final class VmAutoInstall implements Callable<Integer> {
                 events.add(json(received.substring(0, end)));
                 received.delete(0, end + 1);
             }
+            if (asked != 0 && events.stream().anyMatch(event -> "first".equals(event.get("id")))) {
+                asked = 0;
+                removeSocket(); // a kill -9 leaves no litter
+            }
             return events;
+        }
+
+        /**
+         * While QEMU starts, two of its threads may accept this connection (seen once, with 7.2). One of them then
+         * waits for another connection, and the whole of QEMU with it. So it gets one, and refuses it.
+         */
+        private void wake() throws IOException {
+            if (asked != 0 && System.nanoTime() - asked > answerLimit.toNanos()) {
+                asked = System.nanoTime();
+                try (SocketChannel another = SocketChannel.open(StandardProtocolFamily.UNIX)) {
+                    another.configureBlocking(false); // a QEMU that hangs accepts none
+                    another.connect(UnixDomainSocketAddress.of(socket));
+                }
+            }
         }
 
         private void send(JsonObject command) throws IOException {

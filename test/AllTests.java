@@ -70,8 +70,8 @@ final class AllTests {
     private static final List<Class<?>> ANYWHERE = List.of(
             CommandLineTest.class, VmCtlTest.class, VmSetupTest.class, VmAutoInstallTest.class,
             LifecycleFaultsTest.class, SuitesTest.class, InterruptionsTest.class, InstallFaultsTest.class, ParallelTest.class, LifecycleTest.class,
-            VmSyncTest.class, ManySnapshotsTest.class, SyncTest.class, ByHandTest.class, SlurmTest.class, StandinBootTest.class, StandinTest.class,
-            GitlabTest.class, GoVersionsTest.class, SyncFaultsTest.class, VmTestTest.class, ImageFileTest.class, TemporaryTest.class,
+            VmSyncTest.class, VmTestTest.class, ManySnapshotsTest.class, SyncTest.class, ByHandTest.class, SlurmTest.class, StandinBootTest.class, StandinTest.class,
+            GitlabTest.class, GoVersionsTest.class, SyncFaultsTest.class, ImageFileTest.class, TemporaryTest.class,
             BisectTest.class, DivisionTest.class, PhaseShellTest.class);
 
     private static final List<Class<?>> CLASSES = Stream.of(HERE, ANYWHERE).flatMap(List::stream).toList();

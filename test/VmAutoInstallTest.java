@@ -7,11 +7,17 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
+import com.grack.nanojson.JsonObject;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.io.PrintStream;
+import java.io.UncheckedIOException;
+import java.net.StandardProtocolFamily;
+import java.net.UnixDomainSocketAddress;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.nio.channels.ServerSocketChannel;
+import java.nio.channels.SocketChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
@@ -1174,6 +1180,35 @@ class VmAutoInstallTest {
         assertEquals(signal.equals("KILL"), Files.exists(install("phase2.part")), "only a kill -9 leaves it to the next run");
         assertEquals(0, run(secondPhaseOf("DONE WITH PHASE 2.\r\n", POWER_OFF)), last.err());
         assertFalse(Files.exists(install("phase2.part")));
+    }
+
+    /** A QEMU in which two threads accept the first connection: it answers once there is another one. */
+    @Test
+    void aMonitorThatWaitsForAnotherConnectionGetsOne() throws Exception {
+        Duration before = VmAutoInstall.Qmp.answerLimit;
+        VmAutoInstall.Qmp.answerLimit = Duration.ofMillis(50);
+        try (VmAutoInstall.Qmp qmp = new VmAutoInstall.Qmp(); ServerSocketChannel monitor = ServerSocketChannel.open(StandardProtocolFamily.UNIX)
+                .bind(UnixDomainSocketAddress.of(qmp.socket))) {
+            CompletableFuture<Void> qemu = CompletableFuture.runAsync(() -> {
+                try (SocketChannel first = monitor.accept()) {
+                    first.write(UTF_8.encode("{\"QMP\": {}}\r\n"));
+                    monitor.accept().close();
+                    first.write(UTF_8.encode("{\"return\": {}, \"id\": \"first\"}\r\n"));
+                    first.read(ByteBuffer.allocate(1000)); // and keeps it open
+                    first.read(ByteBuffer.allocate(1000));
+                } catch (IOException closed) {
+                    throw new UncheckedIOException(closed);
+                }
+            });
+            List<String> said = new ArrayList<>();
+            for (long end = System.nanoTime() + Duration.ofMinutes(5).toNanos(); !said.toString().contains("return"); Thread.sleep(10)) {
+                assertTrue(System.nanoTime() < end && !qemu.isCompletedExceptionally(), said.toString());
+                qmp.exchange(null, new JsonObject()).forEach(event -> said.add(event.toString()));
+            }
+            assertFalse(Files.exists(qmp.socket), "litter");
+        } finally {
+            VmAutoInstall.Qmp.answerLimit = before;
+        }
     }
 
     /** The tool in a process of its own, both its outputs in one. */
