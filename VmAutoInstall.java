@@ -1515,7 +1515,7 @@ final class VmAutoInstall implements Callable<Integer> {
         static Duration answerLimit = Duration.ofSeconds(5);
         private final StringBuilder received = new StringBuilder();
         private SocketChannel channel;
-        private long asked; // for the first answer; 0 once it has come
+        private long asked; // when we began to wait for the first response; 0 when it has come, and before the greeting
 
         Qmp() throws IOException {}
 
@@ -1529,7 +1529,6 @@ final class VmAutoInstall implements Callable<Integer> {
                 if (channel == null && Files.exists(socket)) {
                     channel = SocketChannel.open(UnixDomainSocketAddress.of(socket));
                     channel.configureBlocking(false);
-                    asked = System.nanoTime();
                     send(object("execute", "qmp_capabilities", "id", "first"));
                 } else if (channel != null) {
                     ByteBuffer buffer = ByteBuffer.allocate(8192);
@@ -1550,22 +1549,27 @@ final class VmAutoInstall implements Callable<Integer> {
                 events.add(json(received.substring(0, end)));
                 received.delete(0, end + 1);
             }
-            if (asked != 0 && events.stream().anyMatch(event -> "first".equals(event.get("id")))) {
-                asked = 0;
-                removeSocket(); // a kill -9 leaves no litter
+            for (JsonObject event : events) {
+                if (event.has("QMP")) { // the greeting: the connection is accepted, and any other one is refused
+                    asked = System.nanoTime();
+                } else if ("first".equals(event.get("id"))) {
+                    asked = 0;
+                    removeSocket(); // a kill -9 leaves no litter
+                }
             }
             return events;
         }
 
         /**
-         * While QEMU starts, two of its threads may accept this connection (seen once, with 7.2). One of them then
-         * waits for another connection, and the whole of QEMU with it. So it gets one, and refuses it.
+         * While QEMU starts, its main thread and its monitor's thread may both call accept() for our connection (seen
+         * once, with 7.2). The second one blocks until another connection comes, and QEMU hangs. So one comes; QEMU
+         * closes it and goes on.
          */
         private void wake() throws IOException {
             if (asked != 0 && System.nanoTime() - asked > answerLimit.toNanos()) {
                 asked = System.nanoTime();
                 try (SocketChannel another = SocketChannel.open(StandardProtocolFamily.UNIX)) {
-                    another.configureBlocking(false); // a QEMU that hangs accepts none
+                    another.configureBlocking(false); // must not block: a QEMU that is stopped accepts none
                     another.connect(UnixDomainSocketAddress.of(socket));
                 }
             }

@@ -584,7 +584,8 @@ final class VmCtl {
         Plan plan = start ? plan(options, true, false).elsewhere() : null;
         locked("clone", () -> snapshots.clones().make(snapshots.require(snapshot), names, lock));
         say("made " + String.join(", ", names) + " of " + files.name() + "/" + snapshot + (start ? ""
-                : "; to start " + names.get(0) + ": VM_NAME=" + names.get(0) + " vm-ctl start"));
+                : "; to start " + (names.size() == 1 ? "it" : "one of them") + ": VM_NAME=" + names.get(0)
+                + " vm-ctl start"));
         return start ? startClones(names, plan) : 0;
     }
 
@@ -824,7 +825,7 @@ final class VmCtl {
         open(new VmFiles(vmDirectory(realPath(userPath(dirOption))), nameOption));
     }
 
-    /** A path without links, also of what is not there yet. */
+    /** The real path; its last parts need not exist yet. */
     private static Path realPath(Path path) throws IOException {
         return Files.exists(path) ? path.toRealPath() : realPath(path.getParent()).resolve(path.getFileName());
     }
@@ -890,7 +891,7 @@ final class VmCtl {
 
     /**
      * What the options say, checked. Port, forwards and network that they do not name are those of the running VM. An
-     * offline VM stays offline until vm-ctl stop, also if its guest ends QEMU: a file says so.
+     * offline VM stays offline until vm-ctl stop, even if the guest ends QEMU, because NAME.offline stays.
      */
     private Plan plan(MachineOptions options, boolean waits, boolean dryRun) throws IOException {
         long mebibytes = ((OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean())
@@ -1205,7 +1206,7 @@ final class VmCtl {
             return find(files, CLEAN).filter(snapshot -> snapshot.cloneOf() != null);
         }
 
-        /** Whether the first start took it, right after the installation, and the clean disk is still there. */
+        /** Whether the first start after the installation took it, and the clean disk still exists. */
         boolean isAsInstalled(VmFiles files) {
             return json.getBoolean("automatic") && Files.exists(files.clean());
         }
@@ -2205,10 +2206,12 @@ final class VmCtl {
                     qemu.removeLeftovers();
                 } else if (running.act() == Act.SAVING) {
                     Path active = new GuestDisk(qemu).active();
-                    if (!Files.exists(active)) {
-                        throw unavailable(active + " is missing, though QEMU uses it: nothing is cleaned up");
+                    if (Files.exists(active)) {
+                        files.useDisk(active);
+                    } else {
+                        say.accept(active + " is missing, though QEMU uses it: copy what you need out of the guest "
+                                + "before you stop it");
                     }
-                    files.useDisk(active);
                     new GuestRam(qemu).resume();
                     qemu.write(running.during(Act.NONE));
                     say.accept("an earlier snapshot was interrupted: the guest resumes");
@@ -2313,8 +2316,8 @@ final class VmCtl {
             if (runs) {
                 layers.needed.add(new GuestDisk(qemu).active());
             }
-            for (Path directory : entries(files.dir())) { // all of them: a user may have renamed a VM's
-                for (Path disk : directory.toString().endsWith(".disks") ? entries(directory) : List.<Path>of()) {
+            for (String name : vmNames(files.dir())) {
+                for (Path disk : entries(files.other(name).disks())) {
                     Optional<Disk> image = Disk.find(disk);
                     // Skips files that are half made, and another VM's disk that was deleted just now.
                     if (disk.toString().endsWith(".qcow2") && (image.isPresent() || Files.exists(disk))) {
@@ -2322,7 +2325,8 @@ final class VmCtl {
                     }
                 }
             }
-            boolean readable = layers.disks.keySet().stream().noneMatch(disk -> layers.disks.get(disk) == DAMAGED
+            boolean readable = layers.needed.stream().allMatch(Files::exists)
+                    && layers.disks.keySet().stream().noneMatch(disk -> layers.disks.get(disk) == DAMAGED
                     && (layers.needed.contains(disk) || !disk.startsWith(files.disks())
                     || !layers.overlaysOn(disk).isEmpty()));
             return Optional.of(layers).filter(read -> readable);
@@ -3915,9 +3919,15 @@ final class VmCtl {
 
         private JsonObject activeImage() throws IOException {
             return query("query-block").map(device -> device.getObject("inserted"))
-                    .filter(image -> image != null // by the names that we give: the user's disks have others
-                    && image.getString("node-name", "").matches("disk0|disk-[0-9a-f]+")).findFirst()
+                    .filter(image -> image != null && isOurs(image)).findFirst()
                     .orElseThrow(() -> unavailable("QEMU does not name the guest's disk"));
+        }
+
+        /** Whether vm-ctl named this node: disk0, or disk- and the name of its overlay. The user may add others. */
+        private static boolean isOurs(JsonObject image) {
+            String node = image.getString("node-name", "");
+            return node.equals("disk0") || node.startsWith("disk-")
+                    && image.getString("file").contains("/" + node.substring(5) + ".qcow2");
         }
 
         private Stream<JsonObject> query(String command) throws IOException {
@@ -3981,11 +3991,10 @@ final class VmCtl {
             qemu.qmp("job-finalize", "id", job);
             awaitJob(job, "concluded");
             qemu.qmp("job-dismiss", "id", job);
-            for (JsonObject image : images()) { // QEMU keeps what it was told to open, and its space
-                String name = image.getString("node-name");
+            for (JsonObject image : images()) { // QEMU keeps an image open, and its space in use, until it is closed
                 try {
-                    if (name.startsWith("disk")) { // one of ours
-                        close(name);
+                    if (isOurs(image)) {
+                        close(image.getString("node-name"));
                     }
                 } catch (VmException inUse) {
                     // it is still part of a chain

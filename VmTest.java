@@ -482,7 +482,7 @@ final class VmTest implements Callable<Integer> {
         }
         if (timingsTarget != null) {
             Timings timings = new Timings(timingsTarget, merge.project());
-            reports.stream().filter(report -> report.job.runsWholePackages()).forEach(timings::add);
+            reports.stream().filter(merge::isOfWholePackages).forEach(timings::add);
             problems.addAll(timings.write());
         }
         return verdict(reports, problems);
@@ -890,7 +890,7 @@ final class VmTest implements Callable<Integer> {
                     && (!callerArgs.packages().isEmpty() || callerArgs.hasFlag("run") || !repeated.isEmpty());
         }
 
-        /** Whether all tests of its packages run: only then are the packages' times of use for later runs. */
+        /** Whether all tests of its packages run: only then are the packages' times useful for later runs. */
         boolean runsWholePackages() {
             return repeated.isEmpty() && !callerArgs.hasFlag("run") && !callerArgs.hasFlag("skip");
         }
@@ -1359,7 +1359,7 @@ final class VmTest implements Callable<Integer> {
         static String ssh = "ssh";
 
         private static final String SCRIPT = """
-            listed=200000 # lines; with more before the suite, new ones cannot be told apart
+            listed=200000 # if there are more lines before the suite, nobody can tell which are new
             exec 3>&2 4<&0 </dev/null 2>/dev/null
             trap '' HUP INT QUIT TERM PIPE
             say() { printf '%s\\n' "$mark$*" >&3; }
@@ -1458,7 +1458,7 @@ final class VmTest implements Callable<Integer> {
         /**
          * The supervisor with what it is to run, as text for sh's stdin. The suite's own variables are set in the last
          * moment, by a shell that needs none of the supervisor's any more. {@code leftovers}: whether it lists files
-         * and mounts before and after the suite. If so, processes get 5 seconds to end before they are left behind.
+         * and mounts before and after the suite. If so, processes have 5 seconds to end before they count.
          */
         static String script(String mark, Place place, String command, Map<String, String> environment,
                 boolean leftovers) {
@@ -1503,7 +1503,7 @@ final class VmTest implements Callable<Integer> {
         private final BooleanSupplier interrupted;
         private final Path console;
         private final long consoleStart;
-        /** What the command left behind; incomplete if the guest was not asked to list. */
+        /** What the command left behind; incomplete if the guest did not list its files and mounts. */
         final Leftovers leftovers = new Leftovers();
         /** At the time limit, after the goroutine dumps and before the kill; null: nothing. */
         Runnable beforeKill;
@@ -2808,7 +2808,7 @@ final class VmTest implements Callable<Integer> {
     static final class EventFile implements Closeable {
         /** 200 MB of short lines are 2 GB of events. The guest decides how many come, and must not fill this disk. */
         static final long MAX_BYTES = 4_000_000_000L;
-        private static final Pattern PIECE = Pattern.compile("(?s).{1,8000}+"); // in JSON a character may take six
+        private static final Pattern PIECE = Pattern.compile("(?s).{1,8000}+"); // JSON may write a character as six
         private final Path path;
         private final long limit;
         private final List<String> suites; // of the call
@@ -2834,6 +2834,7 @@ final class VmTest implements Callable<Integer> {
                     .value("goTest", job.isGoTest()).value("requireTests", job.callerArgs().requireTests())
                     .array("suites", suites).array("words", job.callerArgs().words())
                     .value("chosen", !job.callerArgs().packages().isEmpty())
+                    .value("repeated", !job.repeated().isEmpty())
                     .value("list", part.listHash()).value("started", Instant.now().toString()));
             part.packages().forEach(pkg -> writeLine(line(job).array("packages", List.of(pkg))));
             events = 0;
@@ -3549,12 +3550,17 @@ final class VmTest implements Callable<Integer> {
                     suite.header.getArray("suites")).stream()).filter(name -> !suites.containsKey(name))
                     .collect(Collectors.toCollection(TreeSet::new));
             boolean passed = suites.values().stream().allMatch(suite -> suite.verdict == Verdict.PASSED);
-            if (!neverBegun.isEmpty() && passed) { // a suite that failed is why others never began
+            if (!neverBegun.isEmpty() && passed) { // a failed suite explains why others did not run
                 suites.values().forEach(suite -> suite.problems.add("no file has the suites that were to run, too: "
                         + oneLine(String.join(", ", neverBegun))));
             }
             suites.values().forEach(MergedSuite::finish);
             return suites.values().stream().map(MergedSuite::report).toList();
+        }
+
+        /** Whether all tests of the suite's packages ran. */
+        boolean isOfWholePackages(Report report) {
+            return report.job.runsWholePackages() && !suites.get(report.job.name()).header.getBoolean("repeated");
         }
 
         String project() {
@@ -3613,7 +3619,7 @@ final class VmTest implements Callable<Integer> {
                 } else if (Files.size(file) == 0) {
                     throw new IOException("it is empty");
                 }
-            } catch (IOException | RuntimeException | StackOverflowError damaged) { // the last: nested very deeply
+            } catch (IOException | RuntimeException | StackOverflowError damaged) { // Error: very deep JSON
                 throw new IOException(file + " cannot be read: " + (damaged instanceof IOException refused
                         ? reason(refused) : "it has a line that vm-test --json does not write"), damaged);
             }
@@ -3670,7 +3676,8 @@ final class VmTest implements Callable<Integer> {
             events = 0;
             part = null;
             List<String> different = Stream.of("command", "project", "commit", "version", "list", "suites", "words",
-                    "chosen", "goTest", "requireTests").filter(name -> !Objects.equals(json.get(name), header.get(name))
+                    "chosen", "repeated", "goTest", "requireTests")
+                    .filter(name -> !Objects.equals(json.get(name), header.get(name))
                     && !(name.equals("project") && hasCommit())).toList();
             if (!different.isEmpty() || shard.count() != count) {
                 problems.add(file + " is from another run than " + (parts.isEmpty() ? "the files before it"

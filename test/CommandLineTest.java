@@ -345,7 +345,7 @@ final class CommandLineTest {
             List<String> words = List.of(prompt.split(" "));
             List<String> before = vmDir().stream().filter(kept()).toList();
             run(prompt).exits(2).says("to confirm it: --yes");
-            List<String> answers = List.of("y\n", "no\n", "\n", "yes please\n", "\u0004"); // all are refused. One prompt gets all, the others one: the code is shared
+            List<String> answers = List.of("y\n", "no\n", "\n", "yes please\n", "\u0004"); // all are refused; only the first prompt is tried with all
             for (String typed : prompt.equals(prompts.get(0)) ? answers : answers.subList(0, 1)) {
                 Script.Result refused = onTerminal(typed, words);
                 refused.exits(2);

@@ -84,7 +84,7 @@ final class FakeVm implements AutoCloseable {
         record(socket);
     }
 
-    /** By a way that has a limit: a QEMU that is asked while it starts may wait for another connection before it answers. */
+    /** runState gives up after 5 s: a QEMU that is starting may hang until the next connection, see VmAutoInstall.Qmp. */
     private boolean answers() {
         return !VmTest.runState(file(".qmp")).equals("unknown");
     }

@@ -31,7 +31,7 @@ record Guest(Map<String, String> settings) {
     static final Path SAMPLE = Path.of("test/sample").toAbsolutePath();
     /** The phases that the shared VM was installed by. */
     static final Path INSTALLED_PHASES = BUILD.resolve("test/phases installed");
-    /** The shared VM's snapshot clean, as its first start made it. InstallTest makes this copy last, so the shared VM is there if it is. */
+    /** The shared VM's snapshot clean, as its first start made it. InstallTest makes this copy last: if it exists, the shared VM does. */
     static final Path FIRST_START = BUILD.resolve("test/first start");
     /** Ends whatever hangs. An installation takes three minutes on two idle cores without KVM, three times that on busy ones. */
     private static final Duration LIMIT = Duration.ofMinutes(15);

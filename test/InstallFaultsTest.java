@@ -146,7 +146,7 @@ final class InstallFaultsTest {
     }
 
     @Test
-    void aToolKilledInPhase1IsFollowedByTheWholePhase() throws Exception {
+    void afterAKillInPhase1TheNextRunRepeatsThePhase() throws Exception {
         Guest guest = TWIN.with("VM_PHASES", small.toString());
         Map<Path, FileTime> before = disks();
         killTool(guest, 1, "--to", "1");

@@ -249,7 +249,7 @@ final class LifecycleFaultsTest {
 
     /**
      * A guest that breaks as soon as it is restored: it notices, because the connection that it held to this host's port is gone.
-     * It is booted in the same command. VmCtlTest has a short limit, which marks no RAM, and the second time in a row, which does.
+     * It is booted in the same command. VmCtlTest shows that a short limit marks no RAM, and that a second full silence does.
      */
     @Test
     @Order(6)

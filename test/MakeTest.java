@@ -58,7 +58,7 @@ final class MakeTest {
         make("vm-start", "ARGS=--forward " + Guest.freePort() + ":80").exits(0);
         make("vm-status").exits(0).answers("running");
         make("vm-ssh").exits(0);
-        make("vm-snapshot", "ARGS=morning --yes").exits(0); // one of an earlier run may be there
+        make("vm-snapshot", "ARGS=morning --yes").exits(0); // an earlier run may have left one
         make("vm-sync", "ARGS=--dry-run").exits(0);
         GUEST.sh("test -e '/root/make project'").exits(1);
         make("vm-build").exits(0);
@@ -67,7 +67,7 @@ final class MakeTest {
         make("vm-test-integration", "vm-test-e2e", "SYNC_ARGS=--no-delete").exits(0); // SuitesTest runs the other suites
         make("vm-capture-fixtures").exits(0);
         assertTrue(Files.readString(PROJECT.resolve("stats/testdata/fixtures/uname.txt")).startsWith("DragonFly"));
-        make("vm-provision", "ARGS=--help").exits(0).answers("vm-auto-install provision"); // only its help: InstallFaultsTest provisions
+        make("vm-provision", "ARGS=--help").exits(0).answers("vm-auto-install provision"); // only its help, as InstallFaultsTest provisions
         make("vm-restore", "ARGS=morning").exits(0);
         GUEST.sh("test -e '/root/make project'").exits(1);
         make("vm-stop").exits(0);

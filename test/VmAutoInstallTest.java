@@ -1182,7 +1182,7 @@ class VmAutoInstallTest {
         assertFalse(Files.exists(install("phase2.part")));
     }
 
-    /** A QEMU in which two threads accept the first connection: it answers once there is another one. */
+    /** Imitates a QEMU that hangs in accept(), and answers only after a second connection. */
     @Test
     void aMonitorThatWaitsForAnotherConnectionGetsOne() throws Exception {
         Duration before = VmAutoInstall.Qmp.answerLimit;

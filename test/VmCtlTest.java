@@ -930,8 +930,8 @@ final class VmCtlTest {
         Disks.write(disk(), 2);
         ctl("snapshot", "one").exits(0);
         Disks.write(disk(), 3);
-        ctl("clone", "a", "--snapshot", "one").exits(0).says("made a of x/one; to start a: VM_NAME=a vm-ctl start\n");
-        ctl("clone", "b", "c").exits(0).says("made b, c of x/clean; to start b: VM_NAME=b vm-ctl start\n"); // of the clean disk: it was never started
+        ctl("clone", "a", "--snapshot", "one").exits(0).says("made a of x/one; to start it: VM_NAME=a vm-ctl start\n");
+        ctl("clone", "b", "c").exits(0).says("made b, c of x/clean; to start one of them: VM_NAME=b vm-ctl start\n"); // of the clean disk: it was never started
         Map<String, String> a = Map.of("VM_NAME", "a");
         VmCtl.VmFiles clone = new VmCtl.VmFiles(dir, "a");
         Disks.holds(clone.workingDisk().orElseThrow(), 2);
