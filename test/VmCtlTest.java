@@ -680,6 +680,24 @@ final class VmCtlTest {
         Disks.holds(disk(), 2);
     }
 
+    /** Of a layer without a name, as a killed snapshot --delete leaves it, only the disk above it tells that it is needed. */
+    @Test
+    void noLayerIsDeletedWhileTheWorkingDiskIsMissing() throws IOException {
+        makeVm();
+        Disks.write(disk(), 2);
+        ctl("snapshot", "one").exits(0);
+        Files.delete(vm.record("one"));
+        Path working = disk();
+        Path layer = VmCtl.Disk.read(working).backing();
+        Files.move(working, temporary.resolve("away"));
+        ctl("stop").exits(0);
+        assertTrue(Files.exists(layer));
+        Files.move(temporary.resolve("away"), working);
+        ctl("stop").exits(0);
+        assertFalse(Files.exists(layer), "merged");
+        Disks.holds(disk(), 2);
+    }
+
     @Test
     void aSymbolicLinkToTheDirectoryIsTheSameDirectory() throws IOException {
         makeVm();
