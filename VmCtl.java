@@ -825,10 +825,12 @@ final class VmCtl {
         open(new VmFiles(vmDirectory(realPath(userPath(dirOption))), nameOption));
     }
 
+    // shared:realpath
     /** The real path; its last parts need not exist yet. */
     private static Path realPath(Path path) throws IOException {
         return Files.exists(path) ? path.toRealPath() : realPath(path.getParent()).resolve(path.getFileName());
     }
+    // end shared:realpath
 
     /** The same, and 69 at once if there is no such VM. */
     private void openExistingVm() throws IOException {

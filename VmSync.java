@@ -403,10 +403,12 @@ final class VmSync implements Callable<Integer> {
         }
     }
 
-    /** Where a path leads, also if it or its end is not there yet. */
+    // shared:realpath
+    /** The real path; its last parts need not exist yet. */
     private static Path realPath(Path path) throws IOException {
         return Files.exists(path) ? path.toRealPath() : realPath(path.getParent()).resolve(path.getFileName());
     }
+    // end shared:realpath
 
     private String remoteDir() {
         try {

@@ -3242,7 +3242,7 @@ final class VmTest implements Callable<Integer> {
             names = IntStream.rangeClosed(1, count).mapToObj(number -> start + number).toList();
             deleteLocksOfKilledRuns();
             lock = FileChannel.open(lockFile, StandardOpenOption.CREATE, StandardOpenOption.WRITE);
-            lock.lock(); // the name is random, so nobody else holds it
+            lock.lock(); // it does not wait: the name is random, so nobody else holds it
         }
 
         /**

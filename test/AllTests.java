@@ -47,7 +47,7 @@ import org.junit.platform.reporting.legacy.xml.LegacyXmlReportGeneratingListener
  * Runs the test classes that have one of the given tags or names, one after the other, with JUnit. test/run starts it.
  *
  * <p>The tags: {@code unit} needs no VM. {@code core} runs end to end on the stand-in guest. {@code faults} are the long matrices of faults,
- * suites in clones of the VM, the lines of the README, and the tests of the stand-in itself.
+ * suites in clones of the VM, a VM in a file, the lines of the README, the benchmark, and the tests of the stand-in itself.
  * {@code foreign} needs programs that no one here wrote, from a package registry. {@code vm} marks the classes that use the VM that
  * InstallTest installs in .build/test; InstallTest runs first if they need it and it is not there. Some classes share that VM and run
  * one after the other; meanwhile the others run in two more JVMs.
